@@ -1,0 +1,63 @@
+"""qkjax: the query-key interaction of vision transformers, dissected (arXiv 2405.14880).
+
+    checkpoint = qkjax.load("dinov2-vits14-focus")
+    modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
+    metrics = qkjax.measure(modes)
+    figure = qkjax.figures.cosine_by_layer({checkpoint.name: metrics})
+
+Names below are imported when first used, so that importing qkjax costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qkjax import figures
+    from qkjax.errors import QkjaxError
+    from qkjax.interaction.bias import BiasTerms, bias_terms
+    from qkjax.interaction.metrics import Metrics, measure
+    from qkjax.interaction.modes import Modes, decompose
+    from qkjax.interaction.null import Null, null_band
+    from qkjax.results import layer_table, to_dataset
+    from qkjax.vit.config import ViTConfig
+    from qkjax.vit.model import ViT, forward
+    from qkjax.vit.tree import Attention, attention, query_key_kernels
+    from qkjax.weights.export import export
+    from qkjax.weights.load import Checkpoint, load
+
+_HOME = {
+    "Attention": "vit.tree",
+    "BiasTerms": "interaction.bias",
+    "Checkpoint": "weights.load",
+    "Metrics": "interaction.metrics",
+    "Modes": "interaction.modes",
+    "Null": "interaction.null",
+    "QkjaxError": "errors",
+    "ViT": "vit.model",
+    "ViTConfig": "vit.config",
+    "attention": "vit.tree",
+    "bias_terms": "interaction.bias",
+    "decompose": "interaction.modes",
+    "export": "weights.export",
+    "forward": "vit.model",
+    "layer_table": "results",
+    "load": "weights.load",
+    "measure": "interaction.metrics",
+    "null_band": "interaction.null",
+    "query_key_kernels": "vit.tree",
+    "to_dataset": "results",
+}
+
+__all__ = [*_HOME, "figures"]  # noqa: PLE0604 (the names are those of the table above)
+
+
+def __getattr__(name: str):
+    if name == "figures":
+        return import_module("qkjax.figures")
+    if name not in _HOME:
+        raise AttributeError(f"module 'qkjax' has no attribute {name!r}")
+    return getattr(import_module(f"qkjax.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,17 @@
+"""The one exception that users are meant to read."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class QkjaxError(Exception):
+    """Bad input or a failed outside operation: one line saying what, where and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that ends an error line: " (nearest: 'x')", or nothing where no name is near."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (nearest: {close[0]!r})" if close else ""

@@ -1,0 +1,82 @@
+"""Figures that show every mode."""
+
+from math import ceil
+
+import numpy as np
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+
+from qkjax.figures.style import COLOURS, DIVERGING, GREY, WIDTH, styled
+from qkjax.interaction.metrics import Metrics
+
+
+def cosine_histograms(name: str, metrics: Metrics) -> Figure:
+    """Histogram of the cosines of all modes, a panel per layer (the paper's figure S1).
+
+    The band holds 95% of the cosines of two random directions; the line is the plain mean.
+    """
+    cosine = np.asarray(metrics.cosine)
+    layers = len(cosine)
+    columns = min(4, layers)
+    rows = ceil(layers / columns)
+    bins = np.linspace(-1, 1, 41)
+    with styled():
+        figure = Figure(figsize=(WIDTH, 1.25 * rows + 0.8), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for layer, axes in enumerate(panels[:layers]):
+            values = cosine[layer].ravel()
+            share = np.full(values.size, 1 / values.size)
+            axes.axvspan(-metrics.null.cosine, metrics.null.cosine, color=GREY, alpha=0.6, linewidth=0)
+            axes.hist(values, bins=bins, weights=share, color=COLOURS[0])
+            axes.axvline(values.mean(), color=COLOURS[1], linewidth=1.2)
+            axes.text(0.04, 0.9, f"layer {layer}", transform=axes.transAxes, va="top", fontsize=8)
+            axes.set(xlim=(-1, 1), xticks=(-1, 0, 1))
+        for axes in panels[layers:]:
+            axes.axis("off")
+        for axes in panels[max(layers - columns, 0) : layers]:
+            axes.tick_params(labelbottom=True)
+        figure.supxlabel("cosine of query and key direction   (band: random directions, 95%; line: mean)", fontsize=9)
+        figure.supylabel("share of modes", fontsize=9)
+        figure.suptitle(name, fontsize=9)
+        return figure
+
+
+def spectra(name: str, metrics: Metrics) -> Figure:
+    """Singular values and cosine of every mode, a cell per layer and head (the paper's figure S2).
+
+    In a cell modes run to the right, strongest first. Grey area: s_n / s_1, from the middle line (0)
+    to the top (1). Dots: cosine, from bottom (-1) to top (1), coloured by it; degenerate modes,
+    whose cosine is not defined one by one, are left out.
+    """
+    s, cosine = np.asarray(metrics.singular_value), np.asarray(metrics.cosine)
+    layers, heads, rank = s.shape
+    half, width = 0.44, 0.92  # of a cell, whose size is 1
+    x = np.broadcast_to(np.arange(heads)[:, None] + width * (np.arange(rank) + 0.5) / rank - width / 2, s.shape)
+    middle = np.broadcast_to(np.arange(layers)[:, None, None], s.shape)
+    with np.errstate(invalid="ignore"):
+        height = np.nan_to_num(s / s[..., :1])
+    with styled():
+        figure = Figure(figsize=(max(WIDTH, 0.85 * heads + 1.5), max(3, 0.68 * layers + 1.2)), layout="constrained")
+        axes = figure.subplots()
+        outline = np.stack([x, middle - half * height], -1).reshape(-1, rank, 2)
+        floor = np.stack([x, middle], -1).reshape(-1, rank, 2)[:, ::-1]
+        axes.add_collection(PolyCollection(np.concatenate([outline, floor], 1), facecolor=GREY, edgecolor="none"))
+        edges = [(h, m) for m in range(layers) for h in range(heads)]
+        axes.add_collection(
+            LineCollection([[(h - width / 2, m), (h + width / 2, m)] for h, m in edges], color="black", lw=0.4)
+        )
+        boxes = [[(h + i * width / 2, m + j * half) for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1))] for h, m in edges]
+        axes.add_collection(PolyCollection(boxes, facecolor="none", edgecolor=GREY, linewidth=0.5))
+        shown = ~np.asarray(metrics.degenerate)
+        dots = axes.scatter(
+            x[shown], (middle - half * cosine)[shown], c=cosine[shown], cmap=DIVERGING, vmin=-1, vmax=1,
+            s=5, linewidth=0.2, edgecolor="black", rasterized=True, zorder=3,
+        )  # fmt: skip
+        axes.set(xlim=(-0.5, heads - 0.5), ylim=(layers - 0.5, -0.5), xlabel="head", ylabel="layer", title=name)
+        axes.set(xticks=range(heads), yticks=range(layers))
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        label = "cosine (dots: bottom of a cell -1, line 0, top 1)\ngrey: singular value / largest, modes to the right"
+        figure.colorbar(dots, label=label, shrink=min(1, 4.5 / figure.get_figheight()), aspect=30)
+        return figure

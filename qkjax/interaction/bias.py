@@ -1,0 +1,59 @@
+"""What the query and key biases add to the attention logits."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qkjax.vit.tree import Attention
+
+
+class BiasTerms(NamedTuple):
+    """The terms of sqrt(d) logit_ij = y_i M y_j + y_i . a + b . y_j + c beside the first.
+
+    a = Wq bk and c = bq . bk are the same for all keys j, so the softmax over j cancels them;
+    b = Wk bq makes a key attractive to every query alike, and does act. (The paper drops all three,
+    and calls them independent of the input, which only c is.)
+
+    The `_spread` values are standard deviations of a term in units of the logit (divided by
+    sqrt(d)), over tokens whose normalised form has unit variance in all directions: they compare
+    weights with weights, with no image.
+    """
+
+    query_direction: Float[Array, "layers heads embed"]
+    key_direction: Float[Array, "layers heads embed"]
+    constant: Float[Array, "layers heads"]
+    interaction_spread: Float[Array, "layers heads"]
+    query_spread: Float[Array, "layers heads"]
+    key_spread: Float[Array, "layers heads"]
+
+
+@jax.jit
+def bias_terms(attention: Attention) -> BiasTerms:
+    """Directions, constant and spread of the bias terms of all heads.
+
+    The spread of y = g * x + norm_bias for x of unit variance, without mean over the embedding, is
+    that of C diag(g), C = I - 11^T / D: so the spread of b . y is ||C diag(g) b||, and that of
+    y_i M y_j is ||C diag(g) M diag(g) C||_F.
+    """
+    query, key, query_bias, key_bias, scale, _ = (jnp.asarray(x, jnp.float32) for x in attention)
+    embed, heads, head_dim = query.shape[1:]
+    einsum = lambda *a: jnp.einsum(*a, precision="highest")  # noqa: E731
+    towards_query = einsum("ldhk,lhk->lhd", query, key_bias)
+    towards_key = einsum("ldhk,lhk->lhd", key, query_bias)
+
+    def spread(direction):
+        folded = direction * scale[:, None, :]
+        return jnp.linalg.norm(folded - folded.mean(-1, keepdims=True), axis=-1) / np.sqrt(head_dim)
+
+    def gram(kernel):
+        folded = kernel * scale[:, :, None, None]
+        folded = folded - folded.mean(1, keepdims=True)
+        return einsum("ldhk,ldhm->lhkm", folded, folded)
+
+    # ||A B^T||_F^2 = tr(A^T A B^T B)
+    strength = jnp.sqrt((gram(query) * gram(key)).sum((-1, -2)) / head_dim)
+    constant = einsum("lhk,lhk->lh", query_bias, key_bias)
+    return BiasTerms(towards_query, towards_key, constant, strength, spread(towards_query), spread(towards_key))

@@ -1,0 +1,116 @@
+"""What is measured of the modes: per mode, per head, per layer."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from qkjax.interaction.modes import Modes
+from qkjax.interaction.null import Null, null_band
+
+NEAR = 1e-4
+"""Relative distance of singular values under which float32 no longer separates their vectors:
+rounding of 6e-8 turns such a pair by about 6e-8 / 1e-4, which changes a cosine by up to 1e-3."""
+
+
+class Metrics(NamedTuple):
+    """Measures of the modes. A head whose M is zero has NaN where a ratio is not defined.
+
+    Attributes:
+      singular_value: s_n.
+      cosine: u_n . v_n, in [-1, 1]: 1 attends to similar tokens (grouping), 0 and below to others.
+      gap: distance of s_n from its nearest neighbour (the last one: also from 0), relative to s_1.
+      degenerate: gap under `NEAR`; u_n, v_n and their cosine are not defined one by one.
+      cumulative_strength: share of sum(s) that the first modes hold, this one included.
+      mean_cosine: plain mean over the modes of a head (the authors' code).
+      weighted_cosine: sum_n (s_n / sum s) cos_n = tr(M) / ||M||_nuclear (the paper, figure 3).
+      effective_rank: exp(entropy of s / sum s) (Roy and Vetterli 2007).
+      stable_rank: ||M||_F^2 / ||M||_2^2.
+      symmetric_share: ||(M + M^T) / 2||_F^2 / ||M||_F^2; the rest is antisymmetric.
+      symmetric_eigenvalues: of (M + M^T) / 2, largest first; the other D - 2R are 0.
+      antisymmetric_spectrum: w > 0 of the eigenvalue pairs +-iw of (M - M^T) / 2, largest first.
+      null: what chance gives for these shapes.
+    """
+
+    singular_value: Float[Array, "layers heads rank"]
+    cosine: Float[Array, "layers heads rank"]
+    gap: Float[Array, "layers heads rank"]
+    degenerate: Bool[Array, "layers heads rank"]
+    cumulative_strength: Float[Array, "layers heads rank"]
+    mean_cosine: Float[Array, "layers heads"]
+    weighted_cosine: Float[Array, "layers heads"]
+    effective_rank: Float[Array, "layers heads"]
+    stable_rank: Float[Array, "layers heads"]
+    symmetric_share: Float[Array, "layers heads"]
+    symmetric_eigenvalues: Float[Array, "layers heads eigen"]
+    antisymmetric_spectrum: Float[Array, "layers heads pairs"]
+    null: Null
+
+
+def relative_gap(s: Float[Array, "rank"]) -> Float[Array, "rank"]:
+    """Distance of each singular value to its nearest neighbour, divided by the largest."""
+    steps = s - jnp.append(s[1:], 0.0)
+    above = jnp.append(jnp.inf, steps[:-1])
+    return jnp.minimum(above, steps) / s[0]
+
+
+def split_spectra(
+    u: Float[Array, "embed rank"], s: Float[Array, "rank"], v: Float[Array, "embed rank"]
+) -> tuple[Float[Array, "eigen"], Float[Array, "pairs"]]:
+    """Eigenvalues of the symmetric part of M, and w > 0 of the pairs +-iw of the antisymmetric one.
+
+    Both parts live in the span of [u, v]: with an orthonormal basis P of it, the small matrix
+    P^T M P holds both spectra exactly.
+    """
+    basis, _ = jnp.linalg.qr(jnp.concatenate([u, v], axis=1))
+    dot = partial(jnp.matmul, precision="highest")
+    small = dot(dot(basis.T, u) * s[None], dot(basis.T, v).T)
+    # i times an antisymmetric matrix is Hermitian, so both spectra come from one batched call:
+    # two independent ones in a program can deadlock XLA on CPUs with few cores.
+    parts = jnp.stack([(small + small.T) / 2 + 0j, (small - small.T) / 2 * 1j])
+    symmetric, antisymmetric = jnp.linalg.eigvalsh(parts)[:, ::-1]
+    return symmetric, antisymmetric[: len(antisymmetric) // 2]
+
+
+def _measure_head(u, s, v):
+    cosine = jnp.clip((u * v).sum(axis=0), -1.0, 1.0)
+    share = s / s.sum()
+    energy = (s**2).sum()
+    chain = jnp.matmul(v.T, u, precision="highest") * s[None]
+    trace_of_square = (chain * chain.T).sum()  # tr(M^2), M^2 = u diag(s) v^T u diag(s) v^T
+    symmetric, antisymmetric = split_spectra(u, s, v)
+    gap = relative_gap(s)
+    return {
+        "singular_value": s,
+        "cosine": cosine,
+        "gap": gap,
+        "degenerate": ~(gap > NEAR),
+        "cumulative_strength": jnp.cumsum(share),
+        "mean_cosine": cosine.mean(),
+        "weighted_cosine": (share * cosine).sum(),
+        "effective_rank": jnp.exp(jax.scipy.special.entr(share).sum()),
+        "stable_rank": energy / s[0] ** 2,
+        "symmetric_share": (1 + trace_of_square / energy) / 2,
+        "symmetric_eigenvalues": symmetric,
+        "antisymmetric_spectrum": antisymmetric,
+    }
+
+
+@jax.jit
+def _measure(modes: Modes) -> dict:
+    return jax.vmap(jax.vmap(_measure_head))(*modes)
+
+
+def measure(modes: Modes) -> Metrics:
+    """All metrics of all heads, in one jitted call, from the factors alone.
+
+    Args:
+      modes: as `decompose` returns them.
+
+    Returns:
+      `Metrics`, whose layer values are means over heads: `metrics.weighted_cosine.mean(-1)`.
+    """
+    _, heads, embed, rank = modes.u.shape
+    return Metrics(**_measure(modes), null=null_band(embed, heads, rank))

@@ -1,0 +1,122 @@
+"""The results of one model as a labelled dataset and as a table, and their files."""
+
+import csv
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from qkjax.files import atomic_path
+from qkjax.interaction.bias import BiasTerms
+from qkjax.interaction.metrics import Metrics
+from qkjax.interaction.modes import Modes
+
+PER_MODE, PER_HEAD = ("layer", "head", "mode"), ("layer", "head")
+VECTORS = ("layer", "head", "embed", "mode")
+DIMS = {"symmetric_eigenvalues": (*PER_HEAD, "eigen"), "antisymmetric_spectrum": (*PER_HEAD, "pair")}
+
+
+def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[str, str]) -> xr.Dataset:
+    """Everything known of one model's modes.
+
+    Returns:
+      A dataset with dims layer, head, mode, embed (and eigen, pair): `u`, `v`, `singular_value`,
+      `cosine`, the other `Metrics`, the bias terms as `bias_*`, the null as attributes `null_*`,
+      and the versions of the libraries that made it.
+    """
+    variables = {"u": (VECTORS, modes.u), "v": (VECTORS, modes.v)}
+    for name, value in metrics._asdict().items():
+        if name != "null":
+            variables[name] = (DIMS.get(name, PER_MODE if value.ndim == 3 else PER_HEAD), value)
+    for name, value in bias._asdict().items():
+        variables[f"bias_{name}"] = ((*PER_HEAD, "embed") if value.ndim == 3 else PER_HEAD, value)
+    null = {f"null_{name}": value for name, value in metrics.null._asdict().items()}
+    versions = {f"version_{name}": version(name) for name in ("qkjax", "jax", "numpy")}
+    dataset = xr.Dataset(
+        {n: (d, np.asarray(v)) for n, (d, v) in variables.items()}, attrs={**attrs, **null, **versions}
+    )
+    return dataset.assign_coords({dim: np.arange(dataset.sizes[dim]) for dim in ("layer", "head", "mode")})
+
+
+def layer_table(metrics: Metrics, bias: BiasTerms) -> list[dict[str, float]]:
+    """One row a layer, means over its heads; a head whose M is zero is left out.
+
+    `half_strength_modes` is how many modes hold half of sum(s); `key_bias` and `query_bias` are the
+    spreads of their terms relative to the spread of y_i M y_j (see `BiasTerms`). The `null_` columns
+    are half widths of the 95% interval of chance.
+    """
+    half = 1 + (np.asarray(metrics.cumulative_strength) < 0.5).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        key_bias = np.asarray(bias.key_spread) / np.asarray(bias.interaction_spread)
+        query_bias = np.asarray(bias.query_spread) / np.asarray(bias.interaction_spread)
+    columns = {
+        "weighted_cosine": metrics.weighted_cosine,
+        "mean_cosine": metrics.mean_cosine,
+        "effective_rank": metrics.effective_rank,
+        "stable_rank": metrics.stable_rank,
+        "half_strength_modes": half,
+        "symmetric_share": metrics.symmetric_share,
+        "key_bias": key_bias,
+        "query_bias": query_bias,
+        "degenerate_share": np.asarray(metrics.degenerate, float).mean(-1),
+    }
+    null = {"null_weighted_cosine": metrics.null.weighted_cosine, "null_mean_cosine": metrics.null.mean_cosine}
+    means = {name: head_mean(values) for name, values in columns.items()}
+    depth = len(means["mean_cosine"])
+    return [
+        {"layer": i, "relative_depth": i / max(depth - 1, 1), **{n: float(v[i]) for n, v in means.items()}, **null}
+        for i in range(depth)
+    ]
+
+
+def head_mean(values) -> np.ndarray:
+    """Mean over the heads (last axis) that have a value; NaN for a layer where none has."""
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(-1) / known.sum(-1)
+
+
+def write_dataset(dataset: xr.Dataset, path: Path) -> None:
+    """Writes netCDF (HDF5). Atomic.
+
+    The file is made in memory first: HDF5 crashes the process when its own writing fails.
+
+    Raises:
+      QkjaxError: the file cannot be written.
+    """
+    data = dataset.to_netcdf(engine="h5netcdf")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_csv(rows: list[dict[str, float]], path: Path) -> None:
+    """Writes the layer table. Atomic.
+
+    Raises:
+      QkjaxError: the file cannot be written.
+    """
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def format_table(rows: list[dict[str, float]]) -> str:
+    """The columns of the layer table that one looks at first, as text."""
+    shown = {
+        "layer": ("layer", "d"),
+        "weighted_cosine": ("weighted cos", ".3f"),
+        "mean_cosine": ("plain cos", ".3f"),
+        "null_weighted_cosine": ("chance +-", ".3f"),
+        "effective_rank": ("eff. rank", ".1f"),
+        "stable_rank": ("stable rank", ".1f"),
+        "half_strength_modes": ("modes of 50%", ".1f"),
+        "symmetric_share": ("symmetric", ".2f"),
+        "key_bias": ("key bias", ".2f"),
+    }
+    heads = [title for title, _ in shown.values()]
+    cells = [[format(row[name], spec) for name, (_, spec) in shown.items()] for row in rows]
+    return "\n".join("  ".join(c.rjust(len(h)) for c, h in zip(line, heads, strict=True)) for line in [heads, *cells])

@@ -1,0 +1,62 @@
+"""Position embeddings: the fixed sine-cosine one, and resampling of a learned one to another grid."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Grid = tuple[int, int]
+
+
+def sincos_2d(grid: Grid, width: int) -> Float[np.ndarray, "1 tokens width"]:
+    """Fixed embedding [sin x, cos x, sin y, cos y] of the patches of a grid, row by row.
+
+    omega_k = 10000^(-k / (D/4 - 1)), x the column index, y the row index (as MoCo v3 and big_vision).
+    """
+    y, x = (index.reshape(-1, 1) for index in np.mgrid[: grid[0], : grid[1]])
+    quarter = width // 4
+    omega = 10_000.0 ** -(np.arange(quarter) / max(quarter - 1, 1)).reshape(1, -1)
+    table = [np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)]
+    return np.concatenate(table, axis=1, dtype=np.float32)[None]
+
+
+def _linear_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """Linear interpolation with the corners aligned, as `scipy.ndimage.zoom(order=1)` does."""
+    position = np.arange(new) * ((old - 1) / max(new - 1, 1))
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(old)[None]))
+
+
+def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """Cubic convolution (a = -0.75), half-pixel centres, edge repeated, no antialiasing: as torch."""
+    a = -0.75
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.zeros((new, old))
+    for offset in (-1, 0, 1, 2):
+        index = np.floor(centre).astype(int) + offset
+        t = np.abs(centre - index)
+        inner = (a + 2) * t**3 - (a + 3) * t**2 + 1  # |t| <= 1
+        outer = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a  # 1 < |t| < 2
+        np.add.at(weights, (np.arange(new), index.clip(0, old - 1)), np.where(t <= 1, inner, outer))
+    return weights
+
+
+def resample(
+    posemb: Float[Array, "1 tokens width"], old: Grid, new: Grid, method: Literal["linear", "bicubic"]
+) -> Float[Array, "1 new_tokens width"]:
+    """Brings a learned position embedding (no class row) from one grid to another.
+
+    Args:
+      posemb: one row per patch of `old`, row by row.
+      old, new: (rows, columns), any, not only square.
+      method: "linear" is what big_vision does on loading, "bicubic" what DINOv2 does.
+
+    Returns:
+      The embedding of the patches of `new`; the input itself where the grids are equal.
+    """
+    if old == new:
+        return posemb
+    weights = _linear_weights if method == "linear" else _bicubic_weights
+    rows, columns = (jnp.asarray(weights(*sizes), posemb.dtype) for sizes in zip(old, new, strict=True))
+    table = posemb.reshape(*old, -1)
+    return jnp.einsum("ra,cb,abd->rcd", rows, columns, table, precision="highest").reshape(1, new[0] * new[1], -1)

@@ -1,0 +1,71 @@
+"""Writing checkpoints: ours, and big_vision's."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from qkjax.errors import QkjaxError
+from qkjax.vit.config import ViTConfig
+from qkjax.weights.load import CONFIG_KEY, Checkpoint
+from qkjax.weights.npz import write_npz
+
+
+def save(path: Path, config: ViTConfig, params: Mapping) -> None:
+    """Writes a tree as `params/...` of an npz, with the configuration beside it as JSON.
+
+    big_vision's loader takes `params` and passes over the rest.
+
+    Raises:
+      QkjaxError: the file cannot be written.
+    """
+    arrays = {f"params/{name}": np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+    write_npz(path, {**arrays, CONFIG_KEY: np.asarray(json.dumps(config.to_dict()))})
+
+
+def fold_layer_scale(params: Mapping) -> dict:
+    """The same function without layer scale: the factor goes into the layer before it.
+
+    attention out: kernel (heads, head_dim, D) and bias (D); MLP Dense_1: kernel (mlp, D), bias (D).
+    """
+    flat = dict(flatten_dict(params, sep="/"))
+    for name in [n for n in flat if n.endswith("/scale") and "/LayerScale_" in n]:
+        block, module, _ = name.rsplit("/", 2)
+        last = "MultiHeadDotProductAttention_0/out" if module == "LayerScale_0" else "MlpBlock_0/Dense_1"
+        scale = flat.pop(name)
+        for part in ("kernel", "bias"):
+            flat[f"{block}/{last}/{part}"] = flat[f"{block}/{last}/{part}"] * scale
+    return unflatten_dict(flat, sep="/")
+
+
+def export(checkpoint: Checkpoint, path: Path) -> list[str]:
+    """Writes an npz that big_vision's `vit.load` reads into its own `Model`.
+
+    Args:
+      path: where; must end in `.npz`, by which big_vision knows the format.
+
+    Returns:
+      What big_vision's model will do otherwise than this one, a line each; empty when nothing.
+
+    Raises:
+      QkjaxError: the model has parts that big_vision's tree cannot hold, or `path` cannot be written.
+    """
+    config = checkpoint.config
+    if path.suffix != ".npz":
+        raise QkjaxError(f"{path} must end in .npz: big_vision knows the format by it")
+    if config.registers:
+        raise QkjaxError(f"{checkpoint.name} has register tokens, for which big_vision's tree has no place")
+    params = fold_layer_scale(checkpoint.params) if config.layer_scale else checkpoint.params
+    save(path, config.replace(layer_scale=False), params)
+    notes = []
+    if config.gelu == "exact":
+        notes.append("big_vision's GELU is the tanh approximation; this model was trained with the exact one")
+    if config.norm_eps != 1e-6:
+        notes.append(f"big_vision's LayerNorm epsilon is 1e-6; this model's is {config.norm_eps:g}")
+    if config.posemb_resample != "linear":
+        notes.append(
+            f"big_vision resamples position embeddings linearly; this model does so by {config.posemb_resample}"
+        )
+    return notes

@@ -1,0 +1,128 @@
+"""From the shapes of a tree to the ViT that has it, and the check that nothing else is there."""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from math import isqrt
+
+from qkjax.errors import QkjaxError, nearest
+from qkjax.vit.config import ViTConfig
+from qkjax.weights.names import BLOCK, depth
+
+Shape = tuple[int, ...]
+
+
+def shape_of(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
+    """The shape of a parameter that must exist and have `rank` axes.
+
+    Raises:
+      QkjaxError: it is missing (with the nearest name there is), or has other axes.
+    """
+    if name not in shapes:
+        raise QkjaxError(f"not a ViT of big_vision: parameter {name!r} is missing{nearest(name, shapes)}")
+    if len(shapes[name]) != rank:
+        raise QkjaxError(f"parameter {name!r} has shape {shapes[name]}, wanted {rank} axes")
+    return shapes[name]
+
+
+def infer_grid(tokens: int, grid: Shape | None) -> Shape:
+    """Rows and columns of the learned position embedding: as told, else a square.
+
+    Raises:
+      QkjaxError: neither told nor square.
+    """
+    if grid is not None:
+        if grid[0] * grid[1] != tokens:
+            raise QkjaxError(f"pos_embedding has {tokens} tokens, not {grid[0]} x {grid[1]}")
+        return grid
+    if isqrt(tokens) ** 2 != tokens:
+        raise QkjaxError(f"pos_embedding has {tokens} tokens, which is no square: say its grid=(rows, columns)")
+    return isqrt(tokens), isqrt(tokens)
+
+
+def has_class_row(shapes: Mapping[str, Shape], grid: Shape | None) -> bool:
+    """Whether row 0 of the position embedding belongs to the class token (files before 2022).
+
+    Decided by the count of rows: those of the grid, or one more. Without a class token there is
+    no such row, whatever the count.
+    """
+    if "cls" not in shapes or "pos_embedding" not in shapes:
+        return False
+    rows = shape_of(shapes, "pos_embedding", 3)[1]
+    if grid is not None:
+        return rows == grid[0] * grid[1] + 1
+    return rows > 1 and isqrt(rows - 1) ** 2 == rows - 1
+
+
+def infer_config(shapes: Mapping[str, Shape], overrides: Mapping) -> ViTConfig:
+    """The architecture that a tree of canonical names implies.
+
+    What shapes do not say keeps big_vision's value unless `overrides` holds it: LayerNorm epsilon,
+    kind of GELU, how position embeddings are resampled, and "gap" where the tree fits "gap",
+    "none" and "0" alike.
+
+    Raises:
+      QkjaxError: no plain ViT; the line says which parameter is missing or of a wrong shape.
+    """
+    if len(shapes.get("embedding/kernel", ())) == 2:
+        raise QkjaxError("this is a NaFlex ViT (its patch embedding is a dense layer), which is not supported")
+    kernel = shape_of(shapes, "embedding/kernel", 4)
+    width, heads, head_dim = shape_of(shapes, f"{BLOCK}_0/MultiHeadDotProductAttention_0/query/kernel", 3)
+    learned = "pos_embedding" in shapes
+    grid = overrides.get("grid")
+    if learned:
+        rows = shape_of(shapes, "pos_embedding", 3)[1]
+        grid = infer_grid(rows - has_class_row(shapes, grid), tuple(grid) if grid else None)
+    config = ViTConfig(
+        width=width,
+        depth=depth(shapes),
+        heads=heads,
+        head_dim=head_dim,
+        mlp_dim=shape_of(shapes, f"{BLOCK}_0/MlpBlock_0/Dense_0/kernel", 2)[1],
+        patch_size=kernel[:2],
+        channels=kernel[2],
+        posemb="learn" if learned else "sincos2d",
+        pool="tok" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap",
+        rep_size=shape_of(shapes, "pre_logits/kernel", 2)[1] if "pre_logits/kernel" in shapes else None,
+        classes=shape_of(shapes, "head/kernel", 2)[1] if "head/kernel" in shapes else None,
+        registers=shape_of(shapes, "registers", 3)[1] if "registers" in shapes else 0,
+        layer_scale=f"{BLOCK}_0/LayerScale_0/scale" in shapes,
+    )
+    return config.replace(**{**overrides, "grid": grid if learned else None})
+
+
+@lru_cache(maxsize=16)
+def expected_shapes(config: ViTConfig) -> dict[str, Shape]:
+    """Names and shapes of all parameters of a ViT, asked of the model itself."""
+    import jax
+    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict
+
+    from qkjax.vit.model import ViT
+
+    rows, columns = config.grid or (1, 1)
+    pixels = (rows * config.patch_size[0], columns * config.patch_size[1])
+    image = jax.ShapeDtypeStruct((1, *pixels, config.channels), jnp.float32)
+    tree = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
+    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def check_shapes(shapes: Mapping[str, Shape], config: ViTConfig) -> None:
+    """Compares a tree with what its configuration needs.
+
+    Raises:
+      QkjaxError: the first missing, unexpected or wrongly shaped parameter, with the nearest name.
+    """
+    if not (config.width > 0 and all(config.patch_size)):
+        raise QkjaxError(f"no ViT has width {config.width}, depth {config.depth} and patches {config.patch_size}")
+    expected = expected_shapes(config)
+    if missing := _first(set(expected) - set(shapes)):
+        raise QkjaxError(f"parameter {missing!r} is missing{nearest(missing, set(shapes) - set(expected))}")
+    if extra := _first(set(shapes) - set(expected)):
+        raise QkjaxError(f"parameter {extra!r} has no place in this ViT{nearest(extra, expected)}")
+    for name, shape in shapes.items():
+        if shape != expected[name]:
+            raise QkjaxError(f"parameter {name!r} has shape {shape}, wanted {expected[name]}")
+
+
+def _first(names: Iterable[str]) -> str | None:
+    return min(names, default=None)

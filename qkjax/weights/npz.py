@@ -1,0 +1,162 @@
+"""Reading npz files that nobody vouches for: headers first, then only the members asked for.
+
+`numpy.load` would do for a good file. Here every member's shape and type are known, and checked
+by the caller, before a byte of its data is inflated, so that a small hostile file cannot fill the
+memory; nothing is ever unpickled; and any damage ends in one clear line.
+"""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import ml_dtypes
+import numpy as np
+from numpy.lib import format as npy
+
+from qkjax.errors import QkjaxError
+
+HEADER_BYTES = 65536  # numpy writes 128 for these arrays; more than this is not a header
+CHUNK = 1 << 24
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+)
+
+
+class Header(NamedTuple):
+    """Shape and type of a stored array; bfloat16 is recognised."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def weight_dtype(dtype: np.dtype) -> np.dtype | None:
+    """The type of stored weights; None where it cannot be one.
+
+    numpy cannot name bfloat16, so big_vision's files hold it as the void type '|V2'.
+    """
+    if dtype == np.dtype("V2"):
+        return np.dtype(ml_dtypes.bfloat16)
+    known = (dtype.kind == "f" and dtype.itemsize in (2, 4, 8)) or dtype == np.dtype(ml_dtypes.bfloat16)
+    return dtype.newbyteorder("=") if known else None
+
+
+class NpzFile:
+    """An open npz file: `headers` by key, `read(key)`, `text(key)`. Use it in a `with` block.
+
+    Raises (all methods):
+      QkjaxError: no zip file, truncated or damaged, or a member that is not a plain array.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except FileNotFoundError:
+            raise QkjaxError(f"no file {path}: check the path, or give a name from `qkjax models`") from None
+        except DAMAGE as error:
+            raise QkjaxError(self._what_it_is(error)) from error
+        self._members = {info.filename.removesuffix(".npy"): info for info in self._zip.infolist()}
+
+    def _what_it_is(self, error: Exception) -> str:
+        if not isinstance(error, zipfile.BadZipFile):
+            return f"cannot read {self.path}: {getattr(error, 'strerror', None) or error}"
+        with open(self.path, "rb") as file:
+            start = file.read(4)
+        if start == b"PK\x03\x04":
+            return f"{self.path} is truncated: the end of the npz is missing; fetch or copy it again"
+        return f"{self.path} is not an npz file: it begins with {start!r}, not with b'PK\\x03\\x04'"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._zip.close()
+
+    def keys(self) -> list[str]:
+        """All member names, without `.npy`."""
+        return list(self._members)
+
+    def _damaged(self, key: str, error: Exception | str) -> QkjaxError:
+        return QkjaxError(f"{self.path}: member {key!r} is damaged ({error}); fetch or copy the file again")
+
+    def _open(self, key: str) -> tuple[zipfile.ZipExtFile, Header, np.dtype, bool]:
+        member = self._zip.open(self._members[key])
+        head = io.BytesIO(member.read(HEADER_BYTES))
+        version = npy.read_magic(head)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(head)
+        member.seek(head.tell())
+        return member, Header(shape, weight_dtype(dtype) or dtype), dtype, fortran
+
+    def header(self, key: str) -> Header:
+        """Shape and type of a member, from its first bytes alone."""
+        try:
+            member, header, _, _ = self._open(key)
+            with member:
+                promised = self._members[key].file_size - member.tell()
+        except (*DAMAGE, SyntaxError, TypeError, MemoryError) as error:
+            raise self._damaged(key, error) from error
+        if header.dtype.hasobject:
+            raise QkjaxError(f"{self.path}: {key!r} holds Python objects, which are never unpickled; save plain arrays")
+        size = _bytes(header)
+        if promised != size:
+            raise self._damaged(key, f"{promised} bytes of data where shape {header.shape} needs {size}")
+        return header
+
+    def read(self, key: str) -> np.ndarray:
+        """The array of one member; its checksum is verified."""
+        self.header(key)
+        try:
+            member, header, stored, fortran = self._open(key)
+            with member:
+                data = bytearray(_bytes(header))
+                view, at = memoryview(data), 0
+                while at < len(data) and (count := member.readinto(view[at : at + CHUNK])):
+                    at += count
+                if at < len(data) or member.read(1):
+                    raise EOFError(f"{at} bytes of data where {len(data)} are promised")
+        except MemoryError as error:
+            raise QkjaxError(f"{self.path}: {key!r} {header.shape} does not fit into memory") from error
+        except DAMAGE as error:
+            raise self._damaged(key, error) from error
+        array = np.frombuffer(data, stored).reshape(header.shape[::-1] if fortran else header.shape)
+        array = array.T if fortran else array
+        return array.view(header.dtype) if stored.kind == "V" else array.astype(header.dtype, copy=False)
+
+    def text(self, key: str) -> str:
+        """A member that holds one string (ours alone: the configuration as JSON)."""
+        header = self.header(key)
+        if header.dtype.kind != "U" or header.shape or header.dtype.itemsize > HEADER_BYTES:
+            raise self._damaged(key, "not a short text")
+        return str(self.read(key))
+
+
+def _bytes(header: Header) -> int:
+    """Size of the data in bytes, in Python integers, which do not overflow."""
+    size = header.dtype.itemsize
+    for length in header.shape:
+        size *= length
+    return size
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as big_vision's trainer did: plain `np.savez`, '/'-joined keys. Atomic.
+
+    Raises:
+      QkjaxError: the file cannot be written; nothing is left behind.
+    """
+    from qkjax.files import atomic_path
+
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)

@@ -1,0 +1,77 @@
+"""Reading a DINOv2 backbone out of an ONNX graph that torch exported."""
+
+import numpy as np
+
+from qkjax.errors import QkjaxError
+from qkjax.vit.config import ViTConfig
+from qkjax.weights.huggingface import dinov2_to_params
+
+PREFIX = "backbone."
+
+
+def read_dinov2(data: bytes) -> tuple[ViTConfig, dict]:
+    """Configuration and parameters of the DINOv2 model under `backbone.` in an ONNX file.
+
+    Named initializers keep their Hugging Face names. The weights of matrix products have lost
+    theirs (the exporter transposed them): each is found as the other factor of the product whose
+    sum with a named bias stands in the graph.
+
+    Raises:
+      QkjaxError: the `onnx` package is not installed, or this is no such graph.
+    """
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise QkjaxError("reading this checkpoint needs the onnx package: pip install 'qkjax[onnx]'") from error
+    try:
+        graph = onnx.load_model_from_string(data).graph
+        arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        state = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
+        state |= _anonymous_weights(graph, arrays) | {"embeddings.position_embeddings": _positions(graph, arrays)}
+        heads = _head_count(graph, arrays)
+    except (ValueError, KeyError, StopIteration, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+        raise QkjaxError(f"not the DINOv2 graph that was expected: {error!r}") from error
+    return dinov2_to_params(state, heads=heads)
+
+
+def _anonymous_weights(graph, arrays: dict) -> dict[str, np.ndarray]:
+    """ "layer.0...query.weight" (out, in), as in a state dict, by the bias it is summed with."""
+    producer = {out: node for node in graph.node for out in node.output}
+    found = {}
+    for node in graph.node:
+        bias = next((i for i in node.input if i.startswith(PREFIX) and i.endswith(".bias")), None)
+        if node.op_type != "Add" or bias is None:
+            continue
+        product = producer.get(next(i for i in node.input if i != bias))
+        if product is not None and product.op_type == "MatMul":
+            weight = next(i for i in product.input if i in arrays)
+            found[bias.removeprefix(PREFIX).removesuffix("bias") + "weight"] = arrays[weight].T
+    return found
+
+
+def _positions(graph, arrays: dict) -> np.ndarray:
+    """Position embedding (1, 1 + tokens, D): the exporter split off the class row to resize the rest."""
+
+    def constant(op: str) -> np.ndarray:
+        return next(
+            arrays[i]
+            for node in graph.node
+            if node.op_type == op and "/embeddings/" in node.name
+            for i in node.input
+            if i in arrays and arrays[i].ndim == 3 and not i.startswith(PREFIX)
+        )
+
+    return np.concatenate([constant("Concat"), constant("Reshape")], axis=1)
+
+
+def _head_count(graph, arrays: dict) -> int:
+    """Number of heads, from the last two axes (heads, head_dim) that queries are reshaped to."""
+    concat = next(
+        n for n in graph.node if n.op_type == "Concat" and n.name.endswith("layer.0/attention/attention/Concat")
+    )
+    constants = {o: n.attribute[0].t for n in graph.node if n.op_type == "Constant" for o in n.output}
+    from onnx import numpy_helper
+
+    sizes = [int(numpy_helper.to_array(constants[i]).item()) for i in concat.input if i in constants]
+    return sizes[0]

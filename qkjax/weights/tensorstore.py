@@ -1,0 +1,88 @@
+"""Reading the tensorstore folders that big_vision writes since October 2023.
+
+A checkpoint is a folder with one zarr array per parameter, '/' in its key written as '~'. Beside
+it lies a text file `NAME-LAST` with the step number that completes the folder's name.
+"""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from qkjax.errors import QkjaxError
+from qkjax.weights.npz import Header, weight_dtype
+
+
+def resolve(path: Path) -> Path | None:
+    """The folder that `path` names, itself or through `path-LAST`; None where there is none.
+
+    Raises:
+      QkjaxError: `path-LAST` names a folder that does not exist.
+    """
+    last = path.with_name(path.name + "-LAST")
+    if not path.is_dir() and last.is_file():
+        folder = path.with_name(f"{path.name}-{last.read_text(errors='replace').strip()[:64]}")
+        if not folder.is_dir():
+            raise QkjaxError(f"{last} names {folder.name}, which is not there: the checkpoint is incomplete")
+        return folder
+    return path if path.is_dir() else None
+
+
+class TensorstoreFolder:
+    """An open folder with the same face as `NpzFile`: `keys`, `header`, `read`.
+
+    Raises (all methods):
+      QkjaxError: no arrays in the folder, or damaged ones.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._folders = {f.parent.name.replace("~", "/"): f.parent for f in sorted(path.glob("*/.zarray"))}
+        if not self._folders:
+            raise QkjaxError(f"{path} holds no checkpoint: no '<parameter>/.zarray' in it")
+        self._open: dict = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._open.clear()
+
+    def keys(self) -> list[str]:
+        """The keys of all arrays."""
+        return list(self._folders)
+
+    def _array(self, key: str):
+        import tensorstore
+
+        if key not in self._open:
+            spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(self._folders[key])}}
+            try:
+                self._open[key] = tensorstore.open(spec, read=True).result()
+            except (ValueError, OSError) as error:
+                raise self._damaged(key, error) from error
+        return self._open[key]
+
+    def _damaged(self, key: str, error: Exception) -> QkjaxError:
+        return QkjaxError(f"{self.path}: array {key!r} is damaged ({str(error).splitlines()[0][:200]}); copy it again")
+
+    def header(self, key: str) -> Header:
+        """Shape and type of an array."""
+        array = self._array(key)
+        dtype = array.dtype.numpy_dtype
+        return Header(tuple(array.shape), weight_dtype(dtype) or dtype)
+
+    def read(self, key: str) -> np.ndarray:
+        """One whole array, however many chunks it was saved in.
+
+        A chunk that is missing is an error, not the zeros that zarr would read there.
+        """
+        array = self._array(key)
+        try:
+            grid = [range(-(-n // c)) for n, c in zip(array.shape, array.chunk_layout.read_chunk.shape, strict=True)]
+            names = [".".join(map(str, i)) or "0" for i in np.ndindex(*map(len, grid))]
+            if missing := [n for n in names if not (self._folders[key] / n).is_file()]:
+                raise OSError(f"chunk {missing[0]} is missing")
+            return np.asarray(array.read().result())
+        except (ValueError, OSError) as error:
+            raise self._damaged(key, error) from error
