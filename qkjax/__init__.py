@@ -9,21 +9,6 @@ Names below are imported when first used, so that importing qkjax costs nothing.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from qkjax import figures
-    from qkjax.errors import QkjaxError
-    from qkjax.interaction.bias import BiasTerms, bias_terms
-    from qkjax.interaction.metrics import Metrics, measure
-    from qkjax.interaction.modes import Modes, decompose
-    from qkjax.interaction.null import Null, null_band
-    from qkjax.results import layer_table, to_dataset
-    from qkjax.vit.config import ViTConfig
-    from qkjax.vit.model import ViT, forward
-    from qkjax.vit.tree import Attention, attention, query_key_kernels
-    from qkjax.weights.export import export
-    from qkjax.weights.load import Checkpoint, load
 
 _HOME = {
     "Attention": "vit.tree",
@@ -48,7 +33,7 @@ _HOME = {
     "to_dataset": "results",
 }
 
-__all__ = [*_HOME, "figures"]  # noqa: PLE0604 (the names are those of the table above)
+__all__ = [*_HOME, "figures"]  # noqa: PLE0604
 
 
 def __getattr__(name: str):

@@ -1,5 +1,6 @@
 """What the query and key biases add to the attention logits."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -39,8 +40,8 @@ def bias_terms(attention: Attention) -> BiasTerms:
     y_i M y_j is ||C diag(g) M diag(g) C||_F.
     """
     query, key, query_bias, key_bias, scale, _ = (jnp.asarray(x, jnp.float32) for x in attention)
-    embed, heads, head_dim = query.shape[1:]
-    einsum = lambda *a: jnp.einsum(*a, precision="highest")  # noqa: E731
+    head_dim = query.shape[-1]
+    einsum = partial(jnp.einsum, precision="highest")
     towards_query = einsum("ldhk,lhk->lhd", query, key_bias)
     towards_key = einsum("ldhk,lhk->lhd", key, query_bias)
 

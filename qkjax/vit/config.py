@@ -1,11 +1,14 @@
 """What a ViT is, apart from its weights."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, Self
+from typing import Literal, get_args
 
 from qkjax.errors import QkjaxError, nearest
 
 Pool = Literal["tok", "gap", "map", "none", "0"]
+Gelu = Literal["tanh", "exact"]
+Resample = Literal["linear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,14 @@ class ViTConfig:
     channels: int = 3
     grid: tuple[int, int] | None = None
     posemb: Literal["learn", "sincos2d"] = "learn"
-    posemb_resample: Literal["linear", "bicubic"] = "linear"
+    posemb_resample: Resample = "linear"
     pool: Pool = "gap"
     rep_size: int | None = None
     classes: int | None = None
     registers: int = 0
     layer_scale: bool = False
     norm_eps: float = 1e-6
-    gelu: Literal["tanh", "exact"] = "tanh"
+    gelu: Gelu = "tanh"
 
     @property
     def prefix_tokens(self) -> int:
@@ -61,19 +64,38 @@ class ViTConfig:
         """Plain values for JSON."""
         return asdict(self)
 
-    @classmethod
-    def field_names(cls) -> tuple[str, ...]:
-        """The names that `load(..., name=value)` accepts as overrides."""
-        return tuple(cls.__dataclass_fields__)
 
-    def replace(self, **changes) -> Self:
-        """A copy with some fields changed; pairs may be lists, as JSON gives them.
+SETTINGS = {
+    "grid": "two positive whole numbers",
+    "norm_eps": "a positive number",
+    "pool": get_args(Pool),
+    "gelu": get_args(Gelu),
+    "posemb_resample": get_args(Resample),
+}
+"""What the shapes of a tree do not show, and so may be said on loading."""
 
-        Raises:
-          QkjaxError: a field that does not exist.
-        """
-        for name in changes:
-            if name not in self.field_names():
-                raise QkjaxError(f"a ViT has no setting {name!r}{nearest(name, self.field_names())}")
-        pairs = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-        return type(self)(**{**{k: getattr(self, k) for k in self.field_names()}, **pairs})
+
+def check_settings(settings: Mapping) -> dict:
+    """The settings, with lists made tuples.
+
+    Raises:
+      QkjaxError: a setting that does not exist, or a value it cannot have.
+    """
+    checked = {}
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise QkjaxError(f"there is no setting {name!r}{nearest(name, SETTINGS)}; there are {', '.join(SETTINGS)}")
+        checked[name] = tuple(value) if name == "grid" and isinstance(value, list) else value
+        if not _is_allowed(name, checked[name]):
+            allowed = SETTINGS[name]
+            choice = allowed if isinstance(allowed, str) else f"one of {', '.join(allowed)}"
+            raise QkjaxError(f"{name} is {value!r}, wanted {choice}")
+    return checked
+
+
+def _is_allowed(name: str, value) -> bool:
+    if name == "grid":
+        return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+    if name == "norm_eps":
+        return isinstance(value, float) and 0 < value < 1
+    return value in SETTINGS[name]

@@ -21,9 +21,9 @@ CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
 """What each layer can hand out, see `forward`."""
 
 
-def _precision(dtype) -> jax.lax.Precision | None:
+def _precision(dtype: str) -> jax.lax.Precision | None:
     """float32 means float32: without this, GPUs and TPUs round the factors of a product."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    return None if dtype == "bfloat16" else jax.lax.Precision.HIGHEST
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -34,7 +34,7 @@ class MultiHeadDotProductAttention(nn.Module):
 
     heads: int
     head_dim: int
-    dtype: jnp.dtype
+    dtype: str
 
     @nn.compact
     def __call__(self, queries_from: Float[Array, "B M D"], keys_from: Float[Array, "B N D"]):
@@ -65,7 +65,7 @@ class MlpBlock(nn.Module):
 
     hidden: int
     gelu: str
-    dtype: jnp.dtype
+    dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
@@ -92,7 +92,7 @@ class Encoder1DBlock(nn.Module):
     """One layer: x += attention(LN(x)); x += MLP(LN(x))."""
 
     config: ViTConfig
-    dtype: jnp.dtype
+    dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
     """All layers and the last LayerNorm."""
 
     config: ViTConfig
-    dtype: jnp.dtype
+    dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
@@ -140,9 +140,9 @@ class MAPHead(nn.Module):
         c = self.config
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
         probe = jnp.tile(probe, (x.shape[0], 1, 1))
-        x, _ = MultiHeadDotProductAttention(c.heads, c.head_dim, jnp.float32)(probe, x)
+        x, _ = MultiHeadDotProductAttention(c.heads, c.head_dim, "float32")(probe, x)
         y = nn.LayerNorm(epsilon=c.norm_eps)(x)
-        return (x + MlpBlock(c.mlp_dim, c.gelu, jnp.float32)(y))[:, 0]
+        return (x + MlpBlock(c.mlp_dim, c.gelu, "float32")(y))[:, 0]
 
 
 class ViT(nn.Module):
@@ -150,14 +150,14 @@ class ViT(nn.Module):
 
     Attributes:
       config: the architecture.
-      dtype: type of the matrix products; parameters keep their own.
+      dtype: "float32" or "bfloat16", type of the matrix products; parameters keep their own.
     """
 
     config: ViTConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B height width channels"], *, capture: Collection[str] = ()):
+    def __call__(self, images: Float[Array | np.ndarray, "B height width channels"], *, capture: Collection[str] = ()):
         """Returns (logits or representation, intermediates).
 
         Args:

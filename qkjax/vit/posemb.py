@@ -42,8 +42,8 @@ def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 
 def resample(
-    posemb: Float[Array, "1 tokens width"], old: Grid, new: Grid, method: Literal["linear", "bicubic"]
-) -> Float[Array, "1 new_tokens width"]:
+    posemb: Float[Array | np.ndarray, "1 tokens width"], old: Grid, new: Grid, method: Literal["linear", "bicubic"]
+) -> Float[Array | np.ndarray, "1 new_tokens width"]:
     """Brings a learned position embedding (no class row) from one grid to another.
 
     Args:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def export(checkpoint: Checkpoint, path: Path) -> list[str]:
     if config.registers:
         raise QkjaxError(f"{checkpoint.name} has register tokens, for which big_vision's tree has no place")
     params = fold_layer_scale(checkpoint.params) if config.layer_scale else checkpoint.params
-    save(path, config.replace(layer_scale=False), params)
+    save(path, replace(config, layer_scale=False), params)
     notes = []
     if config.gelu == "exact":
         notes.append("big_vision's GELU is the tanh approximation; this model was trained with the exact one")

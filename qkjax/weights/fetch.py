@@ -43,7 +43,9 @@ def _pip_download(entry: Entry, folder: Path) -> Path:
     """Gets a wheel with pip, from whatever index pip is set up for; pip's own progress is shown."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
                "--disable-pip-version-check", "--dest", str(folder), f"{entry.package}=={entry.version}"]  # fmt: skip
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.PIPE, text=True
+    )
     wheel = folder / entry.wheel
     if "No module named pip" in done.stderr:
         raise QkjaxError(f"{sys.executable} has no pip to download with; run: {sys.executable} -m ensurepip")

@@ -1,6 +1,7 @@
 """From the shapes of a tree to the ViT that has it, and the check that nothing else is there."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from math import isqrt
 
@@ -53,10 +54,10 @@ def has_class_row(shapes: Mapping[str, Shape], grid: Shape | None) -> bool:
     return rows > 1 and isqrt(rows - 1) ** 2 == rows - 1
 
 
-def infer_config(shapes: Mapping[str, Shape], overrides: Mapping) -> ViTConfig:
+def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     """The architecture that a tree of canonical names implies.
 
-    What shapes do not say keeps big_vision's value unless `overrides` holds it: LayerNorm epsilon,
+    What shapes do not show keeps big_vision's value unless `settings` holds it: LayerNorm epsilon,
     kind of GELU, how position embeddings are resampled, and "gap" where the tree fits "gap",
     "none" and "0" alike.
 
@@ -68,11 +69,11 @@ def infer_config(shapes: Mapping[str, Shape], overrides: Mapping) -> ViTConfig:
     kernel = shape_of(shapes, "embedding/kernel", 4)
     width, heads, head_dim = shape_of(shapes, f"{BLOCK}_0/MultiHeadDotProductAttention_0/query/kernel", 3)
     learned = "pos_embedding" in shapes
-    grid = overrides.get("grid")
+    grid = settings.get("grid")
     if learned:
         rows = shape_of(shapes, "pos_embedding", 3)[1]
-        grid = infer_grid(rows - has_class_row(shapes, grid), tuple(grid) if grid else None)
-    config = ViTConfig(
+        grid = infer_grid(rows - has_class_row(shapes, grid), grid)
+    inferred = ViTConfig(
         width=width,
         depth=depth(shapes),
         heads=heads,
@@ -87,7 +88,7 @@ def infer_config(shapes: Mapping[str, Shape], overrides: Mapping) -> ViTConfig:
         registers=shape_of(shapes, "registers", 3)[1] if "registers" in shapes else 0,
         layer_scale=f"{BLOCK}_0/LayerScale_0/scale" in shapes,
     )
-    return config.replace(**{**overrides, "grid": grid if learned else None})
+    return replace(inferred, **{**settings, "grid": grid if learned else None})
 
 
 @lru_cache(maxsize=16)

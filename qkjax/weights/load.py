@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
-from qkjax.vit.config import ViTConfig
+from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
 from qkjax.weights import names
 from qkjax.weights.infer import check_shapes, has_class_row, infer_config
 from qkjax.weights.npz import NpzFile
@@ -46,7 +46,7 @@ def split_submodel(path: str) -> tuple[str, str | None]:
     return path, None
 
 
-def load(model: str | os.PathLike, **overrides) -> Checkpoint:
+def load(model: str | os.PathLike, **settings) -> Checkpoint:
     """Reads a ViT's configuration and parameters.
 
     Every public layout is brought to big_vision's present one: bare trees, `params/`, `opt/target/`;
@@ -57,7 +57,7 @@ def load(model: str | os.PathLike, **overrides) -> Checkpoint:
     Args:
       model: a name from `qkjax models` (fetched when absent), a path to an npz file or a
         tensorstore folder, or either path followed by a sub-model, "siglip.npz:img".
-      **overrides: settings of `ViTConfig` that a tree does not show: `pool="none"` or "0" where
+      **settings: parts of `ViTConfig` that a tree does not show: `pool="none"` or "0" where
         "gap" is taken, `grid=(rows, columns)` of a position embedding that is not square,
         `norm_eps`, `gelu`, `posemb_resample`.
 
@@ -69,28 +69,28 @@ def load(model: str | os.PathLike, **overrides) -> Checkpoint:
     """
     from qkjax.weights import catalogue
 
-    text = os.fspath(model)
+    text, settings = os.fspath(model), check_settings(settings)
     if catalogue.is_name(text):
-        return _read(catalogue.local_file(text), None, text, overrides)
+        return _read(catalogue.local_file(text), None, text, settings)
     path, sub = split_submodel(text)
-    return _read(Path(path), sub, Path(path).stem, overrides)
+    return _read(Path(path), sub, Path(path).stem, settings)
 
 
-def _read(path: Path, sub: str | None, name: str, overrides: Mapping) -> Checkpoint:
+def _read(path: Path, sub: str | None, name: str, settings: Mapping) -> Checkpoint:
     folder = resolve(path)
     with TensorstoreFolder(folder) if folder else NpzFile(path) as container:
         try:
-            config, params = _read_container(container, sub, overrides)
+            config, params = _read_container(container, sub, settings)
         except QkjaxError as error:
             where = str(container.path)
             raise error if where in str(error) else QkjaxError(f"{where}: {error}") from error
     return Checkpoint(name, config, params, str(path) + (f":{sub}" if sub else ""))
 
 
-def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, overrides: Mapping):
+def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, settings: Mapping):
     keys = container.keys()
     if isinstance(container, NpzFile) and CONFIG_KEY in keys:
-        overrides = {**_stored_config(container.text(CONFIG_KEY)), **overrides}
+        settings = {**_stored_settings(container.text(CONFIG_KEY)), **settings}
     keys = names.subtree([k for k in keys if k != CONFIG_KEY], sub, str(container.path))
     scanned = next((full for k, full in keys.items() if k.startswith(f"{names.BLOCK}/LayerNorm_0/")), None)
     scan_shape = container.header(scanned).shape if scanned else (None,)
@@ -100,7 +100,7 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, ove
         if header.dtype.kind not in "fV" or header.dtype.itemsize not in (2, 4, 8):
             raise QkjaxError(f"parameter {name!r} is of type {header.dtype}, wanted floating point numbers")
     shapes = {name: h.shape if stored[name].layer is None else h.shape[1:] for name, h in headers.items()}
-    config = infer_config(shapes, overrides)
+    config = infer_config(shapes, settings)
     class_row = has_class_row(shapes, config.grid)
     if class_row:
         shapes["pos_embedding"] = (1, shapes["pos_embedding"][1] - 1, *shapes["pos_embedding"][2:])
@@ -113,12 +113,13 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, ove
     return config, unflatten_dict(arrays, sep="/")
 
 
-def _stored_config(text: str) -> dict:
+def _stored_settings(text: str) -> dict:
+    """Of the configuration in our own files, what shapes do not show; the rest is inferred again."""
     try:
-        values = json.loads(text)
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        values = json.loads(text).items()
     except (ValueError, AttributeError, RecursionError) as error:
         raise QkjaxError(f"member {CONFIG_KEY!r} is not a configuration in JSON ({error})") from error
+    return check_settings({k: v for k, v in values if k in SETTINGS and v is not None})
 
 
 def _check_memory(needed: float) -> None:

@@ -9,9 +9,10 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -77,7 +78,7 @@ class NpzFile:
             return f"{self.path} is truncated: the end of the npz is missing; fetch or copy it again"
         return f"{self.path} is not an npz file: it begins with {start!r}, not with b'PK\\x03\\x04'"
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         return self
 
     def __exit__(self, *_) -> None:
@@ -90,23 +91,22 @@ class NpzFile:
     def _damaged(self, key: str, error: Exception | str) -> QkjaxError:
         return QkjaxError(f"{self.path}: member {key!r} is damaged ({error}); fetch or copy the file again")
 
-    def _open(self, key: str) -> tuple[zipfile.ZipExtFile, Header, np.dtype, bool]:
-        member = self._zip.open(self._members[key])
-        head = io.BytesIO(member.read(HEADER_BYTES))
-        version = npy.read_magic(head)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(head)
-        member.seek(head.tell())
-        return member, Header(shape, weight_dtype(dtype) or dtype), dtype, fortran
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[zipfile.ZipExtFile, Header, np.dtype, bool]]:
+        """A member at the start of its data; any damage met in the block is told in one line."""
+        try:
+            with self._zip.open(self._members[key]) as member:
+                shape, fortran, stored = _read_header(member)
+                yield member, Header(shape, weight_dtype(stored) or stored), stored, fortran
+        except MemoryError as error:
+            raise QkjaxError(f"{self.path}: {key!r} does not fit into memory") from error
+        except (*DAMAGE, SyntaxError, TypeError) as error:
+            raise self._damaged(key, error) from error
 
     def header(self, key: str) -> Header:
         """Shape and type of a member, from its first bytes alone."""
-        try:
-            member, header, _, _ = self._open(key)
-            with member:
-                promised = self._members[key].file_size - member.tell()
-        except (*DAMAGE, SyntaxError, TypeError, MemoryError) as error:
-            raise self._damaged(key, error) from error
+        with self._opened(key) as (member, header, _, _):
+            promised = self._members[key].file_size - member.tell()
         if header.dtype.hasobject:
             raise QkjaxError(f"{self.path}: {key!r} holds Python objects, which are never unpickled; save plain arrays")
         size = _bytes(header)
@@ -117,19 +117,13 @@ class NpzFile:
     def read(self, key: str) -> np.ndarray:
         """The array of one member; its checksum is verified."""
         self.header(key)
-        try:
-            member, header, stored, fortran = self._open(key)
-            with member:
-                data = bytearray(_bytes(header))
-                view, at = memoryview(data), 0
-                while at < len(data) and (count := member.readinto(view[at : at + CHUNK])):
-                    at += count
-                if at < len(data) or member.read(1):
-                    raise EOFError(f"{at} bytes of data where {len(data)} are promised")
-        except MemoryError as error:
-            raise QkjaxError(f"{self.path}: {key!r} {header.shape} does not fit into memory") from error
-        except DAMAGE as error:
-            raise self._damaged(key, error) from error
+        with self._opened(key) as (member, header, stored, fortran):
+            data = bytearray(_bytes(header))
+            view, at = memoryview(data), 0
+            while at < len(data) and (count := member.readinto(view[at : at + CHUNK])):
+                at += count
+            if at < len(data) or member.read(1):
+                raise EOFError(f"{at} bytes of data where {len(data)} are promised")
         array = np.frombuffer(data, stored).reshape(header.shape[::-1] if fortran else header.shape)
         array = array.T if fortran else array
         return array.view(header.dtype) if stored.kind == "V" else array.astype(header.dtype, copy=False)
@@ -140,6 +134,16 @@ class NpzFile:
         if header.dtype.kind != "U" or header.shape or header.dtype.itemsize > HEADER_BYTES:
             raise self._damaged(key, "not a short text")
         return str(self.read(key))
+
+
+def _read_header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type. Reads no byte beyond the header: seeking would end the checksum."""
+    version = npy.read_magic(io.BytesIO(member.read(npy.MAGIC_LEN)))
+    length = member.read(2 if version == (1, 0) else 4)
+    if (size := int.from_bytes(length, "little")) > HEADER_BYTES:
+        raise ValueError(f"a header of {size} bytes")
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    return read(io.BytesIO(length + member.read(size)))
 
 
 def _bytes(header: Header) -> int:

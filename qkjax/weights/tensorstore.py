@@ -5,7 +5,6 @@ it lies a text file `NAME-LAST` with the step number that completes the folder's
 """
 
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -42,7 +41,7 @@ class TensorstoreFolder:
             raise QkjaxError(f"{path} holds no checkpoint: no '<parameter>/.zarray' in it")
         self._open: dict = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         return self
 
     def __exit__(self, *_) -> None:

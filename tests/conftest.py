@@ -1,0 +1,55 @@
+"""What all tests share: strict JAX, the golden files, the real model, real photographs."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import qkjax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")  # a missing axis is a bug, not a broadcast
+
+DATA = Path(__file__).parent / "data"
+DEFAULT = "dinov2-vits14-focus"
+
+
+@pytest.fixture(scope="session")
+def default():
+    """The embedded default with its real weights; fetched when it is not on disk."""
+    try:
+        return qkjax.load(DEFAULT)
+    except qkjax.QkjaxError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"the default model is not on disk and cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def default_modes(default):
+    return qkjax.decompose(*qkjax.query_key_kernels(default.params))
+
+
+@pytest.fixture(scope="session")
+def photograph() -> np.ndarray:
+    """A photograph of a cat, (1, 224, 224, 3), normalised as DINOv2 wants it."""
+    from skimage import data, transform
+
+    image = transform.resize(data.chelsea()[:300, 60:360], (224, 224), anti_aliasing=True)
+    mean, std = (np.reshape(x, (1, 1, 3)) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return ((image - mean) / std).astype(np.float32)[None]
+
+
+@pytest.fixture
+def kernels():
+    """Random kernels (layers, embed, heads, head_dim) of a small model."""
+    rng = np.random.default_rng(0)
+    return tuple(rng.standard_normal((3, 48, 4, 12)).astype(np.float32) for _ in range(2))
+
+
+def dense_svd(query: np.ndarray, key: np.ndarray):
+    """The oracle: float64 dense SVD of every head's M. (L, H, D, D), (L, H, D), (L, H, D, D)."""
+    m = np.einsum("ldhk,lehk->lhde", query.astype(np.float64), key.astype(np.float64))
+    u, s, vt = np.linalg.svd(m)
+    return u, s, np.swapaxes(vt, -1, -2)
