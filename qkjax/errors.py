@@ -10,6 +10,9 @@ class QkjaxError(Exception):
     The command line prints it without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))  # what libraries say may have line breaks
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that ends an error line: " (nearest: 'x')", or nothing where no name is near."""

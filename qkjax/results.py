@@ -13,6 +13,7 @@ from qkjax.interaction.bias import BiasTerms
 from qkjax.interaction.metrics import Metrics
 from qkjax.interaction.modes import Modes
 
+Row = dict[str, int | float]
 PER_MODE, PER_HEAD = ("layer", "head", "mode"), ("layer", "head")
 VECTORS = ("layer", "head", "embed", "mode")
 DIMS = {"symmetric_eigenvalues": (*PER_HEAD, "eigen"), "antisymmetric_spectrum": (*PER_HEAD, "pair")}
@@ -40,14 +41,15 @@ def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[s
     return dataset.assign_coords({dim: np.arange(dataset.sizes[dim]) for dim in ("layer", "head", "mode")})
 
 
-def layer_table(metrics: Metrics, bias: BiasTerms) -> list[dict[str, float]]:
+def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
     """One row a layer, means over its heads; a head whose M is zero is left out.
 
     `half_strength_modes` is how many modes hold half of sum(s); `key_bias` and `query_bias` are the
     spreads of their terms relative to the spread of y_i M y_j (see `BiasTerms`). The `null_` columns
     are half widths of the 95% interval of chance.
     """
-    half = 1 + (np.asarray(metrics.cumulative_strength) < 0.5).sum(-1)
+    held = np.asarray(metrics.cumulative_strength)
+    half = np.where(np.isfinite(held[..., 0]), 1 + (held < 0.5).sum(-1), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         key_bias = np.asarray(bias.key_spread) / np.asarray(bias.interaction_spread)
         query_bias = np.asarray(bias.query_spread) / np.asarray(bias.interaction_spread)
@@ -92,7 +94,7 @@ def write_dataset(dataset: xr.Dataset, path: Path) -> None:
         temporary.write_bytes(data)
 
 
-def write_csv(rows: list[dict[str, float]], path: Path) -> None:
+def write_csv(rows: list[Row], path: Path) -> None:
     """Writes the layer table. Atomic.
 
     Raises:
@@ -104,7 +106,7 @@ def write_csv(rows: list[dict[str, float]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def format_table(rows: list[dict[str, float]]) -> str:
+def format_table(rows: list[Row]) -> str:
     """The columns of the layer table that one looks at first, as text."""
     shown = {
         "layer": ("layer", "d"),

@@ -21,6 +21,7 @@ def read_dinov2(data: bytes) -> tuple[ViTConfig, dict]:
     """
     try:
         import onnx
+        from google.protobuf.message import DecodeError
         from onnx import numpy_helper
     except ImportError as error:
         raise QkjaxError("reading this checkpoint needs the onnx package: pip install 'qkjax[onnx]'") from error
@@ -30,7 +31,7 @@ def read_dinov2(data: bytes) -> tuple[ViTConfig, dict]:
         state = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
         state |= _anonymous_weights(graph, arrays) | {"embeddings.position_embeddings": _positions(graph, arrays)}
         heads = _head_count(graph, arrays)
-    except (ValueError, KeyError, StopIteration, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+    except (DecodeError, ValueError, KeyError, StopIteration) as error:
         raise QkjaxError(f"not the DINOv2 graph that was expected: {error!r}") from error
     return dinov2_to_params(state, heads=heads)
 

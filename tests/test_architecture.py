@@ -1,0 +1,44 @@
+"""What keeps the code simple: start-up time, imports that point one way, and style."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import qkjax
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("jax", "flax", "numpy", "matplotlib", "xarray", "scipy", "tensorstore", "onnx")
+
+
+def test_start_up_imports_nothing_heavy():
+    """`qkjax --help` answers in well under half a second since none of these is imported.
+
+    The imports are what is asserted; the clock of a busy machine would make a test fail by chance.
+    """
+    code = f"import sys, qkjax, qkjax.cli; print([m for m in {HEAVY} if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "qkjax", "--help"], capture_output=True, text=True, check=True)
+    print(f"qkjax --help: {time.perf_counter() - start:.2f} s")
+    assert "analyze" in done.stdout
+
+
+def test_public_names():
+    for name in qkjax.__all__:
+        assert getattr(qkjax, name).__doc__, name
+    assert set(qkjax.__all__) <= set(dir(qkjax))
+    with pytest.raises(AttributeError, match="no attribute 'decompse'"):
+        _ = qkjax.decompse
+
+
+@pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"]])
+def test_style(command):
+    subprocess.run([sys.executable, "-m", *command, "."], cwd=ROOT, check=True)
+
+
+def test_imports_point_one_way():
+    code = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+    subprocess.run([sys.executable, "-c", code, "--no-cache"], cwd=ROOT, check=True)

@@ -1,0 +1,160 @@
+"""The command as users run it: a process of its own, its output, its files, its exit code."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import xarray as xr
+
+import qkjax
+from conftest import DATA, DEFAULT
+
+FIGURES = {"cosine_by_layer", "cosine_histograms", "spectra", "head_map", "symmetry_by_layer"}
+
+
+def run(*arguments, cwd=None, kilobytes=0, **options) -> subprocess.CompletedProcess:
+    """`kilobytes` limits how large a file may grow: writing fails as it does on a full disk, half-way."""
+    command = [sys.executable, "-m", "qkjax", *map(str, arguments)]
+    if kilobytes:
+        command = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash", *command]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=200, **options)
+
+
+def assert_one_clear_line(done, *parts: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("qkjax: error: ")]
+    assert len(errors) == 1, done.stderr
+    for part in parts:
+        assert part in errors[0]
+
+
+def assert_results(folder: Path, layers: int, heads: int, rank: int) -> None:
+    names = {f"{f}{suffix}" for f in FIGURES for suffix in (".png", ".pdf")} | {"modes.nc", "layers.csv"}
+    assert {p.name for p in folder.iterdir()} == names
+    for figure in FIGURES:
+        image = matplotlib.image.imread(folder / f"{figure}.png")
+        assert min(image.shape[:2]) > 300
+        assert image[..., :3].std() > 0.05, "nothing is drawn"
+        assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    with xr.open_dataset(folder / "modes.nc") as data:
+        assert {"u", "v", "singular_value", "cosine", "weighted_cosine", "symmetric_eigenvalues"} <= set(data)
+        assert (data.sizes["layer"], data.sizes["head"], data.sizes["mode"]) == (layers, heads, rank)
+        assert data.u.dims == data.v.dims == ("layer", "head", "embed", "mode")
+        assert json.loads(data.attrs["options"]).keys() == {"fold_scale", "center", "normalize"}
+        cosine = (data.u * data.v).sum("embed")
+        np.testing.assert_allclose(cosine, data.cosine, atol=1e-5)
+        weighted = (data.cosine * data.singular_value).sum("mode") / data.singular_value.sum("mode")
+        means = weighted.mean("head").values
+    with open(folder / "layers.csv") as file:
+        rows = list(csv.DictReader(file))
+    np.testing.assert_allclose([float(r["weighted_cosine"]) for r in rows], means, atol=1e-5)
+
+
+def test_analyze_the_default(default, tmp_path):
+    done = run("analyze", DEFAULT, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert_results(tmp_path / "out", 12, 6, 64)
+    table = done.stdout.splitlines()
+    assert table[0] == DEFAULT
+    assert table[1].split()[:3] == ["layer", "weighted", "cos"]
+    assert [int(line.split()[0]) for line in table[2:]] == list(range(12))
+
+
+def test_analyze_several_with_options(tmp_path):
+    done = run("analyze", DATA / "a.npz", DATA / "b.npz", "--fold-scale", "--center", "--normalize", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in "ab":
+        assert_results(tmp_path / "results" / name, 4, 4, 16)
+    assert (tmp_path / "results" / "cosine_by_layer.png").exists()
+    checkpoint = qkjax.load(DATA / "a.npz")
+    attention = qkjax.attention(checkpoint.params)
+    modes = qkjax.decompose(*attention[:2], norm_scale=attention.norm_scale, center=True, normalize=True)
+    with xr.open_dataset(tmp_path / "results" / "a" / "modes.nc") as data:
+        np.testing.assert_allclose(data.singular_value, modes.s, rtol=1e-6)
+        assert json.loads(data.attrs["options"]) == {"fold_scale": True, "center": True, "normalize": True}
+        assert json.loads(data.attrs["config"])["pool"] == "tok"
+
+
+def test_export_and_models(tmp_path):
+    done = run("export", DATA / "d.npz", tmp_path / "x.npz")
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "x.npz")), done.stderr
+    assert qkjax.load(tmp_path / "x.npz").config == qkjax.load(DATA / "a.npz").config
+    listed = run("models", env=os.environ | {"QKJAX_CHECKPOINTS": str(tmp_path)})
+    assert listed.returncode == 0
+    line = next(line for line in listed.stdout.splitlines() if line.startswith(DEFAULT))
+    assert "90 MB" in line
+    assert "not fetched" in line
+    (tmp_path / f"{DEFAULT}.npz").touch()
+    assert "on disk" in run("models", env=os.environ | {"QKJAX_CHECKPOINTS": str(tmp_path)}).stdout
+
+
+def test_bad_input(tmp_path):
+    (tmp_path / "text.npz").write_text("hello")
+    assert_one_clear_line(run("analyze", tmp_path / "text.npz"), "text.npz is not an npz file")
+    assert_one_clear_line(run("analyze", "dinov2-vits14-focs"), "nearest: 'dinov2-vits14-focus'")
+    assert_one_clear_line(run("analyze"), "no model given")
+    assert_one_clear_line(run("analyze", DATA / "a.npz", "--center"), "--fold-scale")
+    assert_one_clear_line(run("fetch", "vit"), "no model 'vit' in the catalogue")
+    assert_one_clear_line(run("analyze", DATA / "a.npz", DATA / "a.npz"), "two models are called 'a'")
+    assert run("analyze", DATA / "a.npz", "--centre").returncode == 2
+    assert run("analyse", DATA / "a.npz").returncode == 2
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", tmp_path / "file"), "is a file")
+    assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", tmp_path / "file" / "sub"), "cannot write")
+    assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", "/proc/qkjax"), "cannot write /proc/qkjax/modes.nc")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
+def test_read_only_folder(tmp_path):
+    (tmp_path / "out").mkdir(mode=0o500)
+    assert_one_clear_line(
+        run("analyze", DATA / "a.npz", "--out", tmp_path / "out"), "cannot write", "Permission denied"
+    )
+
+
+def test_disk_that_is_full(tmp_path):
+    done = run("analyze", DATA / "a.npz", "--out", tmp_path / "out", kilobytes=100)
+    assert_one_clear_line(done, "cannot write", "modes.nc")
+    assert list((tmp_path / "out").iterdir()) == [], "nothing half-written is left"
+    done = run("export", DATA / "a.npz", tmp_path / "x.npz", kilobytes=100)
+    assert_one_clear_line(done, "cannot write", "x.npz")
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_old_results_survive_a_failure(tmp_path):
+    (tmp_path / "modes.nc").write_text("precious")
+    assert run("analyze", DATA / "a.npz", "--out", tmp_path, kilobytes=100).returncode == 2
+    assert (tmp_path / "modes.nc").read_text() == "precious"
+
+
+def test_interrupt(tmp_path):
+    command = [sys.executable, "-m", "qkjax", "analyze", str(DATA / "a.npz"), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        first = process.stderr.readline()
+        assert "decomposing" in first
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    left = list((tmp_path / "out").glob(".*")) if (tmp_path / "out").exists() else []
+    assert left == []
+
+
+def test_closed_pipe():
+    command = f"{sys.executable} -m qkjax models | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,170 @@
+"""Metrics against closed forms and dense float64 matrices; the null against sampling."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import qkjax
+from qkjax.interaction.null import cosine_quantile
+
+
+def dense(kernels) -> np.ndarray:
+    query, key = (k.astype(np.float64) for k in kernels)
+    return np.einsum("ldhk,lehk->lhde", query, key)
+
+
+def test_tied_repulsive_and_orthogonal_kernels(kernels):
+    query = kernels[0]
+    tied = qkjax.measure(qkjax.decompose(query, query))
+    np.testing.assert_allclose(tied.cosine, 1, atol=1e-5)
+    np.testing.assert_allclose(tied.symmetric_share, 1, atol=1e-5)
+    repulsive = qkjax.measure(qkjax.decompose(query, -query))
+    np.testing.assert_allclose(repulsive.cosine, -1, atol=1e-5)
+    halves = np.split(np.eye(48, dtype=np.float32)[None, :, None], 2, axis=-1)
+    apart = qkjax.measure(qkjax.decompose(*(h[..., :12] * np.arange(12, 0, -1, dtype=np.float32) for h in halves)))
+    np.testing.assert_allclose(apart.cosine, 0, atol=1e-6)
+    np.testing.assert_allclose(apart.symmetric_share, 0.5, atol=1e-6)
+
+
+def test_antisymmetric_interaction():
+    """M = a b^T - b a^T: both singular values equal, no symmetric part, every cosine 0."""
+    a, b = np.linalg.qr(np.random.default_rng(0).standard_normal((30, 2)))[0].T.astype(np.float32)
+    query, key = np.stack([a, -b], -1)[None, :, None], np.stack([b, a], -1)[None, :, None]
+    metrics = qkjax.measure(qkjax.decompose(query, key))
+    np.testing.assert_allclose(metrics.symmetric_share, 0, atol=1e-6)
+    np.testing.assert_allclose(metrics.weighted_cosine, 0, atol=1e-6)
+    np.testing.assert_allclose(metrics.antisymmetric_spectrum[0, 0], [1, 0], atol=1e-6)
+    np.testing.assert_allclose(metrics.symmetric_eigenvalues, 0, atol=1e-6)
+    assert np.asarray(metrics.degenerate).all()
+
+
+def test_against_dense_matrices(kernels):
+    metrics = qkjax.measure(qkjax.decompose(*kernels))
+    m = dense(kernels)
+    s = np.linalg.svd(m, compute_uv=False)[..., :12]
+    trace, energy = np.trace(m, axis1=-2, axis2=-1), (m**2).sum((-1, -2))
+    np.testing.assert_allclose(metrics.weighted_cosine, trace / s.sum(-1), atol=1e-6)
+    np.testing.assert_allclose(metrics.mean_cosine, np.asarray(metrics.cosine).mean(-1), atol=1e-6)
+    np.testing.assert_allclose(metrics.stable_rank, energy / s[..., 0] ** 2, rtol=1e-5)
+    p = s / s.sum(-1, keepdims=True)
+    np.testing.assert_allclose(metrics.effective_rank, np.exp(stats.entropy(p, axis=-1)), rtol=1e-5)
+    np.testing.assert_allclose(metrics.cumulative_strength, p.cumsum(-1), atol=1e-6)
+    symmetric, antisymmetric = (m + m.swapaxes(-1, -2)) / 2, (m - m.swapaxes(-1, -2)) / 2
+    np.testing.assert_allclose(metrics.symmetric_share, (symmetric**2).sum((-1, -2)) / energy, atol=1e-6)
+    # Of 48 dimensions 24 = 2 x rank are not null.
+    values = np.sort(np.linalg.eigvalsh(symmetric))[..., ::-1]
+    kept = np.concatenate([values[..., :12], values[..., -12:]], -1)
+    np.testing.assert_allclose(metrics.symmetric_eigenvalues, kept, atol=1e-5 * s.max())
+    pairs = np.sort(np.linalg.eigvals(antisymmetric).imag)[..., ::-1][..., :12]
+    np.testing.assert_allclose(metrics.antisymmetric_spectrum, pairs, atol=1e-5 * s.max())
+    # The two parts share the energy, and the trace is the sum of the symmetric eigenvalues.
+    parts = [(np.asarray(x) ** 2).sum(-1) for x in (metrics.symmetric_eigenvalues, metrics.antisymmetric_spectrum)]
+    np.testing.assert_allclose(parts[0] + 2 * parts[1], energy, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(metrics.symmetric_eigenvalues).sum(-1), trace, atol=1e-5 * s.max())
+
+
+def test_real_spectra(default, default_modes):
+    metrics = qkjax.measure(default_modes)
+    m = dense(qkjax.query_key_kernels(default.params))
+    for layer, head in ((0, 0), (0, 5), (5, 3), (11, 0)):
+        one = m[layer, head]
+        values = np.sort(np.linalg.eigvalsh((one + one.T) / 2))[::-1]
+        kept = np.concatenate([values[:64], values[-64:]])
+        scale = np.linalg.norm(one, 2)
+        np.testing.assert_allclose(metrics.symmetric_eigenvalues[layer, head], kept, atol=1e-5 * scale)
+        share = ((one + one.T) ** 2).sum() / 4 / (one**2).sum()
+        np.testing.assert_allclose(metrics.symmetric_share[layer, head], share, atol=1e-5)
+
+
+def test_a_head_of_zeros_has_no_cosine(kernels):
+    query, key = kernels
+    query[1, :, 2] = 0
+    metrics = qkjax.measure(qkjax.decompose(query, key))
+    assert np.argwhere(np.isnan(metrics.weighted_cosine)).tolist() == [[1, 2]]
+    assert np.asarray(metrics.degenerate)[1, 2].all()
+    rows = qkjax.layer_table(metrics, qkjax.bias_terms(_attention(query, key)))
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+
+
+def _attention(query, key) -> qkjax.Attention:
+    layers, embed, heads, head_dim = query.shape
+    rng = np.random.default_rng(3)
+    query_bias, key_bias = rng.standard_normal((2, layers, heads, head_dim)).astype(np.float32)
+    scale, offset = rng.uniform(0.5, 2, (2, layers, embed)).astype(np.float32)
+    return qkjax.Attention(query, key, query_bias, key_bias, scale, offset)
+
+
+def test_default_model_groups_early_and_not_in_the_middle(default_modes):
+    """The paper's finding, on the weights that everyone can fetch."""
+    metrics = qkjax.measure(default_modes)
+    layers = np.asarray(metrics.weighted_cosine).mean(-1)
+    assert layers[:2].min() > 0.5 > 50 * metrics.null.weighted_cosine
+    assert layers[3:10].max() < 0.5 * layers[:2].min()
+
+
+@pytest.mark.parametrize("embed", [3, 48, 768])
+def test_cosine_of_random_directions(embed):
+    """D = 3 is Archimedes' theorem: the cosine is uniform on [-1, 1]."""
+    if embed == 3:
+        np.testing.assert_allclose(cosine_quantile(3), 0.95, atol=1e-9)
+    x = np.random.default_rng(0).standard_normal((2, 40_000, embed))
+    x /= np.linalg.norm(x, axis=-1, keepdims=True)
+    inside = (np.abs((x[0] * x[1]).sum(-1)) < cosine_quantile(embed)).mean()
+    np.testing.assert_allclose(inside, 0.95, atol=4 * np.sqrt(0.95 * 0.05 / 40_000))
+
+
+def test_null_of_random_kernels():
+    """Of fresh random layers about 95% fall into the band; its width is about 1 / sqrt(D d H)."""
+    null = qkjax.null_band(48, 4, 12)
+    rng = np.random.default_rng(5)
+    metrics = qkjax.measure(qkjax.decompose(*rng.standard_normal((2, 400, 48, 4, 12)).astype(np.float32)))
+    for field in ("weighted_cosine", "mean_cosine"):
+        inside = (np.abs(np.asarray(getattr(metrics, field)).mean(-1)) < getattr(null, field)).mean()
+        assert 0.90 < inside < 0.985, field
+    assert 1 < null.weighted_cosine * np.sqrt(48 * 12 * 4) < 3
+    assert null == qkjax.null_band(48, 4, 12)
+
+
+def test_bias_terms_make_up_the_logits(kernels):
+    """y_i M y_j + y_i a + b y_j + c, divided by sqrt(d), is q_i . k_j / sqrt(d)."""
+    attention = _attention(*kernels)
+    query, key, query_bias, key_bias, scale, offset = (np.asarray(x, np.float64) for x in attention)
+    bias = qkjax.bias_terms(attention)
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((2000, 48))
+    x -= x.mean(-1, keepdims=True)
+    x /= x.std(-1, keepdims=True)
+    layer, head = 1, 2
+    y = x * scale[layer] + offset[layer]
+    q = y @ query[layer, :, head] + query_bias[layer, head]
+    k = y @ key[layer, :, head] + key_bias[layer, head]
+    a, b, c = (np.asarray(t[layer, head]) for t in bias[:3])
+    bilinear = (y @ query[layer, :, head]) @ (y @ key[layer, :, head]).T
+    np.testing.assert_allclose(bilinear + (y @ a)[:, None] + (y @ b)[None] + c, q @ k.T, atol=1e-3)
+    # Spreads, against tokens drawn at random: 2000 of them tell a standard deviation to 2%.
+    np.testing.assert_allclose(bias.key_spread[layer, head], (y @ b).std() / np.sqrt(12), rtol=0.08)
+    np.testing.assert_allclose(bias.query_spread[layer, head], (y @ a).std() / np.sqrt(12), rtol=0.08)
+    centred = x * scale[layer]
+    bilinear = (centred @ query[layer, :, head]) @ (centred @ key[layer, :, head]).T
+    np.testing.assert_allclose(bias.interaction_spread[layer, head], bilinear.std() / np.sqrt(12), rtol=0.05)
+
+
+def test_softmax_cancels_the_query_term_and_not_the_key_term(default, photograph):
+    """On a real image: attention follows from M and the key term alone."""
+    model = qkjax.ViT(default.config)
+    _, seen = qkjax.forward(model, default.params, photograph, capture=("norm", "attention"))
+    attention = qkjax.attention(default.params)
+    modes, bias = qkjax.decompose(*attention[:2], normalize=True), qkjax.bias_terms(attention)
+    layer, head = 6, 2
+    y = np.asarray(seen["norm"][layer, 0], np.float64)
+    u, s, v = (np.asarray(x[layer, head], np.float64) for x in modes)
+    logits = (y @ u * s) @ (y @ v).T
+    key_term = y @ np.asarray(bias.key_direction[layer, head], np.float64) / 8
+
+    def softmax(z):
+        z = np.exp(z - z.max(-1, keepdims=True))
+        return z / z.sum(-1, keepdims=True)
+
+    wanted = np.asarray(seen["attention"][layer, 0, head])
+    np.testing.assert_allclose(softmax(logits + key_term[None]), wanted, atol=1e-4)
+    assert np.abs(softmax(logits) - wanted).max() > 0.01

@@ -1,0 +1,79 @@
+"""The model: captures, types, sizes. Values are tested against the golden files and other libraries."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qkjax
+from conftest import DATA
+from qkjax.vit.model import CAPTURES
+
+
+@pytest.fixture(scope="module")
+def small():
+    return qkjax.load(DATA / "a.npz"), np.load(DATA / "a_expected.npz")["images"]
+
+
+def test_captures_belong_together(small):
+    checkpoint, images = small
+    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, CAPTURES)
+    shapes = {name: seen[name].shape for name in CAPTURES}
+    assert shapes == {
+        "norm": (4, 3, 17, 64), "query": (4, 3, 17, 4, 16), "key": (4, 3, 17, 4, 16),
+        "attention_logits": (4, 3, 4, 17, 17), "attention": (4, 3, 4, 17, 17), "residual": (4, 3, 17, 64),
+    }  # fmt: skip
+    seen = {name: np.asarray(value, np.float64) for name, value in seen.items()}
+    a = qkjax.attention(checkpoint.params)
+    mean, std = (getattr(seen["residual"], f)(-1, keepdims=True) for f in ("mean", "std"))
+    norm = (seen["residual"] - mean) / np.sqrt(std**2 + 1e-6) * a.norm_scale[:, None, None] + a.norm_bias[:, None, None]
+    np.testing.assert_allclose(seen["norm"], norm, atol=1e-5)
+    query = np.einsum("lbnd,ldhk->lbnhk", norm, a.query_kernel) + a.query_bias[:, None, None]
+    np.testing.assert_allclose(seen["query"], query, atol=1e-4)
+    logits = np.einsum("lbqhk,lbnhk->lbhqn", seen["query"], seen["key"]) / 4
+    np.testing.assert_allclose(seen["attention_logits"], logits, atol=1e-4)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    np.testing.assert_allclose(seen["attention"], weights / weights.sum(-1, keepdims=True), atol=1e-5)
+
+
+def test_only_what_is_asked_for_is_returned(small):
+    checkpoint, images = small
+    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("query",))
+    assert set(seen) == {"encoded", "query"}
+    with pytest.raises(qkjax.QkjaxError, match="cannot capture qeury: the names are norm"):
+        qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("qeury",))
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_bfloat16(name):
+    """8 bits of mantissa: 0.4% a product, a few percent of the range after four layers."""
+    checkpoint = qkjax.load(DATA / f"{name}.npz")
+    images = np.load(DATA / f"{name}_expected.npz")["images"]
+    exact, _ = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
+    rough, seen = qkjax.forward(qkjax.ViT(checkpoint.config, dtype="bfloat16"), checkpoint.params, images, ("query",))
+    assert seen["query"].dtype == jnp.bfloat16
+    assert 0 < np.abs(rough - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_any_size_from_one_patch_up(small):
+    checkpoint, _ = small
+    model = qkjax.ViT(checkpoint.config)
+    for height, width in ((8, 8), (24, 40), (39, 17)):  # what fills no patch is dropped
+        output, seen = qkjax.forward(model, checkpoint.params, np.ones((1, height, width, 3), np.float32))
+        assert seen["encoded"].shape == (1, 1 + (height // 8) * (width // 8), 64)
+        assert np.isfinite(output).all()
+    with pytest.raises(qkjax.QkjaxError, match="smaller than a patch"):
+        qkjax.forward(model, checkpoint.params, np.ones((1, 7, 8, 3), np.float32))
+
+
+def test_registers_and_layer_scale_have_a_place():
+    config = qkjax.ViTConfig(
+        width=24, depth=2, heads=3, head_dim=8, mlp_dim=48, patch_size=(4, 4), grid=(2, 2), pool="tok", registers=4,
+        layer_scale=True, gelu="exact", posemb_resample="bicubic",
+    )  # fmt: skip
+    import jax
+
+    model, images = qkjax.ViT(config), np.ones((2, 8, 12, 3), np.float32)
+    params = model.init(jax.random.key(0), images[:, :, :8])["params"]
+    output, seen = qkjax.forward(model, params, images)
+    assert output.shape == (2, 24)
+    assert seen["encoded"].shape == (2, 1 + 4 + 6, 24)
