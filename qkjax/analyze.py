@@ -10,7 +10,7 @@ from qkjax import figures, results
 from qkjax.errors import QkjaxError
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.metrics import Metrics, measure
-from qkjax.interaction.modes import decompose
+from qkjax.interaction.modes import Modes, decompose
 from qkjax.vit.tree import attention
 from qkjax.weights.load import Checkpoint, load
 
@@ -22,17 +22,25 @@ class Options(NamedTuple):
     center: bool = False
     normalize: bool = False
 
+    @classmethod
+    def checked(cls, fold_scale: bool, center: bool, normalize: bool) -> "Options":
+        """The options, if they go together.
 
-def analyze_models(names: tuple[str, ...], out: Path | None, options: Options, overrides: Mapping) -> None:
+        Raises:
+          QkjaxError: `center` without `fold_scale`.
+        """
+        if center and not fold_scale:
+            raise QkjaxError("--center takes out a direction of x, on which M acts only with --fold-scale: give both")
+        return cls(fold_scale, center, normalize)
+
+
+def analyze_models(names: tuple[str, ...], out: Path | None, options: Options, settings: Mapping) -> None:
     """Analyses each model in turn into a folder of its own, then compares them if they are several.
 
     Raises:
       QkjaxError: a model cannot be read or a result not written; models before it are complete.
     """
-    checkpoints = [load(name, **overrides) for name in names]
-    labels = [c.name for c in checkpoints]
-    if twice := {label for label in labels if labels.count(label) > 1}:
-        raise QkjaxError(f"two models are called {min(twice)!r}: rename a file, or analyse them apart")
+    checkpoints = results.by_name([load(name, **settings) for name in names]).values()
     if out is not None and out.exists() and not out.is_dir():
         raise QkjaxError(f"{out} is a file, and results need a folder: give another --out")
     base = out or Path("results")
@@ -46,6 +54,13 @@ def analyze_models(names: tuple[str, ...], out: Path | None, options: Options, o
             print(f"wrote {path}", file=sys.stderr)
 
 
+def modes_of(checkpoint: Checkpoint, options: Options) -> Modes:
+    """The modes of a model in the frame asked for."""
+    parts = attention(checkpoint.params)
+    scale = parts.norm_scale if options.fold_scale else None
+    return decompose(*parts[:2], norm_scale=scale, center=options.center, normalize=options.normalize)
+
+
 def analyze_one(checkpoint: Checkpoint, folder: Path, options: Options) -> Metrics:
     """Decomposes one model, prints its table and writes its results.
 
@@ -54,15 +69,8 @@ def analyze_one(checkpoint: Checkpoint, folder: Path, options: Options) -> Metri
     """
     name = checkpoint.name
     print(f"{name}: decomposing {checkpoint.config.depth} x {checkpoint.config.heads} heads", file=sys.stderr)
-    parts = attention(checkpoint.params)
-    modes = decompose(
-        parts.query_kernel,
-        parts.key_kernel,
-        norm_scale=parts.norm_scale if options.fold_scale else None,
-        center=options.center,
-        normalize=options.normalize,
-    )
-    metrics, bias = measure(modes), bias_terms(parts)
+    modes = modes_of(checkpoint, options)
+    metrics, bias = measure(modes), bias_terms(attention(checkpoint.params))
     rows = results.layer_table(metrics, bias)
     print(f"{name}\n{results.format_table(rows)}", flush=True)
     attrs = {

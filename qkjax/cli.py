@@ -41,19 +41,58 @@ def analyze(
 
     if not models:
         raise QkjaxError("no model given; for example: qkjax analyze dinov2-vits14-focus")
-    if center and not fold_scale:
-        raise QkjaxError("--center takes out a direction of x, on which M acts only with --fold-scale: give both")
-    analyze_models(models, out, Options(fold_scale, center, normalize), {"grid": grid} if grid else {})
+    analyze_models(models, out, Options.checked(fold_scale, center, normalize), {"grid": grid} if grid else {})
 
 
-def models() -> None:
-    """List the catalogue: name, what it is, size of the download, whether it is on disk."""
+def compare(
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
+    /,
+    out: Path = Path("results/compare"),
+    fold_scale: bool = False,
+    center: bool = False,
+    normalize: bool = False,
+) -> None:
+    """Overlay models by training objective; say how those of one architecture differ.
+
+    Every model with as many layers and heads, as wide as the first, is compared with it mode by mode.
+
+    Args:
+      models: as for analyze; two or more.
+      out: folder for compare.csv, the figures, and a folder for each comparison by modes.
+      fold_scale: as for analyze.
+      center: as for analyze.
+      normalize: as for analyze.
+    """
+    from qkjax.analyze import Options
+    from qkjax.compare import compare_models
+
+    if len(models) < 2:
+        raise QkjaxError("compare wants two models or more; for example: qkjax compare original.npz finetuned.npz")
+    compare_models(models, out, Options.checked(fold_scale, center, normalize), {})
+
+
+def models(check: bool = False) -> None:
+    """List the catalogue: name, size of the download, whether it is on disk, what it is.
+
+    Args:
+      check: ask every server whether it still has what the catalogue says; exit code 2 if not.
+    """
     from qkjax.weights import catalogue
 
+    if check:
+        from qkjax.weights.fetch import check_urls
+
+        gone = check_urls(catalogue.entries())
+        print("\n".join(f"{name}: {problem}" for name, problem in gone))
+        if gone:
+            raise QkjaxError(f"{len(gone)} of {len(catalogue.entries())} entries have a problem, listed above")
+        return
     print(f"checkpoints lie in {catalogue.folder()}")
+    width = max(len(name) for name in catalogue.entries())
     for name, entry in catalogue.entries().items():
-        state = "on disk" if catalogue.path_of(name).exists() else "not fetched"
-        print(f"{name:<24} {entry.bytes / 1e6:7.0f} MB  {state:<11}  {entry.title}")
+        size = f"{entry.bytes / 1e6:.0f} MB" if entry.bytes else ""
+        state = "unsupported" if entry.unsupported else "on disk" if catalogue.path_of(name).exists() else "not fetched"
+        print(f"{name:<{width}} {size:>8}  {state:<11}  {entry.objective:<22}  {entry.title}")
 
 
 def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")], /) -> None:
@@ -99,7 +138,7 @@ def export(
 
 def main() -> None:
     """Entry point of the `qkjax` command: exit code 0, 2 for bad input, 130 when interrupted."""
-    commands = {"analyze": analyze, "models": models, "fetch": fetch, "export": export}
+    commands = {"analyze": analyze, "compare": compare, "models": models, "fetch": fetch, "export": export}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -112,7 +151,16 @@ def main() -> None:
         print(f"qkjax: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("qkjax: interrupted; what was finished is kept", file=sys.stderr)
-        sys.exit(130)
+        print("qkjax: interrupted; what was finished is kept", file=sys.stderr, flush=True)
+        os._exit(130)  # an orderly exit would pull Python away from under XLA's running threads, which crashes
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    except OSError as error:
+        print(f"qkjax: error: {error}", file=sys.stderr)
+        _drop_output()
+        sys.exit(2)
+
+
+def _drop_output() -> None:
+    """What is still to be written to standard output cannot be; without this Python would try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,19 +1,22 @@
 """The results of one model as a labelled dataset and as a table, and their files."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
+from qkjax.errors import QkjaxError
 from qkjax.files import atomic_path
 from qkjax.interaction.bias import BiasTerms
+from qkjax.interaction.difference import Difference
 from qkjax.interaction.metrics import Metrics
 from qkjax.interaction.modes import Modes
+from qkjax.weights.load import Checkpoint
 
-Row = dict[str, int | float]
+Row = dict[str, int | float | str]
 PER_MODE, PER_HEAD = ("layer", "head", "mode"), ("layer", "head")
 VECTORS = ("layer", "head", "embed", "mode")
 DIMS = {"symmetric_eigenvalues": (*PER_HEAD, "eigen"), "antisymmetric_spectrum": (*PER_HEAD, "pair")}
@@ -39,6 +42,10 @@ def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[s
         {n: (d, np.asarray(v)) for n, (d, v) in variables.items()}, attrs={**attrs, **null, **versions}
     )
     return dataset.assign_coords({dim: np.arange(dataset.sizes[dim]) for dim in ("layer", "head", "mode")})
+
+
+def _versions() -> dict[str, str]:
+    return {f"version_{name}": version(name) for name in ("qkjax", "jax", "numpy")}
 
 
 def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
@@ -106,6 +113,26 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
+def difference_dataset(found: Difference, attrs: Mapping[str, str]) -> xr.Dataset:
+    """How two models differ, with dims layer, head, mode (of the first model; for `_angles` their order)."""
+    variables = {
+        name: (PER_MODE if value.ndim == 3 else PER_HEAD, np.asarray(value)) for name, value in found._asdict().items()
+    }
+    return xr.Dataset(variables, attrs={**attrs, **_versions()})
+
+
+def by_name(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+    """Checkpoints by the names under which their results are kept.
+
+    Raises:
+      QkjaxError: two of one name.
+    """
+    labels = [checkpoint.name for checkpoint in checkpoints]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise QkjaxError(f"two models are called {min(twice)!r}: rename a file, or analyse them apart")
+    return dict(zip(labels, checkpoints, strict=True))
+
+
 def format_table(rows: list[Row]) -> str:
     """The columns of the layer table that one looks at first, as text."""
     shown = {
@@ -117,8 +144,16 @@ def format_table(rows: list[Row]) -> str:
         "stable_rank": ("stable rank", ".1f"),
         "half_strength_modes": ("modes of 50%", ".1f"),
         "symmetric_share": ("symmetric", ".2f"),
+        "degenerate_share": ("degenerate", ".2f"),
         "key_bias": ("key bias", ".2f"),
     }
-    heads = [title for title, _ in shown.values()]
-    cells = [[format(row[name], spec) for name, (_, spec) in shown.items()] for row in rows]
-    return "\n".join("  ".join(c.rjust(len(h)) for c, h in zip(line, heads, strict=True)) for line in [heads, *cells])
+    return format_rows([{title: row[name] for name, (title, _) in shown.items()} for row in rows], dict(shown.values()))
+
+
+def format_rows(rows: list[Row], formats: Mapping[str, str] | None = None) -> str:
+    """Rows as text under their column names, right-aligned; numbers to three places unless said."""
+    heads = list(rows[0])
+    spec = {head: "d" if isinstance(rows[0][head], int) else ".3f" for head in heads} | dict(formats or {})
+    cells = [[format(row[head], spec[head]) for head in heads] for row in rows]
+    widths = [max(len(head), *(len(line[i]) for line in cells)) for i, head in enumerate(heads)]
+    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in [heads, *cells])

@@ -10,7 +10,7 @@ import pytest
 import qkjax
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("jax", "flax", "numpy", "matplotlib", "xarray", "scipy", "tensorstore", "onnx")
+HEAVY = ("jax", "flax", "numpy", "matplotlib", "xarray", "scipy", "tensorstore", "onnx", "safetensors", "PIL")
 
 
 def test_start_up_imports_nothing_heavy():

@@ -84,6 +84,26 @@ def test_analyze_several_with_options(tmp_path):
         assert json.loads(data.attrs["config"])["pool"] == "tok"
 
 
+def test_compare(tmp_path):
+    """`a` and `d` are one model in two layouts; `c` is another of the same shapes."""
+    done = run("compare", *(DATA / f"{name}.npz" for name in "adc"), "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "compare.csv", "cosine_by_depth.png", "cosine_by_depth.pdf", "d-against-a", "c-against-a",
+    }  # fmt: skip
+    with open(tmp_path / "out" / "compare.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["model"] for r in rows] == ["a"] * 4 + ["d"] * 4 + ["c"] * 4
+    assert [r["weighted_cosine"] for r in rows[:4]] == [r["weighted_cosine"] for r in rows[4:8]]
+    for name, least, most in (("d", 0.9999, 1.0001), ("c", -0.3, 0.3)):
+        folder = tmp_path / "out" / f"{name}-against-a"
+        assert {p.name for p in folder.iterdir()} == {"layers.csv", "difference.nc", "difference.png", "difference.pdf"}
+        with xr.open_dataset(folder / "difference.nc") as data:
+            assert data.match.dims == ("layer", "head", "mode")
+            assert least < data.similarity.min() <= data.similarity.max() < most
+    assert_one_clear_line(run("compare", DATA / "a.npz"), "two models or more")
+
+
 def test_export_and_models(tmp_path):
     done = run("export", DATA / "d.npz", tmp_path / "x.npz")
     assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "x.npz")), done.stderr
@@ -152,6 +172,26 @@ def test_interrupt(tmp_path):
     assert "Traceback" not in rest
     left = list((tmp_path / "out").glob(".*")) if (tmp_path / "out").exists() else []
     assert left == []
+
+
+def test_names_that_matplotlib_would_read_as_its_own(tmp_path):
+    """Dollar signs are no mathematics, and a leading underscore hides nothing from the legend."""
+    for name in (r"_x$\frac$", "c"):
+        (tmp_path / f"{name}.npz").write_bytes((DATA / "a.npz").read_bytes())
+    done = run("analyze", tmp_path / r"_x$\frac$.npz", tmp_path / "c.npz", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert_results(tmp_path / "out" / r"_x$\frac$", 4, 4, 16)
+    metrics = qkjax.measure(qkjax.decompose(*qkjax.query_key_kernels(qkjax.load(DATA / "a.npz").params)))
+    legend = qkjax.figures.cosine_by_layer({r"_x$\frac$": metrics, "c": metrics}).legends[0]
+    assert r"_x\$\frac\$" in [text.get_text().strip() for text in legend.get_texts()]
+
+
+def test_full_disk_behind_standard_output():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "qkjax", "models"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert_one_clear_line(done, "No space left")
 
 
 def test_closed_pipe():

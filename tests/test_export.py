@@ -27,7 +27,7 @@ def test_default_model_exports_without_layer_scale(tmp_path, default, photograph
     assert "tanh" in notes[0]
     folded = qkjax.load(tmp_path / "x.npz")
     assert not any("LayerScale" in name for name in flatten_dict(folded.params, sep="/"))
-    assert (folded.config.gelu, folded.config.posemb_resample) == ("exact", "bicubic")
+    assert (folded.config.activation, folded.config.posemb_resample) == ("gelu", "bicubic")
     before, _ = qkjax.forward(qkjax.ViT(default.config), default.params, photograph)
     after, _ = qkjax.forward(qkjax.ViT(folded.config), folded.params, photograph)
     np.testing.assert_allclose(after, before, atol=1e-4)
@@ -37,7 +37,7 @@ def test_export_refuses_what_big_vision_cannot_hold(tmp_path, default):
     from dataclasses import replace
 
     with_registers = replace(default, config=replace(default.config, registers=4))
-    with pytest.raises(qkjax.QkjaxError, match="register tokens"):
+    with pytest.raises(qkjax.QkjaxError, match="extra tokens"):
         qkjax.export(with_registers, tmp_path / "x.npz")
     with pytest.raises(qkjax.QkjaxError, match=r"must end in \.npz"):
         qkjax.export(default, tmp_path / "x.bin")

@@ -125,7 +125,7 @@ def test_default_is_what_its_package_holds(default):
     """Facts of DINOv2 ViT-S/14 that everybody can look up, and weights that were trained."""
     c = default.config
     assert (c.width, c.depth, c.heads, c.head_dim, c.mlp_dim) == (384, 12, 6, 64, 1536)
-    assert (c.patch_size, c.grid, c.pool, c.gelu, c.layer_scale) == ((14, 14), (37, 37), "tok", "exact", True)
+    assert (c.patch_size, c.grid, c.pool, c.activation, c.layer_scale) == ((14, 14), (37, 37), "tok", "gelu", True)
     # Meta states 21 M parameters: 22,056,576 with the mask token, less 384 of it and 384 of the class
     # token's position, which is folded into the token.
     assert sum(x.size for x in jax.tree.leaves(default.params)) == 22_056_576 - 2 * 384

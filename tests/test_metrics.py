@@ -80,10 +80,38 @@ def test_a_head_of_zeros_has_no_cosine(kernels):
     query, key = kernels
     query[1, :, 2] = 0
     metrics = qkjax.measure(qkjax.decompose(query, key))
-    assert np.argwhere(np.isnan(metrics.weighted_cosine)).tolist() == [[1, 2]]
+    for values in (metrics.weighted_cosine, metrics.mean_cosine):
+        assert np.argwhere(np.isnan(values)).tolist() == [[1, 2]]
     assert np.asarray(metrics.degenerate)[1, 2].all()
     rows = qkjax.layer_table(metrics, qkjax.bias_terms(_attention(query, key)))
     assert all(np.isfinite(value) for row in rows for value in row.values())
+
+
+def test_layer_table_by_hand(kernels):
+    """Every column, recomputed with numpy from dense matrices."""
+    attention = _attention(*kernels)
+    metrics = qkjax.measure(qkjax.decompose(*kernels))
+    bias = qkjax.bias_terms(attention)
+    row = qkjax.layer_table(metrics, bias)[1]
+    m = dense(kernels)[1]
+    u, s, vt = np.linalg.svd(m)
+    u, s, vt = u[..., :12], s[..., :12], vt[:, :12]
+    cosine = np.einsum("hdn,hnd->hn", u, vt)
+    p = s / s.sum(-1, keepdims=True)
+    wanted = {
+        "layer": 1, "relative_depth": 0.5, "weighted_cosine": (p * cosine).sum(-1).mean(), "mean_cosine": cosine.mean(),
+        "effective_rank": np.exp(-(p * np.log(p)).sum(-1)).mean(),
+        "stable_rank": ((s**2).sum(-1) / s[:, 0] ** 2).mean(),
+        "half_strength_modes": np.mean([next(n for n in range(1, 13) if share[:n].sum() >= 0.5) for share in p]),
+        "symmetric_share": (((m + m.swapaxes(1, 2)) ** 2).sum((1, 2)) / 4 / (m**2).sum((1, 2))).mean(),
+        "key_bias": np.mean(np.asarray(bias.key_spread)[1] / np.asarray(bias.interaction_spread)[1]),
+        "query_bias": np.mean(np.asarray(bias.query_spread)[1] / np.asarray(bias.interaction_spread)[1]),
+        "degenerate_share": 0, "null_weighted_cosine": metrics.null.weighted_cosine,
+        "null_mean_cosine": metrics.null.mean_cosine,
+    }  # fmt: skip
+    assert row.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(row[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def _attention(query, key) -> qkjax.Attention:
@@ -121,7 +149,13 @@ def test_null_of_random_kernels():
     for field in ("weighted_cosine", "mean_cosine"):
         inside = (np.abs(np.asarray(getattr(metrics, field)).mean(-1)) < getattr(null, field)).mean()
         assert 0.90 < inside < 0.985, field
-    assert 1 < null.weighted_cosine * np.sqrt(48 * 12 * 4) < 3
+    # Against heads that numpy draws and decomposes: 95% of |weighted cosine| of one, and of the mean of four.
+    q, k = rng.standard_normal((2, 8000, 48, 12))
+    core = np.linalg.qr(q, mode="r") @ np.linalg.qr(k, mode="r").swapaxes(1, 2)
+    heads = np.einsum("hdn,hdn->h", q, k) / np.linalg.svd(core, compute_uv=False).sum(-1)
+    np.testing.assert_allclose(null.head_weighted_cosine, np.quantile(np.abs(heads), 0.95), rtol=0.15)
+    layers = heads.reshape(-1, 4).mean(-1)
+    np.testing.assert_allclose(null.weighted_cosine, np.quantile(np.abs(layers), 0.95), rtol=0.15)
     assert null == qkjax.null_band(48, 4, 12)
 
 

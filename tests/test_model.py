@@ -67,8 +67,8 @@ def test_any_size_from_one_patch_up(small):
 
 def test_registers_and_layer_scale_have_a_place():
     config = qkjax.ViTConfig(
-        width=24, depth=2, heads=3, head_dim=8, mlp_dim=48, patch_size=(4, 4), grid=(2, 2), pool="tok", registers=4,
-        layer_scale=True, gelu="exact", posemb_resample="bicubic",
+        width=24, depth=2, heads=3, head_dim=8, mlp_dim=48, patch_size=(4, 4), grid=(2, 2), pool="tok",
+        class_token=True, registers=4, layer_scale=True, activation="gelu", posemb_resample="bicubic",
     )  # fmt: skip
     import jax
 

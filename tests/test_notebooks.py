@@ -18,5 +18,8 @@ def test_runs(default, path, tmp_path):
     assert not any(s.lstrip().startswith(("def ", "class ")) for s in sources)
     assert not any(c.get("outputs") for c in notebook.cells), "outputs are not committed"
     NotebookClient(notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    texts = [o["data"].get("text/plain", "") for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
+    assert texts
+    assert not any("nan" in text for text in texts)
     figures = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(figures) == sum("qkjax.figures." in s for s in sources)

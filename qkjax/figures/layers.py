@@ -1,70 +1,94 @@
 """Figures with the layers along an axis."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from qkjax.figures.style import COLOURS, DIVERGING, GREY, MARKERS, WIDTH, styled
+from qkjax.figures.style import COLOURS, DIVERGING, GREY, MARKERS, WIDTH, literal, styled
+from qkjax.interaction.difference import Difference
 from qkjax.interaction.metrics import Metrics
+from qkjax.interaction.null import Null
 from qkjax.results import head_mean
 
 
-def _curve(axes: Axes, x, head_values, label: str, index: int, dashed: bool = False) -> None:
-    """A line through the means over heads, and a faint dot for every head."""
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+def _curve(axes: Axes, x, head_values, label: str, style: tuple[int, int], line: str = "-") -> None:
+    """A line through the means over heads, and a faint dot for every head. Style: (colour, marker)."""
+    colour, marker = COLOURS[style[0] % len(COLOURS)], MARKERS[style[1] % len(MARKERS)]
     values = np.asarray(head_values)
     axes.plot(np.repeat(x, values.shape[1]), values.ravel(), ".", color=colour, alpha=0.25, markersize=4, zorder=1)
-    line = "--" if dashed else "-"
     axes.plot(x, head_mean(values), line, marker=marker, color=colour, label=label, markersize=4.5, zorder=3)
 
 
-def _bands(axes: Axes, directions: float, kernels: float) -> None:
-    """What chance gives, as half widths: one pair of random directions, a layer of random kernels."""
+def _bands(axes: Axes, nulls: Sequence[Null], field: str) -> None:
+    """What chance gives: one pair of random directions, a layer of random kernels; of several models
+    the widest."""
+    directions, kernels = (max(getattr(null, f) for null in nulls) for f in ("cosine", field))
+    widest = ", widest" if len(nulls) > 1 else ""
     for half_width, alpha, what in (
-        (directions, 0.35, f"two random directions, 95% (±{directions:.2f})"),
-        (kernels, 1.0, f"layer of random kernels, 95% (±{kernels:.3f})"),
+        (directions, 0.35, f"two random directions, 95% (±{directions:.2f}{widest})"),
+        (kernels, 1.0, f"layer of random kernels, 95% (±{kernels:.3f}{widest})"),
     ):
         axes.axhspan(-half_width, half_width, color=GREY, alpha=alpha, linewidth=0, label=what, zorder=0)
     axes.set_ylim(-1, 1)
 
 
-def cosine_by_layer(models: Mapping[str, Metrics]) -> Figure:
+def cosine_by_layer(models: Mapping[str, Metrics], objectives: Mapping[str, str] | None = None) -> Figure:
     """Weighted and plain mean cosine of the modes against layer (the paper's figure 3).
 
     One model: both curves against the layer's number. Several: a panel each for the weighted and
     the plain mean, against relative depth (0 first layer, 1 last). Dots are heads; the bands hold
     95% of what chance gives (of several models, the widest).
+
+    Args:
+      models: metrics by the name to show.
+      objectives: training objective by the same names; then several models are coloured by it.
     """
     with styled():
         if len(models) == 1:
-            ((name, metrics),) = models.items()
-            figure = Figure(figsize=(WIDTH * 0.75, 3.2), layout="constrained")
-            axes = figure.subplots()
-            layers = np.arange(len(metrics.weighted_cosine))
-            _curve(axes, layers, metrics.weighted_cosine, "weighted by singular value", 0)
-            _curve(axes, layers, metrics.mean_cosine, "plain mean", 1, dashed=True)
-            _bands(axes, metrics.null.cosine, max(metrics.null.weighted_cosine, metrics.null.mean_cosine))
-            axes.set(xlabel="layer", ylabel="cosine of query and key direction", title=name)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.legend(frameon=False, loc="lower left")
-            return figure
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+            return _one_model(*next(iter(models.items())))
+        figure = Figure(figsize=(WIDTH, 3.4 + 0.08 * len(models)), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, field, title in zip(
-            panels, ("weighted_cosine", "mean_cosine"), ("weighted by singular value", "plain mean"), strict=True
-        ):
+        groups = {name: objectives[name] if objectives else name for name in models}
+        colours = {group: index for index, group in enumerate(dict.fromkeys(groups.values()))}
+        nulls = [m.null for m in models.values()]
+        titles = {"weighted_cosine": "weighted by singular value", "mean_cosine": "plain mean"}
+        for axes, (field, title) in zip(panels, titles.items(), strict=True):
             for index, (name, metrics) in enumerate(models.items()):
                 values = getattr(metrics, field)
-                _curve(axes, np.linspace(0, 1, len(values)), values, name, index)
-            nulls = [m.null for m in models.values()]
-            _bands(axes, max(n.cosine for n in nulls), max(n.weighted_cosine for n in nulls))
+                label = literal(f"{name} ({groups[name]})" if objectives else name)
+                _curve(axes, np.linspace(0, 1, len(values)), values, label, (colours[groups[name]], index))
+            _bands(axes, nulls, field)
             axes.set(xlabel="relative depth", title=title)
         panels[0].set_ylabel("cosine of query and key direction")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         return figure
+
+
+def _one_model(name: str, metrics: Metrics) -> Figure:
+    figure = Figure(figsize=(WIDTH * 0.75, 3.2), layout="constrained")
+    axes = figure.subplots()
+    layers = np.arange(len(metrics.weighted_cosine))
+    _curve(axes, layers, metrics.weighted_cosine, "weighted by singular value", (0, 0))
+    _curve(axes, layers, metrics.mean_cosine, "plain mean", (1, 1), "--")
+    _bands(axes, [metrics.null], "weighted_cosine")
+    axes.set(xlabel="layer", ylabel="cosine of query and key direction", title=literal(name))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, loc="lower left")
+    return figure
+
+
+def draw_heads(axes: Axes, values, colours: str, lowest: float) -> AxesImage:
+    """A value for every head: heads up, layers to the right; scale from `lowest` to 1."""
+    values = np.asarray(values).T
+    image = axes.imshow(values, cmap=colours, vmin=lowest, vmax=1, origin="lower", aspect="auto")
+    axes.set(xlabel="layer", ylabel="head")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+    return image
 
 
 def head_map(name: str, metrics: Metrics) -> Figure:
@@ -77,23 +101,33 @@ def head_map(name: str, metrics: Metrics) -> Figure:
             figsize=(max(cell * layers + 1.6, 4), max(cell * 0.75 * heads + 1.2, 2.2)), layout="constrained"
         )
         axes = figure.subplots()
-        image = axes.imshow(values, cmap=DIVERGING, vmin=-1, vmax=1, origin="lower", aspect="auto")
+        image = draw_heads(axes, metrics.weighted_cosine, DIVERGING, -1)
         if cell > 0.4:
             for (head, layer), value in np.ndenumerate(values):
                 colour = "white" if abs(value) > 0.6 else "black"
-                axes.text(
-                    layer,
-                    head,
-                    f"{value:.2f}".replace("-0.00", "0.00"),
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color=colour,
-                )
-        axes.set(xlabel="layer", ylabel="head", title=name)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+                text = f"{value:.2f}".replace("-0.00", "0.00")
+                axes.text(layer, head, text, ha="center", va="center", fontsize=7, color=colour)
+        axes.set_title(literal(name))
         figure.colorbar(image, label="weighted mean cosine")
+        return figure
+
+
+def difference_map(first: str, second: str, difference: Difference) -> Figure:
+    """How the heads of two models differ: <M, M'> / (||M|| ||M'||), and the mean squared cosine of the
+    principal angles between their query spaces and between their key spaces."""
+    overlaps = [(np.asarray(x) ** 2).mean(-1) for x in (difference.query_angles, difference.key_angles)]
+    with styled():
+        figure = Figure(figsize=(WIDTH * 1.2, 3.0), layout="constrained")
+        panels = figure.subplots(1, 3, sharey=True)
+        titles = ("similarity of M", "overlap of query spaces", "overlap of key spaces")
+        for axes, values, title in zip(panels, (difference.similarity, *overlaps), titles, strict=True):
+            signed = values is difference.similarity
+            image = draw_heads(axes, values, DIVERGING if signed else "viridis", -1 if signed else 0)
+            axes.set_title(title)
+            figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
+        for axes in panels[1:]:
+            axes.set_ylabel("")
+        figure.suptitle(literal(f"{second} against {first}"), fontsize=9)
         return figure
 
 
@@ -111,7 +145,7 @@ def symmetry_by_layer(name: str, metrics: Metrics) -> Figure:
         axes.set(
             xlabel="layer",
             ylabel="share of the squared norm of M",
-            title=name,
+            title=literal(name),
             ylim=(0, 1),
             xlim=(-0.6, len(layers) - 0.4),
         )

@@ -6,16 +6,17 @@ import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
-from qkjax.figures.style import COLOURS, DIVERGING, GREY, WIDTH, styled
+from qkjax.figures.style import COLOURS, DIVERGING, GREY, WIDTH, literal, styled
 from qkjax.interaction.metrics import Metrics
 
 
 def cosine_histograms(name: str, metrics: Metrics) -> Figure:
     """Histogram of the cosines of all modes, a panel per layer (the paper's figure S1).
 
-    The band holds 95% of the cosines of two random directions; the line is the plain mean.
+    The band holds 95% of the cosines of two random directions; the line is the plain mean. Degenerate
+    modes, whose cosine is not defined one by one, count in it and are drawn pale.
     """
-    cosine = np.asarray(metrics.cosine)
+    cosine, degenerate = np.asarray(metrics.cosine), np.asarray(metrics.degenerate)
     layers = len(cosine)
     columns = min(4, layers)
     rows = ceil(layers / columns)
@@ -24,20 +25,23 @@ def cosine_histograms(name: str, metrics: Metrics) -> Figure:
         figure = Figure(figsize=(WIDTH, 1.25 * rows + 0.8), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for layer, axes in enumerate(panels[:layers]):
-            values = cosine[layer].ravel()
-            share = np.full(values.size, 1 / values.size)
+            kinds = [cosine[layer][chosen] for chosen in (~degenerate[layer], degenerate[layer])]
+            kinds = [kind[np.isfinite(kind)] for kind in kinds]
+            count = max(sum(kind.size for kind in kinds), 1)
+            shares = [np.full(kind.size, 1 / count) for kind in kinds]
             axes.axvspan(-metrics.null.cosine, metrics.null.cosine, color=GREY, alpha=0.6, linewidth=0)
-            axes.hist(values, bins=bins, weights=share, color=COLOURS[0])
-            axes.axvline(values.mean(), color=COLOURS[1], linewidth=1.2)
+            axes.hist(kinds, bins=bins, weights=shares, stacked=True, color=(COLOURS[0], COLOURS[5]))
+            axes.axvline(np.concatenate(kinds).sum() / count, color=COLOURS[1], linewidth=1.2)
             axes.text(0.04, 0.9, f"layer {layer}", transform=axes.transAxes, va="top", fontsize=8)
             axes.set(xlim=(-1, 1), xticks=(-1, 0, 1))
         for axes in panels[layers:]:
             axes.axis("off")
         for axes in panels[max(layers - columns, 0) : layers]:
             axes.tick_params(labelbottom=True)
-        figure.supxlabel("cosine of query and key direction   (band: random directions, 95%; line: mean)", fontsize=9)
+        key = "band: random directions, 95%; line: mean; pale: degenerate modes, cosines not defined one by one"
+        figure.supxlabel(f"cosine of query and key direction\n({key})", fontsize=9)
         figure.supylabel("share of modes", fontsize=9)
-        figure.suptitle(name, fontsize=9)
+        figure.suptitle(literal(name), fontsize=9)
         return figure
 
 
@@ -67,12 +71,14 @@ def spectra(name: str, metrics: Metrics) -> Figure:
         )
         boxes = [[(h + i * width / 2, m + j * half) for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1))] for h, m in edges]
         axes.add_collection(PolyCollection(boxes, facecolor="none", edgecolor=GREY, linewidth=0.5))
-        shown = ~np.asarray(metrics.degenerate)
+        clear = ~np.asarray(metrics.degenerate)
         dots = axes.scatter(
-            x[shown], (middle - half * cosine)[shown], c=cosine[shown], cmap=DIVERGING, vmin=-1, vmax=1,
+            x[clear], (middle - half * cosine)[clear], c=cosine[clear], cmap=DIVERGING, vmin=-1, vmax=1,
             s=5, linewidth=0.2, edgecolor="black", rasterized=True, zorder=3,
         )  # fmt: skip
-        axes.set(xlim=(-0.5, heads - 0.5), ylim=(layers - 0.5, -0.5), xlabel="head", ylabel="layer", title=name)
+        axes.set(
+            xlim=(-0.5, heads - 0.5), ylim=(layers - 0.5, -0.5), xlabel="head", ylabel="layer", title=literal(name)
+        )
         axes.set(xticks=range(heads), yticks=range(layers))
         axes.tick_params(length=0)
         for spine in axes.spines.values():

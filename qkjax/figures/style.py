@@ -40,13 +40,18 @@ def styled() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def literal(name: str) -> str:
+    """A name as matplotlib must get it to draw just that: no mathematics, no hidden legend entry."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
+def save(figure: Figure, stem: Path | str) -> list[Path]:
     """Writes `stem.png` and `stem.pdf`, each atomically.
 
     Raises:
       QkjaxError: a file cannot be written.
     """
-    paths = []
+    paths, stem = [], Path(stem)
     for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
         paths.append(stem.with_name(stem.name + suffix))
         with styled(), atomic_path(paths[-1]) as temporary:

@@ -12,11 +12,12 @@ from qkjax.interaction.null import Null, null_band
 
 NEAR = 1e-4
 """Relative distance of singular values under which float32 no longer separates their vectors:
-rounding of 6e-8 turns such a pair by about 6e-8 / 1e-4, which changes a cosine by up to 1e-3."""
+rounding of 6e-8 turns such a pair by about 6e-8 / 1e-4, which changes a cosine by up to 1e-3 (and by
+||Wq|| ||Wk|| / ||M|| times as much where the factors nearly cancel)."""
 
 
 class Metrics(NamedTuple):
-    """Measures of the modes. A head whose M is zero has NaN where a ratio is not defined.
+    """Measures of the modes. A head whose M is zero has NaN where a cosine or ratio is not defined.
 
     Attributes:
       singular_value: s_n.
@@ -24,7 +25,7 @@ class Metrics(NamedTuple):
       gap: distance of s_n from its nearest neighbour (the last one: also from 0), relative to s_1.
       degenerate: gap under `NEAR`; u_n, v_n and their cosine are not defined one by one.
       cumulative_strength: share of sum(s) that the first modes hold, this one included.
-      mean_cosine: plain mean over the modes of a head (the authors' code).
+      mean_cosine: plain mean over all modes of a head, degenerate ones too (the authors' code).
       weighted_cosine: sum_n (s_n / sum s) cos_n = tr(M) / ||M||_nuclear (the paper, figure 3).
       effective_rank: exp(entropy of s / sum s) (Roy and Vetterli 2007).
       stable_rank: ||M||_F^2 / ||M||_2^2.
@@ -75,7 +76,7 @@ def split_spectra(
 
 
 def _measure_head(u, s, v):
-    cosine = jnp.clip((u * v).sum(axis=0), -1.0, 1.0)
+    cosine = jnp.where(s[0] > 0, jnp.clip((u * v).sum(axis=0), -1.0, 1.0), jnp.nan)
     share = s / s.sum()
     energy = (s**2).sum()
     chain = jnp.matmul(v.T, u, precision="highest") * s[None]

@@ -7,34 +7,40 @@ from typing import Literal, get_args
 from qkjax.errors import QkjaxError, nearest
 
 Pool = Literal["tok", "gap", "map", "none", "0"]
-Gelu = Literal["tanh", "exact"]
+Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
 Resample = Literal["linear", "bicubic"]
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Architecture of a plain ViT, in big_vision's terms, with what DINOv2 adds.
+    """Architecture of a plain ViT: big_vision's, and what other families add to it.
 
     Attributes:
       width: embedding width D.
       depth: number of layers L.
       heads: attention heads H of a layer.
       head_dim: width d of a head.
-      mlp_dim: hidden width of the MLP.
+      mlp_dim: outputs of the first dense layer of the MLP.
       patch_size: (height, width) of a patch in pixels.
       channels: channels of an image.
-      grid: (rows, columns) of the learned position embedding; None for "sincos2d".
-      posemb: learned, or fixed sine-cosine in two dimensions.
+      grid: (rows, columns) that a learned position embedding or relative position bias is for.
+      posemb: learned, fixed sine-cosine in two dimensions, or none.
       posemb_resample: how a learned position embedding is brought to another grid: "linear" with
-        aligned corners (big_vision), or "bicubic" with half-pixel centres and a = -0.75 (DINOv2).
-      pool: class token, mean of tokens, attention pooling, no pooling (the head acts on every
-        token), or the first patch token ("0").
+        aligned corners (big_vision), or "bicubic" with half-pixel centres and a = -0.75 (torch).
+      pool: class token, mean of the patches, attention pooling, no pooling (the head acts on every
+        token), or the first token ("0").
+      class_token: there is one, before all other tokens.
+      registers: tokens between class token and patches: registers, or DeiT's distillation token.
+      distilled: a second head on the first of them; the output is the mean of both (DeiT).
       rep_size: width of the tanh layer before the head; None without one.
       classes: outputs of the head; None without one.
-      registers: register tokens, which follow the class token.
-      layer_scale: each residual branch ends in a learned scale per channel.
+      layer_scale: each residual branch ends in a learned scale per channel (DINOv2, BEiT).
+      pre_norm: a LayerNorm before the first layer (CLIP).
+      pool_norm: the last LayerNorm acts on the pooled token alone (SimMIM fine-tuned).
+      relative_positions: a bias of the logits for each offset between patches (BEiT, SimMIM).
       norm_eps: epsilon of every LayerNorm.
-      gelu: tanh approximation (big_vision) or the exact error function (DINOv2).
+      activation: of the MLP: GELU by tanh (big_vision) or exact, x sigmoid(1.702 x) (CLIP), or
+        silu(a) * b of the two halves (a, b) of the first layer (DINOv2 giant).
     """
 
     width: int
@@ -45,20 +51,25 @@ class ViTConfig:
     patch_size: tuple[int, int]
     channels: int = 3
     grid: tuple[int, int] | None = None
-    posemb: Literal["learn", "sincos2d"] = "learn"
+    posemb: Literal["learn", "sincos2d", "none"] = "learn"
     posemb_resample: Resample = "linear"
     pool: Pool = "gap"
+    class_token: bool = False
+    registers: int = 0
+    distilled: bool = False
     rep_size: int | None = None
     classes: int | None = None
-    registers: int = 0
     layer_scale: bool = False
+    pre_norm: bool = False
+    pool_norm: bool = False
+    relative_positions: bool = False
     norm_eps: float = 1e-6
-    gelu: Gelu = "tanh"
+    activation: Activation = "gelu_tanh"
 
     @property
     def prefix_tokens(self) -> int:
         """Tokens before the patches: class token and registers."""
-        return (self.pool == "tok") + self.registers
+        return self.class_token + self.registers
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
@@ -69,8 +80,9 @@ SETTINGS = {
     "grid": "two positive whole numbers",
     "norm_eps": "a positive number",
     "pool": get_args(Pool),
-    "gelu": get_args(Gelu),
+    "activation": get_args(Activation),
     "posemb_resample": get_args(Resample),
+    "heads": "a positive whole number",
 }
 """What the shapes of a tree do not show, and so may be said on loading."""
 
@@ -96,6 +108,8 @@ def check_settings(settings: Mapping) -> dict:
 def _is_allowed(name: str, value) -> bool:
     if name == "grid":
         return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+    if name == "heads":
+        return type(value) is int and value > 0
     if name == "norm_eps":
         return isinstance(value, float) and 0 < value < 1
     return value in SETTINGS[name]

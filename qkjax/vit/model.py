@@ -16,137 +16,14 @@ from jaxtyping import Array, Float
 from qkjax.errors import QkjaxError
 from qkjax.vit import posemb
 from qkjax.vit.config import ViTConfig
+from qkjax.vit.layers import Encoder, MAPHead, precision
 
 CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
 """What each layer can hand out, see `forward`."""
 
 
-def _precision(dtype: str) -> jax.lax.Precision | None:
-    """float32 means float32: without this, GPUs and TPUs round the factors of a product."""
-    return None if dtype == "bfloat16" else jax.lax.Precision.HIGHEST
-
-
-class MultiHeadDotProductAttention(nn.Module):
-    """Attention whose queries, keys, logits and weights can be looked at.
-
-    Logits are always computed in full and the softmax in float32: fused attention would hide them.
-    """
-
-    heads: int
-    head_dim: int
-    dtype: str
-
-    @nn.compact
-    def __call__(self, queries_from: Float[Array, "B M D"], keys_from: Float[Array, "B N D"]):
-        kwargs = {
-            "dtype": self.dtype,
-            "kernel_init": nn.initializers.xavier_uniform(),
-            "precision": _precision(self.dtype),
-        }
-        project = partial(nn.DenseGeneral, features=(self.heads, self.head_dim), axis=-1, **kwargs)
-        query = project(name="query")(queries_from)
-        key = project(name="key")(keys_from)
-        value = project(name="value")(keys_from)
-        product = partial(jnp.einsum, precision=_precision(self.dtype))
-        logits = product(
-            "bqhd,bkhd->bhqk",
-            query / np.sqrt(self.head_dim).astype(self.dtype),
-            key,
-            preferred_element_type=jnp.float32,
-        )
-        weights = nn.softmax(logits, axis=-1)
-        mixed = product("bhqk,bkhd->bqhd", weights.astype(self.dtype), value)
-        out = nn.DenseGeneral(queries_from.shape[-1], axis=(-2, -1), name="out", **kwargs)(mixed)
-        return out, {"query": query, "key": key, "attention_logits": logits, "attention": weights}
-
-
-class MlpBlock(nn.Module):
-    """Dense, GELU, Dense."""
-
-    hidden: int
-    gelu: str
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        kwargs = {
-            "dtype": self.dtype,
-            "kernel_init": nn.initializers.xavier_uniform(),
-            "bias_init": nn.initializers.normal(stddev=1e-6),
-            "precision": _precision(self.dtype),
-        }
-        hidden = nn.gelu(nn.Dense(self.hidden, **kwargs)(x), approximate=self.gelu == "tanh")
-        return nn.Dense(x.shape[-1], **kwargs)(hidden)
-
-
-class LayerScale(nn.Module):
-    """A learned factor per channel at the end of a residual branch (CaiT; DINOv2)."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        scale = self.param("scale", nn.initializers.constant(1e-5), (x.shape[-1],))
-        return x * scale.astype(x.dtype).reshape(1, 1, -1)
-
-
-class Encoder1DBlock(nn.Module):
-    """One layer: x += attention(LN(x)); x += MLP(LN(x))."""
-
-    config: ViTConfig
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
-        c = self.config
-        seen = {"residual": x}
-        seen["norm"] = y = nn.LayerNorm(epsilon=c.norm_eps)(x)
-        y, inside = MultiHeadDotProductAttention(c.heads, c.head_dim, self.dtype)(y, y)
-        seen |= inside
-        if c.layer_scale:
-            y = LayerScale()(y)
-        out = {"sa": y}
-        x = out["+sa"] = x + y
-        y = nn.LayerNorm(epsilon=c.norm_eps)(x)
-        y = MlpBlock(c.mlp_dim, c.gelu, self.dtype)(y)
-        if c.layer_scale:
-            y = LayerScale()(y)
-        out["mlp"] = y
-        x = out["+mlp"] = x + y
-        return x, out | {name: seen[name] for name in capture}
-
-
-class Encoder(nn.Module):
-    """All layers and the last LayerNorm."""
-
-    config: ViTConfig
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
-        out = {}
-        for layer in range(self.config.depth):
-            block = Encoder1DBlock(self.config, self.dtype, name=f"encoderblock_{layer}")
-            x, out[f"block{layer:02d}"] = block(x, capture)
-        out["pre_ln"] = x
-        return nn.LayerNorm(epsilon=self.config.norm_eps, name="encoder_norm")(x), out
-
-
-class MAPHead(nn.Module):
-    """Attention pooling: a learned probe attends to all tokens, then an MLP; float32 throughout."""
-
-    config: ViTConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B D"]:
-        c = self.config
-        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
-        probe = jnp.tile(probe, (x.shape[0], 1, 1))
-        x, _ = MultiHeadDotProductAttention(c.heads, c.head_dim, "float32")(probe, x)
-        y = nn.LayerNorm(epsilon=c.norm_eps)(x)
-        return (x + MlpBlock(c.mlp_dim, c.gelu, "float32")(y))[:, 0]
-
-
 class ViT(nn.Module):
-    """A ViT whose tree is that of `big_vision.models.vit.Model`, plus layer scale and registers.
+    """A ViT whose tree is that of `big_vision.models.vit.Model`, plus what `ViTConfig` says beyond it.
 
     Attributes:
       config: the architecture.
@@ -173,33 +50,45 @@ class ViT(nn.Module):
         x = out["stem"] = self._patches(images)
         batch, rows, columns, _ = x.shape
         x = out["with_posemb"] = x.reshape(batch, rows * columns, -1) + self._positions((rows, columns), x.dtype)
-        x, out["encoder"] = Encoder(c, self.dtype, name="Transformer")(self._with_prefix(x), capture)
-        out["encoded"] = x
-        patches = x[:, c.prefix_tokens :].reshape(batch, rows, columns, -1)
-        x = self._pool(x)
+        x = self._with_prefix(x)
+        if c.pre_norm:
+            x = nn.LayerNorm(epsilon=c.norm_eps, name="pre_norm")(x)
+        x, out["encoder"] = Encoder(c, self.dtype, name="Transformer")(x, capture)
+        out["encoded"] = tokens = x
+        patches = tokens[:, c.prefix_tokens :].reshape(batch, rows, columns, -1)
+        x = self._pool(tokens)
+        if c.pool_norm:
+            norm = nn.LayerNorm(epsilon=c.norm_eps, name="pool_norm")
+            x, patches = norm(x), norm(patches)
         if c.pool != "none":
             out["head_input"] = x
         if c.rep_size:
-            dense = nn.Dense(c.rep_size, name="pre_logits", precision=jax.lax.Precision.HIGHEST)
+            dense = self._dense(c.rep_size, "pre_logits")
             x, patches = nn.tanh(dense(x)), nn.tanh(dense(patches))
         out |= {"pre_logits": x, "pre_logits_2d": patches}
         if c.classes:
-            head = nn.Dense(
-                c.classes, name="head", kernel_init=nn.initializers.zeros, precision=jax.lax.Precision.HIGHEST
-            )
+            head = self._dense(c.classes, "head")
             x = out["logits"] = head(x)
             out["logits_2d"] = head(patches)
+            if c.distilled:
+                x = out["logits"] = (x + self._dense(c.classes, "head_dist")(tokens[:, 1])) / 2
         return x, out
+
+    def _dense(self, features, name):
+        zeros = nn.initializers.zeros if name.startswith("head") else nn.initializers.lecun_normal()
+        return nn.Dense(features, name=name, kernel_init=zeros, precision=jax.lax.Precision.HIGHEST)
 
     def _patches(self, images):
         size = self.config.patch_size
         conv = nn.Conv(
-            self.config.width, size, size, "VALID", name="embedding", dtype=self.dtype, precision=_precision(self.dtype)
+            self.config.width, size, size, "VALID", name="embedding", dtype=self.dtype, precision=precision(self.dtype)
         )
         return conv(jnp.asarray(images, self.dtype))
 
     def _positions(self, grid, dtype):
         c = self.config
+        if c.posemb == "none":
+            return jnp.zeros((1, 1, 1), dtype)
         if c.posemb == "sincos2d":
             return jnp.asarray(posemb.sincos_2d(grid, c.width), dtype)
         shape = (1, c.grid[0] * c.grid[1], c.width)
@@ -210,7 +99,7 @@ class ViT(nn.Module):
     def _with_prefix(self, x):
         """Class token, then registers, then patches; position embeddings are on the patches alone."""
         c, prefix = self.config, []
-        if c.pool == "tok":
+        if c.class_token:
             prefix.append(self.param("cls", nn.initializers.zeros, (1, 1, c.width)))
         if c.registers:
             prefix.append(self.param("registers", nn.initializers.normal(1e-6), (1, c.registers, c.width)))
@@ -257,10 +146,14 @@ def forward(
       together with "encoded" (B, N, D), the tokens after the last LayerNorm.
 
     Raises:
-      QkjaxError: an unknown name in `capture`, or images smaller than a patch.
+      QkjaxError: an unknown name in `capture`, images smaller than a patch, or not of the one grid that
+        relative position biases are for.
     """
     if unknown := set(capture) - set(CAPTURES):
         raise QkjaxError(f"cannot capture {', '.join(sorted(unknown))}: the names are {', '.join(CAPTURES)}")
+    grid = tuple(n // p for n, p in zip(images.shape[1:3], model.config.patch_size, strict=True))
+    if model.config.relative_positions and grid != model.config.grid:
+        raise QkjaxError(f"this ViT's relative position biases are for {model.config.grid} patches, got {grid}")
     if images.shape[1] < model.config.patch_size[0] or images.shape[2] < model.config.patch_size[1]:
         raise QkjaxError(f"images of {images.shape[1:3]} pixels are smaller than a patch of {model.config.patch_size}")
     return _forward(model, params, images, tuple(capture))

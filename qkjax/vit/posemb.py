@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Grid = tuple[int, int]
 
@@ -60,3 +60,20 @@ def resample(
     rows, columns = (jnp.asarray(weights(*sizes), posemb.dtype) for sizes in zip(old, new, strict=True))
     table = posemb.reshape(*old, -1)
     return jnp.einsum("ra,cb,abd->rcd", rows, columns, table, precision="highest").reshape(1, new[0] * new[1], -1)
+
+
+def relative_index(grid: Grid) -> Int[np.ndarray, "tokens tokens"]:
+    """Row of the relative position bias table for each query (row) and key (column) token.
+
+    Offsets (query - key) of patches, row by row; then three entries: class token to patch, patch to
+    class token, class token to itself (BEiT, SimMIM).
+    """
+    rows, columns = grid
+    y, x = (index.reshape(-1) for index in np.mgrid[:rows, :columns])
+    down = y[:, None] - y[None] + rows - 1
+    right = x[:, None] - x[None] + columns - 1
+    last = (2 * rows - 1) * (2 * columns - 1) + 2
+    index = np.full((1 + y.size, 1 + y.size), last)
+    index[0, 1:], index[1:, 0] = last - 2, last - 1
+    index[1:, 1:] = down * (2 * columns - 1) + right
+    return index

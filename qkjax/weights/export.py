@@ -14,7 +14,7 @@ from qkjax.weights.load import CONFIG_KEY, Checkpoint
 from qkjax.weights.npz import write_npz
 
 
-def save(path: Path, config: ViTConfig, params: Mapping) -> None:
+def save(path: Path | str, config: ViTConfig, params: Mapping) -> None:
     """Writes a tree as `params/...` of an npz, with the configuration beside it as JSON.
 
     big_vision's loader takes `params` and passes over the rest.
@@ -23,7 +23,7 @@ def save(path: Path, config: ViTConfig, params: Mapping) -> None:
       QkjaxError: the file cannot be written.
     """
     arrays = {f"params/{name}": np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
-    write_npz(path, {**arrays, CONFIG_KEY: np.asarray(json.dumps(config.to_dict()))})
+    write_npz(Path(path), {**arrays, CONFIG_KEY: np.asarray(json.dumps(config.to_dict()))})
 
 
 def fold_layer_scale(params: Mapping) -> dict:
@@ -41,7 +41,7 @@ def fold_layer_scale(params: Mapping) -> dict:
     return unflatten_dict(flat, sep="/")
 
 
-def export(checkpoint: Checkpoint, path: Path) -> list[str]:
+def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
     """Writes an npz that big_vision's `vit.load` reads into its own `Model`.
 
     Args:
@@ -53,16 +53,16 @@ def export(checkpoint: Checkpoint, path: Path) -> list[str]:
     Raises:
       QkjaxError: the model has parts that big_vision's tree cannot hold, or `path` cannot be written.
     """
-    config = checkpoint.config
+    config, path = checkpoint.config, Path(path)
     if path.suffix != ".npz":
         raise QkjaxError(f"{path} must end in .npz: big_vision knows the format by it")
-    if config.registers:
-        raise QkjaxError(f"{checkpoint.name} has register tokens, for which big_vision's tree has no place")
+    if foreign := _foreign_parts(config):
+        raise QkjaxError(f"{checkpoint.name} has {foreign[0]}, for which big_vision's tree has no place")
     params = fold_layer_scale(checkpoint.params) if config.layer_scale else checkpoint.params
     save(path, replace(config, layer_scale=False), params)
     notes = []
-    if config.gelu == "exact":
-        notes.append("big_vision's GELU is the tanh approximation; this model was trained with the exact one")
+    if config.activation != "gelu_tanh":
+        notes.append(f"big_vision's activation is GELU by tanh; this model was trained with {config.activation}")
     if config.norm_eps != 1e-6:
         notes.append(f"big_vision's LayerNorm epsilon is 1e-6; this model's is {config.norm_eps:g}")
     if config.posemb_resample != "linear":
@@ -70,3 +70,15 @@ def export(checkpoint: Checkpoint, path: Path) -> list[str]:
             f"big_vision resamples position embeddings linearly; this model does so by {config.posemb_resample}"
         )
     return notes
+
+
+def _foreign_parts(config: ViTConfig) -> list[str]:
+    parts = {
+        "extra tokens beside the class token": config.registers,
+        "a class token that is not pooled": config.class_token and config.pool != "tok",
+        "a LayerNorm before its first layer": config.pre_norm,
+        "its last LayerNorm behind the pooling": config.pool_norm,
+        "relative position biases": config.relative_positions,
+        "a gated MLP": config.activation == "swiglu",
+    }
+    return [what for what, is_there in parts.items() if is_there]

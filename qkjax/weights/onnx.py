@@ -1,10 +1,12 @@
 """Reading a DINOv2 backbone out of an ONNX graph that torch exported."""
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
 from qkjax.vit.config import ViTConfig
-from qkjax.weights.huggingface import dinov2_to_params
+from qkjax.weights.huggingface import defaults, to_tree
+from qkjax.weights.infer import check_shapes, infer_config
 
 PREFIX = "backbone."
 
@@ -33,7 +35,11 @@ def read_dinov2(data: bytes) -> tuple[ViTConfig, dict]:
         heads = _head_count(graph, arrays)
     except (DecodeError, ValueError, KeyError, StopIteration) as error:
         raise QkjaxError(f"not the DINOv2 graph that was expected: {error!r}") from error
-    return dinov2_to_params(state, heads=heads)
+    flat = to_tree(state, state.__getitem__, heads)
+    shapes = {name: array.shape for name, array in flat.items()}
+    config = infer_config(shapes, defaults(shapes))
+    check_shapes(shapes, config)
+    return config, unflatten_dict({n: np.ascontiguousarray(a) for n, a in flat.items()}, sep="/")
 
 
 def _anonymous_weights(graph, arrays: dict) -> dict[str, np.ndarray]:

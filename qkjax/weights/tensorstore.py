@@ -4,6 +4,8 @@ A checkpoint is a folder with one zarr array per parameter, '/' in its key writt
 it lies a text file `NAME-LAST` with the step number that completes the folder's name.
 """
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,20 @@ def resolve(path: Path) -> Path | None:
     """The folder that `path` names, itself or through `path-LAST`; None where there is none.
 
     Raises:
-      QkjaxError: `path-LAST` names a folder that does not exist.
+      QkjaxError: `path-LAST` holds no step, or names a folder that does not exist.
     """
+    if path.is_dir():
+        return path
     last = path.with_name(path.name + "-LAST")
-    if not path.is_dir() and last.is_file():
-        folder = path.with_name(f"{path.name}-{last.read_text(errors='replace').strip()[:64]}")
-        if not folder.is_dir():
-            raise QkjaxError(f"{last} names {folder.name}, which is not there: the checkpoint is incomplete")
-        return folder
-    return path if path.is_dir() else None
+    if not last.is_file():
+        return None
+    step = last.read_text(errors="replace").strip()
+    if not re.fullmatch(r"\d{1,20}(-tmp)?", step):
+        raise QkjaxError(f"{last} holds {step[:40]!r}, wanted a step such as 000012345")
+    folder = path.with_name(f"{path.name}-{step}")
+    if not folder.is_dir():
+        raise QkjaxError(f"{last} names {folder.name}, which is not there: the checkpoint is incomplete")
+    return folder
 
 
 class TensorstoreFolder:
@@ -55,12 +62,26 @@ class TensorstoreFolder:
         import tensorstore
 
         if key not in self._open:
+            self._check_metadata(key)
             spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(self._folders[key])}}
             try:
                 self._open[key] = tensorstore.open(spec, read=True).result()
             except (ValueError, OSError) as error:
                 raise self._damaged(key, error) from error
         return self._open[key]
+
+    def _check_metadata(self, key: str) -> dict:
+        """The array's `.zarray`, so that nothing in it makes tensorstore take more memory than the array."""
+        try:
+            metadata = json.loads((self._folders[key] / ".zarray").read_text())
+            shape, chunks = metadata["shape"], metadata["chunks"]
+            whole = all(type(n) is int and n > 0 for n in [*shape, *chunks])
+            fits = len(shape) == len(chunks) and all(c <= n for c, n in zip(chunks, shape, strict=False))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._damaged(key, error) from error
+        if not (whole and fits):
+            raise self._damaged(key, ValueError(f"shape {shape} in chunks of {chunks}"))
+        return metadata
 
     def _damaged(self, key: str, error: Exception) -> QkjaxError:
         return QkjaxError(f"{self.path}: array {key!r} is damaged ({str(error).splitlines()[0][:200]}); copy it again")
@@ -78,8 +99,10 @@ class TensorstoreFolder:
         """
         array = self._array(key)
         try:
-            grid = [range(-(-n // c)) for n, c in zip(array.shape, array.chunk_layout.read_chunk.shape, strict=True)]
-            names = [".".join(map(str, i)) or "0" for i in np.ndindex(*map(len, grid))]
+            metadata = self._check_metadata(key)
+            grid = [-(-n // c) for n, c in zip(metadata["shape"], metadata["chunks"], strict=True)]
+            between = metadata.get("dimension_separator", ".")
+            names = [between.join(map(str, i)) or "0" for i in np.ndindex(*grid)]
             if missing := [n for n in names if not (self._folders[key] / n).is_file()]:
                 raise OSError(f"chunk {missing[0]} is missing")
             return np.asarray(array.read().result())

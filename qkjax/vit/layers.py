@@ -1,0 +1,165 @@
+"""The layers of the vision transformer, in Flax Linen, under big_vision's names.
+
+Letters: B images, N tokens, D width, H heads, d head_dim. Layers return their intermediates.
+"""
+
+from collections.abc import Collection
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qkjax.vit import posemb
+from qkjax.vit.config import ViTConfig
+
+
+def _swiglu(x: Float[Array, "B N two_hidden"]) -> Float[Array, "B N hidden"]:
+    gate, value = jnp.split(x, 2, axis=-1)
+    return nn.silu(gate) * value
+
+
+ACTIVATIONS = {
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+    "gelu": partial(nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "swiglu": _swiglu,
+}
+
+
+def precision(dtype: str) -> jax.lax.Precision | None:
+    """float32 means float32: without this, GPUs and TPUs round the factors of a product."""
+    return None if dtype == "bfloat16" else jax.lax.Precision.HIGHEST
+
+
+class MultiHeadDotProductAttention(nn.Module):
+    """Attention whose queries, keys, logits and weights can be looked at.
+
+    Logits are always computed in full and the softmax in float32: fused attention would hide them.
+    """
+
+    heads: int
+    head_dim: int
+    dtype: str
+    relative_grid: tuple[int, int] | None = None
+
+    @nn.compact
+    def __call__(self, queries_from: Float[Array, "B M D"], keys_from: Float[Array, "B N D"]):
+        kwargs = {
+            "dtype": self.dtype,
+            "kernel_init": nn.initializers.xavier_uniform(),
+            "precision": precision(self.dtype),
+        }
+        project = partial(nn.DenseGeneral, features=(self.heads, self.head_dim), axis=-1, **kwargs)
+        query = project(name="query")(queries_from)
+        key = project(name="key")(keys_from)
+        value = project(name="value")(keys_from)
+        product = partial(jnp.einsum, precision=precision(self.dtype))
+        logits = product(
+            "bqhd,bkhd->bhqk",
+            query / np.sqrt(self.head_dim).astype(self.dtype),
+            key,
+            preferred_element_type=jnp.float32,
+        )
+        if self.relative_grid is not None:
+            logits = logits + self._relative_bias()[None]
+        weights = nn.softmax(logits, axis=-1)
+        mixed = product("bhqk,bkhd->bqhd", weights.astype(self.dtype), value)
+        out = nn.DenseGeneral(queries_from.shape[-1], axis=(-2, -1), name="out", **kwargs)(mixed)
+        return out, {"query": query, "key": key, "attention_logits": logits, "attention": weights}
+
+    def _relative_bias(self) -> Float[Array, "H N N"]:
+        index = posemb.relative_index(self.relative_grid)
+        shape = (index.max() + 1, self.heads)
+        table = self.param("relative_position_bias", nn.initializers.zeros, shape)
+        return jnp.moveaxis(jnp.asarray(table, jnp.float32)[index], -1, 0)
+
+
+class MlpBlock(nn.Module):
+    """Dense, activation, Dense."""
+
+    hidden: int
+    activation: str
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        kwargs = {
+            "dtype": self.dtype,
+            "kernel_init": nn.initializers.xavier_uniform(),
+            "bias_init": nn.initializers.normal(stddev=1e-6),
+            "precision": precision(self.dtype),
+        }
+        hidden = ACTIVATIONS[self.activation](nn.Dense(self.hidden, **kwargs)(x))
+        return nn.Dense(x.shape[-1], **kwargs)(hidden)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel at the end of a residual branch (CaiT; DINOv2)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        scale = self.param("scale", nn.initializers.constant(1e-5), (x.shape[-1],))
+        return x * scale.astype(x.dtype).reshape(1, 1, -1)
+
+
+class Encoder1DBlock(nn.Module):
+    """One layer: x += attention(LN(x)); x += MLP(LN(x))."""
+
+    config: ViTConfig
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
+        c = self.config
+        seen = {"residual": x}
+        seen["norm"] = y = nn.LayerNorm(epsilon=c.norm_eps)(x)
+        relative_grid = c.grid if c.relative_positions else None
+        y, inside = MultiHeadDotProductAttention(c.heads, c.head_dim, self.dtype, relative_grid)(y, y)
+        seen |= inside
+        if c.layer_scale:
+            y = LayerScale()(y)
+        out = {"sa": y}
+        x = out["+sa"] = x + y
+        y = nn.LayerNorm(epsilon=c.norm_eps)(x)
+        y = MlpBlock(c.mlp_dim, c.activation, self.dtype)(y)
+        if c.layer_scale:
+            y = LayerScale()(y)
+        out["mlp"] = y
+        x = out["+mlp"] = x + y
+        return x, out | {name: seen[name] for name in capture}
+
+
+class Encoder(nn.Module):
+    """All layers, and the last LayerNorm unless it acts on the pooled token alone."""
+
+    config: ViTConfig
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
+        out = {}
+        for layer in range(self.config.depth):
+            block = Encoder1DBlock(self.config, self.dtype, name=f"encoderblock_{layer}")
+            x, out[f"block{layer:02d}"] = block(x, capture)
+        out["pre_ln"] = x
+        if not self.config.pool_norm:
+            x = nn.LayerNorm(epsilon=self.config.norm_eps, name="encoder_norm")(x)
+        return x, out
+
+
+class MAPHead(nn.Module):
+    """Attention pooling: a learned probe attends to all tokens, then an MLP; float32 throughout."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        c = self.config
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
+        probe = jnp.tile(probe, (x.shape[0], 1, 1))
+        x, _ = MultiHeadDotProductAttention(c.heads, c.head_dim, "float32")(probe, x)
+        y = nn.LayerNorm(epsilon=c.norm_eps)(x)
+        return (x + MlpBlock(c.mlp_dim, c.activation, "float32")(y))[:, 0]

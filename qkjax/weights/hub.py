@@ -1,0 +1,104 @@
+"""Repositories of the Hugging Face hub: config and weights, one snapshot each, in our own cache."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+from qkjax.errors import QkjaxError
+
+SMALL = ["config.json", "preprocessor_config.json"]
+SINGLE, INDEX, PYTORCH = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+
+
+def snapshot(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
+    """The folder of a repository's files: the first revision that is whole on disk, else a path that is not there.
+
+    Read from the layout of the cache, since huggingface_hub may not be installed where the files are.
+    """
+    root = cache / f"models--{repo.replace('/', '--')}"
+    for revision in filter(None, revisions):
+        reference = root / "refs" / revision
+        commit = reference.read_text().strip() if reference.is_file() else revision
+        if _is_whole(root / "snapshots" / commit):
+            return root / "snapshots" / commit
+    return root / "snapshots" / "not fetched"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether config and all weights are there; the library gives a file its name once it is complete."""
+    if not (folder / "config.json").is_file():
+        return False
+    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
+        try:
+            shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            return True  # broken as it was published: the reader says so, fetching again would not help
+        return all((folder / shard).is_file() for shard in shards)
+    return (folder / PYTORCH).is_file() or any(folder.glob("*.safetensors"))
+
+
+def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
+    """Downloads config and weights; safetensors of any revision before a PyTorch file of the first that has one.
+
+    Raises:
+      QkjaxError: huggingface_hub is not installed; no connection, or HF_HUB_OFFLINE; no such
+        repository, or a gated one; no weights in it.
+    """
+    hub = _library()
+    try:
+        listed = {}
+        for revision in filter(None, revisions):
+            listed[revision] = hub.HfApi().list_repo_files(repo, revision=revision)
+            if _weights(listed[revision]) not in ([], [PYTORCH]):
+                break
+        chosen = next((r for r in reversed(listed) if _weights(listed[r])), None)
+        if chosen is None:
+            raise QkjaxError(f"{repo} on the hub holds neither {SINGLE} nor {PYTORCH}; choose another repository")
+        # The small files first: once the weights are there, the snapshot counts as whole.
+        small = Path(hub.snapshot_download(repo, revision=chosen, cache_dir=cache, allow_patterns=SMALL))
+        hub.snapshot_download(repo, revision=small.name, cache_dir=cache, allow_patterns=_weights(listed[chosen]))
+    except QkjaxError:
+        raise
+    # The errors of its HTTP client come through, and the client has changed from version to version.
+    except Exception as error:
+        raise QkjaxError(f"cannot fetch {repo} from the hub: {_reason(error)}") from error
+    path = snapshot(cache, repo, (chosen,))
+    if not path.exists():
+        raise QkjaxError(f"{repo} on the hub has no config.json, or files went missing on the way; try again")
+    return path
+
+
+def _library() -> ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise QkjaxError(
+            "models of the Hugging Face hub need huggingface_hub, which is not here: pip install 'qkjax[hf]'"
+        ) from error
+    return huggingface_hub
+
+
+def _weights(files: list[str]) -> list[str]:
+    """Of a repository's files, those that hold the weights; [] if there are none that we can read."""
+    top = [name for name in files if "/" not in name]
+    if SINGLE in top:
+        return [SINGLE]
+    return sorted(n for n in top if n.endswith((".safetensors", ".safetensors.index.json"))) or (
+        [PYTORCH] if PYTORCH in top else []
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong and what to do, in a few words; the library's own messages are long."""
+    advice = {
+        "GatedRepoError": "it is gated: accept its licence on its page, then log in with `hf auth login`",
+        "RepositoryNotFoundError": "no such repository, or a private one; and no file or folder here has this name",
+        "RevisionNotFoundError": "it has no such revision",
+        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set and it is not on disk",
+        "LocalEntryNotFoundError": "no connection to the hub, or HF_HUB_OFFLINE is set, and it is not on disk",
+    }
+    for kind in type(error).__mro__:
+        if kind.__name__ in advice:
+            return advice[kind.__name__]
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first[:300]}; check the connection and try again"

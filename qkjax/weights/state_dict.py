@@ -1,0 +1,121 @@
+"""Reading torch models' parameters: safetensors (one file or shards), and PyTorch's own files.
+
+Safetensors need no torch. PyTorch's `.bin` and `.pth` are pickles: torch's own reader of weights
+alone (`weights_only=True`) is the one thing that may open them, when torch is installed.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from qkjax.errors import QkjaxError
+
+INDEX = "model.safetensors.index.json"
+FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
+READABLE = ("F64", "F32", "F16", "BF16")
+
+
+def find(folder: Path) -> Path | None:
+    """The file of a model's folder that holds its parameters, or the index of its shards."""
+    named = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    others = sorted(folder.glob("*.safetensors"))
+    return named or (others[0] if len(others) == 1 else None)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object.
+
+    Raises:
+      QkjaxError: not readable, or no object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise QkjaxError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise QkjaxError(f"{path} holds {type(value).__name__}, wanted an object")
+    return value
+
+
+def open_state(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """A reader for each parameter by its name; arrays are read when their reader is called.
+
+    Args:
+      path: a safetensors file, the index of shards, or a PyTorch file.
+
+    Raises:
+      QkjaxError: damaged, a shard missing, or a PyTorch file without torch.
+    """
+    if path.name.endswith(".index.json"):
+        return _open_shards(path)
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[8:9] == b"{":
+        return _open_safetensors(path)
+    return _open_torch(path)
+
+
+def _open_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
+
+    def reader(name: str, stored: str) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            if stored not in READABLE:
+                raise QkjaxError(f"{path}: {name!r} is stored as {stored}, readable are {', '.join(READABLE)}")
+            # Opened anew for each array: the pages of the last one leave the memory with its map.
+            with safe_open(path, "np") as file:
+                return file.get_tensor(name)
+
+        return read
+
+    try:
+        with safe_open(path, "np") as file:
+            return {name: reader(name, file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise QkjaxError(f"{path} is damaged ({error}); fetch or copy it again") from error
+
+
+def _open_shards(index: Path) -> dict[str, Callable[[], np.ndarray]]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise QkjaxError(f"{index} has no 'weight_map' from parameters to shards")
+    shards = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise QkjaxError(f"{index.parent}: shard {name!r} is missing; fetch or copy the model again")
+        shards[name] = _open_safetensors(index.parent / name)
+    for parameter, name in places.items():
+        if parameter not in shards[name]:
+            raise QkjaxError(f"{index.parent}: {parameter!r} is not in shard {name!r}: shards of different models")
+    return {parameter: shards[name][parameter] for parameter, name in places.items()}
+
+
+def _open_torch(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+    try:
+        import torch
+    except ImportError as error:
+        raise QkjaxError(f"{path} is a PyTorch file, which only torch can read: pip install 'qkjax[torch]'") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises whatever its unpickler meets
+        reason = str(error).splitlines()[0][:200]
+        raise QkjaxError(f"torch cannot read {path} as weights alone ({reason})") from error
+    for inner in ("model", "state_dict"):
+        state = state[inner] if isinstance(state, dict) and isinstance(state.get(inner), dict) else state
+    if not isinstance(state, dict):
+        raise QkjaxError(f"{path} holds {type(state).__name__}, wanted a state dict")
+    parts = {k: v for k, v in state.items() if isinstance(v, dict) and any(torch.is_tensor(t) for t in v.values())}
+    tensors = state | {f"{part}/{name}": t for part, inner in parts.items() for name, t in inner.items()}
+    return {name: (lambda t=t: _to_numpy(t)) for name, t in tensors.items() if torch.is_tensor(t)}
+
+
+def _to_numpy(tensor) -> np.ndarray:
+    import ml_dtypes
+    import torch
+
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()

@@ -1,0 +1,136 @@
+"""The names that torch models' state dicts have for the parameters of a ViT, brought to big_vision's.
+
+Each family is a few lines of a table. The tables do not clash, so they are one, and a file says by
+its own names what it is.
+"""
+
+import re
+
+from qkjax.errors import QkjaxError, nearest
+from qkjax.weights.names import BLOCK
+
+PREFIXES = ("module.", "model.", "encoder.", "vit.", "deit.", "dinov2.", "dinov2_with_registers.", "ijepa.", "beit.",
+            "vision_model.")  # fmt: skip
+ATTENTION = "MultiHeadDotProductAttention_0"
+
+TOP = {
+    # Hugging Face: ViT, DINO, DeiT, MAE, DINOv2, I-JEPA, BEiT
+    "embeddings.cls_token": "cls",
+    "embeddings.distillation_token": "distillation",
+    "embeddings.register_tokens": "registers",
+    "embeddings.position_embeddings": "positions",
+    "embeddings.patch_embeddings.projection": "embedding",
+    "layernorm": "Transformer/encoder_norm",
+    "pooler.layernorm": "pool_norm",
+    "classifier": "head",
+    "cls_classifier": "head",
+    "distillation_classifier": "head_dist",
+    # Hugging Face: CLIP, SigLIP
+    "embeddings.class_embedding": "cls",
+    "embeddings.position_embedding": "positions",
+    "embeddings.patch_embedding": "embedding",
+    "pre_layrnorm": "pre_norm",
+    "post_layernorm": "Transformer/encoder_norm",
+    "head.probe": "MAPHead_0/probe",
+    "head.attention.in_proj": f"MAPHead_0/{ATTENTION}/qkv",
+    "head.attention.out_proj": f"MAPHead_0/{ATTENTION}/out",
+    "head.layernorm": "MAPHead_0/LayerNorm_0",
+    "head.mlp.fc1": "MAPHead_0/MlpBlock_0/Dense_0",
+    "head.mlp.fc2": "MAPHead_0/MlpBlock_0/Dense_1",
+    # timm, SimMIM, Meta's I-JEPA
+    "cls_token": "cls",
+    "dist_token": "distillation",
+    "reg_token": "registers",
+    "pos_embed": "positions",
+    "patch_embed.proj": "embedding",
+    "norm_pre": "pre_norm",
+    "norm": "Transformer/encoder_norm",
+    "fc_norm": "pool_norm",
+    "head": "head",
+    "head_dist": "head_dist",
+    "encoder.relative_position_bias.relative_position_bias_table": "relative_position_bias",
+    "rel_pos_bias.relative_position_bias_table": "relative_position_bias",
+    # Meta's I-JEPA predictor: its tokens are the encoder's, its patch embedding a 1 x 1 convolution
+    "predictor_embed": "embedding",
+    "predictor_pos_embed": "positions",
+    "predictor_norm": "Transformer/encoder_norm",
+}
+IN_BLOCK = {
+    # Hugging Face: ViT, DINO, DeiT, MAE, I-JEPA, BEiT (files), and as transformers 5 calls them
+    "layernorm_before": "LayerNorm_0",
+    "attention.attention.query": f"{ATTENTION}/query",
+    "attention.attention.key": f"{ATTENTION}/key",
+    "attention.attention.value": f"{ATTENTION}/value",
+    "attention.output.dense": f"{ATTENTION}/out",
+    "layernorm_after": "LayerNorm_1",
+    "intermediate.dense": "MlpBlock_0/Dense_0",
+    "output.dense": "MlpBlock_0/Dense_1",
+    "attention.q_proj": f"{ATTENTION}/query",
+    "attention.k_proj": f"{ATTENTION}/key",
+    "attention.v_proj": f"{ATTENTION}/value",
+    "attention.o_proj": f"{ATTENTION}/out",
+    # DINOv2 (files), also giant's gated MLP; BEiT
+    "norm1": "LayerNorm_0",
+    "norm2": "LayerNorm_1",
+    "layer_scale1.lambda1": "LayerScale_0/scale",
+    "layer_scale2.lambda1": "LayerScale_1/scale",
+    "mlp.fc1": "MlpBlock_0/Dense_0",
+    "mlp.fc2": "MlpBlock_0/Dense_1",
+    "mlp.weights_in": "MlpBlock_0/Dense_0",
+    "mlp.weights_out": "MlpBlock_0/Dense_1",
+    "lambda_1": "LayerScale_0/scale",
+    "lambda_2": "LayerScale_1/scale",
+    "attention.attention.relative_position_bias.relative_position_bias_table": f"{ATTENTION}/relative_position_bias",
+    # CLIP, SigLIP
+    "layer_norm1": "LayerNorm_0",
+    "layer_norm2": "LayerNorm_1",
+    "self_attn.q_proj": f"{ATTENTION}/query",
+    "self_attn.k_proj": f"{ATTENTION}/key",
+    "self_attn.v_proj": f"{ATTENTION}/value",
+    "self_attn.out_proj": f"{ATTENTION}/out",
+    # timm, SimMIM, Meta's I-JEPA
+    "attn.qkv": f"{ATTENTION}/qkv",
+    "attn.q_bias": f"{ATTENTION}/query/bias",
+    "attn.v_bias": f"{ATTENTION}/value/bias",
+    "attn.proj": f"{ATTENTION}/out",
+    "attn.relative_position_bias_table": f"{ATTENTION}/relative_position_bias",
+    "ls1.gamma": "LayerScale_0/scale",
+    "ls2.gamma": "LayerScale_1/scale",
+    "gamma_1": "LayerScale_0/scale",
+    "gamma_2": "LayerScale_1/scale",
+}
+BLOCKS = re.compile(r"(?:layers?|blocks|predictor_blocks)\.(\d{1,4})\.(.+)")
+# Parts that take no part in the encoder: text towers, decoders, projections, buffers, mask tokens.
+PASSED_OVER = re.compile(
+    r"(?:text_model|text_projection|visual_projection|logit_scale|logit_bias|decoder|pooler|predictor|lm_head|"
+    r"cls\.predictions)\b|.*(?:mask_token|position_ids|relative_position_index|predictor_proj).*"
+)
+
+
+def our_name(name: str) -> str | None:
+    """A canonical name for a name of a state dict, kernel or bias included; None for what is passed over.
+
+    Raises:
+      QkjaxError: a name of no family we know; says the nearest.
+    """
+    bare, shorter = name, True
+    while shorter and bare not in TOP:
+        cut = next((p for p in PREFIXES if bare.startswith(p)), "")
+        shorter, bare = bool(cut), bare.removeprefix(cut)
+    stem, _, leaf = bare.rpartition(".")
+    stem, leaf = (stem, leaf) if leaf in ("weight", "bias") else (bare, "")
+    if bare.endswith(("in_proj_weight", "in_proj_bias")):  # one name in torch's own attention
+        stem, _, leaf = bare.rpartition("_")
+    if block := BLOCKS.fullmatch(stem):
+        ours, known = IN_BLOCK.get(block[2]), IN_BLOCK
+        ours = ours and f"{BLOCK}_{block[1]}/{ours}"
+    else:
+        ours, known = TOP.get(stem), TOP
+    if ours is None:
+        if PASSED_OVER.match(bare):
+            return None
+        raise QkjaxError(f"parameter {name!r} belongs to no ViT family that is known{nearest(stem, known)}")
+    if not leaf:
+        return ours
+    normed = leaf == "weight" and ("norm" in ours.lower().rsplit("/", 1)[-1])
+    return f"{ours}/{'scale' if normed else 'kernel' if leaf == 'weight' else 'bias'}"

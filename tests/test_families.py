@@ -1,0 +1,371 @@
+"""Every family of torch models: a small random one, saved by its own library, against that library.
+
+Each parameter is moved away from its initial value, so that biases, norms and scales matter.
+Hidden states agree to 1e-5 of their range and attention to 1e-5: float32 in another order.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+import qkjax
+from qkjax.weights.npz import write_npz
+
+NEEDS = "needs the parity extra: pip install -e '.[parity]'"
+SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 28,
+         "patch_size": 7}  # fmt: skip
+FAMILIES = {
+    "ViT": ("ViTConfig", "ViTModel", {}),
+    "ViT classifier": ("ViTConfig", "ViTForImageClassification", {"num_labels": 7}),
+    "DINO": ("ViTConfig", "ViTModel", {"layer_norm_eps": 1e-3}),
+    "DeiT": ("DeiTConfig", "DeiTModel", {}),
+    "DeiT distilled": ("DeiTConfig", "DeiTForImageClassificationWithTeacher", {"num_labels": 7}),
+    "DINOv2": ("Dinov2Config", "Dinov2Model", {"layerscale_value": 0.5}),
+    "DINOv2 giant": ("Dinov2Config", "Dinov2Model", {"use_swiglu_ffn": True}),
+    "DINOv2 with registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", {"num_register_tokens": 3}),
+    "CLIP": ("CLIPVisionConfig", "CLIPVisionModel", {"hidden_act": "quick_gelu"}),
+    "SigLIP": ("SiglipVisionConfig", "SiglipVisionModel", {}),
+    "I-JEPA": ("IJepaConfig", "IJepaModel", {}),
+    "BEiT": ("BeitConfig", "BeitModel", {"use_relative_position_bias": True, "layer_scale_init_value": 0.3}),
+    "BEiT shared": ("BeitConfig", "BeitModel", {"use_shared_relative_position_bias": True, "use_mean_pooling": False}),
+}
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason=NEEDS)
+
+
+@pytest.fixture
+def transformers(torch):
+    return pytest.importorskip("transformers", reason=NEEDS)
+
+
+def random_model(torch, transformers, family: str):
+    torch.manual_seed(0)
+    config, model, options = FAMILIES[family]
+    config = getattr(transformers, config)(**SMALL, **options, attn_implementation="eager")
+    model = getattr(transformers, model)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    theirs = theirs.detach().numpy()
+    np.testing.assert_allclose(ours, theirs, atol=tolerance * max(np.abs(theirs).max(), 1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_agrees_with_transformers(torch, transformers, family, tmp_path):
+    model = random_model(torch, transformers, family)
+    model.save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path)
+    images = torch.randn(2, 3, 28, 28)
+    wanted = model(images, output_hidden_states=True, output_attentions=True)
+    output, seen = qkjax.forward(
+        qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1), ("residual", "attention")
+    )
+    for layer in range(3):
+        assert_close(seen["residual"][layer], wanted.hidden_states[layer])
+        assert_close(seen["attention"][layer], wanted.attentions[layer])
+    if "logits" in wanted:
+        assert_close(output, wanted.logits)
+    elif family == "CLIP":
+        assert_close(output, wanted.pooler_output)
+    elif family == "SigLIP":
+        assert_close(seen["encoded"], wanted.last_hidden_state)
+        assert_close(output, wanted.pooler_output)
+    else:
+        assert_close(seen["encoded"], wanted.last_hidden_state)
+
+
+def test_masked_autoencoder_without_mask(torch, transformers, tmp_path):
+    """The pre-training file, decoder and all; unmasked tokens kept in their order."""
+    torch.manual_seed(0)
+    config = transformers.ViTMAEConfig(
+        **SMALL, mask_ratio=0.0, attn_implementation="eager", decoder_num_hidden_layers=1
+    )
+    model = transformers.ViTMAEForPreTraining(config).eval()
+    model.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, 28, 28)
+    wanted = model.vit(images, noise=torch.arange(16.0).repeat(2, 1)).last_hidden_state
+    checkpoint = qkjax.load(tmp_path)
+    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
+    assert_close(seen["encoded"], wanted)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_image_tower_of_a_whole_model(torch, transformers, kind, tmp_path):
+    """Hub files hold the text tower too, and config.json holds both."""
+    torch.manual_seed(0)
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 99,
+    }
+    config = getattr(transformers, f"{kind}Config")(vision_config=SMALL, text_config=text)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    model.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, 28, 28)
+    checkpoint = qkjax.load(tmp_path)
+    output, _ = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
+    assert_close(output, model.vision_model(images).pooler_output)
+
+
+def test_rotary_positions_are_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({n: v for n, v in timm_state().items() if n != "pos_embed"}, tmp_path / "x.safetensors")
+    with pytest.raises(qkjax.QkjaxError, match="no position embedding: rotary ones"):
+        qkjax.load(tmp_path / "x.safetensors", heads=4)
+
+
+@pytest.mark.parametrize("family", ["ViT", "CLIP", "DINOv2"])
+def test_interaction_is_that_of_the_torch_weights(torch, transformers, family, tmp_path):
+    model = random_model(torch, transformers, family)
+    model.save_pretrained(tmp_path)
+    state = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    names = {
+        end: sorted(n for n in state if n.endswith(f"{end}.weight")) for end in ("q_proj", "k_proj", "query", "key")
+    }
+    query, key = (names[a] or names[b] for a, b in (("q_proj", "query"), ("k_proj", "key")))
+    modes = qkjax.decompose(*qkjax.query_key_kernels(qkjax.load(tmp_path).params))
+    for layer in range(3):
+        for head in range(4):
+            rows = slice(12 * head, 12 * head + 12)
+            m = state[query[layer]][rows].T @ state[key[layer]][rows]
+            u, s, v = (np.asarray(x[layer, head], np.float64) for x in modes)
+            np.testing.assert_allclose((u * s) @ v.T, m, atol=1e-6 * s[0])
+
+
+def timm_state(layers: int = 2, width: int = 48, prefix: int = 1) -> dict[str, np.ndarray]:
+    """Names and shapes of timm's VisionTransformer."""
+    rng = np.random.default_rng(0)
+    block = {
+        "norm1.weight": (width,), "norm1.bias": (width,), "attn.qkv.weight": (3 * width, width),
+        "attn.qkv.bias": (3 * width,), "attn.proj.weight": (width, width), "attn.proj.bias": (width,),
+        "ls1.gamma": (width,), "norm2.weight": (width,), "norm2.bias": (width,), "mlp.fc1.weight": (80, width),
+        "mlp.fc1.bias": (80,), "mlp.fc2.weight": (width, 80), "mlp.fc2.bias": (width,), "ls2.gamma": (width,),
+    }  # fmt: skip
+    shapes = {
+        "cls_token": (1, 1, width), "pos_embed": (1, 16 + prefix, width), "patch_embed.proj.weight": (width, 3, 7, 7),
+        "patch_embed.proj.bias": (width,), "norm.weight": (width,), "norm.bias": (width,), "head.weight": (5, width),
+        "head.bias": (5,), **{f"blocks.{i}.{n}": s for i in range(layers) for n, s in block.items()},
+    }  # fmt: skip
+    return {name: rng.standard_normal(shape).astype(np.float32) * 0.2 for name, shape in shapes.items()}
+
+
+def test_timm_names(torch, transformers, tmp_path):
+    """The same function written by hand in torch, from the fused weights."""
+    from safetensors.numpy import save_file
+
+    state = timm_state()
+    save_file(state, tmp_path / "vit.safetensors")
+    checkpoint = qkjax.load(tmp_path / "vit.safetensors", heads=4)
+    images = torch.randn(2, 3, 28, 28)
+    t = {name: torch.tensor(value) for name, value in state.items()}
+    f = torch.nn.functional
+    x = f.conv2d(images, t["patch_embed.proj.weight"], t["patch_embed.proj.bias"], stride=7).flatten(2).transpose(1, 2)
+    x = torch.cat([t["cls_token"].expand(2, -1, -1), x], 1) + t["pos_embed"]
+    residuals = []
+    for i in range(2):
+        p = {name.removeprefix(f"blocks.{i}."): value for name, value in t.items()}
+        residuals.append(x)
+        y = f.layer_norm(x, (48,), p["norm1.weight"], p["norm1.bias"], 1e-6)
+        q, k, v = f.linear(y, p["attn.qkv.weight"], p["attn.qkv.bias"]).reshape(2, 17, 3, 4, 12).permute(2, 0, 3, 1, 4)
+        y = f.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 17, 48)
+        x = x + p["ls1.gamma"] * f.linear(y, p["attn.proj.weight"], p["attn.proj.bias"])
+        y = f.layer_norm(x, (48,), p["norm2.weight"], p["norm2.bias"], 1e-6)
+        y = f.gelu(f.linear(y, p["mlp.fc1.weight"], p["mlp.fc1.bias"]))
+        x = x + p["ls2.gamma"] * f.linear(y, p["mlp.fc2.weight"], p["mlp.fc2.bias"])
+    x = f.layer_norm(x, (48,), t["norm.weight"], t["norm.bias"], 1e-6)
+    output, seen = qkjax.forward(
+        qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1), ("residual",)
+    )
+    for ours, theirs in zip(seen["residual"], residuals, strict=True):
+        assert_close(ours, theirs)
+    assert_close(output, f.linear(x[:, 0], t["head.weight"], t["head.bias"]))
+
+
+def test_google_npz_and_transformers_file_have_the_same_modes(torch, transformers, tmp_path):
+    """The same weights written as vision_transformer's npz by hand, from the torch tensors."""
+    model = random_model(torch, transformers, "ViT")
+    model.save_pretrained(tmp_path / "hf")
+    from safetensors.numpy import load_file
+
+    s = load_file(tmp_path / "hf" / "model.safetensors")
+    old = {
+        "cls": s["embeddings.cls_token"],
+        "Transformer/posembed_input/pos_embedding": s["embeddings.position_embeddings"],
+        "embedding/kernel": s["embeddings.patch_embeddings.projection.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": s["embeddings.patch_embeddings.projection.bias"],
+        "Transformer/encoder_norm/scale": s["layernorm.weight"],
+        "Transformer/encoder_norm/bias": s["layernorm.bias"],
+    }
+    for i in range(3):
+        ours, theirs = f"Transformer/encoderblock_{i}", f"encoder.layer.{i}"
+        for name, norm in (("LayerNorm_0", "layernorm_before"), ("LayerNorm_2", "layernorm_after")):
+            old[f"{ours}/{name}/scale"], old[f"{ours}/{name}/bias"] = (
+                s[f"{theirs}.{norm}.{x}"] for x in ("weight", "bias")
+            )
+        for part in ("query", "key", "value"):
+            linear = f"{theirs}.attention.attention.{part}"
+            old[f"{ours}/MultiHeadDotProductAttention_1/{part}/kernel"] = s[f"{linear}.weight"].T.reshape(48, 4, 12)
+            old[f"{ours}/MultiHeadDotProductAttention_1/{part}/bias"] = s[f"{linear}.bias"].reshape(4, 12)
+        out = f"{theirs}.attention.output.dense"
+        old[f"{ours}/MultiHeadDotProductAttention_1/out/kernel"] = s[f"{out}.weight"].T.reshape(4, 12, 48)
+        old[f"{ours}/MultiHeadDotProductAttention_1/out/bias"] = s[f"{out}.bias"]
+        for part, linear in (("Dense_0", "intermediate.dense"), ("Dense_1", "output.dense")):
+            old[f"{ours}/MlpBlock_3/{part}/kernel"] = s[f"{theirs}.{linear}.weight"].T
+            old[f"{ours}/MlpBlock_3/{part}/bias"] = s[f"{theirs}.{linear}.bias"]
+    write_npz(tmp_path / "google.npz", old)
+    first, second = (qkjax.load(path) for path in (tmp_path / "hf", tmp_path / "google.npz"))
+    for a, b in zip(
+        qkjax.decompose(*qkjax.query_key_kernels(first.params)),
+        qkjax.decompose(*qkjax.query_key_kernels(second.params)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(first.params["cls"], second.params["cls"])
+
+
+def test_shards(torch, transformers, tmp_path):
+    model = random_model(torch, transformers, "ViT")
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="50KB")
+    shards = sorted((tmp_path / "many").glob("*.safetensors"))
+    assert len(shards) > 2
+    import jax
+
+    one, many = (qkjax.load(tmp_path / name) for name in ("one", "many"))
+    jax.tree.map(np.testing.assert_array_equal, one.params, many.params)
+    index = tmp_path / "many" / "model.safetensors.index.json"
+    places = json.loads(index.read_text())
+    first, second = sorted(set(places["weight_map"].values()))[:2]
+    mixed = {n: second if place == first else place for n, place in places["weight_map"].items()}
+    index.write_text(json.dumps({"weight_map": mixed}))
+    with pytest.raises(qkjax.QkjaxError, match="shards of different models"):
+        qkjax.load(tmp_path / "many")
+    index.write_text(json.dumps(places))
+    shards[0].unlink()
+    with pytest.raises(qkjax.QkjaxError, match=f"shard '{shards[0].name}' is missing"):
+        qkjax.load(tmp_path / "many")
+    index.write_text("[]")
+    with pytest.raises(qkjax.QkjaxError, match="holds list, wanted an object"):
+        qkjax.load(tmp_path / "many")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(torch, transformers, dtype, tmp_path):
+    model = random_model(torch, transformers, "ViT").to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path)
+    kernel = qkjax.query_key_kernels(qkjax.load(tmp_path).params)[0]
+    state = {n: v.float().numpy() for n, v in model.state_dict().items()}
+    name = next(
+        n for n in state if n.endswith(("layers.0.attention.q_proj.weight", "layer.0.attention.attention.query.weight"))
+    )
+    np.testing.assert_array_equal(kernel[0].reshape(48, 48), state[name].T)
+
+
+def test_float8_is_refused(torch, tmp_path):
+    from safetensors.torch import save_file
+
+    state = {n: torch.tensor(v) for n, v in timm_state().items()}
+    state["blocks.1.attn.proj.weight"] = state["blocks.1.attn.proj.weight"].to(torch.float8_e4m3fn)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(qkjax.QkjaxError, match=r"'blocks.1.attn.proj.weight' is stored as F8_E4M3, readable are F64"):
+        qkjax.load(tmp_path / "x.safetensors", heads=4)
+
+
+@pytest.mark.parametrize("wrap", ["{}", "model", "state_dict"])
+def test_pytorch_file(torch, wrap, tmp_path):
+    state = {n: torch.tensor(v) for n, v in timm_state().items()}
+    torch.save(state if wrap == "{}" else {wrap: state, "epoch": 3}, tmp_path / "x.pth")
+    checkpoint = qkjax.load(tmp_path / "x.pth", heads=4)
+    np.testing.assert_array_equal(checkpoint.params["head"]["kernel"], state["head.weight"].numpy().T)
+
+
+def test_pytorch_file_with_code_is_refused(torch, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"cls_token": Bomb()}, tmp_path / "x.pth")
+    with pytest.raises(qkjax.QkjaxError, match=r"torch cannot read .* as weights alone"):
+        qkjax.load(tmp_path / "x.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_ijepa_with_its_predictor(torch, tmp_path):
+    """Meta's file: encoders and predictor side by side, "module." before every name."""
+    encoder = {
+        f"module.{n}": torch.tensor(v) for n, v in timm_state(prefix=0).items() if not n.startswith(("cls", "head"))
+    }
+    encoder = {n: v for n, v in encoder.items() if ".ls" not in n}
+    narrow = timm_state(width=24)
+    inside = {n: torch.tensor(v) for n, v in narrow.items() if n.startswith("blocks") and ".ls" not in n}
+    predictor = {n.replace("blocks", "module.predictor_blocks"): v for n, v in inside.items()}
+    predictor |= {
+        "module.mask_token": torch.zeros(1, 1, 24), "module.predictor_pos_embed": torch.randn(1, 16, 24),
+        "module.predictor_embed.weight": torch.randn(24, 48), "module.predictor_embed.bias": torch.randn(24),
+        "module.predictor_norm.weight": torch.ones(24), "module.predictor_norm.bias": torch.ones(24),
+        "module.predictor_proj.weight": torch.randn(48, 24), "module.predictor_proj.bias": torch.randn(48),
+    }  # fmt: skip
+    torch.save({"encoder": encoder, "predictor": predictor, "epoch": 1}, tmp_path / "x.pth")
+    with pytest.raises(qkjax.QkjaxError, match=r"holds the models encoder, predictor: name one"):
+        qkjax.load(tmp_path / "x.pth")
+    whole = qkjax.load(f"{tmp_path}/x.pth:encoder", heads=4)
+    assert (whole.config.class_token, whole.config.grid, whole.config.pool) == (False, (4, 4), "gap")
+    part = qkjax.load(f"{tmp_path}/x.pth:predictor", heads=2)
+    assert (part.config.width, part.config.channels, part.config.patch_size, part.config.grid) == (
+        24,
+        48,
+        (1, 1),
+        (4, 4),
+    )
+    modes = qkjax.decompose(*qkjax.query_key_kernels(part.params))
+    fused = predictor["module.predictor_blocks.1.attn.qkv.weight"].double().numpy()
+    m = fused[12:24].T @ fused[36:48]
+    np.testing.assert_allclose(np.asarray(modes.s[1, 1])[:12], np.linalg.svd(m)[1][:12], rtol=1e-5)
+
+
+def test_bad_state_dicts(tmp_path):
+    from safetensors.numpy import save_file
+
+    def refuse(state: dict, match: str, config: dict | None = None, **settings) -> None:
+        save_file(state, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config or {}))
+        with pytest.raises(qkjax.QkjaxError, match=match) as caught:
+            qkjax.load(tmp_path, **settings)
+        assert str(tmp_path) in str(caught.value)
+
+    state = timm_state()
+    refuse(state, "7 heads do not divide the width 48", {"num_attention_heads": 7})
+    refuse(state, "heads is 'four', wanted a positive whole number", {"num_attention_heads": "four"})
+    refuse(state, "config.json has activation 'mish', known are gelu", {"hidden_act": "mish"})
+    refuse(
+        state | {"blocks.0.attn.q_norm.weight": np.ones(12, np.float32)},
+        "'blocks.0.attn.q_norm.weight' belongs to no ViT",
+    )
+    refuse({k: v for k, v in state.items() if k != "blocks.1.mlp.fc1.bias"}, "Dense_0/bias' is missing", heads=4)
+    refuse({k: v for k, v in state.items() if "patch" not in k}, "no patch embedding")
+    refuse(state | {"blocks.0.norm1.bias": np.full(48, np.nan, np.float32)}, "holds NaN", heads=4)
+    refuse(state | {"blocks.0.attn.qkv.weight": np.ones((100, 48), np.float32)}, "wanted 144 rows", heads=4)
+    refuse(state | {"pos_embed": np.ones((1, 12, 48), np.float32)}, "11 tokens, which is no square", heads=4)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(qkjax.QkjaxError, match=r"cannot read .*config\.json"):
+        qkjax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header", [b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}', b"{}", b"{" * 60, b'{"a":1}']
+)
+def test_safetensors_with_a_lying_header(tmp_path, header):
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
+    with pytest.raises(qkjax.QkjaxError, match=r"x\.safetensors"):
+        qkjax.load(tmp_path / "x.safetensors")

@@ -1,0 +1,338 @@
+"""Preprocessing against other implementations on real photographs, and odd image files."""
+
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data, transform
+
+from qkjax import QkjaxError
+from qkjax.preprocess import PRESETS, Preprocess, from_processor_config, normalise, open_image, picture, preprocess
+
+NEEDS = "needs the parity extra: pip install -e '.[parity]'"
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+PHOTOGRAPHS = {
+    "chelsea": data.chelsea,  # 300 x 451
+    "coffee": data.coffee,  # 400 x 600
+    "astronaut": data.astronaut,  # 512 x 512
+    "portrait": lambda: np.ascontiguousarray(np.rot90(data.coffee())[:, 37:]),  # 600 x 363
+    "small": lambda: data.chelsea()[100:201, 120:270],  # is enlarged
+}
+# preset, class of transformers, what the hub's file says that the class does not
+PROCESSORS = [
+    ("hf-vit", "ViT", {}),
+    ("hf-ijepa", "ViT", {}),
+    ("hf-mae", "ViT", IMAGENET),
+    ("hf-dino", "Bit", {"size": {"shortest_edge": 256}, **IMAGENET}),
+    ("hf-dinov2", "Bit", {"size": {"shortest_edge": 256}, **IMAGENET}),
+    ("simmim", "Bit", {"size": {"shortest_edge": 256}, **IMAGENET}),
+    ("hf-clip", "CLIP", {}),
+    ("hf-deit", "DeiT", IMAGENET),
+    ("hf-siglip", "Siglip", {}),
+]
+
+
+def processor(kind: str, **config):
+    """The one of transformers that works with Pillow: its name ends in Pil from version 5 on."""
+    pytest.importorskip("torch", reason=NEEDS)
+    transformers = pytest.importorskip("transformers", reason=NEEDS)
+    name = f"{kind}ImageProcessor"
+    return (getattr(transformers, f"{name}Pil", None) or getattr(transformers, name))(**config)
+
+
+def scaled(config: dict, resolution: int) -> dict:
+    """The same configuration for another resolution than 224."""
+    scale = lambda side: round(side * resolution / 224)
+    resized = {
+        k: {n: scale(s) for n, s in dict(config[k]).items() if s} for k in ("size", "crop_size") if config.get(k)
+    }
+    return config | resized
+
+
+@pytest.mark.parametrize("resolution", [224, 384])
+@pytest.mark.parametrize("photograph", PHOTOGRAPHS)
+@pytest.mark.parametrize(("preset", "kind", "config"), PROCESSORS, ids=[p for p, *_ in PROCESSORS])
+def test_agrees_with_transformers(preset, kind, config, photograph, resolution):
+    """To one grey level a pixel, and what the model takes accordingly."""
+    image, preset = PHOTOGRAPHS[photograph](), PRESETS[preset]
+    theirs = processor(kind, **config)
+    theirs = processor(kind, **scaled(theirs.to_dict(), resolution))
+    (wanted,) = theirs(Image.fromarray(image), return_tensors="np")["pixel_values"]
+    wanted = np.asarray(wanted).transpose(1, 2, 0)
+    seen = preprocess(image, preset, resolution)
+    assert seen.shape == wanted.shape == (resolution, resolution, 3)
+    assert seen.dtype == np.float32
+    level = 1 / 255 / np.array(preset.std)
+    assert np.all(np.abs(seen - wanted) <= 1.001 * level)
+    assert np.abs(seen - wanted).mean() < 1e-3  # in fact they are equal: both resize with Pillow
+
+
+@pytest.mark.parametrize(("preset", "kind", "config"), PROCESSORS, ids=[p for p, *_ in PROCESSORS])
+def test_reads_the_files_of_transformers(preset, kind, config):
+    assert from_processor_config(processor(kind, **config).to_dict()) == PRESETS[preset]
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        # old files of the hub
+        ({"feature_extractor_type": "ViTFeatureExtractor", "size": 224, "resample": 2, **IMAGENET}, "hf-mae"),
+        ({"feature_extractor_type": "DeiTFeatureExtractor", "size": 256, "crop_size": 224, **IMAGENET}, "hf-deit"),
+        ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224, "resample": 3}, "hf-clip"),
+        # no class, everything said
+        ({"size": {"height": 224, "width": 224}, "resample": 2, "image_mean": 0.5, "image_std": 0.5}, "hf-vit"),
+        # new ones, with nulls; 1/127.5 less 1 written as a mean
+        ({"image_processor_type": "ViTImageProcessorFast", "crop_size": None, "do_pad": None}, "hf-vit"),
+        (
+            {"image_processor_type": "ViTImageProcessor", "rescale_factor": 1 / 127.5, "image_mean": 1, "image_std": 1},
+            "hf-vit",
+        ),
+    ],
+)
+def test_processor_configs(config, wanted):
+    assert from_processor_config(config) == PRESETS[wanted]
+
+
+def test_processor_config_without_resizing_only_cuts():
+    kind = {"image_processor_type": "CLIPImageProcessor"}
+    read = from_processor_config({**kind, "do_resize": False, "do_normalize": False, "crop_size": 64})
+    assert (read.resize, read.crop, read.mean, read.std) == ("none", 64, (0, 0, 0), (1, 1, 1))
+    np.testing.assert_array_equal(picture(data.astronaut(), read), data.astronaut()[224:288, 224:288])
+    with pytest.raises(QkjaxError, match="cannot cut a square of 64 pixels out of 50 x 40"):
+        picture(np.zeros((40, 50, 3), np.uint8), read)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "names Siglip2ImageProcessor; known are those of ViT"),
+        ({"image_processor_type": "ViTImageProcessor", "do_pad": True}, "do_pad=true"),
+        ({"image_processor_type": "ViTImageProcessor", "resample": 0}, "resample=0"),
+        ({"image_processor_type": "ViTImageProcessor", "size": {"longest_edge": 9}}, "size={'longest_edge': 9}"),
+        ({"image_processor_type": "ViTImageProcessor", "size": {"height": 9, "width": 8}}, "'width': 8"),
+        ({"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 9}}, "not square"),
+        ({"image_processor_type": "ViTImageProcessor", "do_resize": False}, "not square"),
+        ({"image_processor_type": "ViTImageProcessor", "do_center_crop": True}, "crop_size=None"),
+        ({"image_processor_type": "CLIPImageProcessor", "crop_size": 500}, "pads"),
+        ({"image_processor_type": "ViTImageProcessor", "image_mean": [1, 2]}, "no usable image_mean"),
+        ({"image_processor_type": "ViTImageProcessor", "rescale_factor": 0}, "rescale_factor"),
+        ({"size": 224, "resample": 2}, "no usable image_mean"),
+        ({}, "size=None"),
+    ],
+)
+def test_processor_configs_that_are_not_understood(config, says):
+    with pytest.raises(QkjaxError, match=r"preprocessor_config\.json") as caught:
+        from_processor_config(config)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def area_by_hand(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The integral over every new pixel, one overlap with an old pixel at a time."""
+    out = np.zeros((height, width, 3))
+    down, across = image.shape[0] / height, image.shape[1] / width
+    overlap = lambda i, scale, j: max(0.0, min((i + 1) * scale, j + 1) - max(i * scale, j))
+    for y, x in np.ndindex(height, width):
+        for row in range(int(y * down), min(int((y + 1) * down) + 1, image.shape[0])):
+            for column in range(int(x * across), min(int((x + 1) * across) + 1, image.shape[1])):
+                out[y, x] += overlap(y, down, row) * overlap(x, across, column) * image[row, column]
+    return out / (down * across)
+
+
+def tf_preset(filter: str) -> Preprocess:
+    return Preprocess("squash", filter, 8, 8, (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize("shape", [(41, 23), (24, 64), (5, 7), (8, 8), (3, 1)])
+def test_area_is_the_integral(shape):
+    """Reduced, enlarged, and one of each; both truncated."""
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    difference = picture(image, tf_preset("area")) - area_by_hand(image, 8, 8)
+    assert difference.min() > -1
+    assert difference.max() < 2e-5
+
+
+def test_area_is_the_local_mean_for_whole_factors():
+    image = data.astronaut()
+    wanted = transform.downscale_local_mean(image, (4, 4, 1))
+    np.testing.assert_array_equal(picture(image, tf_preset("area"), 128), wanted.astype(np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(41, 23), (5, 7), (8, 8), (3, 1), (1, 2)])
+def test_bilinear_is_torchs(shape):
+    torch = pytest.importorskip("torch", reason=NEEDS)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    tensor = torch.tensor(image.transpose(2, 0, 1)[None], dtype=torch.float64)
+    wanted = torch.nn.functional.interpolate(tensor, (8, 8), mode="bilinear", align_corners=False, antialias=False)
+    difference = picture(image, tf_preset("bilinear")) - wanted[0].permute(1, 2, 0).numpy()
+    assert difference.min() > -1
+    assert difference.max() < 2e-5
+
+
+def test_agrees_with_tensorflow():
+    """Red of random pixels (11, 7), as big_vision's operations gave it with TensorFlow 2.21.
+
+    The long side of the first is 7.86 pixels, which big_vision rounds to 8 and transformers would cut to 7.
+    """
+    image = np.random.default_rng(0).integers(0, 256, (11, 7, 3)).astype(np.uint8)
+    cropped = [[105, 129, 118, 180], [175, 88, 99, 97], [162, 137, 209, 137], [153, 123, 145, 140]]
+    squashed = [[166, 35, 209, 85], [136, 99, 90, 134], [138, 202, 153, 124], [181, 222, 121, 214]]
+    # resize_small(5)|central_crop(4), resize(4)
+    small_crop = Preprocess("small side", "area", 5, 4, (0.5,) * 3, (0.5,) * 3)
+    np.testing.assert_array_equal(picture(image, small_crop)[..., 0], cropped)
+    np.testing.assert_array_equal(picture(image, PRESETS["squash"], 4)[..., 0], squashed)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_keeps_flat_colour_and_its_own_size(name):
+    """White stays white, whatever rounding does to it, at the own resolution and at others."""
+    preset, image = PRESETS[name], np.full((411, 577, 3), 255, np.uint8)
+    assert picture(image, preset).shape == (preset.crop, preset.crop, 3)
+    for resolution in (160, 518):
+        seen = picture(image, preset, resolution)
+        assert seen.shape == (resolution, resolution, 3)
+        assert np.all(seen == 255)
+    assert np.all(picture(np.zeros_like(image), preset) == 0)
+
+
+def test_range_of_google_is_minus_one_to_one():
+    ends = normalise(np.array([[[0, 127, 255]]], np.uint8), PRESETS["squash"])
+    np.testing.assert_allclose(ends, [[[-1, 127 / 127.5 - 1, 1]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("array", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)])
+def test_arrays_that_are_no_picture(array):
+    with pytest.raises(QkjaxError, match="uint8 of shape"):
+        picture(array, PRESETS["squash"])
+
+
+def test_a_strip_is_no_memory_bomb():
+    with pytest.raises(QkjaxError, match="too long a strip"):
+        picture(np.zeros((1, 60_000, 3), np.uint8), PRESETS["hf-clip"])
+    with pytest.raises(QkjaxError, match="square of 0 pixels"):
+        picture(np.zeros((9, 9, 3), np.uint8), PRESETS["hf-clip"], 0)
+
+
+# Files
+
+
+def ramp(top: int, dtype: type) -> np.ndarray:
+    """(32, 48), from 0 to `top` along the columns."""
+    return np.broadcast_to(np.linspace(0, top, 48).round().astype(dtype), (32, 48))
+
+
+GRAY = np.repeat(ramp(255, np.uint8)[..., None], 3, axis=2)
+
+
+def saved(tmp_path, image: Image.Image, name: str, **options) -> np.ndarray:
+    image.save(tmp_path / name, **options)
+    opened = open_image(tmp_path / name)
+    assert opened.mode == "RGB"
+    np.testing.assert_array_equal(picture(opened, PRESETS["squash"]), picture(np.asarray(opened), PRESETS["squash"]))
+    return np.asarray(opened)
+
+
+def test_gray_of_8_and_16_bits(tmp_path):
+    np.testing.assert_array_equal(saved(tmp_path, Image.fromarray(ramp(255, np.uint8)), "gray.png"), GRAY)
+    nearest = np.repeat(np.round(ramp(65535, np.uint16) / 257)[..., None], 3, axis=2)
+    for name, dtype in (("deep.png", np.uint16), ("deep.tif", np.uint16), ("wide.tif", np.int32)):
+        np.testing.assert_array_equal(saved(tmp_path, Image.fromarray(ramp(65535, dtype)), name), nearest)
+    black_and_white = saved(tmp_path, Image.fromarray(GRAY).convert("1"), "1.png")
+    assert set(np.unique(black_and_white)) == {0, 255}
+
+
+def test_pixels_of_unknown_range(tmp_path):
+    for pixels in (ramp(1, np.float32), ramp(-1, np.int32), ramp(2**20, np.int32)):
+        path = tmp_path / "odd.tif"
+        Image.fromarray(pixels).save(path)
+        with pytest.raises(QkjaxError, match=r"odd\.tif has .* unknown range"):
+            open_image(path)
+
+
+def test_palette_and_cmyk(tmp_path):
+    image = Image.fromarray(data.chelsea())
+    palette = image.quantize(64)
+    np.testing.assert_array_equal(saved(tmp_path, palette, "palette.png"), np.asarray(palette.convert("RGB")))
+    cmyk = saved(tmp_path, image.convert("CMYK"), "cmyk.jpg", quality=95)
+    assert np.abs(cmyk.astype(int) - data.chelsea()).mean() < 4
+    cmyk = saved(tmp_path, image.convert("CMYK"), "cmyk.tif")
+    assert np.abs(cmyk.astype(int) - data.chelsea()).max() <= 1
+
+
+def test_transparent_is_white(tmp_path):
+    """As transformers shows it, half transparent too; also of a palette and of gray."""
+    alpha = np.dstack([np.zeros((4, 3, 3), np.uint8), np.repeat([[0, 128, 255]], 4, axis=0).astype(np.uint8)])
+    image = Image.fromarray(alpha)
+    wanted = np.repeat(np.array([255, 127, 0], np.uint8)[None, :, None], 3, axis=2).repeat(4, axis=0)
+    np.testing.assert_array_equal(saved(tmp_path, image, "rgba.png"), wanted)
+    np.testing.assert_array_equal(saved(tmp_path, image.convert("LA"), "la.png"), wanted)
+    opaque_or_not = Image.fromarray(np.repeat(np.array([[0, 1]], np.uint8), 4, axis=0)).convert("P")
+    opaque_or_not.putpalette([9, 9, 9, 200, 100, 0])
+    for transparency in (0, bytes([0, 255])):
+        shown = saved(tmp_path, opaque_or_not, "palette.png", transparency=transparency)
+        np.testing.assert_array_equal(shown[0], [[255, 255, 255], [200, 100, 0]])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    """Whichever way the camera was held, the picture is upright."""
+    turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
+             7: "TRANSVERSE", 8: "ROTATE_270"}  # fmt: skip
+    image = Image.fromarray(data.chelsea()[:64, 100:200])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = image.transpose(Image.Transpose[turns[orientation]]) if orientation > 1 else image
+    np.testing.assert_array_equal(saved(tmp_path, stored, "turned.png", exif=exif), np.asarray(image))
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (40, 200)]
+    assert np.all(saved(tmp_path, frames[0], "moving.gif", save_all=True, append_images=frames[1:]) == 40)
+
+
+def broken_files(folder):
+    good = folder / "good.png"
+    Image.fromarray(data.chelsea()).save(good)
+    content = good.read_bytes()
+    photograph = folder / "good.jpg"
+    Image.fromarray(data.chelsea()).save(photograph)
+    cases = {
+        "cut.png": content[: len(content) // 2],
+        "cut.jpg": photograph.read_bytes()[:5000],
+        "flipped.png": content[:2000] + b"\0" * 50 + content[2050:],
+        "header.png": content[:20],
+        "empty.png": b"",
+        "text.jpg": b"not a picture",
+    }
+    for name, bytes_ in cases.items():
+        (folder / name).write_bytes(bytes_)
+    return [folder / name for name in cases] + [folder / "missing.png", folder]
+
+
+def test_broken_files_are_one_line(tmp_path):
+    for path in broken_files(tmp_path):
+        with pytest.raises(QkjaxError) as caught:
+            open_image(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_decompression_bombs(tmp_path, monkeypatch):
+    """Refused between Pillow's limit, where it warns, and twice that, where it raises; the filters are as before."""
+    path = tmp_path / "bomb.png"
+    Image.new("L", (100, 100)).save(path)
+    filters = list(warnings.filters)
+    for limit in (6000, 3000):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(QkjaxError, match=r"bomb\.png.*exceeds limit"):
+            open_image(path)
+    assert warnings.filters == filters
+
+
+def test_importing_stays_light():
+    """Pillow is loaded when a picture is, not before."""
+    code = "import sys, qkjax.preprocess; sys.exit('PIL.Image' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
