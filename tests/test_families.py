@@ -290,6 +290,86 @@ def test_pytorch_file(torch, wrap, tmp_path):
     np.testing.assert_array_equal(checkpoint.params["head"]["kernel"], state["head.weight"].numpy().T)
 
 
+def test_pytorch_file_of_the_hub_is_converted_once(torch, transformers, tmp_path, monkeypatch):
+    """After the first time neither torch nor the hub is needed."""
+    import sys
+
+    monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path))
+    snapshot = tmp_path / "hf" / "models--me--tiny" / "snapshots" / "abc"
+    model = random_model(torch, transformers, "ViT")
+    model.save_pretrained(snapshot)
+    from safetensors.torch import load_file
+
+    wanted = qkjax.load(snapshot)
+    torch.save(load_file(snapshot / "model.safetensors"), snapshot / "pytorch_model.bin")
+    (snapshot / "model.safetensors").unlink()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    first = qkjax.load("me/tiny")
+    assert (first.name, first.config) == ("me/tiny", wanted.config)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (snapshot / "pytorch_model.bin").unlink()
+    second = qkjax.load("me/tiny", pool="gap")
+    assert second.config.pool == "gap"
+    np.testing.assert_array_equal(second.params["embedding"]["kernel"], wanted.params["embedding"]["kernel"])
+
+
+def test_pytorch_file_without_torch(tmp_path, monkeypatch):
+    import sys
+
+    (tmp_path / "x.pth").write_bytes(b"\x80\x02}q\x00.")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(qkjax.QkjaxError, match=r"only torch can read: pip install 'qkjax\[torch\]'"):
+        qkjax.load(tmp_path / "x.pth")
+
+
+def test_simmim(torch, transformers, tmp_path):
+    """Microsoft's layout, made from a BEiT of the same parts: fused weights, no key bias, one shared table
+    in pre-training; a table per layer, and a norm behind mean pooling, when fine-tuned."""
+    from safetensors.torch import load_file
+
+    for family, prefix in (("BEiT shared", "encoder."), ("BEiT", "")):
+        random_model(torch, transformers, family).save_pretrained(tmp_path / family)
+        theirs = load_file(tmp_path / family / "model.safetensors")
+        simmim = {
+            f"{prefix}cls_token": theirs["embeddings.cls_token"],
+            f"{prefix}mask_token": torch.zeros(1, 1, 48),
+            f"{prefix}patch_embed.proj.weight": theirs["embeddings.patch_embeddings.projection.weight"],
+            f"{prefix}patch_embed.proj.bias": theirs["embeddings.patch_embeddings.projection.bias"],
+        }
+        norm = ("layernorm", f"{prefix}norm") if prefix else ("pooler.layernorm", "fc_norm")
+        table = "relative_position_bias.relative_position_bias_table"
+        if prefix:
+            simmim["encoder.rel_pos_bias.relative_position_bias_table"] = theirs[f"encoder.{table}"]
+            simmim["decoder.0.weight"] = torch.zeros(3, 48, 1, 1)
+        for i in range(3):
+            a, b = f"encoder.layer.{i}", f"{prefix}blocks.{i}"
+            parts = [theirs[f"{a}.attention.attention.{x}.weight"] for x in ("query", "key", "value")]
+            simmim[f"{b}.attn.qkv.weight"] = torch.cat(parts)
+            simmim[f"{b}.attn.q_bias"] = theirs[f"{a}.attention.attention.query.bias"]
+            simmim[f"{b}.attn.v_bias"] = theirs[f"{a}.attention.attention.value.bias"]
+            simmim[f"{b}.attn.relative_position_index"] = torch.zeros(17, 17, dtype=torch.int64)
+            if not prefix:
+                simmim[f"{b}.attn.relative_position_bias_table"] = theirs[f"{a}.attention.attention.{table}"]
+            simmim |= {f"{b}.gamma_{n}": theirs[f"{a}.lambda_{n}"] for n in (1, 2) if f"{a}.lambda_{n}" in theirs}
+            for x in ("weight", "bias"):
+                simmim[f"{b}.attn.proj.{x}"] = theirs[f"{a}.attention.output.dense.{x}"]
+                simmim[f"{b}.norm1.{x}"] = theirs[f"{a}.layernorm_before.{x}"]
+                simmim[f"{b}.norm2.{x}"] = theirs[f"{a}.layernorm_after.{x}"]
+                simmim[f"{b}.mlp.fc1.{x}"] = theirs[f"{a}.intermediate.dense.{x}"]
+                simmim[f"{b}.mlp.fc2.{x}"] = theirs[f"{a}.output.dense.{x}"]
+                simmim[f"{norm[1]}.{x}"] = theirs[f"{norm[0]}.{x}"]
+        torch.save({"model": simmim, "epoch": 799}, tmp_path / "simmim.pth")
+        first = qkjax.load(tmp_path / family, norm_eps=1e-6)
+        second = qkjax.load(tmp_path / "simmim.pth", heads=4)
+        assert second.config == first.config
+        images = np.random.default_rng(0).standard_normal((2, 28, 28, 3)).astype(np.float32)
+        outputs = [qkjax.forward(qkjax.ViT(c.config), c.params, images)[0] for c in (first, second)]
+        np.testing.assert_array_equal(*outputs)
+        with pytest.raises(qkjax.QkjaxError, match="relative position biases are for"):
+            qkjax.forward(qkjax.ViT(second.config), second.params, np.zeros((1, 35, 28, 3), np.float32))
+
+
 def test_pytorch_file_with_code_is_refused(torch, tmp_path):
     class Bomb:
         def __reduce__(self):

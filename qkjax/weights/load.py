@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
-from qkjax.weights import huggingface, names, state_dict
+from qkjax.weights import catalogue, huggingface, names, state_dict
 from qkjax.weights.infer import check_shapes, has_class_row, infer_config
 from qkjax.weights.npz import NpzFile, weight_dtype
 from qkjax.weights.tensorstore import TensorstoreFolder, resolve
@@ -68,15 +68,27 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
     Raises:
       QkjaxError: one line that says what is wrong with which file.
     """
-    from qkjax.weights import catalogue
-
     text, settings = os.fspath(model), check_settings(settings)
     if catalogue.is_name(text):
-        entry = catalogue.entry(text)
-        return _read(catalogue.local_file(text), entry.sub, entry.name, settings)
+        return _load_named(catalogue.entry(text), settings)
     path, sub = split_submodel(text)
-    name = Path(path).resolve().stem.encode(errors="replace").decode()
+    whole = Path(os.path.abspath(path))
+    name = (whole.name if whole.is_dir() else whole.stem).encode(errors="replace").decode()
     return _read(Path(path), sub, name, settings)
+
+
+def _load_named(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
+    """A checkpoint of the catalogue; a PyTorch file of the hub is read with torch once, and kept as npz."""
+    converted = catalogue.folder() / "converted" / f"{entry.name.replace('/', '--')}.npz"
+    if not converted.exists():
+        path = catalogue.local_file(entry.name)
+        if not (path.is_dir() and (state := state_dict.find(path)) and state.suffix == ".bin"):
+            return _read(path, entry.sub, entry.name, settings)
+        from qkjax.weights.export import save
+
+        plain = _read(path, entry.sub, entry.name, {})
+        save(converted, plain.config, plain.params)
+    return _read(converted, None, entry.name, settings)
 
 
 def _read(path: Path, sub: str | None, name: str, settings: Mapping) -> Checkpoint:

@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 from qkjax.errors import QkjaxError
 
 HEADER_BYTES = 65536  # numpy writes 128 for these arrays; more than this is not a header
-CHUNK = 1 << 24
+CHUNK = 1 << 20  # stays in the cache between zipfile's copy and ours
 
 
 class Header(NamedTuple):
@@ -113,16 +113,15 @@ class NpzFile:
         """The array of one member; its checksum is verified."""
         self.header(key)
         with self._opened(key) as (member, header, stored, fortran):
-            size = _bytes(header)
-            data = member.read(size) if self._is_stored(key) else _inflate(member, size)
-            if len(data) < size or member.read(1):
-                raise EOFError(f"not the {size} bytes of data that are promised")
-        array = np.frombuffer(data, stored).reshape(header.shape[::-1] if fortran else header.shape)
+            data = np.empty(_bytes(header), np.uint8)
+            view, at = memoryview(data), 0
+            while at < len(data) and (count := member.readinto(view[at : at + CHUNK])):
+                at += count
+            if at < len(data) or member.read(1):
+                raise EOFError(f"{at} bytes of data where {len(data)} are promised")
+        array = data.view(stored).reshape(header.shape[::-1] if fortran else header.shape)
         array = array.T if fortran else array
         return array.view(header.dtype) if stored.kind == "V" else array.astype(header.dtype, copy=False)
-
-    def _is_stored(self, key: str) -> bool:
-        return self._members[key].compress_type == zipfile.ZIP_STORED
 
     def text(self, key: str) -> str:
         """A member that holds one string (ours alone: the configuration as JSON)."""
@@ -142,15 +141,6 @@ def _read_header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy tries damaged headers a second way, and says so
         return read(io.BytesIO(length + member.read(size)))
-
-
-def _inflate(member: zipfile.ZipExtFile, size: int) -> bytearray:
-    """Inflated data, by chunks into one buffer: zipfile would join them again and again."""
-    data = bytearray(size)
-    view, at = memoryview(data), 0
-    while at < size and (count := member.readinto(view[at : at + CHUNK])):
-        at += count
-    return data[:at] if at < size else data
 
 
 def _bytes(header: Header) -> int:
