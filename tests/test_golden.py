@@ -45,7 +45,8 @@ def test_logits_in_float64(name):
     """In float64 an epsilon of 1e-5 in place of 1e-6 (1.8e-5 of the logits) would show."""
     checkpoint = qkjax.load(DATA / f"{name}.npz")
     expected = np.load(DATA / f"{name}_expected.npz")
-    with jax.enable_x64(True):
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # as until jax 0.7
+    with enable_x64(True):
         params = jax.tree.map(lambda x: np.asarray(x, np.float64), checkpoint.params)
         model = qkjax.ViT(checkpoint.config, dtype="float64")
         logits, out = model.apply({"params": params}, expected["images"].astype(np.float64))
