@@ -21,6 +21,7 @@ def analyze(
     center: bool = False,
     normalize: bool = False,
     grid: tuple[int, int] | None = None,
+    heads: int | None = None,
 ) -> None:
     """Decompose every head's query-key interaction: table, modes.nc, layers.csv, figures.
 
@@ -36,12 +37,13 @@ def analyze(
         C = I - 11^T / D. Needs --fold-scale.
       normalize: divide M by sqrt(head_dim): strengths in units of the attention logit.
       grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
+      heads: attention heads, for a torch file that neither config.json nor the width tells them of.
     """
     from qkjax.analyze import Options, analyze_models
 
     if not models:
         raise QkjaxError("no model given; for example: qkjax analyze dinov2-vits14-focus")
-    analyze_models(models, out, Options.checked(fold_scale, center, normalize), {"grid": grid} if grid else {})
+    analyze_models(models, out, Options.checked(fold_scale, center, normalize), _said(grid=grid, heads=heads))
 
 
 def compare(
@@ -118,6 +120,7 @@ def export(
     /,
     grid: tuple[int, int] | None = None,
     pool: Literal["tok", "gap", "map", "none", "0"] | None = None,
+    heads: int | None = None,
 ) -> None:
     """Write a checkpoint as an npz that big_vision's vit.load reads.
 
@@ -126,14 +129,19 @@ def export(
       path: the npz file to write.
       grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
       pool: pooling, where it is not the one that the tree shows ("gap" stands for "none" and "0").
+      heads: attention heads, for a torch file that neither config.json nor the width tells them of.
     """
     from qkjax.weights.export import export as export_checkpoint
     from qkjax.weights.load import load
 
-    overrides = {name: value for name, value in (("grid", grid), ("pool", pool)) if value is not None}
-    for note in export_checkpoint(load(model, **overrides), path):
+    for note in export_checkpoint(load(model, **_said(grid=grid, pool=pool, heads=heads)), path):
         print(f"note: {note}", file=sys.stderr)
     print(path)
+
+
+def _said(**settings) -> dict:
+    """The settings that were given."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from qkjax.errors import QkjaxError, nearest
 
 Pool = Literal["tok", "gap", "map", "none", "0"]
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
-Resample = Literal["linear", "bicubic"]
+Resample = Literal["linear", "bicubic", "bicubic_antialias"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class ViTConfig:
       grid: (rows, columns) that a learned position embedding or relative position bias is for.
       posemb: learned, fixed sine-cosine in two dimensions, or none.
       posemb_resample: how a learned position embedding is brought to another grid: "linear" with
-        aligned corners (big_vision), or "bicubic" with half-pixel centres and a = -0.75 (torch).
+        aligned corners (big_vision), or torch's "bicubic" with half-pixel centres and a = -0.75, or its
+        "bicubic_antialias", a = -0.5 and as wide as a pixel of the new grid.
       pool: class token, mean of the patches, attention pooling, no pooling (the head acts on every
         token), or the first token ("0").
       class_token: there is one, before all other tokens.

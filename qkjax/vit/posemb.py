@@ -1,7 +1,5 @@
 """Position embeddings: the fixed sine-cosine one, and resampling of a learned one to another grid."""
 
-from typing import Literal
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -41,22 +39,36 @@ def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
     return weights
 
 
+def _antialiased_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """Cubic convolution (a = -0.5) as wide as the coarser grid's pixel, normalised: torch's antialias."""
+    a, scale = -0.5, old / new
+    centre = (np.arange(new) + 0.5) * scale
+    t = np.abs(np.arange(old)[None] + 0.5 - centre[:, None]) / max(scale, 1)
+    inner = (a + 2) * t**3 - (a + 3) * t**2 + 1
+    outer = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+    weights = np.where(t <= 1, inner, np.where(t < 2, outer, 0))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+RESAMPLERS = {"linear": _linear_weights, "bicubic": _bicubic_weights, "bicubic_antialias": _antialiased_weights}
+
+
 def resample(
-    posemb: Float[Array | np.ndarray, "1 tokens width"], old: Grid, new: Grid, method: Literal["linear", "bicubic"]
+    posemb: Float[Array | np.ndarray, "1 tokens width"], old: Grid, new: Grid, method: str
 ) -> Float[Array | np.ndarray, "1 new_tokens width"]:
     """Brings a learned position embedding (no class row) from one grid to another.
 
     Args:
       posemb: one row per patch of `old`, row by row.
       old, new: (rows, columns), any, not only square.
-      method: "linear" is what big_vision does on loading, "bicubic" what DINOv2 does.
+      method: of `RESAMPLERS`: "linear" is what big_vision does on loading, the others are torch's.
 
     Returns:
       The embedding of the patches of `new`; the input itself where the grids are equal.
     """
     if old == new:
         return posemb
-    weights = _linear_weights if method == "linear" else _bicubic_weights
+    weights = RESAMPLERS[method]
     rows, columns = (jnp.asarray(weights(*sizes), posemb.dtype) for sizes in zip(old, new, strict=True))
     table = posemb.reshape(*old, -1)
     return jnp.einsum("ra,cb,abd->rcd", rows, columns, table, precision="highest").reshape(1, new[0] * new[1], -1)

@@ -34,7 +34,8 @@ def _is_whole(folder: Path) -> bool:
         except (ValueError, KeyError, AttributeError, TypeError):
             return True  # broken as it was published: the reader says so, fetching again would not help
         return all((folder / shard).is_file() for shard in shards)
-    return (folder / PYTORCH).is_file() or any(folder.glob("*.safetensors"))
+    single = [path for path in folder.glob("*.safetensors") if "-of-" not in path.name]  # a shard is not the whole
+    return (folder / PYTORCH).is_file() or bool(single)
 
 
 def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:

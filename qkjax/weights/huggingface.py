@@ -4,6 +4,7 @@ Linear weights are (out, in) there and (in, out) here, and split into heads here
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from math import isqrt
 
 import numpy as np
 
@@ -21,59 +22,86 @@ ACTIVATIONS = {
 }
 
 
+HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
+"""Heads by width, where every published ViT of that width has the same number."""
+
+
 def to_tree(keys: Iterable[str], read: Callable[[str], np.ndarray], heads: int | None) -> dict[str, np.ndarray]:
     """Reads a state dict into flat canonical arrays, one at a time.
 
     Args:
       keys: its names.
       read: gives the array of a name.
-      heads: attention heads; None where no configuration says, and then one for each 64 of width.
+      heads: attention heads; None where no configuration says, and then those of `HEADS`.
 
     Raises:
       QkjaxError: an unknown name, a part that is missing, or heads that do not divide the width.
     """
     named = {key: ours for key in sorted(keys) if (ours := our_name(key)) is not None}
+    first = {ours: key for key, ours in reversed(named.items())}
+    if second := next((key for key, ours in named.items() if first[ours] != key), None):
+        raise QkjaxError(f"both {first[named[second]]!r} and {second!r} are {named[second]!r}: two models in one file")
     flat = {ours: read(key) for key, ours in named.items()}
     if "embedding/kernel" not in flat:
         raise QkjaxError(f"no patch embedding among the parameters{nearest('patch_embed.proj.weight', named)}")
+    is_predictor = any("predictor_embed" in key for key in named)
     kernel = flat["embedding/kernel"]
-    flat["embedding/kernel"] = kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T[None, None]
+    if kernel.ndim != (2 if is_predictor else 4):
+        raise QkjaxError(f"the patch embedding has shape {kernel.shape}: a NaFlex ViT's, or no ViT's; not supported")
+    flat["embedding/kernel"] = kernel.T[None, None] if is_predictor else kernel.transpose(2, 3, 1, 0)
     width = kernel.shape[0]
-    heads = heads or max(width // 64, 1)
+    heads = heads or (None if is_predictor else HEADS.get(width))
+    if heads is None:
+        raise QkjaxError(f"nothing says how many heads a width of {width} has: say heads=... (--heads)")
     if width % heads:
         raise QkjaxError(f"{heads} heads do not divide the width {width}: say heads=..., or mend config.json")
     _split_fused(flat, width)
     _fill_missing_biases(flat, width)
     _share_relative_bias(flat)
     _fold_prefix_positions(flat, width)
-    head = flat.get("head/kernel")
-    if head is not None and head.ndim == 2 and head.shape[1] != width:
-        # DINOv2's classifier takes class token and mean side by side, which no plain head does
-        del flat["head/kernel"], flat["head/bias"]
+    _drop_foreign_head(flat, width)
     return {name: _oriented(name, array, heads) for name, array in flat.items()}
+
+
+def _drop_foreign_head(flat: dict[str, np.ndarray], width: int) -> None:
+    """Leaves out classifiers that no plain head is: DINOv2's takes class token and mean side by side,
+    those that transformers puts on CLIP and SigLIP the mean of the patches."""
+    head = flat.get("head/kernel")
+    if head is None or head.ndim != 2:
+        return
+    if head.shape[1] == 2 * width or "MAPHead_0/probe" in flat or "pre_norm/scale" in flat:
+        flat.pop("head/kernel"), flat.pop("head/bias", None)
 
 
 def _split_fused(flat: dict[str, np.ndarray], width: int) -> None:
     """timm's fused query, key and value, and torch's own attention in SigLIP's pooling head."""
     for name in [n for n in flat if "/qkv/" in n]:
         fused = flat.pop(name)
-        if fused.shape[0] != 3 * width:
+        if fused.ndim == 0 or fused.shape[0] != 3 * width:
             raise QkjaxError(f"{name!r} has shape {fused.shape}, wanted {3 * width} rows: query, key, value")
         for part, array in zip(("query", "key", "value"), np.split(fused, 3), strict=True):
             flat[name.replace("/qkv/", f"/{part}/")] = array
 
 
 def _fill_missing_biases(flat: dict[str, np.ndarray], width: int) -> None:
-    """BEiT and SimMIM have no key bias, CLIP no patch bias: zeros are the same function."""
-    for name in [n for n in flat if n.endswith(("query/kernel", "key/kernel", "value/kernel", "embedding/kernel"))]:
-        flat.setdefault(name.removesuffix("kernel") + "bias", np.zeros(width, flat[name].dtype))
+    """BEiT and SimMIM have no key bias, CLIP no patch bias: zeros are the same function.
+
+    A bias that only some layers lack is left missing, which is an error further on.
+    """
+    for part in ("query", "key", "value"):
+        if not any(name.startswith(BLOCK) and name.endswith(f"{part}/bias") for name in flat):
+            for name in [n for n in flat if n.startswith(BLOCK) and n.endswith(f"{part}/kernel")]:
+                flat[name.removesuffix("kernel") + "bias"] = np.zeros(width, flat[name].dtype)
+    if "pre_norm/scale" in flat:
+        flat.setdefault("embedding/bias", np.zeros(width, flat["embedding/kernel"].dtype))
 
 
 def _share_relative_bias(flat: dict[str, np.ndarray]) -> None:
     """SimMIM's pre-training shares one table of relative position biases among all layers."""
     shared = flat.pop("relative_position_bias", None)
     for name in [n for n in flat if shared is not None and n.endswith("query/kernel") and BLOCK in n]:
-        flat[name.replace("query/kernel", "relative_position_bias")] = shared
+        own = name.replace("query/kernel", "relative_position_bias")
+        flat[own] = flat[own] + shared if own in flat else shared
 
 
 def _fold_prefix_positions(flat: dict[str, np.ndarray], width: int) -> None:
@@ -86,12 +114,18 @@ def _fold_prefix_positions(flat: dict[str, np.ndarray], width: int) -> None:
     prefix = [name for name in ("cls", "distillation") if name in flat]
     if positions is not None:
         positions = positions.reshape(1, -1, width)
-        rows = positions.shape[1]
-        for row, name in enumerate(prefix):
-            flat[name] = flat[name] + positions[:, row : row + 1]
-        flat["pos_embedding"] = positions[:, len(prefix) :]
-        if rows <= len(prefix):
-            raise QkjaxError(f"the position embedding has {rows} rows, no more than there are special tokens")
+        # timm may leave the special tokens without positions, or give registers some too
+        choices = (prefix, [], [*prefix, "registers"] if "registers" in flat else prefix)
+        counts = [sum(flat[name].shape[1] for name in names) for names in choices]
+        rows = [max(positions.shape[1] - count, 0) for count in counts]
+        chosen = next((i for i, n in enumerate(rows) if n and isqrt(n) ** 2 == n), 0)
+        at = 0
+        for name in choices[chosen]:  # in float32: the sum of two half precision numbers is none
+            part = positions[:, at : at + flat[name].shape[1]].astype(np.float32)
+            flat[name], at = flat[name].astype(np.float32) + part, at + flat[name].shape[1]
+        flat["pos_embedding"] = positions[:, at:]
+        if not flat["pos_embedding"].size:
+            raise QkjaxError(f"the position embedding has {at} rows, no more than there are special tokens")
     elif not any("relative_position_bias" in name for name in flat):
         raise QkjaxError("no position embedding: rotary ones (DINOv3) make the interaction depend on the offset")
     if "distillation" in flat:
@@ -115,12 +149,19 @@ def settings_of(config: Mapping) -> dict:
     Raises:
       QkjaxError: an activation that is not known, or a value of the wrong kind.
     """
-    config = config.get("vision_config") or config
-    if "architecture" in config:  # timm: the parameters are those of the architecture's name
+    inner = config.get("vision_config")
+    config = inner if isinstance(inner, dict) and inner else config
+    kind = f"{config.get('model_type')} {config.get('architecture')}"
+    if "dinov3" in kind or "rope" in kind or "eva" in kind:
+        raise QkjaxError(f"config.json says {kind}: rotary position embeddings leave a head without one matrix Wq Wk^T")
+    if "architecture" in config:  # timm: all else follows from the architecture's name
         return {}
     settings = {}
+    size, patch = config.get("image_size"), config.get("patch_size")
+    if isinstance(size, list) and len(size) == 2 and isinstance(patch, int) and patch > 0:
+        settings["grid"] = tuple(n // patch for n in size if isinstance(n, int))
     if "hidden_act" in config:
-        act = "swiglu" if config.get("use_swiglu_ffn") else ACTIVATIONS.get(config["hidden_act"])
+        act = "swiglu" if config.get("use_swiglu_ffn") else ACTIVATIONS.get(str(config["hidden_act"]))
         if act is None:
             act, known = config["hidden_act"], ", ".join(ACTIVATIONS)
             raise QkjaxError(f"config.json has activation {act!r}, known are {known}")
@@ -140,4 +181,6 @@ def defaults(shapes: Mapping[str, tuple[int, ...]]) -> dict:
         own = {"activation": "gelu_tanh"}  # SigLIP
     else:
         own = {"activation": "gelu"}
-    return {"posemb_resample": "bicubic", **own}
+    # DINOv2's models with registers antialias, in transformers and at Meta; the others do not.
+    antialias = "registers" in shapes and "LayerScale_0/scale" in " ".join(shapes)
+    return {"posemb_resample": "bicubic_antialias" if antialias else "bicubic", **own}

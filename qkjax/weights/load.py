@@ -73,7 +73,7 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
         return _load_named(catalogue.entry(text), settings)
     path, sub = split_submodel(text)
     whole = Path(os.path.abspath(path))
-    name = (whole.name if whole.is_dir() else whole.stem).encode(errors="replace").decode()
+    name = (whole.name if os.path.isdir(whole) else whole.stem).encode(errors="replace").decode()
     return _read(Path(path), sub, name, settings)
 
 

@@ -5,6 +5,8 @@ alone (`weights_only=True`) is the one thing that may open them, when torch is i
 """
 
 import json
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,9 +100,10 @@ def _open_torch(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     except ImportError as error:
         raise QkjaxError(f"{path} is a PyTorch file, which only torch can read: pip install 'qkjax[torch]'") from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        is_zip = zipfile.is_zipfile(path)  # files of before 2020 are none, and cannot be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch raises whatever its unpickler meets
-        reason = str(error).splitlines()[0][:200]
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[0][:200]
         raise QkjaxError(f"torch cannot read {path} as weights alone ({reason})") from error
     for inner in ("model", "state_dict"):
         state = state[inner] if isinstance(state, dict) and isinstance(state.get(inner), dict) else state
@@ -108,13 +111,17 @@ def _open_torch(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         raise QkjaxError(f"{path} holds {type(state).__name__}, wanted a state dict")
     parts = {k: v for k, v in state.items() if isinstance(v, dict) and any(torch.is_tensor(t) for t in v.values())}
     tensors = state | {f"{part}/{name}": t for part, inner in parts.items() for name, t in inner.items()}
-    return {name: (lambda t=t: _to_numpy(t)) for name, t in tensors.items() if torch.is_tensor(t)}
+    tensors = {str(name): t for name, t in tensors.items() if torch.is_tensor(t)}
+    return {name: (lambda name=name, t=t: _to_numpy(f"{path}: {name!r}", t)) for name, t in tensors.items()}
 
 
-def _to_numpy(tensor) -> np.ndarray:
+def _to_numpy(what: str, tensor) -> np.ndarray:
     import ml_dtypes
     import torch
 
+    known = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    if tensor.layout != torch.strided or tensor.dtype not in known:
+        raise QkjaxError(f"{what} is {tensor.dtype}, {tensor.layout}; wanted a dense tensor of 16 to 64 bit floats")
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
