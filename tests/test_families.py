@@ -82,6 +82,47 @@ def test_family_agrees_with_transformers(torch, transformers, family, tmp_path):
         assert_close(seen["encoded"], wanted.last_hidden_state)
 
 
+@pytest.mark.parametrize("family", ["ViT", "DeiT", "CLIP", "SigLIP", "I-JEPA", "DINOv2", "DINOv2 with registers"])
+def test_other_sizes_agree_with_transformers(torch, transformers, family, tmp_path):
+    """Position embeddings resampled to a larger grid that is not square, and to a smaller one."""
+    model = random_model(torch, transformers, family)
+    model.save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path)
+    for pixels in ((56, 42), (21, 21)):
+        images = torch.randn(1, 3, *pixels)
+        wanted = model(images) if "DINOv2" in family else model(images, interpolate_pos_encoding=True)
+        output, seen = qkjax.forward(
+            qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1)
+        )
+        if family == "CLIP":
+            assert_close(output, wanted.pooler_output)
+        else:
+            assert_close(seen["encoded"], wanted.last_hidden_state)
+
+
+def test_image_that_is_not_square(torch, transformers, tmp_path):
+    """16 tokens of 2 x 8 patches, as config.json says, not of 4 x 4."""
+    torch.manual_seed(0)
+    model = transformers.ViTModel(transformers.ViTConfig(**(SMALL | {"image_size": [14, 56]}))).eval()
+    model.save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path)
+    assert checkpoint.config.grid == (2, 8)
+    images = torch.randn(1, 3, 14, 56)
+    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
+    assert_close(seen["encoded"], model(images).last_hidden_state)
+
+
+@pytest.mark.parametrize("name", ["DINOv3ViT", "Siglip2Vision"])
+def test_models_that_are_no_plain_vit_are_refused(torch, transformers, name, tmp_path):
+    """Rotary positions leave no one matrix; NaFlex has no patch convolution."""
+    if not hasattr(transformers, f"{name}Model"):
+        pytest.skip(f"this transformers has no {name}Model")
+    config = SMALL if name == "DINOv3ViT" else SMALL | {"num_patches": 16}
+    getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**config)).save_pretrained(tmp_path)
+    with pytest.raises(qkjax.QkjaxError, match="rotary" if name == "DINOv3ViT" else "NaFlex"):
+        qkjax.load(tmp_path)
+
+
 def test_masked_autoencoder_without_mask(torch, transformers, tmp_path):
     """The pre-training file, decoder and all; unmasked tokens kept in their order."""
     torch.manual_seed(0)
@@ -440,6 +481,67 @@ def test_bad_state_dicts(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(qkjax.QkjaxError, match=r"cannot read .*config\.json"):
         qkjax.load(tmp_path)
+
+
+def test_names_that_leave_a_doubt_are_refused(tmp_path):
+    """Never a guess: two models in one file, heads that nothing tells, biases that only some layers have."""
+    from safetensors.numpy import save_file
+
+    def refuse(state: dict, match: str, **settings) -> None:
+        save_file(state, tmp_path / "x.safetensors")
+        with pytest.raises(qkjax.QkjaxError, match=match):
+            qkjax.load(tmp_path / "x.safetensors", **settings)
+
+    state = timm_state()
+    refuse(state, "nothing says how many heads a width of 48 has: say heads=")
+    refuse(state | {f"encoder.{n}": v for n, v in state.items()}, "two models in one file", heads=4)
+    refuse({n: v for n, v in state.items() if n != "blocks.1.attn.qkv.bias"}, "bias' is missing", heads=4)
+    refuse({n: v for n, v in state.items() if n != "patch_embed.proj.bias"}, "'embedding/bias' is missing", heads=4)
+    refuse(state | {"head.weight": np.ones((5, 40), np.float32)}, "'head/kernel' has shape", heads=4)
+    refuse(state | {"patch_embed.proj.weight": np.array(1, np.float32)}, r"has shape \(\)", heads=4)
+
+
+@pytest.mark.parametrize(
+    "config", [{"hidden_act": ["gelu"]}, {"hidden_act": {}}, {"vision_config": 5, "hidden_act": 3}]
+)
+def test_odd_config(tmp_path, config):
+    from safetensors.numpy import save_file
+
+    save_file(timm_state(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(qkjax.QkjaxError, match="has activation"):
+        qkjax.load(tmp_path)
+
+
+@pytest.mark.parametrize(("positions", "registers"), [(16, 0), (17, 0), (20, 3), (17, 3), (16, 3)])
+def test_timm_positions(tmp_path, positions, registers):
+    """Of patches alone (`no_embed_class`), with the class token, with registers too."""
+    from safetensors.numpy import save_file
+
+    state = timm_state() | {"pos_embed": np.arange(positions * 48, dtype=np.float32).reshape(1, positions, 48)}
+    if registers:
+        state["reg_token"] = np.zeros((1, registers, 48), np.float32)
+    save_file(state, tmp_path / "x.safetensors")
+    checkpoint = qkjax.load(tmp_path / "x.safetensors", heads=4)
+    assert (checkpoint.config.grid, checkpoint.config.registers) == ((4, 4), registers)
+    np.testing.assert_array_equal(checkpoint.params["pos_embedding"], state["pos_embed"][:, positions - 16 :])
+    moved = checkpoint.params["cls"] - state["cls_token"]
+    np.testing.assert_allclose(moved, state["pos_embed"][:, :1] if positions > 16 else 0 * moved, atol=1e-5)
+    if positions == 20:
+        np.testing.assert_array_equal(checkpoint.params["registers"], state["pos_embed"][:, 1:4])
+
+
+def test_old_and_odd_pytorch_files(torch, tmp_path):
+    state = {n: torch.tensor(v) for n, v in timm_state().items()}
+    torch.save(state | {3: torch.ones(1)}, tmp_path / "odd.pth")
+    with pytest.raises(qkjax.QkjaxError, match="parameter '3' belongs to no ViT family"):
+        qkjax.load(tmp_path / "odd.pth", heads=4)
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert qkjax.load(tmp_path / "old.pth", heads=4).config.depth == 2
+    for dtype in (torch.float8_e4m3fn, torch.int64, torch.complex64):
+        torch.save(state | {"norm.bias": state["norm.bias"].to(dtype)}, tmp_path / "x.pth")
+        with pytest.raises(qkjax.QkjaxError, match=f"'norm.bias' is {dtype}"):
+            qkjax.load(tmp_path / "x.pth", heads=4)
 
 
 @pytest.mark.parametrize(

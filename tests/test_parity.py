@@ -43,32 +43,17 @@ def test_default_model_agrees_with_onnxruntime(default, photograph, tmp_path):
     np.testing.assert_allclose(seen["encoded"], wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("pixels", [(28, 28), (56, 42), (14, 70)])
-def test_dinov2_at_other_sizes_agrees_with_transformers(pixels, tmp_path):
-    """The position embedding is resampled as torch does, also to grids that are not square."""
-    torch = pytest.importorskip("torch", reason=NEEDS)
-    transformers = pytest.importorskip("transformers", reason=NEEDS)
-    torch.manual_seed(0)
-    config = transformers.Dinov2Config(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=7
-    )  # fmt: skip
-    theirs = transformers.Dinov2Model(config).eval()
-    theirs.save_pretrained(tmp_path)
-    images = torch.randn(2, 3, *pixels)
-    with torch.no_grad():
-        wanted = theirs(images).last_hidden_state.numpy()
-    checkpoint = qkjax.load(tmp_path)
-    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
-    np.testing.assert_allclose(seen["encoded"], wanted, atol=2e-5)
-
-
 @pytest.mark.parametrize(("old", "new"), [((4, 4), (7, 3)), ((37, 37), (16, 16)), ((5, 3), (5, 9))])
-def test_bicubic_resampling_is_torchs(old, new):
+@pytest.mark.parametrize("antialias", [False, True])
+def test_bicubic_resampling_is_torchs(old, new, antialias):
     torch = pytest.importorskip("torch", reason=NEEDS)
     table = np.random.default_rng(0).standard_normal((1, old[0] * old[1], 8)).astype(np.float32)
     grid = torch.tensor(table).reshape(1, *old, 8).permute(0, 3, 1, 2)
-    wanted = torch.nn.functional.interpolate(grid, size=new, mode="bicubic").permute(0, 2, 3, 1).reshape(1, -1, 8)
-    np.testing.assert_allclose(posemb.resample(table, old, new, "bicubic"), wanted.numpy(), atol=1e-5)
+    wanted = torch.nn.functional.interpolate(grid, size=new, mode="bicubic", antialias=antialias)
+    wanted = wanted.permute(0, 2, 3, 1).reshape(1, -1, 8)
+    np.testing.assert_allclose(
+        posemb.resample(table, old, new, "bicubic_antialias" if antialias else "bicubic"), wanted.numpy(), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("old", "new"), [((4, 4), (7, 3)), ((3, 5), (3, 10)), ((6, 6), (1, 2)), ((1, 4), (3, 4))])
