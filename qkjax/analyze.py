@@ -11,7 +11,7 @@ from qkjax.errors import QkjaxError
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.interaction.modes import Modes, decompose
-from qkjax.vit.tree import attention
+from qkjax.vit.tree import Attention, attention
 from qkjax.weights.load import Checkpoint, load
 
 
@@ -54,9 +54,8 @@ def analyze_models(names: tuple[str, ...], out: Path | None, options: Options, s
             print(f"wrote {path}", file=sys.stderr)
 
 
-def modes_of(checkpoint: Checkpoint, options: Options) -> Modes:
+def modes_of(parts: Attention, options: Options) -> Modes:
     """The modes of a model in the frame asked for."""
-    parts = attention(checkpoint.params)
     scale = parts.norm_scale if options.fold_scale else None
     return decompose(*parts[:2], norm_scale=scale, center=options.center, normalize=options.normalize)
 
@@ -69,8 +68,9 @@ def analyze_one(checkpoint: Checkpoint, folder: Path, options: Options) -> Metri
     """
     name = checkpoint.name
     print(f"{name}: decomposing {checkpoint.config.depth} x {checkpoint.config.heads} heads", file=sys.stderr)
-    modes = modes_of(checkpoint, options)
-    metrics, bias = measure(modes), bias_terms(attention(checkpoint.params))
+    parts = attention(checkpoint.params)
+    modes = modes_of(parts, options)
+    metrics, bias = measure(modes), bias_terms(parts)
     rows = results.layer_table(metrics, bias)
     print(f"{name}\n{results.format_table(rows)}", flush=True)
     attrs = {

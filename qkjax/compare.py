@@ -12,6 +12,7 @@ from qkjax.errors import QkjaxError
 from qkjax.interaction.difference import Difference, difference
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.interaction.modes import Modes
+from qkjax.vit.tree import attention
 from qkjax.weights import catalogue
 from qkjax.weights.load import load
 
@@ -29,7 +30,7 @@ def compare_models(names: tuple[str, ...], out: Path, options: Options, settings
     modes: dict[str, Modes] = {}
     for name, checkpoint in checkpoints.items():
         print(f"{name}: decomposing {checkpoint.config.depth} x {checkpoint.config.heads} heads", file=sys.stderr)
-        modes[name] = modes_of(checkpoint, options)
+        modes[name] = modes_of(attention(checkpoint.params), options)
     measured = {name: measure(m) for name, m in modes.items()}
     rows = [row for name, m in measured.items() for row in curve_rows(name, objectives[name], m)]
     results.write_csv(rows, out / "compare.csv")
@@ -39,9 +40,10 @@ def compare_models(names: tuple[str, ...], out: Path, options: Options, settings
     for name in others:
         if modes[name].u.shape == modes[first].u.shape:
             found = difference(modes[first], modes[name])
-            print(f"\n{name} against {first}\n{results.format_rows(difference_rows(found))}", flush=True)
+            by_layer = difference_rows(found)
+            print(f"\n{name} against {first}\n{results.format_rows(by_layer)}", flush=True)
             folder = out / f"{name}-against-{first}"
-            results.write_csv(difference_rows(found), folder / "layers.csv")
+            results.write_csv(by_layer, folder / "layers.csv")
             results.write_dataset(
                 results.difference_dataset(found, {"first": first, "second": name}), folder / "difference.nc"
             )

@@ -37,10 +37,8 @@ def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[s
     for name, value in bias._asdict().items():
         variables[f"bias_{name}"] = ((*PER_HEAD, "embed") if value.ndim == 3 else PER_HEAD, value)
     null = {f"null_{name}": value for name, value in metrics.null._asdict().items()}
-    versions = {f"version_{name}": version(name) for name in ("qkjax", "jax", "numpy")}
-    dataset = xr.Dataset(
-        {n: (d, np.asarray(v)) for n, (d, v) in variables.items()}, attrs={**attrs, **null, **versions}
-    )
+    attrs = {**attrs, **null, **_versions()}
+    dataset = xr.Dataset({n: (d, np.asarray(v)) for n, (d, v) in variables.items()}, attrs=attrs)
     return dataset.assign_coords({dim: np.arange(dataset.sizes[dim]) for dim in ("layer", "head", "mode")})
 
 
