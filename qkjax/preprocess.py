@@ -1,12 +1,12 @@
 """Photographs to what a model takes: opened, resized, cropped and normalised as its family does it."""
 
-import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import IOBase
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Literal, Union
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,6 +18,7 @@ Photograph = Union["PIL.Image.Image", np.ndarray]  # an array is uint8, (height,
 Pixels = UInt8[np.ndarray, "height width 3"]
 Values = Float[np.ndarray, "height width 3"]
 RGB = tuple[float, float, float]
+Resolution = int | tuple[int, int]  # pixels of a side, or (height, width)
 MAX_PIXELS = 100_000_000  # of a resized picture; only a strip of extreme sides comes here
 
 
@@ -66,7 +67,7 @@ PRESETS = {
 }
 
 
-def preprocess(image: Photograph, preset: Preprocess, resolution: int | None = None) -> Values:
+def preprocess(image: Photograph, preset: Preprocess, resolution: Resolution | None = None) -> Values:
     """What the model takes, float32: `normalise` of `picture`."""
     return normalise(picture(image, preset, resolution), preset)
 
@@ -76,37 +77,44 @@ def normalise(pixels: Pixels, preset: Preprocess) -> Values:
     return ((pixels / 255 - np.asarray(preset.mean)) / np.asarray(preset.std)).astype(np.float32)
 
 
-def picture(image: Photograph, preset: Preprocess, resolution: int | None = None) -> Pixels:
-    """The very pixels that the model sees, RGB, before normalisation: a square of `resolution` a side.
+def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None = None) -> Pixels:
+    """The very pixels that the model sees, RGB, before normalisation.
 
     Args:
       image: of any mode and size; an array is uint8 (height, width, 3).
       preset: one of `PRESETS`, or from `from_processor_config`.
-      resolution: pixels a side; by default the preset's own.
+      resolution: pixels of a side, or (height, width); by default the preset's own square. What is
+        not square is cut from the smallest resized picture that covers it, with the same margins.
 
     Raises:
       QkjaxError: no uint8 RGB array; smaller than the crop and not resized; too long a strip.
     """
     crop = preset.crop if resolution is None else resolution
+    crop = (crop, crop) if isinstance(crop, int) else crop
     pixels = image if isinstance(image, np.ndarray) else np.asarray(_to_rgb(image, "the image"))
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise QkjaxError(f"an image array is uint8 of shape (height, width, 3), not {pixels.dtype} {pixels.shape}")
-    height, width = _resized_shape(pixels.shape[:2], preset, round(preset.resize_to * crop / preset.crop))
-    if not 0 < crop <= min(height, width):
-        raise QkjaxError(f"cannot cut a square of {crop} pixels out of {width} x {height}; choose another resolution")
+    target = tuple(round(preset.resize_to * side / preset.crop) for side in crop)
+    height, width = _resized_shape(pixels.shape[:2], preset, target)
+    if not (0 < crop[0] <= height and 0 < crop[1] <= width):
+        raise QkjaxError(
+            f"cannot cut {crop[1]} x {crop[0]} pixels out of {width} x {height} (width x height); "
+            "choose another resolution"
+        )
     resized = pixels if (height, width) == pixels.shape[:2] else _resize(pixels, (height, width), preset.filter)
-    top, left = (height - crop) // 2, (width - crop) // 2
-    return resized[top : top + crop, left : left + crop].copy()
+    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    return resized[top : top + crop[0], left : left + crop[1]].copy()
 
 
-def _resized_shape(shape: tuple[int, ...], preset: Preprocess, resize_to: int) -> tuple[int, int]:
-    """(height, width). The long side is rounded down by transformers, to the nearest by big_vision."""
+def _resized_shape(shape: tuple[int, ...], preset: Preprocess, target: tuple[int, ...]) -> tuple[int, int]:
+    """(height, width). The side that is not fitted is rounded down by transformers, to the nearest by big_vision."""
     if preset.resize != "small side":
-        return (resize_to, resize_to) if preset.resize == "squash" else (shape[0], shape[1])
+        return (target[0], target[1]) if preset.resize == "squash" else (shape[0], shape[1])
+    fitted = max((0, 1), key=lambda axis: target[axis] / shape[axis])  # the other side then covers its target
     if preset.filter.startswith("pil"):
-        height, width = (resize_to * side // min(shape) for side in shape)
+        height, width = (target[fitted] * side // shape[fitted] for side in shape)
     else:
-        factor = np.float32(resize_to) / np.float32(min(shape))  # in float32, as there
+        factor = np.float32(target[fitted]) / np.float32(shape[fitted])  # in float32, as there
         height, width = (int(np.rint(np.float32(side) * factor)) for side in shape)
     if height * width > MAX_PIXELS:
         raise QkjaxError(f"an image of {shape[1]} x {shape[0]} pixels is too long a strip to resize; cut it first")
@@ -144,8 +152,12 @@ def _taps(old: int, new: int, filter: str) -> Iterator[tuple[int, np.ndarray]]:
         yield first, weights / weights.sum()
 
 
-def open_image(path: str | Path) -> "PIL.Image.Image":
+def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image.Image":
     """A photograph in RGB, upright as its EXIF says; of an animation the first frame.
+
+    Args:
+      file: its path, or an open file.
+      name: what errors call it; by default the path.
 
     Transparent pixels are shown on white, as transformers and most viewers show them: what lies hidden
     beneath them is arbitrary. 16-bit gray is scaled to 8 bits, where Pillow alone would clip it to white.
@@ -159,11 +171,12 @@ def open_image(path: str | Path) -> "PIL.Image.Image":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to complain of a readable picture
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 upright = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's readers raise whatever they stumble over
-        raise QkjaxError(f"cannot read image {path}: {error}; check the path, or save it as PNG or JPEG") from error
-    return _to_rgb(upright, str(path))
+        reason = str(error).replace(str(file), name or str(file))  # an open file's own name is an address in memory
+        raise QkjaxError(f"cannot read image {name or file}: {reason}; check it, or save it as PNG or JPEG") from error
+    return _to_rgb(upright, name or str(file))
 
 
 def _to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
@@ -180,70 +193,3 @@ def _to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-# What the classes of transformers assume where the file says nothing; of an int whether it means a square.
-_KEYS = ("size", "default_to_square", "do_center_crop", "crop_size", "resample", "image_mean", "image_std")
-_CLASSES = {
-    "ViT": (224, True, False, None, 2, *HALF),
-    "DeiT": (256, True, True, 224, 3, *HALF),
-    "CLIP": (224, False, True, 224, 3, *CLIP),
-    "Bit": (224, False, True, 224, 3, *CLIP),
-    "Siglip": (224, True, False, None, 3, *HALF),
-    "DINOv3ViT": (224, True, False, None, 2, *IMAGENET),
-}
-_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
-
-
-def from_processor_config(config: Mapping[str, Any]) -> Preprocess:
-    """What the JSON of a Hugging Face preprocessor_config.json, old or new, says.
-
-    Raises:
-      QkjaxError: an unknown class, step, size or filter; a missing key; pictures that are not square.
-    """
-    kind = config.get("image_processor_type") or config.get("feature_extractor_type")
-    name = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind or "")
-    if kind and name not in _CLASSES:
-        raise _unknown(f"names {kind}; known are those of {', '.join(_CLASSES)}")
-    said = dict(zip(_KEYS, _CLASSES.get(name, ()), strict=False))
-    said |= {key: value for key, value in config.items() if value is not None}
-    steps = {key for key, value in said.items() if key.startswith("do_") and value} - _STEPS
-    if steps:
-        raise _unknown(f"has {min(steps)}=true, which is not supported")
-    crop = _side(said, "crop_size")[0] if said.get("do_center_crop") else None
-    resize_to, square = _side(said, "size") if said.get("do_resize", True) else (crop, False)
-    if not (crop or square) or (crop or 0) > resize_to:
-        raise _unknown("makes pictures that are not square, or pads them")
-    resize = "none" if not said.get("do_resize", True) else "squash" if square else "small side"
-    filters = {2: "pil-bilinear", 3: "pil-bicubic"}
-    if said.get("resample") not in filters:
-        raise _unknown(f"has resample={said.get('resample')}; known are 2 (bilinear) and 3 (bicubic)")
-    return Preprocess(resize, filters[said["resample"]], resize_to, crop or resize_to, *_mean_std(said))
-
-
-def _unknown(what: str) -> QkjaxError:
-    return QkjaxError(f"preprocessor_config.json {what}; correct it or give a `Preprocess` of your own")
-
-
-def _side(said: Mapping[str, Any], key: str) -> tuple[int, bool]:
-    """Pixels, and whether of a square (else of the short side)."""
-    size, square = said.get(key), key == "crop_size" or said.get("default_to_square", True)
-    if isinstance(size, Mapping):
-        given = {k: v for k, v in size.items() if v is not None}
-        square = given.keys() == {"height", "width"} and given["height"] == given["width"]
-        size = next(iter(given.values())) if square or given.keys() == {"shortest_edge"} else None
-    if not isinstance(size, int) or size < 1:
-        raise _unknown(f"has {key}={said.get(key)}; known are a number, one shortest_edge, or a square")
-    return size, square
-
-
-def _mean_std(said: Mapping[str, Any]) -> tuple[RGB, RGB]:
-    """Of values in 0..1, whatever the file rescales to."""
-    try:
-        mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize", True) else (0, 1)
-        factor = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
-        scale = round(255 * factor, 9)  # exactly 1 for the usual 1/255
-        mean, std = (tuple(float(x) / scale for x in np.broadcast_to(values, 3)) for values in (mean, std))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise _unknown("has no usable image_mean, image_std and rescale_factor") from error
-    return mean, std

@@ -9,7 +9,7 @@ import pytest
 import qkjax
 from conftest import DEFAULT
 from qkjax.preprocess import PRESETS
-from qkjax.weights import augreg, catalogue
+from qkjax.weights import augreg, catalogue, preparation
 
 ENTRIES = catalogue.entries()
 GOOGLE_FAMILIES = {"ViT", "AugReg", "SAM", "GSAM", "LiT", "DeiT-3", "SigLIP", "SigLIP 2", "FlexiViT", "CLIPPO", "UViM"}
@@ -18,6 +18,7 @@ SOURCES = {
     "gs": r"(vit_models|big_vision)/[\w./+-]+\.npz",
     "hf": r"(google|facebook|openai)/[\w.-]+",
     "https": r"https://[\w./-]+",
+    "hand": r"https://[\w./-]+",
     "pypi": r"[\w-]+",
 }
 UPSTREAM = "B_16-i21k-300ep-lr_0.001-aug_medium2-wd_0.03-do_0.1-sd_0.1"
@@ -34,14 +35,31 @@ def test_entry_is_well_formed(name):
     assert entry.pool in ("tok", "gap", "map", "none")
     assert entry.resolution in (224, 240, 256, 384, 512) or (entry.resolution == 0 and entry.unsupported)
     assert entry.title and entry.licence and entry.facts and entry.bytes >= 0
-    source = {"gs": entry.path, "hf": entry.repo, "https": entry.url, "pypi": entry.package}
+    source = {"gs": entry.path, "hf": entry.repo, "https": entry.url, "hand": entry.url, "pypi": entry.package}
     assert re.fullmatch(SOURCES[entry.kind], source[entry.kind])
-    assert not any(text for kind, text in source.items() if kind != entry.kind)
+    assert not any(text for kind, text in source.items() if text != source[entry.kind])
     assert (entry.kind == "hf") == bool(entry.revision)
+    assert type(entry.heads) is int and (entry.heads > 0) == (entry.sub == "predictor")
+
+
+def test_images_are_prepared_at_the_resolution_of_the_entry():
+    for name, wanted in {
+        DEFAULT: ("small side", 256, 224),
+        "vit-b16-i21k-i1k-384": ("squash", 384, 384),
+        ADAPTED: ("small side", 448, 384),
+        "siglip-b16-256-i18n": ("squash", 256, 256),
+    }.items():
+        preset = preparation.of_entry(catalogue.entry(name))
+        assert (preset.resize, preset.resize_to, preset.crop) == wanted
+    assert preparation.of_entry(catalogue.entry("me/mine")) is None
+    for entry in ENTRIES.values():
+        preset = preparation.of_entry(entry)
+        assert bool(entry.unsupported) or (preset.crop == entry.resolution <= preset.resize_to), entry.name
 
 
 def test_every_name_means_one_entry():
-    texts = [t for e in ENTRIES.values() for t in (e.name, *e.aliases, e.repo, e.path, e.url) if t]
+    texts = [t for e in ENTRIES.values() for t in (e.name, *e.aliases, e.repo, e.path) if t]
+    texts += [(e.url, e.sub) for e in ENTRIES.values() if e.url]
     assert [t for t, count in Counter(texts).items() if count > 1] == []
     for entry in ENTRIES.values():
         for text in filter(None, (entry.name, *entry.aliases, entry.repo)):
@@ -79,7 +97,7 @@ def test_models_of_the_paper_are_there():
     assert {f"openai/clip-vit-{x}" for x in ("base-patch16", "base-patch32", "large-patch14")} <= hub
     assert {f"facebook/deit-{x}-distilled-patch16-224" for x in ("tiny", "small", "base")} <= hub
     assert {"facebook/dino-vits16", "facebook/dino-vitb16", "facebook/ijepa_vith14_1k"} <= hub
-    assert {"simmim-vitb16-pretrain", "simmim-vitb16-finetune"} <= set(ENTRIES)
+    assert {"simmim-vitb16-pretrain", "simmim-vitb16-finetune", "ijepa-vith14-1k-predictor"} <= set(ENTRIES)
 
 
 @pytest.mark.parametrize("wrap", ["{}", "{}.npz", "gs://vit_models/augreg/{}.npz", "vit_models/augreg/{}.npz"])
@@ -159,7 +177,11 @@ def test_paths_of_checkpoints(tmp_path, monkeypatch):
     assert catalogue.path_of(DEFAULT) == tmp_path / f"{DEFAULT}.npz"
     assert catalogue.path_of("vit-b16-i21k") == tmp_path / "gs/vit_models/imagenet21k/ViT-B_16.npz"
     assert not catalogue.path_of("dinov2-small").exists()
-    paths = [catalogue.path_of(name) for name, entry in ENTRIES.items() if entry.kind != "hf"]
+    assert catalogue.path_of("simmim-vitb16-pretrain") == tmp_path / "simmim-vitb16-pretrain.pth"
+    predictor, encoder = (f"ijepa-vith14-1k-{part}" for part in ("predictor", "target-encoder"))
+    assert catalogue.path_of(predictor) == catalogue.path_of(encoder), "one download for both"
+    assert catalogue.path_of(encoder) == tmp_path / "https/dl.fbaipublicfiles.com/ijepa/IN1K-vit.h.14-300e.pth.tar"
+    paths = [catalogue.path_of(name) for name, entry in ENTRIES.items() if entry.kind != "hf" and name != predictor]
     assert len(set(paths)) == len(paths)
 
 

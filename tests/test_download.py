@@ -4,10 +4,12 @@ import base64
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import unquote, urlsplit
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 import qkjax
+from qkjax.preprocess import PRESETS
 from qkjax.weights import catalogue, hub, partial
 from qkjax.weights import download as module
 from qkjax.weights.download import download
@@ -279,7 +282,7 @@ def test_fetch_from_a_mirror_of_google_storage(serve, tmp_path, monkeypatch, cap
     assert path.read_bytes() == BODY
     assert handler.log == [("GET", "/mirror/vit_models/imagenet21k%2Bimagenet2012/ViT-B_16.npz", None)]
     assert "fetching vit-b16-i21k-i1k-384 (347 MB)" in capsys.readouterr().err
-    with pytest.raises(qkjax.QkjaxError, match="uvim-color-stage1 cannot be fetched: UViM stage I"):
+    with pytest.raises(qkjax.QkjaxError, match="uvim-color-stage1 cannot be loaded: UViM stage I"):
         fetch("uvim-color-stage1")
 
 
@@ -289,8 +292,54 @@ def test_check_urls(serve, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", url)
     names = ["vit-b16-i21k", "dinov2-vits14-focus"]
     assert check_urls(names) == [("vit-b16-i21k", "the server answered 404 Not Found")]
-    assert check_urls([*names, "facebook/dinov2-small", "vit-large-patch32-384"]) == []
-    assert ("HEAD", "/facebook/dinov2-small/resolve/main/config.json", None) in handler.log
+    assert check_urls(names) == []
+    assert [x[0] for x in handler.log] == ["HEAD", "HEAD"]
+
+
+def test_two_models_of_one_pytorch_file(serve, tmp_path, monkeypatch):
+    """Meta's file with I-JEPA's encoders and predictor: one download, each part converted once to npz."""
+    torch = pytest.importorskip("torch", reason="needs the parity extra: pip install -e '.[parity]'")
+    from test_families import ijepa_state
+
+    torch.save(ijepa_state(torch), tmp_path / "x.pth.tar")
+    url, handler = serve(body=(tmp_path / "x.pth.tar").read_bytes())
+    monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path / "ckpt"))
+    known = catalogue.entries()
+    for name, sub, heads in (("tiny-encoder", "encoder", 4), ("tiny-predictor", "predictor", 2)):
+        there = known["ijepa-vith14-1k-predictor"]
+        entry = replace(there, name=name, url=f"{url}/x.pth.tar", sub=sub, heads=heads)
+        monkeypatch.setitem(known, name, entry)
+        monkeypatch.setitem(catalogue._index(), name, entry)
+    encoder, predictor = qkjax.load("tiny-encoder"), qkjax.load("tiny-predictor")
+    assert (encoder.config.width, encoder.config.heads) == (48, 4)
+    assert (predictor.config.width, predictor.config.heads, predictor.config.channels) == (24, 2, 48)
+    assert predictor.preprocess == encoder.preprocess == PRESETS["hf-ijepa"]
+    assert [x[0] for x in handler.log] == ["GET"]
+    again = qkjax.load(f"{catalogue.path_of('tiny-predictor')}:predictor", heads=2)
+    catalogue.path_of("tiny-predictor").unlink()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    kept = qkjax.load("tiny-predictor")
+    assert kept.config == again.config
+    np.testing.assert_array_equal(kept.params["pos_embedding"], again.params["pos_embedding"])
+
+
+def test_file_that_only_a_person_can_get(tmp_path, monkeypatch):
+    """SimMIM lies on Google Drive: said where from and where to, and read once it is there."""
+    torch = pytest.importorskip("torch", reason="needs the parity extra: pip install -e '.[parity]'")
+    from test_families import timm_state
+
+    monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path))
+    name, path = "simmim-vitb16-pretrain", tmp_path / "simmim-vitb16-pretrain.pth"
+    wanted = f"download {catalogue.entry(name).url}, save it as {path}, then run again"
+    for get_it in (fetch, qkjax.load):
+        with pytest.raises(qkjax.QkjaxError, match=re.escape(wanted)):
+            get_it(name)
+    state = {f"encoder.{n}": torch.tensor(v) for n, v in timm_state(width=192).items() if not n.startswith("head")}
+    torch.save({"model": state}, path)
+    assert fetch(name) == path
+    checkpoint = qkjax.load(name)
+    assert (checkpoint.name, checkpoint.config.width, checkpoint.config.heads) == (name, 192, 3)
+    assert checkpoint.preprocess == PRESETS["simmim"]
 
 
 # A hub in miniature ------------------------------------------------------------------------------
@@ -346,19 +395,32 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub_run(tmp_path):
-    """Runs `fetch` in a process of its own, since huggingface_hub reads its settings when it is imported."""
-    pytest.importorskip("huggingface_hub", reason="needs the hf extra")
+def hub_server():
+    """Starts hubs in miniature; gives their address."""
     servers = []
 
-    def run(name: str, repos: dict, **environment) -> subprocess.CompletedProcess:
+    def start(repos: dict) -> str:
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Hub,), {"repos": repos}))
         server.daemon_threads, server.block_on_close = True, False
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def hub_run(tmp_path, hub_server):
+    """Runs `fetch` in a process of its own, since huggingface_hub reads its settings when it is imported."""
+    pytest.importorskip("huggingface_hub", reason="needs the hf extra")
+
+    def run(name: str, repos: dict, **environment) -> subprocess.CompletedProcess:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         env = kept | {
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_ENDPOINT": hub_server(repos),
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
@@ -369,10 +431,32 @@ def hub_run(tmp_path):
         command = [sys.executable, "-m", "qkjax", "fetch", name]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=120)
 
-    yield run
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("main", "pull", "problem"),
+    [
+        ({"config.json": b"{}", "model.safetensors": b""}, {}, ""),
+        ({"config.json": b"{}", "model.safetensors.index.json": b"{}"}, {}, ""),
+        ({"config.json": b"{}", "pytorch_model.bin": b""}, {}, ""),
+        ({"config.json": b"{}"}, {"model.safetensors": b""}, ""),
+        (
+            {"config.json": b"{}"},
+            {},
+            "neither model.safetensors, its index nor pytorch_model.bin: the server answered 404",
+        ),
+        ({"model.safetensors": b""}, {}, "config.json: the server answered 404"),
+    ],
+)
+def test_check_urls_of_the_hub(main, pull, problem, hub_server, monkeypatch):
+    """config.json and weights in one form, at the entry's revision or where its safetensors are."""
+    repo = "google/vit-large-patch32-384"
+    monkeypatch.setenv("HF_ENDPOINT", hub_server({(repo, SHA): main, (repo, PULL): pull}))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    found = check_urls(["vit-large-patch32-384"])
+    assert len(found) == bool(problem)
+    assert not problem or found[0][1].startswith(problem)
 
 
 def names_in(done: subprocess.CompletedProcess) -> set[str]:

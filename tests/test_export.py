@@ -1,5 +1,8 @@
 """Writing checkpoints. That big_vision reads them is checked by its own layout: the golden files."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -28,9 +31,24 @@ def test_default_model_exports_without_layer_scale(tmp_path, default, photograph
     folded = qkjax.load(tmp_path / "x.npz")
     assert not any("LayerScale" in name for name in flatten_dict(folded.params, sep="/"))
     assert (folded.config.activation, folded.config.posemb_resample) == ("gelu", "bicubic")
+    assert folded.preprocess == default.preprocess, "though its tree looks like another family's now"
     before, _ = qkjax.forward(qkjax.ViT(default.config), default.params, photograph)
     after, _ = qkjax.forward(qkjax.ViT(folded.config), folded.params, photograph)
     np.testing.assert_allclose(after, before, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"resize": "twist"}, {"filter": []}, {"crop": 0}, {"crop": "a"}, {"crop": 1.5}, {"crop": 999}, {"mean": [1, 2]},
+     {"std": [0, 1, 1]}, {"mean": None}, {"more": 1}, "[", "[]", "[" * 9999],
+)  # fmt: skip
+def test_images_of_an_altered_file(tmp_path, change):
+    checkpoint = qkjax.load(DATA / "a.npz")
+    text = change if isinstance(change, str) else json.dumps(asdict(checkpoint.preprocess) | change)
+    arrays = {f"params/{name}": leaf for name, leaf in flatten_dict(checkpoint.params, sep="/").items()}
+    np.savez(tmp_path / "x.npz", **arrays, **{"qkjax/preprocess": np.asarray(text)})
+    with pytest.raises(qkjax.QkjaxError, match=r"x\.npz: its member on images"):
+        qkjax.load(tmp_path / "x.npz")
 
 
 def test_export_refuses_what_big_vision_cannot_hold(tmp_path, default):

@@ -5,11 +5,15 @@ Hidden states agree to 1e-5 of their range and attention to 1e-5: float32 in ano
 """
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import qkjax
+from qkjax.preprocess import PRESETS, Preprocess
+from qkjax.weights import preparation, timm
 from qkjax.weights.npz import write_npz
 
 NEEDS = "needs the parity extra: pip install -e '.[parity]'"
@@ -30,6 +34,7 @@ FAMILIES = {
     "BEiT": ("BeitConfig", "BeitModel", {"use_relative_position_bias": True, "layer_scale_init_value": 0.3}),
     "BEiT shared": ("BeitConfig", "BeitModel", {"use_shared_relative_position_bias": True, "use_mean_pooling": False}),
 }
+MAE = ("ViTMAEConfig", "ViTMAEForPreTraining", {"decoder_num_hidden_layers": 1, "mask_ratio": 0.0})
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def transformers(torch):
 
 def random_model(torch, transformers, family: str):
     torch.manual_seed(0)
-    config, model, options = FAMILIES[family]
+    config, model, options = {**FAMILIES, "MAE": MAE}[family]
     config = getattr(transformers, config)(**SMALL, **options, attn_implementation="eager")
     model = getattr(transformers, model)(config).eval()
     with torch.no_grad():
@@ -80,6 +85,25 @@ def test_family_agrees_with_transformers(torch, transformers, family, tmp_path):
         assert_close(output, wanted.pooler_output)
     else:
         assert_close(seen["encoded"], wanted.last_hidden_state)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "MAE"])
+def test_names_in_files_and_in_memory(torch, transformers, family, tmp_path):
+    """`save_pretrained` keeps the names that the hub's files have; a `state_dict` of transformers 5 has others."""
+    import jax
+    from safetensors.torch import save_file
+
+    model = random_model(torch, transformers, family)
+    model.save_pretrained(tmp_path / "files")
+    (tmp_path / "memory").mkdir()
+    save_file({n: v.contiguous() for n, v in model.state_dict().items()}, tmp_path / "memory" / "model.safetensors")
+    shutil.copy(tmp_path / "files" / "config.json", tmp_path / "memory")
+    files, memory = (qkjax.load(tmp_path / name) for name in ("files", "memory"))
+    assert files.config == memory.config
+    jax.tree.map(np.testing.assert_array_equal, files.params, memory.params)
+    (tmp_path / "memory" / "config.json").unlink()
+    alone = qkjax.load(tmp_path / "memory", heads=4)
+    assert (alone.config.activation, alone.config.mlp_dim) == (files.config.activation, files.config.mlp_dim)
 
 
 @pytest.mark.parametrize("family", ["ViT", "DeiT", "CLIP", "SigLIP", "I-JEPA", "DINOv2", "DINOv2 with registers"])
@@ -125,11 +149,7 @@ def test_models_that_are_no_plain_vit_are_refused(torch, transformers, name, tmp
 
 def test_masked_autoencoder_without_mask(torch, transformers, tmp_path):
     """The pre-training file, decoder and all; unmasked tokens kept in their order."""
-    torch.manual_seed(0)
-    config = transformers.ViTMAEConfig(
-        **SMALL, mask_ratio=0.0, attn_implementation="eager", decoder_num_hidden_layers=1
-    )
-    model = transformers.ViTMAEForPreTraining(config).eval()
+    model = random_model(torch, transformers, "MAE")
     model.save_pretrained(tmp_path)
     images = torch.randn(2, 3, 28, 28)
     wanted = model.vit(images, noise=torch.arange(16.0).repeat(2, 1)).last_hidden_state
@@ -166,11 +186,11 @@ def test_rotary_positions_are_refused(tmp_path):
         qkjax.load(tmp_path / "x.safetensors", heads=4)
 
 
-@pytest.mark.parametrize("family", ["ViT", "CLIP", "DINOv2"])
+@pytest.mark.parametrize("family", [*FAMILIES, "MAE"])
 def test_interaction_is_that_of_the_torch_weights(torch, transformers, family, tmp_path):
     model = random_model(torch, transformers, family)
     model.save_pretrained(tmp_path)
-    state = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    state = {n: v.double().numpy() for n, v in model.state_dict().items() if not n.startswith("decoder")}
     names = {
         end: sorted(n for n in state if n.endswith(f"{end}.weight")) for end in ("q_proj", "k_proj", "query", "key")
     }
@@ -349,8 +369,11 @@ def test_pytorch_file_of_the_hub_is_converted_once(torch, transformers, tmp_path
     first = qkjax.load("me/tiny")
     assert (first.name, first.config) == ("me/tiny", wanted.config)
     monkeypatch.setitem(sys.modules, "torch", None)
+    (snapshot / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 30}')
+    assert qkjax.load("me/tiny").preprocess.crop == 30
     (snapshot / "pytorch_model.bin").unlink()
     second = qkjax.load("me/tiny", pool="gap")
+    assert second.preprocess.crop == 28
     assert second.config.pool == "gap"
     np.testing.assert_array_equal(second.params["embedding"]["kernel"], wanted.params["embedding"]["kernel"])
 
@@ -417,12 +440,12 @@ def test_pytorch_file_with_code_is_refused(torch, tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"cls_token": Bomb()}, tmp_path / "x.pth")
-    with pytest.raises(qkjax.QkjaxError, match=r"torch cannot read .* as weights alone"):
+    with pytest.raises(qkjax.QkjaxError, match=r"torch cannot read .* as weights alone \(Unsupported .*io\.open\)"):
         qkjax.load(tmp_path / "x.pth")
     assert not (tmp_path / "ran").exists()
 
 
-def test_ijepa_with_its_predictor(torch, tmp_path):
+def ijepa_state(torch) -> dict:
     """Meta's file: encoders and predictor side by side, "module." before every name."""
     encoder = {
         f"module.{n}": torch.tensor(v) for n, v in timm_state(prefix=0).items() if not n.startswith(("cls", "head"))
@@ -437,7 +460,31 @@ def test_ijepa_with_its_predictor(torch, tmp_path):
         "module.predictor_norm.weight": torch.ones(24), "module.predictor_norm.bias": torch.ones(24),
         "module.predictor_proj.weight": torch.randn(48, 24), "module.predictor_proj.bias": torch.randn(48),
     }  # fmt: skip
-    torch.save({"encoder": encoder, "predictor": predictor, "epoch": 1}, tmp_path / "x.pth")
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+    return {"encoder": encoder, "predictor": predictor, "opt": optimizer, "scaler": {"scale": 1.0}, "epoch": 1}
+
+
+def test_pytorch_file_with_a_configuration(torch, tmp_path, monkeypatch):
+    """Microsoft's code saves a yacs configuration along with the model; it is passed over."""
+    import sys
+    from types import ModuleType
+
+    module = ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "yacs", ModuleType("yacs"))
+        patch.setitem(sys.modules, "yacs.config", module)
+        config = module.CfgNode(MODEL=module.CfgNode(TYPE="vit"))
+        config.__dict__["__immutable__"] = True
+        torch.save(
+            {"model": {n: torch.tensor(v) for n, v in timm_state().items()}, "config": config}, tmp_path / "x.pth"
+        )
+    assert qkjax.load(tmp_path / "x.pth", heads=4).config.depth == 2
+
+
+def test_ijepa_with_its_predictor(torch, tmp_path):
+    state = ijepa_state(torch)
+    torch.save(state, tmp_path / "x.pth")
     with pytest.raises(qkjax.QkjaxError, match=r"holds the models encoder, predictor: name one"):
         qkjax.load(tmp_path / "x.pth")
     whole = qkjax.load(f"{tmp_path}/x.pth:encoder", heads=4)
@@ -450,7 +497,7 @@ def test_ijepa_with_its_predictor(torch, tmp_path):
         (4, 4),
     )
     modes = qkjax.decompose(*qkjax.query_key_kernels(part.params))
-    fused = predictor["module.predictor_blocks.1.attn.qkv.weight"].double().numpy()
+    fused = state["predictor"]["module.predictor_blocks.1.attn.qkv.weight"].double().numpy()
     m = fused[12:24].T @ fused[36:48]
     np.testing.assert_allclose(np.asarray(modes.s[1, 1])[:12], np.linalg.svd(m)[1][:12], rtol=1e-5)
 
@@ -551,3 +598,129 @@ def test_safetensors_with_a_lying_header(tmp_path, header):
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
     with pytest.raises(qkjax.QkjaxError, match=r"x\.safetensors"):
         qkjax.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("damage", [lambda x: x[:-1000], lambda x: b"\xff" * 7 + b"\x00" + x[8:], lambda x: x[:40]])
+def test_safetensors_cut_off_or_altered(tmp_path, damage):
+    from safetensors.numpy import save_file
+
+    save_file(timm_state(), tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes(damage((tmp_path / "x.safetensors").read_bytes()))
+    with pytest.raises(qkjax.QkjaxError, match=r"x\.safetensors is damaged"):
+        qkjax.load(tmp_path / "x.safetensors", heads=4)
+
+
+def test_images_are_prepared_as_the_folder_says(tmp_path):
+    """By preprocessor_config.json, also of a model that is in the catalogue; what it cannot say, by family."""
+    from safetensors.numpy import save_file
+
+    save_file(timm_state(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
+    said = tmp_path / "preprocessor_config.json"
+    family = preparation.at(PRESETS["hf-dinov2"], 224)  # by its layer scale
+    assert qkjax.load(tmp_path).preprocess == family
+    said.write_text('{"image_processor_type": "CLIPImageProcessor", "size": 64, "crop_size": 50}')
+    assert qkjax.load(tmp_path).preprocess == replace(PRESETS["hf-clip"], resize_to=64, crop=50)
+    assert qkjax.load(tmp_path / "model.safetensors").preprocess.crop == 50
+    for odd in ('"image_processor_type": "OfAnotherKind"', '"resample": []', '"image_processor_type": 3', '"size": {}'):
+        said.write_text(f"{{{odd}}}")
+        assert qkjax.load(tmp_path).preprocess == family
+    said.write_text("{")
+    with pytest.raises(qkjax.QkjaxError, match=r"cannot read .*preprocessor_config\.json"):
+        qkjax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "preset"),
+    [("ViT", "hf-vit"), ("DeiT", "hf-deit"), ("DeiT distilled", "hf-deit"), ("CLIP", "hf-clip"),
+     ("SigLIP", "hf-siglip"), ("BEiT", "simmim"), ("I-JEPA", "hf-vit")],
+)  # fmt: skip
+def test_images_are_prepared_as_the_family_does(torch, transformers, family, preset, tmp_path):
+    random_model(torch, transformers, family).save_pretrained(tmp_path)
+    assert qkjax.load(tmp_path).preprocess == preparation.at(PRESETS[preset], 28)
+
+
+def test_images_that_are_not_square_are_left_to_the_caller(torch, transformers, tmp_path):
+    config = transformers.ViTConfig(**(SMALL | {"image_size": [14, 56]}))
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    assert qkjax.load(tmp_path).preprocess == PRESETS["hf-vit"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "activation"),
+    [("vit_base_patch16_224", "gelu"), ("vit_base_patch16_clip_quickgelu_224", "quick_gelu"),
+     ("vit_base_patch16_clip_224", "gelu"), ("vit_base_patch16_siglip_224", "gelu"),
+     ("vit_so400m_patch16_siglip_256", "gelu_tanh"), ("vit_large_patch16_siglip_512", "gelu_tanh"),
+     ("vit_large_patch16_siglip_384", "gelu")],
+)  # fmt: skip
+def test_timm_architecture(architecture, activation, tmp_path):
+    from safetensors.numpy import save_file
+
+    state = timm_state()
+    if "clip_" in architecture:
+        state |= {f"norm_pre.{x}": np.ones(48, np.float32) for x in ("weight", "bias")}
+    save_file(state, tmp_path / "model.safetensors")
+    cfg = {"input_size": [3, 28, 28], "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.1] * 3, "std": [0.2] * 3}
+    said = {"architecture": architecture, "pretrained_cfg": cfg}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    checkpoint = qkjax.load(tmp_path, heads=4)
+    assert checkpoint.config.activation == activation
+    assert checkpoint.config.posemb_resample == "bicubic_antialias"
+    wanted = Preprocess("small side", "pil-bicubic", 31, 28, (0.1,) * 3, (0.2,) * 3)
+    assert checkpoint.preprocess == wanted
+    if "clip_224" in architecture:
+        cfg["notes"] = ["natively QuickGELU, use quickgelu model variant for original results"]
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        assert qkjax.load(tmp_path, heads=4).config.activation == "quick_gelu"
+
+
+def test_timm_images():
+    cfg = {
+        "input_size": [3, 384, 384],
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    squash = Preprocess("squash", "pil-bilinear", 384, 384, (0.5,) * 3, (0.5,) * 3)
+    assert timm.preprocess_of({"architecture": "x", **cfg, "crop_mode": "squash"}) == squash, "as old files have it"
+    assert timm.preprocess_of({"pretrained_cfg": cfg}) == replace(squash, resize="small side")
+    for odd in (
+        {"crop_mode": "border"}, {"input_size": [3, 224, 192]}, {"input_size": 224}, {"crop_pct": 0}, {"crop_pct": "a"},
+        {"std": [0, 0, 0]}, {"mean": None}, {"interpolation": []}, {"crop_pct": 1.5}, {"crop_pct": float("nan")},
+    ):  # fmt: skip
+        assert timm.preprocess_of(cfg | odd) is None, odd
+    assert timm.preprocess_of({"pretrained_cfg": 3}) is None
+
+
+def test_timm_attention_pooling(torch, transformers, tmp_path):
+    """A SigLIP under timm's names is the same function."""
+    from safetensors.numpy import load_file, save_file
+
+    random_model(torch, transformers, "SigLIP").save_pretrained(tmp_path / "hf")
+    theirs = load_file(tmp_path / "hf" / "model.safetensors")
+    theirs = {name.removeprefix("vision_model."): value for name, value in theirs.items()}
+    top = {"embeddings.patch_embedding": "patch_embed.proj", "post_layernorm": "norm",
+           "head.layernorm": "attn_pool.norm", "head.mlp.fc1": "attn_pool.mlp.fc1", "head.mlp.fc2": "attn_pool.mlp.fc2",
+           "head.attention.out_proj": "attn_pool.proj"}  # fmt: skip
+    block = {"layer_norm1": "norm1", "layer_norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+             "self_attn.out_proj": "attn.proj"}  # fmt: skip
+    state = {
+        "pos_embed": theirs["embeddings.position_embedding.weight"][None],
+        "attn_pool.latent": theirs["head.probe"],
+    }
+    for x in ("weight", "bias"):
+        state |= {f"{b}.{x}": theirs[f"{a}.{x}"] for a, b in top.items()}
+        fused = theirs[f"head.attention.in_proj_{x}"]
+        state |= {f"attn_pool.q.{x}": fused[:48], f"attn_pool.kv.{x}": fused[48:]}
+        for i in range(3):
+            layer = f"encoder.layers.{i}"
+            state |= {f"blocks.{i}.{b}.{x}": theirs[f"{layer}.{a}.{x}"] for a, b in block.items()}
+            qkv = [theirs[f"{layer}.self_attn.{part}_proj.{x}"] for part in "qkv"]
+            state[f"blocks.{i}.attn.qkv.{x}"] = np.concatenate(qkv)
+    save_file({n: np.ascontiguousarray(v) for n, v in state.items()}, tmp_path / "timm.safetensors")
+    import jax
+
+    first, second = qkjax.load(tmp_path / "hf"), qkjax.load(tmp_path / "timm.safetensors", heads=4)
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    assert second.config == first.config

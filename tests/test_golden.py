@@ -4,6 +4,8 @@ Tolerance 1e-5: big_vision itself differs from float64 by 1e-6 (logits) to 8e-6 
 float32; the mistakes that matter (epsilon, GELU, transposition) change more than 1e-5.
 """
 
+from dataclasses import replace
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -12,6 +14,7 @@ from flax.traverse_util import flatten_dict
 
 import qkjax
 from conftest import DATA
+from qkjax.preprocess import PRESETS
 from qkjax.vit import posemb
 
 FILES = "abcd"
@@ -84,6 +87,14 @@ def test_config_is_inferred():
     for c in configs.values():
         assert (c.width, c.depth, c.heads, c.head_dim, c.mlp_dim, c.patch_size) == (64, 4, 4, 16, 128, (8, 8))
         assert (c.rep_size, c.classes, c.registers, c.layer_scale) == (64, 10, 0, False)
+
+
+def test_images_are_prepared_as_big_vision_does():
+    """By pooling; for the grid of a learned position embedding, here of 4 x 4 patches of 8 pixels."""
+    found = {name: qkjax.load(DATA / f"{name}.npz").preprocess for name in FILES}
+    assert found["b"] == PRESETS["bigvision-small-crop"], "sine-cosine positions are for any size"
+    assert found["a"] == replace(PRESETS["bigvision-small-crop"], crop=32, resize_to=37)
+    assert found["c"] == replace(PRESETS["squash"], crop=32, resize_to=32)
 
 
 @pytest.mark.parametrize(

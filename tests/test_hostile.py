@@ -200,6 +200,18 @@ GOOD_ARRAYS = {name: arrays(name) for name in GOOD}
 kinds = st.sampled_from(["flip", "cut", "zero", "swap"])
 
 
+def test_directory_that_swallows_its_last_members(tmp_path):
+    """A longer comment length in one entry makes zipfile take the entries after it for a comment."""
+    data = bytearray(GOOD["a"])
+    at = data.rindex(b"PK\x01\x02", 0, data.rindex(b"PK\x01\x02"))  # the last entry but one
+    last = len(data) - 22 - data.rindex(b"PK\x01\x02")
+    data[at + 32 : at + 34] = last.to_bytes(2, "little")
+    path = tmp_path / "x.npz"
+    path.write_bytes(data)
+    with pytest.raises(qkjax.QkjaxError, match="its directory leaves out members; fetch or copy it again"):
+        qkjax.load(path)
+
+
 @settings(max_examples=250, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(sorted(GOOD)),

@@ -10,7 +10,8 @@ from PIL import Image
 from skimage import data, transform
 
 from qkjax import QkjaxError
-from qkjax.preprocess import PRESETS, Preprocess, from_processor_config, normalise, open_image, picture, preprocess
+from qkjax.preprocess import PRESETS, Preprocess, normalise, open_image, picture, preprocess
+from qkjax.weights.processor import from_processor_config
 
 NEEDS = "needs the parity extra: pip install -e '.[parity]'"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -96,12 +97,25 @@ def test_processor_configs(config, wanted):
     assert from_processor_config(config) == PRESETS[wanted]
 
 
+def test_a_picture_that_is_not_square_is_cut_from_the_smallest_that_covers_it():
+    """Of 400 x 600 (height x width): 224 x 448 is 8/9 wide with margins 8/7, so the width decides."""
+    preset = PRESETS["hf-dinov2"]
+    image = data.coffee()
+    wide = picture(image, preset, (224, 448))
+    assert wide.shape == (224, 448, 3)
+    whole = np.asarray(Image.fromarray(image).resize((512, 341), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(wide, whole[58:282, 32:480])
+    squashed = picture(image, PRESETS["squash"], (112, 224))
+    assert squashed.shape == (112, 224, 3)
+    np.testing.assert_array_equal(picture(image, preset, (224, 224)), picture(image, preset))
+
+
 def test_processor_config_without_resizing_only_cuts():
     kind = {"image_processor_type": "CLIPImageProcessor"}
     read = from_processor_config({**kind, "do_resize": False, "do_normalize": False, "crop_size": 64})
     assert (read.resize, read.crop, read.mean, read.std) == ("none", 64, (0, 0, 0), (1, 1, 1))
     np.testing.assert_array_equal(picture(data.astronaut(), read), data.astronaut()[224:288, 224:288])
-    with pytest.raises(QkjaxError, match="cannot cut a square of 64 pixels out of 50 x 40"):
+    with pytest.raises(QkjaxError, match="cannot cut 64 x 64 pixels out of 50 x 40"):
         picture(np.zeros((40, 50, 3), np.uint8), read)
 
 
@@ -212,7 +226,7 @@ def test_arrays_that_are_no_picture(array):
 def test_a_strip_is_no_memory_bomb():
     with pytest.raises(QkjaxError, match="too long a strip"):
         picture(np.zeros((1, 60_000, 3), np.uint8), PRESETS["hf-clip"])
-    with pytest.raises(QkjaxError, match="square of 0 pixels"):
+    with pytest.raises(QkjaxError, match="cannot cut 0 x 0 pixels"):
         picture(np.zeros((9, 9, 3), np.uint8), PRESETS["hf-clip"], 0)
 
 

@@ -23,7 +23,7 @@ class Entry:
     """A line of the catalogue; see the head of `catalogue.toml` for the meaning of the values.
 
     The fields from `kind` to `member` are the entry's `source`; those that its kind does not have
-    are empty. `bytes` is 0 where the size is not published.
+    are empty. `bytes` and `heads` are 0 where they are not published, or seen in the file itself.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Entry:
     sha256: str = ""
     member: str = ""
     bytes: int = 0
+    heads: int = 0
     aliases: tuple[str, ...] = ()
     unsupported: str = ""
     note: str = ""
@@ -150,8 +151,9 @@ def path_of(name: str) -> Path:
     """Where a checkpoint lies once it is fetched; the path exists only if it is there and whole.
 
     A file of Google's storage lies under `gs/` at its path there, so that a mirror of the bucket
-    serves; a hub repository is a folder with config.json and weights, in `hf/`, laid out as
-    huggingface_hub does; all else is NAME and the suffix of its file.
+    serves, and a file of another server likewise under `https/`, one for all entries in it; a hub
+    repository is a folder with config.json and weights, in `hf/`, laid out as huggingface_hub does.
+    What is put there by hand is NAME.pth, what is converted from a package NAME.npz.
     """
     found = entry(name)
     if found.kind == "gs":
@@ -160,7 +162,22 @@ def path_of(name: str) -> Path:
         from qkjax.weights.hub import snapshot
 
         return snapshot(folder() / "hf", found.repo, (found.revision, found.safetensors))
-    return folder() / (found.name + (Path(urlsplit(found.url).path).suffix or ".npz"))
+    if found.kind == "https":
+        parts = urlsplit(found.url)
+        return folder() / "https" / parts.netloc.replace(":", "-") / parts.path.lstrip("/")
+    return folder() / f"{found.name}{'.pth' if found.kind == 'hand' else '.npz'}"
+
+
+def supported(name: str) -> Entry:
+    """One entry, as `entry` finds it, that `load` can read.
+
+    Raises:
+      QkjaxError: not in the catalogue, or listed but not supported; says why.
+    """
+    found = entry(name)
+    if found.unsupported:
+        raise QkjaxError(f"{found.name} cannot be loaded: {found.unsupported}")
+    return found
 
 
 def local_file(name: str) -> Path:
@@ -169,10 +186,7 @@ def local_file(name: str) -> Path:
     Raises:
       QkjaxError: listed but not supported; or it cannot be fetched.
     """
-    found = entry(name)
-    if found.unsupported:
-        raise QkjaxError(f"{found.name} cannot be loaded: {found.unsupported}")
-    path = path_of(name)
+    path = path_of(supported(name).name)
     if path.exists():
         return path
     from qkjax.weights.fetch import fetch

@@ -14,7 +14,7 @@ from qkjax.errors import QkjaxError
 from qkjax.weights import catalogue
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.download import download, head
-from qkjax.weights.hub import fetch_repository
+from qkjax.weights.hub import INDEX, PYTORCH, SINGLE, fetch_repository
 from qkjax.weights.partial import verify
 
 GOOGLE = "https://storage.googleapis.com"  # QKJAX_GS_URL takes its place: a mirror, laid out likewise
@@ -28,15 +28,18 @@ def fetch(name: str) -> Path:
       Its file, or the folder of a hub repository.
 
     Raises:
-      QkjaxError: unknown name, or one that is listed but not supported; no connection, a download
-        cut off or altered, a full disk. What is on disk under the final name is always whole.
+      QkjaxError: unknown name, or one that is listed but not supported; one that only a person can
+        get, with what to do; no connection, a download cut off or altered, a full disk. What is on
+        disk under the final name is always whole.
     """
-    entry = catalogue.entry(name)
-    if entry.unsupported:
-        raise QkjaxError(f"{entry.name} cannot be fetched: {entry.unsupported}")
+    entry = catalogue.supported(name)
     path = catalogue.path_of(name)
     if path.exists():
         return path
+    if entry.kind == "hand":
+        raise QkjaxError(
+            f"{entry.name} lies where only a browser gets it: download {entry.url}, save it as {path}, then run again"
+        )
     size = f" ({entry.bytes / 1e6:.0f} MB)" if entry.bytes else ""
     print(f"fetching {entry.name}{size} to {catalogue.folder()}", file=sys.stderr)
     if entry.kind == "hf":
@@ -49,8 +52,8 @@ def fetch(name: str) -> Path:
 def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
     """Asks every server whether it still has what the catalogue says; downloads nothing.
 
-    Of a hub repository config.json is asked for. Entries from package indices are left out, since
-    it is pip that knows where those are.
+    Of a hub repository config.json and the weights are asked for. Entries from package indices are
+    left out, since it is pip that knows where those are.
 
     Args:
       names: of entries.
@@ -61,17 +64,30 @@ def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
     found = [catalogue.entry(name) for name in names]
     found = [entry for entry in found if entry.kind != "pypi"]
     with ThreadPoolExecutor(8) as pool:
-        problems = list(pool.map(head, map(_address, found)))
+        problems = list(pool.map(_problem, found))
     return [(entry.name, problem) for entry, problem in zip(found, problems, strict=True) if problem]
 
 
+def _problem(entry: Entry) -> str:
+    """What is wrong with an entry's source, or ""; a hub repository's weights may be in any of three files."""
+    if entry.kind != "hf":
+        return head(_address(entry))
+    hub = f"{os.environ.get('HF_ENDPOINT', HUB).rstrip('/')}/{entry.repo}/resolve"
+    if problem := head(f"{hub}/{quote(entry.revision, safe='')}/config.json"):
+        return f"config.json: {problem}"
+    problem = ""
+    for revision in filter(None, (entry.revision, entry.safetensors)):
+        for file in (SINGLE, INDEX, PYTORCH):
+            problem = head(f"{hub}/{quote(revision, safe='')}/{file}")
+            if not problem:
+                return ""
+    return f"neither {SINGLE}, its index nor {PYTORCH}: {problem}"
+
+
 def _address(entry: Entry) -> str:
-    """The URL of a file, or of a hub repository's config.json."""
+    """The URL of a file."""
     if entry.kind == "gs":
         return f"{os.environ.get('QKJAX_GS_URL', GOOGLE).rstrip('/')}/{quote(entry.path)}"
-    if entry.kind == "hf":
-        hub = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-        return f"{hub}/{entry.repo}/resolve/{quote(entry.revision, safe='')}/config.json"
     return entry.url
 
 

@@ -3,13 +3,16 @@
 Linear weights are (out, in) there and (in, out) here, and split into heads here.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from math import isqrt
 
 import numpy as np
 
 from qkjax.errors import QkjaxError, nearest
-from qkjax.vit.config import check_settings
+from qkjax.vit.config import ViTConfig, check_settings
+from qkjax.weights import timm
+from qkjax.weights.infer import check_shapes, infer_config
 from qkjax.weights.names import BLOCK
 from qkjax.weights.torch_names import ATTENTION, our_name
 
@@ -24,6 +27,26 @@ ACTIVATIONS = {
 
 HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
 """Heads by width, where every published ViT of that width has the same number."""
+
+
+def to_vit(
+    keys: Iterable[str], read: Callable[[str], np.ndarray], settings: Mapping
+) -> tuple[ViTConfig, dict[str, np.ndarray]]:
+    """The architecture and the checked flat canonical arrays of a state dict.
+
+    Args:
+      keys: its names.
+      read: gives the array of a name.
+      settings: what is said of it; the rest is inferred, or as its family has it.
+
+    Raises:
+      QkjaxError: as `to_tree`, `infer_config` and `check_shapes`.
+    """
+    flat = to_tree(keys, read, settings.get("heads"))
+    shapes = {name: array.shape for name, array in flat.items()}
+    config = infer_config(shapes, {**defaults(shapes), **settings})
+    check_shapes(shapes, config)
+    return config, flat
 
 
 def to_tree(keys: Iterable[str], read: Callable[[str], np.ndarray], heads: int | None) -> dict[str, np.ndarray]:
@@ -56,6 +79,7 @@ def to_tree(keys: Iterable[str], read: Callable[[str], np.ndarray], heads: int |
     if width % heads:
         raise QkjaxError(f"{heads} heads do not divide the width {width}: say heads=..., or mend config.json")
     _split_fused(flat, width)
+    _join_gated(flat)
     _fill_missing_biases(flat, width)
     _share_relative_bias(flat)
     _fold_prefix_positions(flat, width)
@@ -74,13 +98,22 @@ def _drop_foreign_head(flat: dict[str, np.ndarray], width: int) -> None:
 
 
 def _split_fused(flat: dict[str, np.ndarray], width: int) -> None:
-    """timm's fused query, key and value, and torch's own attention in SigLIP's pooling head."""
-    for name in [n for n in flat if "/qkv/" in n]:
-        fused = flat.pop(name)
-        if fused.ndim == 0 or fused.shape[0] != 3 * width:
-            raise QkjaxError(f"{name!r} has shape {fused.shape}, wanted {3 * width} rows: query, key, value")
-        for part, array in zip(("query", "key", "value"), np.split(fused, 3), strict=True):
-            flat[name.replace("/qkv/", f"/{part}/")] = array
+    """Query, key and value in one, in timm's layers and torch's own attention; key and value in timm's pooling."""
+    for name in [n for n in flat if "/qkv/" in n or "/kv/" in n]:
+        fused, parts = flat.pop(name), ("query", "key", "value") if "/qkv/" in name else ("key", "value")
+        if fused.ndim == 0 or fused.shape[0] != len(parts) * width:
+            raise QkjaxError(f"{name!r} has shape {fused.shape}, wanted {len(parts) * width} rows: {', '.join(parts)}")
+        for part, array in zip(parts, np.split(fused, len(parts)), strict=True):
+            flat[re.sub("/q?kv/", f"/{part}/", name)] = array
+
+
+def _join_gated(flat: dict[str, np.ndarray]) -> None:
+    """The two halves of a gated MLP's first layer, where they are stored apart: the gate comes first."""
+    for name in [n for n in flat if "/gate/" in n]:
+        value = name.replace("/gate/", "/value/")
+        if value not in flat:
+            raise QkjaxError(f"parameter {value!r} is missing beside {name!r}")
+        flat[name.replace("/gate/", "/Dense_0/")] = np.concatenate([flat.pop(name), flat.pop(value)])
 
 
 def _fill_missing_biases(flat: dict[str, np.ndarray], width: int) -> None:
@@ -154,8 +187,8 @@ def settings_of(config: Mapping) -> dict:
     kind = f"{config.get('model_type')} {config.get('architecture')}"
     if "dinov3" in kind or "rope" in kind or "eva" in kind:
         raise QkjaxError(f"config.json says {kind}: rotary position embeddings leave a head without one matrix Wq Wk^T")
-    if "architecture" in config:  # timm: all else follows from the architecture's name
-        return {}
+    if "architecture" in config:
+        return timm.settings_of(config)
     settings = {}
     size, patch = config.get("image_size"), config.get("patch_size")
     if isinstance(size, list) and len(size) == 2 and isinstance(patch, int) and patch > 0:
@@ -180,7 +213,13 @@ def defaults(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     elif "MAPHead_0/probe" in shapes:
         own = {"activation": "gelu_tanh"}  # SigLIP
     else:
-        own = {"activation": "gelu"}
+        own = {"activation": "swiglu" if _is_gated(shapes) else "gelu"}
     # DINOv2's models with registers antialias, in transformers and at Meta; the others do not.
     antialias = "registers" in shapes and "LayerScale_0/scale" in " ".join(shapes)
     return {"posemb_resample": "bicubic_antialias" if antialias else "bicubic", **own}
+
+
+def _is_gated(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the second layer of the MLP takes half of what the first gives."""
+    first, second = (shapes.get(f"{BLOCK}_0/MlpBlock_0/Dense_{i}/kernel", ()) for i in (0, 1))
+    return len(first) == len(second) == 2 and first[1] == 2 * second[0]

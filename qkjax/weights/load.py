@@ -12,13 +12,14 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
+from qkjax.preprocess import Preprocess
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
-from qkjax.weights import catalogue, huggingface, names, state_dict
+from qkjax.weights import catalogue, huggingface, names, preparation, state_dict
 from qkjax.weights.infer import check_shapes, has_class_row, infer_config
 from qkjax.weights.npz import NpzFile, weight_dtype
 from qkjax.weights.tensorstore import TensorstoreFolder, resolve
 
-CONFIG_KEY = "qkjax/config"
+CONFIG_KEY, PREPROCESS_KEY = "qkjax/config", "qkjax/preprocess"  # in our own npz files, JSON
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Checkpoint:
       params: nested dict of numpy arrays, the Linen tree of `big_vision.models.vit.Model`, in the
         types of the file (bfloat16 as `ml_dtypes.bfloat16`).
       source: path it was read from.
+      preprocess: how its images are prepared, at its own resolution: as its preprocessor_config.json
+        (or timm's config.json, or our own npz) says, else the catalogue, else as for trees like its own.
     """
 
     name: str
     config: ViTConfig
     params: dict
     source: str
+    preprocess: Preprocess
 
 
 def split_submodel(path: str) -> tuple[str, str | None]:
@@ -53,14 +57,16 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
     Every public layout is brought to big_vision's present one: bare trees, `params/`, `opt/target/`;
     pre-Linen block names; position embeddings under `Transformer/`, with or without the class row
     (which is added to the class token: the same function); scanned blocks; the attention pooling
-    probe at the top level; bfloat16.
+    probe at the top level; bfloat16; and the names of torch models (Hugging Face, timm, Meta).
 
     Args:
-      model: a name from `qkjax models` (fetched when absent), a path to an npz file or a
-        tensorstore folder, or either path followed by a sub-model, "siglip.npz:img".
+      model: a name from `qkjax models` or the id of a hub repository (fetched when absent); a path to
+        an npz file, a tensorstore folder, a safetensors or PyTorch file, or a folder with one of
+        these and its config.json; or a path followed by a sub-model, "siglip.npz:img".
       **settings: parts of `ViTConfig` that a tree does not show: `pool="none"` or "0" where
         "gap" is taken, `grid=(rows, columns)` of a position embedding that is not square,
-        `norm_eps`, `activation`, `posemb_resample`.
+        `norm_eps`, `activation`, `posemb_resample`; and the `heads` of a torch file, where neither
+        its config.json nor its width tells.
 
     Returns:
       The checkpoint, checked: every parameter there, of the right shape, finite.
@@ -78,20 +84,25 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
 
 
 def _load_named(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
-    """A checkpoint of the catalogue; a PyTorch file of the hub is read with torch once, and kept as npz."""
+    """A checkpoint of the catalogue; what lies in a PyTorch file is read with torch once, and kept as npz."""
+    known = {"heads": entry.heads} if entry.heads else {}
+    settings, listed = {**known, **settings}, preparation.of_entry(entry)
     converted = catalogue.folder() / "converted" / f"{entry.name.replace('/', '--')}.npz"
     if not converted.exists():
         path = catalogue.local_file(entry.name)
-        if not (path.is_dir() and (state := state_dict.find(path)) and state.suffix == ".bin"):
-            return _read(path, entry.sub, entry.name, settings)
+        state = state_dict.find(path) if path.is_dir() else path
+        if state is None or state.suffix not in state_dict.PICKLED:
+            return _read(path, entry.sub, entry.name, settings, listed)
         from qkjax.weights.export import save
 
-        plain = _read(path, entry.sub, entry.name, {})
+        plain = _read(path, entry.sub, entry.name, known)
         save(converted, plain.config, plain.params)
-    return _read(converted, None, entry.name, settings)
+    said = preparation.beside(catalogue.path_of(entry.name))
+    return _read(converted, None, entry.name, settings, said or listed)
 
 
-def _read(path: Path, sub: str | None, name: str, settings: Mapping) -> Checkpoint:
+def _read(path: Path, sub: str | None, name: str, settings: Mapping, listed: Preprocess | None = None) -> Checkpoint:
+    """Any file or folder; `listed` is what the catalogue says of its images."""
     source = str(path) + (f":{sub}" if sub else "")
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -99,15 +110,18 @@ def _read(path: Path, sub: str | None, name: str, settings: Mapping) -> Checkpoi
         folder = resolve(path)
         state = state_dict.find(folder) if folder else path if _is_torch_file(path) else None
         if state:
+            said = preparation.beside(state.parent)
             config, flat = _read_state_dict(state, sub, settings)
         else:
             with TensorstoreFolder(folder) if folder else NpzFile(path) as container:
+                said = preparation.stored(text) if (text := _own_text(container, PREPROCESS_KEY)) else None
                 config, flat = _read_container(container, sub, settings)
     except (OSError, ValueError) as error:
         raise QkjaxError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     except QkjaxError as error:
         raise error if str(path) in str(error) else QkjaxError(f"{path}: {error}") from error
-    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source)
+    preprocess = said or listed or preparation.of_tree(config)
+    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preprocess)
 
 
 def _is_torch_file(path: Path) -> bool:
@@ -135,19 +149,14 @@ def _read_state_dict(path: Path, sub: str | None, settings: Mapping):
     parts = sorted({k.split("/")[0] for k in readers if "/" in k})
     if parts or not readers:
         raise QkjaxError(f"holds the models {', '.join(parts)}: name one, {path}:{(parts or ['encoder'])[0]}")
-    flat = huggingface.to_tree(readers, lambda name: _finite(name, readers[name]()), settings.get("heads"))
-    shapes = {name: array.shape for name, array in flat.items()}
-    settings = {**huggingface.defaults(shapes), **settings}
-    config = infer_config(shapes, settings)
-    check_shapes(shapes, config)
-    return config, flat
+    return huggingface.to_vit(readers, lambda name: _finite(name, readers[name]()), settings)
 
 
 def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, settings: Mapping):
-    keys = container.keys()
-    if isinstance(container, NpzFile) and CONFIG_KEY in keys:
-        settings = {**_stored_settings(container.text(CONFIG_KEY)), **settings}
-    keys = names.subtree([k for k in keys if k != CONFIG_KEY], sub, str(container.path))
+    if text := _own_text(container, CONFIG_KEY):
+        settings = {**_stored_settings(text), **settings}
+    keys = [key for key in container.keys() if key not in (CONFIG_KEY, PREPROCESS_KEY)]  # noqa: SIM118
+    keys = names.subtree(keys, sub, str(container.path))
     by_key = {full: container.header(full) for full in keys.values()}
     for full, header in by_key.items():
         if weight_dtype(header.dtype) is None:
@@ -167,6 +176,11 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
         arrays["cls"] = arrays["cls"] + arrays["pos_embedding"][:, :1]
         arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
     return config, arrays
+
+
+def _own_text(container: NpzFile | TensorstoreFolder, key: str) -> str:
+    """A text that only our own npz files hold; "" in others."""
+    return container.text(key) if isinstance(container, NpzFile) and key in set(container.keys()) else ""
 
 
 def _stored_settings(text: str) -> dict:

@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 from qkjax.errors import QkjaxError
 
 HEADER_BYTES = 65536  # numpy writes 128 for these arrays; more than this is not a header
+UNTOLD = 0xFFFF  # stands for a count that is elsewhere (zip64)
 CHUNK = 1 << 20  # stays in the cache between zipfile's copy and ours
 
 
@@ -59,6 +60,15 @@ class NpzFile:
         self._members = {info.filename.removesuffix(".npy"): info for info in self._zip.infolist()}
         if len(self._members) < len(self._zip.infolist()):
             raise QkjaxError(f"{path} holds two members of one name: it was tampered with or badly made")
+        if self._announced() not in (len(self._members), UNTOLD):
+            raise QkjaxError(f"{path} is damaged: its directory leaves out members; fetch or copy it again")
+
+    def _announced(self) -> int:
+        """How many members the end of the file tells of. zipfile does not look: a length altered in the
+        directory makes it pass over the members that follow."""
+        with open(self.path, "rb") as file:
+            file.seek(-22 - len(self._zip.comment), io.SEEK_END)
+            return int.from_bytes(file.read(22)[10:12], "little")
 
     def _what_it_is(self, error: Exception) -> str:
         if not isinstance(error, zipfile.BadZipFile):

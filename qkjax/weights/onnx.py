@@ -5,8 +5,7 @@ from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
 from qkjax.vit.config import ViTConfig
-from qkjax.weights.huggingface import defaults, to_tree
-from qkjax.weights.infer import check_shapes, infer_config
+from qkjax.weights.huggingface import to_vit
 
 PREFIX = "backbone."
 
@@ -32,13 +31,10 @@ def read_dinov2(data: bytes) -> tuple[ViTConfig, dict]:
         arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         state = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
         state |= _anonymous_weights(graph, arrays) | {"embeddings.position_embeddings": _positions(graph, arrays)}
-        heads = _head_count(graph, arrays)
+        heads = _head_count(graph)
     except (DecodeError, ValueError, KeyError, StopIteration) as error:
         raise QkjaxError(f"not the DINOv2 graph that was expected: {error!r}") from error
-    flat = to_tree(state, state.__getitem__, heads)
-    shapes = {name: array.shape for name, array in flat.items()}
-    config = infer_config(shapes, defaults(shapes))
-    check_shapes(shapes, config)
+    config, flat = to_vit(state, state.__getitem__, {"heads": heads})
     return config, unflatten_dict({n: np.ascontiguousarray(a) for n, a in flat.items()}, sep="/")
 
 
@@ -72,7 +68,7 @@ def _positions(graph, arrays: dict) -> np.ndarray:
     return np.concatenate([constant("Concat"), constant("Reshape")], axis=1)
 
 
-def _head_count(graph, arrays: dict) -> int:
+def _head_count(graph) -> int:
     """Number of heads, from the last two axes (heads, head_dim) that queries are reshaped to."""
     concat = next(
         n for n in graph.node if n.op_type == "Concat" and n.name.endswith("layer.0/attention/attention/Concat")

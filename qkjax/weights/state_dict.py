@@ -7,6 +7,7 @@ alone (`weights_only=True`) is the one thing that may open them, when torch is i
 import json
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from qkjax.errors import QkjaxError
 
 INDEX = "model.safetensors.index.json"
 FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
+PICKLED = (".bin", ".pt", ".pth", ".tar")  # how the names of PyTorch's own files end
+# Stands in for the configuration that Microsoft's code saves with its models, and which is not looked at.
+HARMLESS = [(OrderedDict, "yacs.config.CfgNode")]
 READABLE = ("F64", "F32", "F16", "BF16")
 
 
@@ -101,9 +105,12 @@ def _open_torch(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         raise QkjaxError(f"{path} is a PyTorch file, which only torch can read: pip install 'qkjax[torch]'") from error
     try:
         is_zip = zipfile.is_zipfile(path)  # files of before 2020 are none, and cannot be mapped
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals(HARMLESS):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch raises whatever its unpickler meets
-        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[0][:200]
+        # Of torch's many lines the one that says what, not those on how to unpickle it all the same.
+        said = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
+        reason = (said[1] if said else str(error).partition("\n")[0])[:200]
         raise QkjaxError(f"torch cannot read {path} as weights alone ({reason})") from error
     for inner in ("model", "state_dict"):
         state = state[inner] if isinstance(state, dict) and isinstance(state.get(inner), dict) else state

@@ -37,6 +37,14 @@ TOP = {
     "head.layernorm": "MAPHead_0/LayerNorm_0",
     "head.mlp.fc1": "MAPHead_0/MlpBlock_0/Dense_0",
     "head.mlp.fc2": "MAPHead_0/MlpBlock_0/Dense_1",
+    # timm's attention pooling
+    "attn_pool.latent": "MAPHead_0/probe",
+    "attn_pool.q": f"MAPHead_0/{ATTENTION}/query",
+    "attn_pool.kv": f"MAPHead_0/{ATTENTION}/kv",
+    "attn_pool.proj": f"MAPHead_0/{ATTENTION}/out",
+    "attn_pool.norm": "MAPHead_0/LayerNorm_0",
+    "attn_pool.mlp.fc1": "MAPHead_0/MlpBlock_0/Dense_0",
+    "attn_pool.mlp.fc2": "MAPHead_0/MlpBlock_0/Dense_1",
     # timm, SimMIM, Meta's I-JEPA
     "cls_token": "cls",
     "dist_token": "distillation",
@@ -49,6 +57,7 @@ TOP = {
     "head": "head",
     "head_dist": "head_dist",
     "encoder.relative_position_bias.relative_position_bias_table": "relative_position_bias",
+    "shared_position_bias.relative_position_bias_table": "relative_position_bias",
     "rel_pos_bias.relative_position_bias_table": "relative_position_bias",
     # Meta's I-JEPA predictor: its tokens are the encoder's, its patch embedding a 1 x 1 convolution
     "predictor_embed": "embedding",
@@ -69,7 +78,7 @@ IN_BLOCK = {
     "attention.k_proj": f"{ATTENTION}/key",
     "attention.v_proj": f"{ATTENTION}/value",
     "attention.o_proj": f"{ATTENTION}/out",
-    # DINOv2 (files), also giant's gated MLP; BEiT
+    # DINOv2, also giant's gated MLP; BEiT; in both what only transformers 5 calls so
     "norm1": "LayerNorm_0",
     "norm2": "LayerNorm_1",
     "layer_scale1.lambda1": "LayerScale_0/scale",
@@ -78,9 +87,13 @@ IN_BLOCK = {
     "mlp.fc2": "MlpBlock_0/Dense_1",
     "mlp.weights_in": "MlpBlock_0/Dense_0",
     "mlp.weights_out": "MlpBlock_0/Dense_1",
+    "mlp.gate_proj": "MlpBlock_0/gate",
+    "mlp.up_proj": "MlpBlock_0/value",
+    "mlp.down_proj": "MlpBlock_0/Dense_1",
     "lambda_1": "LayerScale_0/scale",
     "lambda_2": "LayerScale_1/scale",
     "attention.attention.relative_position_bias.relative_position_bias_table": f"{ATTENTION}/relative_position_bias",
+    "relative_position_bias.relative_position_bias_table": f"{ATTENTION}/relative_position_bias",
     # CLIP, SigLIP
     "layer_norm1": "LayerNorm_0",
     "layer_norm2": "LayerNorm_1",

@@ -1,0 +1,83 @@
+"""How a checkpoint's images are prepared: by what lies beside it, else the catalogue, else its tree."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from qkjax.errors import QkjaxError
+from qkjax.preprocess import PRESETS, Preprocess
+from qkjax.vit.config import ViTConfig
+from qkjax.weights import timm
+from qkjax.weights.catalogue import Entry
+from qkjax.weights.processor import from_processor_config
+from qkjax.weights.state_dict import read_json
+
+
+def beside(folder: Path) -> Preprocess | None:
+    """What a folder's preprocessor_config.json says, or config.json if it is timm's; None where a `Preprocess`
+    cannot hold that, or nothing is said.
+
+    Raises:
+      QkjaxError: a file is no JSON object.
+    """
+    said, config = folder / "preprocessor_config.json", folder / "config.json"
+    if said.is_file():
+        values = read_json(said)
+        try:
+            return from_processor_config(values)
+        except QkjaxError:
+            return None
+    return timm.preprocess_of(read_json(config)) if config.is_file() else None
+
+
+def stored(text: str) -> Preprocess:
+    """What our own npz holds, a `Preprocess` as JSON.
+
+    Raises:
+      QkjaxError: it is none.
+    """
+    try:
+        preset = Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
+        sides = 0 < preset.crop <= preset.resize_to or preset.resize == "none"
+        colours = [float(x) for values in (preset.mean, preset.std) for x in values]
+        known = all(
+            getattr(preset, name) in get_args(Preprocess.__annotations__[name]) for name in ("resize", "filter")
+        )
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise QkjaxError(f"its member on images is damaged ({error}); fetch or save it anew") from error
+    if not (sides and known and len(colours) == 6 and all(colours[3:]) and type(preset.crop) is int):
+        raise QkjaxError(f"its member on images says {preset}, which cannot be; fetch or save it anew")
+    return preset
+
+
+def of_entry(entry: Entry) -> Preprocess | None:
+    """What the catalogue says; None of a repository of the hub that is not in it."""
+    return at(PRESETS[entry.preprocess], entry.resolution) if entry.preprocess in PRESETS else None
+
+
+def of_tree(config: ViTConfig) -> Preprocess:
+    """What the tree is taken for where nothing says more: its family's preset, for the images it was trained on."""
+    preset = PRESETS[_family(config)]
+    height, width = (n * size for n, size in zip(config.grid or (0, 0), config.patch_size, strict=True))
+    # DINOv2's grids are for 518 pixels, where its training ended; it is evaluated at 224
+    return preset if height != width or not height or preset is PRESETS["hf-dinov2"] else at(preset, height)
+
+
+def at(preset: Preprocess, resolution: int) -> Preprocess:
+    """The preset for pictures of `resolution` pixels a side, with the margin around them scaled."""
+    return replace(preset, crop=resolution, resize_to=round(preset.resize_to * resolution / preset.crop))
+
+
+def _family(config: ViTConfig) -> str:
+    """The name of a preset. Google's own trees are known by their resampling of position embeddings."""
+    if config.posemb_resample == "linear":
+        return "squash" if config.pool == "map" else "bigvision-small-crop"
+    traits = {
+        "hf-clip": config.pre_norm,
+        "hf-siglip": config.pool == "map",
+        "simmim": config.relative_positions,
+        "hf-dinov2": config.layer_scale,
+        "hf-deit": config.registers == 1,
+    }
+    return next((name for name, has in traits.items() if has), "hf-vit")
