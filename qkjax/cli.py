@@ -73,6 +73,102 @@ def compare(
     compare_models(models, out, Options.checked(fold_scale, center, normalize), {})
 
 
+def image(
+    model: Annotated[Positional[str], arg(metavar="MODEL")],
+    photo: Annotated[Positional[str], arg(metavar="IMAGE")],
+    /,
+    out: Path | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+    top: int = 6,
+    contribution: Literal["variance", "attention"] = "variance",
+    stream: Literal["norm", "residual"] = "norm",
+    resolution: tuple[int, int] | None = None,
+    grid: tuple[int, int] | None = None,
+    heads: int | None = None,
+) -> None:
+    """Show the modes that contribute most to an image's attention: sheets of maps, and tables.
+
+    Args:
+      model: a name from `qkjax models`, or a path.
+      photo: a file, or the name of a photograph of scikit-image or scikit-learn, such as chelsea.
+      out: folder for the results; by default results/MODEL/images/IMAGE.
+      layer: this layer alone.
+      head: this head alone.
+      top: modes shown of each head.
+      contribution: how modes are ranked, by their share of the variance over keys of the attention
+        logits: with all keys alike, or weighted by the attention.
+      stream: what the maps show: the LayerNorm's output, on which the modes act, or the residual
+        stream before it, as in the authors' code.
+      resolution: height and width in pixels, if not the model's own.
+      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
+      heads: attention heads, for a torch file that neither config.json nor the width tells them of.
+    """
+    from qkjax.image import ImageOptions
+    from qkjax.image import image as show
+
+    options = ImageOptions(layer, head, top, contribution, stream, resolution)
+    show(model, photo, out, options, _said(grid=grid, heads=heads))
+
+
+def modes(
+    model: Annotated[Positional[str], arg(metavar="MODEL")],
+    /,
+    images: Path | None = None,
+    out: Path | None = None,
+    score: tuple[str, ...] = ("product",),
+    top: int = 8,
+    stream: Literal["norm", "residual"] = "norm",
+    batch: int | None = None,
+    resolution: tuple[int, int] | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    sheet_modes: int = 5,
+    layer: int | None = None,
+    head: int | None = None,
+    select: tuple[str, ...] = (),
+    distributed: bool = False,
+    grid: tuple[int, int] | None = None,
+    heads: int | None = None,
+) -> None:
+    """Find the images that excite each mode most, in one pass: top_images.nc, and sheets of them.
+
+    The pass can be interrupted: the same command goes on with it. Images that cannot be read are
+    listed in unreadable.csv.
+
+    Args:
+      model: a name from `qkjax models`, or a path.
+      images: a folder (ImageNet's layout, flat or nested), a .zip, a .tar (webdataset) or a folder of
+        those; by default the photographs that come with scikit-image and scikit-learn.
+      out: folder for the results; by default results/MODEL/modes.
+      score: one or more of product (of the largest value of query map and key map; the paper's),
+        query_max, key_max, query_top5, key_top5 (mean of the five largest), query_mean, key_mean.
+        Sheets show the first.
+      top: images kept for each mode, sign and score.
+      stream: what is projected: the LayerNorm's output, on which the modes act, or the residual stream
+        before it, as in the authors' code.
+      batch: images at once; by default 8 on a CPU, 64 a device elsewhere.
+      resolution: height and width in pixels, if not the model's own.
+      dtype: of the forward pass.
+      sheet_modes: modes on a sheet, strongest first.
+      layer: sheets of this layer alone.
+      head: sheets of this head alone.
+      select: instead of sheets one page of these modes, such as "L8 H7 M2"; "L8 H7 M2-" is its other sign.
+      distributed: share the images among several processes that run this command (jax.distributed).
+      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
+      heads: attention heads, for a torch file that neither config.json nor the width tells them of.
+    """
+    if distributed:
+        from qkjax.hosts import join
+
+        join()
+    from qkjax.scan import ScanOptions
+    from qkjax.top_images import Shown, top_images
+
+    options = ScanOptions(score, top, stream, batch, resolution, dtype)
+    shown = Shown(sheet_modes, layer, head, select)
+    top_images(model, images, out, options, shown, _said(grid=grid, heads=heads))
+
+
 def models(check: bool = False) -> None:
     """List the catalogue: name, size of the download, whether it is on disk, what it is.
 
@@ -146,7 +242,15 @@ def _said(**settings) -> dict:
 
 def main() -> None:
     """Entry point of the `qkjax` command: exit code 0, 2 for bad input, 130 when interrupted."""
-    commands = {"analyze": analyze, "compare": compare, "models": models, "fetch": fetch, "export": export}
+    commands = {
+        "analyze": analyze,
+        "compare": compare,
+        "image": image,
+        "modes": modes,
+        "models": models,
+        "fetch": fetch,
+        "export": export,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

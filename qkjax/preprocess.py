@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from io import IOBase
 from itertools import pairwise
 from pathlib import Path
@@ -128,10 +129,20 @@ def _resize(pixels: Pixels, shape: tuple[int, int], filter: str) -> UInt8[np.nda
         resample = Image.Resampling.BILINEAR if filter == "pil-bilinear" else Image.Resampling.BICUBIC
         return np.asarray(Image.fromarray(pixels).resize(shape[::-1], resample))
     for size in shape:  # rows, then columns: each new one is a weighted sum of a few neighbouring old ones
-        flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
-        rows = [weights @ flat[first : first + len(weights)] for first, weights in _taps(len(flat), size, filter)]
-        pixels = np.stack(rows).reshape(size, *pixels.shape[1:]).swapaxes(0, 1)
+        flat = np.ascontiguousarray(pixels, np.float64).reshape(len(pixels), -1)
+        pixels = (_weights(len(flat), size, filter) @ flat).reshape(size, *pixels.shape[1:]).swapaxes(0, 1)
     return (pixels + 1e-5).astype(np.uint8)  # truncated, but what rounding left just below its value stays what it is
+
+
+@lru_cache(maxsize=256)  # images of a set are often of a few sizes
+def _weights(old: int, new: int, filter: str):
+    """The sparse matrix (new, old) of `_taps`."""
+    from scipy.sparse import csr_array
+
+    taps = list(_taps(old, new, filter))
+    columns = np.concatenate([first + np.arange(len(weights)) for first, weights in taps])
+    ends = np.cumsum([0] + [len(weights) for _, weights in taps])
+    return csr_array((np.concatenate([weights for _, weights in taps]), columns, ends), shape=(new, old))
 
 
 def _taps(old: int, new: int, filter: str) -> Iterator[tuple[int, np.ndarray]]:

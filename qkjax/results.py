@@ -1,6 +1,7 @@
 """The results of one model as a labelled dataset and as a table, and their files."""
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from qkjax.interaction.bias import BiasTerms
 from qkjax.interaction.difference import Difference
 from qkjax.interaction.metrics import Metrics
 from qkjax.interaction.modes import Modes
+from qkjax.scan import Scan
 from qkjax.weights.load import Checkpoint
 
 Row = dict[str, int | float | str]
@@ -117,6 +119,40 @@ def difference_dataset(found: Difference, attrs: Mapping[str, str]) -> xr.Datase
         name: (PER_MODE if value.ndim == 3 else PER_HEAD, np.asarray(value)) for name, value in found._asdict().items()
     }
     return xr.Dataset(variables, attrs={**attrs, **_versions()})
+
+
+def top_images_dataset(found: Scan, names: Sequence[str], metrics: Metrics, attrs: Mapping[str, str]) -> xr.Dataset:
+    """The images that excite each mode most.
+
+    Args:
+      found: what `scan` found.
+      names: of all images of the set.
+      metrics: of the modes.
+
+    Returns:
+      A dataset with dims score, layer, head, mode, sign (1 as in `Modes`, -1 the other), place (0 best)
+      and image: `value` of the score, `image_index` (-1 where there were too few images), the names as
+      coordinate `image`; `singular_value` and `cosine` of the modes; `unreadable`, the names of images
+      that could not be read, and each one's `reason`.
+    """
+    dims = ("score", *PER_MODE, "sign", "place")
+    scores = json.loads(found.settings["scores"])
+    unreadable = [(names[index], reason) for index, reason in found.unreadable]
+    variables = {
+        "value": (dims, np.asarray(found.top.score)),
+        "image_index": (dims, np.asarray(found.top.image)),
+        "singular_value": (PER_MODE, np.asarray(metrics.singular_value)),
+        "cosine": (PER_MODE, np.asarray(metrics.cosine)),
+        "unreadable": ("broken", _texts([name for name, _ in unreadable])),
+        "reason": ("broken", _texts([reason for _, reason in unreadable])),
+    }
+    coords = {"score": ("score", _texts(scores)), "sign": ("sign", [1, -1]), "image": ("image", _texts(names))}
+    return xr.Dataset(variables, coords, {**attrs, **_versions(), "settings": json.dumps(found.settings)})
+
+
+def _texts(values: Sequence[str]) -> np.ndarray:
+    """As netCDF holds them; file names may hold bytes that are no text."""
+    return np.array([v.encode("utf-8", "replace").decode() for v in values], dtype=object)
 
 
 def by_name(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:

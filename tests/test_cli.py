@@ -198,3 +198,103 @@ def test_closed_pipe():
     command = f"{sys.executable} -m qkjax models | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_image_of_the_default(default, tmp_path):
+    """One photograph by its name: shares that add up, and sheets of what they say."""
+    done = run("image", DEFAULT, "chelsea", "--layer", 8, "--top", 3, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "contributions.csv", "heads.csv", "layer_08.png", "layer_08.pdf",
+    }  # fmt: skip
+    by_mode, by_head = (rows_of(tmp_path / "out" / f"{name}.csv") for name in ("contributions", "heads"))
+    assert (len(by_mode), len(by_head)) == (12 * 6 * 64, 12 * 6)
+    for kind in ("variance", "attention"):
+        total = [float(r[f"modes_{kind}_share"]) + float(r[f"key_bias_{kind}_share"]) for r in by_head]
+        np.testing.assert_allclose(total, 1, atol=1e-3)
+    of_head = [r for r in by_mode if (r["layer"], r["head"]) == ("8", "4")]
+    shares = [float(r["variance_share"]) for r in sorted(of_head, key=lambda r: int(r["place"]))]
+    assert shares == sorted(shares, reverse=True)
+    assert [int(line.split()[0]) for line in done.stdout.splitlines()[2:]] == list(range(12))
+    image = matplotlib.image.imread(tmp_path / "out" / "layer_08.png")
+    assert image.shape[0] > image.shape[1] > 800
+    assert image[..., :3].std() > 0.1
+
+
+def test_image_of_a_file_on_a_grid_that_is_not_square(tmp_path):
+    from skimage import data
+
+    matplotlib.image.imsave(tmp_path / "photo.jpg", data.coffee())
+    flags = ("--resolution", 32, 60, "--contribution", "attention", "--stream", "residual", "--out", tmp_path / "out")
+    done = run("image", DATA / "b.npz", tmp_path / "photo.jpg", *flags)
+    assert done.returncode == 0, done.stderr
+    sheets = {f"layer_{i:02d}.{end}" for i in range(4) for end in ("png", "pdf")}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == sheets | {"contributions.csv", "heads.csv"}
+
+
+def test_modes_of_a_small_model(tmp_path):
+    """The whole of `qkjax modes` on the default photographs, and a page of modes by name from the same scan."""
+    out, model = tmp_path / "out", DATA / "a.npz"
+    done = run(
+        "modes", model, "--out", out, "--head", 1, "--sheet-modes", 2, "--top", 4, "--score", "product", "key_max"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "img/s" in done.stderr
+    assert len(list((out / "sheets").glob("L*_H01.png"))) == len(list((out / "sheets").glob("L*_H01.pdf"))) == 4
+    with xr.open_dataset(out / "top_images.nc") as data:
+        assert data.value.dims == ("score", "layer", "head", "mode", "sign", "place")
+        assert dict(data.sizes) == {
+            "score": 2, "layer": 4, "head": 4, "mode": 16, "sign": 2, "place": 4, "image": 241, "broken": 0,
+        }  # fmt: skip
+        assert (data.value.diff("place") <= 0).all()
+        best = data.sel(score="product", layer=2, head=1, mode=0).isel(place=0)
+        sign = int(np.argmax(best.value.values))
+        first = str(data.image.values[int(best.image_index[sign])])
+    row = next(r for r in rows_of(out / "sheets.csv") if (r["layer"], r["mode"], r["place"]) == ("2", "0", "0"))
+    assert (row["image"], row["sign"]) == (first, "1" if sign == 0 else "-1")
+    flags = ("--top", 4, "--score", "product", "key_max", "--select", "L2 H1 M0", "l3h3m15-")
+    done = run("modes", model, "--out", out, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "scanning" not in done.stderr
+    assert (out / "chosen.png").exists()
+    assert {(r["layer"], r["head"], r["mode"]) for r in rows_of(out / "sheets.csv")} == {
+        ("2", "1", "0"),
+        ("3", "3", "15"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("image", DATA / "a.npz", "chelsa"), ("no image 'chelsa'", "nearest: 'chelsea'")),
+        (("image", DATA / "a.npz", "nothing.jpg"), ("cannot read image nothing.jpg", "No such file")),
+        (("image", DATA / "a.npz", DATA / "a.npz"), ("cannot read image", "cannot identify")),
+        (("image", DATA / "a.npz", "chelsea", "--layer", 4), ("there is no layer 4: the model has 4",)),
+        (("image", DATA / "a.npz", "chelsea", "--resolution", 4, 400), ("smaller than a patch",)),
+        (("modes", DATA / "a.npz", "--images", "nowhere"), ("there is no nowhere: give a folder",)),
+        (("modes", DATA / "a.npz", "--images", DATA), ("no image in",)),
+        (("modes", DATA / "a.npz", "--select", "L0 H9 M0"), ("there is no mode L0 H9 M0",)),
+        (("modes", DATA / "a.npz", "--score", "best"), ("no score 'best'", "product")),
+    ],
+    ids=lambda value: " ".join(map(str, value[2:])) if value[0] in ("image", "modes") else None,
+)
+def test_bad_input_of_image_and_modes(arguments, parts, tmp_path):
+    done = run(*arguments, "--out", tmp_path / "out")
+    assert_one_clear_line(done, *parts)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kilobytes", [8, 60])
+def test_full_disk_during_modes(kilobytes, tmp_path):
+    """Neither the scan nor its figures leave half a file."""
+    out = tmp_path / "out"
+    done = run("modes", DATA / "a.npz", "--out", out, "--layer", 0, "--head", 0, kilobytes=kilobytes)
+    assert_one_clear_line(done, "cannot write")
+    assert not list(out.glob(".*"))
+    for path in out.glob("*.nc"):
+        xr.open_dataset(path).close()

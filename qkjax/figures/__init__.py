@@ -2,6 +2,19 @@
 
 from qkjax.figures.layers import cosine_by_layer, difference_map, head_map, symmetry_by_layer
 from qkjax.figures.modes import cosine_histograms, spectra
+from qkjax.figures.overlay import overlay
+from qkjax.figures.sheets import contact_sheet, top_images_sheet
 from qkjax.figures.style import save
 
-__all__ = ["cosine_by_layer", "cosine_histograms", "difference_map", "head_map", "save", "spectra", "symmetry_by_layer"]
+__all__ = [
+    "contact_sheet",
+    "cosine_by_layer",
+    "cosine_histograms",
+    "difference_map",
+    "head_map",
+    "overlay",
+    "save",
+    "spectra",
+    "symmetry_by_layer",
+    "top_images_sheet",
+]

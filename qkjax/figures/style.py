@@ -16,6 +16,7 @@ DIVERGING = "RdBu_r"  # red: similar (1), blue: opposite (-1); safe for red-gree
 GREY = "#B0B0B0"
 WIDTH = 7.0
 """Inches: a page of text."""
+DPI = 200
 
 RC = {
     "font.size": 9,
@@ -29,7 +30,7 @@ RC = {
     "lines.linewidth": 1.6,
     "pdf.fonttype": 42,
     "svg.hashsalt": "qkjax",
-    "savefig.dpi": 200,
+    "savefig.dpi": DPI,
 }
 
 

@@ -117,6 +117,20 @@ class ViT(nn.Module):
                 return x
 
 
+def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of the patches of an image of (height, width) pixels; what fills no patch is dropped.
+
+    Raises:
+      QkjaxError: smaller than a patch, or not the one grid that relative position biases are for.
+    """
+    rows, columns = (n // p for n, p in zip(pixels, config.patch_size, strict=True))
+    if not (rows and columns):
+        raise QkjaxError(f"images of {tuple(pixels)} pixels are smaller than a patch of {config.patch_size}")
+    if config.relative_positions and (rows, columns) != config.grid:
+        raise QkjaxError(f"this ViT's relative position biases are for {config.grid} patches, got {(rows, columns)}")
+    return rows, columns
+
+
 @partial(jax.jit, static_argnames=("model", "capture"))
 def _forward(model: ViT, params, images, capture: tuple[str, ...]):
     output, out = model.apply({"params": params}, images, capture=capture)
@@ -151,9 +165,5 @@ def forward(
     """
     if unknown := set(capture) - set(CAPTURES):
         raise QkjaxError(f"cannot capture {', '.join(sorted(unknown))}: the names are {', '.join(CAPTURES)}")
-    grid = tuple(n // p for n, p in zip(images.shape[1:3], model.config.patch_size, strict=True))
-    if model.config.relative_positions and grid != model.config.grid:
-        raise QkjaxError(f"this ViT's relative position biases are for {model.config.grid} patches, got {grid}")
-    if images.shape[1] < model.config.patch_size[0] or images.shape[2] < model.config.patch_size[1]:
-        raise QkjaxError(f"images of {images.shape[1:3]} pixels are smaller than a patch of {model.config.patch_size}")
+    patch_grid(model.config, images.shape[1:3])
     return _forward(model, params, images, tuple(capture))

@@ -1,0 +1,114 @@
+"""Sheets of pictures: the images that modes like best, and the modes that an image calls on."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from qkjax.figures.overlay import LIMITS, Map, Picture, map_pixels, overlay
+from qkjax.figures.style import DPI, WIDTH, literal, styled
+
+GAP = 0.06  # of a tile's width
+PAPER = 255
+KEY = (
+    Patch(facecolor="#FF0000", label="query map"),
+    Patch(facecolor="#00FFFF", label="key map"),
+    Patch(facecolor="white", edgecolor="black", linewidth=0.5, label="both"),
+)
+
+
+class Tile(NamedTuple):
+    """One image under one mode: the picture as the model saw it, its two maps, a few words."""
+
+    picture: Picture
+    query_map: Map
+    key_map: Map
+    caption: str
+
+
+class Row(NamedTuple):
+    """A line of a sheet: what stands at its left, and its tiles."""
+
+    label: str
+    tiles: Sequence[Tile]
+
+
+def top_images_sheet(title: str, rows: Sequence[Row]) -> Figure:
+    """Modes down, the images that excite each most to the right, best first (paper, figure 4).
+
+    Each tile is the picture that the model saw, and below it the greyed picture with the query map in
+    red and the key map in cyan, between the percentiles `LIMITS` of each; its caption is the score.
+    """
+    return _mosaic(title, rows, lambda tile: np.concatenate([tile.picture, overlay(*tile[:3])]))
+
+
+def contact_sheet(title: str, picture: Picture, rows: Sequence[Row]) -> Figure:
+    """Heads down, the modes that contribute most to each one's logits to the right (paper, figure 5).
+
+    Each tile is the overlay (see `top_images_sheet`) above the query map and the key map by themselves.
+    The picture itself is the first of every row.
+    """
+    nothing = np.zeros((1, 1))
+    first = Tile(picture, nothing, nothing, "")
+
+    def draw(tile: Tile) -> Picture:
+        height, width, _ = tile.picture.shape
+        below = np.full((height - height // 2, width, 3), PAPER, np.uint8)
+        if tile is first:
+            return np.concatenate([picture, below])
+        query, key = (
+            map_pixels(values, picture.shape, channels)[::2, ::2]
+            for values, channels in ((tile.query_map, (0,)), (tile.key_map, (1, 2)))
+        )
+        below[:, : query.shape[1]], below[:, width - key.shape[1] :] = query, key
+        return np.concatenate([overlay(*tile[:3]), below])
+
+    return _mosaic(title, [Row(row.label, [first, *row.tiles]) for row in rows], draw)
+
+
+def _mosaic(title: str, rows: Sequence[Row], draw: Callable[[Tile], Picture]) -> Figure:
+    """Tiles drawn, all of one shape, into one large image: a hundred small ones would take minutes, and
+    so would many sheets with more pixels than the page shows."""
+    columns = max(len(row.tiles) for row in rows)
+    left, top, bottom = 0.75, 0.25, 0.3  # inches for labels, title and key
+    inches = (WIDTH - left) / max(columns, 5)
+    gap = round(GAP * inches * DPI)
+    width = min(round(inches * DPI) - gap, rows[0].tiles[0].picture.shape[1])
+    first = _resized(draw(rows[0].tiles[0]), width)
+    height = len(first)
+    lines = max(tile.caption.count("\n") + 1 for row in rows for tile in row.tiles)
+    above = round(0.17 * width * lines)  # room for a caption
+    canvas = np.full((len(rows) * (height + above + gap), columns * (width + gap) - gap, 3), PAPER, np.uint8)
+    scale = inches / (width + gap)  # inches for a pixel
+    size = (left + canvas.shape[1] * scale, canvas.shape[0] * scale)
+    with styled():
+        figure = Figure(figsize=(size[0], size[1] + top + bottom))
+        total = figure.get_figheight()
+        axes = figure.add_axes((left / size[0], bottom / total, 1 - left / size[0], size[1] / total))
+        font = min(7.5, 72 * 0.13 * width * scale)
+        for i, row in enumerate(rows):
+            y = i * (height + above + gap) + above
+            axes.text(-gap, y, literal(row.label), ha="right", va="top", fontsize=6.5, linespacing=1.35)
+            for j, tile in enumerate(row.tiles):
+                x = j * (width + gap)
+                canvas[y : y + height, x : x + width] = _resized(draw(tile), width)
+                axes.text(x, y - gap / 3, literal(tile.caption), va="bottom", fontsize=font, linespacing=1.1)
+        axes.imshow(canvas, interpolation="nearest")
+        axes.axis("off")
+        figure.text(0, 1, literal(title), va="top", fontsize=8)
+        key = figure.legend(handles=KEY, loc="lower left", ncols=3, frameon=False, fontsize=7, handlelength=1)
+        key.set_bbox_to_anchor((-0.01, -0.09 / total), figure.transFigure)
+        said = f"maps from their {LIMITS[0]}th (dark) to their {LIMITS[1]}th percentile (bright), each image by itself"
+        figure.text(1, 0, said, ha="right", va="bottom", fontsize=6.5)
+        return figure
+
+
+def _resized(pixels: Picture, width: int) -> Picture:
+    if pixels.shape[1] == width:
+        return pixels
+    from PIL import Image
+
+    height = round(len(pixels) * width / pixels.shape[1])
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))

@@ -1,0 +1,75 @@
+"""Images read, resized and stacked into batches by other threads while the model computes."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from qkjax.errors import QkjaxError
+from qkjax.images.sources import ImageSet
+from qkjax.preprocess import Preprocess, Resolution, picture
+
+WINDOW = 2  # batches decoded ahead: memory stays the same however many images there are
+
+
+class Batch(NamedTuple):
+    """Images of one size; a batch that is not full ends in black images with index -1.
+
+    Attributes:
+      pixels: as the model sees them, before normalisation; black where unreadable.
+      index: in the set; -1 where unreadable or not there.
+      unreadable: index and reason of those that could not be read.
+    """
+
+    pixels: UInt8[np.ndarray, "batch height width 3"]
+    index: Int32[np.ndarray, "batch"]
+    unreadable: tuple[tuple[int, str], ...]
+
+
+def batches(
+    images: ImageSet, groups: Iterable[Sequence[int]], size: int, preset: Preprocess, resolution: Resolution | None
+) -> Iterator[Batch]:
+    """A batch of `size` for each group of at most as many indices, in order.
+
+    Args:
+      preset, resolution: as `picture` takes them.
+    """
+    side = preset.crop if resolution is None else resolution
+    black = np.zeros((*((side, side) if isinstance(side, int) else side), 3), np.uint8)
+    remaining, waiting = iter(groups), deque()
+    # Threads do: Pillow decodes and resizes outside Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            while True:
+                for group in islice(remaining, WINDOW - len(waiting)):
+                    waiting.append((group, [pool.submit(_prepare, images, i, preset, resolution) for i in group]))
+                if not waiting:
+                    return
+                group, futures = waiting.popleft()
+                yield _stack(group, [future.result() for future in futures], size, black)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _prepare(images: ImageSet, index: int, preset: Preprocess, resolution: Resolution | None) -> np.ndarray | str:
+    """The pixels, or the reason why there are none."""
+    try:
+        return picture(images.read(index), preset, resolution)
+    except QkjaxError as error:
+        return str(error)
+    except MemoryError:
+        return f"{images.names[index]} does not fit in memory; make it smaller"
+
+
+def _stack(group: Sequence[int], results: Sequence[np.ndarray | str], size: int, black: np.ndarray) -> Batch:
+    found = list(zip(group, results, strict=True))
+    failed = tuple((i, r) for i, r in found if isinstance(r, str))
+    empty = size - len(group)
+    pixels = np.stack([black if isinstance(r, str) else r for _, r in found] + [black] * empty)
+    index = np.array([-1 if isinstance(r, str) else i for i, r in found] + [-1] * empty, np.int32)
+    return Batch(pixels, index, failed)

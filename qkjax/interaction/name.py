@@ -1,0 +1,55 @@
+"""The short name of a mode, as in the paper's figures: "L8 H9 M2"."""
+
+import re
+from typing import NamedTuple
+
+from qkjax.errors import QkjaxError
+
+
+class ModeName(NamedTuple):
+    """A mode's layer, head and place among its head's modes, from 0; and which of its signs: 1 for
+    (u, v) as in `Modes`, -1 for (-u, -v), 0 where that is left open."""
+
+    layer: int
+    head: int
+    mode: int
+    sign: int = 0
+
+    def __str__(self) -> str:
+        return f"L{self.layer} H{self.head} M{self.mode}" + {1: "+", -1: "-", 0: ""}[self.sign]
+
+    @classmethod
+    def parse(cls, text: str, shape: tuple[int, int, int]) -> "ModeName":
+        """From "L8 H9 M2", "l8h9m2" or, with a sign, "L8 H9 M2+" and "L8 H9 M2-".
+
+        Args:
+          shape: layers, heads and modes of a head that there are.
+
+        Raises:
+          QkjaxError: not of this form, or there is no such mode.
+        """
+        match = re.fullmatch(r"\s*L(\d+)\s*H(\d+)\s*M(\d+)\s*([+-]?)\s*", text, re.IGNORECASE)
+        if not match:
+            raise QkjaxError(f"{text!r} names no mode; wanted is layer, head and mode, such as 'L8 H9 M2'")
+        found = cls(*(int(n) for n in match.groups()[:3]), {"+": 1, "-": -1, "": 0}[match[4]])
+        if any(n >= limit for n, limit in zip(found, shape, strict=False)):
+            raise QkjaxError(f"there is no mode {found}: layers, heads and modes are {shape}, counted from 0")
+        return found
+
+
+def chosen(what: str, value: int | None, count: int) -> range:
+    """The layers or heads asked for: one, or all.
+
+    Args:
+      what: "layer" or "head", for the error.
+      value: the one; None for all.
+      count: how many there are.
+
+    Raises:
+      QkjaxError: there is no such one.
+    """
+    if value is None:
+        return range(count)
+    if not 0 <= value < count:
+        raise QkjaxError(f"there is no {what} {value}: the model has {count}, counted from 0")
+    return range(value, value + 1)

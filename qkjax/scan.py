@@ -1,0 +1,232 @@
+"""One pass over images: for every layer, head, mode and sign the images that excite it most.
+
+What was done is kept in a file as the pass goes on. Interrupted or killed at any moment, the next call
+goes on from there, and ends with the very bits that one uninterrupted pass gives: batches are cut by
+the images' numbers alone, and each is added to the same state by the same compiled program.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from qkjax import hosts
+from qkjax.errors import QkjaxError
+from qkjax.files import atomic_path
+from qkjax.images.ahead import batches
+from qkjax.images.sources import ImageSet
+from qkjax.interaction.modes import Modes
+from qkjax.maps.project import Stream, project
+from qkjax.maps.scores import SCORES, both_signs
+from qkjax.maps.top import Top, add, empty, merge
+from qkjax.vit.model import ViT, patch_grid
+from qkjax.weights.load import Checkpoint
+
+SAVE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """What is looked for.
+
+    Attributes:
+      scores: names out of `qkjax.maps.scores.SCORES`.
+      top: images kept for each mode, sign and score.
+      stream: the tokens that are projected, see `qkjax.maps.project.Stream`.
+      batch: images at once, rounded up to a multiple of the devices; None for what is fast: 8 on a CPU,
+        whose caches more would overflow, 64 a device elsewhere.
+      resolution: (height, width) of the images in pixels; None for the checkpoint's own.
+      dtype: of the forward pass; projections and scores are float32.
+    """
+
+    scores: tuple[str, ...] = ("product",)
+    top: int = 8
+    stream: Stream = "norm"
+    batch: int | None = None
+    resolution: tuple[int, int] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Scan(NamedTuple):
+    """What one pass found.
+
+    Attributes:
+      top: score and image, (scores, layers, heads, modes, 2, k); the first sign is that of `Modes`.
+      unreadable: number and reason of the images that could not be read, by number.
+      settings: what the result depends on, see `settings_of`.
+    """
+
+    top: Top
+    unreadable: tuple[tuple[int, str], ...]
+    settings: Mapping[str, str]
+
+
+def settings_of(checkpoint: Checkpoint, images: ImageSet, options: ScanOptions) -> dict[str, str]:
+    """All that a scan's result depends on, as texts: equal settings give equal results."""
+    digest = blake2b(digest_size=16)
+    for name, array in sorted(flatten_dict(checkpoint.params, sep="/").items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+    values = {
+        "model": checkpoint.name,
+        "parameters": digest.hexdigest(),
+        "config": checkpoint.config.to_dict(),
+        "preprocess": asdict(checkpoint.preprocess),
+        "images": images.fingerprint,
+        **asdict(options),
+        "batch": batch_size(options),
+        "devices": f"{jax.local_device_count()} {jax.default_backend()}",
+        "jax": version("jax"),
+        "qkjax": version("qkjax"),
+    }
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+
+@partial(jax.jit, static_argnames=("model", "stream", "scores"))
+def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, index, stream: Stream, scores: tuple[str, ...]):
+    """The top images with one more batch: forward pass, projections, scores."""
+    mean, std = scaling
+    images = (pixels.astype(jnp.float32) / 255 - mean) / std
+    _, out = model.apply({"params": params}, images, capture=(stream,))
+    found = []
+    for layer in range(model.config.depth):
+        tokens = out["encoder"][f"block{layer:02d}"][stream][:, model.config.prefix_tokens :]
+        maps = project(tokens, modes.u[layer], modes.v[layer])
+        found.append(jnp.stack([both_signs(name, maps[:, :, 0], maps[:, :, 1]) for name in scores], axis=1))
+    return add(top, jnp.stack(found, axis=2), index)
+
+
+class Scanner:
+    """A model and its modes on all devices of this host, ready to take batches."""
+
+    def __init__(self, checkpoint: Checkpoint, modes: Modes, options: ScanOptions):
+        devices = Mesh(np.array(jax.local_devices()), ("batch",))
+        self._split, whole = (NamedSharding(devices, PartitionSpec(*axes)) for axes in (("batch",), ()))
+        preset = checkpoint.preprocess
+        scaling = [np.reshape(np.array(x, np.float32), (1, 1, 1, 3)) for x in (preset.mean, preset.std)]
+        self._held = jax.device_put((checkpoint.params, Modes(*modes), scaling), whole)
+        self._model = ViT(checkpoint.config, options.dtype)
+        self._options = options
+
+    def step(self, top: Top, pixels: np.ndarray, index: np.ndarray) -> Top:
+        """The top images with one more batch, on its way: it is there once it is looked at."""
+        o = self._options
+        pixels, index = jax.device_put((pixels, index), self._split)
+        return _step(self._model, *self._held, top, pixels, index, stream=o.stream, scores=o.scores)
+
+
+def scan(checkpoint: Checkpoint, modes: Modes, images: ImageSet, options: ScanOptions, path: Path) -> Scan:
+    """The images that excite each mode most, in one pass.
+
+    With `jax.distributed` each process scans its share of the batches, and all get the whole result.
+
+    Args:
+      modes: of the checkpoint, in the plain frame (no folding).
+      path: file (npz) in which what was done is kept as the pass goes on; each process has its own. It is
+        the caller's to remove, once the result is safe.
+
+    Raises:
+      QkjaxError: an unknown score or no images wanted, a resolution that the model cannot take, a
+        partial result of other settings, or a file that cannot be written.
+    """
+    check(checkpoint, options)
+    size = batch_size(options)
+    process, processes = jax.process_index(), jax.process_count()
+    settings = settings_of(checkpoint, images, options)
+    share = {"process": f"{process} of {processes}"}
+    groups = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)][process::processes]
+    done, top, unreadable = _resume(path, settings | share) or (0, None, [])
+    if top is None:
+        layers, heads, _, rank = modes.u.shape
+        top = empty((len(options.scores), layers, heads, rank, 2), options.top)
+    scanner = Scanner(checkpoint, modes, options)
+    bar = tqdm(total=sum(map(len, groups)), initial=sum(map(len, groups[:done])), unit="img", smoothing=0.1)
+    saved = time.monotonic()
+    try:
+        with bar:
+            for batch in batches(images, groups[done:], size, checkpoint.preprocess, options.resolution):
+                # Threads decode the next batches meanwhile. Without waiting, steps would queue up with their pixels.
+                top = jax.block_until_ready(scanner.step(top, batch.pixels, batch.index))
+                unreadable += batch.unreadable
+                bar.update(len(groups[done]))
+                done += 1
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    _save(path, settings | share, (done, top, unreadable))
+                    saved = time.monotonic()
+    except KeyboardInterrupt:
+        _save(path, settings | share, (done, top, unreadable))
+        raise
+    _save(path, settings | share, (done, top, unreadable))
+    if processes > 1:
+        top = merge(Top(*hosts.gather(tuple(top))))
+        unreadable = sorted(tuple(item) for items in hosts.gather_json(unreadable) for item in items)
+    return Scan(Top(*map(np.asarray, top)), tuple(sorted(map(tuple, unreadable))), settings)
+
+
+def batch_size(options: ScanOptions) -> int:
+    """Images of a batch on the devices of this host."""
+    devices = jax.local_device_count()
+    wanted = options.batch or (8 if jax.default_backend() == "cpu" else 64 * devices)
+    return -(-wanted // devices) * devices
+
+
+def check(checkpoint: Checkpoint, options: ScanOptions) -> tuple[int, int]:
+    """Whether a scan with these options can be; the rows and columns of patches that it has.
+
+    Raises:
+      QkjaxError: an unknown score, nothing wanted, or a resolution or pictures that the model cannot take.
+    """
+    if unknown := set(options.scores) - set(SCORES):
+        raise QkjaxError(f"there is no score {min(unknown)!r}; there are {', '.join(SCORES)}")
+    if min(options.top, len(options.scores), 1 if options.batch is None else options.batch) < 1:
+        raise QkjaxError("top, batch and the number of scores are whole numbers from 1 up")
+    return photograph_grid(checkpoint, options.resolution)
+
+
+def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) -> tuple[int, int]:
+    """The rows and columns of patches that a photograph has.
+
+    Raises:
+      QkjaxError: a resolution that the model cannot take, or it takes no photographs.
+    """
+    config, side = checkpoint.config, checkpoint.preprocess.crop
+    if config.channels != 3:
+        raise QkjaxError(f"{checkpoint.name} takes {config.channels} channels, and photographs have 3")
+    return patch_grid(config, resolution or (side, side))
+
+
+def _save(path: Path, settings: Mapping[str, str], state) -> None:
+    done, top, unreadable = state
+    texts = {"settings": json.dumps(settings), "unreadable": json.dumps(unreadable)}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, done=done, score=top.score, image=top.image, **{k: np.array(v) for k, v in texts.items()})
+
+
+def _resume(path: Path, settings: Mapping[str, str]):
+    """(batches done, their top images, unreadable ones) of an unfinished scan; None without one."""
+    if not path.exists():
+        return None
+    advice = f"remove {path} to begin anew"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            was, unreadable = (json.loads(str(file[name])) for name in ("settings", "unreadable"))
+            state = int(file["done"]), Top(jnp.asarray(file["score"]), jnp.asarray(file["image"])), unreadable
+    except Exception as error:  # zipfile, numpy and json raise whatever they stumble over
+        raise QkjaxError(f"{path}, of an unfinished scan, cannot be read ({error}); {advice}") from error
+    if other := [name for name in settings if settings[name] != was.get(name)]:
+        raise QkjaxError(
+            f"{path} is of an unfinished scan with other settings ({', '.join(other)}): repeat those, or {advice}"
+        )
+    return state

@@ -1,0 +1,184 @@
+"""Sets of images: what is found, in which order, and what odd files become."""
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qkjax import QkjaxError
+from qkjax.images.ahead import batches
+from qkjax.images.photographs import photographs
+from qkjax.images.sources import open_images
+from qkjax.preprocess import PRESETS, picture
+
+PRESET = PRESETS["hf-vit"]
+
+
+def pixels(seed: int, size=(24, 36)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def png(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels(seed)).save(file, "PNG")
+    return file.getvalue()
+
+
+def add_to_tar(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """ImageNet's layout, a nested folder, a zip, a webdataset of two shards, and what is no image."""
+    root = tmp_path / "images"
+    for name, seed in {"n01/val_2.JPEG": 0, "n01/val_1.JPEG": 1, "n02/deep/er/x.png": 2, "flat.webp": 3}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(seed)).save(root / name, **({"lossless": True} if name.endswith("webp") else {}))
+    for name in ("notes.txt", ".hidden.png", ".git/x.png", "n01/._val_1.JPEG"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"no image")
+    with zipfile.ZipFile(root / "more.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("b/one.png", png(4))
+        archive.writestr("a.png", png(5))
+        archive.writestr("__MACOSX/b/._one.png", b"no image")
+        archive.writestr("labels.json", "{}")
+    for shard in range(2):
+        with tarfile.open(root / f"shard-{shard}.tar", "w") as archive:
+            for key in range(2):
+                add_to_tar(archive, f"{key:04d}.png", png(6 + 2 * shard + key))
+                add_to_tar(archive, f"{key:04d}.cls", b"3")
+    return root
+
+
+def test_folders_and_archives_in_one_fixed_order(tree):
+    (tree / "n02" / "round").symlink_to(tree)  # a circle
+    images = open_images(tree)
+    assert images.names == (
+        "flat.webp", "more.zip/a.png", "more.zip/b/one.png", "n01/val_1.JPEG", "n01/val_2.JPEG", "n02/deep/er/x.png",
+        "shard-0.tar/0000.png", "shard-0.tar/0001.png", "shard-1.tar/0000.png", "shard-1.tar/0001.png",
+    )  # fmt: skip
+    for index, seed in {0: 3, 1: 5, 2: 4, 5: 2, 6: 6, 9: 9}.items():
+        np.testing.assert_array_equal(np.asarray(images.read(index)), pixels(seed))
+    assert open_images(tree).fingerprint == images.fingerprint
+    (tree / "flat.webp").unlink()
+    assert open_images(tree).fingerprint != images.fingerprint
+
+
+def test_one_archive_and_one_file(tree):
+    assert open_images(tree / "more.zip").names == ("more.zip/a.png", "more.zip/b/one.png")
+    assert len(open_images(tree / "shard-0.tar")) == 2
+    assert open_images(str(tree / "flat.webp")).names == ("flat.webp",)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("x.zip", b"PK no zip", "x.zip is no zip that can be listed"),
+        ("x.tar", b"x" * 2000, "x.tar is no tar that can be listed"),
+        ("x.tar.gz", b"", "is compressed, and images in it cannot be read one by one: unpack it"),
+        ("x.txt", b"", "no image in"),
+    ],
+)
+def test_a_set_that_cannot_be_listed(tmp_path, name, data, says):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(QkjaxError, match=says):
+        open_images(tmp_path)
+    with pytest.raises(QkjaxError, match=r"there is no .*nowhere: give a folder, a \.zip or \.tar"):
+        open_images(tmp_path / "nowhere")
+
+
+def save_odd_files(folder: Path) -> None:
+    """All the kinds that occur in the wild; each readable one shows the left half black, the right white."""
+    half = np.zeros((40, 60), np.uint8)
+    half[:, 30:] = 255
+    rgb = Image.fromarray(half).convert("RGB")
+    rgb.save(folder / "rgb.png")
+    Image.fromarray(half).save(folder / "gray.jpg", quality=95)
+    rgb.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    rgb.convert("P").save(folder / "palette.gif")
+    Image.fromarray(half.astype(np.uint16) * 257).save(folder / "sixteen.png")
+    Image.fromarray(half > 0).save(folder / "one_bit.tif")
+    Image.fromarray(np.dstack([half] * 3 + [np.full_like(half, 255)])).save(folder / "alpha.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    rgb.transpose(Image.Transpose.ROTATE_90).save(folder / "rotated.jpg", exif=exif, quality=95)
+    whole = (folder / "gray.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "lies.png").write_bytes(b"this is text")
+
+
+def test_odd_files_are_read_or_listed(tmp_path):
+    save_odd_files(tmp_path)
+    images = open_images(tmp_path)
+    found = list(batches(images, [range(0, 6), range(6, len(images))], 6, PRESET, (20, 30)))
+    read = {images.names[i]: p for b in found for i, p in zip(b.index, b.pixels, strict=True) if i >= 0}
+    assert set(read) == {f"{x}" for x in ("rgb.png", "gray.jpg", "cmyk.jpg", "palette.gif", "sixteen.png",
+                                          "one_bit.tif", "alpha.png", "rotated.jpg")}  # fmt: skip
+    for name, seen in read.items():
+        assert seen.shape == (20, 30, 3)
+        assert seen[:, :13].max() < 30, name
+        assert seen[:, 17:].min() > 225, name
+    reasons = {images.names[i]: reason for b in found for i, reason in b.unreadable}
+    assert set(reasons) == {"cut.jpg", "empty.png", "lies.png"}
+    for name, reason in reasons.items():
+        assert reason.startswith(f"cannot read image {name}: ")
+        assert str(tmp_path) not in reason
+
+
+def test_broken_members_of_archives_are_listed_with_their_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", png(0))
+        archive.writestr("b.png", b"nothing")
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    at = data.index(b"a.png") + 40
+    data[at : at + 8] = b"\xff" * 8  # within the compressed bytes
+    (tmp_path / "x.zip").write_bytes(data)
+    with tarfile.open(tmp_path / "y.tar", "w") as archive:
+        add_to_tar(archive, "c.png", png(1)[:40])
+    images = open_images(tmp_path)
+    (batch,) = batches(images, [range(3)], 3, PRESET, (8, 8))
+    assert [images.names[i] for i, _ in batch.unreadable] == ["x.zip/a.png", "x.zip/b.png", "y.tar/c.png"]
+    assert all(f"cannot read image {images.names[i]}: " in reason for i, reason in batch.unreadable)
+    assert not any("object at 0x" in reason for _, reason in batch.unreadable), "an address differs from run to run"
+
+
+def test_batches_are_in_order_and_all_of_one_size(tree):
+    images = open_images(tree)
+    made = list(batches(images, [range(0, 4), range(4, 8), range(8, 10)], 4, PRESET, (16, 24)))
+    assert [b.pixels.shape for b in made] == [(4, 16, 24, 3)] * 3
+    assert [list(b.index) for b in made] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
+    for b in made:
+        for i, seen in zip(b.index, b.pixels, strict=True):
+            wanted = picture(images.read(int(i)), PRESET, (16, 24)) if i >= 0 else np.zeros((16, 24, 3))
+            np.testing.assert_array_equal(seen, wanted)
+
+
+def test_batches_can_be_left_early(tree):
+    """And nothing is decoded any more: its threads end."""
+    import threading
+
+    before = threading.active_count()
+    made = batches(open_images(tree), [[i] for i in range(10)], 1, PRESET, (16, 16))
+    next(made)
+    made.close()
+    assert threading.active_count() == before
+
+
+def test_default_photographs():
+    whole, cropped = photographs(crops=False), photographs()
+    assert len(whole) == 15
+    assert len(cropped) > 200
+    assert len(set(cropped.names)) == len(cropped)
+    sizes = {name: cropped.read(i).size for i, name in enumerate(cropped.names) if name.startswith("chelsea")}
+    assert sizes["chelsea"] == (451, 300)
+    assert sizes["chelsea 1/3 row 2 column 3"] == (100, 100)
+    at = cropped.names.index("astronaut 1/2 row 0 column 1")
+    np.testing.assert_array_equal(cropped.read(at), np.asarray(whole.read(0))[:256, 256:])

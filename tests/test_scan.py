@@ -1,0 +1,245 @@
+"""The scan: the right images, whatever is interrupted, killed, unreadable or shared among devices and hosts."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+from test_top import plain_score
+
+import qkjax
+from conftest import DATA
+from qkjax.images.sources import open_images
+from qkjax.maps.scores import SCORES
+from qkjax.preprocess import preprocess
+from qkjax.scan import ScanOptions, scan
+
+MODEL = DATA / "a.npz"
+ALL = tuple(SCORES)
+
+
+def make_images(folder: Path, count: int, seed: int = 0) -> None:
+    """Smooth random pictures, of different sizes, so that some are enlarged and some reduced."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for i in range(count):
+        small = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+        size = (30 + int(rng.integers(20)), 30 + int(rng.integers(20)))
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i:04d}.png")
+
+
+@pytest.fixture(scope="module")
+def small():
+    checkpoint = qkjax.load(MODEL)
+    return checkpoint, qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scan") / "images"
+    make_images(path, 21)
+    (path / "0007.png").write_bytes(b"broken")
+    (path / "0020.png").write_bytes(b"")
+    return path
+
+
+def plain_scan(checkpoint, modes, images, stream: str, resolution) -> dict[str, np.ndarray]:
+    """Scores (images, layers, heads, modes, signs) by a straight loop over layer, head, mode and image."""
+    u, v = (np.asarray(x, np.float64) for x in (modes.u, modes.v))
+    layers, heads, _, rank = u.shape
+    scores = {name: np.full((len(images), layers, heads, rank, 2), np.nan) for name in ALL}
+    model, special = qkjax.ViT(checkpoint.config), checkpoint.config.prefix_tokens
+    for index in range(len(images)):
+        try:
+            pixels = preprocess(images.read(index), checkpoint.preprocess, resolution)
+        except qkjax.QkjaxError:
+            continue
+        tokens = qkjax.forward(model, checkpoint.params, pixels[None], (stream,))[1][stream]
+        for layer in range(layers):
+            y = np.asarray(tokens[layer, 0], np.float64)[special:]
+            for head in range(heads):
+                for mode in range(rank):
+                    query, key = y @ u[layer, head, :, mode], y @ v[layer, head, :, mode]
+                    for name in ALL:
+                        pair = [plain_score(name, sign * query, sign * key) for sign in (1, -1)]
+                        scores[name][index, layer, head, mode] = pair
+    return scores
+
+
+@pytest.mark.parametrize(("stream", "resolution", "batch"), [("norm", None, 4), ("residual", (24, 40), 8)])
+def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, resolution, batch):
+    """Each score, each sign. Images may change places only where their scores are equal in float32."""
+    checkpoint, modes = small
+    images = open_images(folder)
+    options = ScanOptions(ALL, 5, stream, batch, resolution)
+    found = scan(checkpoint, modes, images, options, tmp_path / "partial.npz")
+    wanted = plain_scan(checkpoint, modes, images, stream, resolution)
+    assert [i for i, _ in found.unreadable] == [7, 20]
+    assert found.top.score.shape == (7, 4, 4, 16, 2, 5)
+    for s, name in enumerate(ALL):
+        best = -np.sort(-np.nan_to_num(wanted[name], nan=-np.inf), axis=0)[:5]
+        scale = np.nanmax(abs(wanted[name]))
+        np.testing.assert_allclose(found.top.score[s], np.moveaxis(best, 0, -1), atol=3e-6 * scale)
+        of_found = np.take_along_axis(wanted[name], np.moveaxis(found.top.image[s], -1, 0), 0)
+        np.testing.assert_allclose(np.moveaxis(of_found, 0, -1), found.top.score[s], atol=3e-6 * scale)
+
+
+def test_more_images_wanted_than_there_are(small, tmp_path):
+    checkpoint, modes = small
+    make_images(tmp_path / "few", 3)
+    found = scan(checkpoint, modes, open_images(tmp_path / "few"), ScanOptions(top=5), tmp_path / "p.npz")
+    assert (found.top.image[..., 3:] == -1).all()
+    assert np.isneginf(found.top.score[..., 3:]).all()
+    assert sorted(found.top.image[0, 0, 0, 0, 0, :3]) == [0, 1, 2]
+
+
+def test_bfloat16_finds_about_the_same(small, folder, tmp_path):
+    checkpoint, modes = small
+    images = open_images(folder)
+    exact, rough = (
+        scan(checkpoint, modes, images, ScanOptions(top=3, dtype=dtype), tmp_path / f"{dtype}.npz").top
+        for dtype in ("float32", "bfloat16")
+    )
+    assert (exact.image[..., 0] == rough.image[..., 0]).mean() > 0.9
+    np.testing.assert_allclose(exact.score, rough.score, atol=0.05 * abs(exact.score).max())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (ScanOptions(("products",)), "no score 'products'; there are product, query_max"),
+        (ScanOptions(top=0), "whole numbers from 1 up"),
+        (ScanOptions(resolution=(4, 32)), "smaller than a patch"),
+    ],
+)
+def test_options_that_cannot_be(small, folder, tmp_path, options, says):
+    with pytest.raises(qkjax.QkjaxError, match=says):
+        scan(*small, open_images(folder), options, tmp_path / "p.npz")
+
+
+def test_unfinished_scan_of_other_settings_is_kept(small, folder, tmp_path):
+    """And a damaged one is told of; neither is thrown away, nor mixed with what is scanned now."""
+    images, path = open_images(folder), tmp_path / "p.npz"
+    scan(*small, images, ScanOptions(top=4), path)
+    before = path.read_bytes()
+    with pytest.raises(qkjax.QkjaxError, match=r"other settings \(top\): repeat those, or remove .*p\.npz to begin"):
+        scan(*small, images, ScanOptions(top=5), path)
+    assert path.read_bytes() == before
+    path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(qkjax.QkjaxError, match=r"p\.npz, of an unfinished scan, cannot be read .*remove"):
+        scan(*small, images, ScanOptions(top=4), path)
+
+
+def command(images: Path, out: Path, *more: str, save_seconds: float = 20) -> list[str]:
+    code = f"import sys, qkjax.scan as s; s.SAVE_SECONDS = {save_seconds}; from qkjax.cli import main; main()"
+    sheet = ["--layer", "0", "--head", "0", "--sheet-modes", "1"]
+    return [sys.executable, "-c", code, "modes", MODEL, "--images", images, "--out", out, "--batch", "4", *sheet, *more]
+
+
+def run(*arguments, **environment) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=200, check=False, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@contextmanager
+def scanning(images: Path, out: Path) -> Iterator[subprocess.Popen]:
+    """A process that has come to the scan, and saves after every batch."""
+    with subprocess.Popen(command(images, out, save_seconds=0), stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "scanning" in line:
+                break
+        else:
+            raise AssertionError(f"it ended with {process.wait()} before it scanned")
+        yield process
+        process.kill()
+
+
+def test_stopped_ten_times_the_result_is_the_same_to_the_byte(tmp_path):
+    """Nine times killed and once interrupted, at random moments; and what is finished is not done again."""
+    images, out = tmp_path / "images", tmp_path / "stopped"
+    make_images(images, 3000)
+    (images / "0003.png").write_bytes(b"broken")
+    run(images, tmp_path / "whole")
+    seconds = random.Random(int(time.time()))
+    reached = []
+    for i in range(10):
+        with scanning(images, out) as process:
+            time.sleep(seconds.uniform(0, 1.8))
+            process.send_signal(signal.SIGINT if i == 5 else signal.SIGKILL)
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == (130 if i == 5 else -signal.SIGKILL), said
+            assert i != 5 or "qkjax: interrupted" in said
+        reached.append(int(np.load(out / "scan.partial.npz")["done"]) if (out / "scan.partial.npz").exists() else 0)
+        if (out / "top_images.nc").exists():
+            break
+    print("batches done at each stop:", reached)
+    assert reached == sorted(reached), "it goes on from where it was"
+    assert any(0 < n < 750 for n in reached), "at least one stop fell within the scan"
+    run(images, out)
+    assert (tmp_path / "whole" / "top_images.nc").read_bytes() == (out / "top_images.nc").read_bytes()
+    assert {p.name for p in out.iterdir()} == {"top_images.nc", "unreadable.csv", "sheets.csv", "sheets"}
+    again = run(images, out)
+    assert "scanning" not in again.stderr
+    assert "wrote sheets.csv and 1 sheets" in again.stderr
+
+
+def results(out: Path) -> xr.Dataset:
+    with xr.open_dataset(out / "top_images.nc") as data:
+        return data.load()
+
+
+def assert_same(ours: Path, wanted: Path) -> None:
+    """The same images with scores that differ by rounding: shapes of products differ, so their sums do."""
+    ours, wanted = results(ours), results(wanted)
+    np.testing.assert_allclose(ours.value, wanted.value, rtol=1e-5, atol=1e-4)
+    assert (ours.image_index == wanted.image_index).mean() > 0.99
+    assert list(ours.unreadable.values) == list(wanted.unreadable.values) == ["0007.png", "0020.png"]
+    assert json.loads(ours.attrs["settings"]).keys() == json.loads(wanted.attrs["settings"]).keys()
+
+
+def test_several_devices_find_what_one_does(folder, tmp_path):
+    run(folder, tmp_path / "one")
+    run(folder, tmp_path / "four", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert_same(tmp_path / "four", tmp_path / "one")
+
+
+def test_several_hosts_find_what_one_does(folder, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            command(folder, tmp_path / "two", "--distributed"),
+            env=environment | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+    run(folder, tmp_path / "one")
+    assert_same(tmp_path / "two", tmp_path / "one")
+    assert not list((tmp_path / "two").glob("scan.partial*"))
+
+
+def test_host_without_the_others_says_what_to_set(folder, tmp_path):
+    done = subprocess.run(
+        command(folder, tmp_path, "--distributed"), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 2
+    assert "set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each" in done.stderr
