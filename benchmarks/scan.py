@@ -1,0 +1,186 @@
+"""Images per second of the scan for the images that modes like best, side by side with other ways, in one run.
+
+    python benchmarks/scan.py              # DINOv2 ViT-S/14 at 224 pixels; some minutes on a CPU
+    python benchmarks/scan.py --images 512 --batch 64
+
+The floor is the bare forward pass on the same batches, already decoded: a scan must run it. On top of
+it come the projections, whose share of multiply-adds is printed, scores, top-k, and decoding in
+threads. The authors' way, in torch: one image at a time, a forward pass for each of the two signs, and
+for each layer and head a product for each of the eight maps that go into its scores. It needs the
+parity extra, and runs on random weights of the same shapes (speed does not depend on them).
+
+Memory is the peak resident size of fresh processes that scan more and more images with a small model.
+"""
+
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from decompose import _status
+from PIL import Image
+
+import qkjax
+from qkjax.images.ahead import batches
+from qkjax.images.photographs import photographs
+from qkjax.images.sources import ImageSet, open_images
+from qkjax.maps.top import empty
+from qkjax.preprocess import PRESETS
+from qkjax.scan import Scanner, ScanOptions, batch_size, scan
+from qkjax.weights.load import Checkpoint
+
+MODEL = "dinov2-vits14-focus"
+ROUNDS = 3
+TINY = qkjax.ViTConfig(
+    width=64, depth=4, heads=4, head_dim=16, mlp_dim=128, patch_size=(8, 8), grid=(4, 4), pool="tok", class_token=True
+)
+
+
+def save_photographs(folder: Path, count: int) -> ImageSet:
+    """JPEG files of about the size of ImageNet's, 500 x 375 pixels."""
+    source = photographs()
+    for index in range(count):
+        image = source.read(index % len(source)).resize((500, 375), Image.Resampling.BICUBIC)
+        image.save(folder / f"{index:05d}.jpg", quality=90)
+    return open_images(folder)
+
+
+def forward_seconds(checkpoint: Checkpoint, made: list[np.ndarray]) -> float:
+    """Seconds of the forward pass alone over batches of pixels, after one that compiles."""
+    model, params = qkjax.ViT(checkpoint.config), jax.device_put(checkpoint.params)
+    step = jax.jit(lambda params, pixels: model.apply({"params": params}, pixels.astype(jnp.float32) / 255)[0])
+    jax.block_until_ready(step(params, made[0]))
+    start = time.perf_counter()
+    for pixels in made:
+        jax.block_until_ready(step(params, pixels))
+    return time.perf_counter() - start
+
+
+def step_seconds(scanner: Scanner, top, made: list[np.ndarray]) -> float:
+    """Seconds of the scan's steps alone over the same batches."""
+    index = np.arange(len(made[0]), dtype=np.int32)
+    jax.block_until_ready(scanner.step(top, made[0], index))
+    start = time.perf_counter()
+    for pixels in made:
+        top = jax.block_until_ready(scanner.step(top, pixels, index))
+    return time.perf_counter() - start
+
+
+def scan_seconds(
+    checkpoint: Checkpoint, modes: qkjax.Modes, saved: ImageSet, options: ScanOptions, path: Path
+) -> float:
+    """Seconds of a whole scan of files; its program is compiled before (by `step_seconds`)."""
+    path.unlink(missing_ok=True)
+    start = time.perf_counter()
+    scan(checkpoint, modes, saved, options, path)
+    return time.perf_counter() - start
+
+
+def torch_seconds(checkpoint: Checkpoint, modes: qkjax.Modes, images: int) -> float:
+    """Seconds of the authors' way for `images` decoded images."""
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+
+    c, size = checkpoint.config, checkpoint.preprocess.crop
+    shapes = {"hidden_size": c.width, "num_hidden_layers": c.depth, "num_attention_heads": c.heads}
+    model = Dinov2Model(Dinov2Config(**shapes, image_size=size, patch_size=c.patch_size[0])).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device)
+    pixels = torch.randn(images, 1, 3, size, size)
+    directions = torch.stack([torch.from_numpy(np.array(x)).to(device) for x in (modes.u, modes.v)])
+
+    def one(image: torch.Tensor, directions: torch.Tensor) -> None:
+        states = model(image.to(device), output_hidden_states=True).hidden_states
+        for layer in range(c.depth):
+            for head in range(c.heads):
+                # A product for each score of each side, as there, although four of them are equal.
+                maps = [(states[layer] @ d[layer, head])[:, 1:] for _ in range(4) for d in directions]
+                found = [m.mean(1)[0] for m in maps[:2]] + [m.max(1)[0][0] for m in maps[2:4]]
+                found += [m.topk(5, dim=1)[0].mean(1)[0] for m in maps[4:6]]
+                found += [maps[6].max(1)[0][0].cpu().numpy() * maps[7].max(1)[0][0].cpu().numpy()]
+                [value.cpu().numpy() for value in found[:-1]]
+
+    with torch.no_grad():
+        one(pixels[0], directions)
+        start = time.perf_counter()
+        for signed in (directions, -directions):
+            for image in pixels:
+                one(image, signed)
+        return time.perf_counter() - start
+
+
+def peak_memory(count: int) -> float:
+    """Peak resident size in MB of a fresh process that scans `count` synthetic images."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_memory, (count,))
+
+
+def _peak_memory(count: int) -> float:
+    params = qkjax.ViT(TINY).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
+    checkpoint = Checkpoint("tiny", TINY, jax.tree.map(np.asarray, params), "", PRESETS["squash"])
+
+    def draw(index: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(index).integers(0, 256, (96, 128, 3), dtype=np.uint8))
+
+    images = ImageSet("synthetic", tuple(f"{i:06d}" for i in range(count)), draw, str(count))
+    modes = qkjax.decompose(*qkjax.query_key_kernels(params))
+    with tempfile.TemporaryDirectory() as folder:
+        scan(checkpoint, modes, images, ScanOptions(resolution=(32, 32)), Path(folder) / "partial.npz")
+    return _status("VmHWM") / 1e6
+
+
+def main(images: int = 96, batch: int | None = None) -> None:
+    """Prints images per second, ratios, and memory."""
+    device = jax.devices()[0]
+    print(f"{device.device_kind}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}")
+    checkpoint = qkjax.load(MODEL)
+    modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
+    options = ScanOptions(batch=batch)
+    size, c = batch_size(options), checkpoint.config
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "images").mkdir()
+        saved = save_photographs(Path(name) / "images", images - images % size)
+        groups = [range(i, i + size) for i in range(0, len(saved), size)]
+        made = [b.pixels for b in batches(saved, groups, size, checkpoint.preprocess, None)]
+        scanner = Scanner(checkpoint, modes, options)
+        top = empty((1, c.depth, c.heads, c.head_dim, 2), options.top)
+        ways = {
+            "bare forward pass, decoded batches": lambda: forward_seconds(checkpoint, made),
+            "scan, decoded batches": lambda: step_seconds(scanner, top, made),
+            "scan of JPEG files, decoding included": lambda: scan_seconds(
+                checkpoint, modes, saved, options, Path(name) / "partial.npz"
+            ),
+        }
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(ROUNDS):  # in turns, so that a machine that slows down slows all
+            for way, seconds in ways.items():
+                rates[way].append(len(saved) / seconds())
+            try:
+                few = min(len(saved), 8 * (1 if device.platform == "cpu" else 8))
+                rates.setdefault("the authors' way, torch", []).append(few / torch_seconds(checkpoint, modes, few))
+            except ImportError:
+                print("torch or transformers is not installed (parity extra): left out")
+    tokens = (checkpoint.preprocess.crop // c.patch_size[0]) ** 2 + c.prefix_tokens
+    products = c.depth * tokens * (4 * c.width**2 + 2 * c.width * c.mlp_dim + 2 * tokens * c.width)
+    projections = 2 * c.depth * (tokens - c.prefix_tokens) * c.width * c.heads * c.head_dim
+    print(f"{MODEL}: {products / 1e9:.2f} G multiply-adds forward, projections {projections / products:.0%} of that")
+    print(f"{len(saved)} images, batch {size}, medians of {ROUNDS}\n| way | images/s | times forward |\n|---|---|---|")
+    middle = {way: float(np.median(values)) for way, values in rates.items() if values}
+    floor = middle["bare forward pass, decoded batches"]
+    for way, rate in middle.items():
+        print(f"| {way} | {rate:.2f} | {rate / floor:.2f} |")
+    if theirs := middle.get("the authors' way, torch"):
+        print(f"scan of decoded batches over the authors' way: {middle['scan, decoded batches'] / theirs:.2f}")
+    if platform.system() == "Linux":
+        found = {count: peak_memory(count) for count in (100, 1000, 10_000)}
+        print("peak memory, small model: " + ", ".join(f"{n} images {mb:.0f} MB" for n, mb in found.items()))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
