@@ -32,7 +32,7 @@ from qkjax.images.photographs import photographs
 from qkjax.images.sources import ImageSet, open_images
 from qkjax.maps.top import empty
 from qkjax.preprocess import PRESETS
-from qkjax.scan import Scanner, ScanOptions, batch_size, scan
+from qkjax.scan import Scanner, ScanOptions, batch_size, scan_images
 from qkjax.weights.load import Checkpoint
 
 MODEL = "dinov2-vits14-focus"
@@ -78,7 +78,7 @@ def scan_seconds(
     """Seconds of a whole scan of files; its program is compiled before (by `step_seconds`)."""
     path.unlink(missing_ok=True)
     start = time.perf_counter()
-    scan(checkpoint, modes, saved, options, path)
+    scan_images(checkpoint, modes, saved, options, path)
     return time.perf_counter() - start
 
 
@@ -131,7 +131,7 @@ def _peak_memory(count: int) -> float:
     images = ImageSet("synthetic", tuple(f"{i:06d}" for i in range(count)), draw, str(count))
     modes = qkjax.decompose(*qkjax.query_key_kernels(params))
     with tempfile.TemporaryDirectory() as folder:
-        scan(checkpoint, modes, images, ScanOptions(resolution=(32, 32)), Path(folder) / "partial.npz")
+        scan_images(checkpoint, modes, images, ScanOptions(resolution=(32, 32)), Path(folder) / "partial.npz")
     return _status("VmHWM") / 1e6
 
 

@@ -1,7 +1,7 @@
 """The job of `qkjax image`: the modes that contribute most to the attention logits of one image."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -79,7 +79,7 @@ def image(model: str, photo: str, out: Path | None, options: ImageOptions, setti
     results.write_csv(by_mode, folder / "contributions.csv")
     results.write_csv(by_head, folder / "heads.csv")
     for layer in tqdm(layers, desc="drawing", unit="sheet", disable=len(layers) < 3):
-        rows = [_row(found, metrics.cosine, layer, head, options) for head in heads]
+        rows = contact_rows(found, metrics.cosine, layer, heads, options)
         title = f"{checkpoint.name}, layer {layer}, {name}: modes with the largest share of the logits' variance"
         title += {"variance": "", "attention": ", attention-weighted"}[options.contribution]
         figures.save(figures.contact_sheet(title, found.picture, rows), folder / f"layer_{layer:02d}")
@@ -185,13 +185,24 @@ def by_layer(found: Contributions, options: ImageOptions) -> list[results.Row]:
     return [{"layer": i, **{name: float(v[i]) for name, v in means.items()}} for i in range(len(shares))]
 
 
-def _row(found: Dissected, cosine, layer: int, head: int, options: ImageOptions) -> Row:
-    shares = getattr(found.contributions, options.contribution)[layer, 0, head]
-    tiles = []
-    for mode in ranked(found.contributions, options)[layer, head, : options.top]:
-        query, key = (x[layer, 0, :, :, head, mode] for x in (found.maps.query, found.maps.key))
-        sign = 1 if query.max() * key.max() >= query.min() * key.min() else -1
-        name = ModeName(layer, head, int(mode), sign)
-        caption = f"{str(name).split()[-1]}  {shares[mode]:.0%}\ncos {float(cosine[layer, head, mode]):.2f}"
-        tiles.append(Tile(found.picture, sign * query, sign * key, caption))
-    return Row(f"L{layer} H{head}", tiles)
+def contact_rows(found: Dissected, cosine, layer: int, heads: Sequence[int], options: ImageOptions) -> list[Row]:
+    """For each head of a layer, the row that `figures.contact_sheet` draws: the modes that contribute most.
+
+    Args:
+      cosine: of the modes, (layers, heads, rank).
+      options: `top` and `contribution` are what counts here.
+    """
+    order = ranked(found.contributions, options)
+    rows = []
+    for head in heads:
+        shares = getattr(found.contributions, options.contribution)[layer, 0, head]
+        tiles = []
+        for mode in order[layer, head, : options.top]:
+            query, key = (x[layer, 0, :, :, head, mode] for x in (found.maps.query, found.maps.key))
+            # Of the two signs, which are the same mode, the one that this image excites more.
+            sign = 1 if query.max() * key.max() >= query.min() * key.min() else -1
+            name = str(ModeName(layer, head, int(mode), sign)).split()[-1]
+            caption = f"{name}  {shares[mode]:.0%}\ncos {float(cosine[layer, head, mode]):.2f}"
+            tiles.append(Tile(found.picture, sign * query, sign * key, caption))
+        rows.append(Row(f"L{layer} H{head}", tiles))
+    return rows

@@ -127,7 +127,7 @@ class Scanner:
         return _step(self._model, *self._held, top, pixels, index, stream=o.stream, scores=o.scores)
 
 
-def scan(checkpoint: Checkpoint, modes: Modes, images: ImageSet, options: ScanOptions, path: Path) -> Scan:
+def scan_images(checkpoint: Checkpoint, modes: Modes, images: ImageSet, options: ScanOptions, path: Path) -> Scan:
     """The images that excite each mode most, in one pass.
 
     With `jax.distributed` each process scans its share of the batches, and all get the whole result.

@@ -245,7 +245,7 @@ def test_modes_of_a_small_model(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "img/s" in done.stderr
-    assert len(list((out / "sheets").glob("L*_H01.png"))) == len(list((out / "sheets").glob("L*_H01.pdf"))) == 4
+    assert {p.name for p in (out / "sheets").iterdir()} == {f"L{layer:02d}_H01.png" for layer in range(4)}
     with xr.open_dataset(out / "top_images.nc") as data:
         assert data.value.dims == ("score", "layer", "head", "mode", "sign", "place")
         assert dict(data.sizes) == {
@@ -262,6 +262,7 @@ def test_modes_of_a_small_model(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "scanning" not in done.stderr
     assert (out / "chosen.png").exists()
+    assert (out / "chosen.pdf").read_bytes().startswith(b"%PDF")
     assert {(r["layer"], r["head"], r["mode"]) for r in rows_of(out / "sheets.csv")} == {
         ("2", "1", "0"),
         ("3", "3", "15"),

@@ -23,7 +23,7 @@ from conftest import DATA
 from qkjax.images.sources import open_images
 from qkjax.maps.scores import SCORES
 from qkjax.preprocess import preprocess
-from qkjax.scan import ScanOptions, scan
+from qkjax.scan import ScanOptions, scan_images
 
 MODEL = DATA / "a.npz"
 ALL = tuple(SCORES)
@@ -83,7 +83,7 @@ def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, r
     checkpoint, modes = small
     images = open_images(folder)
     options = ScanOptions(ALL, 5, stream, batch, resolution)
-    found = scan(checkpoint, modes, images, options, tmp_path / "partial.npz")
+    found = scan_images(checkpoint, modes, images, options, tmp_path / "partial.npz")
     wanted = plain_scan(checkpoint, modes, images, stream, resolution)
     assert [i for i, _ in found.unreadable] == [7, 20]
     assert found.top.score.shape == (7, 4, 4, 16, 2, 5)
@@ -98,7 +98,7 @@ def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, r
 def test_more_images_wanted_than_there_are(small, tmp_path):
     checkpoint, modes = small
     make_images(tmp_path / "few", 3)
-    found = scan(checkpoint, modes, open_images(tmp_path / "few"), ScanOptions(top=5), tmp_path / "p.npz")
+    found = scan_images(checkpoint, modes, open_images(tmp_path / "few"), ScanOptions(top=5), tmp_path / "p.npz")
     assert (found.top.image[..., 3:] == -1).all()
     assert np.isneginf(found.top.score[..., 3:]).all()
     assert sorted(found.top.image[0, 0, 0, 0, 0, :3]) == [0, 1, 2]
@@ -108,7 +108,7 @@ def test_bfloat16_finds_about_the_same(small, folder, tmp_path):
     checkpoint, modes = small
     images = open_images(folder)
     exact, rough = (
-        scan(checkpoint, modes, images, ScanOptions(top=3, dtype=dtype), tmp_path / f"{dtype}.npz").top
+        scan_images(checkpoint, modes, images, ScanOptions(top=3, dtype=dtype), tmp_path / f"{dtype}.npz").top
         for dtype in ("float32", "bfloat16")
     )
     assert (exact.image[..., 0] == rough.image[..., 0]).mean() > 0.9
@@ -125,20 +125,20 @@ def test_bfloat16_finds_about_the_same(small, folder, tmp_path):
 )
 def test_options_that_cannot_be(small, folder, tmp_path, options, says):
     with pytest.raises(qkjax.QkjaxError, match=says):
-        scan(*small, open_images(folder), options, tmp_path / "p.npz")
+        scan_images(*small, open_images(folder), options, tmp_path / "p.npz")
 
 
 def test_unfinished_scan_of_other_settings_is_kept(small, folder, tmp_path):
     """And a damaged one is told of; neither is thrown away, nor mixed with what is scanned now."""
     images, path = open_images(folder), tmp_path / "p.npz"
-    scan(*small, images, ScanOptions(top=4), path)
+    scan_images(*small, images, ScanOptions(top=4), path)
     before = path.read_bytes()
     with pytest.raises(qkjax.QkjaxError, match=r"other settings \(top\): repeat those, or remove .*p\.npz to begin"):
-        scan(*small, images, ScanOptions(top=5), path)
+        scan_images(*small, images, ScanOptions(top=5), path)
     assert path.read_bytes() == before
     path.write_bytes(before[: len(before) // 2])
     with pytest.raises(qkjax.QkjaxError, match=r"p\.npz, of an unfinished scan, cannot be read .*remove"):
-        scan(*small, images, ScanOptions(top=4), path)
+        scan_images(*small, images, ScanOptions(top=4), path)
 
 
 def command(images: Path, out: Path, *more: str, save_seconds: float = 20) -> list[str]:

@@ -1,6 +1,6 @@
 """How all figures look, and how they are saved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,15 +46,19 @@ def literal(name: str) -> str:
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
-def save(figure: Figure, stem: Path | str) -> list[Path]:
-    """Writes `stem.png` and `stem.pdf`, each atomically.
+FORMATS = {".png": {}, ".pdf": {"CreationDate": None}}
+"""Endings, and what metadata to write: no times, so that equal figures are equal files."""
+
+
+def save(figure: Figure, stem: Path | str, formats: Sequence[str] = tuple(FORMATS)) -> list[Path]:
+    """Writes `stem.png` and `stem.pdf`, or one of them, each atomically.
 
     Raises:
       QkjaxError: a file cannot be written.
     """
     paths, stem = [], Path(stem)
-    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
+    for suffix in formats:
         paths.append(stem.with_name(stem.name + suffix))
         with styled(), atomic_path(paths[-1]) as temporary:
-            figure.savefig(temporary, bbox_inches="tight", metadata=metadata)
+            figure.savefig(temporary, bbox_inches="tight", metadata=FORMATS[suffix])
     return paths
