@@ -23,7 +23,7 @@ from qkjax.interaction.name import ModeName, chosen
 from qkjax.maps.contribution import Contributions, contributions
 from qkjax.maps.project import Maps, Stream, query_key_maps
 from qkjax.preprocess import normalise, open_image, picture
-from qkjax.scan import photograph_grid
+from qkjax.scan import own_resolution, photograph_grid
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import attention
 from qkjax.weights.load import Checkpoint, load
@@ -135,7 +135,7 @@ def dissect(
       QkjaxError: a resolution that the model cannot take, or a photograph too small for it.
     """
     config = checkpoint.config
-    pixels = picture(photo, checkpoint.preprocess, options.resolution)
+    pixels = picture(photo, checkpoint.preprocess, options.resolution or own_resolution(checkpoint))
     grid = photograph_grid(checkpoint, options.resolution)
     images = normalise(pixels, checkpoint.preprocess)[None]
     found, streams = _contributions(ViT(config), checkpoint.params, images, modes, key_direction)

@@ -142,7 +142,7 @@ def scan_images(checkpoint: Checkpoint, modes: Modes, images: ImageSet, options:
         partial result of other settings, or a file that cannot be written.
     """
     check(checkpoint, options)
-    size = batch_size(options)
+    size, resolution = batch_size(options), options.resolution or own_resolution(checkpoint)
     process, processes = jax.process_index(), jax.process_count()
     settings = settings_of(checkpoint, images, options)
     share = {"process": f"{process} of {processes}"}
@@ -156,7 +156,7 @@ def scan_images(checkpoint: Checkpoint, modes: Modes, images: ImageSet, options:
     saved = time.monotonic()
     try:
         with bar:
-            for batch in batches(images, groups[done:], size, checkpoint.preprocess, options.resolution):
+            for batch in batches(images, groups[done:], size, checkpoint.preprocess, resolution):
                 # Threads decode the next batches meanwhile. Without waiting, steps would queue up with their pixels.
                 top = jax.block_until_ready(scanner.step(top, batch.pixels, batch.index))
                 unreadable += batch.unreadable
@@ -201,10 +201,20 @@ def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) 
     Raises:
       QkjaxError: a resolution that the model cannot take, or it takes no photographs.
     """
-    config, side = checkpoint.config, checkpoint.preprocess.crop
+    config = checkpoint.config
     if config.channels != 3:
         raise QkjaxError(f"{checkpoint.name} takes {config.channels} channels, and photographs have 3")
-    return patch_grid(config, resolution or (side, side))
+    return patch_grid(config, resolution or own_resolution(checkpoint))
+
+
+def own_resolution(checkpoint: Checkpoint) -> tuple[int, int]:
+    """(height, width) in pixels of the images that a checkpoint is for: its preprocessing's square, or the
+    grid of its positions where that is none."""
+    config, side = checkpoint.config, checkpoint.preprocess.crop
+    if not config.grid:
+        return side, side
+    height, width = (n * size for n, size in zip(config.grid, config.patch_size, strict=True))
+    return (side, side) if height == width else (height, width)
 
 
 def _save(path: Path, settings: Mapping[str, str], state) -> None:
@@ -220,7 +230,8 @@ def _resume(path: Path, settings: Mapping[str, str]):
         return None
     advice = f"remove {path} to begin anew"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file that it cannot read open, unless it is given one that is
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             was, unreadable = (json.loads(str(file[name])) for name in ("settings", "unreadable"))
             state = int(file["done"]), Top(jnp.asarray(file["score"]), jnp.asarray(file["image"])), unreadable
     except Exception as error:  # zipfile, numpy and json raise whatever they stumble over

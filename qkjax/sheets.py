@@ -18,7 +18,7 @@ from qkjax.interaction.modes import Modes
 from qkjax.interaction.name import ModeName
 from qkjax.preprocess import normalise, picture
 from qkjax.results import Row as TableRow
-from qkjax.scan import ScanOptions, batch_size, check
+from qkjax.scan import ScanOptions, batch_size, check, own_resolution
 from qkjax.vit.model import ViT, forward
 from qkjax.weights.load import Checkpoint
 
@@ -73,11 +73,12 @@ def sheets(
         for index, _ in top_of(data, name):
             wanted[index].append(name)
     maps = mode_maps(checkpoint, modes, images, wanted, options)
+    resolution = options.resolution or own_resolution(checkpoint)
     height, width = (n * p for n, p in zip(check(checkpoint, options), checkpoint.config.patch_size, strict=True))
 
     @lru_cache(maxsize=512)
     def seen(index: int) -> np.ndarray:
-        return picture(images.read(index), checkpoint.preprocess, options.resolution)[:height, :width]
+        return picture(images.read(index), checkpoint.preprocess, resolution)[:height, :width]
 
     for page, names in pages.items():
         rows = []
@@ -127,7 +128,8 @@ def mode_maps(
     special, maps = checkpoint.config.prefix_tokens, {}
     indices = sorted(wanted)
     groups = [indices[i : i + size] for i in range(0, len(indices), size)]
-    made = batches(images, groups, size, checkpoint.preprocess, options.resolution)
+    resolution = options.resolution or own_resolution(checkpoint)
+    made = batches(images, groups, size, checkpoint.preprocess, resolution)
     with tqdm(total=len(wanted), desc="maps", unit="img", disable=len(wanted) < 3 * size) as bar:
         for batch in made:
             for _, reason in batch.unreadable:

@@ -23,7 +23,7 @@ from conftest import DATA
 from qkjax.images.sources import open_images
 from qkjax.maps.scores import SCORES
 from qkjax.preprocess import preprocess
-from qkjax.scan import ScanOptions, scan_images
+from qkjax.scan import ScanOptions, own_resolution, photograph_grid, scan_images
 
 MODEL = DATA / "a.npz"
 ALL = tuple(SCORES)
@@ -93,6 +93,19 @@ def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, r
         np.testing.assert_allclose(found.top.score[s], np.moveaxis(best, 0, -1), atol=3e-6 * scale)
         of_found = np.take_along_axis(wanted[name], np.moveaxis(found.top.image[s], -1, 0), 0)
         np.testing.assert_allclose(np.moveaxis(of_found, 0, -1), found.top.score[s], atol=3e-6 * scale)
+
+
+def test_a_checkpoint_for_other_shapes_sees_them(folder):
+    """A learned grid of 2 x 8 patches of 8 pixels is for pictures of 16 x 64, unless another is asked for."""
+    checkpoint = qkjax.load(MODEL, grid=(2, 8))
+    assert own_resolution(checkpoint) == (16, 64)
+    assert photograph_grid(checkpoint, None) == (2, 8)
+    assert photograph_grid(checkpoint, (24, 24)) == (3, 3)
+    modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
+    key_direction = qkjax.bias_terms(qkjax.attention(checkpoint.params)).key_direction
+    found = qkjax.dissect(checkpoint, modes, key_direction, open_images(folder).read(0), qkjax.ImageOptions())
+    assert found.picture.shape == (16, 64, 3)
+    assert found.maps.query.shape == (4, 1, 2, 8, 4, 16)
 
 
 def test_more_images_wanted_than_there_are(small, tmp_path):
