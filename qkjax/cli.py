@@ -1,6 +1,7 @@
 """The command line: composes the rooms of the package, computes nothing itself."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -263,6 +264,7 @@ def main() -> None:
         print(f"qkjax: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one was enough
         print("qkjax: interrupted; what was finished is kept", file=sys.stderr, flush=True)
         os._exit(130)  # an orderly exit would pull Python away from under XLA's running threads, which crashes
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone

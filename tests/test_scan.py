@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from PIL import Image
+from test_cli import interrupt
 from test_top import plain_score
 
 import qkjax
@@ -192,7 +193,7 @@ def test_stopped_ten_times_the_result_is_the_same_to_the_byte(tmp_path):
     for i in range(10):
         with scanning(images, out) as process:
             time.sleep(seconds.uniform(0, 1.8))
-            process.send_signal(signal.SIGINT if i == 5 else signal.SIGKILL)
+            interrupt(process) if i == 5 else process.kill()
             _, said = process.communicate(timeout=60)
             assert process.returncode == (130 if i == 5 else -signal.SIGKILL), said
             assert i != 5 or "qkjax: interrupted" in said
