@@ -273,6 +273,18 @@ def main() -> None:
         print(f"qkjax: error: {error}", file=sys.stderr)
         _drop_output()
         sys.exit(2)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        print("qkjax: error: this does not fit in memory: give a smaller --resolution or --batch", file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of jax's errors by name, since jax is not imported where nothing is computed."""
+    from_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    signs = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "allocat", "YNNPACK")
+    return isinstance(error, MemoryError) or (from_jax and any(sign in str(error) for sign in signs))
 
 
 def _drop_output() -> None:

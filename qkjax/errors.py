@@ -11,7 +11,8 @@ class QkjaxError(Exception):
     """
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))  # what libraries say may have line breaks
+        line = " ".join(message.split())  # what libraries say may have line breaks,
+        super().__init__(line.encode(errors="replace").decode())  # and names of files bytes that are no text
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

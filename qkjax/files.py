@@ -42,6 +42,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder for results, before the work that will fill it.
+
+    Raises:
+      QkjaxError: it is a file, or cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise QkjaxError(f"{path} is a file, and results need a folder: give another --out") from error
+    except OSError as error:
+        raise QkjaxError(f"cannot make {path}: {error.strerror or error}; give another --out") from error
+
+
 def remove(path: Path) -> None:
     """Removes a file written by way of `atomic_path`, and what processes killed while writing it left."""
     for left in (path, *path.parent.glob(f".{path.stem}-*{path.suffix}")):

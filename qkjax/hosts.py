@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from qkjax.errors import QkjaxError
 
+Tree = TypeVar("Tree")  # of arrays
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -25,6 +28,7 @@ def join() -> None:
         if COUNT in os.environ or INDEX in os.environ:
             told = {"num_processes": int(os.environ[COUNT]), "process_id": int(os.environ[INDEX])}
         jax.distributed.initialize(**told)
+        gather(np.array(0))  # while all are just starting: later one may be long at work before it asks
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise QkjaxError(
             f"cannot join the other processes ({error}); set {ADDRESS}=host:port, {COUNT} and {INDEX} for each"
@@ -40,11 +44,19 @@ def own(path: Path) -> Path:
     return path.with_name(f"{path.stem}-{jax.process_index()}{path.suffix}")
 
 
-def gather(value):
-    """Arrays of every process, stacked along a new first axis, on each of them."""
+def gather(value: Tree) -> Tree:
+    """Arrays of every process, stacked along a new first axis, on each of them.
+
+    Raises:
+      QkjaxError: a process is gone.
+    """
     from jax.experimental import multihost_utils
 
-    return multihost_utils.process_allgather(value)
+    try:
+        return multihost_utils.process_allgather(value)
+    except Exception as error:  # each backend has errors of its own
+        reason = str(error).partition("\n")[0][:200]
+        raise QkjaxError(f"another process has failed, and its own message says why ({reason})") from error
 
 
 def gather_json(value) -> list:
@@ -53,3 +65,16 @@ def gather_json(value) -> list:
     longest = int(np.max(gather(np.array(len(text)))))
     padded = np.frombuffer(text.tobytes().ljust(longest), np.uint8)  # JSON may end in blanks
     return [json.loads(row.tobytes()) for row in np.atleast_2d(gather(padded))]
+
+
+def agree(settings: Mapping[str, str]) -> None:
+    """Makes sure that all processes work on the same thing.
+
+    Raises:
+      QkjaxError: on all of them, where they do not; says in what.
+    """
+    first, *others = gather_json(dict(settings))
+    if different := sorted({name for other in others for name in first if other.get(name) != first[name]}):
+        raise QkjaxError(
+            f"the processes differ in {', '.join(different)}: give all of them the same command, model and images"
+        )

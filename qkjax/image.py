@@ -9,17 +9,19 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from qkjax import figures, results
 from qkjax.errors import QkjaxError, nearest
 from qkjax.figures.sheets import Row, Tile
+from qkjax.files import make_folder
 from qkjax.images.photographs import photographs
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
 from qkjax.interaction.name import ModeName, chosen
+from qkjax.interrupt import held
 from qkjax.maps.contribution import Contributions, contributions
 from qkjax.maps.project import Maps, Stream, query_key_maps
 from qkjax.preprocess import normalise, open_image, picture
@@ -51,7 +53,7 @@ class ImageOptions(NamedTuple):
 class Dissected(NamedTuple):
     """One image under all modes: the picture that the model saw, maps (batch of one), contributions."""
 
-    picture: np.ndarray
+    picture: UInt8[np.ndarray, "height width 3"]
     maps: Maps
     contributions: Contributions
 
@@ -69,20 +71,23 @@ def image(model: str, photo: str, out: Path | None, options: ImageOptions, setti
     if options.top < 1:
         raise QkjaxError("--top is a whole number from 1 up")
     name, opened = open_photo(photo)
+    folder = out or Path("results") / checkpoint.name / "images" / (name.strip(".") or "image")
+    make_folder(folder)
     parts = attention(checkpoint.params)
     modes = decompose(*parts[:2])
     found = dissect(checkpoint, modes, bias_terms(parts).key_direction, opened, options)
     metrics = measure(modes)
-    folder = out or Path("results") / checkpoint.name / "images" / name
     by_mode, by_head = tables(found.contributions, metrics, options)
     print(f"{checkpoint.name}, {name}\n{results.format_rows(by_layer(found.contributions, options))}", flush=True)
     results.write_csv(by_mode, folder / "contributions.csv")
     results.write_csv(by_head, folder / "heads.csv")
-    for layer in tqdm(layers, desc="drawing", unit="sheet", disable=len(layers) < 3):
-        rows = contact_rows(found, metrics.cosine, layer, heads, options)
-        title = f"{checkpoint.name}, layer {layer}, {name}: modes with the largest share of the logits' variance"
-        title += {"variance": "", "attention": ", attention-weighted"}[options.contribution]
-        figures.save(figures.contact_sheet(title, found.picture, rows), folder / f"layer_{layer:02d}")
+    with held() as interrupted:
+        for layer in tqdm(layers, desc="drawing", unit="sheet", disable=len(layers) < 3):
+            rows = contact_rows(found, metrics.cosine, layer, heads, options)
+            title = f"{checkpoint.name}, layer {layer}, {name}: modes with the largest share of the logits' variance"
+            title += {"variance": "", "attention": ", attention-weighted"}[options.contribution]
+            figures.save(figures.contact_sheet(title, found.picture, rows), folder / f"layer_{layer:02d}")
+            interrupted()
     print(f"wrote contributions.csv, heads.csv and {len(layers)} sheets (png, pdf) to {folder}", file=sys.stderr)
 
 
@@ -92,8 +97,11 @@ def open_photo(photo: str) -> tuple[str, "PIL.Image.Image"]:
     Raises:
       QkjaxError: neither, or it cannot be read.
     """
-    if Path(photo).exists() or "/" in photo or "." in photo:
-        return Path(photo).stem, open_image(photo)
+    path = Path(photo)
+    if path.exists() and not path.is_file():
+        raise QkjaxError(f"{photo} is no file; `qkjax modes --images` takes folders")
+    if path.exists() or "/" in photo or "." in photo:
+        return path.stem.encode(errors="replace").decode(), open_image(path)
     known = photographs(crops=False)
     if photo not in known.names:
         raise QkjaxError(

@@ -178,16 +178,20 @@ def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image
     """
     from PIL import Image, ImageOps
 
+    # Odd metadata is no reason to complain of a readable picture. Set for good: a filter for this call
+    # alone would be one for all threads that decode at the same time, and be left behind.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    name = name or str(file)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata is no reason to complain of a readable picture
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image)
+        with Image.open(file) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
+                raise ValueError(f"{image.width} x {image.height} pixels are more than Pillow's limit")
+            upright = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's readers raise whatever they stumble over
-        reason = str(error).replace(str(file), name or str(file))  # an open file's own name is an address in memory
-        raise QkjaxError(f"cannot read image {name or file}: {reason}; check it, or save it as PNG or JPEG") from error
-    return _to_rgb(upright, name or str(file))
+        # It may name the file in its own way, an open one by an address in memory.
+        reason = str(error).replace(repr(str(file)), repr(name)).replace(str(file), name)
+        raise QkjaxError(f"cannot read image {name}: {reason}; check it, or save it as PNG or JPEG") from error
+    return _to_rgb(upright, name)
 
 
 def _to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":

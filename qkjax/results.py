@@ -102,7 +102,7 @@ def write_dataset(dataset: xr.Dataset, path: Path) -> None:
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
-    """Writes the layer table. Atomic.
+    """Writes rows of one kind, under the names of the first one's columns. Atomic.
 
     Raises:
       QkjaxError: the file cannot be written.

@@ -28,6 +28,7 @@ from qkjax.files import atomic_path
 from qkjax.images.ahead import batches
 from qkjax.images.sources import ImageSet
 from qkjax.interaction.modes import Modes
+from qkjax.interrupt import held
 from qkjax.maps.project import Stream, project
 from qkjax.maps.scores import SCORES, both_signs
 from qkjax.maps.top import Top, add, empty, merge
@@ -43,7 +44,7 @@ class ScanOptions:
 
     Attributes:
       scores: names out of `qkjax.maps.scores.SCORES`.
-      top: images kept for each mode, sign and score.
+      top: images kept for each mode, sign and score; no more than there are.
       stream: the tokens that are projected, see `qkjax.maps.project.Stream`.
       batch: images at once, rounded up to a multiple of the devices; None for what is fast: 8 on a CPU,
         whose caches more would overflow, 64 a device elsewhere.
@@ -64,7 +65,7 @@ class Scan(NamedTuple):
 
     Attributes:
       top: score and image, (scores, layers, heads, modes, 2, k); the first sign is that of `Modes`.
-      unreadable: number and reason of the images that could not be read, by number.
+      unreadable: index and reason of the images that could not be read, by index.
       settings: what the result depends on, see `settings_of`.
     """
 
@@ -113,10 +114,10 @@ class Scanner:
 
     def __init__(self, checkpoint: Checkpoint, modes: Modes, options: ScanOptions):
         devices = Mesh(np.array(jax.local_devices()), ("batch",))
-        self._split, whole = (NamedSharding(devices, PartitionSpec(*axes)) for axes in (("batch",), ()))
+        self._split, self._whole = (NamedSharding(devices, PartitionSpec(*axes)) for axes in (("batch",), ()))
         preset = checkpoint.preprocess
         scaling = [np.reshape(np.array(x, np.float32), (1, 1, 1, 3)) for x in (preset.mean, preset.std)]
-        self._held = jax.device_put((checkpoint.params, Modes(*modes), scaling), whole)
+        self._held = jax.device_put((checkpoint.params, Modes(*modes), scaling), self._whole)
         self._model = ViT(checkpoint.config, options.dtype)
         self._options = options
 
@@ -124,10 +125,18 @@ class Scanner:
         """The top images with one more batch, on its way: it is there once it is looked at."""
         o = self._options
         pixels, index = jax.device_put((pixels, index), self._split)
+        top = jax.device_put(top, self._whole)  # or the first step would be compiled apart from the others
         return _step(self._model, *self._held, top, pixels, index, stream=o.stream, scores=o.scores)
 
 
-def scan_images(checkpoint: Checkpoint, modes: Modes, images: ImageSet, options: ScanOptions, path: Path) -> Scan:
+def scan_images(
+    checkpoint: Checkpoint,
+    modes: Modes,
+    images: ImageSet,
+    options: ScanOptions,
+    path: Path,
+    settings: Mapping[str, str] | None = None,
+) -> Scan:
     """The images that excite each mode most, in one pass.
 
     With `jax.distributed` each process scans its share of the batches, and all get the whole result.
@@ -136,43 +145,63 @@ def scan_images(checkpoint: Checkpoint, modes: Modes, images: ImageSet, options:
       modes: of the checkpoint, in the plain frame (no folding).
       path: file (npz) in which what was done is kept as the pass goes on; each process has its own. It is
         the caller's to remove, once the result is safe.
+      settings: what `settings_of` says, where that is known already.
 
     Raises:
       QkjaxError: an unknown score or no images wanted, a resolution that the model cannot take, a
-        partial result of other settings, or a file that cannot be written.
+        partial result of other settings, processes that see different images or models, or a file that
+        cannot be written.
+      KeyboardInterrupt: between two batches; what was done is kept.
     """
     check(checkpoint, options)
-    size, resolution = batch_size(options), options.resolution or own_resolution(checkpoint)
+    settings = settings or settings_of(checkpoint, images, options)
     process, processes = jax.process_index(), jax.process_count()
-    settings = settings_of(checkpoint, images, options)
-    share = {"process": f"{process} of {processes}"}
+    if processes > 1:
+        hosts.agree(settings)
+    own = {**settings, "process": f"{process} of {processes}"}
+    size, resolution = batch_size(options), options.resolution or own_resolution(checkpoint)
     groups = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)][process::processes]
-    done, top, unreadable = _resume(path, settings | share) or (0, None, [])
-    if top is None:
-        layers, heads, _, rank = modes.u.shape
-        top = empty((len(options.scores), layers, heads, rank, 2), options.top)
+    state = _resume(path, own) or _nothing_yet(modes, options, len(images))
     scanner = Scanner(checkpoint, modes, options)
+    done = state.done
     bar = tqdm(total=sum(map(len, groups)), initial=sum(map(len, groups[:done])), unit="img", smoothing=0.1)
     saved = time.monotonic()
-    try:
-        with bar:
-            for batch in batches(images, groups[done:], size, checkpoint.preprocess, resolution):
-                # Threads decode the next batches meanwhile. Without waiting, steps would queue up with their pixels.
-                top = jax.block_until_ready(scanner.step(top, batch.pixels, batch.index))
-                unreadable += batch.unreadable
-                bar.update(len(groups[done]))
-                done += 1
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    _save(path, settings | share, (done, top, unreadable))
-                    saved = time.monotonic()
-    except KeyboardInterrupt:
-        _save(path, settings | share, (done, top, unreadable))
-        raise
-    _save(path, settings | share, (done, top, unreadable))
+    with bar, held() as interrupted:
+        for group, batch in zip(
+            groups[done:], batches(images, groups[done:], size, checkpoint.preprocess, resolution), strict=True
+        ):
+            # Threads decode the next batches meanwhile. Without waiting, steps would queue up with their pixels.
+            top = jax.block_until_ready(scanner.step(state.top, batch.pixels, batch.index))
+            state = _State(state.done + 1, top, (*state.unreadable, *batch.unreadable))
+            bar.update(len(group))
+            if time.monotonic() - saved > SAVE_SECONDS:
+                _save(path, own, state)
+                saved = time.monotonic()
+            try:
+                interrupted()
+            except KeyboardInterrupt:
+                _save(path, own, state)
+                raise
+    _save(path, own, state)
+    top, unreadable = state.top, state.unreadable
     if processes > 1:
         top = merge(Top(*hosts.gather(tuple(top))))
-        unreadable = sorted(tuple(item) for items in hosts.gather_json(unreadable) for item in items)
-    return Scan(Top(*map(np.asarray, top)), tuple(sorted(map(tuple, unreadable))), settings)
+        unreadable = [item for items in hosts.gather_json(unreadable) for item in items]
+    return Scan(Top(*map(np.asarray, top)), tuple(sorted((int(i), reason) for i, reason in unreadable)), settings)
+
+
+class _State(NamedTuple):
+    """Batches done, and what they gave. Always taken as a whole, so that no batch counts twice."""
+
+    done: int
+    top: Top
+    unreadable: tuple[tuple[int, str], ...]
+
+
+def _nothing_yet(modes: Modes, options: ScanOptions, images: int) -> _State:
+    layers, heads, _, rank = modes.u.shape
+    k = min(options.top, images)  # more there cannot be
+    return _State(0, empty((len(options.scores), layers, heads, rank, 2), k), ())
 
 
 def batch_size(options: ScanOptions) -> int:
@@ -217,15 +246,15 @@ def own_resolution(checkpoint: Checkpoint) -> tuple[int, int]:
     return (side, side) if height == width else (height, width)
 
 
-def _save(path: Path, settings: Mapping[str, str], state) -> None:
-    done, top, unreadable = state
-    texts = {"settings": json.dumps(settings), "unreadable": json.dumps(unreadable)}
+def _save(path: Path, settings: Mapping[str, str], state: _State) -> None:
+    texts = {"settings": json.dumps(settings), "unreadable": json.dumps(state.unreadable)}
+    arrays = {"done": state.done, "score": state.top.score, "image": state.top.image}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, done=done, score=top.score, image=top.image, **{k: np.array(v) for k, v in texts.items()})
+        np.savez(file, **arrays, **{name: np.array(text) for name, text in texts.items()})
 
 
-def _resume(path: Path, settings: Mapping[str, str]):
-    """(batches done, their top images, unreadable ones) of an unfinished scan; None without one."""
+def _resume(path: Path, settings: Mapping[str, str]) -> _State | None:
+    """Where an unfinished scan stands; None without one."""
     if not path.exists():
         return None
     advice = f"remove {path} to begin anew"
@@ -233,7 +262,8 @@ def _resume(path: Path, settings: Mapping[str, str]):
         # numpy leaves a file that it cannot read open, unless it is given one that is
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             was, unreadable = (json.loads(str(file[name])) for name in ("settings", "unreadable"))
-            state = int(file["done"]), Top(jnp.asarray(file["score"]), jnp.asarray(file["image"])), unreadable
+            top = Top(jnp.asarray(file["score"]), jnp.asarray(file["image"]))
+            state = _State(int(file["done"]), top, tuple((index, reason) for index, reason in unreadable))
     except Exception as error:  # zipfile, numpy and json raise whatever they stumble over
         raise QkjaxError(f"{path}, of an unfinished scan, cannot be read ({error}); {advice}") from error
     if other := [name for name in settings if settings[name] != was.get(name)]:

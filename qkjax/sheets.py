@@ -1,5 +1,6 @@
 """From the images that modes like best to what a sheet shows of them: pictures, maps, words."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -10,12 +11,12 @@ import xarray as xr
 from jaxtyping import Float
 from tqdm import tqdm
 
-from qkjax.errors import QkjaxError
 from qkjax.figures.sheets import Row, Tile
 from qkjax.images.ahead import batches
 from qkjax.images.sources import ImageSet
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.name import ModeName
+from qkjax.interrupt import held
 from qkjax.preprocess import normalise, picture
 from qkjax.results import Row as TableRow
 from qkjax.scan import ScanOptions, batch_size, check, own_resolution
@@ -64,8 +65,7 @@ def sheets(
       data: what the scan found, as `top_images_dataset` has it.
       pages: the modes on each page, by the page's name.
 
-    Raises:
-      QkjaxError: an image of the scan cannot be read any more.
+    An image that cannot be read any more is left out.
     """
     pages = {page: [settled(data, name) for name in names] for page, names in pages.items()}
     wanted = defaultdict(list)
@@ -84,7 +84,8 @@ def sheets(
         rows = []
         for name in names:
             s, cosine = (float(data[x].values[name[:3]]) for x in ("singular_value", "cosine"))
-            tiles = [Tile(seen(index), *maps[index, name], f"{score:.3g}") for index, score in top_of(data, name)]
+            shown = [(index, score) for index, score in top_of(data, name) if (index, name) in maps]
+            tiles = [Tile(seen(index), *maps[index, name], f"{score:.3g}") for index, score in shown]
             rows.append(Row(f"{name}\ncos {cosine:.2f}\ns {s:.3g}", tiles))
         if rows := [row for row in rows if row.tiles]:
             yield page, rows
@@ -101,7 +102,7 @@ def sheet_rows(
     """The rows of one sheet of modes by their names, such as "L8 H7 M2"; see `sheets`.
 
     Raises:
-      QkjaxError: a name of no mode, or an image of the scan cannot be read any more.
+      QkjaxError: a name of no mode.
     """
     parsed = [ModeName.parse(name, data["cosine"].shape) for name in names]
     return next((rows for _, rows in sheets(checkpoint, modes, images, options, data, {"": parsed})), [])
@@ -117,10 +118,8 @@ def mode_maps(
     """Query and key map of some modes on some images, by image and mode; for sign -1 both negated.
 
     Args:
-      wanted: names of modes by the number of the image in the set.
-
-    Raises:
-      QkjaxError: an image cannot be read (any more).
+      wanted: names of modes by the index of the image in the set. One that cannot be read any more is
+        left out, and standard error says so.
     """
     model, params = ViT(checkpoint.config, options.dtype), jax.device_put(checkpoint.params)
     grid, size = check(checkpoint, options), batch_size(options)
@@ -130,16 +129,17 @@ def mode_maps(
     groups = [indices[i : i + size] for i in range(0, len(indices), size)]
     resolution = options.resolution or own_resolution(checkpoint)
     made = batches(images, groups, size, checkpoint.preprocess, resolution)
-    with tqdm(total=len(wanted), desc="maps", unit="img", disable=len(wanted) < 3 * size) as bar:
+    with tqdm(total=len(wanted), desc="maps", unit="img", disable=len(wanted) < 3 * size) as bar, held() as interrupted:
         for batch in made:
+            interrupted()
             for _, reason in batch.unreadable:
-                raise QkjaxError(reason)
+                print(f"left out of the sheets, though it was scanned: {reason}", file=sys.stderr)
             pixels = normalise(batch.pixels, checkpoint.preprocess)
             tokens = np.asarray(forward(model, params, pixels, (options.stream,))[1][options.stream], np.float32)
-            for place, index in enumerate(i for i in batch.index if i >= 0):
-                for name in wanted[index]:
+            for place, index in enumerate(batch.index):
+                for name in wanted.get(int(index), ()):
                     y = tokens[name.layer, place, special:]
                     directions = (x[name.layer, name.head, :, name.mode] for x in (u, v))
                     maps[int(index), name] = tuple(name.sign * (y @ d).reshape(grid) for d in directions)
-                bar.update(1)
+                bar.update(int(index >= 0))
     return maps

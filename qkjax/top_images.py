@@ -13,17 +13,20 @@ from tqdm import tqdm
 
 from qkjax import figures, hosts, results
 from qkjax.errors import QkjaxError
-from qkjax.files import remove
+from qkjax.files import make_folder, remove
 from qkjax.images.photographs import photographs
 from qkjax.images.sources import ImageSet, open_images
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
 from qkjax.interaction.name import ModeName, chosen
+from qkjax.interrupt import held
 from qkjax.scan import ScanOptions, check, scan_images, settings_of
 from qkjax.sheets import sheets, table
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.load import Checkpoint, load
 
+HOW = ("batch", "devices", "jax", "qkjax")
+"""Settings on which the last bits of a result depend, but not what it is."""
 CHOSEN = "chosen"  # the page of modes that were named
 
 
@@ -54,43 +57,59 @@ def top_images(
     rank = min(checkpoint.config.width, checkpoint.config.head_dim)
     pages = _pages(shown, (layers, heads, rank))
     folder = out or Path("results") / checkpoint.name / "modes"
+    make_folder(folder)
     modes = decompose(*query_key_kernels(checkpoint.params))
+    settings = settings_of(checkpoint, images, options)
     first, several = jax.process_index() == 0, jax.process_count() > 1
-    data = _finished(folder / "top_images.nc", settings_of(checkpoint, images, options)) if first else None
+    data = _finished(folder / "top_images.nc", settings) if first else None
+    so_far = hosts.own(folder / "scan.partial.npz")
     if not (hosts.gather_json(data is not None)[0] if several else data is not None):
         print(f"{checkpoint.name}: scanning {len(images)} images of {images.name}", file=sys.stderr)
-        so_far = hosts.own(folder / "scan.partial.npz")
-        found = scan_images(checkpoint, modes, images, options, so_far)
+        found = scan_images(checkpoint, modes, images, options, so_far, settings)
         attrs = {"model": checkpoint.name, "images": images.name}
         data = results.top_images_dataset(found, images.names, measure(modes), attrs)
+        if first:
+            _list_unreadable(data, folder / "unreadable.csv")
+        if len(found.unreadable) == len(images):
+            remove(so_far)
+            raise QkjaxError(f"none of the {len(images)} images could be read; {folder / 'unreadable.csv'} says why")
         if first:
             results.write_dataset(data, folder / "top_images.nc")
             print(f"wrote {folder / 'top_images.nc'}", file=sys.stderr)
         if several:
             hosts.gather_json(None)  # what the others did is kept until the result of all is written
-        remove(so_far)
+    remove(so_far)
     if first:
-        _report(data, folder)
         _draw(checkpoint, modes, images, options, data, pages, folder)
 
 
 def _finished(path: Path, settings: Mapping[str, str]) -> xr.Dataset | None:
-    """The result of an earlier scan that was the same in all that counts."""
+    """The result of an earlier scan that looked for the same; None without one.
+
+    Raises:
+      QkjaxError: it looked for something else, or cannot be read: hours of work may lie in it.
+    """
     if not path.exists():
         return None
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as data:
-            same = json.loads(data.attrs["settings"]) == settings
-            return data.load() if same else None
-    except Exception:  # h5netcdf raises whatever it stumbles over; the scan writes the file anew
-        return None
+        with xr.open_dataset(path, engine="h5netcdf") as opened:
+            data, was = opened.load(), json.loads(opened.attrs["settings"])
+    except Exception as error:  # h5netcdf raises whatever it stumbles over
+        raise QkjaxError(f"{path} is no result that can be read ({error}); remove it, or give another --out") from error
+    if other := [name for name in settings if was.get(name) != settings[name] and name not in HOW]:
+        raise QkjaxError(
+            f"{path} is of a scan with other settings ({', '.join(other)}): remove it, or give another --out"
+        )
+    return data
 
 
-def _report(data: xr.Dataset, folder: Path) -> None:
+def _list_unreadable(data: xr.Dataset, path: Path) -> None:
+    """Writes the images that could not be read, with the reasons, or removes what an earlier scan wrote."""
+    remove(path)
     if broken := [str(name) for name in data.unreadable.values]:
         rows = [{"image": n, "reason": str(r)} for n, r in zip(broken, data.reason.values, strict=True)]
-        results.write_csv(rows, folder / "unreadable.csv")
-        print(f"{len(broken)} images could not be read; {folder / 'unreadable.csv'} says why", file=sys.stderr)
+        results.write_csv(rows, path)
+        print(f"{len(broken)} images could not be read; {path} says why", file=sys.stderr)
 
 
 def _pages(shown: Shown, shape: tuple[int, int, int]) -> dict[str, list[ModeName]]:
@@ -119,10 +138,13 @@ def _draw(
     title = f"{checkpoint.name}: the images (of: {images.name}) that excite a mode most, and their scores"
     title += f" ({data.score.values[0]})"
     drawn = sheets(checkpoint, modes, images, options, data, pages)
-    for page, rows in tqdm(drawn, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
-        # Sheets of all heads are to be leafed through: as PDF, too, they would take twice the time and space.
-        formats = (".png", ".pdf") if page == CHOSEN else (".png",)
-        figures.save(figures.top_images_sheet(title, rows), folder / page, formats)
-    if lines := [{"page": page, **line} for page, names in pages.items() for line in table(data, names)]:
-        results.write_csv(lines, folder / "sheets.csv")
-        print(f"wrote sheets.csv and {len(pages)} sheets to {folder}", file=sys.stderr)
+    with held() as interrupted:
+        for page, rows in tqdm(drawn, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
+            # Sheets of all heads are to be leafed through: as PDF, too, they would take twice the time and space.
+            formats = (".png", ".pdf") if page == CHOSEN else (".png",)
+            figures.save(figures.top_images_sheet(title, rows), folder / page, formats)
+            interrupted()
+    lines = [{"page": page, **line} for page, names in pages.items() for line in table(data, names)]
+    listed = folder / ("chosen.csv" if CHOSEN in pages else "sheets.csv")
+    results.write_csv(lines, listed)
+    print(f"wrote {listed.name} and {len(pages)} sheets to {folder}", file=sys.stderr)

@@ -274,7 +274,7 @@ def test_modes_of_a_small_model(tmp_path):
     assert "scanning" not in done.stderr
     assert (out / "chosen.png").exists()
     assert (out / "chosen.pdf").read_bytes().startswith(b"%PDF")
-    assert {(r["layer"], r["head"], r["mode"]) for r in rows_of(out / "sheets.csv")} == {
+    assert {(r["layer"], r["head"], r["mode"]) for r in rows_of(out / "chosen.csv")} == {
         ("2", "1", "0"),
         ("3", "3", "15"),
     }
@@ -288,6 +288,8 @@ def test_modes_of_a_small_model(tmp_path):
         (("image", DATA / "a.npz", DATA / "a.npz"), ("cannot read image", "cannot identify")),
         (("image", DATA / "a.npz", "chelsea", "--layer", 4), ("there is no layer 4: the model has 4",)),
         (("image", DATA / "a.npz", "chelsea", "--resolution", 4, 400), ("smaller than a patch",)),
+        (("image", DATA / "a.npz", DATA), ("is no file; `qkjax modes --images` takes folders",)),
+        (("modes", DATA / "a.npz", "--resolution", -32, 32), ("smaller than a patch",)),
         (("modes", DATA / "a.npz", "--images", "nowhere"), ("there is no nowhere: give a folder",)),
         (("modes", DATA / "a.npz", "--images", DATA), ("no image in",)),
         (("modes", DATA / "a.npz", "--select", "L0 H9 M0"), ("there is no mode L0 H9 M0",)),
@@ -299,6 +301,50 @@ def test_bad_input_of_image_and_modes(arguments, parts, tmp_path):
     done = run(*arguments, "--out", tmp_path / "out")
     assert_one_clear_line(done, *parts)
     assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_is_a_file_is_noticed_before_the_work(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    for arguments in (("image", DATA / "a.npz", "chelsea"), ("modes", DATA / "a.npz")):
+        done = run(*arguments, "--out", tmp_path / "out")
+        assert_one_clear_line(done, "out is a file, and results need a folder")
+        assert not done.stdout
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_what_does_not_fit_in_memory(tmp_path):
+    done = run("image", DATA / "a.npz", "chelsea", "--resolution", 4096, 4096, "--out", tmp_path / "out")
+    assert_one_clear_line(done, "does not fit in memory: give a smaller --resolution")
+
+
+def test_images_of_modes_that_change_or_cannot_be_read(tmp_path):
+    """All unreadable; some; gone after the scan; and a result of other images is not replaced unasked."""
+    from skimage import data
+
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    (images / "bad.png").write_bytes(b"nothing")
+    command = ("modes", DATA / "a.npz", "--images", images, "--out", out, "--layer", 0, "--head", 0)
+    done = run(*command)
+    assert_one_clear_line(done, "none of the 1 images could be read", "unreadable.csv says why")
+    assert [row["image"] for row in rows_of(out / "unreadable.csv")] == ["bad.png"]
+    (images / "bad.png").unlink()
+    for i, picture in enumerate((data.coffee(), data.chelsea(), data.astronaut())):
+        matplotlib.image.imsave(images / f"{i}.png", picture)
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert not (out / "unreadable.csv").exists()
+    size = (images / "1.png").stat().st_size
+    (images / "1.png").write_bytes(bytes(size))
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert "left out of the sheets, though it was scanned: cannot read image 1.png" in done.stderr
+    (images / "1.png").unlink()
+    before = (out / "top_images.nc").read_bytes()
+    assert_one_clear_line(run(*command), "is of a scan with other settings (images): remove it, or give another --out")
+    assert (out / "top_images.nc").read_bytes() == before
+    (out / "top_images.nc").write_bytes(b"junk")
+    assert_one_clear_line(run(*command), "is no result that can be read", "remove it, or give another --out")
 
 
 @pytest.mark.parametrize("kilobytes", [8, 60])

@@ -1,7 +1,9 @@
 """Sets of images: what is found, in which order, and what odd files become."""
 
 import io
+import os
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -148,6 +150,68 @@ def test_broken_members_of_archives_are_listed_with_their_name(tmp_path):
     assert [images.names[i] for i, _ in batch.unreadable] == ["x.zip/a.png", "x.zip/b.png", "y.tar/c.png"]
     assert all(f"cannot read image {images.names[i]}: " in reason for i, reason in batch.unreadable)
     assert not any("object at 0x" in reason for _, reason in batch.unreadable), "an address differs from run to run"
+
+
+def test_what_no_archive_should_hold(tmp_path, monkeypatch):
+    """Members too large to unpack, and encrypted ones; each is named with the reason."""
+    monkeypatch.setattr("qkjax.images.sources.MAX_BYTES", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(2 << 20))
+        archive.writestr("secret.png", png(0))
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag of an encrypted member
+        data[data.rindex(mark) + at] |= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    (batch,) = batches(open_images(tmp_path), [range(2)], 2, PRESET, (8, 8))
+    reasons = [reason for _, reason in batch.unreadable]
+    assert "cannot read image x.zip/bomb.png: unpacked it has 2 MiB, and 1 are allowed" in reasons[0]
+    assert "cannot read image x.zip/secret.png: it is encrypted" in reasons[1]
+
+
+def test_more_archives_than_may_be_open(tmp_path):
+    for i in range(90):
+        with zipfile.ZipFile(tmp_path / f"{i:03d}.zip", "w") as archive:
+            archive.writestr("a.png", png(i))
+    before = len(os.listdir("/proc/self/fd"))
+    images = open_images(tmp_path)
+    for index in (0, 89, 0):
+        np.testing.assert_array_equal(np.asarray(images.read(index)), pixels(index))
+    assert len(os.listdir("/proc/self/fd")) - before <= 64
+
+
+def test_links_to_nothing_and_pipes(tmp_path):
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "good.png").write_bytes(png(0))
+    images = open_images(tmp_path)
+    assert images.names == ("gone.png", "good.png")
+    (batch,) = batches(images, [range(2)], 2, PRESET, (8, 8))
+    assert [i for i, _ in batch.unreadable] == [0]
+    assert "cannot read image gone.png: " in batch.unreadable[0][1]
+
+
+def test_names_that_are_no_text(tmp_path):
+    """Can be written into tables, and their reasons have no folder in them."""
+    for name in (b"bad\xff.png", b"worse\xfe.png"):
+        (tmp_path / os.fsdecode(name)).write_bytes(png(0) if name[0] == ord("b") else b"nothing")
+    images = open_images(tmp_path)
+    assert images.names == ("bad?.png", "worse?.png")
+    (batch,) = batches(images, [range(2)], 2, PRESET, (8, 8))
+    ((index, reason),) = batch.unreadable
+    assert index == 1
+    reason.encode()
+    assert str(tmp_path) not in reason
+
+
+def test_pictures_beyond_pillows_limit_are_refused_by_all_threads_alike(tmp_path, monkeypatch):
+    """And the process's warning filters are the same afterwards, but for one on Pillow's own."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    for i in range(40):
+        (tmp_path / f"{i:02d}.png").write_bytes(png(i))
+    made = list(batches(open_images(tmp_path), [range(20), range(20, 40)], 20, PRESET, (8, 8)))
+    assert sum(len(b.unreadable) for b in made) == 40
+    assert all("36 x 24 pixels are more than Pillow's limit" in reason for b in made for _, reason in b.unreadable)
+    assert not any(f[0] == "ignore" and f[3] is None and f[2] is Warning for f in warnings.filters)
 
 
 def test_batches_are_in_order_and_all_of_one_size(tree):

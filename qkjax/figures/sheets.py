@@ -72,7 +72,7 @@ def _mosaic(title: str, rows: Sequence[Row], draw: Callable[[Tile], Picture]) ->
     """Tiles drawn, all of one shape, into one large image: a hundred small ones would take minutes, and
     so would many sheets with more pixels than the page shows."""
     columns = max(len(row.tiles) for row in rows)
-    left, top, bottom = 0.75, 0.25, 0.3  # inches for labels, title and key
+    left, top, bottom = 0.75, 0.25, 0.45  # inches for labels, title and key
     inches = (WIDTH - left) / max(columns, 5)
     gap = round(GAP * inches * DPI)
     width = min(round(inches * DPI) - gap, rows[0].tiles[0].picture.shape[1])
@@ -99,9 +99,9 @@ def _mosaic(title: str, rows: Sequence[Row], draw: Callable[[Tile], Picture]) ->
         axes.axis("off")
         figure.text(0, 1, literal(title), va="top", fontsize=8)
         key = figure.legend(handles=KEY, loc="lower left", ncols=3, frameon=False, fontsize=7, handlelength=1)
-        key.set_bbox_to_anchor((-0.01, -0.09 / total), figure.transFigure)
+        key.set_bbox_to_anchor((-0.01, 0.07 / total), figure.transFigure)
         said = f"maps from their {LIMITS[0]}th (dark) to their {LIMITS[1]}th percentile (bright), each image by itself"
-        figure.text(1, 0, said, ha="right", va="bottom", fontsize=6.5)
+        figure.text(0.01, 0, said, va="bottom", fontsize=6.5)
         return figure
 
 

@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from qkjax.errors import QkjaxError
 from qkjax.preprocess import open_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
-MAX_BYTES = 1 << 30  # of one image file: an archive's member may claim any size
+MAX_BYTES = 1 << 28  # of one image in an archive: a small archive may unpack to any size
+OPEN_ARCHIVES = 64  # zips kept open, since listing one anew for each of its images would take longer
 
 Found = tuple[str, int, Callable[[], "PIL.Image.Image"]]  # name, bytes, reader
 
@@ -41,14 +42,15 @@ class ImageSet:
 
 
 def image_set(name: str, found: list[Found]) -> ImageSet:
-    """A set of images in the order given."""
+    """A set of images in the order given; bytes in their names that are no text become question marks."""
+    found = [(item.encode(errors="replace").decode(), *rest) for item, *rest in found]
     listed = "\n".join(f"{item}\0{size}" for item, size, _ in found)
     readers = [reader for *_, reader in found]
     return ImageSet(
         name,
         tuple(item for item, *_ in found),
         lambda index: readers[index](),
-        hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest(),
+        hashlib.sha256(listed.encode()).hexdigest(),
     )
 
 
@@ -74,15 +76,19 @@ def open_images(path: str | Path) -> ImageSet:
 
 
 def _in_folder(folder: Path) -> Iterator[Found]:
+    def stop(error: OSError) -> None:
+        raise error
+
     seen = set()  # links may lead in circles
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(root)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            for name in files:
-                path = Path(root, name)
-                if not name.startswith(".") and path.is_file():
-                    yield from _of_file(path, path.relative_to(folder).as_posix())
+        # Sorted, so that of two links to one folder it is always the same that counts.
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        for name in [] if real in seen else files:
+            path = Path(root, name)
+            # A link to nothing is an image that cannot be read; a pipe or a device is no image.
+            if not name.startswith(".") and (path.is_file() or not path.exists()):
+                yield from _of_file(path, path.relative_to(folder).as_posix())
         seen.add(real)
 
 
@@ -98,18 +104,34 @@ def _of_file(path: Path, name: str) -> Iterator[Found]:
             f"{path} is compressed, and images in it cannot be read one by one: unpack it, or make it a .tar"
         )
     elif lower.endswith(SUFFIXES):
-        yield name, path.stat().st_size, partial(open_image, path, name)
+        yield name, path.stat().st_size if path.exists() else 0, partial(open_image, path, name)
+
+
+@lru_cache(maxsize=OPEN_ARCHIVES)
+def _zip(path: Path, changed: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
 
 
 def _in_zip(path: Path, name: str) -> Iterator[Found]:
+    changed = path.stat().st_mtime_ns
     try:
-        archive = zipfile.ZipFile(path)  # stays open: to list it again for each image would take longer
+        listed = _zip(path, changed).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise QkjaxError(f"{path} is no zip that can be listed ({error}); copy or make it again") from error
-    for info in archive.infolist():
+    for info in listed:
         if _is_image(info.filename):
             member = f"{name}/{info.filename}"
-            yield member, info.file_size, partial(_read_member, partial(archive.open, info), member)
+            yield (
+                member,
+                info.file_size,
+                partial(_read_member, partial(_in_open_zip, path, changed, info), member, info.file_size),
+            )
+
+
+def _in_open_zip(path: Path, changed: int, info: zipfile.ZipInfo):
+    if info.flag_bits & 1:
+        raise ValueError("it is encrypted")
+    return _zip(path, changed).open(info)
 
 
 def _in_tar(path: Path, name: str) -> Iterator[Found]:
@@ -135,10 +157,12 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(".")
 
 
-def _read_member(open_member: Callable, name: str, size: int = MAX_BYTES) -> "PIL.Image.Image":
+def _read_member(open_member: Callable, name: str, size: int) -> "PIL.Image.Image":
     try:
+        if size > MAX_BYTES:
+            raise ValueError(f"unpacked it has {size / 2**20:.0f} MiB, and {MAX_BYTES >> 20} are allowed")
         with open_member() as file:
-            data = file.read(min(size, MAX_BYTES))
+            data = file.read(size)
     except Exception as error:  # zipfile raises whatever the compressed bytes lead it to
         raise QkjaxError(f"cannot read image {name}: {error}; make the archive again") from error
     return open_image(BytesIO(data), name)

@@ -124,7 +124,7 @@ def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
       QkjaxError: smaller than a patch, or not the one grid that relative position biases are for.
     """
     rows, columns = (n // p for n, p in zip(pixels, config.patch_size, strict=True))
-    if not (rows and columns):
+    if min(rows, columns) < 1:
         raise QkjaxError(f"images of {tuple(pixels)} pixels are smaller than a patch of {config.patch_size}")
     if config.relative_positions and (rows, columns) != config.grid:
         raise QkjaxError(f"this ViT's relative position biases are for {config.grid} patches, got {(rows, columns)}")
