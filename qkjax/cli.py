@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from qkjax.errors import QkjaxError
+from qkjax.train.config import TrainConfig
 
 # Only light modules are imported above: `qkjax --help` must answer at once.
 
@@ -170,6 +171,25 @@ def modes(
     top_images(model, images, out, options, shown, _said(grid=grid, heads=heads))
 
 
+def train(
+    out: Annotated[Positional[Path], arg(metavar="FOLDER")],
+    /,
+    config: Annotated[TrainConfig, arg(name="")] = TrainConfig(),  # noqa: B008 (a frozen page of values)
+) -> None:
+    """Train a ViT whose query-key interaction is constrained; the folder then serves as a MODEL.
+
+    The same command goes on with a run that was stopped, to the same bits.
+
+    Args:
+      out: folder of the run: config.json, metrics.jsonl, checkpoints, and at the end model.npz.
+      config: the run.
+    """
+    from qkjax.train.run import train as run
+
+    last = run(config, out)
+    print(f"{out}: accuracy {last['accuracy']:.4f} on held-out images after {last['step']} steps")
+
+
 def models(check: bool = False) -> None:
     """List the catalogue: name, size of the download, whether it is on disk, what it is.
 
@@ -248,6 +268,7 @@ def main() -> None:
         "compare": compare,
         "image": image,
         "modes": modes,
+        "train": train,
         "models": models,
         "fetch": fetch,
         "export": export,

@@ -1,14 +1,17 @@
 """What all tests share: strict JAX, the golden files, the real model, real photographs."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import qkjax
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU, if there is one
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a missing axis is a bug, not a broadcast
 
 DATA = Path(__file__).parent / "data"
@@ -19,7 +22,8 @@ DEFAULT = "dinov2-vits14-focus"
 def default():
     """The embedded default with its real weights; fetched when it is not on disk."""
     try:
-        return qkjax.load(DEFAULT)
+        with FileLock(Path(tempfile.gettempdir()) / "qkjax-tests.lock"):  # one worker fetches, the others wait
+            return qkjax.load(DEFAULT)
     except qkjax.QkjaxError as error:
         if os.environ.get("CI"):
             raise

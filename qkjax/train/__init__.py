@@ -1,0 +1,1 @@
+"""Training of ViTs whose query-key interaction is constrained: an extension of ours, the paper trains nothing."""
