@@ -80,8 +80,8 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
     path, sub = split_submodel(text)
     whole = Path(os.path.abspath(path))
     name = (whole.name if os.path.isdir(whole) else whole.stem).encode(errors="replace").decode()
-    trained = Path(path) / "model.npz"  # the folder of a run of `qkjax train`
-    return _read(trained if trained.is_file() else Path(path), sub, name, settings)
+    trained = os.path.join(path, "model.npz")  # of the folder of a run of `qkjax train`
+    return _read(Path(trained if os.path.isfile(trained) else path), sub, name, settings)
 
 
 def _load_named(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
