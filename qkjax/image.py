@@ -25,7 +25,7 @@ from qkjax.interrupt import held
 from qkjax.maps.contribution import Contributions, contributions
 from qkjax.maps.project import Maps, Stream, query_key_maps
 from qkjax.preprocess import normalise, open_image, picture
-from qkjax.scan import own_resolution, photograph_grid
+from qkjax.scan import photograph_grid, resolution_of, seen_picture
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import attention
 from qkjax.weights.load import Checkpoint, load
@@ -143,13 +143,12 @@ def dissect(
       QkjaxError: a resolution that the model cannot take, or a photograph too small for it.
     """
     config = checkpoint.config
-    pixels = picture(photo, checkpoint.preprocess, options.resolution or own_resolution(checkpoint))
+    pixels = picture(photo, checkpoint.preprocess, resolution_of(checkpoint, options.resolution))
     grid = photograph_grid(checkpoint, options.resolution)
     images = normalise(pixels, checkpoint.preprocess)[None]
     found, streams = _contributions(ViT(config), checkpoint.params, images, modes, key_direction)
     maps = query_key_maps(streams[options.stream], modes, config.prefix_tokens, grid)
-    seen = pixels[: grid[0] * config.patch_size[0], : grid[1] * config.patch_size[1]]
-    return Dissected(seen, *(jax.tree.map(np.asarray, x) for x in (maps, found)))
+    return Dissected(seen_picture(checkpoint, pixels), *(jax.tree.map(np.asarray, x) for x in (maps, found)))
 
 
 def ranked(found: Contributions, options: ImageOptions) -> np.ndarray:

@@ -32,6 +32,7 @@ from qkjax.interrupt import held
 from qkjax.maps.project import Stream, project
 from qkjax.maps.scores import SCORES, both_signs
 from qkjax.maps.top import Top, add, empty, merge
+from qkjax.preprocess import Pixels
 from qkjax.vit.model import ViT, patch_grid
 from qkjax.weights.load import Checkpoint
 
@@ -159,7 +160,7 @@ def scan_images(
     if processes > 1:
         hosts.agree(settings)
     own = {**settings, "process": f"{process} of {processes}"}
-    size, resolution = batch_size(options), options.resolution or own_resolution(checkpoint)
+    size, resolution = batch_size(options), resolution_of(checkpoint, options.resolution)
     groups = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)][process::processes]
     state = _resume(path, own) or _nothing_yet(modes, options, len(images))
     scanner = Scanner(checkpoint, modes, options)
@@ -233,17 +234,25 @@ def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) 
     config = checkpoint.config
     if config.channels != 3:
         raise QkjaxError(f"{checkpoint.name} takes {config.channels} channels, and photographs have 3")
-    return patch_grid(config, resolution or own_resolution(checkpoint))
+    return patch_grid(config, resolution_of(checkpoint, resolution))
 
 
-def own_resolution(checkpoint: Checkpoint) -> tuple[int, int]:
-    """(height, width) in pixels of the images that a checkpoint is for: its preprocessing's square, or the
-    grid of its positions where that is none."""
+def resolution_of(checkpoint: Checkpoint, asked: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) in pixels of the images: as asked, else what the checkpoint is for, which is its
+    preprocessing's square, or the grid of its positions where that is none."""
+    if asked:
+        return asked
     config, side = checkpoint.config, checkpoint.preprocess.crop
     if not config.grid:
         return side, side
     height, width = (n * size for n, size in zip(config.grid, config.patch_size, strict=True))
     return (side, side) if height == width else (height, width)
+
+
+def seen_picture(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
+    """Of a preprocessed picture what the model sees: without the rows and columns that fill no patch."""
+    height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
+    return picture[:height, :width]
 
 
 def _save(path: Path, settings: Mapping[str, str], state: _State) -> None:

@@ -19,7 +19,7 @@ from qkjax.interaction.name import ModeName
 from qkjax.interrupt import held
 from qkjax.preprocess import normalise, picture
 from qkjax.results import Row as TableRow
-from qkjax.scan import ScanOptions, batch_size, check, own_resolution
+from qkjax.scan import ScanOptions, batch_size, check, resolution_of, seen_picture
 from qkjax.vit.model import ViT, forward
 from qkjax.weights.load import Checkpoint
 
@@ -73,12 +73,11 @@ def sheets(
         for index, _ in top_of(data, name):
             wanted[index].append(name)
     maps = mode_maps(checkpoint, modes, images, wanted, options)
-    resolution = options.resolution or own_resolution(checkpoint)
-    height, width = (n * p for n, p in zip(check(checkpoint, options), checkpoint.config.patch_size, strict=True))
+    resolution = resolution_of(checkpoint, options.resolution)
 
     @lru_cache(maxsize=512)
     def seen(index: int) -> np.ndarray:
-        return picture(images.read(index), checkpoint.preprocess, resolution)[:height, :width]
+        return seen_picture(checkpoint, picture(images.read(index), checkpoint.preprocess, resolution))
 
     for page, names in pages.items():
         rows = []
@@ -127,7 +126,7 @@ def mode_maps(
     special, maps = checkpoint.config.prefix_tokens, {}
     indices = sorted(wanted)
     groups = [indices[i : i + size] for i in range(0, len(indices), size)]
-    resolution = options.resolution or own_resolution(checkpoint)
+    resolution = resolution_of(checkpoint, options.resolution)
     made = batches(images, groups, size, checkpoint.preprocess, resolution)
     with tqdm(total=len(wanted), desc="maps", unit="img", disable=len(wanted) < 3 * size) as bar, held() as interrupted:
         for batch in made:

@@ -25,7 +25,7 @@ from conftest import DATA
 from qkjax.images.sources import open_images
 from qkjax.maps.scores import SCORES
 from qkjax.preprocess import preprocess
-from qkjax.scan import ScanOptions, own_resolution, photograph_grid, scan_images
+from qkjax.scan import ScanOptions, photograph_grid, resolution_of, scan_images
 
 MODEL = DATA / "a.npz"
 ALL = tuple(SCORES)
@@ -100,7 +100,7 @@ def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, r
 def test_a_checkpoint_for_other_shapes_sees_them(folder):
     """A learned grid of 2 x 8 patches of 8 pixels is for pictures of 16 x 64, unless another is asked for."""
     checkpoint = qkjax.load(MODEL, grid=(2, 8))
-    assert own_resolution(checkpoint) == (16, 64)
+    assert resolution_of(checkpoint, None) == (16, 64)
     assert photograph_grid(checkpoint, None) == (2, 8)
     assert photograph_grid(checkpoint, (24, 24)) == (3, 3)
     modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))

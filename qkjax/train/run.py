@@ -41,6 +41,7 @@ def train(config: TrainConfig, folder: Path) -> dict:
     task = load_task(config.data, config.seed)
     vit = vit_config(config, task.train.images.shape[1:], task.classes)
     names = config.constraints()
+    batches = training_batches(task.train, config.batch, config.shift, config.seed)
     make_folder(folder)
     _claim(folder, config)
     step = make_step(config, vit)
@@ -49,7 +50,6 @@ def train(config: TrainConfig, folder: Path) -> dict:
     at = int(state.step)
     lines = [line for line in _read_metrics(folder / METRICS) if line["step"] <= at]
     print(f"{folder}: {count(state.params):,} parameters, from step {at} to {config.steps}", file=sys.stderr)
-    batches = training_batches(task.train, config.batch, config.shift, config.seed)
     with manager, held() as interrupted, tqdm(total=config.steps, initial=at, unit="step") as bar:
         for number in range(at, config.steps):
             state, value = step(state, *batches[number])
