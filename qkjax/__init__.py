@@ -28,6 +28,7 @@ _HOME = {
     "decompose": "interaction.modes",
     "dissect": "image",
     "export": "weights.export",
+    "for_photographs": "scan",
     "forward": "vit.model",
     "layer_table": "results",
     "load": "weights.load",

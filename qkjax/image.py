@@ -25,7 +25,7 @@ from qkjax.interrupt import held
 from qkjax.maps.contribution import Contributions, contributions
 from qkjax.maps.project import Maps, Stream, query_key_maps
 from qkjax.preprocess import normalise, open_image, picture
-from qkjax.scan import photograph_grid, resolution_of, seen_picture
+from qkjax.scan import for_photographs, photograph_grid, resolution_of, seen_picture
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import attention
 from qkjax.weights.load import Checkpoint, load
@@ -64,7 +64,7 @@ def image(model: str, photo: str, out: Path | None, options: ImageOptions, setti
     Raises:
       QkjaxError: bad input, or a result cannot be written.
     """
-    checkpoint = load(model, **settings)
+    checkpoint = for_photographs(load(model, **settings))
     layers = chosen("layer", options.layer, checkpoint.config.depth)
     heads = chosen("head", options.head, checkpoint.config.heads)
     photograph_grid(checkpoint, options.resolution)  # or say at once why not

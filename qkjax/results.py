@@ -39,12 +39,13 @@ def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[s
     for name, value in bias._asdict().items():
         variables[f"bias_{name}"] = ((*PER_HEAD, "embed") if value.ndim == 3 else PER_HEAD, value)
     null = {f"null_{name}": value for name, value in metrics.null._asdict().items()}
-    attrs = {**attrs, **null, **_versions()}
+    attrs = {**attrs, **null, **versions()}
     dataset = xr.Dataset({n: (d, np.asarray(v)) for n, (d, v) in variables.items()}, attrs=attrs)
     return dataset.assign_coords({dim: np.arange(dataset.sizes[dim]) for dim in ("layer", "head", "mode")})
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the libraries that made a result, for its attributes."""
     return {f"version_{name}": version(name) for name in ("qkjax", "jax", "numpy")}
 
 
@@ -118,7 +119,7 @@ def difference_dataset(found: Difference, attrs: Mapping[str, str]) -> xr.Datase
     variables = {
         name: (PER_MODE if value.ndim == 3 else PER_HEAD, np.asarray(value)) for name, value in found._asdict().items()
     }
-    return xr.Dataset(variables, attrs={**attrs, **_versions()})
+    return xr.Dataset(variables, attrs={**attrs, **versions()})
 
 
 def top_images_dataset(found: Scan, names: Sequence[str], metrics: Metrics, attrs: Mapping[str, str]) -> xr.Dataset:
@@ -147,7 +148,7 @@ def top_images_dataset(found: Scan, names: Sequence[str], metrics: Metrics, attr
         "reason": ("broken", _texts([reason for _, reason in unreadable])),
     }
     coords = {"score": ("score", _texts(scores)), "sign": ("sign", [1, -1]), "image": ("image", _texts(names))}
-    return xr.Dataset(variables, coords, {**attrs, **_versions(), "settings": json.dumps(found.settings)})
+    return xr.Dataset(variables, coords, {**attrs, **versions(), "settings": json.dumps(found.settings)})
 
 
 def _texts(values: Sequence[str]) -> np.ndarray:

@@ -8,7 +8,7 @@ the images' numbers alone, and each is added to the same state by the same compi
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
@@ -225,6 +225,17 @@ def check(checkpoint: Checkpoint, options: ScanOptions) -> tuple[int, int]:
     return photograph_grid(checkpoint, options.resolution)
 
 
+def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model for photographs in colour: one of gray images (such as digits) sees the mean of red, green and
+    blue. Exact, since the patch embedding is linear; all others are left as they are."""
+    if checkpoint.config.channels != 1:
+        return checkpoint
+    kernel = np.repeat(checkpoint.params["embedding"]["kernel"] / 3, 3, axis=2)
+    embedding = {**checkpoint.params["embedding"], "kernel": kernel}
+    config, params = replace(checkpoint.config, channels=3), {**checkpoint.params, "embedding": embedding}
+    return replace(checkpoint, config=config, params=params)
+
+
 def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) -> tuple[int, int]:
     """The rows and columns of patches that a photograph has.
 
@@ -233,7 +244,9 @@ def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) 
     """
     config = checkpoint.config
     if config.channels != 3:
-        raise QkjaxError(f"{checkpoint.name} takes {config.channels} channels, and photographs have 3")
+        raise QkjaxError(
+            f"{checkpoint.name} takes {config.channels} channels and photographs have 3; `for_photographs` makes 3 of 1"
+        )
     return patch_grid(config, resolution_of(checkpoint, resolution))
 
 

@@ -20,7 +20,7 @@ from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
 from qkjax.interaction.name import ModeName, chosen
 from qkjax.interrupt import held
-from qkjax.scan import ScanOptions, check, scan_images, settings_of
+from qkjax.scan import ScanOptions, check, for_photographs, scan_images, settings_of
 from qkjax.sheets import sheets, table
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.load import Checkpoint, load
@@ -50,7 +50,7 @@ def top_images(
     Raises:
       QkjaxError: bad input, or a result cannot be written; a scan keeps what it has done.
     """
-    checkpoint = load(model, **settings)
+    checkpoint = for_photographs(load(model, **settings))
     images = open_images(path) if path else photographs()
     check(checkpoint, options)
     layers, heads = checkpoint.config.depth, checkpoint.config.heads

@@ -8,7 +8,10 @@ import pytest
 import qkjax
 from conftest import dense_svd
 from qkjax.train.constraints import CONSTRAINTS, constraint, schedule
+from qkjax.train.model import initial, plain
 from qkjax.train.nearest import nearest_parameters
+from qkjax.train.penalty import penalty, weighted_cosine
+from qkjax.train.start import mimetic
 
 SHAPE = (48, 4, 12)
 NAMES = (*CONSTRAINTS, "low_rank(5)")
@@ -144,3 +147,59 @@ def test_schedules_that_cannot_be(text, says):
         schedule(text, 4)
     with pytest.raises(qkjax.QkjaxError, match=r"low_rank\(13\) is more than the 12 columns"):
         constraint("low_rank(13)").init(jax.random.key(0), SHAPE)
+
+
+def test_pull_is_what_measure_says_and_its_gradient_that_of_the_dense_svd():
+    """Weighted cosine tr(M) / ||M||_nuclear: the value against `measure`, the gradient against finite differences of
+    the float64 dense SVD along random directions."""
+    rng = np.random.default_rng(0)
+    query, key = (rng.standard_normal((3, 24, 2, 6)) for _ in range(2))
+    key = key + query  # cosines away from 0
+    found = weighted_cosine(jnp.asarray(query, jnp.float32), jnp.asarray(key, jnp.float32))
+    np.testing.assert_allclose(found, qkjax.measure(qkjax.decompose(query, key)).weighted_cosine, atol=1e-5)
+
+    def dense(query, key):
+        m = np.einsum("ldhk,lehk->lhde", query, key)
+        return np.trace(m, axis1=2, axis2=3) / np.linalg.svd(m, compute_uv=False).sum(-1)
+
+    slopes = jax.grad(lambda q, k: weighted_cosine(q, k).sum(), argnums=(0, 1))(
+        *(jnp.asarray(x, jnp.float32) for x in (query, key))
+    )
+    for _ in range(3):
+        directions, step = [rng.standard_normal(query.shape) for _ in range(2)], 1e-5
+        ends = [dense(query + t * directions[0], key + t * directions[1]).sum() for t in (step, -step)]
+        along = sum((np.asarray(g, np.float64) * d).sum() for g, d in zip(slopes, directions, strict=True))
+        assert along == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-4)
+
+
+def test_pull_is_the_squared_distance_of_the_layers_it_names():
+    vit = qkjax.ViTConfig(width=24, depth=3, heads=2, head_dim=12, mlp_dim=24, patch_size=(4, 4), grid=(2, 2))
+    tree = plain(initial(jax.random.key(0), vit, ("free", "tied", "free")), vit, ("free", "tied", "free"))
+    cosines = qkjax.measure(qkjax.decompose(*qkjax.query_key_kernels(tree))).weighted_cosine.mean(-1)
+    wanted = ((float(cosines[0]) - 0.5) ** 2 + (1 + 1) ** 2) / 2
+    assert float(penalty(tree, {0: 0.5, 1: -1.0})) == pytest.approx(wanted, abs=1e-4)
+    assert schedule("0:pull(0.5) 1-2:pull(-1)", 3) == ("pull(0.5)", "pull(-1)", "pull(-1)")
+    with pytest.raises(qkjax.QkjaxError, match=r"pull\(2\) pulls to 2, and a cosine is from -1 to 1"):
+        schedule("pull(2)", 3)
+
+
+def test_mimetic_kernels_look_as_they_should():
+    """The best approximations of 0.7 Z + 0.7 I and 0.4 Z - 0.4 I: so the first is near its own diagonal, and what is
+    left out are the singular values that numpy finds beyond the rank."""
+    vit = qkjax.ViTConfig(width=48, depth=2, heads=4, head_dim=12, mlp_dim=24, patch_size=(4, 4), grid=(2, 2))
+    drawn = plain(initial(jax.random.key(0), vit, ("free",) * 2), vit, ("free",) * 2)
+    tree = mimetic(jax.random.key(1), drawn)
+    attention = tree["Transformer"]["encoderblock_1"]["MultiHeadDotProductAttention_0"]
+    kernels = {name: np.asarray(part["kernel"], np.float64) for name, part in attention.items()}
+    mixed = np.einsum("dhk,hke->de", kernels["value"], kernels["out"])
+    z = (mixed + 0.4 * np.eye(48)) / 0.4  # of full rank, so that Z can be told
+    assert z.std() * np.sqrt(48) == pytest.approx(1, abs=0.1)
+    assert abs(z.mean()) < 0.02
+    m = np.einsum("dhk,ehk->hde", kernels["query"], kernels["key"])
+    assert 0.1 < np.mean([np.trace(one) for one in m]) / 48 < 0.7
+    metrics = qkjax.measure(qkjax.decompose(*qkjax.query_key_kernels(tree)))
+    assert (np.asarray(metrics.weighted_cosine) > 0.4).all(), "queries look for what is like them"
+    np.testing.assert_array_equal(
+        tree["Transformer"]["encoderblock_1"]["MlpBlock_0"]["Dense_0"]["kernel"],
+        drawn["Transformer"]["encoderblock_1"]["MlpBlock_0"]["Dense_0"]["kernel"],
+    )

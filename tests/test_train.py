@@ -1,71 +1,156 @@
 """Training: one step against a plain reference, resuming to the same bits, and what comes out of it."""
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax.traverse_util import flatten_dict
 
 import qkjax
 from conftest import dense_svd
+from qkjax.preprocess import PRESETS
 from qkjax.train.config import TrainConfig, from_dict, vit_config
-from qkjax.train.data import load_task, training_batches
-from qkjax.train.model import count, initial, plain
+from qkjax.train.data import ahead, held_out_batches, training_batches
+from qkjax.train.devices import spread
+from qkjax.train.model import count, initial, matched, plain
+from qkjax.train.optimizer import optimizer
+from qkjax.train.presets import PRESETS as PRESET_RUNS
+from qkjax.train.presets import named
 from qkjax.train.run import train
-from qkjax.train.step import State, evaluate, make_step, optimizer
+from qkjax.train.start import starting_tree
+from qkjax.train.step import program as make_program
+from qkjax.train.sweep import sweep
+from qkjax.train.tasks import load_task
+from qkjax.weights.export import save
 
 SMALL = TrainConfig(
     constraint="0:tied 1:orthogonal 2:flat 3:antisymmetric", width=32, depth=4, heads=2, mlp_dim=48, steps=12, batch=32,
     warmup=3, every=4,
 )  # fmt: skip
 
+TINY = replace(SMALL, constraint="0:tied 1:flat", depth=2, width=16, warmup=0)
+
 
 @pytest.fixture(scope="module")
 def task():
-    return load_task("digits", 0)
+    return load_task(TrainConfig())
 
 
 def test_step_equals_a_plain_reference(task):
     """AdamW, clipping, schedule and loss written out in numpy and jax.grad of a plain loss, three steps."""
     config = TrainConfig(width=16, depth=2, heads=2, mlp_dim=24, batch=8, warmup=2, steps=10, clip=0.5)
     vit, names = vit_config(config, (8, 8, 1), 10), ("free", "free")
-    params = initial(jax.random.key(0), vit, names)
-    state, step = State(jnp.zeros((), jnp.int32), params, optimizer(config).init(params)), make_step(config, vit)
-    ours = flatten_dict(params, sep="/")
+    program = make_program(config, vit)
+    state = program.begin(initial(jax.random.key(0), vit, names))
+    ours = flatten_dict(state.params, sep="/")
     first, second = ({k: np.zeros(v.shape) for k, v in ours.items()} for _ in range(2))
     model = qkjax.ViT(vit)
 
-    def plain_loss(params, images, labels):
+    def plain_loss(params, images, targets):
         found = model.apply({"params": plain(params, vit, names)}, images)[0]
-        targets = 0.9 * jnp.eye(10)[labels] + 0.1 / 10
-        return -(targets * jax.nn.log_softmax(found)).sum(-1).mean()
+        return -((0.9 * targets + 0.1 / 10) * jax.nn.log_softmax(found)).sum(-1).mean()
 
     for number in range(3):
-        images, labels = training_batches(task.train, config.batch, 1, 0)[number]
-        gradient = flatten_dict(jax.grad(plain_loss)(state.params, images, labels), sep="/")
-        state, _ = step(state, images, labels)
+        batch = training_batches(task, config)[number]
+        gradient = flatten_dict(jax.grad(plain_loss)(state.params, *batch), sep="/")
+        state, _ = program.step(state, *spread(batch))
         norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in gradient.values()))
-        rate = 2e-3 * number / 2 if number < 2 else 2e-3 * (1 + np.cos(np.pi * (number - 2) / 8)) / 2
+        schedule = number / 2 if number < 2 else (1 + np.cos(np.pi * (number - 2) / 8)) / 2
         for name, raw in gradient.items():
             g = np.asarray(raw, np.float64) * min(1, config.clip / norm)
             first[name] = 0.9 * first[name] + 0.1 * g
             second[name] = 0.95 * second[name] + 0.05 * g**2
             mean, square = first[name] / (1 - 0.9 ** (number + 1)), second[name] / (1 - 0.95 ** (number + 1))
             decay = config.weight_decay * np.asarray(ours[name]) if g.ndim > 1 else 0
-            ours[name] = np.asarray(ours[name]) - rate * (mean / (np.sqrt(square) + 1e-8) + decay)
+            change = config.learning_rate * mean / (np.sqrt(square) + 1e-8) + decay
+            ours[name] = np.asarray(ours[name]) - schedule * change
         # A gradient near 0 has a sign of rounding, which Adam makes a whole step: hence not all to 1e-6.
         for name, value in flatten_dict(state.params, sep="/").items():
             assert np.mean(np.abs(value - ours[name]) > 2e-6) < 0.01, name
             np.testing.assert_allclose(value, ours[name], atol=1e-3)
             ours[name] = np.asarray(value, np.float64)
+
+
+def test_adafactor_equals_a_plain_reference():
+    """Two steps of a matrix large enough to be factored and of a vector, written out in numpy."""
+    config = TrainConfig(optimizer="adafactor", warmup=0, steps=4, clip=1e9)
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.standard_normal((40, 48)), "bias": rng.standard_normal(48)}
+    transform = optimizer(config, ())
+    ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    state = transform.init(ours)
+    rows, columns, plain_square = np.zeros(40), np.zeros(48), np.zeros(48)
+    momentum = {name: np.zeros(value.shape) for name, value in params.items()}
+    for number in range(2):
+        slope = {name: rng.standard_normal(value.shape) for name, value in params.items()}
+        updates, state = transform.update(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), slope), state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+        keep = min(0.999, 1 - (number + 1.0) ** -0.8)
+        square = slope["kernel"] ** 2
+        rows, columns = (keep * old + (1 - keep) * square.mean(axis) for old, axis in ((rows, 1), (columns, 0)))
+        plain_square = keep * plain_square + (1 - keep) * slope["bias"] ** 2
+        scaled = {
+            "kernel": slope["kernel"] * np.sqrt(rows.mean() / (rows[:, None] * columns[None])),
+            "bias": slope["bias"] / np.sqrt(plain_square),
+        }
+        schedule = (1 + np.cos(np.pi * number / 4)) / 2
+        for name, value in params.items():
+            momentum[name] = 0.9 * momentum[name] + 0.1 * scaled[name]
+            decay = config.weight_decay * value if name == "kernel" else 0
+            params[name] = value - schedule * (config.learning_rate * momentum[name] + decay)
+    for name, value in ours.items():  # the first moment is kept in bfloat16: 8 bits of a step of about 2e-3
+        np.testing.assert_allclose(value, params[name], atol=2e-5)
+
+
+def one_step(config: TrainConfig, task, start=None):
+    vit = vit_config(config, task.pixels, task.classes)
+    program = make_program(config, vit)
+    state = program.begin(initial(jax.random.key(0), vit, config.constraints()))
+    return program.step(state, *spread(training_batches(task, config)[0]))
+
+
+def test_accumulated_parts_make_the_step_of_the_whole_batch(task):
+    """To float32 rounding; a gradient near 0 may change its sign, which Adam makes a whole step."""
+    whole, parts = (one_step(replace(TINY, accumulate=n), task) for n in (1, 4))
+    np.testing.assert_allclose(whole[1], parts[1], rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(whole[0].optimizer), jax.tree.leaves(parts[0].optimizer), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_average_is_the_one_that_it_says(task):
+    config = replace(TINY, average=0.75)
+    vit = vit_config(config, task.pixels, task.classes)
+    program = make_program(config, vit)
+    state = program.begin(initial(jax.random.key(0), vit, config.constraints()))
+    wanted = state.params
+    for number in range(2):
+        state, _ = program.step(state, *spread(training_batches(task, config)[number]))
+        wanted = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, wanted, state.params)
+    assert state.tried is state.average
+    for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_bfloat16_computes_but_does_not_keep(task):
+    (low, _), (full, _) = (one_step(replace(TINY, dtype=dtype), task) for dtype in ("bfloat16", "float32"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(low.params)} == {jnp.dtype("float32")}
+    moments = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(s.optimizer)]) for s in (low, full)]
+    assert 0 < np.linalg.norm(moments[0] - moments[1]) < 0.02 * np.linalg.norm(moments[1]), "8 bits are 0.4%"
+
+
+def shapes(vit, names):
+    return jax.eval_shape(lambda: initial(jax.random.key(1), vit, names))
 
 
 def test_plain_trees_are_those_of_any_vit():
@@ -76,9 +161,14 @@ def test_plain_trees_are_those_of_any_vit():
         params = initial(jax.random.key(1), vit, SMALL.constraints(), bias=bias)
         tree = plain(params, vit, SMALL.constraints())
         assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, wanted)
-    free = initial(jax.random.key(1), vit, ("free",) * 4)
-    tied = initial(jax.random.key(1), vit, ("tied",) * 4)
-    assert count(free) - count(tied) == 4 * 32 * 32
+    layers = {name: (name,) * 4 for name in ("free", "tied", "frozen")}
+    sizes = {name: count(shapes(vit, names), names) for name, names in layers.items()}
+    assert sizes["free"] - sizes["tied"] == 4 * 32 * 32
+    assert sizes["free"] - sizes["frozen"] == 2 * 4 * 32 * 32
+    for names in layers.values():
+        wide = matched(vit, names, bias=False)
+        learned = count(shapes(wide, names), names)
+        assert abs(learned - sizes["free"]) <= 4 * (2 * 32 + 1) / 2, "within half a unit of each MLP"
 
 
 def test_starting_from_a_plain_tree_that_satisfies_the_constraints_changes_nothing():
@@ -91,16 +181,28 @@ def test_starting_from_a_plain_tree_that_satisfies_the_constraints_changes_nothi
 
 
 def test_batches_depend_on_the_step_alone_and_use_every_image_once(task):
-    made = training_batches(task.train, 32, 0, 5)
-    again = training_batches(task.train, 32, 0, 5)
+    still = replace(SMALL, shift=0, seed=5)
+    made, again = (training_batches(task, still) for _ in range(2))
     np.testing.assert_array_equal(made[40][0], again[40][0])
-    epoch = len(task.train.labels) // 32
+    epoch = len(task.train) // 32
     seen = np.concatenate([made[i][0] for i in range(epoch)]).reshape(epoch * 32, -1)
     assert len(np.unique(seen, axis=0)) >= epoch * 32 - 2, "scikit-learn has next to no image twice"
-    moved = training_batches(task.train, 32, 1, 5)[0][0]
-    assert moved.shape == (32, 8, 8, 1)
-    assert (moved != made[0][0]).any()
-    assert len(task.train.labels) + len(task.validation.labels) == 1797
+    assert len(task.train) + len(task.held_out) == 1797
+    for rows, other in zip(ahead(made[3:6]), (made[i] for i in range(3, 6)), strict=True):
+        np.testing.assert_array_equal(rows[0], other[0])
+    halves = [training_batches(task, still, host, 2)[7] for host in range(2)]
+    for whole, *parts in zip(made[7], *halves, strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_held_out_batches_hold_every_image_once(task):
+    whole = list(held_out_batches(task, 64))
+    labels = np.concatenate([labels for _, labels in whole])
+    assert (labels[: len(task.held_out)] == [label for _, label in task.held_out]).all()
+    assert (labels[len(task.held_out) :] == -1).all()
+    halves = [list(held_out_batches(task, 64, host, 2)) for host in range(2)]
+    for (_, all_of_it), (_, one), (_, other) in zip(whole, *halves, strict=True):
+        np.testing.assert_array_equal(all_of_it, np.concatenate([one, other]))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -149,11 +251,10 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
     assert [line["step"] for line in lines] == list(range(20, 201, 20))
     assert lines[-1]["weighted_cosine"][0] == pytest.approx(1, abs=1e-4)
     assert lines[-1]["accuracy"] > 0.3
-    task, vit = load_task("digits", 0), checkpoint.config
-    names = ("free",) * 4
-    params = initial(jax.random.key(0), vit, names, start=checkpoint.params)
-    found = evaluate(params, vit, names, *task.validation)
-    assert float(found["accuracy"]) == pytest.approx(lines[-1]["accuracy"], abs=1e-6)
+    task = load_task(TrainConfig())
+    images, labels = (np.stack(x) for x in zip(*task.held_out, strict=True))
+    logits, _ = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
+    assert (logits.argmax(-1) == labels).mean() == pytest.approx(lines[-1]["accuracy"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +276,7 @@ def test_configurations_that_cannot_be(values, says):
 
 
 def test_runs_that_cannot_be(tmp_path):
-    with pytest.raises(qkjax.QkjaxError, match="there is no task 'mnist'; there is digits"):
+    with pytest.raises(qkjax.QkjaxError, match="there is no task 'mnist'; there is digits, odd-one-out"):
         train(TrainConfig(data="mnist"), tmp_path)
     with pytest.raises(qkjax.QkjaxError, match="patches of 3 pixels do not fill images of 8 x 8"):
         train(TrainConfig(patch=3), tmp_path)
@@ -189,17 +290,103 @@ def test_runs_that_cannot_be(tmp_path):
 
 def test_optimizer_leaves_frozen_kernels_alone(task):
     """No gradient, and no decay either: what is frozen stays as it was drawn, bit for bit."""
-    config = TrainConfig(
-        constraint="0:frozen 1:free", width=16, depth=2, heads=2, mlp_dim=24, batch=8, weight_decay=0.1
-    )
-    vit = vit_config(config, (8, 8, 1), 10)
-    params = initial(jax.random.key(0), vit, config.constraints())
-    state, step = State(jnp.zeros((), jnp.int32), params, optimizer(config).init(params)), make_step(config, vit)
-    for number in range(3):
-        state, _ = step(state, *training_batches(task.train, 8, 1, 0)[number])
+    config = replace(TINY, constraint="0:frozen 1:free", weight_decay=0.1)
+    vit = vit_config(config, task.pixels, task.classes)
+    before = initial(jax.random.key(0), vit, config.constraints())
+    state, _ = one_step(config, task)
     for layer, same in ((0, True), (1, False)):
-        before, after = (
+        kernels = (
             p["Transformer"][f"encoderblock_{layer}"]["MultiHeadDotProductAttention_0"]["interaction"]["query"]
-            for p in (params, state.params)
+            for p in (before, state.params)
         )
-        assert bool((before == after).all()) == same
+        assert bool(np.equal(*kernels).all()) == same
+
+
+def test_start_from_a_checkpoint_is_the_checkpoint(tmp_path, photograph):
+    """Photographs in -1..1 instead of as it wants them, a class token and layer scale kept, positions on another grid,
+    kernels as they were where nothing constrains them: the tokens before the head are the same."""
+    was = qkjax.ViTConfig(
+        width=32, depth=2, heads=2, head_dim=16, mlp_dim=48, patch_size=(8, 8), grid=(4, 4), pool="tok",
+        class_token=True, layer_scale=True, classes=7,
+    )  # fmt: skip
+    tree = qkjax.ViT(was).init(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
+    preset = PRESETS["hf-dinov2"]
+    save(tmp_path / "was.npz", was, jax.tree.map(np.asarray, tree), preset)
+    config = replace(
+        SMALL,
+        constraint="free",
+        bias=True,
+        start=str(tmp_path / "was.npz"),
+        width=32,
+        depth=2,
+        heads=2,
+        mlp_dim=48,
+        patch=8,
+    )
+    vit, start = starting_tree(config, vit_config(config, (48, 48, 3), 5))
+    assert (vit.grid, vit.classes, vit.class_token, vit.layer_scale) == ((6, 6), 5, True, True)
+    params = initial(jax.random.key(1), vit, ("free", "free"), start, bias=True)
+    ours = plain(params, vit, ("free", "free"))
+    pixels = (photograph[0, :48, :48] * np.array(preset.std)[None, None] + np.array(preset.mean)[None, None])[None]
+    _, found = qkjax.forward(qkjax.ViT(vit), ours, (2 * pixels - 1).astype(np.float32))
+    _, wanted = qkjax.forward(qkjax.ViT(was), tree, photograph[:, :48, :48])
+    np.testing.assert_allclose(found["encoded"], wanted["encoded"], atol=2e-5)
+    with pytest.raises(qkjax.QkjaxError, match="was has mlp_dim 48, and this run has not: give it the same shape"):
+        starting_tree(config, vit_config(replace(config, mlp_dim=64), (48, 48, 3), 5))
+    with pytest.raises(qkjax.QkjaxError, match="from a checkpoint or with --init mimetic, not both"):
+        starting_tree(replace(config, init="mimetic"), vit)
+
+
+def test_sweep_says_what_its_runs_say(tmp_path, capsys):
+    """Accuracies, intervals and differences against numpy and scipy; a second call trains nothing; runs serve as
+    models, also for photographs, though digits are gray."""
+    config = replace(TINY, steps=8, every=4, match=True, constraint="free")
+    found = sweep(config, ("free", "0:tied 1:repulsive"), 3, tmp_path)
+    assert found.sizes == {"constraint": 2, "seed": 3, "step": 2, "layer": 2}
+    folders = [tmp_path / name / f"seed{seed}" for name in ("free", "0_tied_1_repulsive") for seed in range(3)]
+    last = [json.loads((f / "metrics.jsonl").read_text().splitlines()[-1]) for f in folders]
+    accuracy = 100 * np.array([line["accuracy"] for line in last]).reshape(2, 3)
+    with open(tmp_path / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = scipy.stats.ttest_rel(accuracy[1], accuracy[0]).confidence_interval()
+    assert float(rows[1]["to_free"]) == pytest.approx((accuracy[1] - accuracy[0]).mean())
+    assert [float(rows[1][f"to_free_{end}"]) for end in ("low", "high")] == pytest.approx([wanted.low, wanted.high])
+    wanted = scipy.stats.t.interval(0.95, 2, accuracy[0].mean(), scipy.stats.sem(accuracy[0]))
+    assert [float(rows[0][end]) for end in ("low", "high")] == pytest.approx(wanted)
+    assert [float(rows[1][f"cosine_{layer}"]) for layer in (0, 1)] == pytest.approx([1, -1], abs=1e-4)
+    assert {p.name for p in tmp_path.glob("*.*")} >= {"sweep.nc", "accuracy.png", "curves.pdf", "cosines.png"}
+    times = [(f / "model.npz").stat().st_mtime_ns for f in folders]
+    sweep(config, ("free", "0:tied 1:repulsive"), 3, tmp_path)
+    assert [(f / "model.npz").stat().st_mtime_ns for f in folders] == times
+    assert "0:tied 1:repulsive" in capsys.readouterr().out
+    with pytest.raises(qkjax.QkjaxError, match="one constraint or more, each once"):
+        sweep(config, ("free", "free"), 3, tmp_path)
+
+    gray = qkjax.load(folders[0])
+    colour = qkjax.for_photographs(gray)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    outputs = [
+        qkjax.forward(qkjax.ViT(c.config), c.params, x)[0]
+        for c, x in ((gray, images.mean(-1, keepdims=True)), (colour, images))
+    ]
+    np.testing.assert_allclose(*outputs, atol=1e-5)
+
+
+def test_presets_and_files_of_configurations(tmp_path):
+    for name in PRESET_RUNS:
+        assert named(name).checked() == PRESET_RUNS[name]
+    assert vit_config(named("imagenet-s16"), (224, 224, 3), 1000).rep_size == 384
+    (tmp_path / "run.toml").write_text('steps = 9\nwarmup = 3\nconstraint = "tied"\nlearning_rate = 1')
+    assert named(str(tmp_path / "run.toml")) == TrainConfig(steps=9, warmup=3, constraint="tied", learning_rate=1.0)
+    (tmp_path / "run.json").write_text(json.dumps(SMALL.to_dict()))
+    assert named(str(tmp_path / "run.json")) == SMALL
+    (tmp_path / "other.toml").write_text("stepps = 9")
+    (tmp_path / "broken.toml").write_text("steps = ")
+    for name, says in {
+        "digit": "there is no preset 'digit' \\(nearest: 'digits'\\)",
+        tmp_path / "none.json": "cannot read the configuration .*No such file",
+        tmp_path / "other.toml": "a training run has no 'stepps'",
+        tmp_path / "broken.toml": "cannot read the configuration .*Invalid value",
+    }.items():
+        with pytest.raises(qkjax.QkjaxError, match=says):
+            named(str(name))

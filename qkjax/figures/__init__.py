@@ -5,6 +5,7 @@ from qkjax.figures.modes import cosine_histograms, spectra
 from qkjax.figures.overlay import overlay
 from qkjax.figures.sheets import contact_sheet, top_images_sheet
 from qkjax.figures.style import save
+from qkjax.figures.training import sweep_accuracy, sweep_cosines, sweep_curves
 
 __all__ = [
     "contact_sheet",
@@ -15,6 +16,9 @@ __all__ = [
     "overlay",
     "save",
     "spectra",
+    "sweep_accuracy",
+    "sweep_cosines",
+    "sweep_curves",
     "symmetry_by_layer",
     "top_images_sheet",
 ]

@@ -35,8 +35,8 @@ def _fold(
     return kernel - kernel.mean(axis=0, keepdims=True) if center else kernel
 
 
-def _decompose_head(query: Float[Array, "embed head_dim"], key: Float[Array, "embed head_dim"]) -> Modes:
-    """One head: thin QR of both factors, SVD of the small core, mapped back.
+def decompose_head(query: Float[Array, "embed head_dim"], key: Float[Array, "embed head_dim"]) -> Modes:
+    """One head, for use within a jitted program: thin QR of both factors, SVD of the small core, mapped back.
 
     Wq = Qq Rq, Wk = Qk Rk, Rq Rk^T = A S B^T  =>  u = Qq A, v = Qk B.
     Householder QR never squares a condition number, so the small modes survive float32.
@@ -58,7 +58,7 @@ def _decompose(query_kernel, key_kernel, norm_scale, center, normalize, layers_a
         query, key = _fold(query, scale, center), _fold(key, scale, center)
         if normalize:
             query = query / np.sqrt(query.shape[-1]).astype(np.float32)
-        return jax.vmap(_decompose_head, in_axes=1)(query, key)
+        return jax.vmap(decompose_head, in_axes=1)(query, key)
 
     return jax.lax.map(layer, (query_kernel, key_kernel, norm_scale), batch_size=layers_at_once)
 

@@ -16,6 +16,7 @@ M = Wq Wk^T of a head:
     diagonal       d coordinates of the embedding  M diagonal: features as they are, cosines +-1
     identity       the same                        M one strength times the identity on them
     frozen         Wq, Wk as they were drawn       no gradient
+    pull(c)        Wq, Wk                          soft: a penalty pulls the weighted cosine to c
 
 u . v is 0 for an antisymmetric M since v = M^T u / s and u^T M u = 0.
 """
@@ -151,7 +152,7 @@ CONSTRAINTS = {
     ),
     "frozen": Constraint(_pair, lambda p, shape: tuple(jax.lax.stop_gradient((p["query"], p["key"])))),
 }
-"""By name; `low_rank` takes its rank in brackets."""
+"""By name; `low_rank(r)` and `pull(c)` take a number."""
 
 
 def constraint(name: str) -> Constraint:
@@ -162,10 +163,24 @@ def constraint(name: str) -> Constraint:
     """
     if match := re.fullmatch(r"low_rank\(([1-9]\d*)\)", name):
         return low_rank(int(match[1]))
+    if target(name) is not None:
+        return CONSTRAINTS["free"]
     if name not in CONSTRAINTS:
-        known = (*CONSTRAINTS, "low_rank(8)")
+        known = (*CONSTRAINTS, "low_rank(8)", "pull(0.5)")
         raise QkjaxError(f"there is no constraint {name!r}{nearest(name, known)}; there are {', '.join(known)}")
     return CONSTRAINTS[name]
+
+
+def target(name: str) -> float | None:
+    """The weighted cosine to which the constraint pull(c) pulls a layer; None for all other constraints.
+
+    Raises:
+      QkjaxError: it is no cosine.
+    """
+    match = re.fullmatch(r"pull\((-?\d*\.?\d+)\)", name)
+    if match and abs(float(match[1])) > 1:
+        raise QkjaxError(f"{name} pulls to {match[1]}, and a cosine is from -1 to 1")
+    return float(match[1]) if match else None
 
 
 def schedule(text: str, depth: int) -> tuple[str, ...]:

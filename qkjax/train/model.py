@@ -6,12 +6,13 @@ the export and the analysis are those of any ViT.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qkjax.train.constraints import Shape, constraint
+from qkjax.train.constraints import Shape, constraint, target
 from qkjax.train.nearest import nearest_parameters
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.model import ViT
@@ -90,9 +91,35 @@ def _kernels(params: Mapping, names: tuple[str, ...], shape: Shape) -> dict[int,
     return found
 
 
-def count(params: Mapping) -> int:
-    """How many numbers a tree holds."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+def frozen_layers(names: tuple[str, ...]) -> set[str]:
+    """The blocks whose interaction is not trained."""
+    return {f"encoderblock_{layer}" for layer, name in enumerate(names) if name == "frozen"}
+
+
+def needs_lapack(names: tuple[str, ...]) -> bool:
+    """Whether a step factors matrices."""
+    return any(name in FACTORED or target(name) is not None for name in names)
+
+
+def count(params: Mapping, names: tuple[str, ...]) -> int:
+    """How many numbers of a training tree are learned."""
+    blocks = [params["Transformer"][block] for block in frozen_layers(names)]
+    still = [block[ATTENTION]["interaction"] for block in blocks]
+    return _size(params) - _size(still)
+
+
+def _size(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def matched(config: ViTConfig, names: tuple[str, ...], bias: bool) -> ViTConfig:
+    """The ViT with MLPs as wide as it takes to learn as many numbers as without constraints, to the nearest unit."""
+
+    def learned(names: tuple[str, ...]) -> int:
+        return count(jax.eval_shape(lambda: initial(jax.random.key(0), config, names, bias=bias)), names)
+
+    unit = config.depth * (2 * config.width + 1)  # a column of one dense layer with its bias, a row of the other
+    return replace(config, mlp_dim=config.mlp_dim + round((learned(("free",) * config.depth) - learned(names)) / unit))
 
 
 def _shape(config: ViTConfig) -> Shape:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qkjax.errors import QkjaxError
-from qkjax.train.constraints import constraint, coordinates
+from qkjax.train.constraints import constraint, coordinates, target
 
 Kernel = Float[np.ndarray, "embed heads head_dim"]
 Head = Float[np.ndarray, "embed head_dim"]
@@ -107,6 +107,7 @@ def nearest_parameters(name: str, query: Kernel, key: Kernel) -> Parameters:
       QkjaxError: an unknown constraint.
     """
     constraint(name)
+    name = "free" if target(name) is not None else name
     query, key = (np.asarray(x, np.float64) for x in (query, key))
     heads = [(query[:, h], key[:, h]) for h in range(query.shape[1])]
     if name in ("diagonal", "identity"):

@@ -2,14 +2,17 @@
 
 import json
 import logging
+import os
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from qkjax import hosts
 from qkjax.errors import QkjaxError
 from qkjax.files import atomic_path, make_folder
 from qkjax.interaction.metrics import measure
@@ -17,85 +20,165 @@ from qkjax.interaction.modes import decompose
 from qkjax.interrupt import held
 from qkjax.results import head_mean
 from qkjax.train.config import TrainConfig, from_dict, vit_config
-from qkjax.train.data import load_task, training_batches
-from qkjax.train.model import count, initial, plain
-from qkjax.train.step import State, evaluate, make_step, optimizer
-from qkjax.vit.config import ViTConfig
+from qkjax.train.data import Task, ahead, held_out_batches, training_batches
+from qkjax.train.devices import spread
+from qkjax.train.model import count, initial, matched, needs_lapack
+from qkjax.train.start import starting_tree
+from qkjax.train.step import Program, State
+from qkjax.train.step import program as make_program
+from qkjax.train.tasks import load_task
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.export import save
 
-CONFIG, METRICS, CHECKPOINTS, MODEL = "config.json", "metrics.jsonl", "checkpoints", "model.npz"
+CONFIG, METRICS, CHECKPOINTS, MODEL, BOARD = "config.json", "metrics.jsonl", "checkpoints", "model.npz", "tensorboard"
+NPROC = "PJRT_NPROC"  # threads that XLA has on a CPU
 
 
 def train(config: TrainConfig, folder: Path) -> dict:
     """Trains, or goes on training, in a folder; returns the last line of its metrics.
 
     The folder holds config.json, metrics.jsonl (a line for each evaluation), the state at the last and at
-    the best evaluation, and at the end model.npz, which `load` reads and big_vision too.
+    the best evaluation, and at the end model.npz, which `load` reads and big_vision too. Where several
+    processes were joined by `hosts.join`, they train one model, in a folder that all of them see.
 
     Raises:
       QkjaxError: a configuration that cannot be, another run in the folder, or a file that cannot be written.
       KeyboardInterrupt: between two steps; the last evaluation's state is kept.
     """
     config = config.checked()
-    task = load_task(config.data, config.seed)
-    vit = vit_config(config, task.train.images.shape[1:], task.classes)
-    names = config.constraints()
-    batches = training_batches(task.train, config.batch, config.shift, config.seed)
-    make_folder(folder)
+    lines = read_metrics(folder / METRICS)
+    if _claimed(folder, config) and (folder / MODEL).exists() and lines and lines[-1]["step"] == config.steps:
+        return lines[-1]
+    task = load_task(config)
+    vit, tree = starting_tree(config, vit_config(config, task.pixels, task.classes))
+    vit = matched(vit, config.constraints(), config.bias) if config.match else vit
+    _check_devices(config)
     _claim(folder, config)
-    step = make_step(config, vit)
-    manager = _manager(folder / CHECKPOINTS)
-    state = _restore(manager, _begin(config, vit))
-    at = int(state.step)
-    lines = [line for line in _read_metrics(folder / METRICS) if line["step"] <= at]
-    print(f"{folder}: {count(state.params):,} parameters, from step {at} to {config.steps}", file=sys.stderr)
-    with manager, held() as interrupted, tqdm(total=config.steps, initial=at, unit="step") as bar:
-        for number in range(at, config.steps):
-            state, value = step(state, *batches[number])
-            bar.update()
-            if (number + 1) % config.every == 0 or number + 1 == config.steps:
-                lines.append(_measure(state, value, vit, names, task.validation))
-                bar.set_postfix(accuracy=f"{lines[-1]['accuracy']:.4f}")
-                _save(manager, state, lines[-1])
-                _write_metrics(folder / METRICS, lines)
-            interrupted()
-        manager.wait_until_finished()
-    tree = jax.tree.map(np.asarray, plain(state.params, vit, names))
-    save(folder / MODEL, vit, tree)
+    program = make_program(config, vit)
+    with _manager(folder / CHECKPOINTS) as manager:
+        state = _restore(manager, program.shapes) or program.begin(
+            initial(jax.random.key(config.seed), vit, config.constraints(), tree, config.bias)
+        )
+        lines = [line for line in lines if line["step"] <= int(state.step)]
+        learned = count(state.params, config.constraints())
+        print(f"{folder}: {learned:,} parameters, from step {int(state.step)} to {config.steps}", file=sys.stderr)
+        state = _go_on(config, task, program, state, manager, lines, folder)
+    exported = program.export(state.tried)
+    if jax.process_index() == 0:
+        save(folder / MODEL, vit, jax.tree.map(np.asarray, exported))
     return lines[-1]
 
 
-def _begin(config: TrainConfig, vit: ViTConfig) -> State:
-    params = initial(jax.random.key(config.seed), vit, config.constraints(), bias=config.bias)
-    return State(jnp.zeros((), jnp.int32), params, optimizer(config).init(params))
+def _go_on(config: TrainConfig, task: Task, program: Program, state: State, manager, lines: list, folder: Path):
+    """Steps to the end, with an evaluation, its line and a checkpoint every so many."""
+    at = int(state.step)
+    host, hosts = jax.process_index(), jax.process_count()
+    batches = training_batches(task, config, host, hosts)[at : config.steps]
+    bar = tqdm(total=config.steps, initial=at, unit="step", disable=host > 0)
+    with held() as interrupted, bar, _board(folder, config, at) as board:
+        for number, batch in enumerate(ahead(batches), start=at + 1):
+            state, value = program.step(state, *spread(batch))
+            bar.update()
+            if number % config.every == 0 or number == config.steps:
+                lines.append(_measure(state, value, program, held_out_batches(task, config.batch, host, hosts)))
+                bar.set_postfix(accuracy=f"{lines[-1]['accuracy']:.4f}")
+                _save(manager, state, lines[-1])
+                board(lines[-1])
+                if host == 0:
+                    _write_metrics(folder / METRICS, lines)
+            interrupted()
+        manager.wait_until_finished()
+    return state
 
 
-def _measure(state: State, value, vit: ViTConfig, names: tuple[str, ...], held_out) -> dict:
+def _measure(state: State, value, program: Program, held_out: Iterable) -> dict:
     """A line of the metrics: what was learned, and the cosine profile by the analysis of any checkpoint."""
-    found = evaluate(state.params, vit, names, *held_out)
-    kernels = query_key_kernels(plain(state.params, vit, names))
-    cosines = head_mean(measure(decompose(*kernels)).weighted_cosine)
-    numbers = {"loss": value, **found}
     if not np.isfinite(float(value)):
         raise QkjaxError(f"the loss is {float(value)} at step {int(state.step)}: give a smaller learning rate")
-    return {"step": int(state.step), **{n: float(v) for n, v in numbers.items()}, "weighted_cosine": cosines.tolist()}
+    sums = [program.evaluate(state.tried, *spread(batch)) for batch in held_out]
+    total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
+    kernels = query_key_kernels(program.export(state.tried))
+    cosines = head_mean(measure(decompose(*kernels)).weighted_cosine)
+    return {
+        "step": int(state.step),
+        "loss": float(value),
+        "accuracy": total["right"] / total["count"],
+        "validation_loss": total["loss"] / total["count"],
+        "weighted_cosine": cosines.tolist(),
+    }
 
 
-def _claim(folder: Path, config: TrainConfig) -> None:
-    """Writes the run's configuration, or makes sure that it is the one that is there."""
+def _check_devices(config: TrainConfig) -> None:
+    """The same run on all hosts, and devices that can share its batch.
+
+    Raises:
+      QkjaxError: it is not, or they cannot.
+    """
+    if jax.process_count() > 1:
+        hosts.agree({name: str(value) for name, value in config.to_dict().items()})
+    if (config.batch // config.accumulate) % jax.device_count():
+        raise QkjaxError(
+            f"{jax.device_count()} devices do not divide the {config.batch // config.accumulate} images worked "
+            "through at once: give another --batch or --accumulate"
+        )
+    virtual = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+    if virtual and NPROC not in os.environ and needs_lapack(config.constraints()):
+        raise QkjaxError(
+            f"virtual devices of a CPU would wait for each other for ever in LAPACK: set {NPROC} to twice their number"
+        )
+
+
+def _claimed(folder: Path, config: TrainConfig) -> bool:
+    """Whether the folder holds this run.
+
+    Raises:
+      QkjaxError: it holds another.
+    """
     path = folder / CONFIG
     if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
-        return
+        return False
     try:
         was = from_dict(json.loads(path.read_text()))
     except (OSError, ValueError, AttributeError) as error:
-        raise QkjaxError(f"{path} is no configuration of a run ({error}); remove it, or give another --out") from error
+        raise QkjaxError(f"{path} is no configuration of a run ({error}); remove it, or give another folder") from error
     other = [name for name, value in config.to_dict().items() if was.to_dict()[name] != value]
     if other:
-        raise QkjaxError(f"{folder} holds a run with another {', '.join(other)}: give another --out, or remove it")
+        raise QkjaxError(f"{folder} holds a run with another {', '.join(other)}: give another folder, or remove it")
+    return True
+
+
+def _claim(folder: Path, config: TrainConfig) -> None:
+    """Writes the run's configuration where it is not yet."""
+    make_folder(folder)
+    if jax.process_index() == 0 and not (folder / CONFIG).exists():
+        with atomic_path(folder / CONFIG) as temporary:
+            temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+
+
+@contextmanager
+def _board(folder: Path, config: TrainConfig, at: int) -> Iterator[Callable[[dict], None]]:
+    """Gives a function that writes a line of the metrics for TensorBoard too, where the run asks for it.
+
+    Raises:
+      QkjaxError: tensorboardX is not installed.
+    """
+    if not config.tensorboard or jax.process_index() > 0:
+        yield lambda line: None
+        return
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise QkjaxError("--tensorboard needs tensorboardX, which is not here: pip install tensorboardX") from error
+
+    def write(line: dict) -> None:
+        layers = {f"weighted_cosine/layer_{layer}": value for layer, value in enumerate(line["weighted_cosine"])}
+        for name, value in (line | layers).items():
+            if name not in ("step", "weighted_cosine"):
+                writer.add_scalar(name, value, line["step"])
+        writer.flush()
+
+    with SummaryWriter(str(folder / BOARD), purge_step=at + 1) as writer:
+        yield write
 
 
 def _manager(folder: Path):
@@ -119,16 +202,17 @@ def _save(manager, state: State, metrics: dict) -> None:
     )
 
 
-def _restore(manager, state: State) -> State:
+def _restore(manager, shapes: State) -> State | None:
+    """The state of the last checkpoint, laid on the devices as the shapes say; None where there is none."""
     import orbax.checkpoint as ocp
 
     if manager.latest_step() is None:
-        return state
-    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state._asdict())
-    return State(**manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(shapes)))
+        return None
+    return State(**manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(shapes._asdict())))
 
 
-def _read_metrics(path: Path) -> list[dict]:
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a run, one for each evaluation; none where it has none yet."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

@@ -1,86 +1,137 @@
-"""One step of training, and what a model is worth on held-out images: pure functions."""
+"""One step of training, and what a model is worth on images that are not learned from: pure functions, and
+their jitted form on all devices."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int32
 
 from qkjax.train.config import TrainConfig
-from qkjax.train.model import plain
+from qkjax.train.devices import copied, placement
+from qkjax.train.model import frozen_layers, initial, plain
+from qkjax.train.optimizer import optimizer
+from qkjax.train.penalty import penalty
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.model import ViT
 
+Images = Float[Array, "batch height width channels"]
+Targets = Float[Array, "batch classes"]
+
 
 class State(NamedTuple):
-    """All that changes in training: steps done, the training tree, the optimiser's state."""
+    """All that changes in training: steps done, the training tree, the optimiser's state, and the moving
+    average of the tree (empty without one)."""
 
     step: Int32[Array, ""]
     params: Mapping
     optimizer: optax.OptState
+    average: Mapping
+
+    @property
+    def tried(self) -> Mapping:
+        """The training tree that is evaluated and exported."""
+        return self.average or self.params
 
 
-def optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW under a clipped gradient; warm-up, then a cosine to 0. Matrices alone decay, not biases or norms,
-    and not what is frozen."""
-    rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, config.warmup, config.steps)
-    frozen = {f"encoderblock_{layer}" for layer, name in enumerate(config.constraints()) if name == "frozen"}
+class Program(NamedTuple):
+    """The jitted functions of a run; runs that differ in their seed alone share one.
 
-    def decays(path, leaf) -> bool:
-        names = {part.key for part in path}
-        return leaf.ndim > 1 and not ("interaction" in names and names & frozen)
+    Attributes:
+      begin: State from a training tree, on all devices.
+      step: (state, images, targets) -> (next state, loss before it).
+      evaluate: (training tree, images, labels) -> sums over the images, see `evaluate`.
+      export: the plain tree of a training tree, the whole on every device.
+      shapes: of the State, with how each array lies on the devices.
+    """
 
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            rate,
-            b2=0.95,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree_util.tree_map_with_path(decays, params),
-        ),
-    )
+    begin: Callable[[Mapping], State]
+    step: Callable[[State, Images, Targets], tuple[State, Array]]
+    evaluate: Callable[[Mapping, Images, Array], dict[str, Array]]
+    export: Callable[[Mapping], dict]
+    shapes: State
 
 
-def logits(
-    params: Mapping, vit: ViTConfig, names: tuple[str, ...], images: Float[Array, "batch height width channels"]
-) -> Float[Array, "batch classes"]:
-    """Of a training tree."""
-    return ViT(vit).apply({"params": plain(params, vit, names)}, images)[0]
+def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets) -> Float[Array, ""]:
+    """Mean cross-entropy against smoothed targets, and the pull on the cosines where the run has one."""
+    tree = plain(params, vit, config.constraints())
+    logits = ViT(vit, config.dtype).apply({"params": tree}, images)[0].astype(jnp.float32)
+    smoothed = optax.smooth_labels(targets, config.label_smoothing)
+    value = optax.softmax_cross_entropy(logits, smoothed).mean()
+    targets_of_cosine = config.targets()
+    return value + config.pull * penalty(tree, targets_of_cosine) if targets_of_cosine else value
 
 
-def loss(
-    params: Mapping,
-    vit: ViTConfig,
-    names: tuple[str, ...],
-    images: Float[Array, "batch height width channels"],
-    labels: Int32[Array, "batch"],
-    smoothing: float,
-) -> Float[Array, ""]:
-    """Mean cross-entropy against smoothed labels."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, vit.classes), smoothing)
-    return optax.softmax_cross_entropy(logits(params, vit, names, images), targets).mean()
+def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets):
+    """(loss, its gradient) of a batch, worked through in `config.accumulate` parts.
+
+    Part i has rows i, i + parts, ...: then each device has rows of every part.
+    """
+    parts = config.accumulate
+    of = jax.value_and_grad(partial(loss, config, vit))
+    if parts == 1:
+        return of(params, images, targets)
+    images, targets = (jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for x in (images, targets))
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, of(params, *part)), None
+
+    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    total, _ = jax.lax.scan(add, zero, (images, targets))
+    return jax.tree.map(lambda x: x / parts, total)
 
 
-def make_step(config: TrainConfig, vit: ViTConfig) -> Callable[[State, Array, Array], tuple[State, Array]]:
-    """The jitted step of a run: (state, images, labels) -> (next state, loss before it)."""
-    transform, names = optimizer(config), config.constraints()
-
-    @jax.jit
-    def step(state: State, images, labels):
-        value, gradient = jax.value_and_grad(loss)(state.params, vit, names, images, labels, config.label_smoothing)
-        updates, optimizer_state = transform.update(gradient, state.optimizer, state.params)
-        return State(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state), value
-
-    return step
+def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, targets: Targets) -> tuple[State, Array]:
+    """The next state, and the loss before it."""
+    value, slope = gradient(config, vit, state.params, images, targets)
+    transform = optimizer(config, frozen_layers(config.constraints()))
+    updates, optimizer_state = transform.update(slope, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = optax.incremental_update(params, state.average, 1 - config.average) if config.average else {}
+    return State(state.step + 1, params, optimizer_state, average), value
 
 
-@partial(jax.jit, static_argnames=("vit", "names"))
-def evaluate(params: Mapping, vit: ViTConfig, names: tuple[str, ...], images, labels) -> dict[str, Array]:
-    """Accuracy and cross-entropy on images that are not learned from."""
-    found = logits(params, vit, names, images)
+def evaluate(
+    config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, labels: Int32[Array, "batch"]
+) -> dict[str, Array]:
+    """Images that count (labels from 0), those of them told right, and the sum of their cross-entropies."""
+    logits = ViT(vit, config.dtype).apply({"params": plain(params, vit, config.constraints())}, images)[0]
+    logits, counts = logits.astype(jnp.float32), labels >= 0
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     return {
-        "accuracy": (found.argmax(-1) == labels).mean(),
-        "validation_loss": optax.softmax_cross_entropy_with_integer_labels(found, labels).mean(),
+        "count": counts.sum(),
+        "right": (counts & (logits.argmax(-1) == labels)).sum(),
+        "loss": jnp.where(counts, losses, 0).sum(),
     }
+
+
+def begin(config: TrainConfig, params: Mapping) -> State:
+    """The state before the first step."""
+    transform = optimizer(config, frozen_layers(config.constraints()))
+    average = jax.tree.map(jnp.copy, params) if config.average else {}
+    return State(jnp.zeros((), jnp.int32), params, transform.init(params), average)
+
+
+def program(config: TrainConfig, vit: ViTConfig) -> Program:
+    """The jitted functions of a run, on all devices of all hosts."""
+    return _program(replace(config, seed=0, every=1, start="", tensorboard=False), vit)
+
+
+@cache
+def _program(config: TrainConfig, vit: ViTConfig) -> Program:
+    params = jax.eval_shape(lambda: initial(jax.random.key(0), vit, config.constraints(), bias=config.bias))
+    shapes = jax.eval_shape(partial(begin, config), params)
+    lie = placement(shapes, config.parallel)
+    # A CPU shares the buffers with numpy, and so with a checkpoint that is still being written.
+    donate = {} if jax.default_backend() == "cpu" else {"donate_argnums": 0}
+    return Program(
+        begin=jax.jit(partial(begin, config), out_shardings=lie),
+        step=jax.jit(partial(update, config, vit), out_shardings=(lie, copied()), **donate),
+        evaluate=jax.jit(partial(evaluate, config, vit), out_shardings=copied()),
+        export=jax.jit(partial(plain, config=vit, names=config.constraints()), out_shardings=copied()),
+        shapes=jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, lie),
+    )

@@ -1,18 +1,12 @@
-"""The command line: composes the rooms of the package, computes nothing itself."""
+"""`qkjax analyze`, `compare`, `image`, `modes`: what a model's interactions are, and what they do to images."""
 
-import os
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
+from qkjax.cli.said import said
 from qkjax.errors import QkjaxError
-from qkjax.train.config import TrainConfig
-
-# Only light modules are imported above: `qkjax --help` must answer at once.
 
 
 def analyze(
@@ -45,7 +39,7 @@ def analyze(
 
     if not models:
         raise QkjaxError("no model given; for example: qkjax analyze dinov2-vits14-focus")
-    analyze_models(models, out, Options.checked(fold_scale, center, normalize), _said(grid=grid, heads=heads))
+    analyze_models(models, out, Options.checked(fold_scale, center, normalize), said(grid=grid, heads=heads))
 
 
 def compare(
@@ -110,7 +104,7 @@ def image(
     from qkjax.image import image as show
 
     options = ImageOptions(layer, head, top, contribution, stream, resolution)
-    show(model, photo, out, options, _said(grid=grid, heads=heads))
+    show(model, photo, out, options, said(grid=grid, heads=heads))
 
 
 def modes(
@@ -168,146 +162,4 @@ def modes(
 
     options = ScanOptions(score, top, stream, batch, resolution, dtype)
     shown = Shown(sheet_modes, layer, head, select)
-    top_images(model, images, out, options, shown, _said(grid=grid, heads=heads))
-
-
-def train(
-    out: Annotated[Positional[Path], arg(metavar="FOLDER")],
-    /,
-    config: Annotated[TrainConfig, arg(name="")] = TrainConfig(),  # noqa: B008 (a frozen page of values)
-) -> None:
-    """Train a ViT whose query-key interaction is constrained; the folder then serves as a MODEL.
-
-    The same command goes on with a run that was stopped, to the same bits.
-
-    Args:
-      out: folder of the run: config.json, metrics.jsonl, checkpoints, and at the end model.npz.
-      config: the run.
-    """
-    from qkjax.train.run import train as run
-
-    last = run(config, out)
-    print(f"{out}: accuracy {last['accuracy']:.4f} on held-out images after {last['step']} steps")
-
-
-def models(check: bool = False) -> None:
-    """List the catalogue: name, size of the download, whether it is on disk, what it is.
-
-    Args:
-      check: ask every server whether it still has what the catalogue says; exit code 2 if not.
-    """
-    from qkjax.weights import catalogue
-
-    if check:
-        from qkjax.weights.fetch import check_urls
-
-        gone = check_urls(catalogue.entries())
-        print("\n".join(f"{name}: {problem}" for name, problem in gone))
-        if gone:
-            raise QkjaxError(f"{len(gone)} of {len(catalogue.entries())} entries have a problem, listed above")
-        return
-    print(f"checkpoints lie in {catalogue.folder()}")
-    width = max(len(name) for name in catalogue.entries())
-    for name, entry in catalogue.entries().items():
-        size = f"{entry.bytes / 1e6:.0f} MB" if entry.bytes else ""
-        state = "unsupported" if entry.unsupported else "on disk" if catalogue.path_of(name).exists() else "not fetched"
-        print(f"{name:<{width}} {size:>8}  {state:<11}  {entry.objective:<22}  {entry.title}")
-
-
-def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")], /) -> None:
-    """Download checkpoints of the catalogue.
-
-    Args:
-      names: names from `qkjax models`.
-    """
-    from qkjax.weights import catalogue
-    from qkjax.weights.fetch import fetch as fetch_one
-
-    if not names:
-        raise QkjaxError("no name given; `qkjax models` lists them")
-    for name in names:
-        catalogue.entry(name)
-    for name in names:
-        print(fetch_one(name))
-
-
-def export(
-    model: Annotated[Positional[str], arg(metavar="MODEL")],
-    path: Annotated[Positional[Path], arg(metavar="FILE.npz")],
-    /,
-    grid: tuple[int, int] | None = None,
-    pool: Literal["tok", "gap", "map", "none", "0"] | None = None,
-    heads: int | None = None,
-) -> None:
-    """Write a checkpoint as an npz that big_vision's vit.load reads.
-
-    Args:
-      model: a name from `qkjax models`, or a path.
-      path: the npz file to write.
-      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
-      pool: pooling, where it is not the one that the tree shows ("gap" stands for "none" and "0").
-      heads: attention heads, for a torch file that neither config.json nor the width tells them of.
-    """
-    from qkjax.weights.export import export as export_checkpoint
-    from qkjax.weights.load import load
-
-    for note in export_checkpoint(load(model, **_said(grid=grid, pool=pool, heads=heads)), path):
-        print(f"note: {note}", file=sys.stderr)
-    print(path)
-
-
-def _said(**settings) -> dict:
-    """The settings that were given."""
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def main() -> None:
-    """Entry point of the `qkjax` command: exit code 0, 2 for bad input, 130 when interrupted."""
-    commands = {
-        "analyze": analyze,
-        "compare": compare,
-        "image": image,
-        "modes": modes,
-        "train": train,
-        "models": models,
-        "fetch": fetch,
-        "export": export,
-    }
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="qkjax",
-            description="Dissects the query-key interaction of vision transformers.",
-            config=(FlagCreatePairsOff,),
-        )
-        sys.stdout.flush()
-    except QkjaxError as error:
-        print(f"qkjax: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one was enough
-        print("qkjax: interrupted; what was finished is kept", file=sys.stderr, flush=True)
-        os._exit(130)  # an orderly exit would pull Python away from under XLA's running threads, which crashes
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        _drop_output()
-    except OSError as error:
-        print(f"qkjax: error: {error}", file=sys.stderr)
-        _drop_output()
-        sys.exit(2)
-    except Exception as error:
-        if not _is_out_of_memory(error):
-            raise
-        print("qkjax: error: this does not fit in memory: give a smaller --resolution or --batch", file=sys.stderr)
-        sys.exit(2)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of jax's errors by name, since jax is not imported where nothing is computed."""
-    from_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-    signs = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "allocat", "YNNPACK")
-    return isinstance(error, MemoryError) or (from_jax and any(sign in str(error) for sign in signs))
-
-
-def _drop_output() -> None:
-    """What is still to be written to standard output cannot be; without this Python would try again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    top_images(model, images, out, options, shown, said(grid=grid, heads=heads))

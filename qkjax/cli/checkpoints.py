@@ -1,0 +1,76 @@
+"""`qkjax models`, `fetch`, `export`: checkpoints, to here and from here."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from qkjax.cli.said import said
+from qkjax.errors import QkjaxError
+
+
+def models(check: bool = False) -> None:
+    """List the catalogue: name, size of the download, whether it is on disk, what it is.
+
+    Args:
+      check: ask every server whether it still has what the catalogue says; exit code 2 if not.
+    """
+    from qkjax.weights import catalogue
+
+    if check:
+        from qkjax.weights.fetch import check_urls
+
+        gone = check_urls(catalogue.entries())
+        print("\n".join(f"{name}: {problem}" for name, problem in gone))
+        if gone:
+            raise QkjaxError(f"{len(gone)} of {len(catalogue.entries())} entries have a problem, listed above")
+        return
+    print(f"checkpoints lie in {catalogue.folder()}")
+    width = max(len(name) for name in catalogue.entries())
+    for name, entry in catalogue.entries().items():
+        size = f"{entry.bytes / 1e6:.0f} MB" if entry.bytes else ""
+        state = "unsupported" if entry.unsupported else "on disk" if catalogue.path_of(name).exists() else "not fetched"
+        print(f"{name:<{width}} {size:>8}  {state:<11}  {entry.objective:<22}  {entry.title}")
+
+
+def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")], /) -> None:
+    """Download checkpoints of the catalogue.
+
+    Args:
+      names: names from `qkjax models`.
+    """
+    from qkjax.weights import catalogue
+    from qkjax.weights.fetch import fetch as fetch_one
+
+    if not names:
+        raise QkjaxError("no name given; `qkjax models` lists them")
+    for name in names:
+        catalogue.entry(name)
+    for name in names:
+        print(fetch_one(name))
+
+
+def export(
+    model: Annotated[Positional[str], arg(metavar="MODEL")],
+    path: Annotated[Positional[Path], arg(metavar="FILE.npz")],
+    /,
+    grid: tuple[int, int] | None = None,
+    pool: Literal["tok", "gap", "map", "none", "0"] | None = None,
+    heads: int | None = None,
+) -> None:
+    """Write a checkpoint as an npz that big_vision's vit.load reads.
+
+    Args:
+      model: a name from `qkjax models`, or a path.
+      path: the npz file to write.
+      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
+      pool: pooling, where it is not the one that the tree shows ("gap" stands for "none" and "0").
+      heads: attention heads, for a torch file that neither config.json nor the width tells them of.
+    """
+    from qkjax.weights.export import export as export_checkpoint
+    from qkjax.weights.load import load
+
+    for note in export_checkpoint(load(model, **said(grid=grid, pool=pool, heads=heads)), path):
+        print(f"note: {note}", file=sys.stderr)
+    print(path)

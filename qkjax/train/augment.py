@@ -1,0 +1,127 @@
+"""What is done to training images: moved, cut, mirrored, distorted (RandAugment), mixed in pairs. In numpy and Pillow,
+on the host, from a generator that the step determines."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+Values = Float[np.ndarray, "height width channels"]
+Pixels = UInt8[np.ndarray, "height width 3"]
+
+AREA, ASPECT, TRIES = (0.05, 1.0), (0.75, 1.33), 100
+"""Of a cut: its share of the picture, its width to its height, and how often one that does not fit is drawn anew."""
+GRAY, LEVELS = 128, 10
+CUTOUT, TRANSLATE = 40 / 224, 100 / 224
+"""At full strength, of a side: half of what is cut out, and how far a picture is moved; big_vision's pixels at 224."""
+
+
+def moved(image: Values, down: int, right: int) -> Values:
+    """An image moved by so many pixels; what moves in is the darkest value."""
+    height, width, _ = image.shape
+    result = np.full_like(image, -1.0)
+    rows, columns = ((max(n, 0), min(n, 0)) for n in (down, right))
+    result[rows[0] : height + rows[1], columns[0] : width + columns[1]] = image[
+        -rows[1] : height - rows[0], -columns[1] : width - columns[0]
+    ]
+    return result
+
+
+def inception_crop(image: "PIL.Image.Image", side: int, rng: np.random.Generator) -> "PIL.Image.Image":
+    """A random part of a picture, of 5 to 100% of its area, as a square of `side` pixels (Szegedy et al. 2015, as
+    in big_vision, but antialiased)."""
+    from PIL import Image
+
+    width, height = image.size
+    box = (0, 0, width, height)
+    for _ in range(TRIES):
+        area, aspect = rng.uniform(*AREA) * width * height, rng.uniform(*ASPECT)
+        wide, high = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < wide <= width and 0 < high <= height:
+            left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
+            box = (left, top, left + wide, top + high)
+            break
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+
+
+def rand_augment(image: "PIL.Image.Image", layers: int, level: float, rng: np.random.Generator) -> "PIL.Image.Image":
+    """So many distortions, drawn from 16, one after the other (Cubuk et al. 2020, section 3).
+
+    Strengths by level, 0 to 10, are big_vision's. Its solarize at level 10 inverts every pixel by an overflow
+    and its contrast takes a constant for the picture's mean gray; here both are Pillow's.
+    """
+    for _ in range(layers):
+        image = _DISTORTIONS[int(rng.integers(len(_DISTORTIONS)))](image, level / LEVELS, rng)
+    return image
+
+
+def _sign(rng: np.random.Generator) -> float:
+    return 1.0 if rng.random() < 0.5 else -1.0
+
+
+def _affine(image: "PIL.Image.Image", *coefficients: int | float) -> "PIL.Image.Image":
+    from PIL import Image
+
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients, fillcolor=(GRAY,) * 3)
+
+
+def _enhance(name: str) -> Callable:
+    def distort(image, strength, rng):
+        from PIL import ImageEnhance
+
+        return getattr(ImageEnhance, name)(image).enhance(1.8 * strength + 0.1)
+
+    return distort
+
+
+def _operation(name: str, *arguments: Callable[[float], int]) -> Callable:
+    def distort(image, strength, rng):
+        from PIL import ImageOps
+
+        return getattr(ImageOps, name)(image, *(argument(strength) for argument in arguments))
+
+    return distort
+
+
+def _solarize_add(image, strength, rng):
+    """Brighter where dark."""
+    return image.point([min(i + int(110 * strength), 255) if i < 128 else i for i in range(256)] * 3)
+
+
+def _cutout(image, strength, rng):
+    width, height = image.size
+    half = int(CUTOUT * strength * width)
+    x, y = int(rng.integers(width)), int(rng.integers(height))
+    image = image.copy()
+    image.paste((GRAY,) * 3, (max(x - half, 0), max(y - half, 0), min(x + half, width), min(y + half, height)))
+    return image
+
+
+_DISTORTIONS: tuple[Callable, ...] = (
+    _operation("autocontrast"),
+    _operation("equalize"),
+    _operation("invert"),
+    _operation("posterize", lambda strength: max(int(4 * strength), 1)),
+    _operation("solarize", lambda strength: int(256 * strength)),
+    _solarize_add,
+    *(_enhance(name) for name in ("Color", "Contrast", "Brightness", "Sharpness")),
+    lambda image, strength, rng: image.rotate(_sign(rng) * 30 * strength, fillcolor=(GRAY,) * 3),
+    lambda image, strength, rng: _affine(image, 1, _sign(rng) * 0.3 * strength, 0, 0, 1, 0),
+    lambda image, strength, rng: _affine(image, 1, 0, 0, _sign(rng) * 0.3 * strength, 1, 0),
+    lambda image, strength, rng: _affine(image, 1, 0, _sign(rng) * TRANSLATE * strength * image.width, 0, 1, 0),
+    lambda image, strength, rng: _affine(image, 1, 0, 0, 0, 1, _sign(rng) * TRANSLATE * strength * image.height),
+    _cutout,
+)
+
+
+def mixup(
+    images: Float[np.ndarray, "rows height width channels"],
+    targets: Float[np.ndarray, "rows classes"],
+    concentration: float,
+    rng: np.random.Generator,
+) -> tuple[Float[np.ndarray, "rows height width channels"], Float[np.ndarray, "rows classes"]]:
+    """Each image with the one before it, all in one share a >= 1/2 drawn from Beta(concentration, concentration)
+    (Zhang et al. 2018; once per batch as in big_vision)."""
+    share = rng.beta(concentration, concentration)
+    share = np.float32(max(share, 1 - share))
+    return tuple(share * x + (1 - share) * np.roll(x, 1, axis=0) for x in (images, targets))

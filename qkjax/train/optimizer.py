@@ -1,0 +1,54 @@
+"""The optimisers, scaled as big_vision does: clip, Adam or Adafactor, learning rate, weight decay, schedule.
+
+One update is -s(t) (lr u + wd theta): with s the schedule from 0 to 1 and back, u what the optimiser makes of
+the clipped gradient. So weight decay is not multiplied by the learning rate; torch's AdamW would be given
+wd / lr.
+"""
+
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qkjax.train.config import TrainConfig
+
+
+def schedule(config: TrainConfig) -> optax.Schedule:
+    """s(t): linear from 0 over the warm-up, times half a cosine that ends at 0 with the last step."""
+    return optax.warmup_cosine_decay_schedule(0.0, 1.0, config.warmup, config.steps)
+
+
+def optimizer(config: TrainConfig, frozen: Collection[str]) -> optax.GradientTransformation:
+    """The optimiser of a run.
+
+    Args:
+      frozen: names of the blocks whose interaction is not trained; it does not decay either.
+    """
+
+    def decays(path, leaf) -> bool:
+        """Matrices alone, not biases or norms."""
+        names = {part.key for part in path}
+        return leaf.ndim > 1 and not ("interaction" in names and names & set(frozen))
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.scale_by_adam(b2=config.b2) if config.optimizer == "adamw" else _adafactor(),
+        optax.scale(config.learning_rate),
+        optax.add_decayed_weights(
+            config.weight_decay, mask=lambda params: jax.tree_util.tree_map_with_path(decays, params)
+        ),
+        optax.scale_by_schedule(schedule(config)),
+        optax.scale(-1.0),
+    )
+
+
+def _adafactor() -> optax.GradientTransformation:
+    """Adafactor as in Zhai et al. 2022 (arXiv 2106.04560, section 3.4): no relative step, the second moment's decay
+    1 - t^-0.8 capped at 0.999, and a first moment in bfloat16."""
+    return optax.chain(
+        optax.scale_by_factored_rms(
+            min_dim_size_to_factor=32, decay_rate_fn=lambda step, rate: jnp.minimum(0.999, 1 - (step + 1.0) ** -rate)
+        ),
+        optax.ema(decay=0.9, debias=False, accumulator_dtype=jnp.bfloat16),
+    )

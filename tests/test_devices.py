@@ -1,0 +1,117 @@
+"""Training on several devices and hosts is training on one: the same step, whatever the parameters are split over."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import qkjax
+from qkjax.train.config import TrainConfig, vit_config
+from qkjax.train.data import training_batches
+from qkjax.train.devices import spread
+from qkjax.train.model import initial
+from qkjax.train.step import program as make_program
+from qkjax.train.tasks import load_task
+
+CONFIG = TrainConfig(
+    constraint="0:flat 1:orthogonal 2:pull(0.5)", width=64, depth=3, heads=4, mlp_dim=96, steps=6, batch=32, warmup=0,
+    accumulate=2, every=3,
+)  # fmt: skip
+STEPS = 3
+
+
+def leaves(config: TrainConfig) -> list[np.ndarray]:
+    """Losses, parameters and moments after some steps on the devices that there are."""
+    task = load_task(config)
+    vit = vit_config(config, task.pixels, task.classes)
+    program = make_program(config, vit)
+    state, losses = program.begin(initial(jax.random.key(0), vit, config.constraints())), []
+    for batch in (training_batches(task, config)[step] for step in range(STEPS)):
+        state, loss = program.step(state, *spread(batch))
+        losses.append(float(loss))
+    split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    large = [leaf for leaf in jax.tree.leaves(state.params) if leaf.size >= 4096]
+    assert len(split) == (len(large) if config.parallel == "fsdp" and jax.device_count() > 1 else 0)
+    return [np.array(losses), *(np.asarray(leaf) for leaf in jax.tree.leaves((state.params, state.optimizer)))]
+
+
+if __name__ == "__main__":  # on eight devices, see below
+    assert jax.device_count() == 8
+    for parallel in ("data", "fsdp"):
+        np.savez(Path(sys.argv[1]) / f"{parallel}.npz", *leaves(replace(CONFIG, parallel=parallel)))
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory) -> dict[str, list[np.ndarray]]:
+    """By kind, on eight virtual devices of this CPU."""
+    folder = tmp_path_factory.mktemp("eight")
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PJRT_NPROC": "16"}
+    subprocess.run([sys.executable, __file__, folder], env=os.environ | flags, timeout=250, check=True)
+    read = {parallel: np.load(folder / f"{parallel}.npz") for parallel in ("data", "fsdp")}
+    return {parallel: list(file.values()) for parallel, file in read.items()}
+
+
+def assert_same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
+    """To 1e-5. What Adam divides by is the gradient itself, so that one of the size of its rounding, some 1e-9, may
+    step either way: one entry of ten thousand is let off."""
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape
+        assert np.mean(np.abs(a - b) > 1e-5) <= 1e-4, np.abs(a - b).max()
+
+
+def test_eight_devices_do_what_one_does(eight):
+    assert_same(eight["data"], leaves(CONFIG))
+
+
+def test_split_parameters_do_what_copied_ones_do(eight):
+    assert_same(eight["fsdp"], eight["data"])
+
+
+def test_two_hosts_do_what_one_does(tmp_path):
+    """Two processes of two devices each, parameters split over all four, through the command line; they go on from
+    each other's checkpoint, and the folder is that of one run."""
+    (tmp_path / "config.json").write_text(json.dumps(replace(CONFIG, parallel="fsdp").to_dict()))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    told = {
+        "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PJRT_NPROC": "8",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "qkjax", "train", "--config", tmp_path / "config.json", "--distributed"]
+    processes = [
+        subprocess.Popen(
+            [*command, tmp_path / "two"], env=os.environ | told | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=250)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    from qkjax.train.run import train
+
+    train(CONFIG, tmp_path / "one")
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for one, two in zip(*lines, strict=True):
+        for name, value in one.items():
+            np.testing.assert_allclose(two[name], value, atol=1e-5, err_msg=name)
+    one, two = (jax.tree.leaves(qkjax.load(tmp_path / name).params) for name in ("one", "two"))
+    assert_same([np.asarray(x) for x in two], [np.asarray(x) for x in one])
+
+
+def test_virtual_devices_that_would_lock_each_other_up_are_refused(tmp_path):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "qkjax", "train", tmp_path, "--constraint", "flat"]
+    done = subprocess.run(command, env=os.environ | flags, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert "set PJRT_NPROC to twice their number" in done.stderr
