@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from flax.traverse_util import flatten_dict
+from tensorboardX.proto.event_pb2 import Event
 
 import qkjax
 from conftest import dense_svd
@@ -337,10 +338,22 @@ def test_start_from_a_checkpoint_is_the_checkpoint(tmp_path, photograph):
         starting_tree(replace(config, init="mimetic"), vit)
 
 
+def tensorboard_scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """By name and step, out of the records of an event file: length, checksum, event, checksum."""
+    (path,) = folder.iterdir()
+    data, at, found = path.read_bytes(), 0, {}
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        at += length + 16
+    return found
+
+
 def test_sweep_says_what_its_runs_say(tmp_path, capsys):
     """Accuracies, intervals and differences against numpy and scipy; a second call trains nothing; runs serve as
     models, also for photographs, though digits are gray."""
-    config = replace(TINY, steps=8, every=4, match=True, constraint="free")
+    config = replace(TINY, steps=8, every=4, match=True, constraint="free", tensorboard=True)
     found = sweep(config, ("free", "0:tied 1:repulsive"), 3, tmp_path)
     assert found.sizes == {"constraint": 2, "seed": 3, "step": 2, "layer": 2}
     folders = [tmp_path / name / f"seed{seed}" for name in ("free", "0_tied_1_repulsive") for seed in range(3)]
@@ -355,6 +368,9 @@ def test_sweep_says_what_its_runs_say(tmp_path, capsys):
     assert [float(rows[0][end]) for end in ("low", "high")] == pytest.approx(wanted)
     assert [float(rows[1][f"cosine_{layer}"]) for layer in (0, 1)] == pytest.approx([1, -1], abs=1e-4)
     assert {p.name for p in tmp_path.glob("*.*")} >= {"sweep.nc", "accuracy.png", "curves.pdf", "cosines.png"}
+    told = tensorboard_scalars(folders[0] / "tensorboard")
+    assert told["accuracy", 8] == pytest.approx(last[0]["accuracy"])
+    assert told["weighted_cosine/layer_1", 8] == pytest.approx(last[0]["weighted_cosine"][1])
     times = [(f / "model.npz").stat().st_mtime_ns for f in folders]
     sweep(config, ("free", "0:tied 1:repulsive"), 3, tmp_path)
     assert [(f / "model.npz").stat().st_mtime_ns for f in folders] == times

@@ -4,6 +4,7 @@ TensorFlow Datasets and of Hugging Face."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -144,9 +145,9 @@ def _labels(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """Rows of a data set that decodes images itself."""
+    """Rows, by index, of a data set that decodes images itself; under which names they have image and label."""
 
-    rows: Sequence
+    rows: Any
     image: str
     label: str
 
