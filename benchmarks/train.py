@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from itertools import islice
 from typing import Annotated
 
 import jax
@@ -108,8 +109,7 @@ def main(config: Annotated[TrainConfig, arg(name="")] = PRESETS["digits-study"],
     config = replace(config, match=False)
     task = load_task(config)
     vit = vit_config(config, task.pixels, task.classes)
-    made = training_batches(task, config)
-    batches = [made[number] for number in range(8)]
+    batches = list(islice(training_batches(task, config), 8))
     names = [*CONSTRAINTS, "low_rank(4)", "pull(0.5)"]
     methods = {"plain flax and optax": plain_loop(config, vit, batches)}
     methods |= {name: ours(replace(config, constraint=name), vit, batches) for name in names}

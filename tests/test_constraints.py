@@ -149,6 +149,22 @@ def test_schedules_that_cannot_be(text, says):
         constraint("low_rank(13)").init(jax.random.key(0), SHAPE)
 
 
+@pytest.mark.parametrize(("was", "name"), [("tied", "repulsive"), ("repulsive", "tied"), ("tied", "antisymmetric")])
+def test_starts_whose_nearest_interaction_is_nothing_can_learn(was, name):
+    """Two factors of 0 would stay so for ever."""
+    start = nearest_parameters(name, *(k[0] for k in kernels(was, perturbed(was))))
+    weights = np.random.default_rng(0).standard_normal((48, 4, 48))
+
+    def score(parameters):
+        query, key = constraint(name).kernels(parameters, SHAPE)
+        return jnp.einsum("dhk,ehk,dhe->", query, key, weights)
+
+    slopes = jax.grad(score)({k: jnp.asarray(v) for k, v in start.items()})
+    assert all(np.abs(np.moveaxis(np.asarray(slopes["query"]), 1, 0)[h]).max() > 1e-6 for h in range(4))
+    m = np.einsum("dhk,ehk->hde", *constraint(name).kernels({k: jnp.asarray(v) for k, v in start.items()}, SHAPE))
+    assert np.abs(m).max() < 1e-3, "as near to nothing as can learn"
+
+
 def test_pull_is_what_measure_says_and_its_gradient_that_of_the_dense_svd():
     """Weighted cosine tr(M) / ||M||_nuclear: the value against `measure`, the gradient against finite differences of
     the float64 dense SVD along random directions."""

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -33,7 +34,7 @@ def leaves(config: TrainConfig) -> list[np.ndarray]:
     vit = vit_config(config, task.pixels, task.classes)
     program = make_program(config, vit)
     state, losses = program.begin(initial(jax.random.key(0), vit, config.constraints())), []
-    for batch in (training_batches(task, config)[step] for step in range(STEPS)):
+    for batch in islice(training_batches(task, config), STEPS):
         state, loss = program.step(state, *spread(batch))
         losses.append(float(loss))
     split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]

@@ -63,7 +63,7 @@ def test_folders_of_classes(folder, tmp_path):
     config = TrainConfig(data=str(folder), resolution=32, patch=8, batch=4, rand_augment=2)
     task = load_task(config)
     assert (task.classes, task.pixels, len(task.train), len(task.held_out)) == (2, (32, 32, 3), 16, 4)
-    images, targets = training_batches(task, config)[0]
+    images, targets = next(training_batches(task, config))
     assert images.shape == (4, 32, 32, 3)
     assert images.dtype == np.float32
     assert -1 <= images.min() < images.max() <= 1
@@ -123,7 +123,7 @@ def test_mixup_keeps_what_is_in_a_batch():
     np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
     assert (shares.argmax(1) == np.arange(4)).all()
     config = TrainConfig(mixup=0.2, batch=8)
-    _, targets = training_batches(load_task(config), config)[0]
+    _, targets = next(training_batches(load_task(config), config))
     assert ((targets > 0).sum(1) <= 2).all()
 
 

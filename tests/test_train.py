@@ -22,13 +22,14 @@ import qkjax
 from conftest import dense_svd
 from qkjax.preprocess import PRESETS
 from qkjax.train.config import TrainConfig, from_dict, vit_config
-from qkjax.train.data import ahead, held_out_batches, training_batches
+from qkjax.train.data import held_out_batches, training_batches
 from qkjax.train.devices import spread
+from qkjax.train.folder import alone, claim
 from qkjax.train.model import count, initial, matched, plain
 from qkjax.train.optimizer import optimizer
 from qkjax.train.presets import PRESETS as PRESET_RUNS
 from qkjax.train.presets import named
-from qkjax.train.run import train
+from qkjax.train.run import DivergedError, train
 from qkjax.train.start import starting_tree
 from qkjax.train.step import program as make_program
 from qkjax.train.sweep import sweep
@@ -63,7 +64,7 @@ def test_step_equals_a_plain_reference(task):
         return -((0.9 * targets + 0.1 / 10) * jax.nn.log_softmax(found)).sum(-1).mean()
 
     for number in range(3):
-        batch = training_batches(task, config)[number]
+        batch = next(training_batches(task, config, number))
         gradient = flatten_dict(jax.grad(plain_loss)(state.params, *batch), sep="/")
         state, _ = program.step(state, *spread(batch))
         norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in gradient.values()))
@@ -73,7 +74,8 @@ def test_step_equals_a_plain_reference(task):
             first[name] = 0.9 * first[name] + 0.1 * g
             second[name] = 0.95 * second[name] + 0.05 * g**2
             mean, square = first[name] / (1 - 0.9 ** (number + 1)), second[name] / (1 - 0.95 ** (number + 1))
-            decay = config.weight_decay * np.asarray(ours[name]) if g.ndim > 1 else 0
+            decays = name.endswith("kernel") or name.endswith(("interaction/query", "interaction/key"))
+            decay = config.weight_decay * np.asarray(ours[name]) if decays else 0
             change = config.learning_rate * mean / (np.sqrt(square) + 1e-8) + decay
             ours[name] = np.asarray(ours[name]) - schedule * change
         # A gradient near 0 has a sign of rounding, which Adam makes a whole step: hence not all to 1e-6.
@@ -118,7 +120,7 @@ def one_step(config: TrainConfig, task, start=None):
     vit = vit_config(config, task.pixels, task.classes)
     program = make_program(config, vit)
     state = program.begin(initial(jax.random.key(0), vit, config.constraints()))
-    return program.step(state, *spread(training_batches(task, config)[0]))
+    return program.step(state, *spread(next(training_batches(task, config))))
 
 
 def test_accumulated_parts_make_the_step_of_the_whole_batch(task):
@@ -136,7 +138,7 @@ def test_average_is_the_one_that_it_says(task):
     state = program.begin(initial(jax.random.key(0), vit, config.constraints()))
     wanted = state.params
     for number in range(2):
-        state, _ = program.step(state, *spread(training_batches(task, config)[number]))
+        state, _ = program.step(state, *spread(next(training_batches(task, config, number))))
         wanted = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, wanted, state.params)
     assert state.tried is state.average
     for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(wanted), strict=True):
@@ -182,18 +184,21 @@ def test_starting_from_a_plain_tree_that_satisfies_the_constraints_changes_nothi
 
 
 def test_batches_depend_on_the_step_alone_and_use_every_image_once(task):
-    still = replace(SMALL, shift=0, seed=5)
-    made, again = (training_batches(task, still) for _ in range(2))
-    np.testing.assert_array_equal(made[40][0], again[40][0])
+    still = replace(SMALL, shift=0, seed=5, steps=50)
+    made = list(training_batches(task, still))
+    assert len(made) == 50
+    for rows, other in zip(training_batches(task, still, 47), made[47:], strict=True):
+        np.testing.assert_array_equal(rows[0], other[0])
     epoch = len(task.train) // 32
     seen = np.concatenate([made[i][0] for i in range(epoch)]).reshape(epoch * 32, -1)
     assert len(np.unique(seen, axis=0)) >= epoch * 32 - 2, "scikit-learn has next to no image twice"
     assert len(task.train) + len(task.held_out) == 1797
-    for rows, other in zip(ahead(made[3:6]), (made[i] for i in range(3, 6)), strict=True):
-        np.testing.assert_array_equal(rows[0], other[0])
-    halves = [training_batches(task, still, host, 2)[7] for host in range(2)]
+    halves = [next(training_batches(task, still, 7, host, 2)) for host in range(2)]
     for whole, *parts in zip(made[7], *halves, strict=True):
         np.testing.assert_array_equal(whole, np.concatenate(parts))
+    mixed, again = (next(training_batches(task, replace(still, mixup=0.2), start)) for start in (7, 7))
+    np.testing.assert_array_equal(mixed[0], again[0])
+    assert (mixed[0] != made[7][0]).any()
 
 
 def test_held_out_batches_hold_every_image_once(task):
@@ -237,7 +242,8 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
     done = subprocess.run(command(out), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     assert files(out) == files(tmp_path / "whole")
-    assert {p.name for p in out.iterdir()} == {"model.npz", "metrics.jsonl", "config.json", "checkpoints"}
+    wanted = {"model.npz", "metrics.jsonl", "config.json", "checkpoints", "data.txt", ".lock"}
+    assert {p.name for p in out.iterdir()} == wanted
     assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) <= 2, "the last and the best"
 
     checkpoint = qkjax.load(out)
@@ -266,7 +272,11 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
         ({"constraint": "tide"}, "no constraint 'tide'"),
         ({"constraint": "0-2:tied"}, "leaves layer 3 without a constraint"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0, wanted a number above 0"),
-        ({"warmup": 5000}, "warmup is 5000 of 1200 steps"),
+        ({"warmup": 1200}, "warmup is 1200 of 1200 steps"),
+        ({"constraint": "low_rank(17)"}, "is more than the 16 columns of a head"),
+        ({"width": 6, "heads": 2, "posemb": "sincos2d"}, "want a multiple of 4"),
+        ({"start": "x.npz", "match": True}, "that starts from a checkpoint has its parts"),
+        ({"seed": 2**32}, "seed is 4294967296, wanted below"),
         ({"layers": 3}, "a training run has no 'layers'; it has constraint"),
         ({"width": "64"}, "width is '64', wanted int"),
     ],
@@ -281,12 +291,39 @@ def test_runs_that_cannot_be(tmp_path):
         train(TrainConfig(data="mnist"), tmp_path)
     with pytest.raises(qkjax.QkjaxError, match="patches of 3 pixels do not fill images of 8 x 8"):
         train(TrainConfig(patch=3), tmp_path)
+    with pytest.raises(qkjax.QkjaxError, match="shift is 8, and digits have 8 pixels"):
+        train(TrainConfig(shift=8), tmp_path)
+    assert not list(tmp_path.iterdir()), "what cannot be claims no folder"
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(SMALL.to_dict()))
     with pytest.raises(qkjax.QkjaxError, match="holds a run with another constraint, width"):
         train(TrainConfig(), tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("[1]")
+    with pytest.raises(qkjax.QkjaxError, match="is no file of metrics"):
+        train(SMALL, tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(qkjax.QkjaxError, match="is no configuration of a run"):
         train(SMALL, tmp_path)
+
+
+def test_a_folder_is_one_process_s_and_one_data_set_s(tmp_path):
+    with alone(tmp_path), pytest.raises(qkjax.QkjaxError, match="another process trains in"):
+        train(TINY, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "data.txt").write_text("as it was")
+    claim(tmp_path, TINY, "as it was")
+    with pytest.raises(qkjax.QkjaxError, match="digits is not what it was when"):
+        claim(tmp_path, TINY, "with one file more")
+
+
+def test_a_run_that_diverges_says_so_and_stops_no_sweep(tmp_path, capsys):
+    config = replace(TINY, constraint="pull(-1)", init="mimetic", pull=3e38, steps=2, every=2)  # beyond float32
+    with pytest.raises(DivergedError, match="the loss is no finite number at step 2: give a smaller learning rate"):
+        train(config, tmp_path / "one")
+    found = sweep(config, ("pull(-1)",), 1, tmp_path / "sweep")
+    assert "the sweep goes on without it" in capsys.readouterr().err
+    assert np.isnan(found.accuracy).all()
 
 
 def test_optimizer_leaves_frozen_kernels_alone(task):
@@ -334,8 +371,6 @@ def test_start_from_a_checkpoint_is_the_checkpoint(tmp_path, photograph):
     np.testing.assert_allclose(found["encoded"], wanted["encoded"], atol=2e-5)
     with pytest.raises(qkjax.QkjaxError, match="was has mlp_dim 48, and this run has not: give it the same shape"):
         starting_tree(config, vit_config(replace(config, mlp_dim=64), (48, 48, 3), 5))
-    with pytest.raises(qkjax.QkjaxError, match="from a checkpoint or with --init mimetic, not both"):
-        starting_tree(replace(config, init="mimetic"), vit)
 
 
 def tensorboard_scalars(folder: Path) -> dict[tuple[str, int], float]:

@@ -76,8 +76,8 @@ def sweep_cosines(dataset: xr.Dataset) -> Figure:
         panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, name in zip(panels, names, strict=False):
             image = axes.pcolormesh(
-                dataset.step, dataset.layer, values.sel(constraint=name).T, cmap=DIVERGING, vmin=-1, vmax=1,
-                shading="nearest",
+                np.append(0, dataset.step), np.arange(dataset.sizes["layer"] + 1) - 0.5, values.sel(constraint=name).T,
+                cmap=DIVERGING, vmin=-1, vmax=1,
             )  # fmt: skip
             axes.set_title(literal(str(name)), fontsize=8)
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -20,7 +20,8 @@ class TrainConfig:
       bias: queries and keys have biases; without them a head attends by Wq Wk^T alone.
       init: of queries and keys: "xavier" as big_vision, or "mimetic" (Trockman and Kolter 2023), also of
         values and outputs; then, as with `start`, the nearest that satisfies the constraint.
-      start: a checkpoint, by name or path, to start from; its shape must be this run's.
+      start: a checkpoint, by name or path, to start from; its shape must be this run's. Without --bias its
+        query and key biases are left out.
       data: what is learned: "digits" (scikit-learn's 1,797), "odd-one-out" (generated), a folder of photographs
         in a folder for each class, "tfds:NAME" (TensorFlow Datasets) or "hf:NAME" (Hugging Face).
       resolution: of photographs, in pixels of a side; for training a random part of each is cut out and
@@ -40,7 +41,7 @@ class TrainConfig:
       optimizer: "adamw", or "adafactor" as big_vision scales it.
       b2: decay of AdamW's second moment; 0.999 suits long runs.
       learning_rate: its peak, after the warm-up from 0 and before a cosine to 0.
-      weight_decay: on matrices alone, as big_vision does; follows the learning rate's schedule.
+      weight_decay: of kernels alone, as big_vision does; follows the learning rate's schedule, not its peak.
       warmup: steps from 0 to the peak.
       clip: largest global norm of the gradient.
       label_smoothing: share of the target spread over all classes.
@@ -97,6 +98,8 @@ class TrainConfig:
         Raises:
           QkjaxError: a value out of its range, or a constraint or a schedule that cannot be.
         """
+        from qkjax.train.constraints import rank  # and jax with it, which the command line starts without
+
         for name, wanted, fine in _RANGES:
             if not fine(getattr(self, name)):
                 raise QkjaxError(f"{name} is {getattr(self, name)}, wanted {wanted}")
@@ -104,14 +107,22 @@ class TrainConfig:
             raise QkjaxError(f"{self.heads} heads do not divide the width {self.width}")
         if self.batch % self.accumulate:
             raise QkjaxError(f"a batch of {self.batch} cannot be worked through in {self.accumulate} equal parts")
-        if not 0 <= self.warmup <= self.steps:
-            raise QkjaxError(f"warmup is {self.warmup} of {self.steps} steps: wanted 0 up to all of them")
-        self.constraints()
+        if not 0 <= self.warmup < self.steps:
+            raise QkjaxError(f"warmup is {self.warmup} of {self.steps} steps: wanted 0 up to below that")
+        if self.posemb == "sincos2d" and self.width % 4:
+            raise QkjaxError(f"width is {self.width}, and sine-cosine positions want a multiple of 4")
+        if self.start and (self.match or self.rep_size or self.init != "xavier" or self.posemb != "learn"):
+            raise QkjaxError(
+                "a run that starts from a checkpoint has its parts: no --match, --rep-size, --init, --posemb"
+            )
+        for name in self.constraints():
+            if rank(name) > self.width // self.heads:
+                raise QkjaxError(f"{name} is more than the {self.width // self.heads} columns of a head: choose less")
         return self
 
     def constraints(self) -> tuple[str, ...]:
         """The constraint of each layer."""
-        from qkjax.train.constraints import schedule  # and jax with it, which the command line starts without
+        from qkjax.train.constraints import schedule
 
         return schedule(self.constraint, self.depth)
 
@@ -138,6 +149,7 @@ _RANGES = [
     ("rand_level", "from 0 to 10", lambda value: 0 <= value <= 10),
     *((name, *_POSITIVE) for name in ("learning_rate", "clip")),
     *((name, *_NOT_NEGATIVE) for name in ("weight_decay", "pull", "shift", "mixup", "seed", "rand_augment")),
+    ("seed", "below 2^32", lambda value: value < 2**32),
     *((name, *_SHARE) for name in ("label_smoothing", "average", "b2")),
 ]
 

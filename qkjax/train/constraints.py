@@ -119,13 +119,15 @@ def _padded(kernel: Float[Array, "embed heads columns"], shape: Shape) -> Kernel
     return jnp.pad(kernel, ((0, 0), (0, 0), (0, shape[2] - kernel.shape[2])))
 
 
-def low_rank(rank: int) -> Constraint:
-    """Kernels of which only the first `rank` columns are not 0."""
+def low_rank(columns: int) -> Constraint:
+    """Kernels of which only the first `columns` columns are not 0."""
 
     def init(key: Array, shape: Shape) -> dict[str, Array]:
-        if rank > shape[2]:
-            raise QkjaxError(f"low_rank({rank}) is more than the {shape[2]} columns of a head: choose a smaller rank")
-        return _pair(key, shape, rank)
+        if columns > shape[2]:
+            raise QkjaxError(
+                f"low_rank({columns}) is more than the {shape[2]} columns of a head: choose a smaller rank"
+            )
+        return _pair(key, shape, columns)
 
     return Constraint(init, lambda p, shape: (_padded(p["query"], shape), _padded(p["key"], shape)))
 
@@ -161,14 +163,20 @@ def constraint(name: str) -> Constraint:
     Raises:
       QkjaxError: there is none of this name; says the nearest.
     """
-    if match := re.fullmatch(r"low_rank\(([1-9]\d*)\)", name):
-        return low_rank(int(match[1]))
+    if rank(name):
+        return low_rank(rank(name))
     if target(name) is not None:
         return CONSTRAINTS["free"]
     if name not in CONSTRAINTS:
         known = (*CONSTRAINTS, "low_rank(8)", "pull(0.5)")
         raise QkjaxError(f"there is no constraint {name!r}{nearest(name, known)}; there are {', '.join(known)}")
     return CONSTRAINTS[name]
+
+
+def rank(name: str) -> int:
+    """The rank of the constraint low_rank(r); 0 for all others."""
+    match = re.fullmatch(r"low_rank\(([1-9]\d*)\)", name)
+    return int(match[1]) if match else 0
 
 
 def target(name: str) -> float | None:

@@ -1,5 +1,6 @@
 """Batches of what runs learn, in an order that depends on the seed and the step alone."""
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -11,7 +12,8 @@ from qkjax.train.augment import mixup
 from qkjax.train.config import TrainConfig
 
 PADDING = -1  # the label of what fills up a batch
-THREADS = 8  # that make batches, each one ahead of the model
+THREADS = 16  # that make images ahead of the model
+TRIES = 10  # images in a row that cannot be read before a run gives up
 
 Image = Float[np.ndarray, "height width channels"]
 
@@ -38,6 +40,7 @@ class Task(NamedTuple):
       pixels: height, width and channels of an image as the model takes it.
       vary: an image of `train` as the model takes it, in -1..1, changed as a generator says.
       fit: an image of `held_out` as the model takes it.
+      fingerprint: changes when the data set does, where it can.
     """
 
     train: Examples
@@ -46,54 +49,77 @@ class Task(NamedTuple):
     pixels: tuple[int, int, int]
     vary: Callable[..., Image]
     fit: Callable[..., Image]
+    fingerprint: str = ""
 
 
-def training_batches(task: Task, config: TrainConfig, host: int = 0, hosts: int = 1):
-    """This host's rows of every batch, by the number of the step: `batches[step]` is always the same, so that
-    a run resumes at any. Every image comes once before any comes twice.
+def training_batches(
+    task: Task, config: TrainConfig, start: int = 0, host: int = 0, hosts: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """This host's rows of the batches of the steps from `start` to the last: each is always the same, so that a run
+    goes on at any. Every image comes once before any comes twice. Made by threads before they are asked for.
 
-    Returns:
-      A grain `MapDataset` of (images, targets): targets (rows, classes) are 1 for an image's class.
+    Yields:
+      Images, and targets (rows, classes) that are 1 for an image's class, or mixed.
+
+    Raises:
+      QkjaxError: grain is not installed.
     """
-    try:
-        import grain
-    except ImportError as error:
-        raise QkjaxError("training needs grain, which is not here: pip install 'qkjax[train]'") from error
+    grain, rows = _grain(), config.batch // hosts
 
-    def example(index: int, rng: np.random.Generator):
-        image, label = task.train[index]
+    def example(number: int, rng: np.random.Generator):
+        image, label = _readable(task.train, number)
         target = np.zeros(task.classes, np.float32)
         target[label] = 1
         return task.vary(image, rng), target
 
     numbers = grain.MapDataset.source(range(len(task.train))).seed(config.seed).shuffle().repeat()
-    batches = numbers.random_map(example).batch(config.batch // hosts)
-    if config.mixup:
-        batches = batches.random_map(lambda batch, rng: mixup(*batch, config.mixup, rng))
-    return batches[host::hosts]
-
-
-def ahead(batches) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches of a `MapDataset` in their order, made by threads before they are asked for."""
-    import grain
-
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)))
+    examples = numbers.random_map(example)
+    mine = grain.MapDataset.range(start * rows, config.steps * rows).map(
+        lambda own: examples[own // rows * config.batch + host * rows + own % rows]
+    )
+    for step, batch in enumerate(_ahead(mine, rows), start=start):
+        if config.mixup:
+            # One share for all hosts; pairs are of one host.
+            batch = mixup(*batch, config.mixup, np.random.default_rng([config.seed, step]))  # noqa: PLW2901
+        yield batch
 
 
 def held_out_batches(task: Task, batch: int, host: int = 0, hosts: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """This host's rows of batches of what the model is tried on: images, and labels, which are `PADDING` where
     the last batch is filled up. Made by threads ahead, as those of training."""
-    import grain
+    grain, rows, count = _grain(), batch // hosts, len(task.held_out)
+    nothing = np.zeros(task.pixels, np.float32), np.int32(PADDING)
 
-    rows, count = batch // hosts, len(task.held_out)
+    def example(own: int):
+        number = own // rows * batch + host * rows + own % rows
+        if number >= count:
+            return nothing
+        image, label = task.held_out[number]
+        return task.fit(image), np.int32(label)
 
-    def stack(number: int):
-        images = np.zeros((rows, *task.pixels), np.float32)
-        labels = np.full(rows, PADDING, np.int32)
-        first = number * batch + host * rows
-        for row, index in enumerate(range(first, min(first + rows, count))):
-            image, labels[row] = task.held_out[index]
-            images[row] = task.fit(image)
-        return images, labels
+    return _ahead(grain.MapDataset.range(-(-count // batch) * rows).map(example), rows)
 
-    return ahead(grain.MapDataset.source(range(-(-count // batch))).map(stack))
+
+def _grain():
+    try:
+        import grain
+    except ImportError as error:
+        raise QkjaxError("training needs grain, which is not here: pip install 'qkjax[train]'") from error
+    return grain
+
+
+def _ahead(examples, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of so many rows of a `MapDataset`, in order, up to two of them made ahead by threads."""
+    options = _grain().ReadOptions(num_threads=min(THREADS, 2 * rows), prefetch_buffer_size=2 * rows)
+    return iter(examples.to_iter_dataset(options).batch(rows))
+
+
+def _readable(examples: Examples, number: int) -> tuple:
+    """An example, or the next one that can be read: a broken picture among a million stops no run."""
+    for other in range(number, number + TRIES):
+        try:
+            return examples[other % len(examples)]
+        except QkjaxError as error:
+            print(f"passed over while training: {error}", file=sys.stderr)
+            last = error
+    raise last

@@ -53,7 +53,7 @@ def initial(
         if not bias:
             del attention["query"], attention["key"]
         blocks[f"encoderblock_{layer}"] = {**block, ATTENTION: attention}
-    return jax.tree.map(jnp.asarray, {**tree, "Transformer": blocks})
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), {**tree, "Transformer": blocks})
 
 
 def plain(params: Mapping, config: ViTConfig, names: tuple[str, ...]) -> dict:

@@ -5,18 +5,21 @@ the antisymmetric part of M live in the span of [Wq, Wk], so that matrices of 2d
 Letters: D embed, H heads, d head_dim.
 """
 
-import re
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from qkjax.errors import QkjaxError
-from qkjax.train.constraints import constraint, coordinates, target
+from qkjax.train.constraints import constraint, coordinates, rank, target
 
 Kernel = Float[np.ndarray, "embed heads head_dim"]
 Head = Float[np.ndarray, "embed head_dim"]
 Parameters = dict[str, np.ndarray]
+DEAD = 1e-5
+"""Share of M below which what is near it is taken for nothing."""
 
 
 def _in_span(query: Head, key: Head) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +103,9 @@ NEAREST: dict[str, Callable[[Head, Head], Parameters]] = {
 def nearest_parameters(name: str, query: Kernel, key: Kernel) -> Parameters:
     """Parameters of a constraint whose M is, head by head, the nearest to that of given kernels.
 
+    Where a head's nearest M is 0 (a repulsive one's that is tied), its factors would be 0 and stay so, since
+    each is in the gradient of the other: they are as small as the constraint's own draw times 1e-3 instead.
+
     Args:
       name: of the constraint, as `constraint` takes it.
 
@@ -112,14 +118,30 @@ def nearest_parameters(name: str, query: Kernel, key: Kernel) -> Parameters:
     heads = [(query[:, h], key[:, h]) for h in range(query.shape[1])]
     if name in ("diagonal", "identity"):
         return _diagonal(query, key, one=name == "identity")
-    if match := re.fullmatch(r"low_rank\((\d+)\)", name):
-        if int(match[1]) > query.shape[2]:
+    if columns := rank(name):
+        if columns > query.shape[2]:
             raise QkjaxError(f"{name} is more than the {query.shape[2]} columns of a head: choose a smaller rank")
-        found = [_low_rank(*head, int(match[1])) for head in heads]
+        found = [_low_rank(*head, columns) for head in heads]
     else:
         found = [NEAREST[name](*head) for head in heads]
     axis = {"query": 1, "key": 1}
-    return {part: np.stack([f[part] for f in found], axis.get(part, 0)).astype(np.float32) for part in found[0]}
+    parts = {part: np.stack([f[part] for f in found], axis.get(part, 0)).astype(np.float32) for part in found[0]}
+    return _alive(name, parts, query, key)
+
+
+def _alive(name: str, parts: Parameters, query: Kernel, key: Kernel) -> Parameters:
+    """With heads that would be dead, since both their factors are 0, drawn anew and made small."""
+
+    def strength(query, key) -> np.ndarray:
+        grams = (np.einsum("dhk,dhm->hkm", x, x) for x in (np.asarray(query, np.float64), np.asarray(key, np.float64)))
+        return np.sqrt(np.maximum(np.einsum("hkm,hkm->h", *grams), 0))
+
+    made = constraint(name).kernels({part: jnp.asarray(x) for part, x in parts.items()}, query.shape)
+    dead = strength(*made) <= DEAD * strength(query, key)
+    drawn = constraint(name).init(jax.random.key(0), query.shape)
+    small = {part: np.asarray(x) * (1 if part == "mix" else np.float32(1e-3)) for part, x in drawn.items()}
+    where = {"query": dead[None, :, None], "key": dead[None, :, None], "mix": dead[:, None, None], "strength": dead}
+    return {part: np.where(where[part], small[part], x) for part, x in parts.items()}
 
 
 def _diagonal(query: Kernel, key: Kernel, one: bool) -> Parameters:

@@ -26,10 +26,12 @@ def optimizer(config: TrainConfig, frozen: Collection[str]) -> optax.GradientTra
       frozen: names of the blocks whose interaction is not trained; it does not decay either.
     """
 
-    def decays(path, leaf) -> bool:
-        """Matrices alone, not biases or norms."""
-        names = {part.key for part in path}
-        return leaf.ndim > 1 and not ("interaction" in names and names & set(frozen))
+    def decays(path, _) -> bool:
+        """Kernels alone: not biases, norms, position embeddings or strengths."""
+        *above, name = (part.key for part in path)
+        if "interaction" in above:
+            return name != "strength" and not set(above) & set(frozen)
+        return name == "kernel"
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip),

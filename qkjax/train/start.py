@@ -65,10 +65,6 @@ def starting_tree(config: TrainConfig, vit: ViTConfig) -> tuple[ViTConfig, dict 
     Raises:
       QkjaxError: the checkpoint cannot be read, or its shape is not the run's.
     """
-    if config.start and config.init == "mimetic":
-        raise QkjaxError("a run starts from a checkpoint or with --init mimetic, not both")
-    if config.start and config.match:
-        raise QkjaxError("MLPs of a checkpoint cannot be widened: give --start or --match, not both")
     if config.start:
         return _from_checkpoint(load(config.start), vit, config.seed)
     if config.init == "xavier":

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from qkjax import figures
 from qkjax.errors import QkjaxError
 from qkjax.results import Row, format_rows, versions, write_csv, write_dataset
 from qkjax.train.config import TrainConfig
-from qkjax.train.run import METRICS, read_metrics, train
+from qkjax.train.folder import METRICS, read_metrics
+from qkjax.train.run import DivergedError, train
 
 REFERENCE = "free"
 MEASURES = ("loss", "accuracy", "validation_loss")
@@ -39,7 +41,10 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: P
     ]
     for number, run in enumerate(runs, start=1):
         print(f"run {number} of {len(runs)}: {run.constraint}, seed {run.seed}", file=sys.stderr)
-        train(run, run_folder(folder, run.constraint, run.seed))
+        try:
+            train(run, run_folder(folder, run.constraint, run.seed))
+        except DivergedError as error:  # that it does is a result, and no reason not to have the others
+            print(f"{error}; the sweep goes on without it", file=sys.stderr)
     dataset = collect(config, constraints, seeds, folder)
     rows = table(dataset)
     numbers = {name: ".2f" for name, value in rows[0].items() if isinstance(value, float)}
@@ -68,19 +73,24 @@ def collect(config: TrainConfig, constraints: Sequence[str], seeds: int, folder:
     Returns:
       A dataset with dims constraint, seed, step (of the evaluations) and layer: `accuracy` and `validation_loss`
       on held-out images, `loss` of a training batch, `weighted_cosine` (mean over heads) as `measure` gives it.
+      NaN where a run has diverged.
     """
-    lines = [[read_metrics(run_folder(folder, name, seed) / METRICS) for seed in range(seeds)] for name in constraints]
-    dims = ("constraint", "seed", "step")
-    variables = {
-        name: (dims, np.array([[[line[name] for line in run] for run in row] for row in lines])) for name in MEASURES
-    }
-    cosines = np.array([[[line["weighted_cosine"] for line in run] for run in row] for row in lines])
+    steps = [*range(config.every, config.steps, config.every), config.steps]
+    shape, dims = (len(constraints), seeds, len(steps)), ("constraint", "seed", "step")
+    values = {name: np.full(shape, np.nan) for name in MEASURES}
+    cosines = np.full((*shape, config.depth), np.nan)
+    for (row, name), seed in product(enumerate(constraints), range(seeds)):
+        for place, line in enumerate(read_metrics(run_folder(folder, name, seed) / METRICS)):
+            cosines[row, seed, place] = line["weighted_cosine"]
+            for measure, found in values.items():
+                found[row, seed, place] = line[measure]
+    variables = {name: (dims, found) for name, found in values.items()}
     return xr.Dataset(
         {**variables, "weighted_cosine": ((*dims, "layer"), cosines)},
         coords={
             "constraint": list(constraints),
             "seed": np.arange(seeds),
-            "step": [line["step"] for line in lines[0][0]],
+            "step": steps,
             "layer": np.arange(config.depth),
         },
         attrs={"config": json.dumps(config.to_dict()), **versions()},
@@ -90,7 +100,7 @@ def collect(config: TrainConfig, constraints: Sequence[str], seeds: int, folder:
 def table(dataset: xr.Dataset) -> list[Row]:
     """A row for each constraint, at the last evaluation, all in percent: accuracy with its 95% interval over seeds,
     and the difference to `free`, paired by seed, with its own (Student's t; not corrected for the number of rows).
-    NaN where there is one seed, or no `free`."""
+    NaN where there is one seed, or no `free`; `seeds` are those that did not diverge."""
     last = 100 * dataset.accuracy.isel(step=-1)
     free = last.sel(constraint=REFERENCE).values if REFERENCE in last.constraint.values else np.nan * last[0].values
     rows = []
@@ -101,7 +111,8 @@ def table(dataset: xr.Dataset) -> list[Row]:
         difference, below, above = interval(values - free) if name != REFERENCE else (np.nan,) * 3
         rows.append(
             {
-                "constraint": str(name), "seeds": len(values), "accuracy": mean, "low": low, "high": high,
+                "constraint": str(name), "seeds": int(np.isfinite(values).sum()),
+                "accuracy": mean, "low": low, "high": high,
                 "to_free": difference, "to_free_low": below, "to_free_high": above,
                 **{f"cosine_{layer}": float(value) for layer, value in enumerate(cosine)},
             }
@@ -110,10 +121,12 @@ def table(dataset: xr.Dataset) -> list[Row]:
 
 
 def interval(values: Float[np.ndarray, "seeds"]) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95% interval by Student's t; NaN ends for one value."""
+    """Mean of the finite values, and the ends of its 95% interval by Student's t; NaN ends for one value."""
     from scipy.stats import t
 
-    mean, count = float(np.mean(values)), len(values)
+    values = values[np.isfinite(values)]
+    count = len(values)
+    mean = float(np.mean(values)) if count else np.nan
     if count < 2:
         return mean, np.nan, np.nan
     half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count))

@@ -20,6 +20,7 @@ HELD_OUT = 5  # one of so many, where a data set does not say itself
 GENERATED = 1_000_000, 2_000  # odd-one-out images to learn from, and to be tried on
 TRAIN, TRIED = ("train", "training"), ("validation", "val", "valid", "test")
 PRESET = PRESETS["bigvision-small-crop"]
+Found = tuple[Examples, Examples, int, str]  # to learn from, to be tried on, how many classes, fingerprint
 
 
 def load_task(config: TrainConfig) -> Task:
@@ -51,6 +52,9 @@ def _digits(config: TrainConfig) -> Task:
     images = (found.images[..., None] / 8 - 1).astype(np.float32)  # their values run from 0 to 16
     examples = [(image, int(label)) for image, label in zip(images, found.target, strict=True)]
 
+    if config.shift >= images.shape[1]:
+        raise QkjaxError(f"shift is {config.shift}, and digits have {images.shape[1]} pixels: give less")
+
     def vary(image: Image, rng: np.random.Generator) -> Image:
         down, right = rng.integers(-config.shift, config.shift + 1, size=2)
         return moved(image, int(down), int(right))
@@ -67,7 +71,7 @@ def _odd_one_out(config: TrainConfig) -> Task:
 TASKS: dict[str, Callable[[TrainConfig], Task]] = {"digits": _digits, "odd-one-out": _odd_one_out}
 
 
-def _photographs(train: Examples, held_out: Examples, classes: int, config: TrainConfig) -> Task:
+def _photographs(train: Examples, held_out: Examples, classes: int, fingerprint: str, config: TrainConfig) -> Task:
     """Cut, mirrored and distorted for training; for trying as big_vision does: the small side resized, the middle cut
     out."""
     side = config.resolution
@@ -80,7 +84,7 @@ def _photographs(train: Examples, held_out: Examples, classes: int, config: Trai
     def fit(image: "PIL.Image.Image") -> Image:
         return preprocess(image, PRESET, side)
 
-    return Task(train, held_out, classes, (side, side, 3), vary, fit)
+    return Task(train, held_out, classes, (side, side, 3), vary, fit, fingerprint)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ def _split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
     """What is learned from, and every fifth, drawn by the seed, to be tried on."""
     order = np.random.default_rng(seed).permutation(len(examples))
     held_out = len(order) // HELD_OUT
+    if not held_out:
+        raise QkjaxError(f"{len(examples)} images are too few to hold out one of {HELD_OUT} to be tried on")
     return _Chosen(examples, order[held_out:]), _Chosen(examples, order[:held_out])
 
 
@@ -118,24 +124,26 @@ class _Labelled:
         return self.images.read(index), self.labels[index]
 
 
-def _class_folders(path: Path, seed: int) -> tuple[Examples, Examples, int]:
-    """ImageNet's layout: a folder for each class, in folders train and val or without them; zips and tars too."""
+def _class_folders(path: Path, seed: int) -> Found:
+    """ImageNet's layout: a folder for each class, in folders train and val or without them; in a zip or tar too."""
     parts = {names: next((path / n for n in names if (path / n).is_dir()), None) for names in (TRAIN, TRIED)}
     if None in parts.values():
         images = open_images(path)
         labels, classes = _labels(path, images)
-        return *_split(_Labelled(images, labels), seed), len(classes)
+        return *_split(_Labelled(images, labels), seed), len(classes), images.fingerprint
     found = [open_images(part) for part in parts.values()]
     (labels, classes), (tried, others) = (_labels(path, images) for images in found)
     if others != classes:
         odd = sorted(set(others) ^ set(classes))[0]
         raise QkjaxError(f"{path} has the class {odd} in only one of its folders to learn from and to be tried on")
-    return *(_Labelled(*pair) for pair in zip(found, (labels, tried), strict=True)), len(classes)
+    fingerprint = " ".join(images.fingerprint for images in found)
+    return *(_Labelled(*pair) for pair in zip(found, (labels, tried), strict=True)), len(classes), fingerprint
 
 
 def _labels(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
-    """The number of each image's class, and the classes: the folders in which images lie, by name."""
-    folders = [name.split("/")[-2] if "/" in name else "" for name in images.names]
+    """The number of each image's class, and the classes: the outermost folders in which images lie, by name."""
+    parts = [[part for part in name.split("/") if not part.endswith((".zip", ".tar"))] for name in images.names]
+    folders = [part[0] if len(part) > 1 else "" for part in parts]
     classes = sorted(set(folders))
     if len(classes) < 2 or "" in classes:
         raise QkjaxError(f"{path} wants a folder of images for each class, and two classes or more")
@@ -159,12 +167,14 @@ class _Decoded:
 
         row = self.rows[index]
         image = row[self.image]
+        if row[self.label] < 0:
+            raise QkjaxError(f"image {index} of the data set has no label: choose a data set with labels")
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         return image.convert("RGB"), int(row[self.label])
 
 
-def _tfds(name: str, seed: int) -> tuple[Examples, Examples, int]:
+def _tfds(name: str, seed: int) -> Found:
     """A data set of TensorFlow Datasets, prepared as array_record; TensorFlow itself is not needed to read it."""
     try:
         import tensorflow_datasets as tfds
@@ -177,11 +187,11 @@ def _tfds(name: str, seed: int) -> tuple[Examples, Examples, int]:
         features = builder.info.features
         names = _columns(features, tfds.features.Image, tfds.features.ClassLabel)
     except Exception as error:  # the library raises whatever its parts do
-        raise QkjaxError(f"cannot read {name} with TensorFlow Datasets: {str(error).splitlines()[0]}") from error
-    return *_parts(parts, names, name, seed), features[names[1]].num_classes
+        raise QkjaxError(f"cannot read {name} with TensorFlow Datasets: {_first_line(error)}") from error
+    return *_parts(parts, names, name, seed), features[names[1]].num_classes, _lengths(parts, builder.info.full_name)
 
 
-def _hugging_face(name: str, seed: int) -> tuple[Examples, Examples, int]:
+def _hugging_face(name: str, seed: int) -> Found:
     """A data set of the Hugging Face hub, or of a local folder that its library reads; NAME:CONFIG chooses one."""
     try:
         import datasets
@@ -193,11 +203,19 @@ def _hugging_face(name: str, seed: int) -> tuple[Examples, Examples, int]:
         features = next(iter(parts.values())).features
         names = _columns(features, datasets.Image, datasets.ClassLabel)
     except Exception as error:  # the library raises whatever its parts do
-        raise QkjaxError(f"cannot read {name} with Hugging Face's datasets: {str(error).splitlines()[0]}") from error
-    return *_parts(parts, names, name, seed), features[names[1]].num_classes
+        raise QkjaxError(f"cannot read {name} with Hugging Face's datasets: {_first_line(error)}") from error
+    return *_parts(parts, names, name, seed), features[names[1]].num_classes, _lengths(parts, name)
 
 
-SOURCES: dict[str, Callable[[str, int], tuple[Examples, Examples, int]]] = {"tfds": _tfds, "hf": _hugging_face}
+SOURCES: dict[str, Callable[[str, int], Found]] = {"tfds": _tfds, "hf": _hugging_face}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _lengths(parts, name: str) -> str:
+    return f"{name} {sorted((part, len(rows)) for part, rows in parts.items())}"
 
 
 def _columns(features, *kinds: type) -> tuple[str, ...]:
