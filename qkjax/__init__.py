@@ -27,6 +27,7 @@ _HOME = {
     "contact_rows": "image",
     "decompose": "interaction.modes",
     "dissect": "image",
+    "edited": "editing",
     "export": "weights.export",
     "for_photographs": "scan",
     "forward": "vit.model",

@@ -55,15 +55,24 @@ def export(
     model: Annotated[Positional[str], arg(metavar="MODEL")],
     path: Annotated[Positional[Path], arg(metavar="FILE.npz")],
     /,
+    edit: Literal["drop", "flip", "rotate", "equalize", "symmetric", "antisymmetric"] | None = None,
+    select: str = "all",
+    control: int | None = None,
+    key_bias: bool = True,
     grid: tuple[int, int] | None = None,
     pool: Literal["tok", "gap", "map", "none", "0"] | None = None,
     heads: int | None = None,
 ) -> None:
-    """Write a checkpoint as an npz that big_vision's vit.load reads.
+    """Write a checkpoint as an npz that big_vision's vit.load reads; edited, if asked for.
 
     Args:
       model: a name from `qkjax models`, or a path.
       path: the npz file to write.
+      edit: what to do to the modes selected: drop them, flip their sign, rotate their key direction onto the
+        query direction, equalize their strengths; or take the symmetric or antisymmetric part of M of their heads.
+      select: the modes: terms such as "cosine>0.5 layers=0-3 heads=1,4 modes=0-9", all of which hold.
+      control: edit random modes as strong in their place, drawn by this seed.
+      key_bias: keep the query bias, which makes some keys attractive to all queries, in the edited heads.
       grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
       pool: pooling, where it is not the one that the tree shows ("gap" stands for "none" and "0").
       heads: attention heads, for a torch file that neither config.json nor the width tells them of.
@@ -71,6 +80,11 @@ def export(
     from qkjax.weights.export import export as export_checkpoint
     from qkjax.weights.load import load
 
-    for note in export_checkpoint(load(model, **said(grid=grid, pool=pool, heads=heads)), path):
+    checkpoint, notes = load(model, **said(grid=grid, pool=pool, heads=heads)), []
+    if edit:
+        from qkjax.editing import edited
+
+        checkpoint, notes = edited(checkpoint, edit, select, key_bias=key_bias, control=control)
+    for note in [*notes, *export_checkpoint(checkpoint, path)]:
         print(f"note: {note}", file=sys.stderr)
     print(path)

@@ -53,3 +53,19 @@ def query_key_kernels(
 ) -> tuple[Float[Stack, "layers embed heads head_dim"], Float[Stack, "layers embed heads head_dim"]]:
     """The query and key kernels of all layers, float32, for `decompose`."""
     return attention(params)[:2]
+
+
+def with_attention(params: Mapping, parts: Mapping[str, Mapping]) -> dict:
+    """The tree with other query and key parameters in all layers.
+
+    Args:
+      params: a Linen tree.
+      parts: for "query" and "key" a "kernel" (layers, embed, heads, head_dim) and a "bias" (layers, heads, head_dim).
+    """
+    blocks = dict(params["Transformer"])
+    for layer in range(len(parts["query"]["kernel"])):
+        block = blocks[f"encoderblock_{layer}"]
+        own = {name: {leaf: stack[layer] for leaf, stack in part.items()} for name, part in parts.items()}
+        attention = {**block["MultiHeadDotProductAttention_0"], **own}
+        blocks[f"encoderblock_{layer}"] = {**block, "MultiHeadDotProductAttention_0": attention}
+    return {**params, "Transformer": blocks}

@@ -1,0 +1,171 @@
+"""Changing what a head attends to: new query and key kernels for an edited interaction.
+
+(The paper has no ablations; this is an extension of ours.) With M = Wq Wk^T = sum_n s_n u_n v_n^T of a
+head, an edit gives factors A, B of another interaction M' = A B^T, mode by mode as a weight from 0
+(leave) to 1 (all of it) says:
+
+    drop           s_n -> 0
+    flip           s_n -> -s_n                   asks for the opposite
+    rotate         v_n -> u_n                    every mode attends to similar tokens, as strongly
+    equalize       s_n -> their root mean square
+    symmetric      M -> (M + M^T) / 2            of the whole head; rank up to twice as high
+    antisymmetric  M -> (M - M^T) / 2            the same
+
+`realise` makes kernels of M'. A softmax over keys j sees y_i M' y_j and the bias term w . y_j,
+w = Wk bq, and nothing else: what only depends on the query cancels. Letters: D embed, R rank,
+d columns of a kernel.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qkjax.interaction.modes import Modes, decompose_head
+from qkjax.vit.tree import Attention
+
+Vectors = Float[Array, "embed rank"]
+Values = Float[Array, "rank"]
+Factors = tuple[Float[Array, "embed columns"], Float[Array, "embed columns"]]
+dot = partial(jnp.matmul, precision="highest")
+
+
+class Realised(NamedTuple):
+    """Kernels and biases of one edited head.
+
+    Attributes:
+      query_kernel, key_kernel: (D, d), with Wq Wk^T = M'.
+      query_bias: (d,), with Wk bq = w; the key's bias is 0, since it cancels.
+      kept: share of ||M'||_F^2 that d columns hold; 1 where M' and w fit.
+    """
+
+    query_kernel: Float[Array, "embed head_dim"]
+    key_kernel: Float[Array, "embed head_dim"]
+    query_bias: Float[Array, "head_dim"]
+    kept: Float[Array, ""]
+
+
+def drop(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
+    """Without the modes."""
+    return u * (s * (1 - weight))[None], v
+
+
+def flip(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
+    """With the modes' opposites."""
+    return u * (s * (1 - 2 * weight))[None], v
+
+
+def rotate(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
+    """With the modes' key directions turned onto their query directions."""
+    return u * s[None], v * (1 - weight)[None] + u * weight[None]
+
+
+def equalize(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
+    """With one strength for all the modes, that keeps the sum of their squares."""
+    level = jnp.sqrt((weight * s**2).sum() / jnp.maximum(weight.sum(), 1e-9))
+    return u * (s + weight * (level - s))[None], v
+
+
+def _part(u: Vectors, s: Values, v: Vectors, sign: int) -> Factors:
+    return jnp.concatenate([u * s[None], sign * v * s[None]], axis=1) / 2, jnp.concatenate([v, u], axis=1)
+
+
+def symmetric(u: Vectors, s: Values, v: Vectors, _: Values) -> Factors:
+    """(M + M^T) / 2."""
+    return _part(u, s, v, 1)
+
+
+def antisymmetric(u: Vectors, s: Values, v: Vectors, _: Values) -> Factors:
+    """(M - M^T) / 2."""
+    return _part(u, s, v, -1)
+
+
+EDITS: dict[str, Callable[[Vectors, Values, Vectors, Values], Factors]] = {
+    "drop": drop,
+    "flip": flip,
+    "rotate": rotate,
+    "equalize": equalize,
+    "symmetric": symmetric,
+    "antisymmetric": antisymmetric,
+}
+
+
+def realise(factors: Factors, key_direction: Float[Array, "embed"], columns: int) -> Realised:
+    """Kernels of one head with `columns` columns for M' = A B^T and w.
+
+    The key kernel spans w and as much as fits of the row space of M': with w' = w / |w| it takes w' and the
+    strongest right singular vectors of M' (I - w' w'^T). Where w lies in the row space, as it does until key
+    directions are turned or M is symmetrised, nothing is left out.
+    """
+    a, b = factors
+    length = jnp.linalg.norm(key_direction)
+    along = key_direction / jnp.maximum(length, jnp.finfo(b.dtype).tiny)
+    rest = b - along[:, None] * dot(along, b)[None]
+    narrow = max(columns - a.shape[1], 0)  # where there are fewer modes than columns
+    rows = decompose_head(*(jnp.pad(x, ((0, 0), (0, narrow))) for x in (a, rest))).v
+    first = jnp.concatenate([along[:, None], rows[:, : columns - 1]], axis=1)
+    # Where what is left of M' is of lower rank, its last vectors are any, and may have a part along w.
+    basis, _ = jnp.linalg.qr(jnp.where(length > 0, first, rows[:, :columns]))
+    query = dot(a, dot(b.T, basis))
+    total = (dot(a.T, a) * dot(b.T, b)).sum()
+    kept = jnp.where(total > 0, (query**2).sum() / total, 1.0)
+    # Both kernels of about one size, as training leaves them.
+    balance = jnp.sqrt(jnp.linalg.norm(query) / np.sqrt(columns))
+    balance = jnp.where(balance > 0, balance, 1.0)
+    return Realised(query / balance, basis * balance, dot(basis.T, key_direction) / balance, kept)
+
+
+class Edited(NamedTuple):
+    """What stands in for the query and key parameters of all layers: as in `Attention`, the key's bias being 0 in
+    edited heads; and the share of ||M'||_F^2 that each head's kernels hold."""
+
+    query_kernel: Float[Array, "layers embed heads head_dim"]
+    key_kernel: Float[Array, "layers embed heads head_dim"]
+    query_bias: Float[Array, "layers heads head_dim"]
+    key_bias: Float[Array, "layers heads head_dim"]
+    kept: Float[Array, "layers heads"]
+
+
+@partial(jax.jit, static_argnames=("kind", "columns", "key_bias"))
+def edit(
+    attention: Attention,
+    modes: Modes,
+    kind: str,
+    weights: Float[Array, "layers heads rank"],
+    columns: int | None = None,
+    key_bias: bool = True,
+) -> Edited:
+    """Edits the modes of all heads.
+
+    Args:
+      attention: the model's own parameters.
+      modes: of the same, without folding.
+      kind: one of `EDITS`.
+      weights: how much of each mode is edited; heads of which nothing is are left as they are, bit for bit.
+      columns: of the new kernels, where not head_dim; then all heads are made anew.
+      key_bias: keep the term w . y_j that makes keys attractive to all queries alike; without it, it is taken
+        out of the heads that weights touch.
+    """
+    query, key, query_bias, own_key_bias = (jnp.asarray(x, jnp.float32) for x in attention[:4])
+    direction = jnp.einsum("ldhk,lhk->lhd", key, query_bias, precision="highest") * (1.0 if key_bias else 0.0)
+
+    def head(u, s, v, weight, direction):
+        return realise(EDITS[kind](u, s, v, weight), direction, columns or query.shape[-1])
+
+    def layer(arguments):
+        return jax.vmap(head)(*arguments)
+
+    # A layer after the other: two batched LAPACK calls at a time can deadlock XLA on CPUs with few cores.
+    made = jax.lax.map(layer, (*modes, jnp.asarray(weights, jnp.float32), direction))
+    kernels = [jnp.moveaxis(x, 1, 2) for x in (made.query_kernel, made.key_kernel)]
+    new = Edited(*kernels, made.query_bias, jnp.zeros_like(made.query_bias), made.kept)
+    if columns:
+        return new
+    old = Edited(query, key, query_bias, own_key_bias, jnp.ones_like(made.kept))
+    touched = jnp.asarray(weights).any(axis=-1)
+    where = [touched[:, None, :, None], touched[:, None, :, None], touched[..., None], touched[..., None], touched]
+    return Edited(*(jnp.where(w, n, o) for w, n, o in zip(where, new, old, strict=True)))

@@ -1,0 +1,260 @@
+"""Edited interactions are what float64 dense arithmetic says, in kernels of the shapes that any ViT has."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+import qkjax
+from conftest import dense_svd
+from qkjax.interaction.edit import EDITS, edit, realise
+from qkjax.interaction.modes import decompose
+from qkjax.interaction.select import random_like, select, strength
+from qkjax.preprocess import PRESETS
+from qkjax.vit.tree import with_attention
+from qkjax.weights.export import save
+from qkjax.weights.load import Checkpoint
+
+EMBED, COLUMNS = 24, 6
+
+
+@pytest.fixture(scope="module")
+def head():
+    """Kernels (D, d) and query bias of one head, its modes, and M and w in float64."""
+    rng = np.random.default_rng(0)
+    query, key = (rng.standard_normal((EMBED, COLUMNS)).astype(np.float32) for _ in range(2))
+    bias = 3 * rng.standard_normal(COLUMNS).astype(np.float32)
+    modes = decompose(query[None, :, None], key[None, :, None])
+    u, s, v = (x[0, 0] for x in modes)
+    m, w = query.astype(np.float64) @ key.T, key.astype(np.float64) @ bias
+    return (u, s, v), m, w
+
+
+def dense(kind: str, m: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """M' by the dense float64 SVD."""
+    u, s, vt = np.linalg.svd(m)
+    u, s, v = u[:, :COLUMNS], s[:COLUMNS], vt[:COLUMNS].T
+    if kind in ("symmetric", "antisymmetric"):
+        return (m + m.T) / 2 if kind == "symmetric" else (m - m.T) / 2
+    level = np.sqrt((s[chosen] ** 2).mean())
+    new = {"drop": 0 * s, "flip": -s, "rotate": s, "equalize": level + 0 * s}[kind]
+    s = np.where(chosen, new, s)
+    return (u * s) @ (np.where(chosen, u, v) if kind == "rotate" else v).T
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_edited_interactions_are_those_of_dense_arithmetic(head, kind):
+    modes, m, w = head
+    chosen = np.array([True, False, True, True, False, False])
+    factors = EDITS[kind](*modes, jnp.asarray(chosen, jnp.float32))
+    wanted = dense(kind, m, chosen)
+    np.testing.assert_allclose(factors[0] @ factors[1].T, wanted, atol=2e-5 * np.abs(m).max())
+    wide = jax.jit(realise, static_argnums=2)(factors, jnp.asarray(w, jnp.float32), 2 * COLUMNS + 1)
+    narrow = jax.jit(realise, static_argnums=2)(factors, jnp.asarray(w, jnp.float32), COLUMNS)
+    for found in (wide, narrow):
+        np.testing.assert_allclose(found.key_kernel @ found.query_bias, w, atol=1e-4)
+    np.testing.assert_allclose(wide.query_kernel @ wide.key_kernel.T, wanted, atol=2e-5 * np.abs(m).max())
+    assert float(wide.kept) == pytest.approx(1, abs=1e-5)
+    error = np.linalg.norm(narrow.query_kernel @ narrow.key_kernel.T - wanted) ** 2 / np.linalg.norm(wanted) ** 2
+    assert float(narrow.kept) == pytest.approx(1 - error, abs=1e-4)
+    if kind in ("drop", "flip", "equalize"):
+        assert error < 1e-9
+    else:  # what fits is as good as the best matrix of the rank that leaves room for w
+        best = (np.linalg.svd(wanted, compute_uv=False)[COLUMNS - 1 :] ** 2).sum() / np.linalg.norm(wanted) ** 2
+        assert error <= best + 1e-6
+
+
+def test_nothing_chosen_is_nothing_changed(head):
+    modes, m, w = head
+    for kind in ("drop", "flip", "rotate", "equalize"):
+        found = realise(EDITS[kind](*modes, jnp.zeros(COLUMNS)), jnp.asarray(w, jnp.float32), COLUMNS)
+        np.testing.assert_allclose(found.query_kernel @ found.key_kernel.T, m, atol=2e-5 * np.abs(m).max())
+        assert float(found.kept) == pytest.approx(1, abs=1e-5)
+
+
+def test_all_dropped_leaves_the_bias_alone(head):
+    modes, m, w = head
+    for direction in (w, 0 * w):
+        found = realise(EDITS["drop"](*modes, jnp.ones(COLUMNS)), jnp.asarray(direction, jnp.float32), COLUMNS)
+        assert not np.abs(found.query_kernel @ found.key_kernel.T).max() > 1e-6 * np.abs(m).max()
+        np.testing.assert_allclose(found.key_kernel @ found.query_bias, direction, atol=1e-4)
+        assert all(np.isfinite(x).all() for x in found)
+
+
+def test_flipping_twice_is_the_identity_and_rotated_modes_have_cosine_one(head):
+    modes, m, _ = head
+    weight = jnp.ones(COLUMNS)
+    once = EDITS["flip"](*modes, weight)
+    again = decompose(*(np.asarray(x)[None, :, None] for x in once))
+    twice = EDITS["flip"](*(x[0, 0] for x in again), weight)
+    np.testing.assert_allclose(twice[0] @ twice[1].T, m, atol=5e-5 * np.abs(m).max())
+    u, _, v = dense_svd(*(np.asarray(x)[None, :, None] for x in EDITS["rotate"](*modes, weight)))
+    np.testing.assert_allclose((u * v).sum(-2)[0, 0, :COLUMNS], 1, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small ViT with large query and key biases, its parts and modes."""
+    config = qkjax.ViTConfig(
+        width=24, depth=3, heads=4, head_dim=6, mlp_dim=48, patch_size=(8, 8), grid=(4, 4), pool="gap", classes=5
+    )
+    rng = np.random.default_rng(0)
+    tree = qkjax.ViT(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
+    params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
+    parts = qkjax.attention(params)
+    return config, params, parts, qkjax.decompose(*parts[:2])
+
+
+def outputs(config, params, edited):
+    new = {
+        "query": {"kernel": edited.query_kernel, "bias": edited.query_bias},
+        "key": {"kernel": edited.key_kernel, "bias": edited.key_bias},
+    }
+    images = np.random.default_rng(1).standard_normal((3, 32, 32, 3)).astype(np.float32)
+    return qkjax.forward(qkjax.ViT(config), with_attention(params, new), images, capture=("attention",))
+
+
+def test_edits_of_nothing_leave_every_head_bit_for_bit(model):
+    _, _, parts, modes = model
+    edited = edit(parts, modes, "drop", np.zeros(modes.s.shape, np.float32))
+    for was, now in zip((parts.query_kernel, parts.key_kernel, parts.query_bias, parts.key_bias), edited, strict=False):
+        np.testing.assert_array_equal(was, now)
+
+
+def test_kept_modes_are_the_model_and_dropped_ones_leave_the_bias(model):
+    """All modes made anew: the model's outputs to 1e-5. None: attention is the softmax of the keys' bias term, and
+    uniform without it."""
+    config, params, parts, modes = model
+    almost = np.zeros(modes.s.shape, np.float32) + 1e-12  # touches every head, and drops nothing of it
+    logits, found = outputs(config, params, edit(parts, modes, "drop", almost))
+    wanted, was = qkjax.forward(
+        qkjax.ViT(config), params, np.random.default_rng(1).standard_normal((3, 32, 32, 3)).astype(np.float32),
+        capture=("attention", "norm"),
+    )  # fmt: skip
+    np.testing.assert_allclose(found["attention"], was["attention"], atol=1e-5)
+    np.testing.assert_allclose(logits, wanted, atol=1e-5 * np.abs(wanted).max())
+    everything = np.ones(modes.s.shape, np.float32)
+    _, without = outputs(config, params, edit(parts, modes, "drop", everything, key_bias=False))
+    np.testing.assert_allclose(without["attention"], 1 / 16, atol=1e-6)
+    _, biased = outputs(config, params, edit(parts, modes, "drop", everything))
+    direction = np.einsum("dhk,hk->hd", parts.key_kernel[0], parts.query_bias[0])
+    term = np.einsum("bnd,hd->bhn", was["norm"][0], direction) / np.sqrt(6)
+    np.testing.assert_allclose(
+        biased["attention"][0], np.repeat(jax.nn.softmax(term)[:, :, None], 16, axis=2), atol=1e-5
+    )
+
+
+def test_wider_kernels_hold_what_does_not_fit(model):
+    """The symmetric part with its bias term needs 2 R + 1 columns: then it is exact."""
+    _, _, parts, modes = model
+    everything = np.ones(modes.s.shape, np.float32)
+    narrow, wide = (edit(parts, modes, "symmetric", everything, columns=columns) for columns in (None, 13))
+    assert float(wide.kept.min()) == pytest.approx(1, abs=1e-5)
+    assert float(narrow.kept.max()) < 1
+    m = np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in parts[:2]))
+    found = np.einsum("ldhk,lehk->lhde", wide.query_kernel, wide.key_kernel)
+    np.testing.assert_allclose(found, (m + np.swapaxes(m, 2, 3)) / 2, atol=1e-5 * np.abs(m).max())
+
+
+def test_selections_are_what_they_say(model):
+    _, _, _, modes = model
+    metrics = qkjax.measure(modes)
+    cosine = np.asarray(metrics.cosine)
+    np.testing.assert_array_equal(select("cosine>0.1", metrics), cosine > 0.1)
+    found = select("cosine<=-0.05 layers=0-1 heads=1,3", metrics)
+    np.testing.assert_array_equal(found[:2, [1, 3]], cosine[:2, [1, 3]] <= -0.05)
+    assert not found[2].any()
+    assert not found[:, [0, 2]].any()
+    assert select("modes=0-2,5", metrics).sum() == 3 * 4 * 4
+    assert select("all", metrics).all()
+    for text, says in {
+        "": "a selection is empty",
+        "cosine=0.5": "'cosine=0.5' chooses nothing; terms are such as cosine>0.5",
+        "layers=0-3": "'layers=0-3' chooses beyond the 3 layers that there are",
+    }.items():
+        with pytest.raises(qkjax.QkjaxError, match=says):
+            select(text, metrics)
+
+
+def test_controls_are_as_strong_and_random(model):
+    _, _, _, modes = model
+    weights = select("cosine>0.05", qkjax.measure(modes))
+    controls = [np.asarray(random_like(jax.random.key(seed), weights, modes.s)) for seed in range(2)]
+    assert (controls[0] != controls[1]).any()
+    for control in controls:
+        np.testing.assert_allclose(strength(control, modes.s), strength(weights, modes.s), atol=1e-5)
+        assert ((control > 0) & (control < 1)).sum(-1).max() <= 1, "whole modes but for the last one"
+        assert control.min() >= 0
+        assert control.max() <= 1
+
+
+def test_edited_files_give_the_same_logits_here_and_in_transformers(tmp_path):
+    """A random ViT of transformers, edited here and exported; its weights put back into transformers' own model."""
+    torch = pytest.importorskip("torch", reason="needs the parity extra: pip install 'qkjax[parity]'")
+    transformers = pytest.importorskip("transformers", reason="needs the parity extra: pip install 'qkjax[parity]'")
+    torch.manual_seed(0)
+    theirs = transformers.ViTForImageClassification(
+        transformers.ViTConfig(
+            hidden_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=48,
+            image_size=32,
+            patch_size=8,
+            num_labels=5,
+            initializer_range=0.3,
+        )
+    ).eval()
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    theirs.save_pretrained(tmp_path / "theirs")
+    found, notes = qkjax.edited(qkjax.load(tmp_path / "theirs", heads=4), "flip", "cosine>0 layers=0-1")
+    assert notes == []
+    qkjax.export(found, tmp_path / "edited.npz")
+    checkpoint = qkjax.load(tmp_path / "edited.npz")
+    state = theirs.state_dict()
+    for layer in range(3):
+        part = checkpoint.params["Transformer"][f"encoderblock_{layer}"]["MultiHeadDotProductAttention_0"]
+        for name in ("query", "key"):
+            (weight,) = [k for k in state if re.search(rf"\b{layer}\b.*\b({name}|{name[0]}_proj)\.weight$", k)]
+            state[weight] = torch.tensor(part[name]["kernel"].reshape(24, 24).T.copy())
+            state[weight.replace("weight", "bias")] = torch.tensor(part[name]["bias"].reshape(24).copy())
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    before = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).logits.detach().numpy()
+    theirs.load_state_dict(state)
+    wanted = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).logits.detach().numpy()
+    ours, _ = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
+    np.testing.assert_allclose(ours, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
+    assert np.abs(wanted - before).max() > 1e-2, "the edit does something"
+
+
+def test_exact_heads_are_exact_and_commands_say_what_does_not_fit(model, tmp_path):
+    """The symmetric part in wider heads is what float64 softmax of dense logits gives."""
+    config, params, parts, _ = model
+    checkpoint = Checkpoint("small", config, params, "small.npz", PRESETS["bigvision-small-crop"])
+    wide, notes = qkjax.edited(checkpoint, "symmetric", exact=True)
+    assert (wide.config.head_dim, notes) == (13, [])
+    images = np.random.default_rng(1).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    _, found = qkjax.forward(qkjax.ViT(wide.config), wide.params, images, capture=("norm", "attention"))
+    y = np.asarray(found["norm"][0], np.float64)
+    query, key, bias = (np.asarray(x[0], np.float64) for x in (parts.query_kernel, parts.key_kernel, parts.query_bias))
+    m = np.einsum("dhk,ehk->hde", query, key)
+    logits = np.einsum("bid,hde,bje->bhij", y, (m + np.swapaxes(m, 1, 2)) / 2, y)
+    logits = (logits + np.einsum("bjd,dhk,hk->bhj", y, key, bias)[:, :, None]) / np.sqrt(6)
+    np.testing.assert_allclose(found["attention"][0], scipy.special.softmax(logits, axis=-1), atol=1e-5)
+    _, (note,) = qkjax.edited(checkpoint, "symmetric")
+    assert "6 columns hold 0." in note
+    with pytest.raises(qkjax.QkjaxError, match=r"there is no edit 'dropp' \(nearest: 'drop'\); there are drop, flip"):
+        qkjax.edited(checkpoint, "dropp")
+    save(tmp_path / "small.npz", config, params)
+    command = [sys.executable, "-m", "qkjax", "export", "small.npz", "out.npz", "--edit", "antisymmetric"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
+    assert "note: 6 columns hold" in done.stderr
+    m = qkjax.measure(qkjax.decompose(*qkjax.query_key_kernels(qkjax.load(tmp_path / "out.npz").params)))
+    assert float(m.symmetric_share.max()) < 0.2, "of what 6 columns hold with the bias beside it"
