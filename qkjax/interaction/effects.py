@@ -1,0 +1,47 @@
+"""How far an edited model's outputs are from its own: pure functions of arrays.
+
+(An extension of ours: the paper has no ablations.)
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LN2 = 0.6931471805599453
+
+
+def entropy(attention: Float[Array, "*heads queries keys"]) -> Float[Array, "*heads"]:
+    """Of the attention over keys, in bits, mean over queries: 0 for one key, log2 of their number for all alike."""
+    return jax.scipy.special.entr(attention).sum(-1).mean(-1) / LN2
+
+
+def jensen_shannon(
+    first: Float[Array, "*heads queries keys"], second: Float[Array, "*heads queries keys"]
+) -> Float[Array, "*heads"]:
+    """Jensen-Shannon divergence of two attentions over keys, in bits, mean over queries: 0 equal, 1 apart."""
+    middle = (first + second) / 2
+    entr = jax.scipy.special.entr
+    return (entr(middle) - (entr(first) + entr(second)) / 2).sum(-1).mean(-1) / LN2
+
+
+def kullback_leibler(logits: Float[Array, "images classes"], edited: Float[Array, "images classes"]):
+    """KL divergence of the edited model's classes from the model's own, in bits, (images,)."""
+    log_p, log_q = (jax.nn.log_softmax(x) for x in (logits, edited))
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1) / LN2
+
+
+def cosine(first: Float[Array, "images features"], second: Float[Array, "images features"]) -> Float[Array, "images"]:
+    """Of the two representations of each image; NaN where one is 0."""
+    return (first * second).sum(-1) / (jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(second, axis=-1))
+
+
+def linear_cka(first: Float[Array, "images features"], second: Float[Array, "images features"]) -> Float[Array, ""]:
+    """Linear centred kernel alignment of two representations of a set of images (Kornblith et al. 2019, equation 4):
+    1 where they are the same up to rotation and scale."""
+    dot = partial(jnp.matmul, precision="highest")
+    first, second = (x - x.mean(axis=0, keepdims=True) for x in (first, second))
+    return (dot(first.T, second) ** 2).sum() / (
+        jnp.linalg.norm(dot(first.T, first)) * jnp.linalg.norm(dot(second.T, second))
+    )
