@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -157,15 +158,25 @@ def _texts(values: Sequence[str]) -> np.ndarray:
 
 
 def by_name(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
-    """Checkpoints by the names under which their results are kept.
+    """Checkpoints by the names under which their results are kept; those of one name, such as "seed0" of two sweeps,
+    are called by their folder too: "tied-seed0".
 
     Raises:
-      QkjaxError: two of one name.
+      QkjaxError: two of one name, all the same.
     """
     labels = [checkpoint.name for checkpoint in checkpoints]
+    named = [_with_folder(c) if labels.count(c.name) > 1 else c for c in checkpoints]
+    labels = [checkpoint.name for checkpoint in named]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise QkjaxError(f"two models are called {min(twice)!r}: rename a file, or analyse them apart")
-    return dict(zip(labels, checkpoints, strict=True))
+    return dict(zip(labels, named, strict=True))
+
+
+def _with_folder(checkpoint: Checkpoint) -> Checkpoint:
+    """The file may lie in a folder of the checkpoint's name, as that of a run does."""
+    above = Path(checkpoint.source).absolute().parent
+    above = above.parent if above.name == checkpoint.name else above
+    return replace(checkpoint, name=f"{above.name}-{checkpoint.name}") if above.name else checkpoint
 
 
 def format_table(rows: list[Row]) -> str:

@@ -1,5 +1,6 @@
 """What all tests share: strict JAX, the golden files, the real model, real photographs."""
 
+import getpass
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,9 @@ import qkjax
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU, if there is one
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a missing axis is a bug, not a broadcast
+# Most of the time goes into compiling the same programs, in every worker and in every run.
+jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"qkjax-tests-{getpass.getuser()}"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 DATA = Path(__file__).parent / "data"
 DEFAULT = "dinov2-vits14-focus"

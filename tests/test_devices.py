@@ -26,6 +26,7 @@ CONFIG = TrainConfig(
     accumulate=2, every=3,
 )  # fmt: skip
 STEPS = 3
+HOSTS = replace(CONFIG, constraint="free", accumulate=1, steps=2, every=2)
 
 
 def leaves(config: TrainConfig) -> list[np.ndarray]:
@@ -78,7 +79,7 @@ def test_split_parameters_do_what_copied_ones_do(eight):
 def test_two_hosts_do_what_one_does(tmp_path):
     """Two processes of two devices each, parameters split over all four, through the command line; they go on from
     each other's checkpoint, and the folder is that of one run."""
-    (tmp_path / "config.json").write_text(json.dumps(replace(CONFIG, parallel="fsdp").to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(replace(HOSTS, parallel="fsdp").to_dict()))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -98,7 +99,7 @@ def test_two_hosts_do_what_one_does(tmp_path):
     assert [process.returncode for process in processes] == [0, 0], said
     from qkjax.train.run import train
 
-    train(CONFIG, tmp_path / "one")
+    train(HOSTS, tmp_path / "one")
     lines = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")

@@ -21,6 +21,7 @@ from tensorboardX.proto.event_pb2 import Event
 import qkjax
 from conftest import dense_svd
 from qkjax.preprocess import PRESETS
+from qkjax.results import by_name
 from qkjax.train.config import TrainConfig, from_dict, vit_config
 from qkjax.train.data import held_out_batches, training_batches
 from qkjax.train.devices import spread
@@ -413,6 +414,7 @@ def test_sweep_says_what_its_runs_say(tmp_path, capsys):
     with pytest.raises(qkjax.QkjaxError, match="one constraint or more, each once"):
         sweep(config, ("free", "free"), 3, tmp_path)
 
+    assert set(by_name([qkjax.load(folders[0]), qkjax.load(folders[3])])) == {"free-seed0", "0_tied_1_repulsive-seed0"}
     gray = qkjax.load(folders[0])
     colour = qkjax.for_photographs(gray)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from qkjax.figures.style import COLOURS, DIVERGING, GREY, WIDTH, literal, styled
+from qkjax.figures.style import COLOURS, GREY, WIDTH, literal, styled
 from qkjax.results import Row
 
 
@@ -32,8 +36,8 @@ def sweep_accuracy(dataset: xr.Dataset, rows: Sequence[Row]) -> Figure:
                 axes.plot(row[name], y, "o", color=colour, markersize=4.5)
         right.axvline(0, color="black", linewidth=0.8, linestyle=":")
         left.set_yticks(height, [literal(row["constraint"]) for row in rows])
-        left.set_xlabel("accuracy on held-out images (%)")
-        right.set_xlabel("difference to free, seed by seed (points)")
+        left.set(xlabel="accuracy on held-out images (%)", title="mean and 95% interval; dots are seeds")
+        right.set(xlabel="points", title="difference to free, seed by seed, 95%")
         right.tick_params(axis="y", length=0)
         return figure
 
@@ -42,13 +46,10 @@ def sweep_curves(dataset: xr.Dataset) -> Figure:
     """Accuracy on held-out images in the course of training: a panel for each constraint, a thin line for each seed,
     their mean thick, that of `free` dotted."""
     names = list(dataset.constraint.values)
-    columns = min(4, len(names))
-    lines = -(-len(names) // columns)
     mean = 100 * dataset.accuracy.mean("seed")
     with styled():
-        figure = Figure(figsize=(WIDTH, 1.45 * lines + 0.4), layout="constrained")
-        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, name in zip(panels, names, strict=False):
+        figure, panels = _panels(names, 1.45)
+        for axes, name in zip(panels, names, strict=True):
             if "free" in names and name != "free":
                 axes.plot(dataset.step, mean.sel(constraint="free"), ":", color="black", linewidth=1.0)
             axes.plot(
@@ -57,33 +58,46 @@ def sweep_curves(dataset: xr.Dataset) -> Figure:
             )  # fmt: skip
             axes.plot(dataset.step, mean.sel(constraint=name), "-", color=COLOURS[0])
             axes.set_title(literal(str(name)), fontsize=8)
-        for axes in panels[len(names) :]:
-            axes.remove()
         figure.supxlabel("step", fontsize=9)
         figure.supylabel("accuracy on held-out images (%)", fontsize=9)
         return figure
 
 
 def sweep_cosines(dataset: xr.Dataset) -> Figure:
-    """Weighted cosine of the modes, mean over heads and seeds: layers up, steps to the right, a panel for each
-    constraint."""
+    """Weighted cosine of the modes against layer, mean over heads and seeds: a panel for each constraint, lines from
+    the first evaluation (light) to the last (dark). The scale is linear within 0.1 and logarithmic beyond, so that
+    what a small model does of itself shows beside what it is made to do."""
     names = list(dataset.constraint.values)
+    values = dataset.weighted_cosine.mean("seed")
+    shades = matplotlib.colormaps["Blues"](np.linspace(0.25, 1, dataset.sizes["step"]))
+    with styled():
+        figure, panels = _panels(names, 1.5)
+        for axes, name in zip(panels, names, strict=True):
+            axes.axhline(0, color=GREY, linewidth=0.8)
+            for place, shade in enumerate(shades):
+                axes.plot(dataset.layer, values.sel(constraint=name).isel(step=place), "-", color=shade, linewidth=1)
+            axes.plot(dataset.layer, values.sel(constraint=name).isel(step=-1), "o", color=shades[-1], markersize=3)
+            axes.set_title(literal(str(name)), fontsize=8)
+            axes.set_yscale("symlog", linthresh=0.1)
+            axes.set(ylim=(-1.5, 1.5), yticks=[-1, -0.1, 0, 0.1, 1], yticklabels=["-1", "-0.1", "0", "0.1", "1"])
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.supxlabel("layer", fontsize=9)
+        figure.supylabel("weighted cosine of query and key direction", fontsize=9)
+        steps = Normalize(float(dataset.step[0]), float(dataset.step[-1]))
+        shown = ScalarMappable(
+            steps, LinearSegmentedColormap.from_list("steps", shades if len(shades) > 1 else ["k", "k"])
+        )
+        figure.colorbar(shown, ax=panels, label="step", shrink=0.6)
+        return figure
+
+
+def _panels(names: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
+    """A panel for each name, at most four side by side, each so many inches high."""
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    values = dataset.weighted_cosine.mean("seed")
-    with styled():
-        figure = Figure(figsize=(WIDTH, 1.35 * lines + 0.5), layout="constrained")
-        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, name in zip(panels, names, strict=False):
-            image = axes.pcolormesh(
-                np.append(0, dataset.step), np.arange(dataset.sizes["layer"] + 1) - 0.5, values.sel(constraint=name).T,
-                cmap=DIVERGING, vmin=-1, vmax=1,
-            )  # fmt: skip
-            axes.set_title(literal(str(name)), fontsize=8)
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in panels[len(names) :]:
-            axes.remove()
-        figure.supxlabel("step", fontsize=9)
-        figure.supylabel("layer", fontsize=9)
-        figure.colorbar(image, ax=panels[: len(names)].tolist(), label="weighted mean cosine")
-        return figure
+    figure = Figure(figsize=(WIDTH, height * lines + 0.4), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(names) :]:
+        axes.remove()
+    return figure, list(panels[: len(names)])
