@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,13 +26,14 @@ from qkjax.results import by_name
 from qkjax.train.config import TrainConfig, from_dict, vit_config
 from qkjax.train.data import held_out_batches, training_batches
 from qkjax.train.devices import spread
-from qkjax.train.folder import alone, claim
+from qkjax.train.folder import alone, checkpoints, claim, restore_state, save_state
 from qkjax.train.model import count, initial, matched, plain
 from qkjax.train.optimizer import optimizer
 from qkjax.train.presets import PRESETS as PRESET_RUNS
 from qkjax.train.presets import named
 from qkjax.train.run import DivergedError, train
 from qkjax.train.start import starting_tree
+from qkjax.train.step import State
 from qkjax.train.step import program as make_program
 from qkjax.train.sweep import sweep
 from qkjax.train.tasks import load_task
@@ -443,3 +445,24 @@ def test_presets_and_files_of_configurations(tmp_path):
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
             named(str(name))
+
+
+def test_last_and_best_checkpoints_stay_and_no_others(tmp_path):
+    """Over several sessions, and with one that a killed run did not come to remove."""
+
+    def session(accuracies: dict[int, float]) -> set[str]:
+        with checkpoints(tmp_path) as manager:
+            for step, accuracy in accuracies.items():
+                state = State(jnp.asarray(step, jnp.int32), {"kernel": jnp.ones(3) * step}, {"count": jnp.zeros(2)}, {})
+                save_state(manager, state, {"accuracy": accuracy})
+        return {path.name for path in tmp_path.iterdir()}
+
+    assert session({10: 0.1, 20: 0.9, 30: 0.3}) == {"20", "30"}
+    shutil.copytree(tmp_path / "30", tmp_path / "15")
+    assert session({40: 0.5, 50: 0.2}) == {"20", "50"}
+    with checkpoints(tmp_path) as manager:
+        shapes = State(
+            jax.ShapeDtypeStruct((), jnp.int32), {"kernel": jax.ShapeDtypeStruct((3,), jnp.float32)},
+            {"count": jax.ShapeDtypeStruct((2,), jnp.float32)}, {},
+        )  # fmt: skip
+        assert int(restore_state(manager, shapes).step) == 50

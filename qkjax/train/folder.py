@@ -108,11 +108,17 @@ def checkpoints(folder: Path):
     from orbax.checkpoint import checkpoint_managers as policies
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # it reports every file that it writes
-    keep = policies.AnyPreservationPolicy(
-        [policies.LatestN(1), policies.BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1)]
-    )
-    options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def accuracy(metrics) -> float:
+        return metrics["accuracy"]
+
+    keep = policies.AnyPreservationPolicy([policies.LatestN(1), policies.BestN(get_metric_fn=accuracy, n=1)])
+    # Without best_fn metrics are not written, and those of before are forgotten when a run goes on.
+    options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=accuracy, cleanup_tmp_directories=True)
+    manager = ocp.CheckpointManager(folder.resolve(), options=options)
+    for step in set(manager.all_steps()) - {manager.latest_step(), manager.best_step()}:
+        manager.delete(step)  # left by a run that was killed before it came to that
+    return manager
 
 
 def save_state(manager, state: State, metrics: dict) -> None:
