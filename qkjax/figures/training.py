@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
@@ -85,9 +85,7 @@ def sweep_cosines(dataset: xr.Dataset) -> Figure:
         figure.supxlabel("layer", fontsize=9)
         figure.supylabel("weighted cosine of query and key direction", fontsize=9)
         steps = Normalize(float(dataset.step[0]), float(dataset.step[-1]))
-        shown = ScalarMappable(
-            steps, LinearSegmentedColormap.from_list("steps", shades if len(shades) > 1 else ["k", "k"])
-        )
+        shown = ScalarMappable(steps, ListedColormap(shades))
         figure.colorbar(shown, ax=panels, label="step", shrink=0.6)
         return figure
 
