@@ -10,7 +10,7 @@ from qkjax.vit.config import ViTConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. The defaults are the demonstration: digits, about a minute on two CPU cores.
+    """A training run. The defaults are the demonstration: digits, under two minutes on two CPU cores.
 
     Attributes:
       constraint: of the query-key interaction, one for all layers or a schedule: "0-2:tied 3-5:free".

@@ -1,5 +1,6 @@
 """Batches of what runs learn, in an order that depends on the seed and the step alone."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ from qkjax.train.augment import mixup
 from qkjax.train.config import TrainConfig
 
 PADDING = -1  # the label of what fills up a batch
-THREADS = 16  # that make images ahead of the model
+THREADS = 2 * (os.cpu_count() or 1)  # that make images ahead of the model
 TRIES = 10  # images in a row that cannot be read before a run gives up
 
 Image = Float[np.ndarray, "height width channels"]

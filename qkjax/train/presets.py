@@ -13,7 +13,7 @@ from qkjax.train.config import TrainConfig, from_dict
 _STUDY = TrainConfig(width=48, mlp_dim=96, batch=64, match=True)
 
 PRESETS = {
-    # The demonstration: scikit-learn's digits; 1.5 minutes on two CPU cores, 97.5%.
+    # The demonstration: scikit-learn's digits; 102 s on two CPU cores, 97.8%.
     "digits": TrainConfig(),
     "digits-study": replace(_STUDY, steps=1500, every=150),
     "odd-one-out-study": replace(_STUDY, data="odd-one-out", patch=8, steps=2000, every=200, label_smoothing=0.0),
