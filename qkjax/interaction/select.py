@@ -2,7 +2,6 @@
 
 import operator
 import re
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -85,14 +84,3 @@ def random_like(key: jax.Array, weights: Weights, s: Float[Array | np.ndarray, "
     wanted = (weights * squares).sum(axis=-1, keepdims=True)
     taken = jnp.clip((wanted - before) / jnp.maximum(shuffled, jnp.finfo(squares.dtype).tiny), 0.0, 1.0)
     return jnp.take_along_axis(taken, order.argsort(axis=-1), axis=-1)
-
-
-def describe(weights: Weights, s: Float[Array | np.ndarray, "layers heads rank"]) -> Mapping[str, float]:
-    """How many modes, in how many heads, and what share of the squared strength of those heads."""
-    weights, share = np.asarray(weights), np.asarray(strength(weights, s))
-    touched = weights.any(-1)
-    return {
-        "modes": float(weights.sum()),
-        "heads": float(touched.sum()),
-        "share": float(share[touched].mean()) if touched.any() else 0.0,
-    }

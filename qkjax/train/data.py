@@ -76,7 +76,7 @@ def training_batches(
     numbers = grain.MapDataset.source(range(len(task.train))).seed(config.seed).shuffle().repeat()
     examples = numbers.random_map(example)
     mine = grain.MapDataset.range(start * rows, config.steps * rows).map(
-        lambda own: examples[own // rows * config.batch + host * rows + own % rows]
+        lambda own: examples[_of_all(own, config.batch, host, hosts)]
     )
     for step, batch in enumerate(_ahead(mine, rows), start=start):
         if config.mixup:
@@ -92,13 +92,19 @@ def held_out_batches(task: Task, batch: int, host: int = 0, hosts: int = 1) -> I
     nothing = np.zeros(task.pixels, np.float32), np.int32(PADDING)
 
     def example(own: int):
-        number = own // rows * batch + host * rows + own % rows
+        number = _of_all(own, batch, host, hosts)
         if number >= count:
             return nothing
         image, label = task.held_out[number]
         return task.fit(image), np.int32(label)
 
     return _ahead(grain.MapDataset.range(-(-count // batch) * rows).map(example), rows)
+
+
+def _of_all(own: int, batch: int, host: int, hosts: int) -> int:
+    """The number among all hosts' images of this host's image number `own`: each has some rows of every batch."""
+    rows = batch // hosts
+    return own // rows * batch + host * rows + own % rows
 
 
 def _grain():

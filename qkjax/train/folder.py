@@ -24,7 +24,7 @@ def claimed(folder: Path, config: TrainConfig) -> bool:
       QkjaxError: it holds another.
     """
     path = folder / CONFIG
-    if not path.exists() or not any((folder / CHECKPOINTS).glob("[0-9]*")):
+    if not path.exists() or not _begun(folder):
         return False
     try:
         was = from_dict(json.loads(path.read_text()))
@@ -42,7 +42,7 @@ def claim(folder: Path, config: TrainConfig, fingerprint: str) -> None:
     Raises:
       QkjaxError: the run was begun with other data.
     """
-    path, begun = folder / DATA, any((folder / CHECKPOINTS).glob("[0-9]*"))
+    path, begun = folder / DATA, _begun(folder)
     if begun and path.exists() and path.read_text() != fingerprint:
         raise QkjaxError(
             f"{config.data} is not what it was when {folder} was begun: files came, went or changed; bring them back, "
@@ -52,6 +52,11 @@ def claim(folder: Path, config: TrainConfig, fingerprint: str) -> None:
         for target, text in ((folder / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n"), (path, fingerprint)):
             with atomic_path(target) as temporary:
                 temporary.write_text(text)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is a checkpoint."""
+    return any((folder / CHECKPOINTS).glob("[0-9]*"))
 
 
 @contextmanager

@@ -21,6 +21,12 @@ ATTENTION = "MultiHeadDotProductAttention_0"
 FACTORED = ("orthogonal", "flat")  # those whose kernels need a QR
 
 
+def drawn(key: jax.Array, config: ViTConfig) -> dict:
+    """A plain tree as big_vision draws it."""
+    image = jnp.zeros((1, *_pixels(config), config.channels))
+    return jax.jit(ViT(config).init)(key, image)["params"]
+
+
 def initial(
     key: jax.Array, config: ViTConfig, names: tuple[str, ...], start: Mapping | None = None, bias: bool = False
 ) -> dict:
@@ -38,8 +44,7 @@ def initial(
       QkjaxError: an unknown constraint, or one that a head has too few columns for.
     """
     keys = jax.random.split(key, config.depth + 1)
-    image = jnp.zeros((1, *_pixels(config), config.channels))
-    tree = jax.jit(ViT(config).init)(keys[0], image)["params"] if start is None else start
+    tree = drawn(keys[0], config) if start is None else start
     blocks = dict(tree["Transformer"])
     shape = _shape(config)
     for layer, name in enumerate(names):

@@ -9,10 +9,9 @@ from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.train.config import TrainConfig
-from qkjax.train.model import ATTENTION
+from qkjax.train.model import ATTENTION, drawn
 from qkjax.vit import posemb
 from qkjax.vit.config import ViTConfig
-from qkjax.vit.model import ViT
 from qkjax.weights.load import Checkpoint, load
 
 QUERY_KEY, VALUE_OUT = (0.7, 0.7), (0.4, -0.4)
@@ -70,12 +69,7 @@ def starting_tree(config: TrainConfig, vit: ViTConfig) -> tuple[ViTConfig, dict 
     if config.init == "xavier":
         return vit, None
     of_tree, of_kernels = jax.random.split(jax.random.key(config.seed))
-    return vit, mimetic(of_kernels, _drawn(vit, of_tree))
-
-
-def _drawn(vit: ViTConfig, key: jax.Array) -> dict:
-    image = jnp.zeros((1, vit.grid[0] * vit.patch_size[0], vit.grid[1] * vit.patch_size[1], vit.channels))
-    return jax.jit(ViT(vit).init)(key, image)["params"]
+    return vit, mimetic(of_kernels, drawn(of_tree, vit))
 
 
 def _from_checkpoint(checkpoint: Checkpoint, vit: ViTConfig, seed: int) -> tuple[ViTConfig, dict]:
@@ -93,7 +87,7 @@ def _from_checkpoint(checkpoint: Checkpoint, vit: ViTConfig, seed: int) -> tuple
         table = np.asarray(params["pos_embedding"], np.float32)
         params["pos_embedding"] = posemb.resample(table, found.grid, config.grid, found.posemb_resample)
     params["embedding"] = _for_run_pixels(params["embedding"], checkpoint)
-    return config, {**_drawn(config, jax.random.key(seed)), **params}
+    return config, {**drawn(jax.random.key(seed), config), **params}
 
 
 def _for_run_pixels(embedding: dict, checkpoint: Checkpoint) -> dict:
