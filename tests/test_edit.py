@@ -12,9 +12,10 @@ import scipy.special
 
 import qkjax
 from conftest import dense_svd
+from qkjax.editing import Edit, planned
 from qkjax.interaction.edit import EDITS, edit, realise
 from qkjax.interaction.modes import decompose
-from qkjax.interaction.select import random_like, select, strength
+from qkjax.interaction.select import random_modes, select, strength
 from qkjax.preprocess import PRESETS
 from qkjax.vit.tree import with_attention
 from qkjax.weights.export import save
@@ -42,7 +43,7 @@ def dense(kind: str, m: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     if kind in ("symmetric", "antisymmetric"):
         return (m + m.T) / 2 if kind == "symmetric" else (m - m.T) / 2
     level = np.sqrt((s[chosen] ** 2).mean())
-    new = {"drop": 0 * s, "flip": -s, "rotate": s, "equalize": level + 0 * s}[kind]
+    new = {"drop": 0 * s, "flip": -s, "rotate": s, "equalize": level + 0 * s, "unbias": s}[kind]
     s = np.where(chosen, new, s)
     return (u * s) @ (np.where(chosen, u, v) if kind == "rotate" else v).T
 
@@ -62,7 +63,7 @@ def test_edited_interactions_are_those_of_dense_arithmetic(head, kind):
     assert float(wide.kept) == pytest.approx(1, abs=1e-5)
     error = np.linalg.norm(narrow.query_kernel @ narrow.key_kernel.T - wanted) ** 2 / np.linalg.norm(wanted) ** 2
     assert float(narrow.kept) == pytest.approx(1 - error, abs=1e-4)
-    if kind in ("drop", "flip", "equalize"):
+    if kind in ("drop", "flip", "equalize", "unbias"):
         assert error < 1e-9
     else:  # what fits is as good as the best matrix of the rank that leaves room for w
         best = (np.linalg.svd(wanted, compute_uv=False)[COLUMNS - 1 :] ** 2).sum() / np.linalg.norm(wanted) ** 2
@@ -176,15 +177,76 @@ def test_selections_are_what_they_say(model):
         "": "a selection is empty",
         "cosine=0.5": "'cosine=0.5' chooses nothing; terms are such as cosine>0.5",
         "layers=0-3": "'layers=0-3' chooses beyond the 3 layers that there are",
+        "modes=3-1": "'3-1' runs backwards",
+        "grouping=0.3 weakest=0.1": "'grouping=0.3' and 'weakest=0.1' say twice which modes come first",
+        "grouping=1.3": "'grouping=1.3': a share of the squared strength is from 0 to 1",
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
             select(text, metrics)
 
 
+def test_shares_take_the_first_modes_in_order_and_keep_is_the_rest(model):
+    """Against a plain loop over sorted modes in float64."""
+    _, _, _, modes = model
+    metrics = qkjax.measure(modes)
+    cosine, s = (np.asarray(x, np.float64) for x in (metrics.cosine, modes.s))
+    for text, order in {"grouping": -cosine, "contextual": cosine, "strongest": -s, "weakest": s}.items():
+        found = select(f"{text}=0.37 cosine>-0.3", metrics)
+        for head in np.ndindex(s.shape[:2]):
+            wanted, left = np.zeros(s.shape[-1]), 0.37 * (s[head] ** 2).sum()
+            for mode in np.argsort(order[head]):
+                if cosine[head][mode] > -0.3:
+                    wanted[mode] = min(1, left / s[head][mode] ** 2)
+                    left -= wanted[mode] * s[head][mode] ** 2
+            np.testing.assert_allclose(found[head], wanted, atol=1e-5)
+        assert select(f"{text}=1", metrics).min() == 1
+        assert not select(f"{text}=0", metrics).any()
+    some = select("modes=0-1 layers=1-", metrics)
+    rest = select("modes=0-1 layers=1-", metrics, keep=True)
+    np.testing.assert_array_equal(some + rest, np.broadcast_to([[[0]], [[1]], [[1]]], some.shape))
+    np.testing.assert_array_equal(select("cosine>0.1 layers=2", metrics, keep=True)[2], cosine[2] <= 0.1)
+
+
+def test_controls_of_whole_heads_are_as_strong_as_what_is_taken_away(model):
+    """Symmetric and antisymmetric part against float64 dense M; the bias term against the spreads in docs."""
+    _, _, parts, modes = model
+    metrics = qkjax.measure(modes)
+    m = np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in parts[:2]))
+    halves = {"symmetric": (m - np.swapaxes(m, 2, 3)) / 2, "antisymmetric": (m + np.swapaxes(m, 2, 3)) / 2}
+    for kind, lost in halves.items():
+        plan = planned(Edit(kind, "layers=0,2", control=1), parts, modes, metrics)
+        assert plan.kind == "drop"
+        wanted = (lost**2).sum((2, 3)) / (m**2).sum((2, 3))
+        np.testing.assert_allclose(plan.share[[0, 2]], wanted[[0, 2]], atol=1e-5)
+        np.testing.assert_allclose(strength(plan.weights, modes.s), plan.share, atol=1e-6)
+        assert not plan.weights[1].any()
+    plan = planned(Edit("unbias", control=1), parts, modes, metrics)
+    centred = np.eye(24) - 1 / 24
+    scale = parts.norm_scale.astype(np.float64)
+    for layer, head in np.ndindex(3, 4):
+        w = parts.key_kernel[layer, :, head].astype(np.float64) @ parts.query_bias[layer, head]
+        folded = scale[layer][:, None] * m[layer, head] * scale[layer]
+        ratio = np.linalg.norm(centred @ (scale[layer] * w)) / np.linalg.norm(centred @ folded @ centred)
+        assert plan.share[layer, head] == pytest.approx(min(1, ratio**2), rel=1e-3)
+
+
+def test_taking_out_the_bias_alone_leaves_the_interaction(model):
+    config, params, parts, modes = model
+    found = edit(parts, modes, "unbias", select("layers=1", qkjax.measure(modes)))
+    m, was = (np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in p[:2])) for p in (found, parts))
+    np.testing.assert_allclose(m, was, atol=1e-5 * np.abs(was).max())
+    _, out = outputs(config, params, found)
+    images = np.random.default_rng(1).standard_normal((3, 32, 32, 3)).astype(np.float32)
+    _, seen = qkjax.forward(qkjax.ViT(config), params, images, capture=("norm",))
+    y = np.asarray(seen["norm"][1], np.float64)
+    logits = np.einsum("bid,hde,bje->bhij", y, was[1], y) / np.sqrt(6)
+    np.testing.assert_allclose(out["attention"][1], scipy.special.softmax(logits, axis=-1), atol=1e-5)
+
+
 def test_controls_are_as_strong_and_random(model):
     _, _, _, modes = model
     weights = select("cosine>0.05", qkjax.measure(modes))
-    controls = [np.asarray(random_like(jax.random.key(seed), weights, modes.s)) for seed in range(2)]
+    controls = [random_modes(seed, strength(weights, modes.s), modes.s) for seed in range(2)]
     assert (controls[0] != controls[1]).any()
     for control in controls:
         np.testing.assert_allclose(strength(control, modes.s), strength(weights, modes.s), atol=1e-5)
@@ -250,7 +312,7 @@ def test_exact_heads_are_exact_and_commands_say_what_does_not_fit(model, tmp_pat
     np.testing.assert_allclose(found["attention"][0], scipy.special.softmax(logits, axis=-1), atol=1e-5)
     _, (note,) = qkjax.edited(checkpoint, "symmetric")
     assert "6 columns hold 0." in note
-    with pytest.raises(qkjax.QkjaxError, match=r"there is no edit 'dropp' \(nearest: 'drop'\); there are drop, flip"):
+    with pytest.raises(qkjax.QkjaxError, match=r"there is no edit 'dropp' \(nearest: 'drop'\); there are keep, drop"):
         qkjax.edited(checkpoint, "dropp")
     save(tmp_path / "small.npz", config, params)
     command = [sys.executable, "-m", "qkjax", "export", "small.npz", "out.npz", "--edit", "antisymmetric"]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.said import said
+from qkjax.cli.said import EditKind, said
 from qkjax.errors import QkjaxError
 
 
@@ -55,7 +55,7 @@ def export(
     model: Annotated[Positional[str], arg(metavar="MODEL")],
     path: Annotated[Positional[Path], arg(metavar="FILE.npz")],
     /,
-    edit: Literal["drop", "flip", "rotate", "equalize", "symmetric", "antisymmetric"] | None = None,
+    edit: EditKind | None = None,
     select: str = "all",
     control: int | None = None,
     key_bias: bool = True,
@@ -68,9 +68,12 @@ def export(
     Args:
       model: a name from `qkjax models`, or a path.
       path: the npz file to write.
-      edit: what to do to the modes selected: drop them, flip their sign, rotate their key direction onto the
-        query direction, equalize their strengths; or take the symmetric or antisymmetric part of M of their heads.
-      select: the modes: terms such as "cosine>0.5 layers=0-3 heads=1,4 modes=0-9", all of which hold.
+      edit: what to do to the modes selected: drop them, or all others of their heads (keep); flip their sign, rotate
+        their key direction onto the query direction, equalize their strengths; or, of their heads, take the
+        symmetric or antisymmetric part of M, or take out what the query bias makes of keys (unbias).
+      select: the modes: terms such as "cosine>0.5 layers=0-3 heads=1,4 modes=0-9", all of which hold;
+        "grouping=0.3", "contextual=0.3", "strongest=0.3" and "weakest=0.3" are the first modes by cosine or
+        singular value that hold 0.3 of their head's squared strength.
       control: edit random modes as strong in their place, drawn by this seed.
       key_bias: keep the query bias, which makes some keys attractive to all queries, in the edited heads.
       grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.

@@ -1,5 +1,9 @@
 """What was said on the command line."""
 
+from typing import Literal
+
+EditKind = Literal["drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric", "unbias"]
+
 
 def said(**settings) -> dict:
     """The settings that were given."""

@@ -10,6 +10,7 @@ head, an edit gives factors A, B of another interaction M' = A B^T, mode by mode
     equalize       s_n -> their root mean square
     symmetric      M -> (M + M^T) / 2            of the whole head; rank up to twice as high
     antisymmetric  M -> (M - M^T) / 2            the same
+    unbias         w -> 0                        of the whole head; M stays
 
 `realise` makes kernels of M'. A softmax over keys j sees y_i M' y_j and the bias term w . y_j,
 w = Wk bq, and nothing else: what only depends on the query cancels. Letters: D embed, R rank,
@@ -84,6 +85,11 @@ def antisymmetric(u: Vectors, s: Values, v: Vectors, _: Values) -> Factors:
     return _part(u, s, v, -1)
 
 
+def unbias(u: Vectors, s: Values, v: Vectors, _: Values) -> Factors:
+    """As they are: only the term w . y_j goes."""
+    return u * s[None], v
+
+
 EDITS: dict[str, Callable[[Vectors, Values, Vectors, Values], Factors]] = {
     "drop": drop,
     "flip": flip,
@@ -91,6 +97,7 @@ EDITS: dict[str, Callable[[Vectors, Values, Vectors, Values], Factors]] = {
     "equalize": equalize,
     "symmetric": symmetric,
     "antisymmetric": antisymmetric,
+    "unbias": unbias,
 }
 
 
@@ -151,7 +158,8 @@ def edit(
         out of the heads that weights touch.
     """
     query, key, query_bias, own_key_bias = (jnp.asarray(x, jnp.float32) for x in attention[:4])
-    direction = jnp.einsum("ldhk,lhk->lhd", key, query_bias, precision="highest") * (1.0 if key_bias else 0.0)
+    biased = 1.0 if key_bias and kind != "unbias" else 0.0
+    direction = jnp.einsum("ldhk,lhk->lhd", key, query_bias, precision="highest") * biased
 
     def head(u, s, v, weight, direction):
         return realise(EDITS[kind](u, s, v, weight), direction, columns or query.shape[-1])
