@@ -142,7 +142,7 @@ def main(images: int = 96, batch: int | None = None) -> None:
     checkpoint = qkjax.load(MODEL)
     modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
     options = ScanOptions(batch=batch)
-    size, c = batch_size(options), checkpoint.config
+    size, c = batch_size(options.batch), checkpoint.config
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "images").mkdir()
         saved = save_photographs(Path(name) / "images", images - images % size)

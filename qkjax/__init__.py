@@ -14,6 +14,8 @@ _HOME = {
     "Attention": "vit.tree",
     "BiasTerms": "interaction.bias",
     "Checkpoint": "weights.load",
+    "AblationOptions": "ablation",
+    "Edit": "editing",
     "ImageOptions": "image",
     "Metrics": "interaction.metrics",
     "Modes": "interaction.modes",

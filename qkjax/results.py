@@ -115,6 +115,30 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
+HOW = ("batch", "devices", "jax", "qkjax")
+"""Settings on which the last bits of a result depend, but not what it is."""
+
+
+def read_earlier(path: Path, settings: Mapping[str, str]) -> xr.Dataset | None:
+    """The result of an earlier run with the same settings (its attribute of that name, as JSON); None without one.
+
+    Raises:
+      QkjaxError: it is of other settings, or cannot be read: hours of work may lie in it.
+    """
+    if not path.exists():
+        return None
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as opened:
+            data, was = opened.load(), json.loads(opened.attrs["settings"])
+    except Exception as error:  # h5netcdf raises whatever it stumbles over
+        raise QkjaxError(f"{path} is no result that can be read ({error}); remove it, or give another --out") from error
+    if other := [name for name in settings if was.get(name) != settings[name] and name not in HOW]:
+        raise QkjaxError(
+            f"{path} has the result of other settings ({', '.join(other)}): remove it, or give another --out"
+        )
+    return data
+
+
 def difference_dataset(found: Difference, attrs: Mapping[str, str]) -> xr.Dataset:
     """How two models differ, with dims layer, head, mode (of the first model; for `_angles` their order)."""
     variables = {
@@ -145,14 +169,14 @@ def top_images_dataset(found: Scan, names: Sequence[str], metrics: Metrics, attr
         "image_index": (dims, np.asarray(found.top.image)),
         "singular_value": (PER_MODE, np.asarray(metrics.singular_value)),
         "cosine": (PER_MODE, np.asarray(metrics.cosine)),
-        "unreadable": ("broken", _texts([name for name, _ in unreadable])),
-        "reason": ("broken", _texts([reason for _, reason in unreadable])),
+        "unreadable": ("broken", texts([name for name, _ in unreadable])),
+        "reason": ("broken", texts([reason for _, reason in unreadable])),
     }
-    coords = {"score": ("score", _texts(scores)), "sign": ("sign", [1, -1]), "image": ("image", _texts(names))}
+    coords = {"score": ("score", texts(scores)), "sign": ("sign", [1, -1]), "image": ("image", texts(names))}
     return xr.Dataset(variables, coords, {**attrs, **versions(), "settings": json.dumps(found.settings)})
 
 
-def _texts(values: Sequence[str]) -> np.ndarray:
+def texts(values: Sequence[str]) -> np.ndarray:
     """As netCDF holds them; file names may hold bytes that are no text."""
     return np.array([v.encode("utf-8", "replace").decode() for v in values], dtype=object)
 

@@ -75,8 +75,12 @@ class Scan(NamedTuple):
     settings: Mapping[str, str]
 
 
-def settings_of(checkpoint: Checkpoint, images: ImageSet, options: ScanOptions) -> dict[str, str]:
-    """All that a scan's result depends on, as texts: equal settings give equal results."""
+def settings_of(checkpoint: Checkpoint, images: ImageSet, options) -> dict[str, str]:
+    """All that a result depends on, as texts: equal settings give equal results.
+
+    Args:
+      options: a dataclass, with a field `batch`.
+    """
     digest = blake2b(digest_size=16)
     for name, array in sorted(flatten_dict(checkpoint.params, sep="/").items()):
         digest.update(name.encode())
@@ -88,7 +92,7 @@ def settings_of(checkpoint: Checkpoint, images: ImageSet, options: ScanOptions) 
         "preprocess": asdict(checkpoint.preprocess),
         "images": images.fingerprint,
         **asdict(options),
-        "batch": batch_size(options),
+        "batch": batch_size(options.batch),
         "devices": f"{jax.local_device_count()} {jax.default_backend()}",
         "jax": version("jax"),
         "qkjax": version("qkjax"),
@@ -110,15 +114,25 @@ def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, index, st
     return add(top, jnp.stack(found, axis=2), index)
 
 
+def over_devices(axis: int | None) -> NamedSharding:
+    """Arrays split along an axis over all devices of this host; None: whole on each."""
+    devices = Mesh(np.array(jax.local_devices()), ("batch",))
+    return NamedSharding(devices, PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "batch"))
+
+
+def scaling(checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation by which pixels are normalised, to go with (images, height, width, channels)."""
+    preset = checkpoint.preprocess
+    mean, std = (np.reshape(np.array(x, np.float32), (1, 1, 1, 3)) for x in (preset.mean, preset.std))
+    return mean, std
+
+
 class Scanner:
     """A model and its modes on all devices of this host, ready to take batches."""
 
     def __init__(self, checkpoint: Checkpoint, modes: Modes, options: ScanOptions):
-        devices = Mesh(np.array(jax.local_devices()), ("batch",))
-        self._split, self._whole = (NamedSharding(devices, PartitionSpec(*axes)) for axes in (("batch",), ()))
-        preset = checkpoint.preprocess
-        scaling = [np.reshape(np.array(x, np.float32), (1, 1, 1, 3)) for x in (preset.mean, preset.std)]
-        self._held = jax.device_put((checkpoint.params, Modes(*modes), scaling), self._whole)
+        self._split, self._whole = over_devices(0), over_devices(None)
+        self._held = jax.device_put((checkpoint.params, Modes(*modes), scaling(checkpoint)), self._whole)
         self._model = ViT(checkpoint.config, options.dtype)
         self._options = options
 
@@ -160,7 +174,7 @@ def scan_images(
     if processes > 1:
         hosts.agree(settings)
     own = {**settings, "process": f"{process} of {processes}"}
-    size, resolution = batch_size(options), resolution_of(checkpoint, options.resolution)
+    size, resolution = batch_size(options.batch), resolution_of(checkpoint, options.resolution)
     groups = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)][process::processes]
     state = _resume(path, own) or _nothing_yet(modes, options, len(images))
     scanner = Scanner(checkpoint, modes, options)
@@ -205,10 +219,10 @@ def _nothing_yet(modes: Modes, options: ScanOptions, images: int) -> _State:
     return _State(0, empty((len(options.scores), layers, heads, rank, 2), k), ())
 
 
-def batch_size(options: ScanOptions) -> int:
-    """Images of a batch on the devices of this host."""
+def batch_size(asked: int | None) -> int:
+    """Images of a batch on the devices of this host, see `ScanOptions`."""
     devices = jax.local_device_count()
-    wanted = options.batch or (8 if jax.default_backend() == "cpu" else 64 * devices)
+    wanted = asked or (8 if jax.default_backend() == "cpu" else 64 * devices)
     return -(-wanted // devices) * devices
 
 

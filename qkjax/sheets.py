@@ -121,7 +121,7 @@ def mode_maps(
         left out, and standard error says so.
     """
     model, params = ViT(checkpoint.config, options.dtype), jax.device_put(checkpoint.params)
-    grid, size = check(checkpoint, options), batch_size(options)
+    grid, size = check(checkpoint, options), batch_size(options.batch)
     u, v = np.asarray(modes.u), np.asarray(modes.v)
     special, maps = checkpoint.config.prefix_tokens, {}
     indices = sorted(wanted)

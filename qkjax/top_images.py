@@ -1,6 +1,5 @@
 """The job of `qkjax modes`: the images of a set that excite each mode most, and sheets of them."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -25,8 +24,6 @@ from qkjax.sheets import sheets, table
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.load import Checkpoint, load
 
-HOW = ("batch", "devices", "jax", "qkjax")
-"""Settings on which the last bits of a result depend, but not what it is."""
 CHOSEN = "chosen"  # the page of modes that were named
 
 
@@ -61,7 +58,7 @@ def top_images(
     modes = decompose(*query_key_kernels(checkpoint.params))
     settings = settings_of(checkpoint, images, options)
     first, several = jax.process_index() == 0, jax.process_count() > 1
-    data = _finished(folder / "top_images.nc", settings) if first else None
+    data = results.read_earlier(folder / "top_images.nc", settings) if first else None
     so_far = hosts.own(folder / "scan.partial.npz")
     if not (hosts.gather_json(data is not None)[0] if several else data is not None):
         print(f"{checkpoint.name}: scanning {len(images)} images of {images.name}", file=sys.stderr)
@@ -81,26 +78,6 @@ def top_images(
     remove(so_far)
     if first:
         _draw(checkpoint, modes, images, options, data, pages, folder)
-
-
-def _finished(path: Path, settings: Mapping[str, str]) -> xr.Dataset | None:
-    """The result of an earlier scan that looked for the same; None without one.
-
-    Raises:
-      QkjaxError: it looked for something else, or cannot be read: hours of work may lie in it.
-    """
-    if not path.exists():
-        return None
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            data, was = opened.load(), json.loads(opened.attrs["settings"])
-    except Exception as error:  # h5netcdf raises whatever it stumbles over
-        raise QkjaxError(f"{path} is no result that can be read ({error}); remove it, or give another --out") from error
-    if other := [name for name in settings if was.get(name) != settings[name] and name not in HOW]:
-        raise QkjaxError(
-            f"{path} is of a scan with other settings ({', '.join(other)}): remove it, or give another --out"
-        )
-    return data
 
 
 def _list_unreadable(data: xr.Dataset, path: Path) -> None:

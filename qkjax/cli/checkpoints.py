@@ -2,11 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.said import EditKind, said
+from qkjax.cli.said import EditKind, Pool, said
 from qkjax.errors import QkjaxError
 
 
@@ -60,7 +60,7 @@ def export(
     control: int | None = None,
     key_bias: bool = True,
     grid: tuple[int, int] | None = None,
-    pool: Literal["tok", "gap", "map", "none", "0"] | None = None,
+    pool: Pool | None = None,
     heads: int | None = None,
 ) -> None:
     """Write a checkpoint as an npz that big_vision's vit.load reads; edited, if asked for.

@@ -3,6 +3,7 @@
 from typing import Literal
 
 EditKind = Literal["drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric", "unbias"]
+Pool = Literal["tok", "gap", "map", "none", "0"]
 
 
 def said(**settings) -> dict:

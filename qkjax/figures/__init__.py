@@ -1,5 +1,6 @@
 """Figures of the metrics. Each function takes results and returns a matplotlib `Figure`."""
 
+from qkjax.figures.ablations import ablation_figures, attention_by_layer, dose_response, layer_map
 from qkjax.figures.layers import cosine_by_layer, difference_map, head_map, symmetry_by_layer
 from qkjax.figures.modes import cosine_histograms, spectra
 from qkjax.figures.overlay import overlay
@@ -8,11 +9,15 @@ from qkjax.figures.style import save
 from qkjax.figures.training import sweep_accuracy, sweep_cosines, sweep_curves
 
 __all__ = [
+    "ablation_figures",
+    "attention_by_layer",
     "contact_sheet",
     "cosine_by_layer",
     "cosine_histograms",
     "difference_map",
+    "dose_response",
     "head_map",
+    "layer_map",
     "overlay",
     "save",
     "spectra",

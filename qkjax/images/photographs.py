@@ -36,6 +36,13 @@ def photographs(crops: bool = True) -> ImageSet:
     return image_set("photographs", found)
 
 
+def subjects(images: ImageSet) -> tuple[list[int], list[str]]:
+    """For each of the default photographs and crops the number of the photograph it is of; and their names."""
+    stems = [name.split(" ")[0] for name in images.names]
+    names = sorted(set(stems))
+    return [names.index(stem) for stem in stems], names
+
+
 def _folder(package: str) -> Path:
     spec = find_spec(package)  # found, not imported: only its files are wanted
     if spec is None or not spec.submodule_search_locations:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qkjax.errors import QkjaxError
+from qkjax.images.labels import by_folder
 from qkjax.images.sources import ImageSet, open_images
 from qkjax.preprocess import PRESETS, normalise, preprocess
 from qkjax.train.augment import inception_crop, moved, rand_augment
@@ -129,26 +130,15 @@ def _class_folders(path: Path, seed: int) -> Found:
     parts = {names: next((path / n for n in names if (path / n).is_dir()), None) for names in (TRAIN, TRIED)}
     if None in parts.values():
         images = open_images(path)
-        labels, classes = _labels(path, images)
+        labels, classes = by_folder(path, images)
         return *_split(_Labelled(images, labels), seed), len(classes), images.fingerprint
     found = [open_images(part) for part in parts.values()]
-    (labels, classes), (tried, others) = (_labels(path, images) for images in found)
+    (labels, classes), (tried, others) = (by_folder(path, images) for images in found)
     if others != classes:
         odd = sorted(set(others) ^ set(classes))[0]
         raise QkjaxError(f"{path} has the class {odd} in only one of its folders to learn from and to be tried on")
     fingerprint = " ".join(images.fingerprint for images in found)
     return *(_Labelled(*pair) for pair in zip(found, (labels, tried), strict=True)), len(classes), fingerprint
-
-
-def _labels(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
-    """The number of each image's class, and the classes: the outermost folders in which images lie, by name."""
-    parts = [[part for part in name.split("/") if not part.endswith((".zip", ".tar"))] for name in images.names]
-    folders = [part[0] if len(part) > 1 else "" for part in parts]
-    classes = sorted(set(folders))
-    if len(classes) < 2 or "" in classes:
-        raise QkjaxError(f"{path} wants a folder of images for each class, and two classes or more")
-    number = {folder: index for index, folder in enumerate(classes)}
-    return [number[folder] for folder in folders], classes
 
 
 @dataclass(frozen=True)

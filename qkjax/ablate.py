@@ -1,0 +1,205 @@
+"""The job of `qkjax ablate`: what edits of a model's modes do to a set of images."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from qkjax import figures, results
+from qkjax.ablation import AblationOptions, Ablator, Found, query_places
+from qkjax.ablation_table import ablation_table, ablations_dataset
+from qkjax.editing import Edit, Planned, notes_on, planned
+from qkjax.errors import QkjaxError
+from qkjax.files import atomic_path, make_folder
+from qkjax.images.labels import by_folder
+from qkjax.images.photographs import photographs, subjects
+from qkjax.images.sources import ImageSet, open_images
+from qkjax.interaction.edit import edit
+from qkjax.interaction.effects import linear_cka
+from qkjax.interaction.metrics import measure
+from qkjax.interaction.modes import Modes, decompose
+from qkjax.interrupt import held
+from qkjax.plan import Line
+from qkjax.readout import Readout
+from qkjax.scan import for_photographs, photograph_grid, settings_of
+from qkjax.vit.tree import Attention, attention
+from qkjax.weights.load import Checkpoint, load
+
+UNEDITED = Edit("none", "")
+SHOWN = ("edit", "select", "modes", "seeds", "share", "representation", "attention", "preference", "logits", "head",
+         "probe", "neighbours")  # fmt: skip
+Arrays = dict[str, np.ndarray]
+
+
+class ImagesWanted(NamedTuple):
+    """Which images an ablation is measured on.
+
+    Attributes:
+      path: a folder or archive; None for the default photographs.
+      limit: so many of them, evenly spaced; None for all.
+      labels: the folders that they lie in (or the photographs that they are crops of) are classes.
+    """
+
+    path: Path | None = None
+    limit: int | None = None
+    labels: bool = False
+
+
+class _Subject(NamedTuple):
+    """A model, its modes, and the images that it is shown; their labels are empty where none are asked for."""
+
+    checkpoint: Checkpoint
+    parts: Attention
+    modes: Modes
+    images: ImageSet
+    labels: list[int]
+    classes: list[str]
+
+
+def ablate_model(
+    model: str,
+    lines: Sequence[Line],
+    wanted: ImagesWanted,
+    out: Path | None,
+    options: AblationOptions,
+    settings: Mapping,
+) -> None:
+    """Makes the ablations of a plan, and writes ablations.nc, ablations.csv and figures; prints a table.
+
+    Each ablation is kept in a file of its own in the folder's `done`, so that a plan that was stopped goes on, and one
+    that has grown asks only for what is new.
+
+    Raises:
+      QkjaxError: bad input, or a result cannot be written; what was done is kept.
+    """
+    checkpoint = for_photographs(load(model, **settings))
+    query_places(photograph_grid(checkpoint, options.resolution), options.queries)  # or say at once why not
+    parts = attention(checkpoint.params)
+    subject = _Subject(checkpoint, parts, decompose(*parts[:2]), *_images(wanted))
+    metrics = measure(subject.modes)
+    plans = [planned(line.edit, parts, subject.modes, metrics) for line in lines]
+    folder = out or Path("results") / checkpoint.name / "ablations"
+    make_folder(folder)
+    images = subject.images
+    how = settings_of(checkpoint, images, options) | {"labels": json.dumps(wanted.labels)}
+    results.read_earlier(folder / "ablations.nc", how)
+    edits = [line.edit for line in lines]
+    paths = [folder / "done" / f"{_digest(how, one)}.npz" for one in (UNEDITED, *edits)]
+    found = [_read(path) for path in paths]
+    if any(item is None for item in found):
+        _fill(found, paths, subject, list(zip(edits, plans, strict=True)), options)
+    names = [images.names[i] for i in found[0].pop("index")]
+    attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(how)}
+    dataset = ablations_dataset(lines, found, names, attrs)
+    results.write_dataset(dataset, folder / "ablations.nc")
+    rows = ablation_table(dataset)
+    results.write_csv(rows, folder / "ablations.csv")
+    shown = [{name: row[name] for name in SHOWN if name in row} for row in rows]
+    print(f"{checkpoint.name}, {len(names)} images\n{results.format_rows(shown, dict.fromkeys(SHOWN[:3], ''))}")
+    drawn = figures.ablation_figures(dataset, rows)
+    for stem, figure in drawn.items():
+        figures.save(figure, folder / stem)
+    print(f"wrote ablations.nc, ablations.csv and {len(drawn)} figures (png, pdf) to {folder}", file=sys.stderr)
+
+
+def _images(wanted: ImagesWanted) -> tuple[ImageSet, list[int], list[str]]:
+    """The images, and their classes where these are asked for."""
+    images = open_images(wanted.path) if wanted.path else photographs()
+    labels, classes = [], []
+    if wanted.labels:
+        labels, classes = by_folder(wanted.path, images) if wanted.path else subjects(images)
+    if wanted.limit is None or wanted.limit >= len(images):
+        return images, labels, classes
+    if wanted.limit < 1:
+        raise QkjaxError("--limit is a whole number from 1 up")
+    chosen = (np.arange(wanted.limit) + 0.5) * len(images) / wanted.limit
+    chosen = [int(i) for i in chosen]
+    read = images.read
+    few = replace(
+        images,
+        names=tuple(images.names[i] for i in chosen),
+        read=lambda index: read(chosen[index]),
+        fingerprint=f"{wanted.limit} of {images.fingerprint}",
+    )
+    return few, [labels[i] for i in chosen] if labels else [], classes
+
+
+def _digest(how: Mapping[str, str], wanted: Edit) -> str:
+    text = json.dumps([dict(how), asdict(wanted)], sort_keys=True)
+    return blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _fill(
+    found: list[Arrays | None],
+    paths: Sequence[Path],
+    subject: _Subject,
+    plans: Sequence[tuple[Edit, Planned]],
+    options: AblationOptions,
+) -> None:
+    """Makes and keeps what is not there yet."""
+    checkpoint, images = subject.checkpoint, subject.images
+    todo = [i for i, item in enumerate(found) if item is None and i > 0]
+    print(f"{checkpoint.name}: {len(todo)} ablations on {len(images)} images of {images.name}", file=sys.stderr)
+    bar = tqdm(total=(1 + len(todo)) * len(images), unit="img", smoothing=0.05)
+    with bar, held() as interrupted:
+
+        def tick(count: int) -> None:
+            bar.update(count)
+            interrupted()
+
+        def tell(notes: Sequence[str]) -> None:
+            for note in notes:
+                if note not in told:
+                    told.add(note)
+                    bar.write(f"note: {note}", file=sys.stderr)
+
+        told = set()
+        ablator = Ablator(checkpoint, images, options, tick)
+        tell([f"left out {images.names[index]}: {reason}" for index, reason in ablator.unreadable])
+        finish = _finisher(ablator, subject)
+        heads = checkpoint.config.depth, checkpoint.config.heads
+        nothing = {"share": np.zeros(heads), "kept": np.ones(heads), "index": np.array(ablator.index)}
+        found[0] = found[0] or _kept(paths[0], finish(ablator.unedited) | nothing)
+        for i in todo:
+            wanted, plan = plans[i - 1]
+            made = edit(subject.parts, subject.modes, plan.kind, plan.weights, ablator.columns, plan.key_bias)
+            notes = notes_on(plan, wanted.control, made, checkpoint.config.head_dim)
+            tell([f"{wanted.kind} {wanted.selection}: {note}" for note in notes])
+            own = {"share": plan.share, "kept": np.asarray(made.kept, np.float64)}
+            found[i] = _kept(paths[i], finish(ablator.ablate(made)) | own)
+
+
+def _finisher(ablator: Ablator, subject: _Subject) -> Callable[[Found], Arrays]:
+    """Makes, of what a pass found, what is kept of it."""
+    own, readout = ablator.unedited.representation, None
+    if subject.labels:
+        labels = [subject.labels[i] for i in ablator.index]
+        readout = Readout(labels, subject.classes, own, subject.checkpoint.config.classes)
+
+    def finish(found: Found) -> Arrays:
+        cka = np.float64(linear_cka(own, found.representation)) if len(own) > 1 else np.nan
+        right = readout.right(found.representation, found.logits) if readout else {}
+        return found.effects._asdict() | {"cka": np.array(cka)} | {f"right_{k}": v for k, v in right.items()}
+
+    return finish
+
+
+def _kept(path: Path, arrays: Arrays) -> Arrays:
+    """The same, written to its file."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    return arrays
+
+
+def _read(path: Path) -> Arrays | None:
+    """An ablation that was made; None where it was not, or its file is damaged: then it is made again."""
+    with suppress(Exception), open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return {name: file[name] for name in file}
+    return None

@@ -1,0 +1,183 @@
+"""Figures of ablations: effect against dose, effect by layer and kind of mode, and where attention changes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qkjax.ablation_table import RANDOM, TARGETED, interval
+from qkjax.figures.style import COLOURS, DIVERGING, GREY, MARKERS, WIDTH, literal, styled
+from qkjax.results import Row
+
+LABELS = {
+    "representation": "representation\n(1 - cosine)",
+    "tokens": "patch tokens\n(1 - cosine)",
+    "logits": "classes\n(KL, bits)",
+    "attention": "attention\n(JS, bits)",
+    "class_attention": "class token's\nattention (JS, bits)",
+    "entropy": "attention entropy\n(change, bits)",
+    "preference": "preference for\nsimilar (change)",
+    "head": "accuracy",
+    "probe": "probe accuracy",
+    "neighbours": "neighbours'\naccuracy",
+}
+CURVES = ("representation", "attention", "preference", "logits", "head", "probe")
+"""Effects that have a row in figures."""
+MOST = 6  # lines that can be told apart
+
+
+def ablation_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict[str, Figure]:
+    """Those figures that the ablations are enough for, by name."""
+    drawn = {}
+    if _curves(rows):
+        drawn["dose_response"] = dose_response(rows)
+    if len({row["layers"] for row in _one_layer(rows)}) > 1:
+        drawn["layer_map"] = layer_map(rows)
+    targeted = [row for row in rows if row["modes"] == TARGETED]
+    if not drawn or len(targeted) <= MOST:
+        drawn["attention_by_layer"] = attention_by_layer(dataset)
+    return drawn
+
+
+def _shown(rows: Sequence[Row]) -> list[str]:
+    return [name for name in CURVES if name in rows[0]]
+
+
+def _name(row: Row) -> str:
+    return f"{row['edit']} {row['condition']}" + ("" if row["key_bias"] else ", no key bias")
+
+
+def _curves(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows of several doses, by condition, layers and whether they are random."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if np.isfinite(row["dose"]):
+            groups.setdefault((_name(row), row["layers"], row["modes"]), []).append(row)
+    return {key: sorted(group, key=lambda row: row["share"]) for key, group in groups.items() if len(group) > 1}
+
+
+def dose_response(rows: Sequence[Row]) -> Figure:
+    """Effects against the share of squared strength that is edited: a column for each range of layers, a row for each
+    effect; targeted modes in colour, random ones as strong dashed; bands hold 95%.
+
+    Args:
+      rows: of `ablation_table`.
+    """
+    groups, effects = _curves(rows), _shown(rows)
+    layers = list(dict.fromkeys(key[1] for key in groups))
+    names = list(dict.fromkeys(key[0] for key in groups))
+    with styled():
+        size = (max(WIDTH * 0.6, min(WIDTH, 2.3 * len(layers) + 1.2)), 1.55 * len(effects) + 0.9)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(effects), len(layers), sharex=True, sharey="row", squeeze=False)
+        for (name, where, modes), group in groups.items():
+            place = names.index(name)
+            for effect, axes in zip(effects, panels[:, layers.index(where)], strict=True):
+                _band(axes, group, effect, place, modes, f"{name}" if modes == TARGETED else f"random, as {name}")
+        for effect, line in zip(effects, panels, strict=True):
+            line[0].set_ylabel(LABELS[effect])
+            for axes in line:
+                axes.axhline(rows[0][effect], color="black", linewidth=0.8, linestyle=":", label="unedited")
+        for where, axes in zip(layers, panels[0], strict=True):
+            axes.set_title(f"layers {where}" if where else "all layers")
+        figure.supxlabel("share of the edited heads' squared strength", fontsize=9)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, map(literal, labels), loc="outside upper center", ncols=2, frameon=False)
+        return figure
+
+
+def _band(axes: Axes, group: Sequence[Row], effect: str, place: int, modes: str, label: str) -> None:
+    colour, targeted = COLOURS[place % len(COLOURS)], modes == TARGETED
+    names = ("share", effect, f"{effect}_low", f"{effect}_high")
+    x, mean, low, high = (np.array([row[name] for row in group]) for name in names)
+    line, marker = ("-", MARKERS[place % len(MARKERS)]) if targeted else ("--", None)
+    axes.plot(x, mean, line, marker=marker, color=colour, label=label, markersize=4)
+    axes.fill_between(x, low, high, color=colour, alpha=0.18 if targeted else 0.1, linewidth=0)
+
+
+def _one_layer(rows: Sequence[Row]) -> list[Row]:
+    """Of ablations of a single layer those of the largest dose of each condition."""
+    single = [row for row in rows if row["layers"].isdecimal()]
+    largest: dict[tuple[str, str], float] = {}
+    for row in single:
+        key = (_name(row), row["layers"])
+        largest[key] = max(largest.get(key, -np.inf), np.nan_to_num(row["dose"]))
+    return [row for row in single if np.nan_to_num(row["dose"]) == largest[_name(row), row["layers"]]]
+
+
+def layer_map(rows: Sequence[Row]) -> Figure:
+    """Effects of editing one layer at a time: layers to the right, kinds of modes down, a panel for each effect.
+
+    Args:
+      rows: of `ablation_table`; those of a single layer are shown, at the largest dose.
+    """
+    single, effects = _one_layer(rows), _shown(rows)
+    layers = sorted({int(row["layers"]) for row in single})
+    kinds = sorted({(_name(row), row["modes"] == RANDOM) for row in single})
+    doses = {row["dose"] for row in single if np.isfinite(row["dose"])}
+    with styled():
+        figure = Figure(figsize=(WIDTH, (0.27 * len(kinds) + 0.55) * len(effects) + 0.6), layout="constrained")
+        panels = figure.subplots(len(effects), 1, sharex=True, squeeze=False)[:, 0]
+        for effect, axes in zip(effects, panels, strict=True):
+            values = np.full((len(kinds), len(layers)), np.nan)
+            for row in single:
+                kind = kinds.index((_name(row), row["modes"] == RANDOM))
+                values[kind, layers.index(int(row["layers"]))] = row[effect]
+            signed = effect in ("entropy", "preference")
+            limit = np.nanmax(np.abs(values)) or 1
+            colours, lowest = (DIVERGING, -limit) if signed else ("viridis", 0)
+            image = axes.imshow(values, aspect="auto", cmap=colours, vmin=lowest, vmax=limit)
+            axes.set_yticks(range(len(kinds)), [literal(f"random, as {n}" if r else n) for n, r in kinds])
+            axes.set_xticks(range(len(layers)), layers)
+            figure.colorbar(image, ax=axes, label=LABELS[effect], pad=0.01)
+        panels[-1].set_xlabel("layer edited")
+        said = f", share {', '.join(f'{dose:g}' for dose in sorted(doses))} of its squared strength" if doses else ""
+        figure.suptitle(f"one layer edited at a time{said}", fontsize=9)
+        return figure
+
+
+def attention_by_layer(dataset: xr.Dataset) -> Figure:
+    """How attention changes, layer by layer, under each targeted ablation (the first six) and its controls together:
+    divergence, entropy, preference for similar tokens; bands hold 95% over images (and seeds).
+
+    Args:
+      dataset: of `ablations_dataset`.
+    """
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for index in range(1, dataset.sizes["ablation"]):
+        one = dataset.isel(ablation=index)
+        name = f"{one.edit.item()} {one.select.item()}" + ("" if one.key_bias.item() else ", no key bias")
+        groups.setdefault((name, one.control.item() >= 0), []).append(index)
+    names = list(dict.fromkeys(name for name, _ in groups))[:MOST]
+    own = {name: dataset[name].mean("head").values.astype(np.float64) for name in ("attention_entropy", "preference")}
+    changes = {
+        "attention": dataset.attention_js.mean("head").values.astype(np.float64),
+        "entropy": own["attention_entropy"] - own["attention_entropy"][:1],
+        "preference": own["preference"] - own["preference"][:1],
+    }
+    layers = np.arange(dataset.sizes["layer"])
+    with styled():
+        figure = Figure(figsize=(WIDTH, 2.5 + 0.16 * len(groups)), layout="constrained")
+        panels = figure.subplots(1, 3)
+        for axes, (effect, values) in zip(panels, changes.items(), strict=True):
+            axes.axhline(0, color=GREY, linewidth=0.8)
+            for (name, random), indices in groups.items():
+                if name in names:
+                    _by_layer(axes, layers, values[indices], names.index(name), random, name)
+            axes.set(xlabel="layer", title=LABELS[effect])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, map(literal, labels), loc="outside lower center", ncols=2, frameon=False)
+        return figure
+
+
+def _by_layer(axes: Axes, layers, values, place: int, random: bool, name: str) -> None:
+    """Values: (seeds, images, layers)."""
+    mean, low, high = np.transpose([interval(values[..., layer]) for layer in layers])
+    colour = COLOURS[place % len(COLOURS)]
+    label = f"random, as {name}" if random else name
+    axes.plot(layers, mean, "--" if random else "-", color=colour, label=label)
+    axes.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -1,0 +1,266 @@
+"""Effects of ablations are what plain float64 arithmetic on single forward passes says; plans go on and can grow."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import scipy.spatial.distance
+import scipy.stats
+import xarray as xr
+from PIL import Image
+
+import qkjax
+from qkjax import ablation
+from qkjax.ablate import ImagesWanted, ablate_model
+from qkjax.ablation import AblationOptions, Ablator, query_places
+from qkjax.ablation_table import interval
+from qkjax.images.labels import head_classes
+from qkjax.images.sources import open_images
+from qkjax.interaction.edit import edit
+from qkjax.maps.preference import similarity_preference
+from qkjax.plan import expand, read_plan
+from qkjax.preprocess import Preprocess, normalise, picture
+from qkjax.readout import Readout
+from qkjax.weights.export import save
+from qkjax.weights.load import Checkpoint
+
+SIDE, CLASSES = 32, ("first", "other", "third")
+PRESET = Preprocess("squash", "pil-bilinear", SIDE, SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Checkpoint:
+    """A small ViT with a class token, a register and a head, with large biases; as a file."""
+    config = qkjax.ViTConfig(
+        width=24, depth=3, heads=4, head_dim=6, mlp_dim=48, patch_size=(8, 8), grid=(4, 4), pool="tok",
+        class_token=True, registers=1, classes=len(CLASSES),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    tree = qkjax.ViT(config).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))["params"]
+    params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
+    path = tmp_path_factory.mktemp("model") / "small.npz"
+    save(path, config, params, PRESET)
+    return qkjax.load(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Ten small pictures in a folder for each class, and one file that is no picture."""
+    path, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for index in range(10):
+        name = path / CLASSES[index % 3] / f"{index}.png"
+        name.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(name)
+    (path / "other" / "broken.png").write_bytes(b"no picture")
+    return path
+
+
+def passes(checkpoint, images):
+    """A forward pass of each image by itself."""
+    for index in range(len(images)):
+        pixels = normalise(picture(images.read(index), checkpoint.preprocess), checkpoint.preprocess)[None]
+        logits, out = qkjax.forward(
+            qkjax.ViT(checkpoint.config), checkpoint.params, pixels, capture=("attention", "norm")
+        )
+        yield np.asarray(logits[0], np.float64), {k: np.asarray(v, np.float64) for k, v in out.items()}
+
+
+@pytest.mark.parametrize(("kind", "exact"), [("drop", False), ("symmetric", True)])
+def test_effects_are_those_of_plain_passes(checkpoint, folder, kind, exact):
+    images = open_images(folder)
+    readable = [i for i, name in enumerate(images.names) if "broken" not in name]
+    ablator = Ablator(checkpoint, images, AblationOptions(queries=4, batch=4, exact=exact), lambda _: None)
+    assert ablator.names == [images.names[i] for i in readable]
+    assert "broken" in ablator.unreadable[0][1]
+    parts = qkjax.attention(checkpoint.params)
+    modes = qkjax.decompose(*parts[:2])
+    weights = np.where(np.asarray(qkjax.measure(modes).cosine) > 0, 1, 0).astype(np.float32)
+    found = ablator.ablate(edit(parts, modes, kind, weights, ablator.columns))
+    other, _ = qkjax.edited(checkpoint, kind, "cosine>0" if kind == "drop" else "all", exact=exact)
+    places = query_places((4, 4), 4)
+    assert places.tolist() == [5, 7, 13, 15]
+    chosen = qkjax.open_images(folder)
+    pairs = list(zip(*(passes(c, _only(chosen, readable)) for c in (checkpoint, other)), strict=True))
+    for row, ((logits, was), (edited_logits, now)) in enumerate(pairs):
+        effects = jax.tree.map(lambda leaf, row=row: leaf[row], found.effects)
+        both = was["encoded"][0], now["encoded"][0]
+        cosines = [1 - scipy.spatial.distance.cosine(a, b) for a, b in zip(*both, strict=True)]
+        assert effects.representation_cosine == pytest.approx(cosines[0], abs=1e-5)
+        assert effects.token_cosine == pytest.approx(np.mean(np.array(cosines)[places + 2]), abs=1e-5)
+        probabilities = [scipy.special.softmax(x) for x in (logits, edited_logits)]
+        assert effects.logits_kl == pytest.approx(scipy.stats.entropy(*probabilities, base=2), abs=1e-4)
+        np.testing.assert_allclose(found.logits[row], edited_logits, atol=1e-4)
+        for layer, head in np.ndindex(3, 4):
+            a, b = (out["attention"][layer, 0, head] for out in (was, now))
+            js = scipy.spatial.distance.jensenshannon(a, b, base=2, axis=1) ** 2
+            assert effects.attention_js[layer, head] == pytest.approx(js[places + 2].mean(), abs=1e-5)
+            assert effects.class_attention_js[layer, head] == pytest.approx(js[0], abs=1e-5)
+            entropy = scipy.stats.entropy(b[places + 2], base=2, axis=1).mean()
+            assert effects.attention_entropy[layer, head] == pytest.approx(entropy, abs=1e-4)
+            preference = _preference(b[2:, 2:], now["norm"][layer, 0, 2:], places)
+            assert effects.preference[layer, head] == pytest.approx(preference, abs=1e-5)
+    same = ablator.unedited.effects
+    np.testing.assert_allclose(same.representation_cosine, 1, atol=1e-6)
+    np.testing.assert_array_equal(same.attention_js, 0)
+
+
+def _only(images, chosen):
+    names = tuple(images.names[i] for i in chosen)
+    return type(images)(images.name, names, lambda i: images.read(chosen[i]), "")
+
+
+def _preference(attention, tokens, places):
+    found = []
+    for i in places:
+        others = [j for j in range(len(tokens)) if j != i]
+        cosines = np.array([1 - scipy.spatial.distance.cosine(tokens[i], tokens[j]) for j in others])
+        found.append(np.average(cosines, weights=attention[i, others]) - cosines.mean())
+    return np.mean(found)
+
+
+def test_preference_of_hand_made_attention():
+    """Two kinds of tokens, at right angles: towards all 0, towards its own kind and the other as counted."""
+    tokens = np.array([[1, 0], [2, 0], [3, 0], [0, 1], [0, 2]], np.float32)
+    alike = (tokens @ tokens.T > 0).astype(np.float32)
+    attention = np.stack([np.ones((5, 5)), alike, 1 - alike, np.eye(5)]).astype(np.float32)
+    found = jax.jit(similarity_preference)(attention, tokens, np.arange(5))
+    uniform = (3 * 2 / 4 + 2 * 1 / 4) / 5
+    np.testing.assert_allclose(found, [0, 1 - uniform, -uniform, 0], atol=1e-6)
+
+
+def test_plans_say_what_they_hold(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        '[[grid]]\nedit = ["drop", "flip"]\nselect = ["grouping={dose} layers={layers}", "all"]\n'
+        'dose = [0.1, 0.5]\nlayers = ["0-1", 2]\ncontrols = 1\n[[grid]]\nedit = "drop"\n'
+    )
+    lines = read_plan(path)
+    assert len(lines) == 2 * (2 * 2 + 1) * 2, "the second grid says what the first holds"
+    assert lines[1].edit == qkjax.Edit("drop", "grouping=0.1 layers=0-1", True, 0)
+    assert lines[1][1:] == ("grouping", "0-1", 0.1)
+    (ranged,) = expand([{"edit": "keep", "select": "modes=0-{dose} cosine>0", "dose": 3}])
+    assert ranged[1:] == ("modes=0-* cosine>0", "", 3.0)
+    for text, says in {
+        "grid": "is no TOML",
+        "edit = 1": r"is no plan: it holds \[\[grid\]\] tables",
+        "[[grid]]\nselect = 'all'": "a grid says what its edit is",
+        "[[grid]]\nedit = 'drop'\nselect = '{layer}'": r"a selection asks for \{layer\}",
+        "[[grid]]\nedit = 'drop'\ndose = 1": "dose is in no selection",
+        "[[grid]]\nedit = 'drop'\ncontrols = true": "controls is True, and wants to be int",
+        "[[grid]]\nedit = 'drop'\nselect = 'cosine>{dose}'\ndose = 'x'": "dose is 'x', and wants to be a number",
+        "[[grid]]\nedit = 'drop'\nselect = []": r"\[\] is no list of words or numbers",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(qkjax.QkjaxError, match=says):
+            read_plan(path)
+    with pytest.raises(qkjax.QkjaxError, match="cannot read"):
+        read_plan(tmp_path / "none.toml")
+
+
+def test_a_plan_that_was_stopped_goes_on_to_the_same_bits_and_can_grow(
+    checkpoint, folder, tmp_path, monkeypatch, capsys
+):
+    grid = {"edit": "drop", "select": ["strongest={dose} layers={layer}"], "dose": [0.3, 0.9], "layer": [0, 2]}
+    wanted, options = ImagesWanted(folder, labels=True), AblationOptions(queries=4, batch=4)
+
+    def run(out, lines):
+        ablate_model(checkpoint.source, lines, wanted, tmp_path / out, options, {})
+        with xr.open_dataset(tmp_path / out / "ablations.nc", engine="h5netcdf") as data:
+            return data.load()
+
+    lines = expand([{**grid, "controls": 1}])
+    whole = run("whole", lines)
+    assert ablation._edited._cache_size() <= 2, "one program for all edits (and one for wider heads, of other tests)"
+    assert "left out other/broken.png: cannot read image" in capsys.readouterr().err
+    right = Ablator.ablate
+
+    def stopped(self, made):
+        if len(list((tmp_path / "stopped" / "done").iterdir())) == 3:
+            raise KeyboardInterrupt
+        return right(self, made)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ablator, "ablate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped", lines)
+    again = run("stopped", lines)
+    for name in whole.variables:
+        np.testing.assert_array_equal(again[name].values, whole[name].values)
+    done = tmp_path / "stopped" / "done"
+    times = {path: path.stat().st_mtime_ns for path in done.iterdir()}
+    next(iter(times)).write_bytes(b"damaged")
+    more = run("stopped", [*lines, *expand([{"edit": "unbias"}])])
+    assert more.sizes["ablation"] == len(lines) + 2
+    assert sum(path.stat().st_mtime_ns != t for path, t in times.items()) == 1, "only the damaged one is made again"
+    np.testing.assert_array_equal(more.attention_js.values[: len(lines) + 1], whole.attention_js.values)
+    # What the files say: accuracies through the head, against one pass at a time; shares and controls.
+    logits = np.array([logits for logits, _ in passes(checkpoint, _only(open_images(folder), [0, 1, 2, 3]))])
+    classes = [CLASSES.index(name.split("/")[0]) for name in whole.image.values[:4]]
+    np.testing.assert_array_equal(whole.right_head.values[0, :4], logits.argmax(-1) == classes)
+    share = whole.share.values[1:].max((1, 2))
+    np.testing.assert_allclose(share, [0.3] * 4 + [0.9] * 4, atol=1e-5)
+    assert (whole.share.values[1:] > 0).any(2).sum(1).tolist() == [1] * 8
+    head = ["edit,select,condition,layers,dose,key_bias,modes,seeds,share,kept,cka,representation"]
+    table = (tmp_path / "whole" / "ablations.csv").read_text().splitlines()
+    assert table[0].startswith(head[0])
+    assert len(table) == 1 + 1 + 2 * 4
+    figures = {path.name for path in (tmp_path / "whole").glob("*.p[nd][gf]")}
+    wanted_figures = {"dose_response", "layer_map", "attention_by_layer"}
+    assert figures == {name + ending for name in wanted_figures for ending in (".png", ".pdf")}
+    with pytest.raises(qkjax.QkjaxError, match=r"has the result of other settings \(queries\): remove it, or give"):
+        ablate_model(checkpoint.source, lines, wanted, tmp_path / "whole", AblationOptions(queries=5, batch=4), {})
+    assert json.loads(whole.attrs["settings"])["labels"] == "true"
+
+
+def test_readouts_know_what_is_told_apart():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 10)
+    clear = 10 * np.eye(3)[labels] + rng.standard_normal((30, 3))
+    readout = Readout(labels.tolist(), ["0", "4", "2"], clear, 5)
+    logits = np.eye(5)[np.array([0, 4, 2])[labels]]
+    assert {name: right.mean() for name, right in readout.right(clear, logits).items()} == {
+        "probe": 1, "neighbours": 1, "head": 1,
+    }  # fmt: skip
+    turned = clear[:, [1, 2, 0]]  # what the probe learned is gone, what neighbours learn anew is there
+    found = readout.right(turned, logits[:, ::-1])
+    assert found["probe"].mean() < 0.1
+    assert found["neighbours"].mean() == 1
+    assert found["head"].mean() == pytest.approx(1 / 3)
+    assert head_classes(["b", "a"], 2) == [0, 1]
+    assert head_classes(["b", "a"], 3) is None
+    with pytest.raises(qkjax.QkjaxError, match="class b has 1 images that can be read"):
+        Readout([0, 0, 1], ["a", "b"], clear[:3], None)
+
+
+def test_intervals_are_those_of_scipy():
+    """Of one seed against scipy's bootstrap; of several the seeds' spread adds to the images'."""
+    values = np.random.default_rng(0).gamma(2, size=(1, 40))
+    mean, low, high = interval(values)
+    theirs = scipy.stats.bootstrap(values, np.mean, method="percentile", rng=np.random.default_rng(1))
+    assert mean == values.mean()
+    np.testing.assert_allclose((low, high), theirs.confidence_interval, atol=0.05)
+    several = interval(values + np.array([[0.0], [3.0], [6.0]]))
+    assert several[2] - several[1] > 3
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda c, f: ablate_model(c, [], ImagesWanted(f, limit=0), None, AblationOptions(), {}), "--limit is a whole"),
+        (lambda c, f: ablate_model(c, [], ImagesWanted(f), None, AblationOptions(queries=0), {}), "queries is a whole"),
+        (
+            lambda c, f: ablate_model(c, expand([{"edit": "dro"}]), ImagesWanted(f), None, AblationOptions(), {}),
+            r"there is no edit 'dro' \(nearest: 'drop'\)",
+        ),
+        (
+            lambda c, f: ablate_model(c, [], ImagesWanted(f / "first", labels=True), None, AblationOptions(), {}),
+            "wants a folder of images for each class",
+        ),
+    ],
+)
+def test_wrong_wishes_are_told_at_once(checkpoint, folder, call, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(qkjax.QkjaxError, match=says):
+        call(checkpoint.source, folder)
+    assert not list(tmp_path.iterdir())
