@@ -4,18 +4,19 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import xarray as xr
 from tqdm import tqdm
 
 from qkjax import figures, results
 from qkjax.ablation import AblationOptions, Ablator, Found, query_places
-from qkjax.ablation_table import ablation_table, ablations_dataset
-from qkjax.editing import Edit, Planned, notes_on, planned
+from qkjax.ablation_results import ablation_table, ablations_dataset
+from qkjax.editing import Planned, notes_on, planned
 from qkjax.errors import QkjaxError
 from qkjax.files import atomic_path, make_folder
 from qkjax.images.labels import by_folder
@@ -32,7 +33,6 @@ from qkjax.scan import for_photographs, photograph_grid, settings_of
 from qkjax.vit.tree import Attention, attention
 from qkjax.weights.load import Checkpoint, load
 
-UNEDITED = Edit("none", "")
 SHOWN = ("edit", "select", "modes", "seeds", "share", "representation", "attention", "preference", "logits", "head",
          "probe", "neighbours")  # fmt: skip
 Arrays = dict[str, np.ndarray]
@@ -70,11 +70,14 @@ def ablate_model(
     out: Path | None,
     options: AblationOptions,
     settings: Mapping,
-) -> None:
+) -> xr.Dataset:
     """Makes the ablations of a plan, and writes ablations.nc, ablations.csv and figures; prints a table.
 
     Each ablation is kept in a file of its own in the folder's `done`, so that a plan that was stopped goes on, and one
-    that has grown asks only for what is new.
+    that has grown asks only for what is new. Ablations that come to the same are made once.
+
+    Returns:
+      What is in ablations.nc, see `ablations_dataset`.
 
     Raises:
       QkjaxError: bad input, or a result cannot be written; what was done is kept.
@@ -90,12 +93,12 @@ def ablate_model(
     images = subject.images
     how = settings_of(checkpoint, images, options) | {"labels": json.dumps(wanted.labels)}
     results.read_earlier(folder / "ablations.nc", how)
-    edits = [line.edit for line in lines]
-    paths = [folder / "done" / f"{_digest(how, one)}.npz" for one in (UNEDITED, *edits)]
-    found = [_read(path) for path in paths]
-    if any(item is None for item in found):
-        _fill(found, paths, subject, list(zip(edits, plans, strict=True)), options)
-    names = [images.names[i] for i in found[0].pop("index")]
+    paths = [folder / "done" / f"{_digest(how, plan)}.npz" for plan in (None, *plans)]
+    done = {path: _read(path) for path in paths}
+    if any(arrays is None for arrays in done.values()):
+        _fill(done, dict(zip(paths[1:], zip(lines, plans, strict=True), strict=True)), paths[0], subject, options)
+    found = [done[path] for path in paths]
+    names = [images.names[i] for i in found[0].pop("index")]  # the unedited model's
     attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(how)}
     dataset = ablations_dataset(lines, found, names, attrs)
     results.write_dataset(dataset, folder / "ablations.nc")
@@ -107,6 +110,7 @@ def ablate_model(
     for stem, figure in drawn.items():
         figures.save(figure, folder / stem)
     print(f"wrote ablations.nc, ablations.csv and {len(drawn)} figures (png, pdf) to {folder}", file=sys.stderr)
+    return dataset
 
 
 def _images(wanted: ImagesWanted) -> tuple[ImageSet, list[int], list[str]]:
@@ -131,21 +135,25 @@ def _images(wanted: ImagesWanted) -> tuple[ImageSet, list[int], list[str]]:
     return few, [labels[i] for i in chosen] if labels else [], classes
 
 
-def _digest(how: Mapping[str, str], wanted: Edit) -> str:
-    text = json.dumps([dict(how), asdict(wanted)], sort_keys=True)
-    return blake2b(text.encode(), digest_size=12).hexdigest()
+def _digest(how: Mapping[str, str], plan: Planned | None) -> str:
+    """Of what is done to what: edits that come to the same, such as controls of equal shares, are made once."""
+    digest = blake2b(json.dumps(how, sort_keys=True).encode(), digest_size=12)
+    if plan:
+        digest.update(f"{plan.kind} {plan.key_bias}".encode())
+        digest.update(np.ascontiguousarray(plan.weights, np.float32).view(np.uint8))
+    return digest.hexdigest()
 
 
 def _fill(
-    found: list[Arrays | None],
-    paths: Sequence[Path],
+    done: dict[Path, Arrays | None],
+    plans: Mapping[Path, tuple[Line, Planned]],
+    unedited: Path,
     subject: _Subject,
-    plans: Sequence[tuple[Edit, Planned]],
     options: AblationOptions,
 ) -> None:
     """Makes and keeps what is not there yet."""
     checkpoint, images = subject.checkpoint, subject.images
-    todo = [i for i, item in enumerate(found) if item is None and i > 0]
+    todo = {path: plan for path, plan in plans.items() if done[path] is None}
     print(f"{checkpoint.name}: {len(todo)} ablations on {len(images)} images of {images.name}", file=sys.stderr)
     bar = tqdm(total=(1 + len(todo)) * len(images), unit="img", smoothing=0.05)
     with bar, held() as interrupted:
@@ -166,14 +174,13 @@ def _fill(
         finish = _finisher(ablator, subject)
         heads = checkpoint.config.depth, checkpoint.config.heads
         nothing = {"share": np.zeros(heads), "kept": np.ones(heads), "index": np.array(ablator.index)}
-        found[0] = found[0] or _kept(paths[0], finish(ablator.unedited) | nothing)
-        for i in todo:
-            wanted, plan = plans[i - 1]
+        done[unedited] = done[unedited] or _kept(unedited, finish(ablator.unedited) | nothing)
+        for path, (line, plan) in todo.items():
             made = edit(subject.parts, subject.modes, plan.kind, plan.weights, ablator.columns, plan.key_bias)
-            notes = notes_on(plan, wanted.control, made, checkpoint.config.head_dim)
-            tell([f"{wanted.kind} {wanted.selection}: {note}" for note in notes])
+            notes = notes_on(plan, line.edit.control, made, checkpoint.config.head_dim)
+            tell([f"{line.edit.kind} {line.edit.selection}: {note}" for note in notes])
             own = {"share": plan.share, "kept": np.asarray(made.kept, np.float64)}
-            found[i] = _kept(paths[i], finish(ablator.ablate(made)) | own)
+            done[path] = _kept(path, finish(ablator.ablate(made)) | own)
 
 
 def _finisher(ablator: Ablator, subject: _Subject) -> Callable[[Found], Arrays]:

@@ -14,7 +14,7 @@ import qkjax
 from qkjax import ablation
 from qkjax.ablate import ImagesWanted, ablate_model
 from qkjax.ablation import AblationOptions, Ablator, query_places
-from qkjax.ablation_table import interval
+from qkjax.ablation_results import interval
 from qkjax.images.labels import head_classes
 from qkjax.images.sources import open_images
 from qkjax.interaction.edit import edit

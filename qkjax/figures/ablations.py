@@ -1,6 +1,6 @@
 """Figures of ablations: effect against dose, effect by layer and kind of mode, and where attention changes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qkjax.ablation_table import RANDOM, TARGETED, interval
+from qkjax.ablation_results import RANDOM, READOUTS, TARGETED, interval
 from qkjax.figures.style import COLOURS, DIVERGING, GREY, MARKERS, WIDTH, literal, styled
 from qkjax.results import Row
 
@@ -70,32 +70,52 @@ def dose_response(rows: Sequence[Row]) -> Figure:
     layers = list(dict.fromkeys(key[1] for key in groups))
     names = list(dict.fromkeys(key[0] for key in groups))
     with styled():
-        size = (max(WIDTH * 0.6, min(WIDTH, 2.3 * len(layers) + 1.2)), 1.55 * len(effects) + 0.9)
+        width = min(2.3, max(1.4, (WIDTH - 1.2) / len(layers))) * len(layers) + 1.2
+        size = (max(WIDTH * 0.6, width), 1.55 * len(effects) + 0.9)
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(effects), len(layers), sharex=True, sharey="row", squeeze=False)
+        alike = _controls_alike(groups)
         for (name, where, modes), group in groups.items():
-            place = names.index(name)
+            colour, marker = (x[names.index(name) % len(x)] for x in (COLOURS, MARKERS))
+            if modes == RANDOM and alike:
+                if name != names[0]:
+                    continue
+                colour = "#606060"
             for effect, axes in zip(effects, panels[:, layers.index(where)], strict=True):
-                _band(axes, group, effect, place, modes, f"{name}" if modes == TARGETED else f"random, as {name}")
+                _band(axes, group, effect, colour, marker if modes == TARGETED else None, _kind(group[0], alike))
         for effect, line in zip(effects, panels, strict=True):
             line[0].set_ylabel(LABELS[effect])
             for axes in line:
                 axes.axhline(rows[0][effect], color="black", linewidth=0.8, linestyle=":", label="unedited")
         for where, axes in zip(layers, panels[0], strict=True):
-            axes.set_title(f"layers {where}" if where else "all layers")
+            axes.set_title(f"layer{'' if where.isdecimal() else 's'} {where}" if where else "all layers")
         figure.supxlabel("share of the edited heads' squared strength", fontsize=9)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, map(literal, labels), loc="outside upper center", ncols=2, frameon=False)
         return figure
 
 
-def _band(axes: Axes, group: Sequence[Row], effect: str, place: int, modes: str, label: str) -> None:
-    colour, targeted = COLOURS[place % len(COLOURS)], modes == TARGETED
+def _kind(row: Row, controls_alike: bool) -> str:
+    """What a row is called: controls by what they are controls of, unless they all are the same."""
+    if row["modes"] == TARGETED:
+        return _name(row)
+    return "random, as strong" if controls_alike else f"random, as {_name(row)}"
+
+
+def _controls_alike(groups: Mapping[tuple[str, str, str], list[Row]]) -> bool:
+    """Whether all conditions have the same controls, as those of the same shares have."""
+    found: dict[str, set] = {}
+    for (_, where, modes), group in groups.items():
+        if modes == RANDOM:
+            found.setdefault(where, set()).add(tuple(row["representation"] for row in group))
+    return all(len(values) == 1 for values in found.values())
+
+
+def _band(axes: Axes, group: Sequence[Row], effect: str, colour: str, marker: str | None, label: str) -> None:
     names = ("share", effect, f"{effect}_low", f"{effect}_high")
     x, mean, low, high = (np.array([row[name] for row in group]) for name in names)
-    line, marker = ("-", MARKERS[place % len(MARKERS)]) if targeted else ("--", None)
-    axes.plot(x, mean, line, marker=marker, color=colour, label=label, markersize=4)
-    axes.fill_between(x, low, high, color=colour, alpha=0.18 if targeted else 0.1, linewidth=0)
+    axes.plot(x, mean, "-" if marker else "--", marker=marker, color=colour, label=label, markersize=4)
+    axes.fill_between(x, low, high, color=colour, alpha=0.18 if marker else 0.12, linewidth=0)
 
 
 def _one_layer(rows: Sequence[Row]) -> list[Row]:
@@ -116,26 +136,29 @@ def layer_map(rows: Sequence[Row]) -> Figure:
     """
     single, effects = _one_layer(rows), _shown(rows)
     layers = sorted({int(row["layers"]) for row in single})
-    kinds = sorted({(_name(row), row["modes"] == RANDOM) for row in single})
-    doses = {row["dose"] for row in single if np.isfinite(row["dose"])}
+    alike = _controls_alike({(_name(row), row["layers"], row["modes"]): [row] for row in single})
+    targeted_first = sorted(single, key=lambda row: row["modes"] == RANDOM)
+    kinds = list(dict.fromkeys(_kind(row, alike) for row in targeted_first))
+    shares = sorted({f"{row['share']:.2g}" for row in single}, key=float)
     with styled():
         figure = Figure(figsize=(WIDTH, (0.27 * len(kinds) + 0.55) * len(effects) + 0.6), layout="constrained")
         panels = figure.subplots(len(effects), 1, sharex=True, squeeze=False)[:, 0]
         for effect, axes in zip(effects, panels, strict=True):
             values = np.full((len(kinds), len(layers)), np.nan)
             for row in single:
-                kind = kinds.index((_name(row), row["modes"] == RANDOM))
-                values[kind, layers.index(int(row["layers"]))] = row[effect]
-            signed = effect in ("entropy", "preference")
+                values[kinds.index(_kind(row, alike)), layers.index(int(row["layers"]))] = row[effect]
+            accuracy = effect in READOUTS
+            values = values - rows[0][effect] if accuracy else values
+            signed = accuracy or effect == "preference"
             limit = np.nanmax(np.abs(values)) or 1
             colours, lowest = (DIVERGING, -limit) if signed else ("viridis", 0)
             image = axes.imshow(values, aspect="auto", cmap=colours, vmin=lowest, vmax=limit)
-            axes.set_yticks(range(len(kinds)), [literal(f"random, as {n}" if r else n) for n, r in kinds])
+            axes.set_yticks(range(len(kinds)), [literal(kind) for kind in kinds])
             axes.set_xticks(range(len(layers)), layers)
-            figure.colorbar(image, ax=axes, label=LABELS[effect], pad=0.01)
+            figure.colorbar(image, ax=axes, label=LABELS[effect] + "\n(change)" * accuracy, pad=0.01)
         panels[-1].set_xlabel("layer edited")
-        said = f", share {', '.join(f'{dose:g}' for dose in sorted(doses))} of its squared strength" if doses else ""
-        figure.suptitle(f"one layer edited at a time{said}", fontsize=9)
+        said = shares[0] if len(shares) == 1 else f"{shares[0]} to {shares[-1]}"
+        figure.suptitle(f"one layer edited at a time, {said} of its heads' squared strength", fontsize=9)
         return figure
 
 

@@ -115,11 +115,12 @@ def strength(weights: Weights, s: Float[Array | np.ndarray, "layers heads rank"]
 def random_modes(
     seed: int, share: Float[np.ndarray, "layers heads"], s: Float[Array | np.ndarray, "layers heads rank"]
 ) -> Weights:
-    """Random modes that together hold a share of each head's squared strength: what an edit of as strong modes is to
-    be compared with. They are taken whole in a random order, and of the last one as much as is still wanted."""
+    """Random modes that together hold a share (to six places) of each head's squared strength: what an edit of as
+    strong modes is to be compared with. Taken whole in a random order, and of the last one as much as is wanted."""
     squares = np.asarray(s, np.float64) ** 2
     order = np.asarray(jax.random.uniform(jax.random.key(seed), squares.shape))
-    return _first(order, squares, share * squares.sum(-1))
+    # Rounded, so that edits as strong as each other have the very same controls.
+    return _first(order, squares, np.round(share, 6) * squares.sum(-1))
 
 
 def _first(

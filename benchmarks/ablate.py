@@ -1,0 +1,74 @@
+"""What a plan of ablations costs, in forward passes: aim, 1.2 times the bare passes over the same images.
+
+    python benchmarks/ablate.py            # 100 ablations, DINOv2 ViT-S/14, 64 photographs; some 10 minutes on a CPU
+
+Timed is the whole job of `qkjax ablate`: the unedited pass, new kernels for each ablation, its pass, the effects (with
+`--queries` patches an image, all their keys), readouts by class, results kept file by file; and once the dataset, table
+and figures. The floor is the bare forward pass on the same batches, already decoded, by one compiled program; it is
+timed before, between (with the first tenth of the plan done) and after, since machines change their pace. What the
+program compiles is compiled before.
+"""
+
+import contextlib
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from scan import forward_seconds
+
+import qkjax
+from qkjax.ablate import ImagesWanted, ablate_model
+from qkjax.ablation import AblationOptions
+from qkjax.images.ahead import batches
+from qkjax.plan import expand
+from qkjax.scan import batch_size
+
+MODEL = "dinov2-vits14-focus"
+
+
+def plan(count: int) -> list:
+    """So many ablations, each another: grouping and contextual modes of all layers, dose by dose."""
+    doses = np.linspace(0, 1, -(-count // 2) + 2)[1:-1].round(4).tolist()
+    return expand([{"edit": "drop", "select": ["grouping={dose}", "contextual={dose}"], "dose": doses}])[:count]
+
+
+def job_seconds(lines: list, images: int, queries: int, folder: Path) -> float:
+    """Seconds of a whole job; what it prints is left out."""
+    options, wanted = AblationOptions(queries=queries), ImagesWanted(limit=images, labels=True)
+    start = time.perf_counter()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        ablate_model(MODEL, lines, wanted, folder, options, {})
+    return time.perf_counter() - start
+
+
+def main(ablations: int = 100, images: int = 64, queries: int = 16) -> None:
+    """Prints seconds and the ratio."""
+    device = jax.devices()[0]
+    print(f"{device.device_kind}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}")
+    checkpoint, photographs = qkjax.load(MODEL), qkjax.photographs()
+    size = batch_size(None)
+    groups = [range(i, i + size) for i in range(0, images - images % size, size)]
+    made = [batch.pixels for batch in batches(photographs, groups, size, checkpoint.preprocess, None)]
+    scale = images / (len(made) * size)
+    lines = plan(ablations)
+    with tempfile.TemporaryDirectory() as name:
+        job_seconds(lines[:1], images, queries, Path(name) / "compiled")
+        bare = [forward_seconds(checkpoint, made) * scale]
+        first = job_seconds(lines[: len(lines) // 10], images, queries, Path(name) / "plan")
+        bare.append(forward_seconds(checkpoint, made) * scale)
+        rest = job_seconds(lines, images, queries, Path(name) / "plan")
+        bare.append(forward_seconds(checkpoint, made) * scale)
+    floor = float(np.median(bare))
+    print(f"{MODEL}, {images} photographs, {len(lines)} ablations, {queries} queries, batch {size}")
+    print(f"bare forward pass: {floor:.2f} s (of {', '.join(f'{x:.2f}' for x in bare)}), x {len(lines)}: ", end="")
+    print(f"{floor * len(lines):.1f} s\nplan, begun and gone on with: {first:.1f} + {rest:.1f} s")
+    print(f"{(first + rest) / (floor * len(lines)):.3f} times the bare passes")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
