@@ -22,10 +22,10 @@ import tyro
 from scan import forward_seconds
 
 import qkjax
-from qkjax.ablate import ImagesWanted, ablate_model
-from qkjax.ablation import AblationOptions
+from qkjax.ablations.ablator import AblationOptions
+from qkjax.ablations.job import ImagesWanted, ablate_model
+from qkjax.ablations.plan import expand
 from qkjax.images.ahead import batches
-from qkjax.plan import expand
 from qkjax.scan import batch_size
 
 MODEL = "dinov2-vits14-focus"

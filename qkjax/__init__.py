@@ -14,7 +14,7 @@ _HOME = {
     "Attention": "vit.tree",
     "BiasTerms": "interaction.bias",
     "Checkpoint": "weights.load",
-    "AblationOptions": "ablation",
+    "AblationOptions": "ablations.ablator",
     "Edit": "editing",
     "ImageOptions": "image",
     "Metrics": "interaction.metrics",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Union
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from qkjax.errors import QkjaxError
 
@@ -90,13 +90,11 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
     Raises:
       QkjaxError: no uint8 RGB array; smaller than the crop and not resized; too long a strip.
     """
-    crop = preset.crop if resolution is None else resolution
-    crop = (crop, crop) if isinstance(crop, int) else crop
+    crop = side_lengths(preset, resolution)
     pixels = image if isinstance(image, np.ndarray) else np.asarray(_to_rgb(image, "the image"))
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise QkjaxError(f"an image array is uint8 of shape (height, width, 3), not {pixels.dtype} {pixels.shape}")
-    target = tuple(round(preset.resize_to * side / preset.crop) for side in crop)
-    height, width = _resized_shape(pixels.shape[:2], preset, target)
+    height, width = _resized_shape(pixels.shape[:2], preset, crop)
     if not (0 < crop[0] <= height and 0 < crop[1] <= width):
         raise QkjaxError(
             f"cannot cut {crop[1]} x {crop[0]} pixels out of {width} x {height} (width x height); "
@@ -107,8 +105,27 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
     return resized[top : top + crop[0], left : left + crop[1]].copy()
 
 
-def _resized_shape(shape: tuple[int, ...], preset: Preprocess, target: tuple[int, ...]) -> tuple[int, int]:
+def source_pixels(
+    shape: tuple[int, int], preset: Preprocess, resolution: Resolution | None = None
+) -> tuple[Int[np.ndarray, "rows"], Int[np.ndarray, "columns"]]:
+    """For the rows and the columns of what `picture` gives, the nearest ones of an image of this (height, width): for
+    maps of labels, which cannot be averaged."""
+    crop, found = side_lengths(preset, resolution), []
+    for old, new, side in zip(shape, _resized_shape(shape, preset, crop), crop, strict=True):
+        first = (new - side) // 2
+        found.append(((np.arange(side) + first + 0.5) * old / new).astype(int).clip(0, old - 1))
+    return found[0], found[1]
+
+
+def side_lengths(preset: Preprocess, resolution: Resolution | None) -> tuple[int, int]:
+    """(height, width) of what `picture` gives."""
+    sides = preset.crop if resolution is None else resolution
+    return (sides, sides) if isinstance(sides, int) else sides
+
+
+def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, int]) -> tuple[int, int]:
     """(height, width). The side that is not fitted is rounded down by transformers, to the nearest by big_vision."""
+    target = tuple(round(preset.resize_to * side / preset.crop) for side in crop)
     if preset.resize != "small side":
         return (target[0], target[1]) if preset.resize == "squash" else (shape[0], shape[1])
     fitted = max((0, 1), key=lambda axis: target[axis] / shape[axis])  # the other side then covers its target

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -11,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from qkjax.errors import QkjaxError
-from qkjax.files import atomic_path
+from qkjax.files import atomic_path, remove
 from qkjax.interaction.bias import BiasTerms
 from qkjax.interaction.difference import Difference
 from qkjax.interaction.metrics import Metrics
@@ -137,6 +138,15 @@ def read_earlier(path: Path, settings: Mapping[str, str]) -> xr.Dataset | None:
             f"{path} has the result of other settings ({', '.join(other)}): remove it, or give another --out"
         )
     return data
+
+
+def list_unreadable(data: xr.Dataset, path: Path) -> None:
+    """Writes the images that could not be read, with the reasons, or removes what an earlier scan wrote."""
+    remove(path)
+    if broken := [str(name) for name in data.unreadable.values]:
+        rows = [{"image": n, "reason": str(r)} for n, r in zip(broken, data.reason.values, strict=True)]
+        write_csv(rows, path)
+        print(f"{len(broken)} images could not be read; {path} says why", file=sys.stderr)
 
 
 def difference_dataset(found: Difference, attrs: Mapping[str, str]) -> xr.Dataset:

@@ -6,7 +6,6 @@ the images' numbers alone, and each is added to the same state by the same compi
 """
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,23 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from qkjax import hosts
 from qkjax.errors import QkjaxError
-from qkjax.files import atomic_path
-from qkjax.images.ahead import batches
+from qkjax.images.ahead import Batch, batches
 from qkjax.images.sources import ImageSet
 from qkjax.interaction.modes import Modes
-from qkjax.interrupt import held
 from qkjax.maps.project import Stream, project
 from qkjax.maps.scores import SCORES, both_signs
 from qkjax.maps.top import Top, add, empty, merge
 from qkjax.preprocess import Pixels
+from qkjax.unfinished import go_through, read_unfinished, write_unfinished
 from qkjax.vit.model import ViT, patch_grid
 from qkjax.weights.load import Checkpoint
-
-SAVE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -75,10 +70,11 @@ class Scan(NamedTuple):
     settings: Mapping[str, str]
 
 
-def settings_of(checkpoint: Checkpoint, images: ImageSet, options) -> dict[str, str]:
+def settings_of(checkpoint: Checkpoint, images, options) -> dict[str, str]:
     """All that a result depends on, as texts: equal settings give equal results.
 
     Args:
+      images: a set of whatever kind, with a fingerprint.
       options: a dataclass, with a field `batch`.
     """
     digest = blake2b(digest_size=16)
@@ -178,26 +174,17 @@ def scan_images(
     groups = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)][process::processes]
     state = _resume(path, own) or _nothing_yet(modes, options, len(images))
     scanner = Scanner(checkpoint, modes, options)
-    done = state.done
-    bar = tqdm(total=sum(map(len, groups)), initial=sum(map(len, groups[:done])), unit="img", smoothing=0.1)
-    saved = time.monotonic()
-    with bar, held() as interrupted:
-        for group, batch in zip(
-            groups[done:], batches(images, groups[done:], size, checkpoint.preprocess, resolution), strict=True
-        ):
-            # Threads decode the next batches meanwhile. Without waiting, steps would queue up with their pixels.
-            top = jax.block_until_ready(scanner.step(state.top, batch.pixels, batch.index))
-            state = _State(state.done + 1, top, (*state.unreadable, *batch.unreadable))
-            bar.update(len(group))
-            if time.monotonic() - saved > SAVE_SECONDS:
-                _save(path, own, state)
-                saved = time.monotonic()
-            try:
-                interrupted()
-            except KeyboardInterrupt:
-                _save(path, own, state)
-                raise
-    _save(path, own, state)
+    left, done = groups[state.done :], groups[: state.done]
+    made = batches(images, left, size, checkpoint.preprocess, resolution)
+
+    def step(state: _State, batch: Batch) -> _State:
+        # Threads decode the next batches meanwhile. Without waiting, steps would queue up with their pixels.
+        top = jax.block_until_ready(scanner.step(state.top, batch.pixels, batch.index))
+        return _State(state.done + 1, top, (*state.unreadable, *batch.unreadable))
+
+    work = ((len(group), batch) for group, batch in zip(left, made, strict=True))
+    total = sum(map(len, groups))
+    state = go_through(state, work, step, lambda state: _save(path, own, state), total, sum(map(len, done)))
     top, unreadable = state.top, state.unreadable
     if processes > 1:
         top = merge(Top(*hosts.gather(tuple(top))))
@@ -283,27 +270,18 @@ def seen_picture(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
 
 
 def _save(path: Path, settings: Mapping[str, str], state: _State) -> None:
-    texts = {"settings": json.dumps(settings), "unreadable": json.dumps(state.unreadable)}
-    arrays = {"done": state.done, "score": state.top.score, "image": state.top.image}
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays, **{name: np.array(text) for name, text in texts.items()})
+    write_unfinished(
+        path,
+        settings,
+        {"done": np.array(state.done), "score": np.asarray(state.top.score), "image": np.asarray(state.top.image)},
+        state.unreadable,
+    )
 
 
 def _resume(path: Path, settings: Mapping[str, str]) -> _State | None:
     """Where an unfinished scan stands; None without one."""
-    if not path.exists():
+    found = read_unfinished(path, settings)
+    if found is None:
         return None
-    advice = f"remove {path} to begin anew"
-    try:
-        # numpy leaves a file that it cannot read open, unless it is given one that is
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            was, unreadable = (json.loads(str(file[name])) for name in ("settings", "unreadable"))
-            top = Top(jnp.asarray(file["score"]), jnp.asarray(file["image"]))
-            state = _State(int(file["done"]), top, tuple((index, reason) for index, reason in unreadable))
-    except Exception as error:  # zipfile, numpy and json raise whatever they stumble over
-        raise QkjaxError(f"{path}, of an unfinished scan, cannot be read ({error}); {advice}") from error
-    if other := [name for name in settings if settings[name] != was.get(name)]:
-        raise QkjaxError(
-            f"{path} is of an unfinished scan with other settings ({', '.join(other)}): repeat those, or {advice}"
-        )
-    return state
+    arrays, unreadable = found
+    return _State(int(arrays["done"]), Top(jnp.asarray(arrays["score"]), jnp.asarray(arrays["image"])), unreadable)

@@ -66,7 +66,7 @@ def top_images(
         attrs = {"model": checkpoint.name, "images": images.name}
         data = results.top_images_dataset(found, images.names, measure(modes), attrs)
         if first:
-            _list_unreadable(data, folder / "unreadable.csv")
+            results.list_unreadable(data, folder / "unreadable.csv")
         if len(found.unreadable) == len(images):
             remove(so_far)
             raise QkjaxError(f"none of the {len(images)} images could be read; {folder / 'unreadable.csv'} says why")
@@ -78,15 +78,6 @@ def top_images(
     remove(so_far)
     if first:
         _draw(checkpoint, modes, images, options, data, pages, folder)
-
-
-def _list_unreadable(data: xr.Dataset, path: Path) -> None:
-    """Writes the images that could not be read, with the reasons, or removes what an earlier scan wrote."""
-    remove(path)
-    if broken := [str(name) for name in data.unreadable.values]:
-        rows = [{"image": n, "reason": str(r)} for n, r in zip(broken, data.reason.values, strict=True)]
-        results.write_csv(rows, path)
-        print(f"{len(broken)} images could not be read; {path} says why", file=sys.stderr)
 
 
 def _pages(shown: Shown, shape: tuple[int, int, int]) -> dict[str, list[ModeName]]:

@@ -11,17 +11,18 @@ import xarray as xr
 from PIL import Image
 
 import qkjax
-from qkjax import ablation
-from qkjax.ablate import ImagesWanted, ablate_model
-from qkjax.ablation import AblationOptions, Ablator, query_places
-from qkjax.ablation_results import interval
+from qkjax.ablations import ablator
+from qkjax.ablations.ablator import AblationOptions, Ablator
+from qkjax.ablations.job import ImagesWanted, ablate_model
+from qkjax.ablations.plan import expand, read_plan
+from qkjax.ablations.readout import Readout
+from qkjax.bootstrap import interval, ratio_interval
 from qkjax.images.labels import head_classes
 from qkjax.images.sources import open_images
 from qkjax.interaction.edit import edit
 from qkjax.maps.preference import similarity_preference
-from qkjax.plan import expand, read_plan
 from qkjax.preprocess import Preprocess, normalise, picture
-from qkjax.readout import Readout
+from qkjax.vit.patches import query_places
 from qkjax.weights.export import save
 from qkjax.weights.load import Checkpoint
 
@@ -171,7 +172,7 @@ def test_a_plan_that_was_stopped_goes_on_to_the_same_bits_and_can_grow(
 
     lines = expand([{**grid, "controls": 1}])
     whole = run("whole", lines)
-    assert ablation._edited._cache_size() <= 2, "one program for all edits (and one for wider heads, of other tests)"
+    assert ablator._edited._cache_size() <= 2, "one program for all edits (and one for wider heads, of other tests)"
     assert "left out other/broken.png: cannot read image" in capsys.readouterr().err
     right = Ablator.ablate
 
@@ -240,6 +241,12 @@ def test_intervals_are_those_of_scipy():
     theirs = scipy.stats.bootstrap(values, np.mean, method="percentile", rng=np.random.default_rng(1))
     assert mean == values.mean()
     np.testing.assert_allclose((low, high), theirs.confidence_interval, atol=0.05)
+    above, below = np.random.default_rng(1).gamma(2, size=(2, 1, 40))
+    theirs = scipy.stats.bootstrap(
+        (above[0], below[0]), lambda a, b: a.mean() / b.mean(), paired=True, vectorized=False, method="percentile",
+        rng=np.random.default_rng(1), n_resamples=2000,
+    )  # fmt: skip
+    np.testing.assert_allclose(ratio_interval(above, below)[1:], theirs.confidence_interval, atol=0.05)
     several = interval(values + np.array([[0.0], [3.0], [6.0]]))
     assert several[2] - several[1] > 3
 

@@ -167,7 +167,7 @@ def test_interrupt_between_a_batch_and_its_account_counts_none_twice(small, fold
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("qkjax.scan.tqdm.update", press)
+        patch.setattr("qkjax.unfinished.tqdm.update", press)
         scan_images(*small, images, options, tmp_path / "torn.npz")
     assert int(np.load(tmp_path / "torn.npz")["done"]) == 3
     again = scan_images(*small, images, options, tmp_path / "torn.npz")
@@ -178,7 +178,7 @@ def test_interrupt_between_a_batch_and_its_account_counts_none_twice(small, fold
 
 
 def command(images: Path, out: Path, *more: str, save_seconds: float = 20) -> list[str]:
-    code = f"import sys, qkjax.scan as s; s.SAVE_SECONDS = {save_seconds}; from qkjax.cli import main; main()"
+    code = f"import sys, qkjax.unfinished as s; s.SAVE_SECONDS = {save_seconds}; from qkjax.cli import main; main()"
     sheet = ["--layer", "0", "--head", "0", "--sheet-modes", "1"]
     return [sys.executable, "-c", code, "modes", MODEL, "--images", images, "--out", out, "--batch", "4", *sheet, *more]
 

@@ -7,7 +7,8 @@ import sys
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from qkjax.cli.analysis import ablate, analyze, compare, image, modes
+from qkjax.cli.analysis import analyze, compare, image, modes
+from qkjax.cli.behaviour import ablate, objects, preference
 from qkjax.cli.checkpoints import export, fetch, models
 from qkjax.cli.training import training_commands
 from qkjax.errors import QkjaxError
@@ -23,6 +24,8 @@ def main() -> None:
             "compare": compare,
             "image": image,
             "modes": modes,
+            "preference": preference,
+            "objects": objects,
             "ablate": ablate,
             **training_commands(sys.argv[1:]),
             "models": models,

@@ -1,11 +1,11 @@
-"""`qkjax analyze`, `compare`, `image`, `modes`, `ablate`: what a model's interactions are and do."""
+"""`qkjax analyze`, `compare`, `image`, `modes`: what a model's interactions are, and what they do to images."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.said import EditKind, Pool, said
+from qkjax.cli.said import said
 from qkjax.errors import QkjaxError
 
 
@@ -163,66 +163,3 @@ def modes(
     options = ScanOptions(score, top, stream, batch, resolution, dtype)
     shown = Shown(sheet_modes, layer, head, select)
     top_images(model, images, out, options, shown, said(grid=grid, heads=heads))
-
-
-def ablate(
-    model: Annotated[Positional[str], arg(metavar="MODEL")],
-    /,
-    edit: EditKind = "drop",
-    select: tuple[str, ...] = (),
-    controls: int = 0,
-    key_bias: bool = True,
-    plan: Path | None = None,
-    images: Path | None = None,
-    limit: int | None = None,
-    labels: bool = False,
-    out: Path | None = None,
-    queries: int = 16,
-    exact: bool = False,
-    batch: int | None = None,
-    resolution: tuple[int, int] | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    grid: tuple[int, int] | None = None,
-    pool: Pool | None = None,
-    heads: int | None = None,
-) -> None:
-    """Edit modes and measure what it does to a set of images: ablations.nc, ablations.csv, figures.
-
-    For example: qkjax ablate dinov2-vits14-focus --select "cosine>0.5 layers=0-3" --controls 3. The same command goes
-    on with what was stopped, and with a plan that has grown.
-
-    Args:
-      model: a name from `qkjax models`, or a path.
-      edit: as for export.
-      select: the modes, as for export; several are several ablations.
-      controls: also so many ablations of random modes as strong, for each.
-      key_bias: as for export.
-      plan: a TOML file with a grid of ablations, instead of the above; see docs/ablations.md.
-      images: a folder, a .zip, a .tar or a folder of those; by default the photographs that come with scikit-image
-        and scikit-learn.
-      limit: so many of the images, evenly spaced.
-      labels: the folders that images lie in are their classes: also accuracy, by the model's own head where its
-        outputs are these classes, by a linear probe and by nearest neighbours.
-      out: folder for the results; by default results/MODEL/ablations.
-      queries: patches of each image whose attention is compared, evenly spaced.
-      exact: give all heads twice as many columns and one, which hold symmetric parts and rotated modes exactly.
-      batch: images at once; by default 8 on a CPU, 64 a device elsewhere.
-      resolution: height and width in pixels, if not the model's own.
-      dtype: of the forward pass.
-      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
-      pool: pooling, where it is not the one that the tree shows ("gap" stands for "none" and "0").
-      heads: attention heads, for a torch file that neither config.json nor the width tells them of.
-    """
-    from qkjax.ablate import ImagesWanted, ablate_model
-    from qkjax.ablation import AblationOptions
-    from qkjax.plan import expand, read_plan
-
-    if plan and (select or controls):
-        raise QkjaxError("--plan says what is selected and how many controls there are: leave out --select, --controls")
-    if not plan and not select:
-        raise QkjaxError('nothing is selected; for example: --select "cosine>0.5 layers=0-3", or a --plan')
-    grids = [{"edit": edit, "select": list(select), "controls": controls, "key_bias": key_bias}]
-    lines = read_plan(plan) if plan else expand(grids)
-    options = AblationOptions(queries, batch, resolution, dtype, exact)
-    settings = said(grid=grid, pool=pool, heads=heads)
-    ablate_model(model, lines, ImagesWanted(images, limit, labels), out, options, settings)

@@ -4,12 +4,21 @@ from qkjax.figures.ablations import ablation_figures, attention_by_layer, dose_r
 from qkjax.figures.layers import cosine_by_layer, difference_map, head_map, symmetry_by_layer
 from qkjax.figures.modes import cosine_histograms, spectra
 from qkjax.figures.overlay import overlay
+from qkjax.figures.preference import (
+    anisotropy_by_layer,
+    attended_example,
+    preference_by_layer,
+    preference_links,
+    same_object_by_layer,
+)
 from qkjax.figures.sheets import contact_sheet, top_images_sheet
 from qkjax.figures.style import save
 from qkjax.figures.training import sweep_accuracy, sweep_cosines, sweep_curves
 
 __all__ = [
     "ablation_figures",
+    "anisotropy_by_layer",
+    "attended_example",
     "attention_by_layer",
     "contact_sheet",
     "cosine_by_layer",
@@ -19,6 +28,9 @@ __all__ = [
     "head_map",
     "layer_map",
     "overlay",
+    "preference_by_layer",
+    "preference_links",
+    "same_object_by_layer",
     "save",
     "spectra",
     "sweep_accuracy",

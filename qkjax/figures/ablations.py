@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qkjax.ablation_results import RANDOM, READOUTS, TARGETED, interval
+from qkjax.ablations.table import RANDOM, READOUTS, TARGETED
+from qkjax.bootstrap import interval
 from qkjax.figures.style import COLOURS, DIVERGING, GREY, MARKERS, WIDTH, literal, styled
 from qkjax.results import Row
 

@@ -2,17 +2,19 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from qkjax.errors import QkjaxError
 from qkjax.images.sources import ImageSet
-from qkjax.preprocess import Preprocess, Resolution, picture
+from qkjax.preprocess import Preprocess, Resolution, picture, side_lengths
+
+Made = TypeVar("Made")
 
 WINDOW = 2  # batches decoded ahead: memory stays the same however many images there are
 
@@ -31,6 +33,35 @@ class Batch(NamedTuple):
     unreadable: tuple[tuple[int, str], ...]
 
 
+def ahead(
+    prepare: Callable[[int], Made], groups: Iterable[Sequence[int]]
+) -> Iterator[tuple[Sequence[int], list[Made]]]:
+    """Each group of indices, in order, with what `prepare` makes of each; other threads make it beforehand."""
+    remaining, waiting = iter(groups), deque()
+    # Threads do: Pillow decodes and resizes outside Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            while True:
+                for group in islice(remaining, WINDOW - len(waiting)):
+                    waiting.append((group, [pool.submit(prepare, index) for index in group]))
+                if not waiting:
+                    return
+                group, futures = waiting.popleft()
+                yield group, [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def or_reason(make: Callable[[], Made], name: str) -> Made | str:
+    """What is made, or the reason why it cannot be."""
+    try:
+        return make()
+    except QkjaxError as error:
+        return str(error)
+    except MemoryError:
+        return f"{name} does not fit in memory; make it smaller"
+
+
 def batches(
     images: ImageSet, groups: Iterable[Sequence[int]], size: int, preset: Preprocess, resolution: Resolution | None
 ) -> Iterator[Batch]:
@@ -39,31 +70,13 @@ def batches(
     Args:
       preset, resolution: as `picture` takes them.
     """
-    side = preset.crop if resolution is None else resolution
-    black = np.zeros((*((side, side) if isinstance(side, int) else side), 3), np.uint8)
-    remaining, waiting = iter(groups), deque()
-    # Threads do: Pillow decodes and resizes outside Python's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            while True:
-                for group in islice(remaining, WINDOW - len(waiting)):
-                    waiting.append((group, [pool.submit(_prepare, images, i, preset, resolution) for i in group]))
-                if not waiting:
-                    return
-                group, futures = waiting.popleft()
-                yield _stack(group, [future.result() for future in futures], size, black)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    black = np.zeros((*side_lengths(preset, resolution), 3), np.uint8)
 
+    def prepare(index: int) -> np.ndarray | str:
+        return or_reason(lambda: picture(images.read(index), preset, resolution), images.names[index])
 
-def _prepare(images: ImageSet, index: int, preset: Preprocess, resolution: Resolution | None) -> np.ndarray | str:
-    """The pixels, or the reason why there are none."""
-    try:
-        return picture(images.read(index), preset, resolution)
-    except QkjaxError as error:
-        return str(error)
-    except MemoryError:
-        return f"{images.names[index]} does not fit in memory; make it smaller"
+    for group, results in ahead(prepare, groups):
+        yield _stack(group, results, size, black)
 
 
 def _stack(group: Sequence[int], results: Sequence[np.ndarray | str], size: int, black: np.ndarray) -> Batch:

@@ -1,9 +1,48 @@
-"""Whom tokens attend to: like ones or others. (The paper's figure 2 asks by objects, this by embeddings.)"""
+"""Whom tokens attend to: their own kind of object, another, the background (the paper's figure 2); tokens like them."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+
+class Attended(NamedTuple):
+    """Where the attention of some tokens of an image goes, head by head.
+
+    Attributes:
+      mass: on each region; what is on patches sums to 1.
+      own: of that, on the token itself.
+      special: of all attention, on class token, registers and the like.
+    """
+
+    mass: Float[Array, "heads queries regions"]
+    own: Float[Array, "heads queries"]
+    special: Float[Array, "heads queries"]
+
+
+def attended(
+    attention: Float[Array, "heads queries tokens"],
+    regions: Float[Array, "regions patches"],
+    places: Int[Array, "queries"],
+) -> Attended:
+    """Inner products of attention maps with masks (the paper, section 3.1).
+
+    As there a map is made to sum to one over the patches; so special tokens, which come first, are left out, and their
+    share is told apart.
+
+    Args:
+      attention: of the tokens that ask, over all tokens.
+      regions: the share of each patch that is each region; they sum to 1.
+      places: of the tokens that ask, among the patches.
+    """
+    special = attention.shape[-1] - regions.shape[-1]
+    of_patches = attention[..., special:]
+    total = of_patches.sum(-1, keepdims=True)
+    share = of_patches / jnp.where(total > 0, total, 1.0)
+    mass = jnp.einsum("hqp,rp->hqr", share, regions, precision="highest")
+    own = jnp.take_along_axis(share, places[None, :, None], axis=-1)[..., 0]
+    return Attended(mass, own, attention[..., :special].sum(-1))
 
 
 def similarity_preference(

@@ -25,18 +25,25 @@ def empty(shape: tuple[int, ...], k: int) -> Top:
     return Top(jnp.full((*shape, k), -jnp.inf), jnp.full((*shape, k), -1, jnp.int32))
 
 
-def add(top: Top, scores: Float[Array, "batch *modes"], index: Int32[Array, "batch"]) -> Top:
+def add(
+    top: Top,
+    scores: Float[Array, "batch *modes"],
+    index: Int32[Array, "batch"],
+    noted: Int32[Array, "batch *modes"] | None = None,
+) -> Top:
     """With a batch's images. Of equal scores the image that came first stays.
 
     Args:
       scores: of the batch's images.
       index: theirs; those with -1 are passed over.
+      noted: kept of each image in place of its index, mode by mode; from 0 up.
     """
     k = top.score.shape[-1]
     scores = jnp.moveaxis(scores, 0, -1)
     is_there = (index >= 0).reshape((1,) * (scores.ndim - 1) + (-1,))
     scores = jnp.where(is_there & ~jnp.isnan(scores), scores, -jnp.inf)
-    images = jnp.broadcast_to(index.reshape(is_there.shape), scores.shape)
+    own = index.reshape(is_there.shape) if noted is None else jnp.moveaxis(noted, 0, -1)
+    images = jnp.broadcast_to(own, scores.shape)
     best, at = jax.lax.top_k(jnp.concatenate([top.score, scores], -1), k)  # equal ones in their order
     images = jnp.take_along_axis(jnp.concatenate([top.image, images], -1), at, -1)
     return Top(best, jnp.where(best > -jnp.inf, images, -1))

@@ -1,13 +1,13 @@
 """The results of ablations as a labelled dataset and as a table."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from qkjax.plan import Line
+from qkjax.ablations.plan import Line
+from qkjax.bootstrap import interval
 from qkjax.results import Row, texts, versions
 
 DIMS = {
@@ -16,7 +16,6 @@ DIMS = {
     3: ("ablation", "layer", "head"),
     4: ("ablation", "image", "layer", "head"),
 }
-RESAMPLES = 2000
 READOUTS = ("head", "probe", "neighbours")
 UNEDITED, TARGETED, RANDOM = "unedited", "targeted", "random"
 
@@ -123,17 +122,3 @@ def _row(dataset: xr.Dataset, effects: Mapping, kind: str, indices: list[int], c
         difference = f"{name}_over_random"
         row |= dict(zip((difference, f"{difference}_low", f"{difference}_high"), over, strict=True))
     return row
-
-
-def interval(values: Float[np.ndarray, "seeds images"]) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95% interval by a percentile bootstrap over images and seeds together."""
-    # Counts of how often each is drawn: the mean of a resample is then a product.
-    means = ((_resamples(len(values), 0) @ values) * _resamples(values.shape[1], 1)).sum(-1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
-@lru_cache(maxsize=8)
-def _resamples(count: int, seed: int) -> Float[np.ndarray, "resamples count"]:
-    """Weights of so many things in each resample."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from qkjax.editing import scaled, wide_columns, widened, with_edited
 from qkjax.errors import QkjaxError
@@ -23,6 +23,7 @@ from qkjax.interaction.effects import cosine, entropy, jensen_shannon, kullback_
 from qkjax.maps.preference import similarity_preference
 from qkjax.scan import batch_size, over_devices, photograph_grid, resolution_of, scaling
 from qkjax.vit.model import ViT
+from qkjax.vit.patches import query_places
 from qkjax.weights.load import Checkpoint
 
 Ndarray = np.ndarray
@@ -221,24 +222,6 @@ class Ablator:
     def columns(self) -> int | None:
         """What `edit` is to be told."""
         return wide_columns(self._own) if self._exact else None
-
-
-def query_places(grid: tuple[int, int], count: int) -> Int[Ndarray, "queries"]:
-    """Places of patches spread evenly over the grid, in both directions; all of them where they are fewer.
-
-    Raises:
-      QkjaxError: less than one.
-    """
-    if count < 1:
-        raise QkjaxError("queries is a whole number from 1 up")
-    rows, columns = grid
-    if count >= rows * columns:
-        return np.arange(rows * columns)
-    # As many rows as columns in proportion, each in the middle of its share of the grid.
-    down = min(rows, max(1, round(np.sqrt(count * rows / columns))))
-    across = min(columns, -(-count // down))
-    at = [((np.arange(n) + 0.5) * length / n).astype(int) for n, length in ((down, rows), (across, columns))]
-    return (at[0][:, None] * columns + at[1][None]).ravel()
 
 
 def _together(found: list[tuple[Found, np.ndarray]]) -> Found:

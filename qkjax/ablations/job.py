@@ -14,8 +14,10 @@ import xarray as xr
 from tqdm import tqdm
 
 from qkjax import figures, results
-from qkjax.ablation import AblationOptions, Ablator, Found, query_places
-from qkjax.ablation_results import ablation_table, ablations_dataset
+from qkjax.ablations.ablator import AblationOptions, Ablator, Found
+from qkjax.ablations.plan import Line
+from qkjax.ablations.readout import Readout
+from qkjax.ablations.table import ablation_table, ablations_dataset
 from qkjax.editing import Planned, notes_on, planned
 from qkjax.errors import QkjaxError
 from qkjax.files import atomic_path, make_folder
@@ -27,9 +29,8 @@ from qkjax.interaction.effects import linear_cka
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
 from qkjax.interrupt import held
-from qkjax.plan import Line
-from qkjax.readout import Readout
 from qkjax.scan import for_photographs, photograph_grid, settings_of
+from qkjax.vit.patches import query_places
 from qkjax.vit.tree import Attention, attention
 from qkjax.weights.load import Checkpoint, load
 

@@ -1,0 +1,1 @@
+"""What edits of modes do: plans, passes over images, tables."""

@@ -1,0 +1,1 @@
+"""What attention does: whom tokens attend to, and which objects modes join."""

@@ -1,0 +1,72 @@
+"""The job of `qkjax objects`: do the modes of a model join parts of one object, or two objects?"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from qkjax import figures, results
+from qkjax.attending.objects_pass import ObjectOptions, find_objects
+from qkjax.attending.objects_table import objects_dataset, objects_table
+from qkjax.errors import QkjaxError
+from qkjax.files import make_folder, remove
+from qkjax.images.objects import mosaics, open_objects
+from qkjax.interaction.metrics import measure
+from qkjax.interaction.modes import decompose
+from qkjax.scan import for_photographs, photograph_grid, settings_of
+from qkjax.vit.tree import query_key_kernels
+from qkjax.weights.load import load
+
+
+class ObjectsWanted(NamedTuple):
+    """Which images: a folder with masks, or, without one, so many composed scenes by a seed."""
+
+    masks: Path | None = None
+    count: int = 200
+    seed: int = 0
+
+
+def objects_of_model(
+    model: str, wanted: ObjectsWanted, out: Path | None, options: ObjectOptions, settings: Mapping
+) -> xr.Dataset:
+    """Writes objects.nc, objects.csv and a figure; prints the table.
+
+    Returns:
+      What is in objects.nc, see `objects_dataset`.
+
+    Raises:
+      QkjaxError: bad input, or a result cannot be written; what was done is kept.
+    """
+    checkpoint = for_photographs(load(model, **settings))
+    photograph_grid(checkpoint, options.resolution)  # or say at once why not
+    if wanted.count < 1:
+        raise QkjaxError("--count is a whole number from 1 up")
+    images = open_objects(wanted.masks) if wanted.masks else mosaics(wanted.count, wanted.seed)
+    folder = out or Path("results") / checkpoint.name / "objects"
+    make_folder(folder)
+    how = settings_of(checkpoint, images, options)
+    path, so_far = folder / "objects.nc", folder / "objects.partial.npz"
+    dataset = results.read_earlier(path, how)
+    if dataset is None:
+        print(f"{checkpoint.name}: {len(images)} images of {images.name}", file=sys.stderr)
+        modes = decompose(*query_key_kernels(checkpoint.params))
+        found = find_objects(checkpoint, modes, images, options, so_far, how)
+        if len(found.unreadable) == len(images):
+            remove(so_far)
+            raise QkjaxError(f"none of the {len(images)} images is of use: {found.unreadable[0][1]}")
+        attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(how)}
+        dataset = objects_dataset(found, images, measure(modes), attrs)
+        results.write_dataset(dataset, path)
+    remove(so_far)
+    results.list_unreadable(dataset, folder / "unreadable.csv")
+    rows = objects_table(dataset)
+    results.write_csv(rows, folder / "objects.csv")
+    used = int(np.count_nonzero(dataset.objects))
+    print(f"{checkpoint.name}, {used} images of {images.name}\n{results.format_rows(rows)}", flush=True)
+    figures.save(figures.same_object_by_layer({checkpoint.name: rows}), folder / "same_object")
+    print(f"wrote objects.nc, objects.csv and a figure (png, pdf) to {folder}", file=sys.stderr)
+    return dataset

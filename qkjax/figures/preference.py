@@ -1,0 +1,187 @@
+"""Figures of attention preference (the paper's figures 2 and S4, and what weights say of behaviour)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qkjax.attending.preference_table import by_head, links
+from qkjax.figures.style import COLOURS, GREY, MARKERS, WIDTH, literal, styled
+from qkjax.results import Row
+
+KINDS = {"same": "own kind of object", "different": "other kind of object", "background": "background"}
+PREFERENCES = {
+    "similarity": "preference for similar tokens\n(cosine, less uniform)",
+    "same_over_different": "own kind over other kind\n(log2, over uniform)",
+}
+
+
+def _band(axes: Axes, rows: Sequence[Row], x: str, name: str, place: int, label: str) -> None:
+    at, mean, low, high = (np.array([row[n] for row in rows]) for n in (x, name, f"{name}_low", f"{name}_high"))
+    colour = COLOURS[place % len(COLOURS)]
+    axes.plot(at, mean, marker=MARKERS[place % len(MARKERS)], color=colour, label=label, markersize=4)
+    axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def preference_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
+    """Attention to the own kind of object, to the other, and to the background, by layer (the paper, figure 2 B-D):
+    above as it is, below over what uniform attention would give; bands hold 95% over images.
+
+    One model: a line for each kind. Several: a panel for each kind, a line for each model, against relative depth.
+
+    Args:
+      models: `preference_table` by the name to show.
+    """
+    with styled():
+        if len(models) == 1:
+            return _one_model(*next(iter(models.items())))
+        figure = Figure(figsize=(WIDTH, 4.2 + 0.1 * len(models)), layout="constrained")
+        panels = figure.subplots(2, 3, sharex=True, sharey="row")
+        for column, (kind, title) in enumerate(KINDS.items()):
+            for place, (name, rows) in enumerate(models.items()):
+                for axes, suffix in zip(panels[:, column], ("", "_times_uniform"), strict=True):
+                    _band(axes, rows, "relative_depth", kind + suffix, place, literal(name))
+            panels[0, column].set_title(title)
+            panels[1, column].set(xlabel="relative depth", yscale="log")
+        panels[0, 0].set(ylabel="share of attention", ylim=(0, None))
+        panels[1, 0].set_ylabel("times uniform attention")
+        for axes in panels[1]:
+            axes.axhline(1, color=GREY, linewidth=0.8, zorder=0)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        return figure
+
+
+def _one_model(name: str, rows: Sequence[Row]) -> Figure:
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for place, (kind, title) in enumerate(KINDS.items()):
+        for axes, suffix in zip(panels, ("", "_times_uniform"), strict=False):
+            _band(axes, rows, "layer", kind + suffix, place, title)
+    panels[0].set(ylabel="share of attention", ylim=(0, 1))
+    panels[1].set(ylabel="times uniform attention", yscale="log")
+    panels[1].axhline(1, color=GREY, linewidth=0.8, zorder=0)
+    _band(panels[2], rows, "layer", "similarity", 3, "preference for similar tokens")
+    panels[2].plot([row["layer"] for row in rows], [row["weighted_cosine"] for row in rows], "v--", color=COLOURS[4],
+                   markersize=4, label="weighted cosine of the modes")  # fmt: skip
+    panels[2].axhline(0, color=GREY, linewidth=0.8, zorder=0)
+    panels[2].set(ylabel="cosine")
+    for axes in panels:
+        axes.set_xlabel("layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(literal(name), fontsize=9)
+    found = [pair for axes in panels[1:] for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    figure.legend(*zip(*found, strict=True), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def anisotropy_by_layer(name: str, rows: Sequence[Row]) -> Figure:
+    """Mean cosine between the centre tokens of different images, of the residual stream and of the LayerNorm's output;
+    and the weighted cosine of the modes, as it is and less the residual stream's (the paper, figure S4).
+
+    Args:
+      rows: of `preference_table`.
+    """
+    shown = {
+        "anisotropy_residual": "anisotropy, residual stream", "anisotropy_norm": "anisotropy, LayerNorm's output",
+        "weighted_cosine": "weighted cosine of the modes", "relative_cosine": "weighted cosine less residual one",
+    }  # fmt: skip
+    with styled():
+        figure = Figure(figsize=(WIDTH * 0.75, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        for place, (field, label) in enumerate(shown.items()):
+            line = "-" if place < 2 else "--"
+            axes.plot([row["layer"] for row in rows], [row[field] for row in rows], line, color=COLOURS[place],
+                      marker=MARKERS[place], markersize=4, label=label)  # fmt: skip
+        axes.set(xlabel="layer", ylabel="cosine", title=literal(name))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        return figure
+
+
+def preference_links(name: str, dataset: xr.Dataset) -> Figure:
+    """Every head's preferences against the weighted cosine of its modes, with Spearman's rank correlation.
+
+    Args:
+      dataset: of `preference_dataset`.
+    """
+    values, linked = by_head(dataset), {row["preference"]: row for row in links(dataset)}
+    layers = np.repeat(np.arange(dataset.sizes["layer"]), dataset.sizes["head"])
+    with styled():
+        figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+        panels = figure.subplots(1, len(PREFERENCES))
+        for axes, (field, label) in zip(panels, PREFERENCES.items(), strict=True):
+            x, y = (values[name].ravel() for name in ("weighted_cosine", field))
+            points = axes.scatter(x, y, c=layers, cmap="viridis", s=16)
+            row = linked[field]
+            axes.set_title(f"rank correlation {row['all_heads']:.2f}, within layers {row['within_layers']:.2f}")
+            axes.set(xlabel="weighted cosine of the head's modes", ylabel=label)
+            axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+        figure.colorbar(points, ax=panels, label="layer")
+        figure.suptitle(literal(name), fontsize=9)
+        return figure
+
+
+def same_object_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
+    """The probability that a mode asks from and for the same object, weighted by singular values, against layer, with
+    its 95% interval; dotted what two objects drawn at random would give (the paper, figure 6).
+
+    Args:
+      models: `objects_table` by the name to show; several are drawn against relative depth.
+    """
+    x = "layer" if len(models) == 1 else "relative_depth"
+    with styled():
+        figure = Figure(figsize=(WIDTH * 0.75, 3.1), layout="constrained")
+        axes = figure.subplots()
+        for place, (name, rows) in enumerate(models.items()):
+            _band(axes, rows, x, "same", place, literal(name))
+            label = "two objects at random" if place == 0 else None
+            colour = COLOURS[place % len(COLOURS)]
+            axes.plot([row[x] for row in rows], [row["chance"] for row in rows], ":", color=colour, label=label)
+        axes.set(xlabel=x.replace("_", " "), ylabel="query and key object are the same", ylim=(0, 1))
+        axes.legend(frameon=False)
+        if x == "layer":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return figure
+
+
+def attended_example(
+    name: str,
+    picture: UInt8[np.ndarray, "height width 3"],
+    maps: Float[np.ndarray, "layers queries rows columns"],
+    layers: Sequence[int],
+    place: Int[np.ndarray, "queries"],
+) -> Figure:
+    """Where the target's token and a distractor's attend in one scene (the paper, figure 2 A): the picture with the
+    token that asks, and its attention over the patches, mean over heads, in some layers, each from 0 to its largest."""
+    rows, columns = maps.shape[2:]
+    high, wide = picture.shape[0] / rows, picture.shape[1] / columns
+    with styled():
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        panels = figure.subplots(len(place), 1 + len(layers), squeeze=False)
+        for line, (own, who) in enumerate(zip(place, ("target", "distractor"), strict=True)):
+            for axes in panels[line]:
+                axes.set(xticks=[], yticks=[])
+            down, right = divmod(int(own), columns)
+            panels[line, 0].imshow(picture)
+            panels[line, 0].set_ylabel(f"token of the {who}")
+            for axes, layer, values in zip(panels[line, 1:], layers, maps[:, line], strict=True):
+                axes.imshow(picture.mean(-1), cmap="gray", vmin=-100, vmax=355)
+                shown = np.kron(values / values.max(), np.ones((int(high), int(wide))))
+                axes.imshow(shown, cmap="magma", alpha=0.1 + 0.85 * shown, vmin=0, vmax=1)
+                if line == 0:
+                    axes.set_title(f"layer {layer}")
+            for axes in panels[line]:
+                axes.add_patch(_box((right * wide - 0.5, down * high - 0.5), wide, high))
+        figure.suptitle(literal(f"{name}: attention of the token in the box, mean over heads"), fontsize=9)
+        return figure
+
+
+def _box(corner: tuple[float, float], width: float, height: float):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, height, fill=False, edgecolor="#56B4E9", linewidth=1.5)

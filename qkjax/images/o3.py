@@ -1,0 +1,102 @@
+"""The Odd-One-Out (O3) and P3 data sets in their published layout: images, masks of the target and of all distractors.
+
+O3/ image_properties.csv (or .txt)
+    images/NAME.jpg   targ_labels/NAME.jpg   dist_labels/NAME.jpg       (or targ_images, dist_images)
+P3/ colors/ orientations/ sizes/, each with the same inside
+"""
+
+import csv
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from qkjax.errors import QkjaxError
+from qkjax.images.scenes import Mask, Scene, Scenes
+from qkjax.images.sources import SUFFIXES
+from qkjax.preprocess import open_image
+
+MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
+PARTS = ("colors", "orientations", "sizes")
+TABLES = ("image_properties.csv", "image_properties.txt")
+LAYOUT = "it has folders images, targ_labels and dist_labels with files of the same names"
+
+
+def open_o3(path: str | Path) -> Scenes:
+    """The scenes of a copy of O3 or of P3, by name; zips of them nest one folder deep.
+
+    Raises:
+      QkjaxError: it is neither, or no image in it has both masks.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise QkjaxError(f"there is no folder {path}: give the unpacked O3 data set; {LAYOUT}")
+    roots = _roots(path) or next((found for folder in _folders(path) if (found := _roots(folder))), [])
+    if not roots:
+        raise QkjaxError(f"{path} is no O3 data set: {LAYOUT}")
+    found, left_out = [], []
+    for root in roots:
+        prefix = f"{root.name}/" if len(roots) > 1 else ""
+        folders = {what: next(root / name for name in names if (root / name).is_dir()) for what, names in MASKS.items()}
+        masks = {what: _by_stem(folder) for what, folder in folders.items()}
+        images = _by_stem(root / "images")
+        for stem, image in sorted(images.items()):
+            missing = [what for what in MASKS if stem not in masks[what]]
+            if missing:
+                reason = f"no mask of its {' and '.join(missing)} in {folders[missing[0]].name}"
+                left_out.append((prefix + image.name, reason))
+            else:
+                found.append((prefix + image.name, image, *(masks[what][stem] for what in MASKS)))
+        gone = (name for name in _listed(root) if Path(name).stem not in images)
+        left_out += [(prefix + name, "listed in the table, and not there") for name in gone]
+    if not found:
+        raise QkjaxError(f"{path}: none of {len(left_out)} images has both masks; {LAYOUT}")
+    text = "\n".join(f"{name}\0{file.stat().st_size}" for name, *files in found for file in files)
+    names = tuple(name for name, *_ in found)
+    readers = [partial(_read, *item) for item in found]
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    return Scenes(path.resolve().name, names, lambda index: readers[index](), digest, tuple(left_out))
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _roots(path: Path) -> list[Path]:
+    """The folder itself, or the parts of P3 in it, where they have images and masks."""
+
+    def whole(folder: Path) -> bool:
+        return (folder / "images").is_dir() and all(
+            any((folder / name).is_dir() for name in names) for names in MASKS.values()
+        )
+
+    return [path] if whole(path) else [path / part for part in PARTS if whole(path / part)]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    return {file.stem: file for file in files}
+
+
+def _listed(root: Path) -> list[str]:
+    """Names in the table of properties, if there is one."""
+    table = next((root / name for name in TABLES if (root / name).is_file()), None)
+    if table is None:
+        return []
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise QkjaxError(f"{table} cannot be read as a table: {error}; copy the data set again") from error
+    column = next((name for name in ("image_name", "name") if rows and name in rows[0]), None)
+    return [row[column] for row in rows if row[column]] if column else []
+
+
+def _read(name: str, image: Path, target: Path, distractors: Path) -> Scene:
+    return Scene(open_image(image, name), *(_mask(file) for file in (target, distractors)))
+
+
+def _mask(file: Path) -> Mask:
+    """White is the object; JPEG leaves noise at its edges."""
+    return np.where(np.asarray(open_image(file))[..., 0] >= 128, 255, 0).astype(np.uint8)

@@ -1,0 +1,145 @@
+"""Generated scenes with one odd object among alike ones, and exact masks: psychophysical patterns in the manner of the
+P3 data set, and pieces of photographs. Each is made when it is asked for, from the seed and its number alone."""
+
+import colorsys
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from qkjax.images.photographs import photographs
+from qkjax.images.scenes import Scene, Scenes
+
+SIDE, CELLS, FINE = 448, 5, 2
+"""Pixels of a side; objects in a row, in a jittered grid; parts of a pixel that masks are drawn with."""
+KINDS = ("colour", "orientation", "size")
+JITTER, EDGE = 0.12, 0.1
+"""Of a cell, by which objects are moved either way; of the image, left free around them: models see the middle."""
+
+Plane = Float[np.ndarray, "height width"]
+
+
+def patterns(count: int, seed: int, kind: Literal["patterns", "pasted"] = "patterns") -> Scenes:
+    """So many scenes.
+
+    Args:
+      kind: "patterns": bars on a faint texture, of which one differs in colour, orientation or size, in turn.
+        "pasted": round pieces of one photograph, and one of another, on a third one out of focus.
+    """
+    make = {"patterns": _pattern, "pasted": _pasted}[kind]
+    names = tuple(f"{index:05d} {KINDS[index % 3]}" if kind == "patterns" else f"{index:05d}" for index in range(count))
+    return Scenes(f"{kind}, seed {seed}", names, partial(_made, make, seed), f"{kind} {count} {seed}")
+
+
+def _made(make, seed: int, index: int) -> Scene:
+    return make(np.random.default_rng([seed, index]), index)
+
+
+def _pattern(rng: np.random.Generator, index: int) -> Scene:
+    """One bar differs from the others in hue by a sixth of the circle or more, in orientation by 30 degrees or more, or
+    in size by half or more; all else is as drawn for the whole image."""
+    kind, cells = KINDS[index % 3], CELLS * CELLS
+    odd = np.arange(cells) == rng.integers(cells)
+    hue, angle = rng.random() + np.zeros(cells), rng.random() * np.pi + np.zeros(cells)
+    length = rng.uniform(0.26, 0.32) + np.zeros(cells)  # half of it, in cells
+    width = rng.uniform(0.3, 0.5) * length
+    if kind == "colour":
+        hue[odd] += rng.uniform(1 / 6, 5 / 6)
+    elif kind == "orientation":
+        angle[odd] += rng.uniform(np.pi / 6, 5 * np.pi / 6)
+    else:
+        factor = rng.choice([rng.uniform(0.5, 0.65), rng.uniform(1.4, 1.5)])
+        length[odd], width[odd] = length[odd] * factor, width[odd] * factor
+    pitch = SIDE * (1 - 2 * EDGE) / CELLS
+    middle = SIDE * EDGE + pitch * (np.arange(CELLS) + 0.5)
+    down, right = (x.ravel() + rng.uniform(-JITTER, JITTER, cells) * pitch for x in np.meshgrid(middle, middle))
+    image = _texture(rng)
+    masks = [np.zeros((SIDE, SIDE)) for _ in range(2)]
+    value = rng.uniform(0.75, 1.0)
+    for cell in range(cells):
+        bar = partial(_bar, length[cell] * pitch, width[cell] * pitch, angle[cell])
+        box, cover = _cover(down[cell], right[cell], int(length[cell] * pitch) + 3, bar)
+        colour = np.array(colorsys.hsv_to_rgb(hue[cell] % 1, 0.85, value))
+        image[box] += cover[..., None] * (colour - image[box])
+        masks[int(not odd[cell])][box] += cover
+    return _scene(image, masks)
+
+
+def _texture(rng: np.random.Generator) -> Float[np.ndarray, "height width 3"]:
+    """Gray with faint soft noise."""
+    frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None])
+    noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) * np.exp(-((frequency * 40) ** 2)))
+    return np.repeat((rng.uniform(0.35, 0.6) + 0.04 * noise / noise.std())[..., None], 3, axis=2).clip(0, 1)
+
+
+def _cover(down: float, right: float, reach: int, inside: Callable[[np.ndarray, np.ndarray], np.ndarray]):
+    """The pixels around a point, and the share of each that is inside a shape (of rows and columns from the point)."""
+    top, left = int(down) - reach, int(right) - reach
+    places = (np.arange(2 * reach * FINE) + 0.5) / FINE
+    found = inside(places[:, None] + (top - down), places[None] + (left - right))
+    return np.s_[top : top + 2 * reach, left : left + 2 * reach], found.reshape(2 * reach, FINE, -1, FINE).mean((1, 3))
+
+
+def _bar(length: float, width: float, angle: float, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    return (abs(along) <= length) & (abs(across) <= width)
+
+
+@cache
+def squares() -> tuple[np.ndarray, ...]:
+    """The default ones, whole, cut square, as values from 0 to 1."""
+    images, found = photographs(crops=False), []
+    for index in range(len(images)):
+        image = images.read(index)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))
+        found.append(np.asarray(square, np.float64) / 255)
+    return tuple(found)
+
+
+@cache
+def _blurred(index: int) -> Float[np.ndarray, "height width 3"]:
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(squares()[index], (12, 12, 0))
+
+
+def _pasted(rng: np.random.Generator, _: int) -> Scene:
+    """Eight round pieces in places of a 3 x 3 grid; the distractors are the same piece of one photograph, turned by
+    right angles and mirrored, the target a piece of another."""
+    behind, many, one = (int(i) for i in rng.choice(len(squares()), 3, replace=False))
+    image = _blurred(behind).copy()
+    cells, radius = 3, rng.uniform(32, 48)
+    pitch = SIDE * (1 - 2 * EDGE) / cells
+    middle = SIDE * EDGE + pitch * (np.arange(cells) + 0.5)
+    down, right = (x.ravel() + rng.uniform(-0.1, 0.1, cells**2) * pitch for x in np.meshgrid(middle, middle))
+    places = rng.permutation(cells**2)[:-1]
+    half = int(np.ceil(radius)) + 1
+    corners = {which: _corner(rng, squares()[which], 2 * half) for which in (many, one)}
+    masks = [np.zeros((SIDE, SIDE)) for _ in range(2)]
+    for number, place in enumerate(places):
+        which = one if number == 0 else many
+        top, left = corners[which]
+        piece = squares()[which][top : top + 2 * half, left : left + 2 * half]
+        piece = np.rot90(piece, rng.integers(4))
+        piece = piece[:, ::-1] if rng.random() < 0.5 else piece
+        box, cover = _cover(down[place], right[place], half, lambda y, x: y**2 + x**2 <= radius**2)
+        image[box] += cover[..., None] * (piece - image[box])
+        masks[int(number > 0)][box] += cover
+    return _scene(image, masks)
+
+
+def _corner(rng: np.random.Generator, photograph: np.ndarray, side: int) -> np.ndarray:
+    """Of eight random squares the corner of the one with the most contrast, so that there is something on it."""
+    corners = rng.integers(0, SIDE - side, (8, 2))
+    return max(corners, key=lambda at: photograph[at[0] : at[0] + side, at[1] : at[1] + side].std())
+
+
+def _scene(image: Float[np.ndarray, "height width 3"], masks: list[Plane]) -> Scene:
+    from PIL import Image
+
+    pixels, *masks = (np.rint(255 * x.clip(0, 1)).astype(np.uint8) for x in (image, *masks))
+    return Scene(Image.fromarray(pixels), *masks)

@@ -1,0 +1,130 @@
+"""Images with masks of an odd object and of its distractors, and what of them each patch covers."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int32, UInt8
+
+from qkjax.errors import QkjaxError
+from qkjax.images.ahead import ahead, or_reason
+from qkjax.preprocess import Preprocess, Resolution, picture, side_lengths
+
+REGIONS = ("target", "distractors", "background")
+Mask = UInt8[np.ndarray, "height width"]
+Regions = Float[np.ndarray, "regions rows columns"]
+
+
+class Scene(NamedTuple):
+    """An image in RGB and, of its size, how much of each pixel is target, and distractor: 0 nothing, 255 all."""
+
+    image: "PIL.Image.Image"
+    target: Mask
+    distractors: Mask
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes in a fixed order.
+
+    Attributes:
+      name: of the set.
+      names: of the scenes.
+      read: gives the scene of an index. Raises QkjaxError where it cannot be read.
+      fingerprint: changes with what the set is.
+      left_out: name and reason of those that are known beforehand not to be whole, such as images without masks.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    read: Callable[[int], Scene]
+    fingerprint: str
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class SceneBatch(NamedTuple):
+    """Scenes of one size; a batch that is not full ends in black ones with index -1.
+
+    Attributes:
+      pixels: as the model sees them, before normalisation.
+      regions: what share of each patch each of `REGIONS` is; together 1.
+      index: in the set; -1 where unreadable or not there.
+      unreadable: index and reason of those that could not be read.
+    """
+
+    pixels: UInt8[np.ndarray, "batch height width 3"]
+    regions: Float[np.ndarray, "batch regions rows columns"]
+    index: Int32[np.ndarray, "batch"]
+    unreadable: tuple[tuple[int, str], ...]
+
+
+def scene_batches(
+    scenes: Scenes,
+    groups: Iterable[Sequence[int]],
+    size: int,
+    preset: Preprocess,
+    resolution: Resolution | None,
+    patch_size: tuple[int, int],
+) -> Iterator[SceneBatch]:
+    """A batch of `size` for each group of at most as many indices, in order; other threads make them beforehand."""
+
+    def prepare(index: int) -> tuple[UInt8[np.ndarray, "height width 3"], Regions] | str:
+        name = scenes.names[index]
+        return or_reason(lambda: seen(scenes.read(index), name, preset, resolution, patch_size), name)
+
+    side = side_lengths(preset, resolution)
+    grid = tuple(n // p for n, p in zip(side, patch_size, strict=True))
+    nothing = np.zeros((*side, 3), np.uint8), np.concatenate([np.zeros((2, *grid)), np.ones((1, *grid))])
+    for group, results in ahead(prepare, groups):
+        failed = tuple((i, r) for i, r in zip(group, results, strict=True) if isinstance(r, str))
+        made = [nothing if isinstance(r, str) else r for r in results] + [nothing] * (size - len(group))
+        index = [-1 if isinstance(r, str) else i for i, r in zip(group, results, strict=True)]
+        index = np.array(index + [-1] * (size - len(group)), np.int32)
+        pixels, regions = (np.stack(part) for part in zip(*made, strict=True))
+        yield SceneBatch(pixels, regions.astype(np.float32), index, failed)
+
+
+def seen(
+    scene: Scene, name: str, preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "height width 3"], Regions]:
+    """The picture that a model sees, and the share of each region in each patch.
+
+    Masks are resized and cut as the picture is, then averaged over each patch.
+
+    Raises:
+      QkjaxError: masks of another size than the image, that overlap, or that are empty, also after the cut.
+    """
+    target, distractors = scene.target, scene.distractors
+    for what, mask in (("target", target), ("distractors", distractors)):
+        if mask.shape != (scene.image.height, scene.image.width):
+            raise QkjaxError(
+                f"{name}: the mask of its {what} has {mask.shape[1]} x {mask.shape[0]} pixels, and the image "
+                f"{scene.image.width} x {scene.image.height}"
+            )
+        if mask.max() < 128:
+            raise QkjaxError(f"{name}: the mask of its {what} is empty")
+    both = ((target >= 128) & (distractors >= 128)).sum()
+    if both > 0.01 * min((mask >= 128).sum() for mask in (target, distractors)):  # edges of hand-drawn ones may touch
+        raise QkjaxError(f"{name}: target and distractors overlap in {both} pixels; make their masks again")
+    shares = [_patch_means(_cut(mask, preset, resolution), patch_size) for mask in (target, distractors)]
+    for what, share in zip(REGIONS, shares, strict=False):
+        if not share.any():
+            raise QkjaxError(f"{name}: its {what} lie outside of what the model sees, which is the middle of the image")
+    background = np.clip(1 - shares[0] - shares[1], 0, 1)
+    regions = np.stack([*shares, background])
+    return picture(scene.image, preset, resolution), regions / regions.sum(0)
+
+
+def _cut(mask: Mask, preset: Preprocess, resolution: Resolution | None) -> Float[np.ndarray, "_ _"]:
+    """As the picture is cut; from 0 to 1."""
+    return picture(np.repeat(mask[..., None], 3, axis=2), preset, resolution)[..., 0] / 255
+
+
+def _patch_means(mask: Float[np.ndarray, "height width"], patch_size: tuple[int, int]) -> Float[np.ndarray, "_ _"]:
+    rows, columns = (n // p for n, p in zip(mask.shape, patch_size, strict=True))
+    cut = mask[: rows * patch_size[0], : columns * patch_size[1]]
+    return cut.reshape(rows, patch_size[0], columns, patch_size[1]).mean((1, 3))

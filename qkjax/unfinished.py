@@ -1,0 +1,93 @@
+"""Passes over images that can be interrupted: what one has done so far lies in a file, from which the next goes on."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from qkjax.errors import QkjaxError
+from qkjax.files import atomic_path
+from qkjax.interrupt import held
+
+State, Work = TypeVar("State"), TypeVar("Work")
+
+SAVE_SECONDS = 20.0
+"""Between two times that it is written."""
+Unreadable = tuple[tuple[int, str], ...]
+"""Index and reason of images that could not be read."""
+
+
+def go_through(
+    state: State,
+    work: Iterable[tuple[int, Work]],
+    step: Callable[[State, Work], State],
+    save: Callable[[State], None],
+    total: int,
+    done: int,
+) -> State:
+    """The state after all steps, with a progress bar; saved every so often, at the end, and when interrupted.
+
+    Args:
+      work: number of images and what the step takes, batch by batch.
+      step: gives a new state, and leaves the old one as it is, so that no batch counts twice.
+      total, done: images of all work, and of what was done before.
+
+    Raises:
+      KeyboardInterrupt: between two steps; what was done is saved.
+    """
+    saved = time.monotonic()
+    with tqdm(total=total, initial=done, unit="img", smoothing=0.1) as bar, held() as interrupted:
+        for count, item in work:
+            state = step(state, item)
+            bar.update(count)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save(state)
+                saved = time.monotonic()
+            try:
+                interrupted()
+            except KeyboardInterrupt:
+                save(state)
+                raise
+    save(state)
+    return state
+
+
+def write_unfinished(
+    path: Path, settings: Mapping[str, str], arrays: Mapping[str, np.ndarray], unreadable: Unreadable
+) -> None:
+    """Writes arrays, by any names but these two: settings and unreadable. Atomic.
+
+    Raises:
+      QkjaxError: the file cannot be written.
+    """
+    texts = {"settings": json.dumps(dict(settings)), "unreadable": json.dumps(unreadable)}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays, **{name: np.array(text) for name, text in texts.items()})
+
+
+def read_unfinished(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.ndarray], Unreadable] | None:
+    """The arrays, and what could not be read; None without such a file.
+
+    Raises:
+      QkjaxError: it is of other settings, or cannot be read.
+    """
+    if not path.exists():
+        return None
+    advice = f"remove {path} to begin anew"
+    try:
+        # numpy leaves a file that it cannot read open, unless it is given one that is
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file}
+        was, unreadable = (json.loads(str(arrays.pop(name))) for name in ("settings", "unreadable"))
+        unreadable = tuple((int(index), str(reason)) for index, reason in unreadable)
+    except Exception as error:  # zipfile, numpy and json raise whatever they stumble over
+        raise QkjaxError(f"{path}, of an unfinished scan, cannot be read ({error}); {advice}") from error
+    if other := [name for name in settings if settings[name] != was.get(name)]:
+        raise QkjaxError(
+            f"{path} is of an unfinished scan with other settings ({', '.join(other)}): repeat those, or {advice}"
+        )
+    return arrays, unreadable

@@ -1,0 +1,127 @@
+"""Same object or another, mode by mode: against plain loops, on hand-made maps, and from published layouts of files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+import qkjax
+from qkjax.images.objects import _seen, mosaics, open_objects
+from qkjax.maps.objects import chosen_objects
+from qkjax.preprocess import PRESETS, Preprocess, normalise, picture, source_pixels
+from qkjax.weights.export import save
+
+SIDE = 32
+PRESET = Preprocess("squash", "pil-bilinear", SIDE, SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SMALL = qkjax.ViTConfig(
+    width=24, depth=2, heads=2, head_dim=6, mlp_dim=48, patch_size=(8, 8), grid=(4, 4), pool="tok", class_token=True
+)
+
+
+def test_the_object_with_the_largest_projection_per_area():
+    """Three objects and an empty place: one small and bright, one large, one dark; by both signs."""
+    objects = np.zeros((4, 6), np.float32)
+    objects[0, 0], objects[1, 1:4], objects[2, 4:] = 1, 1, [1, 0.5]
+    values = np.array([[5, -1], [3, 2], [3, 2], [3, 2], [-4, 1], [-4, 1]], np.float32)
+    found = chosen_objects(jnp.asarray(values), jnp.asarray(objects))
+    np.testing.assert_array_equal(found, [[0, 2], [1, 0]])
+
+
+def test_labels_are_cut_as_pictures_are():
+    """A picture whose colours are its labels: the nearest pixel is what the resized picture shows, but at edges."""
+    rng = np.random.default_rng(0)
+    for name in ("hf-dinov2", "bigvision-small-crop", "squash", "hf-clip"):
+        labels = np.kron(rng.integers(0, 2, (5, 8)), np.ones((60, 60), int))  # blocks far larger than a pixel
+        seen = picture(np.repeat((255 * labels[..., None]).astype(np.uint8), 3, axis=2), PRESETS[name])[..., 0]
+        rows, columns = source_pixels(labels.shape, PRESETS[name])
+        assert (np.abs(255.0 * labels[rows[:, None], columns] - seen) > 128).mean() < 0.003, name
+
+
+def test_a_pass_is_a_plain_loop(tmp_path):
+    """Top images, and whether their objects are the same, mode by mode in float64; the job's table from its file."""
+    rng = np.random.default_rng(0)
+    tree = qkjax.ViT(SMALL).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))["params"]
+    params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
+    save(tmp_path / "small.npz", SMALL, params, PRESET)
+    from qkjax.attending.objects import ObjectsWanted, objects_of_model
+    from qkjax.attending.objects_pass import ObjectOptions
+
+    options = ObjectOptions(top=3, batch=2)
+    data = objects_of_model(str(tmp_path / "small.npz"), ObjectsWanted(count=5), tmp_path / "out", options, {})
+    modes = qkjax.decompose(*qkjax.query_key_kernels(params))
+    images = mosaics(5, 0)
+    scores, same, objects = [], [], []
+    for index in range(5):
+        pixels, masks = _seen(*images.read(index), "", PRESET, None, (8, 8))
+        _, out = qkjax.forward(qkjax.ViT(SMALL), params, normalise(pixels, PRESET)[None], capture=("norm",))
+        y = np.asarray(out["norm"], np.float64)[:, 0, 1:]
+        masks = masks[masks.sum(1) > 0]
+        objects.append(len(masks))
+        maps = [np.einsum("lpd,lhdr->lphr", y, np.asarray(w, np.float64)) for w in (modes.u, modes.v)]
+        signed = [np.stack([m, -m], axis=-1) for m in maps]
+        scores.append(signed[0].max(1) * signed[1].max(1))
+        best = [np.einsum("op,lphrs->olhrs", masks / masks.sum(1, keepdims=True), m).argmax(0) for m in signed]
+        same.append(best[0] == best[1])
+    order = np.argsort(-np.array(scores), axis=0)[:3]
+    np.testing.assert_array_equal(data.image_index, np.moveaxis(order, 0, -1))
+    np.testing.assert_array_equal(data.same, np.moveaxis(np.take_along_axis(np.array(same), order, 0), 0, -1))
+    np.testing.assert_array_equal(data.objects, objects)
+    table = (tmp_path / "out" / "objects.csv").read_text().splitlines()
+    row = dict(zip(table[0].split(","), map(float, table[1].split(",")), strict=True))
+    s, found = np.asarray(modes.s[0], np.float64), []
+    for head, mode in np.ndindex(2, 6):
+        sign = np.array(scores)[:, 0, head, mode].max(0).argmax()
+        found.append(s[head, mode] / s[head].sum() * data.same.values[0, head, mode, sign].mean())
+    assert row["same"] == pytest.approx(sum(found) / 2, abs=1e-6)
+    assert row["same_low"] <= row["same"] <= row["same_high"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "objects.nc", "objects.csv", "same_object.png", "same_object.pdf",
+    }  # fmt: skip
+    again = objects_of_model(str(tmp_path / "small.npz"), ObjectsWanted(count=5), tmp_path / "out", options, {})
+    xr.testing.assert_equal(again, data)
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def test_ade20k_in_its_layouts_and_folders_of_ones_own(tmp_path):
+    """Parts of equal values are one object; palettes and colours are labels, not pictures."""
+    rng = np.random.default_rng(0)
+    photograph = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    classes = np.zeros((64, 64), np.uint8)
+    classes[:32], classes[32:, :32] = 1, 2
+    instances = np.stack([classes, np.kron([[1, 2], [1, 0]], np.ones((32, 32))), 0 * classes], -1).astype(np.uint8)
+    for layout, (image, mask, array, objects) in {
+        "classes": ("images/validation/a.jpg", "annotations/validation/a.png", classes, 2),
+        "instances": ("images/validation/a.jpg", "annotations_instance/validation/a.png", instances, 3),
+        "own": ("images/a.jpg", "masks/a.png", classes, 2),
+        "full": ("validation/street/a.jpg", "validation/street/a_seg.png", instances, 3),
+    }.items():
+        write(tmp_path / layout / image, photograph)
+        write(tmp_path / layout / mask, array)
+        images = open_objects(tmp_path / layout)
+        assert len(images) == 1
+        _, masks = _seen(*images.read(0), "a", PRESET, None, (8, 8))
+        assert (masks.sum(1) > 0).sum() == objects, layout
+        assert masks.sum() == pytest.approx(12), "a quarter is none"
+    palette = Image.fromarray(classes).convert("P")
+    palette.putpalette([0, 0, 0] * 256)  # all black to the eye
+    palette.save(tmp_path / "own" / "masks" / "a.png")
+    _, labels = open_objects(tmp_path / "own").read(0)
+    assert np.unique(labels).tolist() == [0, 1, 2]
+    write(tmp_path / "own" / "masks" / "a.png", classes[:40])
+    with pytest.raises(qkjax.QkjaxError, match="a: its mask has 64 x 40 pixels, and the image 64 x 64"):
+        _seen(*open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
+    write(tmp_path / "own" / "masks" / "a.png", 0 * classes + 1)
+    with pytest.raises(qkjax.QkjaxError, match="a: 1 objects of a patch's area in what the model sees, and two"):
+        _seen(*open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
+    (tmp_path / "own" / "masks" / "a.png").write_bytes(b"no image")
+    with pytest.raises(qkjax.QkjaxError, match=r"cannot read the mask a\.png"):
+        open_objects(tmp_path / "own").read(0)
+    for path, says in {"none": "there is no folder", "own/images": "has no image with a mask: looked for"}.items():
+        with pytest.raises(qkjax.QkjaxError, match=says):
+            open_objects(tmp_path / path)

@@ -1,0 +1,285 @@
+"""Attention preference: exact on attention made by hand, equal to plain passes on models, and readers that explain."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+from PIL import Image
+
+import qkjax
+from qkjax import unfinished
+from qkjax.attending import preference_pass
+from qkjax.attending.preference import ScenesWanted, preference_of_models
+from qkjax.attending.preference_pass import PreferenceOptions, anisotropy, measure_scenes
+from qkjax.attending.preference_table import by_head, links, preference_table
+from qkjax.images.o3 import open_o3
+from qkjax.images.patterns import patterns
+from qkjax.images.scenes import Scene, seen
+from qkjax.maps.preference import attended
+from qkjax.preprocess import PRESETS, Preprocess, normalise
+from qkjax.weights.export import save
+
+SIDE = 32
+PRESET = Preprocess("squash", "pil-bilinear", SIDE, SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SMALL = qkjax.ViTConfig(
+    width=24, depth=3, heads=4, head_dim=6, mlp_dim=48, patch_size=(8, 8), grid=(4, 4), pool="tok", class_token=True
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    tree = qkjax.ViT(SMALL).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))["params"]
+    params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
+    path = tmp_path_factory.mktemp("model") / "small.npz"
+    save(path, SMALL, params, PRESET)
+    return qkjax.load(path)
+
+
+def test_hand_made_attention():
+    """Nine patches and a class token: target two patches, distractors three and a half, background the rest."""
+    target, distractors = np.zeros(9), np.zeros(9)
+    target[:2], distractors[2:5], distractors[5] = 1, 1, 0.5
+    regions = np.stack([target, distractors, 1 - target - distractors])
+    uniform = np.full((2, 10), 0.1)
+    itself = np.eye(10)[[1, 3]]
+    only_distractors = np.concatenate([[0.5], 0.5 * distractors / 3.5])[None].repeat(2, 0)
+    attention = jnp.asarray(np.stack([uniform, itself, only_distractors]), jnp.float32)
+    found = attended(attention, jnp.asarray(regions, jnp.float32), jnp.array([0, 2]))
+    np.testing.assert_allclose(found.mass[0], [[2 / 9, 3.5 / 9, 3.5 / 9]] * 2, atol=1e-6)
+    np.testing.assert_allclose(found.own[0], 1 / 9, atol=1e-6)
+    np.testing.assert_allclose(found.special, [[0.1] * 2, [0] * 2, [0.5] * 2], atol=1e-6)
+    np.testing.assert_allclose(found.mass[1], [[1, 0, 0], [0, 1, 0]], atol=1e-6)
+    np.testing.assert_allclose(found.own[1], 1, atol=1e-6)
+    np.testing.assert_allclose(found.mass[2], [[0, (3 + 0.25) / 3.5, 0.25 / 3.5]] * 2, atol=1e-6)
+
+
+def test_tables_of_hand_made_attention():
+    """Uniform attention is 1 times uniform; attention to the own kind alone is 1, 0, 0."""
+    regions = np.array([0.1, 0.3, 0.6])
+    mass = np.zeros((4, 2, 1, 2, 3))
+    mass[:, 0, 0] = regions
+    mass[:, 1, 0] = [[1, 0, 0], [0, 1, 0]]
+    dataset = xr.Dataset(
+        {
+            "mass": (("image", "layer", "head", "query", "region"), mass),
+            "own": (("image", "layer", "head", "query"), np.full((4, 2, 1, 2), 0.25)),
+            "special": (("image", "layer", "head", "query"), np.zeros((4, 2, 1, 2))),
+            "similarity": (("image", "layer", "head"), np.zeros((4, 2, 1))),
+            "area": (("image", "region"), np.tile(regions, (4, 1))),
+            "covered": (("image", "query"), np.full((4, 2), 0.5)),
+            "anisotropy": (("stream", "layer"), np.zeros((2, 2))),
+            "weighted_cosine": (("layer", "head"), np.array([[0.5], [0.25]])),
+        },
+        coords={"stream": ["residual", "norm"]},
+    )
+    uniform, own = preference_table(dataset)
+    for kind, share in {"same": 0.2, "different": 0.2, "background": 0.6}.items():
+        assert uniform[kind] == pytest.approx(share)
+        assert uniform[f"{kind}_times_uniform_low"] == pytest.approx(1)
+    assert (own["same"], own["different"], own["background"]) == (1, 0, 0)
+    assert own["same_times_uniform"] == pytest.approx((10 + 1 / 0.3) / 2)
+    assert own["same_without_own"] == pytest.approx((1 - 0.125) / 0.75)
+    np.testing.assert_allclose(by_head(dataset)["same_over_different"], [[0], [np.inf]])
+
+
+def test_measures_are_those_of_plain_passes(checkpoint, tmp_path):
+    """Against float64 arithmetic on attention of single passes, in batches that are not full."""
+    scenes = patterns(5, seed=1)
+    options = PreferenceOptions(queries=4, batch=2)
+    found = measure_scenes(checkpoint, scenes, options, tmp_path / "partial.npz", {})
+    assert found.index.tolist() == [0, 1, 2, 3, 4]
+    centres = []
+    for index in range(5):
+        pixels, regions = seen(scenes.read(index), "", PRESET, None, (8, 8))
+        _, out = qkjax.forward(
+            qkjax.ViT(SMALL), checkpoint.params, normalise(pixels, PRESET)[None],
+            capture=("attention", "norm", "residual"),
+        )  # fmt: skip
+        attention = np.asarray(out["attention"], np.float64)[:, 0]
+        flat = regions.reshape(3, 16)
+        place = flat[:2].argmax(1)
+        share = attention[:, :, 1 + place, 1:]
+        share = share / share.sum(-1, keepdims=True)
+        row = jax.tree.map(lambda leaf, index=index: leaf[index], found.measures)
+        np.testing.assert_array_equal(row.place, place)
+        np.testing.assert_allclose(row.mass, share @ flat.T, atol=1e-5)
+        np.testing.assert_allclose(row.own, [[[h[0, place[0]], h[1, place[1]]] for h in layer] for layer in share],
+                                   atol=1e-5)  # fmt: skip
+        np.testing.assert_allclose(row.special, attention[:, :, 1 + place, 0], atol=1e-5)
+        np.testing.assert_allclose(row.area, flat.mean(1), atol=1e-6)
+        assert row.target_patches == pytest.approx(flat[0].sum(), abs=1e-5)
+        centre = np.stack([np.asarray(out[name][:, 0, 1 + 2 * 4 + 2], np.float64) for name in ("residual", "norm")])
+        centres.append(centre / np.linalg.norm(centre, axis=-1, keepdims=True))
+    pairs = [(a * b).sum(-1) for i, a in enumerate(centres) for j, b in enumerate(centres) if i != j]
+    np.testing.assert_allclose(anisotropy(found.centre_sum, 5), np.mean(pairs, axis=0), atol=1e-5)
+    assert np.isnan(anisotropy(found.centre_sum, 1)).all()
+
+
+def test_a_pass_that_was_stopped_goes_on_to_the_same_bits(checkpoint, tmp_path, monkeypatch):
+    options, scenes = PreferenceOptions(queries=4, batch=2), patterns(9, seed=0)
+    whole = measure_scenes(checkpoint, scenes, options, tmp_path / "whole.npz", {"a": "b"})
+    calls, step = [], preference_pass._step
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise SystemExit
+        return step(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(unfinished, "SAVE_SECONDS", -1.0)
+        patched.setattr(preference_pass, "_step", stopped)
+        with pytest.raises(SystemExit):
+            measure_scenes(checkpoint, scenes, options, tmp_path / "part.npz", {"a": "b"})
+    monkeypatch.setattr(preference_pass, "_step", lambda *a: (calls.append(1), step(*a))[1])
+    again = measure_scenes(checkpoint, scenes, options, tmp_path / "part.npz", {"a": "b"})
+    assert len(calls) == 3 + 3, "two of five batches were done"
+    jax.tree.map(np.testing.assert_array_equal, again[:3], whole[:3])
+    with pytest.raises(qkjax.QkjaxError, match=r"unfinished scan with other settings \(a\)"):
+        measure_scenes(checkpoint, scenes, options, tmp_path / "part.npz", {"a": "c"})
+
+
+def test_attention_is_that_of_transformers(tmp_path):
+    """Of a random ViT with large biases, layer by layer, to 1e-5."""
+    torch = pytest.importorskip("torch", reason="needs the parity extra: pip install 'qkjax[parity]'")
+    transformers = pytest.importorskip("transformers", reason="needs the parity extra: pip install 'qkjax[parity]'")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8,
+        initializer_range=0.3, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = transformers.ViTModel(config, add_pooling_layer=False).eval()
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(images.transpose(0, 3, 1, 2)), output_attentions=True).attentions
+    theirs.save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path, heads=4)
+    _, out = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, capture=("attention",))
+    np.testing.assert_allclose(out["attention"], np.stack([w.numpy() for w in wanted]), atol=1e-5)
+
+
+def write_o3(folder, names=("b", "a"), size=(48, 40)):
+    """A copy of O3's layout, with JPEG masks: target on the left, distractors on the right."""
+    for part in ("images", "targ_labels", "dist_labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(folder / "images" / f"{name}.jpg")
+        for part, box in {"targ_labels": np.s_[8:32, 4:20], "dist_labels": np.s_[8:32, 28:44]}.items():
+            mask = np.zeros(size[::-1], np.uint8)
+            mask[box] = 255
+            Image.fromarray(mask).save(folder / part / f"{name}.jpg")
+
+
+def test_o3_in_its_published_layout(tmp_path):
+    root = tmp_path / "zip" / "O3"
+    write_o3(root)
+    (root / "image_properties.csv").write_text("image_name,num_distractors\na.jpg,1\ngone.jpg,2\n")
+    (root / "images" / "alone.jpg").write_bytes((root / "images" / "a.jpg").read_bytes())
+    scenes = open_o3(tmp_path / "zip")
+    assert scenes.names == ("a.jpg", "b.jpg")
+    assert dict(scenes.left_out) == {
+        "alone.jpg": "no mask of its target and distractors in targ_labels",
+        "gone.jpg": "listed in the table, and not there",
+    }
+    scene = scenes.read(0)
+    assert set(np.unique(scene.target)) == {0, 255}, "the noise of JPEG is gone"
+    assert (scene.target > 0).sum() == 24 * 16
+    pixels, regions = seen(scene, "a", PRESET, None, (8, 8))
+    assert pixels.shape == (32, 32, 3)
+    np.testing.assert_allclose(regions.sum(0), 1, atol=1e-9)
+    assert regions[0].mean() == pytest.approx(24 * 16 / (48 * 40), abs=0.01), "areas are kept"
+    assert open_o3(root).fingerprint == scenes.fingerprint
+    p3 = tmp_path / "P3"
+    for part in ("colors", "sizes"):
+        write_o3(p3 / part, names=("x",))
+        (p3 / part / "targ_labels").rename(p3 / part / "targ_images")
+    assert open_o3(p3).names == ("colors/x.jpg", "sizes/x.jpg")
+
+
+def test_scenes_that_are_not_whole_are_explained(tmp_path):
+    image = Image.new("RGB", (40, 40))
+    one, none, all_over = (np.zeros((40, 40), np.uint8) for _ in range(3))
+    one[10:20, 10:20], all_over[:] = 255, 255
+    corner = np.zeros((40, 40), np.uint8)
+    corner[:2, :2] = 255
+    cut = PRESETS["bigvision-small-crop"]
+    for scene, says, preset in (
+        (Scene(image, one, none), "x: the mask of its distractors is empty", PRESET),
+        (
+            Scene(image, one, one[:30]),
+            "x: the mask of its distractors has 40 x 30 pixels, and the image 40 x 40",
+            PRESET,
+        ),
+        (Scene(image, one, all_over), "x: target and distractors overlap in 100 pixels", PRESET),
+        (Scene(image, corner, one), "x: its target lie outside of what the model sees", cut),
+    ):
+        with pytest.raises(qkjax.QkjaxError, match=says):
+            seen(scene, "x", preset, None, (8, 8))
+    for path, says in {
+        "none": "there is no folder .*none: give the unpacked O3 data set",
+        ".": "is no O3 data set: it has folders images, targ_labels and dist_labels",
+    }.items():
+        with pytest.raises(qkjax.QkjaxError, match=says):
+            open_o3(tmp_path / path)
+    write_o3(tmp_path / "O3")
+    for file in (tmp_path / "O3" / "dist_labels").iterdir():
+        file.unlink()
+    with pytest.raises(qkjax.QkjaxError, match="none of 2 images has both masks"):
+        open_o3(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["patterns", "pasted"])
+def test_generated_scenes_are_the_same_for_everyone_and_their_masks_exact(kind):
+    scenes, again = patterns(6, 3, kind), patterns(6, 3, kind)
+    for index in range(6):
+        scene = scenes.read(index)
+        assert all(np.array_equal(a, b) for a, b in zip(scene, again.read(index), strict=True))
+        assert not ((scene.target > 127) & (scene.distractors > 127)).any()
+        share = [(mask > 127).mean() for mask in (scene.target, scene.distractors)]
+        assert 0.0005 < share[0] < share[1] < 0.4
+        for preset in (PRESETS["hf-dinov2"], PRESET):
+            seen(scene, scenes.names[index], preset, 224, (14, 14))  # within what any model sees
+    if kind == "patterns":
+        scene = scenes.read(0)  # an odd colour: within each mask the bars are of one colour, and the two differ
+        pixels = np.asarray(scene.image, float)
+        colours = [pixels[mask == 255] for mask in (scene.target, scene.distractors)]
+        assert max(c.std(axis=0).max() for c in colours) < 1
+        assert np.abs(colours[0].mean(0) - colours[1].mean(0)).max() > 50
+    assert not np.array_equal(patterns(6, 4, kind).read(0).target, scenes.read(0).target)
+
+
+def test_the_job_writes_tables_figures_and_what_is_left_out(checkpoint, tmp_path, capsys):
+    root = tmp_path / "O3"
+    write_o3(root, names=("a", "b", "c"))
+    Image.fromarray(np.zeros((40, 48), np.uint8)).save(root / "targ_labels" / "c.jpg")
+    options = PreferenceOptions(queries=4, batch=2)
+    found = preference_of_models((checkpoint.source,), ScenesWanted(root), tmp_path / "out", options, {})
+    data = found["small"]
+    assert data.image.values.tolist() == ["a.jpg", "b.jpg"]
+    assert "c.jpg: the mask of its target is empty" in (tmp_path / "out" / "left_out.csv").read_text()
+    said = capsys.readouterr()
+    assert "1 images are left out" in said.err
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    figures = {f"{n}.{e}" for n in ("preference_by_layer", "anisotropy", "links", "example") for e in ("png", "pdf")}
+    assert files == figures | {"preference.nc", "preference.csv", "links.csv", "left_out.csv"}
+    again = preference_of_models((checkpoint.source,), ScenesWanted(root), tmp_path / "out", options, {})["small"]
+    np.testing.assert_array_equal(again.mass, data.mass)
+    assert "measuring" not in capsys.readouterr().err, "what is there is not measured again"
+    heads = by_head(data)
+    rho = scipy.stats.spearmanr(heads["weighted_cosine"].ravel(), heads["similarity"].ravel()).statistic
+    assert links(data)[0]["all_heads"] == pytest.approx(rho)
+    with pytest.raises(qkjax.QkjaxError, match="other settings"):
+        preference_of_models((checkpoint.source,), ScenesWanted(count=3), tmp_path / "out", options, {})
+    other = tmp_path / "other.npz"
+    save(other, SMALL, checkpoint.params, PRESET)
+    both = preference_of_models((checkpoint.source, str(other)), ScenesWanted(count=2), tmp_path / "two", options, {})
+    assert set(both) == {"small", "other"}
+    assert (tmp_path / "two" / "preference_by_layer.pdf").exists()
+    assert (tmp_path / "two" / "other" / "preference.nc").exists()
