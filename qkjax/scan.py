@@ -207,7 +207,13 @@ def _nothing_yet(modes: Modes, options: ScanOptions, images: int) -> _State:
 
 
 def batch_size(asked: int | None) -> int:
-    """Images of a batch on the devices of this host, see `ScanOptions`."""
+    """Images of a batch on the devices of this host, see `ScanOptions`.
+
+    Raises:
+      QkjaxError: less than one is asked for.
+    """
+    if asked is not None and asked < 1:
+        raise QkjaxError("--batch is a whole number from 1 up")
     devices = jax.local_device_count()
     wanted = asked or (8 if jax.default_backend() == "cpu" else 64 * devices)
     return -(-wanted // devices) * devices

@@ -5,6 +5,12 @@ import os
 import tempfile
 from pathlib import Path
 
+# Most of the time goes into compiling the same programs, in every worker, in every run, and in the processes and
+# notebooks that tests start, which see the environment.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"qkjax-tests-{getpass.getuser()}")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU, if there is one
+
 import jax
 import numpy as np
 import pytest
@@ -12,11 +18,7 @@ from filelock import FileLock
 
 import qkjax
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU, if there is one
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a missing axis is a bug, not a broadcast
-# Most of the time goes into compiling the same programs, in every worker and in every run.
-jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"qkjax-tests-{getpass.getuser()}"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 DATA = Path(__file__).parent / "data"
 DEFAULT = "dinov2-vits14-focus"

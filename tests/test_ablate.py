@@ -159,59 +159,91 @@ def test_plans_say_what_they_hold(tmp_path):
         read_plan(tmp_path / "none.toml")
 
 
-def test_a_plan_that_was_stopped_goes_on_to_the_same_bits_and_can_grow(
-    checkpoint, folder, tmp_path, monkeypatch, capsys
-):
-    grid = {"edit": "drop", "select": ["strongest={dose} layers={layer}"], "dose": [0.3, 0.9], "layer": [0, 2]}
-    wanted, options = ImagesWanted(folder, labels=True), AblationOptions(queries=4, batch=4)
+GRID = {"edit": "drop", "select": ["strongest={dose} layers={layer}"], "dose": [0.3, 0.9], "layer": [0, 2]}
+LINES = expand([{**GRID, "controls": 1}])
 
-    def run(out, lines):
-        ablate_model(checkpoint.source, lines, wanted, tmp_path / out, options, {})
-        with xr.open_dataset(tmp_path / out / "ablations.nc", engine="h5netcdf") as data:
-            return data.load()
 
-    lines = expand([{**grid, "controls": 1}])
-    whole = run("whole", lines)
+@pytest.fixture(scope="module")
+def run(checkpoint, folder, tmp_path_factory):
+    """Makes the ablations of some lines in a folder of that name; its path and what is in its file."""
+    base = tmp_path_factory.mktemp("ablations")
+
+    def run_plan(out, lines):
+        wanted, options = ImagesWanted(folder, labels=True), AblationOptions(queries=4, batch=4)
+        ablate_model(checkpoint.source, lines, wanted, base / out, options, {})
+        with xr.open_dataset(base / out / "ablations.nc", engine="h5netcdf") as data:
+            return base / out, data.load()
+
+    return run_plan
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    return run("whole", LINES)
+
+
+def test_a_plan_that_was_stopped_goes_on_to_the_same_bits_and_can_grow(run, whole, folder, monkeypatch):
+    path, whole = whole
     assert ablator._edited._cache_size() <= 2, "one program for all edits (and one for wider heads, of other tests)"
-    assert "left out other/broken.png: cannot read image" in capsys.readouterr().err
-    right = Ablator.ablate
+    right, done = Ablator.ablate, path.parent / "stopped" / "done"
 
     def stopped(self, made):
-        if len(list((tmp_path / "stopped" / "done").iterdir())) == 3:
+        if len(list(done.iterdir())) == 3:
             raise KeyboardInterrupt
         return right(self, made)
 
     with monkeypatch.context() as patched:
         patched.setattr(Ablator, "ablate", stopped)
         with pytest.raises(KeyboardInterrupt):
-            run("stopped", lines)
-    again = run("stopped", lines)
+            run("stopped", LINES)
+    _, again = run("stopped", LINES)
     for name in whole.variables:
         np.testing.assert_array_equal(again[name].values, whole[name].values)
-    done = tmp_path / "stopped" / "done"
     times = {path: path.stat().st_mtime_ns for path in done.iterdir()}
     next(iter(times)).write_bytes(b"damaged")
-    more = run("stopped", [*lines, *expand([{"edit": "unbias"}])])
-    assert more.sizes["ablation"] == len(lines) + 2
+    _, more = run("stopped", [*LINES, *expand([{"edit": "unbias"}])])
+    assert more.sizes["ablation"] == len(LINES) + 2
     assert sum(path.stat().st_mtime_ns != t for path, t in times.items()) == 1, "only the damaged one is made again"
-    np.testing.assert_array_equal(more.attention_js.values[: len(lines) + 1], whole.attention_js.values)
-    # What the files say: accuracies through the head, against one pass at a time; shares and controls.
+    np.testing.assert_array_equal(more.attention_js.values[: len(LINES) + 1], whole.attention_js.values)
+    # One is no picture any more: what was done with it is not of the same images, and is made again.
+    spoilt = folder / "first" / "0.png"
+    kept = spoilt.read_bytes()
+    spoilt.write_bytes(b"x" * len(kept))
+    _, fewer = run("stopped", [*LINES, *expand([{"edit": "flip"}])])
+    spoilt.write_bytes(kept)
+    assert fewer.sizes["image"] == whole.sizes["image"] - 1
+    np.testing.assert_allclose(
+        fewer.representation_cosine[: len(LINES) + 1], whole.representation_cosine[:, 1:], atol=1e-6
+    )
+
+
+def test_the_files_say_what_was_found(checkpoint, folder, whole):
+    """Accuracies through the head against one pass at a time; shares; the table's intervals against scipy's."""
+    path, data = whole
     logits = np.array([logits for logits, _ in passes(checkpoint, _only(open_images(folder), [0, 1, 2, 3]))])
-    classes = [CLASSES.index(name.split("/")[0]) for name in whole.image.values[:4]]
-    np.testing.assert_array_equal(whole.right_head.values[0, :4], logits.argmax(-1) == classes)
-    share = whole.share.values[1:].max((1, 2))
-    np.testing.assert_allclose(share, [0.3] * 4 + [0.9] * 4, atol=1e-5)
-    assert (whole.share.values[1:] > 0).any(2).sum(1).tolist() == [1] * 8
-    head = ["edit,select,condition,layers,dose,key_bias,modes,seeds,share,kept,cka,representation"]
-    table = (tmp_path / "whole" / "ablations.csv").read_text().splitlines()
-    assert table[0].startswith(head[0])
+    classes = [CLASSES.index(name.split("/")[0]) for name in data.image.values[:4]]
+    np.testing.assert_array_equal(data.right_head.values[0, :4], logits.argmax(-1) == classes)
+    np.testing.assert_allclose(data.share.values[1:].max((1, 2)), [0.3] * 4 + [0.9] * 4, atol=1e-5)
+    assert (data.share.values[1:] > 0).any(2).sum(1).tolist() == [1] * 8
+    assert "other/broken.png" in (path / "unreadable.csv").read_text()
+    table = (path / "ablations.csv").read_text().splitlines()
     assert len(table) == 1 + 1 + 2 * 4
-    figures = {path.name for path in (tmp_path / "whole").glob("*.p[nd][gf]")}
-    wanted_figures = {"dose_response", "layer_map", "attention_by_layer"}
-    assert figures == {name + ending for name in wanted_figures for ending in (".png", ".pdf")}
+    first = dict(zip(table[0].split(","), table[2].split(","), strict=True))
+    assert (first["modes"], first["dose"], first["layers"]) == ("targeted", "0.3", "0")
+    effect = 1 - data.representation_cosine.values.astype(np.float64)
+    over = effect[1] - effect[2]  # itself, and its one control
+    assert float(first["representation"]) == pytest.approx(effect[1].mean())
+    assert float(first["representation_over_random"]) == pytest.approx(over.mean())
+    theirs = scipy.stats.bootstrap((over,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    ends = [float(first[f"representation_over_random_{end}"]) for end in ("low", "high")]
+    np.testing.assert_allclose(ends, theirs.confidence_interval, atol=0.2 * np.ptp(ends))
+    figures = {file.name for file in path.glob("*.p[nd][gf]")}
+    names = ("dose_response", "layer_map", "attention_by_layer")
+    assert figures == {name + ending for name in names for ending in (".png", ".pdf")}
+    wanted, other = ImagesWanted(folder, labels=True), AblationOptions(queries=5, batch=4)
     with pytest.raises(qkjax.QkjaxError, match=r"has the result of other settings \(queries\): remove it, or give"):
-        ablate_model(checkpoint.source, lines, wanted, tmp_path / "whole", AblationOptions(queries=5, batch=4), {})
-    assert json.loads(whole.attrs["settings"])["labels"] == "true"
+        ablate_model(checkpoint.source, LINES, wanted, path, other, {})
+    assert json.loads(data.attrs["settings"])["labels"] == "true"
 
 
 def test_readouts_know_what_is_told_apart():

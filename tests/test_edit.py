@@ -243,6 +243,63 @@ def test_taking_out_the_bias_alone_leaves_the_interaction(model):
     np.testing.assert_allclose(out["attention"][1], scipy.special.softmax(logits, axis=-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_edits_touch_the_heads_selected_and_no_others(model, exact):
+    _, _, parts, modes = model
+    weights = select("layers=1 heads=0,2", qkjax.measure(modes))
+    was = np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in parts[:2]))
+    bias = np.einsum("ldhk,lhk->lhd", parts.key_kernel, parts.query_bias)
+    others = ~weights.any(-1)
+    for kind, key_bias in (("symmetric", True), ("unbias", True), ("drop", False)):
+        found = edit(parts, modes, kind, weights, 13 if exact else None, key_bias)
+        now = np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in found[:2]))
+        np.testing.assert_allclose(now[others], was[others], atol=2e-5 * np.abs(was).max())
+        direction = np.einsum("ldhk,lhk->lhd", found.key_kernel, found.query_bias)
+        np.testing.assert_allclose(direction[others], bias[others], atol=1e-4)
+        if kind != "unbias":
+            assert np.abs(now - was)[~others].max() > 0.1
+        if kind != "symmetric":
+            np.testing.assert_allclose(direction[~others], 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["grouping=0.37", "contextual=0.05", "weakest=0.6 layers=1"])
+def test_what_is_dropped_is_the_share_that_is_said(model, text):
+    """||M'||^2 by float64 dense arithmetic is 1 - share of ||M||^2, of targeted modes and of their controls; of other
+    edits the change has the share of its squared norm that editing all has."""
+    _, _, parts, modes = model
+    metrics = qkjax.measure(modes)
+    was = np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in parts[:2]))
+
+    def edited(kind, control=None):
+        plan = planned(Edit(kind, text, True, control), parts, modes, metrics)
+        found = edit(parts, modes, plan.kind, plan.weights)
+        return plan, np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in found[:2]))
+
+    for control in (None, 0, 1):
+        plan, now = edited("drop", control)
+        left = (now**2).sum((2, 3)) / (was**2).sum((2, 3))
+        wanted = float(re.search(r"=(0\.\d+)", text)[1])
+        np.testing.assert_allclose(1 - left, np.where(plan.share > 0, wanted, 0), atol=1e-4)
+        plan, now = edited("flip", control)
+        changed = ((now - was) ** 2).sum((2, 3)) / (was**2).sum((2, 3))
+        np.testing.assert_allclose(changed, 4 * plan.share, atol=1e-3)
+
+
+def test_heads_wider_than_the_embedding(model):
+    """More columns than the embedding has: the rest of them is 0."""
+    rng = np.random.default_rng(0)
+    query, key = (rng.standard_normal((1, 8, 2, 12)).astype(np.float32) for _ in range(2))
+    zeros, ones = np.zeros((1, 2, 12), np.float32), np.ones((1, 8), np.float32)
+    parts = qkjax.Attention(query, key, zeros + 1, zeros, ones, 0 * ones)
+    modes = qkjax.decompose(query, key)
+    m = np.einsum("ldhk,lehk->lhde", query.astype(np.float64), key)
+    for columns in (None, 25):
+        for kind, wanted in {"flip": -m, "symmetric": (m + np.swapaxes(m, 2, 3)) / 2}.items():
+            found = edit(parts, modes, kind, np.ones(modes.s.shape, np.float32), columns)
+            now = np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in found[:2]))
+            np.testing.assert_allclose(now, wanted, atol=1e-4)
+
+
 def test_controls_are_as_strong_and_random(model):
     _, _, _, modes = model
     weights = select("cosine>0.05", qkjax.measure(modes))

@@ -70,11 +70,14 @@ def test_a_pass_is_a_plain_loop(tmp_path):
     np.testing.assert_array_equal(data.objects, objects)
     table = (tmp_path / "out" / "objects.csv").read_text().splitlines()
     row = dict(zip(table[0].split(","), map(float, table[1].split(",")), strict=True))
-    s, found = np.asarray(modes.s[0], np.float64), []
+    s, found, chances = np.asarray(modes.s[0], np.float64), [], []
     for head, mode in np.ndindex(2, 6):
         sign = np.array(scores)[:, 0, head, mode].max(0).argmax()
+        images_of = order[:, 0, head, mode, sign]
+        chances.append(s[head, mode] / s[head].sum() * np.mean([1 / objects[i] for i in images_of]))
         found.append(s[head, mode] / s[head].sum() * data.same.values[0, head, mode, sign].mean())
     assert row["same"] == pytest.approx(sum(found) / 2, abs=1e-6)
+    assert row["chance"] == pytest.approx(sum(chances) / 2, abs=1e-6)
     assert row["same_low"] <= row["same"] <= row["same_high"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "objects.nc", "objects.csv", "same_object.png", "same_object.pdf",
@@ -108,6 +111,8 @@ def test_ade20k_in_its_layouts_and_folders_of_ones_own(tmp_path):
         _, masks = _seen(*images.read(0), "a", PRESET, None, (8, 8))
         assert (masks.sum(1) > 0).sum() == objects, layout
         assert masks.sum() == pytest.approx(12), "a quarter is none"
+    Image.merge("LA", [Image.fromarray(classes), Image.new("L", (64, 64), 255)]).save(tmp_path / "own/masks/a.png")
+    assert np.unique(open_objects(tmp_path / "own").read(0)[1]).tolist() == [0, 1, 2], "black is none"
     palette = Image.fromarray(classes).convert("P")
     palette.putpalette([0, 0, 0] * 256)  # all black to the eye
     palette.save(tmp_path / "own" / "masks" / "a.png")

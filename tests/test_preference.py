@@ -218,7 +218,7 @@ def test_scenes_that_are_not_whole_are_explained(tmp_path):
             PRESET,
         ),
         (Scene(image, one, all_over), "x: target and distractors overlap in 100 pixels", PRESET),
-        (Scene(image, corner, one), "x: its target lie outside of what the model sees", cut),
+        (Scene(image, corner, one), "x: its target is outside of what the model sees", cut),
     ):
         with pytest.raises(qkjax.QkjaxError, match=says):
             seen(scene, "x", preset, None, (8, 8))

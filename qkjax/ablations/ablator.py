@@ -111,9 +111,11 @@ def _look(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Array, 
         preferred(of_patches[:, layer, ..., prefix:], block["norm"][:, prefix:].astype(jnp.float32), places)
         for layer, block in enumerate(blocks)
     ]
-    pooled, tokens = out["pre_logits"], out["encoded"][:, prefix:]
-    pooled = pooled if pooled.ndim == 2 else tokens.mean(axis=1)
-    outputs = Outputs(pooled, tokens[:, places], out.get("logits"), attention)
+    pooled, tokens, logits = (out.get(name) for name in ("pre_logits", "encoded", "logits"))
+    # Without pooling there is one of each for every token.
+    pooled, logits = (x if x is None or x.ndim == 2 else x[:, prefix:].mean(axis=1) for x in (pooled, logits))
+    outputs = Outputs(pooled, tokens[:, prefix + places], logits, attention)
+    outputs = jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
     return outputs, entropy(of_patches), jnp.stack(preference, axis=1)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +17,11 @@ from tqdm import tqdm
 from qkjax import figures, results
 from qkjax.ablations.ablator import AblationOptions, Ablator, Found
 from qkjax.ablations.plan import Line
-from qkjax.ablations.readout import Readout
+from qkjax.ablations.readout import Readout, check_labels
 from qkjax.ablations.table import ablation_table, ablations_dataset
 from qkjax.editing import Planned, notes_on, planned
 from qkjax.errors import QkjaxError
-from qkjax.files import atomic_path, make_folder
+from qkjax.files import atomic_path, make_folder, remove
 from qkjax.images.labels import by_folder
 from qkjax.images.photographs import photographs, subjects
 from qkjax.images.sources import ImageSet, open_images
@@ -94,20 +95,28 @@ def ablate_model(
     images = subject.images
     how = settings_of(checkpoint, images, options) | {"labels": json.dumps(wanted.labels)}
     results.read_earlier(folder / "ablations.nc", how)
+    if subject.labels:
+        check_labels(subject.labels, subject.classes)
     paths = [folder / "done" / f"{_digest(how, plan)}.npz" for plan in (None, *plans)]
     done = {path: _read(path) for path in paths}
-    if any(arrays is None for arrays in done.values()):
+    if any(not _is_of(arrays, done[paths[0]]) for arrays in done.values()):
         _fill(done, dict(zip(paths[1:], zip(lines, plans, strict=True), strict=True)), paths[0], subject, options)
-    found = [done[path] for path in paths]
-    names = [images.names[i] for i in found[0].pop("index")]  # the unedited model's
+    found = [dict(done[path]) for path in paths]
+    names = [images.names[i] for i in found[0]["index"]]
+    left_out = [(images.names[i], reason) for i, reason in json.loads(str(found[0].pop("unreadable")))]
+    for arrays in found:
+        arrays.pop("index")
     attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(how)}
-    dataset = ablations_dataset(lines, found, names, attrs)
+    dataset = ablations_dataset(lines, found, names, left_out, attrs)
     results.write_dataset(dataset, folder / "ablations.nc")
+    results.list_unreadable(dataset, folder / "unreadable.csv")
     rows = ablation_table(dataset)
     results.write_csv(rows, folder / "ablations.csv")
     shown = [{name: row[name] for name in SHOWN if name in row} for row in rows]
     print(f"{checkpoint.name}, {len(names)} images\n{results.format_rows(shown, dict.fromkeys(SHOWN[:3], ''))}")
     drawn = figures.ablation_figures(dataset, rows)
+    for stem, ending in product(figures.ABLATIONS, (".png", ".pdf")):
+        remove(folder / (stem + ending))  # of another plan
     for stem, figure in drawn.items():
         figures.save(figure, folder / stem)
     print(f"wrote ablations.nc, ablations.csv and {len(drawn)} figures (png, pdf) to {folder}", file=sys.stderr)
@@ -145,6 +154,11 @@ def _digest(how: Mapping[str, str], plan: Planned | None) -> str:
     return digest.hexdigest()
 
 
+def _is_of(arrays: Arrays | None, unedited: Arrays | None) -> bool:
+    """Whether an ablation is there, and of the images that the unedited model saw: others may be readable by now."""
+    return arrays is not None and unedited is not None and np.array_equal(arrays["index"], unedited["index"])
+
+
 def _fill(
     done: dict[Path, Arrays | None],
     plans: Mapping[Path, tuple[Line, Planned]],
@@ -154,9 +168,9 @@ def _fill(
 ) -> None:
     """Makes and keeps what is not there yet."""
     checkpoint, images = subject.checkpoint, subject.images
-    todo = {path: plan for path, plan in plans.items() if done[path] is None}
-    print(f"{checkpoint.name}: {len(todo)} ablations on {len(images)} images of {images.name}", file=sys.stderr)
-    bar = tqdm(total=(1 + len(todo)) * len(images), unit="img", smoothing=0.05)
+    wanted = sum(done[path] is None for path in plans)
+    print(f"{checkpoint.name}: {wanted} ablations on {len(images)} images of {images.name}", file=sys.stderr)
+    bar = tqdm(total=(1 + wanted) * len(images), unit="img", smoothing=0.05)
     with bar, held() as interrupted:
 
         def tick(count: int) -> None:
@@ -171,17 +185,21 @@ def _fill(
 
         told = set()
         ablator = Ablator(checkpoint, images, options, tick)
-        tell([f"left out {images.names[index]}: {reason}" for index, reason in ablator.unreadable])
         finish = _finisher(ablator, subject)
         heads = checkpoint.config.depth, checkpoint.config.heads
-        nothing = {"share": np.zeros(heads), "kept": np.ones(heads), "index": np.array(ablator.index)}
-        done[unedited] = done[unedited] or _kept(unedited, finish(ablator.unedited) | nothing)
+        nothing = {"share": np.zeros(heads), "kept": np.ones(heads)}
+        nothing |= {"unreadable": np.array(json.dumps(ablator.unreadable))}
+        own = finish(ablator.unedited) | nothing
+        if not _is_of(done[unedited], own):
+            done[unedited] = _kept(unedited, own)
+        todo = {path: plan for path, plan in plans.items() if not _is_of(done[path], own)}
+        bar.total = bar.n + len(todo) * len(images)
         for path, (line, plan) in todo.items():
             made = edit(subject.parts, subject.modes, plan.kind, plan.weights, ablator.columns, plan.key_bias)
             notes = notes_on(plan, line.edit.control, made, checkpoint.config.head_dim)
             tell([f"{line.edit.kind} {line.edit.selection}: {note}" for note in notes])
-            own = {"share": plan.share, "kept": np.asarray(made.kept, np.float64)}
-            done[path] = _kept(path, finish(ablator.ablate(made)) | own)
+            edited = {"share": plan.share, "kept": np.asarray(made.kept, np.float64)}
+            done[path] = _kept(path, finish(ablator.ablate(made)) | edited)
 
 
 def _finisher(ablator: Ablator, subject: _Subject) -> Callable[[Found], Arrays]:
@@ -194,7 +212,8 @@ def _finisher(ablator: Ablator, subject: _Subject) -> Callable[[Found], Arrays]:
     def finish(found: Found) -> Arrays:
         cka = np.float64(linear_cka(own, found.representation)) if len(own) > 1 else np.nan
         right = readout.right(found.representation, found.logits) if readout else {}
-        return found.effects._asdict() | {"cka": np.array(cka)} | {f"right_{k}": v for k, v in right.items()}
+        rest = {"cka": np.array(cka), "index": np.array(ablator.index)} | {f"right_{k}": v for k, v in right.items()}
+        return found.effects._asdict() | rest
 
     return finish
 

@@ -74,7 +74,10 @@ def expand(grids: list[Mapping]) -> list[Line]:
       QkjaxError: a grid that is none.
     """
     lines = [line for grid in grids for line in _grid(grid)]
-    return list({line.edit: line for line in lines}.values())
+    first: dict[Edit, Line] = {}
+    for line in lines:
+        first.setdefault(line.edit, line)
+    return list(first.values())
 
 
 def _grid(grid: Mapping) -> list[Line]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -10,6 +11,22 @@ from qkjax.errors import QkjaxError
 from qkjax.images.labels import head_classes
 
 FOLDS, NEIGHBOURS = 5, 5
+
+
+def check_labels(labels: Sequence[int], classes: list[str]) -> None:
+    """Whether a probe can be fitted to these, before all the work.
+
+    Raises:
+      QkjaxError: scikit-learn is not installed, or a class has one image or none.
+    """
+    counts = np.bincount(np.asarray(labels, int), minlength=len(classes))
+    if counts.min() < 2:
+        raise QkjaxError(
+            f"class {classes[counts.argmin()]} has {counts.min()} images that can be read, and a probe needs two of "
+            "each class: give more, or leave out --labels"
+        )
+    if find_spec("sklearn") is None:
+        raise QkjaxError("probes come with scikit-learn, which is not here: pip install 'qkjax[photographs]'")
 
 
 class Readout:
@@ -38,26 +55,17 @@ class Readout:
           outputs: of the model's head, if it has one.
 
         Raises:
-          QkjaxError: scikit-learn is not installed, or a class has one image or none.
+          QkjaxError: as `check_labels`.
         """
+        check_labels(labels, classes)
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import StratifiedKFold
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         self._labels = np.asarray(labels)
         self._outputs = head_classes(classes, outputs) if outputs else None
-        counts = np.bincount(self._labels, minlength=len(classes))
-        if counts.min() < 2:
-            raise QkjaxError(
-                f"class {classes[counts.argmin()]} has {counts.min()} images that can be read, and a probe needs two "
-                "of each class: give more, or leave out --labels"
-            )
-        try:
-            from sklearn.linear_model import LogisticRegression
-            from sklearn.model_selection import StratifiedKFold
-            from sklearn.pipeline import make_pipeline
-            from sklearn.preprocessing import StandardScaler
-        except ImportError as error:
-            raise QkjaxError(
-                "probes come with scikit-learn, which is not here: pip install 'qkjax[photographs]'"
-            ) from error
-        parts = StratifiedKFold(min(FOLDS, counts.min()), shuffle=True, random_state=0)
+        parts = StratifiedKFold(min(FOLDS, np.bincount(self._labels).min()), shuffle=True, random_state=0)
         self._parts = list(parts.split(representation, self._labels))
         self._probes = []
         for learned, _ in self._parts:

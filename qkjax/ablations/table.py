@@ -24,6 +24,7 @@ def ablations_dataset(
     lines: Sequence[Line],
     found: Sequence[Mapping[str, np.ndarray]],
     images: Sequence[str],
+    left_out: Sequence[tuple[str, str]],
     attrs: Mapping[str, str],
 ) -> xr.Dataset:
     """What every ablation does to every image.
@@ -32,18 +33,21 @@ def ablations_dataset(
       lines: of the plan.
       found: effects by name, of the unedited model and then of each line; see `ablate`.
       images: names of those that could be read.
+      left_out: names of the others, and why.
 
     Returns:
       A dataset with dims ablation (0 is the unedited model), image, layer, head: the fields of `Effects`; `cka` of the
       representations of all images with the unedited ones; `right_head`, `right_probe`, `right_neighbours` where there
       are labels (see `Readout`); `share` of each head's squared strength that is edited, and `kept`, what the kernels
       hold of the edited interaction. Coordinates say what each ablation is: edit, select, control (seed; -1: none),
-      key_bias, condition, layers, dose.
+      key_bias, condition, layers, dose. `unreadable` names of images, and each one's `reason`.
     """
     variables = {}
     for name in found[0]:
         values = np.stack([item[name] for item in found])
         variables[name] = (DIMS[values.ndim], values)
+    for place, name in enumerate(("unreadable", "reason")):
+        variables[name] = ("broken", texts([item[place] for item in left_out]))
     edits = [line.edit for line in lines]
     said = {
         "edit": texts(["none", *(e.kind for e in edits)]),

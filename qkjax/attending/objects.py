@@ -43,8 +43,8 @@ def objects_of_model(
     """
     checkpoint = for_photographs(load(model, **settings))
     photograph_grid(checkpoint, options.resolution)  # or say at once why not
-    if wanted.count < 1:
-        raise QkjaxError("--count is a whole number from 1 up")
+    if wanted.count < 1 or wanted.seed < 0:
+        raise QkjaxError("--count is a whole number from 1 up, and --seed from 0 up")
     images = open_objects(wanted.masks) if wanted.masks else mosaics(wanted.count, wanted.seed)
     folder = out or Path("results") / checkpoint.name / "objects"
     make_folder(folder)

@@ -61,8 +61,8 @@ def preference_of_models(
     checkpoints = results.by_name([for_photographs(load(name, **settings)) for name in models])
     for checkpoint in checkpoints.values():  # or say at once why not
         query_places(photograph_grid(checkpoint, options.resolution), options.queries)
-    if wanted.count < 1:
-        raise QkjaxError("--count is a whole number from 1 up")
+    if wanted.count < 1 or wanted.seed < 0:
+        raise QkjaxError("--count is a whole number from 1 up, and --seed from 0 up")
     scenes = open_o3(wanted.o3) if wanted.o3 else patterns(wanted.count, wanted.seed, wanted.kind)
     single = len(checkpoints) == 1
     base = out or Path("results")

@@ -100,7 +100,7 @@ def objects(
 def ablate(
     model: Annotated[Positional[str], arg(metavar="MODEL")],
     /,
-    edit: EditKind = "drop",
+    edit: EditKind | None = None,
     select: tuple[str, ...] = (),
     controls: int = 0,
     key_bias: bool = True,
@@ -125,7 +125,7 @@ def ablate(
 
     Args:
       model: a name from `qkjax models`, or a path.
-      edit: as for export.
+      edit: as for export; by default drop.
       select: the modes, as for export; several are several ablations.
       controls: also so many ablations of random modes as strong, for each.
       key_bias: as for export.
@@ -149,11 +149,11 @@ def ablate(
     from qkjax.ablations.job import ImagesWanted, ablate_model
     from qkjax.ablations.plan import expand, read_plan
 
-    if plan and (select or controls):
-        raise QkjaxError("--plan says what is selected and how many controls there are: leave out --select, --controls")
+    if plan and (select or controls or edit or not key_bias):
+        raise QkjaxError("--plan says what is done: leave out --edit, --select, --controls and --no-key-bias")
     if not plan and not select:
         raise QkjaxError('nothing is selected; for example: --select "cosine>0.5 layers=0-3", or a --plan')
-    grids = [{"edit": edit, "select": list(select), "controls": controls, "key_bias": key_bias}]
+    grids = [{"edit": edit or "drop", "select": list(select), "controls": controls, "key_bias": key_bias}]
     lines = read_plan(plan) if plan else expand(grids)
     options = AblationOptions(queries, batch, resolution, dtype, exact)
     settings = said(grid=grid, pool=pool, heads=heads)

@@ -1,6 +1,6 @@
 """Figures of the metrics. Each function takes results and returns a matplotlib `Figure`."""
 
-from qkjax.figures.ablations import ablation_figures, attention_by_layer, dose_response, layer_map
+from qkjax.figures.ablations import ABLATIONS, ablation_figures, attention_by_layer, dose_response, layer_map
 from qkjax.figures.layers import cosine_by_layer, difference_map, head_map, symmetry_by_layer
 from qkjax.figures.modes import cosine_histograms, spectra
 from qkjax.figures.overlay import overlay
@@ -16,6 +16,7 @@ from qkjax.figures.style import save
 from qkjax.figures.training import sweep_accuracy, sweep_cosines, sweep_curves
 
 __all__ = [
+    "ABLATIONS",
     "ablation_figures",
     "anisotropy_by_layer",
     "attended_example",

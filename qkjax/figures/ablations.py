@@ -30,6 +30,10 @@ CURVES = ("representation", "attention", "preference", "logits", "head", "probe"
 MOST = 6  # lines that can be told apart
 
 
+ABLATIONS = ("dose_response", "layer_map", "attention_by_layer")
+"""Names of the figures that there may be."""
+
+
 def ablation_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict[str, Figure]:
     """Those figures that the ablations are enough for, by name."""
     drawn = {}
@@ -184,7 +188,8 @@ def attention_by_layer(dataset: xr.Dataset) -> Figure:
     }
     layers = np.arange(dataset.sizes["layer"])
     with styled():
-        figure = Figure(figsize=(WIDTH, 2.5 + 0.16 * len(groups)), layout="constrained")
+        shown = sum(name in names for name, _ in groups)
+        figure = Figure(figsize=(WIDTH, 2.5 + 0.16 * shown), layout="constrained")
         panels = figure.subplots(1, 3)
         for axes, (effect, values) in zip(panels, changes.items(), strict=True):
             axes.axhline(0, color=GREY, linewidth=0.8)

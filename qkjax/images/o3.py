@@ -14,7 +14,7 @@ import numpy as np
 
 from qkjax.errors import QkjaxError
 from qkjax.images.scenes import Mask, Scene, Scenes
-from qkjax.images.sources import SUFFIXES
+from qkjax.images.sources import SUFFIXES, size_of
 from qkjax.preprocess import open_image
 
 MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
@@ -45,14 +45,14 @@ def open_o3(path: str | Path) -> Scenes:
             missing = [what for what in MASKS if stem not in masks[what]]
             if missing:
                 reason = f"no mask of its {' and '.join(missing)} in {folders[missing[0]].name}"
-                left_out.append((prefix + image.name, reason))
+                left_out.append((prefix + _text(image.name), reason))
             else:
-                found.append((prefix + image.name, image, *(masks[what][stem] for what in MASKS)))
+                found.append((prefix + _text(image.name), image, *(masks[what][stem] for what in MASKS)))
         gone = (name for name in _listed(root) if Path(name).stem not in images)
         left_out += [(prefix + name, "listed in the table, and not there") for name in gone]
     if not found:
         raise QkjaxError(f"{path}: none of {len(left_out)} images has both masks; {LAYOUT}")
-    text = "\n".join(f"{name}\0{file.stat().st_size}" for name, *files in found for file in files)
+    text = "\n".join(f"{name}\0{size_of(file)}" for name, *files in found for file in files)
     names = tuple(name for name, *_ in found)
     readers = [partial(_read, *item) for item in found]
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
@@ -77,6 +77,11 @@ def _roots(path: Path) -> list[Path]:
 def _by_stem(folder: Path) -> dict[str, Path]:
     files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
     return {file.stem: file for file in files}
+
+
+def _text(name: str) -> str:
+    """Bytes that are no text become question marks."""
+    return name.encode(errors="replace").decode()
 
 
 def _listed(root: Path) -> list[str]:

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int, Int32, UInt8
 from qkjax.errors import QkjaxError
 from qkjax.images.ahead import ahead, or_reason
 from qkjax.images.patterns import SIDE, squares
-from qkjax.images.sources import SUFFIXES
+from qkjax.images.photographs import photographs
+from qkjax.images.sources import SUFFIXES, files_in, size_of
 from qkjax.preprocess import Preprocess, Resolution, open_image, picture, side_lengths, source_pixels
 
 MASKS = ("annotations_instance", "masks", "annotations")
@@ -143,7 +144,7 @@ def open_objects(path: str | Path) -> ObjectSet:
             f"{path} has no image with a mask: looked for folders images and {', '.join(MASKS)} with files of the same "
             f"names, and for NAME{SEGMENTED} beside images"
         )
-    text = "\n".join(f"{name}\0{file.stat().st_size}" for name, *files in pairs for file in files)
+    text = "\n".join(f"{name}\0{size_of(file)}" for name, *files in pairs for file in files)
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
     readers = [partial(_read, *pair) for pair in pairs]
     return ObjectSet(path.resolve().name, tuple(name for name, *_ in pairs), lambda index: readers[index](), digest)
@@ -151,7 +152,7 @@ def open_objects(path: str | Path) -> ObjectSet:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Images by their paths in the folder, without the ending; names of bytes that are no text have question marks."""
-    found = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    found = (file for file in files_in(folder) if file.suffix.lower() in SUFFIXES)
     return {str(f.relative_to(folder).with_suffix("")).encode(errors="replace").decode(): f for f in found}
 
 
@@ -168,15 +169,15 @@ def _labels(mask: Path) -> Labels:
             values = np.asarray(opened).astype(np.int64)
     except Exception as error:  # Pillow's readers raise whatever they stumble over
         raise QkjaxError(f"cannot read the mask {mask.name}: {error}") from error
-    if values.ndim == 2:
-        return values
-    return (values[..., :3] * np.array([1 << 16, 1 << 8, 1])[: values.shape[2]]).sum(-1)
+    if values.ndim == 2 or values.shape[2] == 2:  # gray, and gray with transparency
+        return values if values.ndim == 2 else values[..., 0]
+    return (values[..., :3] * np.array([1 << 16, 1 << 8, 1])).sum(-1)
 
 
 def mosaics(count: int, seed: int) -> ObjectSet:
     """Composed scenes: five pieces of five photographs, each with all that is nearest to a random point."""
-    names = tuple(f"{index:05d}" for index in range(count))
-    return ObjectSet(f"mosaics, seed {seed}", names, partial(_mosaic, seed), f"mosaics {count} {seed}")
+    names, made_of = tuple(f"{index:05d}" for index in range(count)), photographs(crops=False).fingerprint
+    return ObjectSet(f"mosaics, seed {seed}", names, partial(_mosaic, seed), f"mosaics {count} {seed} {made_of}")
 
 
 def _mosaic(seed: int, index: int) -> tuple["PIL.Image.Image", Labels]:

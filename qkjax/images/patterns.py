@@ -30,7 +30,8 @@ def patterns(count: int, seed: int, kind: Literal["patterns", "pasted"] = "patte
     """
     make = {"patterns": _pattern, "pasted": _pasted}[kind]
     names = tuple(f"{index:05d} {KINDS[index % 3]}" if kind == "patterns" else f"{index:05d}" for index in range(count))
-    return Scenes(f"{kind}, seed {seed}", names, partial(_made, make, seed), f"{kind} {count} {seed}")
+    made_of = photographs(crops=False).fingerprint if kind == "pasted" else ""
+    return Scenes(f"{kind}, seed {seed}", names, partial(_made, make, seed), f"{kind} {count} {seed} {made_of}")
 
 
 def _made(make, seed: int, index: int) -> Scene:
@@ -39,7 +40,7 @@ def _made(make, seed: int, index: int) -> Scene:
 
 def _pattern(rng: np.random.Generator, index: int) -> Scene:
     """One bar differs from the others in hue by a sixth of the circle or more, in orientation by 30 degrees or more, or
-    in size by half or more; all else is as drawn for the whole image."""
+    in length and width, by 0.5 to 0.65 or 1.4 to 1.5 times; all else is as drawn for the whole image."""
     kind, cells = KINDS[index % 3], CELLS * CELLS
     odd = np.arange(cells) == rng.integers(cells)
     hue, angle = rng.random() + np.zeros(cells), rng.random() * np.pi + np.zeros(cells)

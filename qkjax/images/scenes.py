@@ -1,7 +1,7 @@
 """Images with masks of an odd object and of its distractors, and what of them each patch covers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -113,14 +113,15 @@ def seen(
     shares = [_patch_means(_cut(mask, preset, resolution), patch_size) for mask in (target, distractors)]
     for what, share in zip(REGIONS, shares, strict=False):
         if not share.any():
-            raise QkjaxError(f"{name}: its {what} lie outside of what the model sees, which is the middle of the image")
+            raise QkjaxError(f"{name}: its {what} is outside of what the model sees, the middle of the image")
     background = np.clip(1 - shares[0] - shares[1], 0, 1)
     regions = np.stack([*shares, background])
     return picture(scene.image, preset, resolution), regions / regions.sum(0)
 
 
 def _cut(mask: Mask, preset: Preprocess, resolution: Resolution | None) -> Float[np.ndarray, "_ _"]:
-    """As the picture is cut; from 0 to 1."""
+    """As the picture is cut; from 0 to 1. Averaged where the picture is sampled: points would miss small objects."""
+    preset = replace(preset, filter="area") if preset.filter == "bilinear" else preset
     return picture(np.repeat(mask[..., None], 3, axis=2), preset, resolution)[..., 0] / 255
 
 

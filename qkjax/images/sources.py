@@ -75,7 +75,9 @@ def open_images(path: str | Path) -> ImageSet:
     return image_set(path.resolve().name, found)
 
 
-def _in_folder(folder: Path) -> Iterator[Found]:
+def files_in(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of all folders in it and linked from it, but hidden ones."""
+
     def stop(error: OSError) -> None:
         raise error
 
@@ -88,8 +90,18 @@ def _in_folder(folder: Path) -> Iterator[Found]:
             path = Path(root, name)
             # A link to nothing is an image that cannot be read; a pipe or a device is no image.
             if not name.startswith(".") and (path.is_file() or not path.exists()):
-                yield from _of_file(path, path.relative_to(folder).as_posix())
+                yield path
         seen.add(real)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 of a link to nothing."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def _in_folder(folder: Path) -> Iterator[Found]:
+    for path in files_in(folder):
+        yield from _of_file(path, path.relative_to(folder).as_posix())
 
 
 def _of_file(path: Path, name: str) -> Iterator[Found]:
@@ -104,7 +116,7 @@ def _of_file(path: Path, name: str) -> Iterator[Found]:
             f"{path} is compressed, and images in it cannot be read one by one: unpack it, or make it a .tar"
         )
     elif lower.endswith(SUFFIXES):
-        yield name, path.stat().st_size if path.exists() else 0, partial(open_image, path, name)
+        yield name, size_of(path), partial(open_image, path, name)
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES)

@@ -2,7 +2,8 @@
 
 (The paper has no ablations; this is an extension of ours.) With M = Wq Wk^T = sum_n s_n u_n v_n^T of a
 head, an edit gives factors A, B of another interaction M' = A B^T, mode by mode as a weight from 0
-(leave) to 1 (all of it) says:
+(leave) to 1 (all of it) says. A weight w between them is a share of the mode's squared strength: `drop`
+leaves sqrt(1 - w) s_n, and the others go sqrt(w) of the way, so that the change has w of its squared norm:
 
     drop           s_n -> 0
     flip           s_n -> -s_n                   asks for the opposite
@@ -52,23 +53,23 @@ class Realised(NamedTuple):
 
 def drop(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
     """Without the modes."""
-    return u * (s * (1 - weight))[None], v
+    return u * (s * jnp.sqrt(1 - weight))[None], v
 
 
 def flip(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
     """With the modes' opposites."""
-    return u * (s * (1 - 2 * weight))[None], v
+    return u * (s * (1 - 2 * jnp.sqrt(weight)))[None], v
 
 
 def rotate(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
     """With the modes' key directions turned onto their query directions."""
-    return u * s[None], v * (1 - weight)[None] + u * weight[None]
+    return u * s[None], v + (u - v) * jnp.sqrt(weight)[None]
 
 
 def equalize(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
-    """With one strength for all the modes, that keeps the sum of their squares."""
+    """With one strength for all the modes, that keeps the sum of their squares (where they are taken whole)."""
     level = jnp.sqrt((weight * s**2).sum() / jnp.maximum(weight.sum(), 1e-9))
-    return u * (s + weight * (level - s))[None], v
+    return u * (s + jnp.sqrt(weight) * (level - s))[None], v
 
 
 def _part(u: Vectors, s: Values, v: Vectors, sign: int) -> Factors:
@@ -109,14 +110,16 @@ def realise(factors: Factors, key_direction: Float[Array, "embed"], columns: int
     directions are turned or M is symmetrised, nothing is left out.
     """
     a, b = factors
+    held = min(columns, len(key_direction))  # more columns than the embedding has are 0
     length = jnp.linalg.norm(key_direction)
     along = key_direction / jnp.maximum(length, jnp.finfo(b.dtype).tiny)
     rest = b - along[:, None] * dot(along, b)[None]
     narrow = max(columns - a.shape[1], 0)  # where there are fewer modes than columns
     rows = decompose_head(*(jnp.pad(x, ((0, 0), (0, narrow))) for x in (a, rest))).v
-    first = jnp.concatenate([along[:, None], rows[:, : columns - 1]], axis=1)
+    first = jnp.concatenate([along[:, None], rows[:, : held - 1]], axis=1)
     # Where what is left of M' is of lower rank, its last vectors are any, and may have a part along w.
-    basis, _ = jnp.linalg.qr(jnp.where(length > 0, first, rows[:, :columns]))
+    basis, _ = jnp.linalg.qr(jnp.where(length > 0, first, rows[:, :held]))
+    basis = jnp.pad(basis, ((0, 0), (0, columns - held)))
     query = dot(a, dot(b.T, basis))
     total = (dot(a.T, a) * dot(b.T, b)).sum()
     kept = jnp.where(total > 0, (query**2).sum() / total, 1.0)
@@ -158,11 +161,15 @@ def edit(
         out of the heads that weights touch.
     """
     query, key, query_bias, own_key_bias = (jnp.asarray(x, jnp.float32) for x in attention[:4])
+    direction = jnp.einsum("ldhk,lhk->lhd", key, query_bias, precision="highest")
     biased = 1.0 if key_bias and kind != "unbias" else 0.0
-    direction = jnp.einsum("ldhk,lhk->lhd", key, query_bias, precision="highest") * biased
 
     def head(u, s, v, weight, direction):
-        return realise(EDITS[kind](u, s, v, weight), direction, columns or query.shape[-1])
+        touched, made = weight.any(), EDITS[kind](u, s, v, weight)
+        more = made[0].shape[1] - u.shape[1]
+        own = (jnp.pad(x, ((0, 0), (0, more))) for x in (u * s[None], v))
+        factors = tuple(jnp.where(touched, new, old) for new, old in zip(made, own, strict=True))
+        return realise(factors, direction * jnp.where(touched, biased, 1.0), columns or query.shape[-1])
 
     def layer(arguments):
         return jax.vmap(head)(*arguments)
