@@ -17,6 +17,7 @@ from qkjax.ablations.job import ImagesWanted, ablate_model
 from qkjax.ablations.plan import expand, read_plan
 from qkjax.ablations.readout import Readout
 from qkjax.bootstrap import interval, ratio_interval
+from qkjax.cli import main
 from qkjax.images.labels import head_classes
 from qkjax.images.sources import open_images
 from qkjax.interaction.edit import edit
@@ -303,3 +304,40 @@ def test_wrong_wishes_are_told_at_once(checkpoint, folder, call, says, tmp_path,
     with pytest.raises(qkjax.QkjaxError, match=says):
         call(checkpoint.source, folder)
     assert not list(tmp_path.iterdir())
+
+
+def command(monkeypatch, capsys, *words) -> tuple[int, str]:
+    """Exit code and what is said on standard error by a command, run in this process."""
+    monkeypatch.setattr("sys.argv", ["qkjax", *map(str, words)])
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr().err
+
+
+def test_commands(checkpoint, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.toml").write_text('[[grid]]\nedit = "flip"\nselect = "modes=0-1"\n')
+    shared = ("--images", folder, "--limit", 4, "--queries", 4, "--batch", 4)
+    assert command(monkeypatch, capsys, "ablate", checkpoint.source, "--plan", "plan.toml", *shared)[0] == 0
+    code, _ = command(
+        monkeypatch, capsys, "ablate", checkpoint.source, "--select", "cosine>0", "--controls", 1, *shared
+    )
+    assert code == 0
+    with xr.open_dataset("results/small/ablations/ablations.nc", engine="h5netcdf") as data:
+        assert data.edit.values.tolist() == ["none", "drop", "drop"]
+        assert data.control.values.tolist() == [-1, -1, 0]
+    for words, says in {
+        (): "nothing is selected; for example: --select",
+        ("--plan", "plan.toml", "--no-key-bias"): "--plan says what is done: leave out --edit, --select",
+        ("--select", "all", "--batch", -1): "--batch is a whole number from 1 up",
+    }.items():
+        code, said = command(monkeypatch, capsys, "ablate", checkpoint.source, *words)
+        assert code == 2
+        assert f"qkjax: error: {says}" in said
+    for name, words in {"preference": ("--seed", -1), "objects": ("--count", 0)}.items():
+        code, said = command(monkeypatch, capsys, name, checkpoint.source, *words)
+        assert code == 2
+        assert "--count is a whole number from 1 up, and --seed from 0 up" in said

@@ -34,8 +34,8 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
         "cosine>0.5" (cosine, cumulative_strength or singular_value with >, >=, < or <=);
         "layers=0-3", "heads=1,4", "modes=0-9", "modes=10-" (numbers and ranges, counted from 0, strongest first);
         "grouping=0.3": of those that the others leave, the modes with the highest cosines, until they hold 0.3 of
-        their head's squared strength, the last one in part (see `edit`); "contextual=0.3" the lowest cosines, "strongest=0.3" and
-        "weakest=0.3" by singular value;
+        their head's squared strength, the last one in part (see `edit`); "contextual=0.3" the lowest cosines,
+        "strongest=0.3" and "weakest=0.3" by singular value;
         "all".
       metrics: of the modes.
       keep: instead all others, in the heads that "layers=" and "heads=" terms choose.
