@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -204,6 +204,14 @@ def by_name(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise QkjaxError(f"two models are called {min(twice)!r}: rename a file, or analyse them apart")
     return dict(zip(labels, named, strict=True))
+
+
+def folders(names: Iterable[str], out: Path | None, kind: str) -> dict[str, Path]:
+    """Where each model's results of a kind lie: results/MODEL/kind, or `out`, or, of several models, out/MODEL."""
+    names = list(names)
+    if out is None:
+        return {name: Path("results") / name / kind for name in names}
+    return {name: out / name if len(names) > 1 else out for name in names}
 
 
 def _with_folder(checkpoint: Checkpoint) -> Checkpoint:

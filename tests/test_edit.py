@@ -201,6 +201,14 @@ def test_shares_take_the_first_modes_in_order_and_keep_is_the_rest(model):
             np.testing.assert_allclose(found[head], wanted, atol=1e-5)
         assert select(f"{text}=1", metrics).min() == 1
         assert not select(f"{text}=0", metrics).any()
+    parts = model[2]
+    m, kept, left = (
+        np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in found[:2]))
+        for found in (parts, *(edit(parts, modes, *planned(Edit(k, "modes=0-1 cosine>0"), parts, modes, metrics)[:2])
+                               for k in ("keep", "drop")))
+    )  # fmt: skip
+    chosen = select("modes=0-1 cosine>0", metrics).any(-1) & ~select("modes=0-1 cosine>0", metrics).all(-1)
+    np.testing.assert_allclose((kept + left)[chosen], m[chosen], atol=2e-5 * np.abs(m).max())  # added back
     some = select("modes=0-1 layers=1-", metrics)
     rest = select("modes=0-1 layers=1-", metrics, keep=True)
     np.testing.assert_array_equal(some + rest, np.broadcast_to([[[0]], [[1]], [[1]]], some.shape))

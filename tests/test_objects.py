@@ -8,6 +8,8 @@ import xarray as xr
 from PIL import Image
 
 import qkjax
+from qkjax.attending.objects import ObjectsWanted, objects_of_models
+from qkjax.attending.objects_pass import ObjectOptions
 from qkjax.images.objects import _seen, mosaics, open_objects
 from qkjax.maps.objects import chosen_objects
 from qkjax.preprocess import PRESETS, Preprocess, normalise, picture, source_pixels
@@ -45,11 +47,9 @@ def test_a_pass_is_a_plain_loop(tmp_path):
     tree = qkjax.ViT(SMALL).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))["params"]
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
     save(tmp_path / "small.npz", SMALL, params, PRESET)
-    from qkjax.attending.objects import ObjectsWanted, objects_of_model
-    from qkjax.attending.objects_pass import ObjectOptions
-
     options = ObjectOptions(top=3, batch=2)
-    data = objects_of_model(str(tmp_path / "small.npz"), ObjectsWanted(count=5), tmp_path / "out", options, {})
+    small, five = str(tmp_path / "small.npz"), ObjectsWanted(count=5)
+    data = objects_of_models((small,), five, tmp_path / "out", options, {})["small"]
     modes = qkjax.decompose(*qkjax.query_key_kernels(params))
     images = mosaics(5, 0)
     scores, same, objects = [], [], []
@@ -82,8 +82,13 @@ def test_a_pass_is_a_plain_loop(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "objects.nc", "objects.csv", "same_object.png", "same_object.pdf",
     }  # fmt: skip
-    again = objects_of_model(str(tmp_path / "small.npz"), ObjectsWanted(count=5), tmp_path / "out", options, {})
-    xr.testing.assert_equal(again, data)
+    xr.testing.assert_equal(objects_of_models((small,), five, tmp_path / "out", options, {})["small"], data)
+    (tmp_path / "other.npz").write_bytes((tmp_path / "small.npz").read_bytes())
+    both = objects_of_models((small, str(tmp_path / "other.npz")), five, tmp_path / "two", options, {})
+    np.testing.assert_array_equal(both["other"].same, data.same)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        "small", "other", "same_object.png", "same_object.pdf",
+    }  # fmt: skip
 
 
 def write(path, array):

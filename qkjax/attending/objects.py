@@ -14,12 +14,12 @@ from qkjax.attending.objects_pass import ObjectOptions, find_objects
 from qkjax.attending.objects_table import objects_dataset, objects_table
 from qkjax.errors import QkjaxError
 from qkjax.files import make_folder, remove
-from qkjax.images.objects import mosaics, open_objects
+from qkjax.images.objects import ObjectSet, mosaics, open_objects
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import decompose
 from qkjax.scan import for_photographs, photograph_grid, settings_of
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.load import load
+from qkjax.weights.load import Checkpoint, load
 
 
 class ObjectsWanted(NamedTuple):
@@ -30,23 +30,34 @@ class ObjectsWanted(NamedTuple):
     seed: int = 0
 
 
-def objects_of_model(
-    model: str, wanted: ObjectsWanted, out: Path | None, options: ObjectOptions, settings: Mapping
-) -> xr.Dataset:
-    """Writes objects.nc, objects.csv and a figure; prints the table.
+def objects_of_models(
+    models: tuple[str, ...], wanted: ObjectsWanted, out: Path | None, options: ObjectOptions, settings: Mapping
+) -> dict[str, xr.Dataset]:
+    """Looks at each model in turn; writes objects.nc, objects.csv and a figure into a folder of its own; several are
+    overlaid.
 
     Returns:
-      What is in objects.nc, see `objects_dataset`.
+      What is in the files objects.nc, by the models' names; see `objects_dataset`.
 
     Raises:
       QkjaxError: bad input, or a result cannot be written; what was done is kept.
     """
-    checkpoint = for_photographs(load(model, **settings))
-    photograph_grid(checkpoint, options.resolution)  # or say at once why not
+    checkpoints = results.by_name([for_photographs(load(name, **settings)) for name in models])
+    for checkpoint in checkpoints.values():
+        photograph_grid(checkpoint, options.resolution)  # or say at once why not
     if wanted.count < 1 or wanted.seed < 0:
         raise QkjaxError("--count is a whole number from 1 up, and --seed from 0 up")
     images = open_objects(wanted.masks) if wanted.masks else mosaics(wanted.count, wanted.seed)
-    folder = out or Path("results") / checkpoint.name / "objects"
+    folders = results.folders(checkpoints, out, "objects")
+    found = {name: _one(checkpoint, images, folders[name], options) for name, checkpoint in checkpoints.items()}
+    if len(found) > 1:
+        tables = {name: objects_table(dataset) for name, dataset in found.items()}
+        for path in figures.save(figures.same_object_by_layer(tables), (out or Path("results")) / "same_object"):
+            print(f"wrote {path}", file=sys.stderr)
+    return found
+
+
+def _one(checkpoint: Checkpoint, images: ObjectSet, folder: Path, options: ObjectOptions) -> xr.Dataset:
     make_folder(folder)
     how = settings_of(checkpoint, images, options)
     path, so_far = folder / "objects.nc", folder / "objects.partial.npz"

@@ -64,15 +64,11 @@ def preference_of_models(
     if wanted.count < 1 or wanted.seed < 0:
         raise QkjaxError("--count is a whole number from 1 up, and --seed from 0 up")
     scenes = open_o3(wanted.o3) if wanted.o3 else patterns(wanted.count, wanted.seed, wanted.kind)
-    single = len(checkpoints) == 1
-    base = out or Path("results")
-    found = {}
-    for name, checkpoint in checkpoints.items():
-        folder = base if single and out else base / name / "preference" if not out else base / name
-        found[name] = _one(checkpoint, scenes, folder, options)
-    if not single:
+    folders = results.folders(checkpoints, out, "preference")
+    found = {name: _one(checkpoint, scenes, folders[name], options) for name, checkpoint in checkpoints.items()}
+    if len(found) > 1:
         tables = {name: preference_table(dataset) for name, dataset in found.items()}
-        for path in figures.save(figures.preference_by_layer(tables), base / "preference_by_layer"):
+        for path in figures.save(figures.preference_by_layer(tables), (out or Path("results")) / "preference_by_layer"):
             print(f"wrote {path}", file=sys.stderr)
     return found
 

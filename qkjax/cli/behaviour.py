@@ -55,7 +55,7 @@ def preference(
 
 
 def objects(
-    model: Annotated[Positional[str], arg(metavar="MODEL")],
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
     /,
     masks: Path | None = None,
     count: int = 200,
@@ -76,25 +76,28 @@ def objects(
     the same command goes on with it.
 
     Args:
-      model: a name from `qkjax models`, or a path.
+      models: names from `qkjax models`, or paths; several are overlaid.
       masks: ADE20K (images beside annotations_instance or annotations, or NAME_seg.png beside images), or a folder
         with images/ and masks/ of the same names; by default scenes composed of photographs.
       count: of composed scenes.
       seed: of composed scenes.
       top: images for each mode.
       stream: as for modes.
-      out: folder for the results; by default results/MODEL/objects.
+      out: folder for the results; by default results/MODEL/objects. With several models each has a folder of its own
+        in it.
       batch: images at once; by default 8 on a CPU, 64 a device elsewhere.
       resolution: height and width in pixels, if not the model's own.
       dtype: of the forward pass.
       grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
       heads: attention heads, for a torch file that neither config.json nor the width tells them of.
     """
-    from qkjax.attending.objects import ObjectsWanted, objects_of_model
+    from qkjax.attending.objects import ObjectsWanted, objects_of_models
     from qkjax.attending.objects_pass import ObjectOptions
 
+    if not models:
+        raise QkjaxError("no model given; for example: qkjax objects dinov2-vits14-focus")
     options = ObjectOptions(top, stream, batch, resolution, dtype)
-    objects_of_model(model, ObjectsWanted(masks, count, seed), out, options, said(grid=grid, heads=heads))
+    objects_of_models(models, ObjectsWanted(masks, count, seed), out, options, said(grid=grid, heads=heads))
 
 
 def ablate(
