@@ -12,10 +12,10 @@ from jaxtyping import Float
 from qkjax.images.photographs import photographs
 from qkjax.images.scenes import Scene, Scenes
 
-SIDE, CELLS, FINE = 448, 5, 2
+SIDE, CELLS, FINE = 448, 4, 2
 """Pixels of a side; objects in a row, in a jittered grid; parts of a pixel that masks are drawn with."""
 KINDS = ("colour", "orientation", "size")
-JITTER, EDGE = 0.12, 0.1
+JITTER, EDGE = 0.06, 0.1
 """Of a cell, by which objects are moved either way; of the image, left free around them: models see the middle."""
 
 Plane = Float[np.ndarray, "height width"]
@@ -40,18 +40,18 @@ def _made(make, seed: int, index: int) -> Scene:
 
 def _pattern(rng: np.random.Generator, index: int) -> Scene:
     """One bar differs from the others in hue by a sixth of the circle or more, in orientation by 30 degrees or more, or
-    in length and width, by 0.5 to 0.65 or 1.4 to 1.5 times; all else is as drawn for the whole image."""
+    in length and width, by 0.55 to 0.7 or 1.3 to 1.4 times; all else is as drawn for the whole image."""
     kind, cells = KINDS[index % 3], CELLS * CELLS
     odd = np.arange(cells) == rng.integers(cells)
     hue, angle = rng.random() + np.zeros(cells), rng.random() * np.pi + np.zeros(cells)
-    length = rng.uniform(0.26, 0.32) + np.zeros(cells)  # half of it, in cells
-    width = rng.uniform(0.3, 0.5) * length
+    length = rng.uniform(0.3, 0.36) + np.zeros(cells)  # half of it, in cells
+    width = rng.uniform(0.4, 0.55) * length
     if kind == "colour":
         hue[odd] += rng.uniform(1 / 6, 5 / 6)
     elif kind == "orientation":
         angle[odd] += rng.uniform(np.pi / 6, 5 * np.pi / 6)
     else:
-        factor = rng.choice([rng.uniform(0.5, 0.65), rng.uniform(1.4, 1.5)])
+        factor = rng.choice([rng.uniform(0.55, 0.7), rng.uniform(1.3, 1.4)])
         length[odd], width[odd] = length[odd] * factor, width[odd] * factor
     pitch = SIDE * (1 - 2 * EDGE) / CELLS
     middle = SIDE * EDGE + pitch * (np.arange(CELLS) + 0.5)
