@@ -207,7 +207,7 @@ def scanning(images: Path, out: Path) -> Iterator[subprocess.Popen]:
 def test_stopped_six_times_the_result_is_the_same_to_the_byte(tmp_path):
     """Five times killed and once interrupted, at random moments; and what is finished is not done again."""
     images, out = tmp_path / "images", tmp_path / "stopped"
-    make_images(images, 2000)
+    make_images(images, 3000)
     (images / "0003.png").write_bytes(b"broken")
     run(images, tmp_path / "whole")
     seed = int(time.time())
@@ -216,9 +216,11 @@ def test_stopped_six_times_the_result_is_the_same_to_the_byte(tmp_path):
     reached = []
     for i in range(6):
         with scanning(images, out) as process:
-            time.sleep(seconds.uniform(0, 1.8))
+            time.sleep(seconds.uniform(0, 0.8))
             interrupt(process) if i == 3 else process.kill()
             _, said = process.communicate(timeout=60)
+            if process.returncode == 0:  # it was done before its moment came
+                break
             assert process.returncode == (130 if i == 3 else -signal.SIGKILL), said
             assert i != 3 or "qkjax: interrupted" in said
         reached.append(int(np.load(out / "scan.partial.npz")["done"]) if (out / "scan.partial.npz").exists() else 0)
@@ -226,7 +228,7 @@ def test_stopped_six_times_the_result_is_the_same_to_the_byte(tmp_path):
             break
     print("batches done at each stop:", reached)
     assert reached == sorted(reached), "it goes on from where it was"
-    assert any(0 < n < 500 for n in reached), "at least one stop fell within the scan"
+    assert any(0 < n < 750 for n in reached), "at least one stop fell within the scan"
     run(images, out)
     assert (tmp_path / "whole" / "top_images.nc").read_bytes() == (out / "top_images.nc").read_bytes()
     assert {p.name for p in out.iterdir()} == {"top_images.nc", "unreadable.csv", "sheets.csv", "sheets"}
