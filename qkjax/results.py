@@ -140,13 +140,18 @@ def read_earlier(path: Path, settings: Mapping[str, str]) -> xr.Dataset | None:
     return data
 
 
-def list_unreadable(data: xr.Dataset, path: Path) -> None:
-    """Writes the images that could not be read, with the reasons, or removes what an earlier scan wrote."""
+def list_unreadable(data: xr.Dataset, path: Path, names: str = "unreadable", said: str = "could not be read") -> None:
+    """Writes the images that could not be read, with the reasons, or removes what an earlier scan wrote.
+
+    Args:
+      names: variable that has the images' names; their reasons are in `reason`.
+      said: what is said of them.
+    """
     remove(path)
-    if broken := [str(name) for name in data.unreadable.values]:
+    if broken := [str(name) for name in data[names].values]:
         rows = [{"image": n, "reason": str(r)} for n, r in zip(broken, data.reason.values, strict=True)]
         write_csv(rows, path)
-        print(f"{len(broken)} images could not be read; {path} says why", file=sys.stderr)
+        print(f"{len(broken)} images {said}; {path} says why", file=sys.stderr)
 
 
 def difference_dataset(found: Difference, attrs: Mapping[str, str]) -> xr.Dataset:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from qkjax import hosts
 from qkjax.errors import QkjaxError
@@ -99,8 +100,7 @@ def settings_of(checkpoint: Checkpoint, images, options) -> dict[str, str]:
 @partial(jax.jit, static_argnames=("model", "stream", "scores"))
 def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, index, stream: Stream, scores: tuple[str, ...]):
     """The top images with one more batch: forward pass, projections, scores."""
-    mean, std = scaling
-    images = (pixels.astype(jnp.float32) / 255 - mean) / std
+    images = scaled_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
     found = []
     for layer in range(model.config.depth):
@@ -121,6 +121,12 @@ def scaling(checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
     preset = checkpoint.preprocess
     mean, std = (np.reshape(np.array(x, np.float32), (1, 1, 1, 3)) for x in (preset.mean, preset.std))
     return mean, std
+
+
+def scaled_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Array, "batch height width channels"]:
+    """Normalised images of pixels from 0 to 255, within a jitted program; `scaling` is what the function gives."""
+    mean, std = scaling
+    return (pixels.astype(jnp.float32) / 255 - mean) / std
 
 
 class Scanner:
@@ -171,7 +177,7 @@ def scan_images(
         hosts.agree(settings)
     own = {**settings, "process": f"{process} of {processes}"}
     size, resolution = batch_size(options.batch), resolution_of(checkpoint, options.resolution)
-    groups = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)][process::processes]
+    groups = batch_groups(len(images), size)[process::processes]
     state = _resume(path, own) or _nothing_yet(modes, options, len(images))
     scanner = Scanner(checkpoint, modes, options)
     left, done = groups[state.done :], groups[: state.done]
@@ -204,6 +210,11 @@ def _nothing_yet(modes: Modes, options: ScanOptions, images: int) -> _State:
     layers, heads, _, rank = modes.u.shape
     k = min(options.top, images)  # more there cannot be
     return _State(0, empty((len(options.scores), layers, heads, rank, 2), k), ())
+
+
+def batch_groups(count: int, size: int) -> list[range]:
+    """The indices of each batch of a set."""
+    return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def batch_size(asked: int | None) -> int:

@@ -21,7 +21,7 @@ from qkjax.images.sources import ImageSet
 from qkjax.interaction.edit import Edited
 from qkjax.interaction.effects import cosine, entropy, jensen_shannon, kullback_leibler
 from qkjax.maps.preference import similarity_preference
-from qkjax.scan import batch_size, over_devices, photograph_grid, resolution_of, scaling
+from qkjax.scan import batch_groups, batch_size, over_devices, photograph_grid, resolution_of, scaled_pixels, scaling
 from qkjax.vit.model import ViT
 from qkjax.vit.patches import query_places
 from qkjax.weights.load import Checkpoint
@@ -97,8 +97,7 @@ class Found(NamedTuple):
 
 def _look(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Array, Array]:
     """One forward pass: outputs, entropy and preference of attention."""
-    mean, std = scaling
-    images = (pixels.astype(jnp.float32) / 255 - mean) / std
+    images = scaled_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=("norm", "attention"))
     config = model.config
     prefix, first = config.prefix_tokens, int(config.class_token)
@@ -185,7 +184,7 @@ class Ablator:
 
     def _look(self, checkpoint: Checkpoint, images: ImageSet, options: AblationOptions) -> None:
         size, resolution = batch_size(options.batch), resolution_of(checkpoint, options.resolution)
-        groups = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)]
+        groups = batch_groups(len(images), size)
         params = jax.device_put(checkpoint.params, self._whole) if options.exact else self._params
         model, found, index, unreadable = ViT(checkpoint.config, options.dtype), [], [], []
         self._batches: list[_Held] = []

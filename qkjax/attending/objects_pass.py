@@ -19,7 +19,7 @@ from qkjax.maps.objects import chosen_objects
 from qkjax.maps.project import Stream, project
 from qkjax.maps.scores import both_signs
 from qkjax.maps.top import Top, add, empty
-from qkjax.scan import batch_size, over_devices, resolution_of, scaling
+from qkjax.scan import batch_groups, batch_size, over_devices, resolution_of, scaled_pixels, scaling
 from qkjax.unfinished import Unreadable, go_through, read_unfinished, write_unfinished
 from qkjax.vit.model import ViT
 from qkjax.weights.load import Checkpoint
@@ -64,8 +64,7 @@ class ObjectsFound(NamedTuple):
 
 @partial(jax.jit, static_argnames=("model", "stream"))
 def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream) -> Top:
-    mean, std = scaling
-    images = (pixels.astype(jnp.float32) / 255 - mean) / std
+    images = scaled_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
     scores, same = [], []
     for layer in range(model.config.depth):
@@ -111,7 +110,7 @@ def find_objects(
         raise QkjaxError("--top is a whole number from 1 up")
     config, size = checkpoint.config, batch_size(options.batch)
     resolution = resolution_of(checkpoint, options.resolution)
-    groups = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)]
+    groups = batch_groups(len(images), size)
     layers, heads, _, rank = modes.u.shape
     nothing = empty((layers, heads, rank, 2), min(options.top, len(images)))
     state = _resume(path, settings) or _State(0, nothing, np.zeros(len(images), np.int64), ())

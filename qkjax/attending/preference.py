@@ -111,13 +111,7 @@ def _one(checkpoint: Checkpoint, scenes: Scenes, folder: Path, options: Preferen
 
 def _say_what_is_missing(dataset: xr.Dataset, folder: Path) -> None:
     """Counts what was left out, listed in a file, and targets too small for a patch, which are not."""
-    listed = folder / "left_out.csv"
-    remove(listed)
-    if names := [str(name) for name in dataset.left_out.values]:
-        results.write_csv(
-            [{"image": n, "reason": str(r)} for n, r in zip(names, dataset.reason.values, strict=True)], listed
-        )
-        print(f"{len(names)} images are left out; {listed} says why", file=sys.stderr)
+    results.list_unreadable(dataset, folder / "left_out.csv", "left_out", "are left out")
     if small := int((dataset.target_patches < 1).sum()):
         print(f"{small} of {dataset.sizes['image']} targets are smaller than a patch (and measured)", file=sys.stderr)
 

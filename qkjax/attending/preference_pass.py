@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from qkjax.images.scenes import SceneBatch, Scenes, scene_batches
 from qkjax.maps.preference import attended, similarity_preference
-from qkjax.scan import batch_size, over_devices, resolution_of, scaling
+from qkjax.scan import batch_groups, batch_size, over_devices, resolution_of, scaled_pixels, scaling
 from qkjax.unfinished import Unreadable, go_through, read_unfinished, write_unfinished
 from qkjax.vit.model import ViT, patch_grid
 from qkjax.vit.patches import query_places
@@ -86,8 +86,7 @@ class Measured(NamedTuple):
 @partial(jax.jit, static_argnames="model")
 def _step(model: ViT, params, scaling, pixels, regions, there, spread) -> tuple[Measures, Array]:
     """Measures of a batch, and the sum of its centre tokens' directions."""
-    mean, std = scaling
-    images = (pixels.astype(jnp.float32) / 255 - mean) / std
+    images = scaled_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=("attention", *STREAMS))
     special = model.config.prefix_tokens
     batch, _, rows, columns = regions.shape
@@ -127,7 +126,7 @@ def measure_scenes(
     size, resolution = batch_size(options.batch), resolution_of(checkpoint, options.resolution)
     config = checkpoint.config
     spread = query_places(patch_grid(config, resolution), options.queries)
-    groups = [range(i, min(i + size, len(scenes))) for i in range(0, len(scenes), size)]
+    groups = batch_groups(len(scenes), size)
     state = _resume(path, settings) or _State(0, [], np.zeros((len(STREAMS), config.depth, config.width)), ())
     split, whole = over_devices(0), over_devices(None)
     params, scale = jax.device_put((checkpoint.params, scaling(checkpoint)), whole)

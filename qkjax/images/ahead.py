@@ -76,13 +76,18 @@ def batches(
         return or_reason(lambda: picture(images.read(index), preset, resolution), images.names[index])
 
     for group, results in ahead(prepare, groups):
-        yield _stack(group, results, size, black)
+        (pixels,), index, failed = stack(group, [r if isinstance(r, str) else (r,) for r in results], size, (black,))
+        yield Batch(pixels, index, failed)
 
 
-def _stack(group: Sequence[int], results: Sequence[np.ndarray | str], size: int, black: np.ndarray) -> Batch:
+def stack(
+    group: Sequence[int], results: Sequence[tuple | str], size: int, nothing: tuple
+) -> tuple[tuple[np.ndarray, ...], Int32[np.ndarray, "batch"], tuple[tuple[int, str], ...]]:
+    """A batch of `size`: what was made of each index, part by part, and `nothing` in place of what could not be made
+    or is not there; the indices, -1 there; index and reason of what could not be made."""
     found = list(zip(group, results, strict=True))
     failed = tuple((i, r) for i, r in found if isinstance(r, str))
     empty = size - len(group)
-    pixels = np.stack([black if isinstance(r, str) else r for _, r in found] + [black] * empty)
+    made = [nothing if isinstance(r, str) else r for _, r in found] + [nothing] * empty
     index = np.array([-1 if isinstance(r, str) else i for i, r in found] + [-1] * empty, np.int32)
-    return Batch(pixels, index, failed)
+    return tuple(np.stack(part) for part in zip(*made, strict=True)), index, failed

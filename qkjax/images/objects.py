@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
 
 from qkjax.errors import QkjaxError
-from qkjax.images.ahead import ahead, or_reason
+from qkjax.images.ahead import ahead, or_reason, stack
 from qkjax.images.patterns import SIDE, squares
 from qkjax.images.photographs import photographs
 from qkjax.images.sources import SUFFIXES, files_in, size_of
@@ -83,11 +83,8 @@ def object_batches(
         return or_reason(lambda: _seen(*images.read(index), name, preset, resolution, patch_size), name)
 
     for group, results in ahead(prepare, groups):
-        failed = tuple((i, r) for i, r in zip(group, results, strict=True) if isinstance(r, str))
-        made = [nothing if isinstance(r, str) else r for r in results] + [nothing] * (size - len(group))
-        index = [-1 if isinstance(r, str) else i for i, r in zip(group, results, strict=True)]
-        pixels, objects = (np.stack(part) for part in zip(*made, strict=True))
-        yield ObjectBatch(pixels, objects, np.array(index + [-1] * (size - len(group)), np.int32), failed)
+        (pixels, objects), index, failed = stack(group, results, size, nothing)
+        yield ObjectBatch(pixels, objects, index, failed)
 
 
 def _seen(

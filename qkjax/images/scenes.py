@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int32, UInt8
 
 from qkjax.errors import QkjaxError
-from qkjax.images.ahead import ahead, or_reason
+from qkjax.images.ahead import ahead, or_reason, stack
 from qkjax.preprocess import Preprocess, Resolution, picture, side_lengths
 
 REGIONS = ("target", "distractors", "background")
@@ -80,11 +80,7 @@ def scene_batches(
     grid = tuple(n // p for n, p in zip(side, patch_size, strict=True))
     nothing = np.zeros((*side, 3), np.uint8), np.concatenate([np.zeros((2, *grid)), np.ones((1, *grid))])
     for group, results in ahead(prepare, groups):
-        failed = tuple((i, r) for i, r in zip(group, results, strict=True) if isinstance(r, str))
-        made = [nothing if isinstance(r, str) else r for r in results] + [nothing] * (size - len(group))
-        index = [-1 if isinstance(r, str) else i for i, r in zip(group, results, strict=True)]
-        index = np.array(index + [-1] * (size - len(group)), np.int32)
-        pixels, regions = (np.stack(part) for part in zip(*made, strict=True))
+        (pixels, regions), index, failed = stack(group, results, size, nothing)
         yield SceneBatch(pixels, regions.astype(np.float32), index, failed)
 
 
