@@ -1,6 +1,7 @@
 """Writing files so that a reader never sees half of one."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -61,3 +62,45 @@ def remove(path: Path) -> None:
     for left in (path, *path.parent.glob(f".{path.stem}-*{path.suffix}")):
         with suppress(OSError):
             left.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path, mark: str) -> Iterator[Path]:
+    """A new folder beside `path` that takes its place when the block ends without an error.
+
+    Args:
+      mark: a file that what is made has, as had what may be replaced.
+
+    Raises:
+      QkjaxError: `path` is a file, or a folder with other things in it; or it cannot be written. It is untouched.
+    """
+    check_replaceable(path, mark)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        made, before = temporary / "made", temporary / "before"
+        made.mkdir()
+        yield made
+        if path.exists():
+            path.rename(before)
+        made.rename(path)
+    except OSError as error:
+        raise QkjaxError(
+            f"cannot write {path}: {error.strerror or error}; choose another folder or make room"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: Path, mark: str) -> None:
+    """Whether a folder of ours may be written to `path`, see `atomic_folder`.
+
+    Raises:
+      QkjaxError: it may not.
+    """
+    if path.exists() and not path.is_dir():
+        raise QkjaxError(f"{path} is a file, and a folder is wanted: give another --out")
+    if path.is_dir() and any(path.iterdir()) and not (path / mark).exists():
+        raise QkjaxError(f"{path} has other things in it, and would be replaced: give another --out")

@@ -22,7 +22,7 @@ from qkjax.interrupt import held
 from qkjax.scan import ScanOptions, check, for_photographs, scan_images, settings_of
 from qkjax.sheets import sheets, table
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.load import Checkpoint, load
+from qkjax.weights.load import Checkpoint, address, load
 
 CHOSEN = "chosen"  # the page of modes that were named
 
@@ -54,8 +54,33 @@ def top_images(
     rank = min(checkpoint.config.width, checkpoint.config.head_dim)
     pages = _pages(shown, (layers, heads, rank))
     folder = out or Path("results") / checkpoint.name / "modes"
-    make_folder(folder)
     modes = decompose(*query_key_kernels(checkpoint.params))
+    data = found_images(checkpoint, modes, images, options, folder, {"checkpoint": address(model)})
+    if jax.process_index() == 0:
+        _draw(checkpoint, modes, images, options, data, pages, folder)
+
+
+def found_images(
+    checkpoint: Checkpoint,
+    modes: Modes,
+    images: ImageSet,
+    options: ScanOptions,
+    folder: Path,
+    attrs: Mapping[str, str],
+) -> xr.Dataset:
+    """What a scan finds, as `results.top_images_dataset` has it: read from top_images.nc in the folder, or written so.
+
+    With several processes each has what it found; the first one writes.
+
+    Args:
+      modes: of the checkpoint, in the plain frame (no folding).
+      attrs: what the file says besides.
+
+    Raises:
+      QkjaxError: no image can be read, an earlier result is of other settings, or a result cannot be written; the
+        scan keeps what it has done.
+    """
+    make_folder(folder)
     settings = settings_of(checkpoint, images, options)
     first, several = jax.process_index() == 0, jax.process_count() > 1
     data = results.read_earlier(folder / "top_images.nc", settings) if first else None
@@ -63,7 +88,7 @@ def top_images(
     if not (hosts.gather_json(data is not None)[0] if several else data is not None):
         print(f"{checkpoint.name}: scanning {len(images)} images of {images.name}", file=sys.stderr)
         found = scan_images(checkpoint, modes, images, options, so_far, settings)
-        attrs = {"model": checkpoint.name, "images": images.name}
+        attrs = {"model": checkpoint.name, "images": images.name, **attrs}
         data = results.top_images_dataset(found, images.names, measure(modes), attrs)
         if first:
             results.list_unreadable(data, folder / "unreadable.csv")
@@ -76,8 +101,7 @@ def top_images(
         if several:
             hosts.gather_json(None)  # what the others did is kept until the result of all is written
     remove(so_far)
-    if first:
-        _draw(checkpoint, modes, images, options, data, pages, folder)
+    return data
 
 
 def _pages(shown: Shown, shape: tuple[int, int, int]) -> dict[str, list[ModeName]]:

@@ -10,6 +10,7 @@ from tyro.conf import FlagCreatePairsOff
 from qkjax.cli.analysis import analyze, compare, image, modes
 from qkjax.cli.behaviour import ablate, objects, preference
 from qkjax.cli.checkpoints import export, fetch, models
+from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
 from qkjax.errors import QkjaxError
 
@@ -27,6 +28,7 @@ def main() -> None:
             "preference": preference,
             "objects": objects,
             "ablate": ablate,
+            "report": report,
             **training_commands(sys.argv[1:]),
             "models": models,
             "fetch": fetch,

@@ -51,6 +51,15 @@ def split_submodel(path: str) -> tuple[str, str | None]:
     return path, None
 
 
+def address(model: str | os.PathLike) -> str:
+    """What `load` can be given later, from any folder: a name as it stands, a path made absolute."""
+    text = os.fspath(model)
+    if catalogue.is_name(text):
+        return text
+    path, sub = split_submodel(text)
+    return os.path.abspath(path) + (f":{sub}" if sub else "")
+
+
 def load(model: str | os.PathLike, **settings) -> Checkpoint:
     """Reads a ViT's configuration and parameters.
 

@@ -1,0 +1,82 @@
+"""One image under all modes: all that a page needs to say where any patch attends, and by which modes."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from qkjax.interaction.modes import Modes
+from qkjax.maps.contribution import contributions
+from qkjax.maps.project import project
+from qkjax.preprocess import Pixels, normalise
+from qkjax.report.pack import FINE, quantised
+from qkjax.vit.model import ViT
+from qkjax.weights.load import Checkpoint
+
+
+class Attended(NamedTuple):
+    """The logits of an image, term by term, up to what is the same for all keys of a query, which softmax drops:
+
+        logit_ij = sum_n query[h, i, n] query_step[h, n] key[h, j, n] key_step[h, n] + bias[h, j] + other[h, i, j]
+
+    The query map carries s_n / sqrt(d). All layers; tokens are the special ones, then the patches.
+
+    Attributes:
+      query, key: int16, see `qkjax.report.pack.quantised`: a term is wrong by about 3e-5 of its mode's largest.
+      bias: y_j . b of the key bias, b as in `bias_terms`, divided by sqrt(d).
+      other: times `other_step` (layers, heads): relative position biases, less their mean over keys; empty where the
+        model has none.
+      share: of each mode in the variance of the logits, see `qkjax.maps.contribution`.
+      bias_share: of the key bias.
+    """
+
+    query: Int[np.ndarray, "layers heads tokens modes"]
+    key: Int[np.ndarray, "layers heads tokens modes"]
+    query_step: Float[np.ndarray, "layers heads modes"]
+    key_step: Float[np.ndarray, "layers heads modes"]
+    bias: Float[np.ndarray, "layers heads tokens"]
+    other: Int[np.ndarray, "layers heads tokens keys"]
+    other_step: Float[np.ndarray, "layers heads"]
+    share: Float[np.ndarray, "layers heads modes"]
+    bias_share: Float[np.ndarray, "layers heads"]
+
+
+def attended(
+    checkpoint: Checkpoint, modes: Modes, key_direction: Float[jax.Array, "layers heads embed"], pixels: Pixels
+) -> Attended:
+    """All terms of the logits of one picture.
+
+    Args:
+      modes: all of the checkpoint's, in the plain frame (no folding).
+      key_direction: of `bias_terms`.
+      pixels: the picture as the model sees it.
+    """
+    images = normalise(pixels, checkpoint.preprocess)[None]
+    found = _attended(ViT(checkpoint.config), checkpoint.params, images, Modes(*modes), key_direction)
+    return Attended(*map(np.asarray, found))
+
+
+@partial(jax.jit, static_argnames=("model",))
+def _attended(model: ViT, params, images, modes: Modes, key_direction) -> Attended:
+    seen = ("norm", "attention_logits", "attention")
+    _, out = model.apply({"params": params}, images, capture=seen)
+    root = np.sqrt(model.config.head_dim).astype(np.float32)
+    layers = []
+    for layer in range(model.config.depth):
+        tokens, logits, attention = (out["encoder"][f"block{layer:02d}"][name] for name in seen)
+        u, s, v = (x[layer] for x in modes)
+        maps = project(tokens, u, v)[0]  # (tokens, 2, heads, modes)
+        query, key = (maps[:, 0] * (s / root)[None]).transpose(1, 0, 2), maps[:, 1].transpose(1, 0, 2)
+        bias = jnp.einsum("nd,hd->hn", tokens[0], key_direction[layer], precision="highest") / root
+        other = logits[0] - jnp.einsum("hin,hjn->hij", query, key, precision="highest") - bias[:, None]
+        other = other - other.mean(-1, keepdims=True)
+        other = other if model.config.relative_positions else other[..., :0]
+        shares = contributions(tokens, logits, attention, u, s, v, key_direction[layer], model.config.head_dim)
+        (query, query_step), (key, key_step) = (quantised(x, (1,), FINE) for x in (query, key))
+        other, other_step = quantised(other, (1, 2), FINE) if other.size else (other.astype(jnp.int16), bias[:, 0])
+        share, bias_share = shares.variance[0], shares.key_bias_variance[0]
+        layers.append(Attended(query, key, query_step, key_step, bias, other, other_step, share, bias_share))
+    return jax.tree.map(lambda *x: jnp.stack(x), *layers)

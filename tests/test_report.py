@@ -1,0 +1,254 @@
+"""The report: what is in its files, against plain passes; how it is written, and what stops it."""
+
+import base64
+import json
+import shutil
+import signal
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+from test_cli import assert_one_clear_line, run
+from test_maps import BEIT, SEEN, perturbed, small_photograph
+from test_scan import make_images
+
+import qkjax
+from conftest import DATA
+from qkjax.preprocess import PRESETS, normalise, preprocess
+from qkjax.report.attended import attended
+from qkjax.report.job import ReportOptions, report
+from qkjax.report.pack import COARSE, FINE, quantised, script
+from qkjax.report.pictures import BUDGET, SIDES, small_pictures
+
+MODEL, IMAGES = DATA / "a.npz", 14
+DTYPES = {"int8": "<i1", "int16": "<i2", "int32": "<i4", "float32": "<f4"}
+
+
+def unpacked(path: Path) -> dict:
+    """What a script of a report holds, read as the format says."""
+    key, packed = path.read_text().removeprefix("qkjax.take(").removesuffix(");\n").split(", ", 1)
+    packed = json.loads(packed)
+    found, data = {"key": json.loads(key), **packed["facts"]}, zlib.decompress(base64.b64decode(packed["stream"]))
+    for name, dtype, shape in packed["arrays"]:
+        count = int(np.prod(shape))
+        found[name] = np.frombuffer(data, DTYPES[dtype], count).reshape(shape)
+        data = data[count * np.dtype(DTYPES[dtype]).itemsize :]
+    assert not data
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Folder in which a report was made of a small model and 14 images, one of them broken."""
+    folder = tmp_path_factory.mktemp("report")
+    make_images(folder / "images", IMAGES)
+    (folder / "images" / "0005.png").write_bytes(b"broken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        report((str(MODEL),), Path("images"), None, ReportOptions(top=3, modes=5), {})
+    return folder
+
+
+def test_scripts_hold_what_they_were_given(tmp_path):
+    arrays = {
+        "a": np.arange(6, dtype=np.int16).reshape(2, 3),
+        "b": np.float32([0.1, np.nan]),
+        "c": np.zeros(0, "i1"),
+    }
+    (tmp_path / "x.js").write_text(script("m0/x", {"name": 'a "name"</script>', "n": [1, 2]}, arrays))
+    found = unpacked(tmp_path / "x.js")
+    assert (found["key"], found["name"], found["n"]) == ("m0/x", 'a "name"</script>', [1, 2])
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("levels", [COARSE, FINE])
+def test_numbers_and_steps_are_right_to_half_a_step(levels):
+    values = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
+    values[2] = 0
+    numbers, steps = (np.asarray(x) for x in quantised(values, (1,), levels))
+    assert abs(numbers.astype(int)).max() == levels
+    assert abs(numbers * steps[:, None] - values).max() <= 0.5001 * steps.max()
+    assert (numbers[2] == 0).all()
+
+
+def test_maps_are_those_of_a_plain_pass(site):
+    """Every mode, sign and image, in float64 from the tokens; and the site holds what maps.nc does."""
+    checkpoint = qkjax.load(MODEL)
+    modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
+    images = qkjax.open_images(site / "images")
+    with (
+        xr.open_dataset(site / "results/a/modes/maps.nc") as maps,
+        xr.open_dataset(site / "results/a/modes/top_images.nc") as top,
+    ):
+        assert dict(maps.sizes) == {"layer": 4, "head": 4, "mode": 5, "sign": 2, "place": 3, "row": 4, "column": 4,
+                                    "missing": 0}  # fmt: skip
+        index = top.image_index.values[0, :, :, :5]
+        tokens = {}
+        for image in np.unique(index):
+            assert image != 5, "it cannot be read"
+            pixels = preprocess(images.read(int(image)), checkpoint.preprocess)
+            seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, pixels[None], ("norm",))[1]["norm"]
+            tokens[image] = np.asarray(seen[:, 0, checkpoint.config.prefix_tokens :], np.float64)
+        for at in np.ndindex(index.shape):
+            layer, head, mode = at[:3]
+            for name, directions in (("query", modes.u), ("key", modes.v)):
+                wanted = tokens[index[at]][layer] @ np.asarray(directions, np.float64)[layer, head, :, mode]
+                step = float(maps[f"{name}_step"].values[at])
+                found = maps[f"{name}_map"].values[at].ravel() * step
+                assert abs(found - wanted).max() <= 0.5 * step + 1e-5 * abs(wanted).max()
+        for layer, head in np.ndindex(4, 4):
+            packed = unpacked(site / f"results/a/report/data/m0/L{layer:02d}_H{head:02d}.js")
+            np.testing.assert_array_equal(
+                packed["query_map"].reshape(5, 2, 3, 4, 4), maps.query_map.values[layer, head]
+            )
+            np.testing.assert_array_equal(packed["key_step"], maps.key_step.values[layer, head])
+            np.testing.assert_array_equal(packed["image_index"], index[layer, head])
+            np.testing.assert_array_equal(packed["value"], top["value"].values[0, layer, head, :5])
+
+
+def attention_of(terms, layer: int, head: int) -> np.ndarray:
+    """(tokens, keys), put together as the page does."""
+    query = terms.query[layer, head] * (terms.query_step[layer, head] * terms.key_step[layer, head]).astype(np.float64)
+    logits = query @ terms.key[layer, head].T + terms.bias[layer, head]
+    if terms.other.size:
+        logits = logits + terms.other[layer, head] * float(terms.other_step[layer, head])
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", ["default", "beit"])
+def test_terms_give_back_the_attention(kind, request):
+    """Of the real model, whose key biases are large, and with relative position biases: to a thousandth."""
+    if kind == "default":
+        checkpoint, modes = request.getfixturevalue("default"), request.getfixturevalue("default_modes")
+        config, params, images = checkpoint.config, checkpoint.params, request.getfixturevalue("photograph")
+    else:
+        config, params, images = BEIT, perturbed(BEIT, 1), small_photograph()
+        preset = PRESETS["hf-vit"]
+        checkpoint = qkjax.Checkpoint("beit", config, params, "", preset)
+        modes = qkjax.decompose(*qkjax.query_key_kernels(params))
+    preset = checkpoint.preprocess
+    pixels = np.rint((images[0] * np.reshape(preset.std, (1, 1, 3)) + np.reshape(preset.mean, (1, 1, 3))) * 255)
+    pixels = pixels.clip(0, 255).astype(np.uint8)
+    seen = normalise(pixels, preset)[None]
+    wanted = np.asarray(qkjax.forward(qkjax.ViT(config), params, seen, SEEN)[1]["attention"])[:, 0]
+    direction = qkjax.bias_terms(qkjax.attention(params)).key_direction
+    terms = attended(checkpoint, modes, direction, pixels)
+    for layer, head in np.ndindex(config.depth, config.heads):
+        np.testing.assert_allclose(attention_of(terms, layer, head), wanted[layer, head], atol=1e-3)
+    left = 1 - terms.share.sum(-1) - terms.bias_share
+    assert abs(left).max() < 1e-3 if kind == "default" else abs(left).max() > 1e-2, "relative positions have a share"
+
+
+def test_small_pictures_keep_to_their_budget(tmp_path, monkeypatch):
+    make_images(tmp_path / "some", 6)
+    images = qkjax.open_images(tmp_path / "some")
+
+    def read(index):
+        if index == 2:
+            raise qkjax.QkjaxError("broken")
+        return np.asarray(images.read(index).resize((300, 200)))
+
+    fine = dict(small_pictures(images, range(6), read))
+    assert sorted(fine) == [0, 1, 3, 4, 5]
+    sizes = set()
+    for data in fine.values():
+        with Image.open(BytesIO(data)) as opened:
+            sizes.add(opened.size)
+    assert sizes == {(SIDES[0], round(SIDES[0] * 2 / 3))}
+    monkeypatch.setattr("qkjax.report.pictures.BUDGET", sum(map(len, fine.values())) / 3)
+    coarse = dict(small_pictures(images, range(6), read))
+    assert sum(map(len, coarse.values())) < sum(map(len, fine.values())) / 2
+    assert BUDGET < 100e6
+
+
+def test_a_stopped_report_goes_on_to_the_same_bits(site, tmp_path, monkeypatch):
+    """Interrupted between two batches of maps, twice; nothing half-written is left where the site will be."""
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "results" / "a" / "modes"
+    results.mkdir(parents=True)
+    (results / "top_images.nc").write_bytes((site / "results/a/modes/top_images.nc").read_bytes())
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("qkjax.unfinished.tqdm.update", lambda *_: signal.raise_signal(signal.SIGINT))
+            report((str(MODEL),), site / "images", None, ReportOptions(3, 5), {})
+        assert not (tmp_path / "results/a/report").exists()
+    assert {p.name for p in results.iterdir()} == {"top_images.nc", "maps.partial.npz"}
+    report((str(MODEL),), site / "images", None, ReportOptions(3, 5), {})
+    assert (results / "maps.nc").read_bytes() == (site / "results/a/modes/maps.nc").read_bytes()
+    ours, whole = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+                   for f in (tmp_path / "results/a/report", site / "results/a/report"))  # fmt: skip
+    assert ours == whole
+    assert {p.name for p in (tmp_path / "results/a").iterdir()} == {"modes", "report"}
+
+
+def test_results_are_known_by_their_folder_and_shown(site, tmp_path, monkeypatch):
+    """From another folder, by the results alone, which say where their model is; with figures and tables of others."""
+    folder = tmp_path / "results" / "a"
+    shutil.copytree(site / "results" / "a", folder)
+    (folder / "preference").mkdir()
+    (folder / "preference" / "preference.csv").write_text("layer,own\n0,0.123456\n1,0.5\n")
+    Image.new("RGB", (40, 30), "teal").save(folder / "preference" / "links.png")
+    monkeypatch.chdir(tmp_path)
+    page = report(
+        (str(folder),),
+        site / "images",
+        tmp_path / "out",
+        ReportOptions(top=2, modes=None, look=(str(site / "images" / "0001.png"),)),
+        {},
+    )
+    assert page == tmp_path / "out" / "index.html"
+    facts = unpacked(tmp_path / "out/data/m0/model.js")
+    assert (facts["name"], facts["shown"], facts["places"], facts["look"]) == ("a", 16, 2, ["0001"])
+    (shown,) = facts["results"]
+    assert shown["title"] == "Whom tokens attend to"
+    assert shown["rows"] == [["layer", "own"], ["0", "0.123456"], ["1", "0.5"]]
+    assert [f["file"] for f in shown["figures"]] == ["preference_links.png"]
+    assert (tmp_path / "out/data/m0/preference_links.png").read_bytes() == (
+        folder / "preference/links.png"
+    ).read_bytes()
+    metrics = qkjax.measure(qkjax.decompose(*qkjax.query_key_kernels(qkjax.load(MODEL).params)))
+    np.testing.assert_array_equal(facts["cosine"], np.asarray(metrics.cosine))
+
+
+def test_an_earlier_report_is_replaced_and_nothing_else(site, tmp_path, monkeypatch):
+    monkeypatch.chdir(site)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    with pytest.raises(qkjax.QkjaxError, match="has other things in it"):
+        report(("results/a",), Path("images"), out, ReportOptions(3, 5), {})
+    assert [p.name for p in out.iterdir()] == ["thesis.tex"]
+    (out / "thesis.tex").rename(out / "index.html")
+    report(("results/a",), Path("images"), out, ReportOptions(3, 5), {})
+    assert "qkjax report" in (out / "index.html").read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_bad_input(site, tmp_path):
+    """In one process each; an earlier report stays as it is."""
+    page = (site / "results/a/report/index.html").read_bytes()
+    make_images(tmp_path / "others", 3)
+    for arguments, parts in (
+        ((MODEL, "--images", tmp_path / "others"), ("top_images.nc", "is of images 'images'", "--images")),
+        (("nothing-like-this",), ("nothing-like-this",)),
+        ((MODEL, "--images", "images", "--top", "0"), ("--top",)),
+        ((MODEL, "--images", "images", "--look", "nobody.png"), ("nobody.png",)),
+    ):
+        assert_one_clear_line(run("report", *arguments, cwd=site), *parts)
+    done = run("report", MODEL, "--images", "images", "--top", "3", "--modes", "5", cwd=site, kilobytes=20)
+    assert_one_clear_line(done, "File too large", "choose another folder or make room")
+    assert (site / "results/a/report/index.html").read_bytes() == page
+    assert {p.name for p in (site / "results/a").iterdir()} >= {"modes", "report"}
+    assert not list((site / "results/a").glob(".report*"))
+    with xr.open_dataset(site / "results/a/modes/top_images.nc") as data:
+        moved = data.load().assign_attrs(checkpoint=str(tmp_path / "gone.npz"))
+    (tmp_path / "run").mkdir()
+    moved.to_netcdf(tmp_path / "run" / "top_images.nc", engine="h5netcdf")
+    with pytest.raises(qkjax.QkjaxError, match=r"gone\.npz, which is not there any more"):
+        report((str(tmp_path / "run"),), site / "images", None, ReportOptions(), {})
