@@ -76,7 +76,7 @@ async function headView(c, model) {
 function steppers(c, kinds) {
   const counts = { mode: c.models[c.place.model].facts.shown, head: c.models[c.place.model].facts.heads, layer: c.models[c.place.model].facts.layers };
   const keys = { mode: "left and right arrow keys", head: kinds.includes("mode") ? "up and down arrow keys" : "left and right arrow keys", layer: kinds.includes("mode") ? "shift and up and down arrow keys" : "up and down arrow keys" };
-  return h("nav", { class: "steppers", "aria-label": "next to this one" }, kinds.map((kind) =>
+  return h("nav", { class: "steppers", "aria-label": c.label("next to this one") }, kinds.map((kind) =>
     h("span", { title: keys[kind] }, [-1, 1].map((step) => {
       const next = clamp(c.place[kind] + step, counts[kind]);
       const stays = next === c.place[kind];

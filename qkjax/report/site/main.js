@@ -81,6 +81,7 @@ class App {
       other,
       half: width > 760 ? Math.floor(width / 2) - 16 : width,
       id: (name) => `p${pane}-${name}`,
+      label: (text) => (pane ? `${text}, second pane` : text),
       href: (change) => this.address(pane, { tile: 0, ...change }),
       go: (change, replace) => this.go(pane, change, replace),
     };
@@ -103,7 +104,7 @@ class App {
   tabs(c, pane, place) {
     const choose = h("select", { id: c.id("model"), "aria-label": "model", onchange: (event) => this.show(this.places.map((x, i) => (i === pane ? placeOf(this.models, { ...x, model: Number(event.target.value) }) : x))) }, this.models.map((model, i) => h("option", { value: i, selected: i === place.model }, model.facts.name)));
     const tab = (view) => h("a", { href: c.href({ view }), id: c.id(`tab-${view}`), "aria-current": view === place.view ? "page" : null }, TABS[view]);
-    return h("nav", { class: "tabs", "aria-label": pane ? "views of the second pane" : "views" }, this.models.length > 1 ? choose : null, Object.keys(TABS).map(tab));
+    return h("nav", { class: "tabs", "aria-label": c.label("views") }, this.models.length > 1 ? choose : null, Object.keys(TABS).map(tab));
   }
 
   controls(places) {
