@@ -61,6 +61,7 @@ def _is_local(url: str) -> bool:
 
 
 def go(page: Page, site: Path, address: str = "") -> None:
+    page.goto("about:blank")  # or another address would only turn the page that is there
     page.goto(f"file://{site}/report/index.html{address}")
     page.locator(".pane h2").first.wait_for()
 
@@ -211,7 +212,6 @@ def test_a_file_that_is_missing_is_named(browser, site, tmp_path):
     shutil.copytree(site / "report", tmp_path / "report")
     (tmp_path / "report/data/m0/L01_H01.js").unlink()
     opened = browser.new_page()
-    go_to = f"file://{tmp_path}/report/index.html#a/L1H1"
-    opened.goto(go_to)
+    opened.goto(f"file://{tmp_path}/report/index.html#a/L1H1")
     assert "data/m0/L01_H01.js is missing" in opened.get_by_role("alert").inner_text()
     opened.close()
