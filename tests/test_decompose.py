@@ -15,6 +15,24 @@ from conftest import dense_svd
 from qkjax.interaction.metrics import relative_gap
 
 
+@pytest.fixture(autouse=True, scope="module", params=["lapack", "products"])
+def way(request):
+    """All that holds holds of both ways: the one for CPUs, and the one for accelerators, run here on a CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qkjax.interaction.modes.by_lapack", lambda: request.param == "lapack")
+        yield request.param
+
+
+@pytest.fixture(scope="module")
+def default_modes(default, way):
+    return qkjax.decompose(*qkjax.query_key_kernels(default.params))
+
+
+@pytest.fixture(scope="session")
+def dense_default(default):
+    return dense_svd(*qkjax.query_key_kernels(default.params))
+
+
 def reconstruct(modes) -> np.ndarray:
     u, s, v = (np.asarray(x, np.float64) for x in modes)
     return np.einsum("lhdn,lhn,lhen->lhde", u, s, v)
@@ -43,10 +61,10 @@ def test_shapes_and_reconstruction(kernels):
     assert_modes(modes, interaction(*kernels))
 
 
-def test_real_heads_agree_with_dense_svd(default, default_modes):
+def test_real_heads_agree_with_dense_svd(default, default_modes, dense_default):
     """Head by head, on trained weights: condition numbers of 1e4 a factor, s down to 1e-9 of the largest."""
     query, key = qkjax.query_key_kernels(default.params)
-    u, s, v = dense_svd(query, key)
+    u, s, v = dense_default
     rank = query.shape[-1]
     s_ours = np.asarray(default_modes.s, np.float64)
     assert s[0, :, rank - 1].min() / s.max() < 1e-6, "the hard case is gone from the model"
@@ -62,9 +80,9 @@ def test_real_heads_agree_with_dense_svd(default, default_modes):
     assert_modes(default_modes, interaction(query, key))
 
 
-def test_nearly_equal_singular_values_agree_as_subspaces(default, default_modes):
+def test_nearly_equal_singular_values_agree_as_subspaces(default_modes, dense_default):
     """Where single vectors are not defined, the projector on all modes down to a clear gap is."""
-    u, s, _ = dense_svd(*qkjax.query_key_kernels(default.params))
+    u, s, _ = dense_default
     layer, head = 0, 0
     spectrum = s[layer, head, :64] / s[layer, head, 0]
     cuts = [n for n in range(1, 64) if spectrum[n - 1] - spectrum[n] > 1e-3]

@@ -29,6 +29,10 @@ STEPS = 3
 HOSTS = replace(CONFIG, constraint="free", accumulate=1, steps=2, every=2)
 
 
+def kernels() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((2, 11, 48, 3, 8)).astype(np.float32)
+
+
 def leaves(config: TrainConfig) -> list[np.ndarray]:
     """Losses, parameters and moments after some steps on the devices that there are."""
     task = load_task(config)
@@ -48,6 +52,10 @@ if __name__ == "__main__":  # on eight devices, see below
     assert jax.device_count() == 8
     for parallel in ("data", "fsdp"):
         np.savez(Path(sys.argv[1]) / f"{parallel}.npz", *leaves(replace(CONFIG, parallel=parallel)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qkjax.interaction.modes.by_lapack", lambda: False)
+        found = qkjax.decompose(*kernels(), norm_scale=np.linspace(0.5, 2, 11 * 48, dtype=np.float32).reshape(11, 48))
+    np.savez(Path(sys.argv[1]) / "modes.npz", *found)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +64,7 @@ def eight(tmp_path_factory) -> dict[str, list[np.ndarray]]:
     folder = tmp_path_factory.mktemp("eight")
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PJRT_NPROC": "16"}
     subprocess.run([sys.executable, __file__, folder], env=os.environ | flags, timeout=250, check=True)
-    read = {parallel: np.load(folder / f"{parallel}.npz") for parallel in ("data", "fsdp")}
+    read = {name: np.load(folder / f"{name}.npz") for name in ("data", "fsdp", "modes")}
     return {parallel: list(file.values()) for parallel, file in read.items()}
 
 
@@ -66,6 +74,15 @@ def assert_same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape
         assert np.mean(np.abs(a - b) > 1e-5) <= 1e-4, np.abs(a - b).max()
+
+
+def test_eight_devices_decompose_as_one_does(eight):
+    """Eleven layers on eight devices, by the way of accelerators, against one device and LAPACK."""
+    scale = np.linspace(0.5, 2, 11 * 48, dtype=np.float32).reshape(11, 48)
+    (u, s, v), wanted = eight["modes"], qkjax.decompose(*kernels(), norm_scale=scale)
+    np.testing.assert_allclose(s, wanted.s, atol=3e-6 * wanted.s.max())
+    ours, theirs = (np.einsum("lhdn,lhn,lhen->lhde", *x) for x in ((u, s, v), wanted))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * wanted.s.max())
 
 
 def test_eight_devices_do_what_one_does(eight):

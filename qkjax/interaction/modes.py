@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
+from qkjax.interaction.cholesky_qr import cholesky_qr
+from qkjax.interaction.jacobi import jacobi_svd
 
 Kernels = Float[Array | np.ndarray, "layers embed heads head_dim"]
 
@@ -39,28 +41,67 @@ def decompose_head(query: Float[Array, "embed head_dim"], key: Float[Array, "emb
     """One head, for use within a jitted program: thin QR of both factors, SVD of the small core, mapped back.
 
     Wq = Qq Rq, Wk = Qk Rk, Rq Rk^T = A S B^T  =>  u = Qq A, v = Qk B.
-    Householder QR never squares a condition number, so the small modes survive float32.
+    Householder QR never squares a condition number, so the small modes survive float32. Can be differentiated.
     """
     # One stacked QR, then the SVD that needs its result: XLA may deadlock on CPUs with few cores
     # when two batched LAPACK calls of one program can run at the same time.
     bases, cores = jnp.linalg.qr(jnp.stack([query, key]))
-    left, s, right = jnp.linalg.svd(jnp.matmul(cores[0], cores[1].T, precision="highest"))
-    u, v = jnp.matmul(bases, jnp.stack([left, right.T]), precision="highest")
-    largest = jnp.take_along_axis(u, jnp.argmax(jnp.abs(u), axis=0, keepdims=True), axis=0)
-    sign = jnp.where(largest < 0, -1.0, 1.0).astype(u.dtype)
+    return _mapped_back(bases, *jnp.linalg.svd(jnp.matmul(cores[0], cores[1].T, precision="highest")))
+
+
+def decompose_heads(query: Float[Array, "*batch embed head_dim"], key: Float[Array, "*batch embed head_dim"]) -> Modes:
+    """Many heads at once, by large products and element-wise operations alone: the same modes, for accelerators.
+
+    Thin QR and SVD of the cores are those of `cholesky_qr` and `jacobi_svd`. For ViT's heads embed is larger than
+    head_dim; where it is not, the kernels are their own cores.
+    """
+    factors = jnp.stack([query, key])
+    embed, head_dim = query.shape[-2:]
+    identity = jnp.broadcast_to(jnp.eye(embed, dtype=query.dtype), (*factors.shape[:-1], embed))
+    bases, cores = cholesky_qr(factors) if embed > head_dim else (identity, factors)
+    return _mapped_back(bases, *jacobi_svd(jnp.matmul(cores[0], jnp.swapaxes(cores[1], -1, -2), precision="highest")))
+
+
+def _mapped_back(bases, left, s, right) -> Modes:
+    """u and v from the modes of the core, with the sign that `Modes` says."""
+    u, v = jnp.matmul(bases, jnp.stack([left, jnp.swapaxes(right, -1, -2)]), precision="highest")
+    # The entry of largest magnitude is the highest one, or it is the lowest.
+    sign = jnp.where(u.max(-2, keepdims=True) + u.min(-2, keepdims=True) < 0, -1.0, 1.0).astype(u.dtype)
     return Modes(u * sign, s, v * sign)
 
 
-@partial(jax.jit, static_argnames=("center", "normalize", "layers_at_once"))
-def _decompose(query_kernel, key_kernel, norm_scale, center, normalize, layers_at_once) -> Modes:
+@partial(jax.jit, static_argnames=("center", "normalize", "lapack"))
+def _decompose(query_kernel, key_kernel, norm_scale, center, normalize, lapack) -> Modes:
     def layer(arguments):
         query, key, scale = arguments
         query, key = _fold(query, scale, center), _fold(key, scale, center)
         if normalize:
             query = query / np.sqrt(query.shape[-1]).astype(np.float32)
-        return jax.vmap(decompose_head, in_axes=1)(query, key)
+        return jax.vmap(decompose_head, in_axes=1)(query, key) if lapack else (query, key)
 
-    return jax.lax.map(layer, (query_kernel, key_kernel, norm_scale), batch_size=layers_at_once)
+    if lapack:
+        # A layer at a time is as fast on a CPU, and needs a third of the memory. (Groups of layers with a rest would be
+        # two batched LAPACK calls in one program, on which XLA can deadlock.)
+        return jax.lax.map(layer, (query_kernel, key_kernel, norm_scale))
+    folded = jax.vmap(layer)((query_kernel, key_kernel, norm_scale))
+    return decompose_heads(*(jnp.moveaxis(x, 2, 1) for x in folded))
+
+
+def _on_all_devices(arrays: tuple, center: bool, normalize: bool) -> Modes:
+    """Layers shared among the devices of this host; the modes are then on the first one."""
+    devices = jax.local_devices()
+    shares = np.array_split(np.arange(len(arrays[0])), len(devices))
+    parts = [
+        _decompose(*jax.device_put([None if x is None else x[own] for x in arrays], device), center, normalize, False)
+        for device, own in zip(devices, shares, strict=True)
+        if len(own)
+    ]  # each is on its way before the first one is done
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *jax.device_put(parts, devices[0]))
+
+
+def by_lapack() -> bool:
+    """Whether `decompose` takes library routines, which are for CPUs, or what accelerators are good at."""
+    return jax.default_backend() == "cpu"
 
 
 def decompose(
@@ -103,11 +144,12 @@ def decompose(
     if norm_scale is not None and norm_scale.shape != query_kernel.shape[:2]:
         raise QkjaxError(f"norm_scale has shape {norm_scale.shape}, wanted (layers, embed) = {query_kernel.shape[:2]}")
     arrays = [None if x is None else jnp.asarray(x) for x in (query_kernel, key_kernel, norm_scale)]
-    if jax.default_backend() != "cpu":
-        return _decompose(*arrays, center, normalize, layers_at_once=query_kernel.shape[0])
-    # A layer at a time is as fast on a CPU and needs a third of the memory.
+    if not by_lapack():
+        if jax.local_device_count() > 1 and not any(isinstance(x, jax.core.Tracer) for x in arrays):
+            return _on_all_devices(tuple(arrays), center, normalize)
+        return _decompose(*arrays, center, normalize, lapack=False)
     with _one_blas_thread():
-        return jax.block_until_ready(_decompose(*arrays, center, normalize, layers_at_once=1))
+        return jax.block_until_ready(_decompose(*arrays, center, normalize, lapack=True))
 
 
 @cache
