@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from table import Line
 
 import qkjax
+from qkjax.interaction import modes as ways
 
 SHAPES = {"S": (12, 384, 6, 64), "B": (12, 768, 12, 64), "L": (24, 1024, 16, 64), "H": (32, 1280, 16, 80)}
 SAMPLED_HEADS = 4
@@ -52,6 +54,11 @@ def bare_products(query, key):
     factors = jnp.moveaxis(jnp.stack([query, key]), 3, 2)
     grams = jnp.einsum("...di,...dj->...ij", factors, factors, precision="highest")
     return jnp.einsum("...di,...ij->...dj", factors, grams, precision="highest")
+
+
+def other_way(query, key):
+    """Library QR and SVD of the factors, head by head in one program, on accelerators; on a CPU what these take."""
+    return ways._decompose(query, key, None, False, False, lapack=not ways.by_lapack())
 
 
 def numpy_factors(query, key):
@@ -102,6 +109,7 @@ def measure(model: str) -> dict[str, float]:
         "qkjax.decompose": best(lambda: qkjax.decompose(*on_device)),
         "numpy on factors": best(lambda: numpy_factors(query, key), 1),
         "numpy dense loop (the authors' way)": scale * best(dense(np.linalg.svd, query, key), 1),
+        "the other platforms' way": best(lambda: other_way(*on_device)),
         "jax dense": scale * best(dense(jax.jit(jnp.linalg.svd), *on_device), 1),
     }
     try:
@@ -111,11 +119,22 @@ def measure(model: str) -> dict[str, float]:
     else:
         matrices = torch.from_numpy(np.stack(dense(np.asarray, query, key)()))
         seconds["torch dense, batched"] = scale * best(lambda: [x.numpy() for x in torch.linalg.svd(matrices)], 1)
+    try:
+        import torch
+        from transformer_lens import FactoredMatrix
+    except ImportError:
+        print("transformer_lens is not installed (bench extra): left out")
+    else:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        a = torch.from_numpy(np.moveaxis(query, 2, 1).copy()).to(device)
+        b = torch.from_numpy(np.moveaxis(key, 2, 1).swapaxes(-1, -2).copy()).to(device)
+        seconds["TransformerLens' FactoredMatrix.svd"] = best(lambda: [x.cpu() for x in FactoredMatrix(a, b).svd()])
     return seconds
 
 
-def main(models: tuple[str, ...] = tuple(SHAPES)) -> None:
+def main(models: tuple[str, ...] = tuple(SHAPES)) -> list[Line]:
     """Prints a table per model: seconds, ratio to qkjax, ratio to the floor."""
+    lines = []
     device = jax.devices()[0]
     print(f"{device.device_kind}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}\n")
     for model in models:
@@ -128,8 +147,11 @@ def main(models: tuple[str, ...] = tuple(SHAPES)) -> None:
         for name, value in seconds.items():
             label = f"{name}, x heads" if "dense" in name else name
             print(f"| {label} | {value:.3f} | {value / ours:.1f} | {value / floor:.1f} |")
+            if name != "qkjax.decompose":
+                lines.append(Line(f"modes of ViT-{model}", ours, label, value))
         if platform.system() == "Linux":
             print(f"peak memory: {peak_memory(model):.1f} times u and v\n", flush=True)
+    return lines
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 from decompose import _status
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
+from table import Line
 
 import qkjax
 from qkjax.weights.infer import expected_shapes
@@ -69,22 +70,54 @@ def load_once(path: Path) -> tuple[float, float, float]:
     """Seconds of a plain read, seconds of `load`, growth of the peak memory in bytes; in its own process."""
     expected_shapes(CONFIG)  # jax starts up and traces once
     start = time.perf_counter()
-    with open(path, "rb") as file:
-        while file.read(1 << 24):
-            pass
+    for name in [path] if path.is_file() else path.iterdir():
+        with open(name, "rb") as file:
+            while file.read(1 << 24):
+                pass
     plain = time.perf_counter() - start
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before, start = _status("VmRSS"), time.perf_counter()
     checkpoint = qkjax.load(path)
     seconds = time.perf_counter() - start
-    assert len(flatten_dict(checkpoint.params)) == len(expected_shapes(CONFIG))
+    assert len(flatten_dict(checkpoint.params)) >= len(expected_shapes(CONFIG)) - 2  # some have no head
     return plain, seconds, _status("VmHWM") - before
 
 
-def main() -> None:
+def numpy_once(path: Path) -> float:
+    """Seconds in which numpy reads every array of an npz: what big_vision's reader does, before it names them."""
+    start = time.perf_counter()
+    with np.load(path) as file:
+        assert all(file[name].size for name in file)
+    return time.perf_counter() - start
+
+
+def transformers_once(folder: Path) -> float:
+    """Seconds of transformers' from_pretrained, with every parameter read (it maps the file into memory)."""
+    from transformers import ViTModel
+
+    start = time.perf_counter()
+    model = ViTModel.from_pretrained(folder, add_pooling_layer=False)
+    assert all(bool(x.isfinite().all()) for x in model.state_dict().values())
+    return time.perf_counter() - start
+
+
+def save_for_transformers(folder: Path) -> bool:
+    """Writes a ViT-L as transformers keeps it; False where that is not installed."""
+    try:
+        from transformers import ViTConfig, ViTModel
+    except ImportError:
+        print("torch or transformers is not installed (bench extra): left out")
+        return False
+    shapes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    ViTModel(ViTConfig(**shapes), add_pooling_layer=False).save_pretrained(folder)
+    return True
+
+
+def main() -> list[Line]:
     print(f"Python {platform.python_version()}, jax {jax.__version__}, numpy {np.__version__}")
     print("| file | GB | plain read, s/GB | load, s/GB | peak memory / file |\n|---|---|---|---|---|")
+    lines = []
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
         flat = tree()
         npz, safe = Path(folder) / "vit_l.npz", Path(folder) / "vit_l.safetensors"
@@ -95,6 +128,14 @@ def main() -> None:
             plain, seconds, memory = pool.apply(load_once, (path,))
             print(f"| {path.name} | {gigabytes:.2f} | {plain / gigabytes:.2f} | {seconds / gigabytes:.2f} "
                   f"| {memory / gigabytes / 1e9:.2f} |")  # fmt: skip
+            lines.append(Line(f"ViT-L from {path.suffix}", seconds, "plain read (floor)", plain))
+        lines.append(Line("ViT-L from .npz", lines[0].ours, "numpy.load of all arrays", pool.apply(numpy_once, (npz,))))
+        theirs = Path(folder) / "transformers"
+        if save_for_transformers(theirs):
+            _, ours, _ = pool.apply(load_once, (theirs,))
+            other = pool.apply(transformers_once, (theirs,))
+            lines.append(Line("ViT-L in transformers' layout", ours, "transformers' from_pretrained, all read", other))
+    return lines
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from table import Line
 from tyro.conf import arg
 
 import qkjax
@@ -99,7 +100,7 @@ def machine_rate() -> float:
     return 3 * 2048.0**3 / (time.perf_counter() - start)
 
 
-def main(config: Annotated[TrainConfig, arg(name="")] = PRESETS["digits-study"], rounds: int = ROUNDS) -> None:
+def main(config: Annotated[TrainConfig, arg(name="")] = PRESETS["digits-study"], rounds: int = ROUNDS) -> list[Line]:
     """Prints the table.
 
     Args:
@@ -131,6 +132,9 @@ def main(config: Annotated[TrainConfig, arg(name="")] = PRESETS["digits-study"],
         other = "plain flax and optax" if name == "free" else "free"
         ratio = "" if name == "plain flax and optax" else f"{best[other] / seconds:.2f} of {other}"
         print(f"{name:<22} {milliseconds:8.1f} {milliseconds / (1e3 * floor):8.1f} {ratio:>28}")
+    step = best["free"] / STEPS
+    peers = {"plain flax and optax": best["plain flax and optax"] / STEPS, "multiply-adds (floor)": floor}
+    return [Line("a training step without constraints", step, peer, seconds) for peer, seconds in peers.items()]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""The peak memory that docs/commands.md states of each command holds, for a small model and for a ViT-S/14."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_scan import make_images
+
+from conftest import DATA, DEFAULT
+
+PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
+FEW = {
+    "analyze": [], "image": ["chelsea", "--layer", "0"], "modes": ["--images", "images", "--layer", "0", "--head", "0"],
+    "preference": ["--count", "8"], "objects": ["--count", "8"], "report": ["--images", "images"],
+    "ablate": ["--images", "images", "--select", "modes=0"], "export": ["out.npz"],
+}  # fmt: skip
+"""Little work: how many images there are does not count."""
+TINY = ["--width", "16", "--depth", "2", "--heads", "2", "--mlp-dim", "16", "--steps", "8", "--warmup", "2"]
+
+
+def stated(command: str) -> list[float]:
+    """Gigabytes for the small model and the larger one."""
+    section = re.search(rf"^## qkjax {command}$(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)[1]
+    line = re.search(r"^Peak memory: (\d+\.\d+) GB \([^)]*\), (\d+\.\d+) GB", section, re.MULTILINE)
+    return [float(line[1]), float(line[2])]
+
+
+def peak(folder: Path, *arguments) -> float:
+    """Gigabytes at the most, of a command in a process of its own."""
+    command = [sys.executable, "-m", "qkjax", *map(str, arguments)]
+    with open(folder / "said", "w") as said, subprocess.Popen(command, cwd=folder, stdout=said, stderr=said) as process:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, (folder / "said").read_text()
+    return used.ru_maxrss * 1024 / 1e9  # Linux counts in KiB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the units of a process's peak memory are Linux's")
+@pytest.mark.parametrize("size", ["small", "ViT-S/14"])
+@pytest.mark.parametrize("command", FEW)
+def test_peak_memory_is_as_stated(command, size, default, tmp_path):
+    """No more than a fifth above, as it varies; and not so far below that the page says nothing."""
+    make_images(tmp_path / "images", 8)
+    model = DATA / "a.npz" if size == "small" else DEFAULT
+    used, limit = peak(tmp_path, command, model, *FEW[command]), stated(command)[size != "small"]
+    print(f"{command}, {size}: {used:.2f} GB, stated {limit:.2f}")
+    assert 0.4 * limit < used < 1.2 * limit
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the units of a process's peak memory are Linux's")
+def test_peak_memory_of_several(default, tmp_path):
+    """compare, train and sweep, of the small ones."""
+    assert peak(tmp_path, "compare", DATA / "a.npz", DATA / "b.npz") < 1.2 * stated("compare")[0]
+    assert peak(tmp_path, "train", "run", *TINY) < 1.2 * stated("train")[0]
+    assert peak(tmp_path, "sweep", "sweep", "free", "--seeds", "1", *TINY) < 1.2 * stated("sweep")[0]
