@@ -32,10 +32,7 @@ def run(name: str) -> tuple[list[tuple], str]:
     return lines, jax.devices()[0].device_kind
 
 
-def main(
-    names: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME")] = NAMES,
-    out: Path = Path("benchmarks/results"),
-) -> None:
+def main(names: Positional[tuple[str, ...]] = NAMES, out: Path = Path("benchmarks/results")) -> None:
     """Runs them, prints the table, and writes it.
 
     Args:

@@ -88,10 +88,9 @@ def draw(points: dict[str, list[tuple[float, float]]]) -> Figure:
             figure.subplots(1, 2), points.items(), COLOURS[:2], MARKERS[:2], strict=True
         ):
             work, seconds = np.array(found).T
-            ends = np.array([work.min(), work.max()])
-            axes.loglog(ends, line(found)[0] * ends, color="black", linewidth=0.8)
-            axes.loglog(work, seconds, linestyle="", color=colour, marker=marker)
-            axes.set(xlabel="multiply-adds", ylabel="seconds", title=name)
+            axes.plot([0, work.max() / 1e9], [0, line(found)[0] * work.max()], color="black", linewidth=0.8)
+            axes.plot(work / 1e9, seconds, linestyle="", color=colour, marker=marker)
+            axes.set(xlabel="G multiply-adds", ylabel="seconds", title=name, xlim=(0, None), ylim=(0, None))
         return figure
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +31,8 @@ def go_through(
 ) -> State:
     """The state after all steps, with a progress bar; saved every so often, at the end, and when interrupted.
 
+    The bar says for what share of the time the device waits for batches: where it is large, images are read too slowly.
+
     Args:
       work: number of images and what the step takes, batch by batch.
       step: gives a new state, and leaves the old one as it is, so that no batch counts twice.
@@ -39,10 +41,13 @@ def go_through(
     Raises:
       KeyboardInterrupt: between two steps; what was done is saved.
     """
-    saved = time.monotonic()
+    began = saved = time.monotonic()
+    waited = 0.0
     with tqdm(total=total, initial=done, unit="img", smoothing=0.1) as bar, held() as interrupted:
-        for count, item in work:
+        for seconds, (count, item) in _with_waits(work):
             state = step(state, item)
+            waited += seconds
+            bar.set_postfix_str(f"device idle {waited / (time.monotonic() - began):.0%}", refresh=False)
             bar.update(count)
             if time.monotonic() - saved > SAVE_SECONDS:
                 save(state)
@@ -54,6 +59,18 @@ def go_through(
                 raise
     save(state)
     return state
+
+
+def _with_waits(work: Iterable[Work]) -> Iterator[tuple[float, Work]]:
+    """Each item, with the seconds that it was waited for."""
+    remaining = iter(work)
+    while True:
+        start = time.monotonic()
+        try:
+            item = next(remaining)
+        except StopIteration:
+            return
+        yield time.monotonic() - start, item
 
 
 def write_unfinished(

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,20 @@ def test_bfloat16_finds_about_the_same(small, folder, tmp_path):
     )
     assert (exact.image[..., 0] == rough.image[..., 0]).mean() > 0.9
     np.testing.assert_allclose(exact.score, rough.score, atol=0.05 * abs(exact.score).max())
+
+
+def test_the_bar_says_how_idle_the_device_is(small, folder, tmp_path, capsys):
+    """A set whose images come slowly leaves it idle."""
+    images = open_images(folder)
+
+    def slow(index: int) -> Image.Image:
+        time.sleep(0.2)
+        return images.read(index)
+
+    scan_images(*small, images, ScanOptions(batch=4), tmp_path / "warm.npz")  # compiles
+    capsys.readouterr()
+    scan_images(*small, replace(images, read=slow), ScanOptions(batch=4), tmp_path / "p.npz")
+    assert int(re.findall(r"device idle (\d+)%", capsys.readouterr().err)[-1]) > 50
 
 
 @pytest.mark.parametrize(
