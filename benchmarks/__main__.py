@@ -7,10 +7,12 @@ Each runs in a process of its own, so that none sees what another left. Peers th
 said to be. The table goes to a file with the date and the device.
 """
 
-import multiprocessing
+import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,18 +20,25 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-sys.path.insert(0, str(Path(__file__).parent))  # each is also a script that imports those beside it
+from benchmarks.table import Line, markdown
+
+HERE = Path(__file__).parent  # each is also a script that imports those beside it
 
 NAMES = ("decompose", "capture", "scan", "train", "load")
 LIBRARIES = ("jax", "flax", "numpy", "torch", "transformers", "transformer-lens")
 
 
-def run(name: str) -> tuple[list[tuple], str]:
+def run(name: str) -> tuple[list[Line], str]:
     """The lines of one benchmark, and the device it ran on."""
-    import jax
-
-    lines = [tuple(line) for line in __import__(name).main()]
-    return lines, jax.devices()[0].device_kind
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "lines.json"
+        code = (
+            f"import json, sys; sys.path.insert(0, {str(HERE)!r}); import {name}; lines = {name}.main(); "
+            f"import jax; json.dump([lines, jax.devices()[0].device_kind], open({str(told)!r}, 'w'))"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+        lines, device = json.loads(told.read_text())
+    return [Line(*line) for line in lines], device
 
 
 def main(names: Positional[tuple[str, ...]] = NAMES, out: Path = Path("benchmarks/results")) -> None:
@@ -39,14 +48,11 @@ def main(names: Positional[tuple[str, ...]] = NAMES, out: Path = Path("benchmark
       names: of benchmarks: decompose, capture, scan, train, load.
       out: folder of the table.
     """
-    from table import Line, markdown
-
     lines, device = [], ""
     for name in names:
         print(f"\n# {name}", flush=True)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found, device = pool.apply(run, (name,))
-        lines += [Line(*line) for line in found]
+        found, device = run(name)
+        lines += found
     told = [f"{date.today()}, {device}, {os.cpu_count()} cores, Python {platform.python_version()}", _versions(), ""]
     text = "\n".join([*told, markdown(lines), ""])
     out.mkdir(parents=True, exist_ok=True)
