@@ -85,12 +85,17 @@ def atomic_folder(path: Path, mark: str) -> Iterator[Path]:
         if path.exists():
             path.rename(before)
         made.rename(path)
+        for left in path.parent.glob(f".{path.name}-*"):  # by processes that were killed
+            if left != temporary:
+                shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise QkjaxError(
             f"cannot write {path}: {error.strerror or error}; choose another folder or make room"
         ) from error
     finally:
         if temporary is not None:
+            if before.exists() and not path.exists():  # stopped between the two: what was there goes back
+                before.rename(path)
             shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -18,6 +18,7 @@ from test_scan import make_images
 
 import qkjax
 from conftest import DATA
+from qkjax.files import atomic_folder
 from qkjax.preprocess import PRESETS, normalise, preprocess
 from qkjax.report.attended import attended
 from qkjax.report.job import ReportOptions, report
@@ -227,6 +228,25 @@ def test_an_earlier_report_is_replaced_and_nothing_else(site, tmp_path, monkeypa
     (out / "thesis.tex").rename(out / "index.html")
     report(("results/a",), Path("images"), out, ReportOptions(3, 5), {})
     assert "qkjax report" in (out / "index.html").read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_report_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, failure):
+    """Stopped between the two renamings, which nothing else can test."""
+    out, rename = tmp_path / "out", Path.rename
+    out.mkdir()
+    (out / "index.html").write_text("old")
+
+    def fails(self, target):
+        if self.name == "made":
+            raise failure
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises((qkjax.QkjaxError, KeyboardInterrupt)), atomic_folder(out, "index.html") as folder:
+        (folder / "index.html").write_text("new")
+    assert (out / "index.html").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

@@ -53,14 +53,19 @@ async function lookView(c, model) {
     box.start(Math.floor(patch / grid[1]), patch % grid[1]);
   }
   read.textContent = `chosen: ${chosen}`;
-  const detail = h("section", { class: "detail", "aria-busy": "true" }, h("p", {}, "loading"));
+  const detail = h("section", { class: "detail" });
   const cells = [h("span", {}), ...[...Array(heads).keys()].map((x) => h("span", { class: "label" }, String(x)))];
   for (let l = 0; l < layers; l++) {
     const canvases = [...Array(heads).keys()].map(() => Object.assign(canvasOf(model, 48, ""), { ariaHidden: "true" }));
     cells.push(h("span", { class: "label" }, String(l)), ...canvases.map((small, k) => h("button", { type: "button", id: c.id(`at-${l}-${k}`), "aria-label": `layer ${l}, head ${k}`, "aria-pressed": String(l === layer && k === head), onclick: () => c.go({ layer: l, head: k }, true) }, small)));
     load(`${model.key}/look${image}_L${two(l)}`).then((data) => canvases.forEach((small, k) => draw.amount(small, grid, softmax(logitsOf(data, model, k, token).logits).subarray(special.length))), (error) => console.warn(error.message));
   }
-  load(`${model.key}/look${image}_L${two(layer)}`).then((data) => { detail.replaceChildren(...lookDetail(c, model, data, photo)); detail.removeAttribute("aria-busy"); }, (error) => detail.replaceChildren(h("p", { role: "alert" }, error.message)));
+  try {
+    // Waited for, or the page would be short for a moment, and scroll away.
+    detail.append(...lookDetail(c, model, await load(`${model.key}/look${image}_L${two(layer)}`), photo));
+  } catch (error) {
+    detail.append(h("p", { role: "alert" }, error.message));
+  }
   return [
     h("h2", {}, `Where does a patch attend? ${look[image]}`),
     look.length > 1 ? h("p", { class: "choices" }, look.map((name, i) => h("button", { type: "button", id: c.id(`image-${i}`), "aria-pressed": String(i === image), onclick: () => c.go({ image: i }) }, name))) : null,

@@ -85,7 +85,9 @@ function greyed(context, image) {
 
 function canvasOf(model, side, label) {
   const [patchRows, patchColumns] = model.facts.patch;
-  return h("canvas", { role: "img", "aria-label": label, "data-side": side, "data-patch-rows": patchRows, "data-patch-columns": patchColumns });
+  const [rows, columns] = model.facts.grid;
+  // Of its shape from the first, or the page would jump when it is drawn.
+  return h("canvas", { width: columns * patchColumns, height: rows * patchRows, role: "img", "aria-label": label, "data-side": side, "data-patch-rows": patchRows, "data-patch-columns": patchColumns });
 }
 
 /** A canvas in which patches can be pointed at: by mouse, by finger, and with the arrow keys when it has the focus. */
