@@ -1,6 +1,5 @@
-"""The peak memory that docs/commands.md states of each command holds for a small model, and of some for a ViT-S/14."""
+"""The peak memory that docs/commands.md states of each command holds for a small model, and of `analyze` for a ViT-S/14."""
 
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,6 @@ FEW = {
     "ablate": ["--images", "images", "--select", "modes=0"], "export": ["out.npz"],
 }  # fmt: skip
 """Little work: how many images there are does not count."""
-TINY = ["--width", "16", "--depth", "2", "--heads", "2", "--mlp-dim", "16", "--steps", "8", "--warmup", "2"]
 
 
 def stated(command: str) -> list[float]:
@@ -28,20 +26,26 @@ def stated(command: str) -> list[float]:
     return [float(line[1]), float(line[2])]
 
 
+LAUNCHER = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, used = os.wait4(process.pid, 0)
+print(used.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""Between the tests and the command: a process starts with the peak of the one that it is forked from."""
+
+
 def peak(folder: Path, *arguments) -> float:
     """Gigabytes at the most, of a command in a process of its own."""
-    command = [sys.executable, "-m", "qkjax", *map(str, arguments)]
-    with open(folder / "said", "w") as said, subprocess.Popen(command, cwd=folder, stdout=said, stderr=said) as process:
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, (folder / "said").read_text()
-    return used.ru_maxrss * 1024 / 1e9  # Linux counts in KiB
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, "-m", "qkjax", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) * 1024 / 1e9  # Linux counts in KiB
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the units of a process's peak memory are Linux's")
-@pytest.mark.parametrize(
-    ("command", "size"), [*((c, "small") for c in FEW), *((c, "ViT-S/14") for c in ("analyze", "modes", "report"))]
-)
+@pytest.mark.parametrize(("command", "size"), [*((c, "small") for c in FEW), ("analyze", "ViT-S/14")])
 def test_peak_memory_is_as_stated(command, size, default, tmp_path):
     """No more than a fifth above, as it varies; and not so far below that the page says nothing."""
     make_images(tmp_path / "images", 8)
@@ -49,11 +53,3 @@ def test_peak_memory_is_as_stated(command, size, default, tmp_path):
     used, limit = peak(tmp_path, command, model, *FEW[command]), stated(command)[size != "small"]
     print(f"{command}, {size}: {used:.2f} GB, stated {limit:.2f}")
     assert 0.4 * limit < used < 1.2 * limit
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the units of a process's peak memory are Linux's")
-def test_peak_memory_of_several(default, tmp_path):
-    """compare, train and sweep, of the small ones."""
-    assert peak(tmp_path, "compare", DATA / "a.npz", DATA / "b.npz") < 1.2 * stated("compare")[0]
-    assert peak(tmp_path, "train", "run", *TINY) < 1.2 * stated("train")[0]
-    assert peak(tmp_path, "sweep", "sweep", "free", "--seeds", "1", *TINY) < 1.2 * stated("sweep")[0]
