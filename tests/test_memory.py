@@ -1,4 +1,4 @@
-"""The peak memory that docs/commands.md states of each command holds for a small model, and of `analyze` for a ViT-S/14."""
+"""The peak memory that docs/commands.md states holds for a small model, and of `analyze` for a ViT-S/14, too."""
 
 import re
 import subprocess
