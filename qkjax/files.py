@@ -65,16 +65,17 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path, mark: str) -> Iterator[Path]:
+def atomic_folder(path: Path, mark: str, sign: str, names: tuple[str, ...]) -> Iterator[Path]:
     """A new folder beside `path` that takes its place when the block ends without an error.
 
     Args:
-      mark: a file that what is made has, as had what may be replaced.
+      mark, sign: a file that what is made has, and a text in it; so had what may be replaced.
+      names: of all that may be replaced: a folder with anything else in it is left alone.
 
     Raises:
       QkjaxError: `path` is a file, or a folder with other things in it; or it cannot be written. It is untouched.
     """
-    check_replaceable(path, mark)
+    check_replaceable(path, mark, sign, names)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,9 +86,6 @@ def atomic_folder(path: Path, mark: str) -> Iterator[Path]:
         if path.exists():
             path.rename(before)
         made.rename(path)
-        for left in path.parent.glob(f".{path.name}-*"):  # by processes that were killed
-            if left != temporary:
-                shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise QkjaxError(
             f"cannot write {path}: {error.strerror or error}; choose another folder or make room"
@@ -99,7 +97,7 @@ def atomic_folder(path: Path, mark: str) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_replaceable(path: Path, mark: str) -> None:
+def check_replaceable(path: Path, mark: str, sign: str, names: tuple[str, ...]) -> None:
     """Whether a folder of ours may be written to `path`, see `atomic_folder`.
 
     Raises:
@@ -107,5 +105,7 @@ def check_replaceable(path: Path, mark: str) -> None:
     """
     if path.exists() and not path.is_dir():
         raise QkjaxError(f"{path} is a file, and a folder is wanted: give another --out")
-    if path.is_dir() and any(path.iterdir()) and not (path / mark).exists():
+    inside = {item.name for item in path.iterdir()} if path.is_dir() else set()
+    ours = mark in inside and inside <= set(names) and sign in (path / mark).read_text(errors="replace")
+    if inside and not ours:
         raise QkjaxError(f"{path} has other things in it, and would be replaced: give another --out")

@@ -67,11 +67,11 @@ def report(
         raise QkjaxError("--top and --modes are whole numbers from 1 up")
     subjects = subjects_of(targets, settings)
     out = out or (subjects[0].folder if len(subjects) == 1 else Path("results")) / "report"
-    check_replaceable(out, page.MARK)
+    check_replaceable(out, *page.OURS)
     seen = open_images(images) if images else photographs()
     looked_at = [open_photo(name) for name in options.look]
     found = [_gather(subject, seen, options) for subject in subjects]
-    with atomic_folder(out, page.MARK) as folder:
+    with atomic_folder(out, *page.OURS) as folder:
         for place, gathered in enumerate(found):
             _write_model(folder / page.DATA / f"m{place}", gathered, seen, looked_at, options)
         page.write(folder, [subject.checkpoint.name for subject in subjects])
@@ -132,7 +132,7 @@ def _write_model(folder: Path, found: _Gathered, images: ImageSet, looked_at: Se
         return seen_picture(checkpoint, picture(photo, checkpoint.preprocess, resolution))
 
     parts = attention(checkpoint.params)
-    photos = looked_at or _some(images, found.maps)
+    photos = looked_at or _some(images, found)
     names = [name for name, _ in photos]
     direction, terms = bias_terms(parts).key_direction, []
     with held() as interrupted:
@@ -161,9 +161,9 @@ def _write_model(folder: Path, found: _Gathered, images: ImageSet, looked_at: Se
     (folder / "model.js").write_text(script(f"{folder.name}/model", facts, arrays))
 
 
-def _some(images: ImageSet, maps: xr.Dataset) -> list[tuple[str, "PIL.Image.Image"]]:
+def _some(images: ImageSet, found: _Gathered) -> list[tuple[str, "PIL.Image.Image"]]:
     """Some images of a set, evenly spaced, that could be read."""
-    missing = set(maps.left_out.values)
+    missing = {*found.maps.left_out.values, *found.top.unreadable.values}
     left = [i for i in range(len(images)) if images.names[i] not in missing]
     chosen = sorted({left[round(i * (len(left) - 1) / max(LOOKED_AT - 1, 1))] for i in range(LOOKED_AT)})
     return [(images.names[i], images.read(i)) for i in chosen]
