@@ -10,6 +10,10 @@ from pathlib import Path
 from qkjax.errors import QkjaxError
 
 
+def _cannot_write(path: Path, error: OSError) -> QkjaxError:
+    return QkjaxError(f"cannot write {path}: {error.strerror or error}; choose another folder or make room")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends without an error.
@@ -34,9 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
-        raise QkjaxError(
-            f"cannot write {path}: {error.strerror or error}; choose another folder or make room"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
             with suppress(OSError):
@@ -87,9 +89,7 @@ def atomic_folder(path: Path, mark: str, sign: str, names: tuple[str, ...]) -> I
             path.rename(before)
         made.rename(path)
     except OSError as error:
-        raise QkjaxError(
-            f"cannot write {path}: {error.strerror or error}; choose another folder or make room"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
             if before.exists() and not path.exists():  # stopped between the two: what was there goes back

@@ -134,11 +134,11 @@ def _write_model(folder: Path, found: _Gathered, images: ImageSet, looked_at: Se
     parts = attention(checkpoint.params)
     photos = looked_at or _some(images, found)
     names = [name for name, _ in photos]
-    direction, terms = bias_terms(parts).key_direction, []
+    bias, terms = bias_terms(parts), []
     with held() as interrupted:
         for place, (_, photo) in enumerate(tqdm(photos, desc="images", unit="img", disable=len(photos) < 3)):
             pixels = seen(photo)
-            terms.append(attended(checkpoint, found.modes, direction, pixels))
+            terms.append(attended(checkpoint, found.modes, bias.key_direction, pixels))
             (folder / f"look{place}.webp").write_bytes(webp(pixels, SIDES[0], 85))
             _write_looked_at(folder, place, terms[-1])
             interrupted()
@@ -157,7 +157,7 @@ def _write_model(folder: Path, found: _Gathered, images: ImageSet, looked_at: Se
     metrics, shares = measure(found.modes), _mean_shares(terms)
     facts = model_card.facts(checkpoint, found.subject.where, metrics, found.top, found.maps, names)
     facts["results"] = model_card.results_of(found.subject.folder, folder)
-    arrays = model_card.arrays(metrics, bias_terms(parts), shares)
+    arrays = model_card.arrays(metrics, bias, shares)
     (folder / "model.js").write_text(script(f"{folder.name}/model", facts, arrays))
 
 
