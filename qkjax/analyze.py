@@ -12,7 +12,7 @@ from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.interaction.modes import Modes, decompose
 from qkjax.vit.tree import Attention, attention
-from qkjax.weights.load import Checkpoint, address, load
+from qkjax.weights.load import Checkpoint, load, origin
 
 
 class Options(NamedTuple):
@@ -41,13 +41,13 @@ def analyze_models(names: tuple[str, ...], out: Path | None, options: Options, s
       QkjaxError: a model cannot be read or a result not written; models before it are complete.
     """
     checkpoints = results.by_name([load(name, **settings) for name in names]).values()
-    addresses = [address(name) for name in names]
+    origins = [origin(name, settings) for name in names]
     if out is not None and out.exists() and not out.is_dir():
         raise QkjaxError(f"{out} is a file, and results need a folder: give another --out")
     base = out or Path("results")
     single = len(checkpoints) == 1
     measured = {}
-    for checkpoint, where in zip(checkpoints, addresses, strict=True):
+    for checkpoint, where in zip(checkpoints, origins, strict=True):
         folder = base if single and out else base / checkpoint.name
         measured[checkpoint.name] = analyze_one(checkpoint, folder, options, where)
     if not single:
@@ -61,11 +61,11 @@ def modes_of(parts: Attention, options: Options) -> Modes:
     return decompose(*parts[:2], norm_scale=scale, center=options.center, normalize=options.normalize)
 
 
-def analyze_one(checkpoint: Checkpoint, folder: Path, options: Options, where: str) -> Metrics:
+def analyze_one(checkpoint: Checkpoint, folder: Path, options: Options, where: Mapping[str, str]) -> Metrics:
     """Decomposes one model, prints its table and writes its results.
 
     Args:
-      where: the `address` of the checkpoint, by which `qkjax report` finds it again.
+      where: the `origin` of the checkpoint, by which `qkjax report` finds it again.
 
     Raises:
       QkjaxError: a result cannot be written.
@@ -80,7 +80,7 @@ def analyze_one(checkpoint: Checkpoint, folder: Path, options: Options, where: s
     attrs = {
         "model": name,
         "source": Path(checkpoint.source).name,
-        "checkpoint": where,
+        **where,
         "config": json.dumps(checkpoint.config.to_dict()),
         "options": json.dumps(options._asdict()),
     }

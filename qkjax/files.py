@@ -78,22 +78,22 @@ def atomic_folder(path: Path, mark: str, sign: str, names: tuple[str, ...]) -> I
       QkjaxError: `path` is a file, or a folder with other things in it; or it cannot be written. It is untouched.
     """
     check_replaceable(path, mark, sign, names)
-    temporary = None
+    path, temporary = path.resolve(), None  # a link stays, and what it leads to is replaced
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        made, before = temporary / "made", temporary / "before"
+        made = temporary / "made"
         made.mkdir()
         yield made
         if path.exists():
-            path.rename(before)
+            path.rename(temporary / "before")
         made.rename(path)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
-            if before.exists() and not path.exists():  # stopped between the two: what was there goes back
-                before.rename(path)
+            if (temporary / "before").exists() and not path.exists():
+                (temporary / "before").rename(path)  # stopped between the two: what was there goes back
             shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -105,6 +105,10 @@ def check_replaceable(path: Path, mark: str, sign: str, names: tuple[str, ...]) 
     """
     if path.exists() and not path.is_dir():
         raise QkjaxError(f"{path} is a file, and a folder is wanted: give another --out")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise QkjaxError(
+            f"{path} is the folder that this runs in, or above it, and would be replaced: give another --out"
+        )
     inside = {item.name for item in path.iterdir()} if path.is_dir() else set()
     ours = mark in inside and inside <= set(names) and sign in (path / mark).read_text(errors="replace")
     if inside and not ours:

@@ -13,7 +13,7 @@ import xarray as xr
 
 from qkjax.errors import QkjaxError
 from qkjax.files import atomic_path, remove
-from qkjax.interaction.bias import BiasTerms
+from qkjax.interaction.bias import BiasTerms, relative_spreads
 from qkjax.interaction.difference import Difference
 from qkjax.interaction.metrics import Metrics
 from qkjax.interaction.modes import Modes
@@ -60,9 +60,7 @@ def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
     """
     held = np.asarray(metrics.cumulative_strength)
     half = np.where(np.isfinite(held[..., 0]), 1 + (held < 0.5).sum(-1), np.nan)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        key_bias = np.asarray(bias.key_spread) / np.asarray(bias.interaction_spread)
-        query_bias = np.asarray(bias.query_spread) / np.asarray(bias.interaction_spread)
+    query_bias, key_bias = relative_spreads(bias)
     columns = {
         "weighted_cosine": metrics.weighted_cosine,
         "mean_cosine": metrics.mean_cosine,
@@ -116,12 +114,15 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
-HOW = ("batch", "devices", "jax", "qkjax")
-"""Settings on which the last bits of a result depend, but not what it is."""
+HOW = ("model", "batch", "devices", "jax", "qkjax")
+"""Settings on which the last bits of a result, or its name, depend, but not what it is."""
 
 
-def read_earlier(path: Path, settings: Mapping[str, str]) -> xr.Dataset | None:
+def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str] = ()) -> xr.Dataset | None:
     """The result of an earlier run with the same settings (its attribute of that name, as JSON); None without one.
+
+    Args:
+      at_least: settings that are numbers, of which it may have had more.
 
     Raises:
       QkjaxError: it is of other settings, or cannot be read: hours of work may lie in it.
@@ -132,10 +133,11 @@ def read_earlier(path: Path, settings: Mapping[str, str]) -> xr.Dataset | None:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             data, was = opened.load(), json.loads(opened.attrs["settings"])
     except Exception as error:  # h5netcdf raises whatever it stumbles over
-        raise QkjaxError(f"{path} is no result that can be read ({error}); remove it, or give another --out") from error
-    if other := [name for name in settings if was.get(name) != settings[name] and name not in HOW]:
+        raise QkjaxError(f"{path} is no result that can be read ({error}); remove it") from error
+    enough = {*HOW, *(name for name in at_least if int(was.get(name, 0)) >= int(settings[name]))}
+    if other := [name for name in settings if was.get(name) != settings[name] and name not in enough]:
         raise QkjaxError(
-            f"{path} has the result of other settings ({', '.join(other)}): remove it, or give another --out"
+            f"{path} has the result of other settings ({', '.join(other)}): remove it, or keep both in folders apart"
         )
     return data
 

@@ -50,7 +50,7 @@ class ScanOptions:
     """
 
     scores: tuple[str, ...] = ("product",)
-    top: int = 8
+    top: int = 9
     stream: Stream = "norm"
     batch: int | None = None
     resolution: tuple[int, int] | None = None

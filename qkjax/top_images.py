@@ -22,7 +22,7 @@ from qkjax.interrupt import held
 from qkjax.scan import ScanOptions, check, for_photographs, scan_images, settings_of
 from qkjax.sheets import sheets, table
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.load import Checkpoint, address, load
+from qkjax.weights.load import Checkpoint, load, origin
 
 CHOSEN = "chosen"  # the page of modes that were named
 
@@ -55,7 +55,7 @@ def top_images(
     pages = _pages(shown, (layers, heads, rank))
     folder = out or Path("results") / checkpoint.name / "modes"
     modes = decompose(*query_key_kernels(checkpoint.params))
-    data = found_images(checkpoint, modes, images, options, folder, {"checkpoint": address(model)})
+    data = found_images(checkpoint, modes, images, options, folder, origin(model, settings))
     if jax.process_index() == 0:
         _draw(checkpoint, modes, images, options, data, pages, folder)
 
@@ -70,6 +70,8 @@ def found_images(
 ) -> xr.Dataset:
     """What a scan finds, as `results.top_images_dataset` has it: read from top_images.nc in the folder, or written so.
 
+    An earlier scan that kept more images of each mode will do: the first of them are returned.
+
     With several processes each has what it found; the first one writes.
 
     Args:
@@ -83,7 +85,7 @@ def found_images(
     make_folder(folder)
     settings = settings_of(checkpoint, images, options)
     first, several = jax.process_index() == 0, jax.process_count() > 1
-    data = results.read_earlier(folder / "top_images.nc", settings) if first else None
+    data = results.read_earlier(folder / "top_images.nc", settings, at_least=("top",)) if first else None
     so_far = hosts.own(folder / "scan.partial.npz")
     if not (hosts.gather_json(data is not None)[0] if several else data is not None):
         print(f"{checkpoint.name}: scanning {len(images)} images of {images.name}", file=sys.stderr)
@@ -101,7 +103,7 @@ def found_images(
         if several:
             hosts.gather_json(None)  # what the others did is kept until the result of all is written
     remove(so_far)
-    return data
+    return data if data is None else data.isel(place=slice(options.top))
 
 
 def _pages(shown: Shown, shape: tuple[int, int, int]) -> dict[str, list[ModeName]]:

@@ -341,10 +341,12 @@ def test_images_of_modes_that_change_or_cannot_be_read(tmp_path):
     assert "left out of the sheets, though it was scanned: cannot read image 1.png" in done.stderr
     (images / "1.png").unlink()
     before = (out / "top_images.nc").read_bytes()
-    assert_one_clear_line(run(*command), "has the result of other settings (images): remove it, or give another --out")
+    assert_one_clear_line(
+        run(*command), "has the result of other settings (images): remove it, or keep both in folders apart"
+    )
     assert (out / "top_images.nc").read_bytes() == before
     (out / "top_images.nc").write_bytes(b"junk")
-    assert_one_clear_line(run(*command), "is no result that can be read", "remove it, or give another --out")
+    assert_one_clear_line(run(*command), "is no result that can be read", "remove it")
 
 
 @pytest.mark.parametrize("kilobytes", [8, 60])

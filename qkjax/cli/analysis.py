@@ -113,7 +113,7 @@ def modes(
     images: Path | None = None,
     out: Path | None = None,
     score: tuple[str, ...] = ("product",),
-    top: int = 8,
+    top: int = 9,
     stream: Literal["norm", "residual"] = "norm",
     batch: int | None = None,
     resolution: tuple[int, int] | None = None,

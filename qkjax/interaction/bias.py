@@ -31,6 +31,13 @@ class BiasTerms(NamedTuple):
     key_spread: Float[Array, "layers heads"]
 
 
+def relative_spreads(bias: BiasTerms) -> tuple[Float[np.ndarray, "layers heads"], Float[np.ndarray, "layers heads"]]:
+    """Of the query's and the key's term, over that of y_i M y_j; infinite or NaN where M is zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        query, key = (np.asarray(x) / np.asarray(bias.interaction_spread) for x in (bias.query_spread, bias.key_spread))
+    return query, key
+
+
 @jax.jit
 def bias_terms(attention: Attention) -> BiasTerms:
     """Directions, constant and spread of the bias terms of all heads.

@@ -60,6 +60,11 @@ def address(model: str | os.PathLike) -> str:
     return os.path.abspath(path) + (f":{sub}" if sub else "")
 
 
+def origin(model: str | os.PathLike, settings: Mapping) -> dict[str, str]:
+    """What a result says of where its model came from, so that it can be loaded again: `address`, and settings."""
+    return {"checkpoint": address(model), "loaded_with": json.dumps(dict(settings))}
+
+
 def load(model: str | os.PathLike, **settings) -> Checkpoint:
     """Reads a ViT's configuration and parameters.
 
