@@ -13,6 +13,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from qkjax import results
+from qkjax.errors import QkjaxError
 from qkjax.files import remove
 from qkjax.images.ahead import Batch, batches
 from qkjax.images.sources import ImageSet
@@ -61,7 +62,7 @@ def map_tiles(
 ) -> xr.Dataset:
     """The maps, read from maps.nc in the folder, or made and written there, in one pass, which can be interrupted.
 
-    What lies there is made anew where it is of another scan, or has too little.
+    What lies there is made anew where it is of another scan, has too little, or lacks an image that can be read now.
 
     Args:
       modes, images, options: those of the scan.
@@ -76,7 +77,7 @@ def map_tiles(
     """
     settings = {**json.loads(top.attrs["settings"]), "shown": json.dumps(shown)}
     path, so_far = folder / "maps.nc", folder / "maps.partial.npz"
-    data = _earlier(path, settings, shown)
+    data = _earlier(path, settings, shown, images)
     if data is None:
         index = top.image_index.values[0, :, :, : shown[0], :, : shown[1]]
         tiles, left_out = _make(checkpoint, modes, images, options, index, so_far, settings)
@@ -87,16 +88,26 @@ def map_tiles(
     return data
 
 
-def _earlier(path: Path, settings: Mapping[str, str], shown: tuple[int, int]) -> xr.Dataset | None:
+def _earlier(path: Path, settings: Mapping[str, str], shown: tuple[int, int], images: ImageSet) -> xr.Dataset | None:
     """Of maps that were made before the first modes and places; None where they are not these, or too few."""
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             was = json.loads(opened.attrs["settings"])
             enough = opened.sizes["mode"] >= shown[0] and opened.sizes["place"] >= shown[1]
             same = all(was.get(name) == settings[name] for name in settings if name not in (*results.HOW, "shown"))
-            return opened.isel(mode=slice(shown[0]), place=slice(shown[1])).load() if enough and same else None
+            if not (enough and same) or any(_readable(images, str(name)) for name in opened.left_out.values):
+                return None
+            return opened.isel(mode=slice(shown[0]), place=slice(shown[1])).load()
     except Exception:  # not there, or h5netcdf stumbles over it: unlike a scan it is soon made again
         return None
+
+
+def _readable(images: ImageSet, name: str) -> bool:
+    try:
+        images.read(images.names.index(name))
+    except QkjaxError:
+        return False
+    return True
 
 
 def _dataset(tiles: Tiles, left_out: Unreadable, images: ImageSet, attrs: Mapping[str, str]) -> xr.Dataset:

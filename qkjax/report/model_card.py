@@ -3,16 +3,18 @@
 import csv
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import xarray as xr
 
 from qkjax.errors import QkjaxError
 from qkjax.figures import ABLATIONS
-from qkjax.interaction.bias import BiasTerms
+from qkjax.interaction.bias import BiasTerms, relative_spreads
 from qkjax.interaction.metrics import Metrics
+from qkjax.report.commands import commands
+from qkjax.report.subject import Gathered, attributes
 from qkjax.vit.config import ViTConfig
 from qkjax.weights import catalogue
 from qkjax.weights.load import Checkpoint
@@ -31,20 +33,18 @@ OTHERS = (
 """Title, folder and name of the table, and figures with what they show."""
 
 
-def facts(
-    checkpoint: Checkpoint, where: str, metrics: Metrics, top: xr.Dataset, maps: xr.Dataset, looked_at: Sequence[str]
-) -> dict:
+def facts(found: Gathered, images: Sequence[str], metrics: Metrics, looked_at: Sequence[str]) -> dict:
     """All of a model that is no large array.
 
     Args:
-      where: `address` of the checkpoint.
-      top, maps: of `found_images` and `map_tiles`.
-      looked_at: names of the images in which patches can be picked.
+      images: names of those that were scanned.
+      looked_at: names of those in which patches can be picked.
     """
-    config, settings = checkpoint.config, json.loads(top.attrs["settings"])
+    subject, top, maps = found.subject, found.top, found.maps
+    config, missing = subject.checkpoint.config, set(maps.left_out.values)
     return {
-        "name": checkpoint.name,
-        "card": _card(checkpoint, where),
+        "name": subject.name,
+        "card": _card(subject.checkpoint, subject.origin["checkpoint"]),
         "layers": config.depth,
         "heads": config.heads,
         "modes": int(metrics.singular_value.shape[-1]),
@@ -53,38 +53,45 @@ def facts(
         "grid": [maps.sizes["row"], maps.sizes["column"]],
         "patch": list(config.patch_size),
         "special": _special(config),
-        "null": {name: float(getattr(metrics.null, name)) for name in ("weighted_cosine", "mean_cosine")},
+        "null": {name: float(getattr(metrics.null, name)) for name in ("weighted_cosine", "head_weighted_cosine")},
         "scan": {"images": str(top.attrs["images"]), "count": top.sizes["image"],
-                 "score": str(top.score.values[0]), "stream": settings["stream"]},
+                 "score": str(top.score.values[0]), "stream": found.options.stream},
+        "gone": [index for index, name in enumerate(images) if name in missing],
+        "commands": commands(found),
         "look": list(looked_at),
         "versions": {name[8:]: str(x) for name, x in top.attrs.items() if name.startswith("version_")},
     }  # fmt: skip
 
 
-def arrays(metrics: Metrics, bias: BiasTerms, shares: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-    """Per head and per mode, float32; `share` and `bias_share` in the logits of the images looked at."""
+def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.ndarray) -> dict[str, np.ndarray]:
+    """Per head and per mode, float32; `share` of modes and of the key bias in the logits of the images looked at, NaN
+    where an image gives none."""
     names = ("weighted_cosine", "mean_cosine", "effective_rank", "stable_rank", "symmetric_share", "singular_value",
              "cosine")  # fmt: skip
-    with np.errstate(divide="ignore", invalid="ignore"):
-        key_bias = np.asarray(bias.key_spread) / np.asarray(bias.interaction_spread)
-    found = {name: getattr(metrics, name) for name in names} | {"key_bias": key_bias}
-    found |= {"share": shares[0], "bias_share": shares[1]}
+    found = {name: getattr(metrics, name) for name in names} | {"key_bias": relative_spreads(bias)[1]}
+    found |= {"share": share, "bias_share": bias_share}
     packed = {name: np.asarray(x, np.float32) for name, x in found.items()}
     return packed | {"degenerate": np.asarray(metrics.degenerate, np.int8)}
 
 
-def results_of(folder: Path, site: Path) -> list[dict]:
+def results_of(gathered: Gathered, site: Path) -> list[dict]:
     """Figures and tables of other commands in a folder of results; the figures are copied to the site.
+
+    What is of a model with other parameters is left out, and that is said.
 
     Raises:
       QkjaxError: one cannot be read.
     """
-    found = []
+    folder, found = gathered.subject.folder, []
+    parameters = json.loads(gathered.top.attrs["settings"])["parameters"]
     for title, name, figures in OTHERS:
         table = folder / name / f"{name}.csv"
-        drawn = {stem: alt for stem, alt in figures.items() if (folder / name / f"{stem}.png").is_file()}
-        if not drawn and not table.is_file():
+        if not table.with_suffix(".nc").is_file():
             continue
+        if json.loads(attributes(table.with_suffix(".nc")).get("settings", "{}")).get("parameters") != parameters:
+            print(f"{folder / name} is of a model with other parameters, and is left out", file=sys.stderr)
+            continue
+        drawn = {stem: alt for stem, alt in figures.items() if (folder / name / f"{stem}.png").is_file()}
         try:
             data = {stem: (folder / name / f"{stem}.png").read_bytes() for stem in drawn}
             rows = list(csv.reader(table.read_text().splitlines())) if table.is_file() else []

@@ -1,6 +1,5 @@
 """Arrays as JavaScript files: what a page opened from disk may load as it goes (it may not fetch anything else)."""
 
-import base64
 import json
 import zlib
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 COARSE, FINE = 63, 32767  # one byte and two; of the first seven bits, which look like eight and take less room
+ESCAPED = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r"})
+"""All that cannot stand in a string of JavaScript as it is."""
 
 
 def quantised(
@@ -32,14 +33,19 @@ def quantised(
 def script(key: str, facts: Mapping, arrays: Mapping[str, np.ndarray]) -> str:
     """A script that hands facts and arrays to the page under a key.
 
-    The arrays (little-endian, in order) lie in one zlib stream, in base64: the least that every browser can read from
-    a file opened from disk. Facts are what JSON can hold.
+    It has three lines: the key; facts, which are what JSON can hold, and name, type and shape of each array; all
+    arrays (little-endian, in order) in one zlib stream, see `ascii_of`.
     """
     arrays = {name: np.asarray(x, np.asarray(x).dtype.newbyteorder("<")) for name, x in arrays.items()}
     stream = zlib.compress(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays.values()), 9)
-    packed = {
-        "facts": dict(facts),
-        "arrays": [[name, x.dtype.name, list(x.shape)] for name, x in arrays.items()],
-        "stream": base64.b64encode(stream).decode(),
-    }
-    return f"qkjax.take({json.dumps(key)}, {json.dumps(packed, allow_nan=False)});\n"
+    listed = [[name, x.dtype.name, list(x.shape)] for name, x in arrays.items()]
+    what = json.dumps({"facts": dict(facts), "arrays": listed}, allow_nan=False)
+    return f'qkjax.take({json.dumps(key)},\n{what},\n"{ascii_of(stream).translate(ESCAPED)}");\n'
+
+
+def ascii_of(data: bytes) -> str:
+    """Bytes as characters of ASCII with seven bits each: the most that a script holds whatever encoding a server says
+    that it has, and 12% less than base64."""
+    bits = np.unpackbits(np.frombuffer(data, np.uint8))
+    sevens = np.pad(bits, (0, -len(bits) % 7)).reshape(-1, 7)
+    return (np.packbits(sevens, axis=1) >> 1).tobytes().decode("ascii")

@@ -1,7 +1,5 @@
 """The page itself: one file of markup, style and script, which loads a script for all else."""
 
-import json
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -12,15 +10,15 @@ SCRIPTS = ("dom.js", "data.js", "places.js", "colours.js", "charts.js", "tiles.j
            "mode.js", "look.js", "results.js", "main.js")  # fmt: skip
 
 
-def write(folder: Path, names: Sequence[str]) -> None:
+def write(folder: Path, count: int) -> None:
     """Writes index.html for so many models, whose data lie in data/m0, data/m1 and so on."""
     site = resources.files("qkjax.report").joinpath("site")
     # One script, not modules: a browser does not load modules from a file opened from disk.
     code = "\n".join(site.joinpath(name).read_text() for name in SCRIPTS)
-    models = "".join(f'<script src="{DATA}/m{i}/model.js"></script>\n' for i in range(len(names)))
+    models = "".join(f'<script src="{DATA}/m{i}/model.js"></script>\n' for i in range(count))
     text = site.joinpath("page.html").read_text()
     parts = {"STYLE": site.joinpath("style.css").read_text(), "SCRIPT": code, "MODELS": models,
-             "COUNT": json.dumps(len(names))}  # fmt: skip
+             "COUNT": str(count)}  # fmt: skip
     for name, part in parts.items():
         text = text.replace(f"<!--{name}-->" if name == "MODELS" else f"/*{name}*/", part)
     (folder / MARK).write_text(text)

@@ -10,10 +10,8 @@ from qkjax.images.ahead import ahead, or_reason
 from qkjax.images.sources import ImageSet
 from qkjax.preprocess import Pixels
 
-SIDES = (224, 160, 112, 80, 56)
+SIDES = (224, 160, 112, 80, 56, 40)
 """Pixels of the longer side, from fine to coarse."""
-BUDGET = 10e6
-"""Bytes for all pictures of a model: with more of them they are coarser."""
 SAMPLE = 32
 
 
@@ -26,23 +24,24 @@ def webp(pixels: Pixels, side: int, quality: int = 75) -> bytes:
 
 
 def small_pictures(
-    images: ImageSet, wanted: Sequence[int], read: Callable[[int], Pixels]
+    images: ImageSet, wanted: Sequence[int], read: Callable[[int], Pixels], room: float
 ) -> Iterator[tuple[int, bytes]]:
-    """The wanted images of a set, in order, at the finest of `SIDES` at which all together fit into `BUDGET`.
+    """The wanted images of a set, in order, at the finest of `SIDES` at which all together fit into the room.
 
     Args:
       read: gives the pixels of an image, and raises QkjaxError where it cannot; such images are left out.
+      room: bytes for all of them; foreseen from some, and passed where even the coarsest take more.
     """
-    side = _side(images, wanted, read)
+    side = _side(images, wanted, read, room)
     for group, made in _made(images, [wanted[i : i + SAMPLE] for i in range(0, len(wanted), SAMPLE)], read, side):
         yield from ((i, x) for i, x in zip(group, made, strict=True) if isinstance(x, bytes))
 
 
-def _side(images: ImageSet, wanted: Sequence[int], read: Callable[[int], Pixels]) -> int:
+def _side(images: ImageSet, wanted: Sequence[int], read: Callable[[int], Pixels], room: float) -> int:
     sample = wanted[:: -(-len(wanted) // SAMPLE) or 1]
     for side in SIDES:
         sizes = [len(x) for _, made in _made(images, [sample], read, side) for x in made if isinstance(x, bytes)]
-        if not sizes or np.mean(sizes) * len(wanted) <= BUDGET:
+        if not sizes or np.mean(sizes) * len(wanted) <= room:
             return side
     return SIDES[-1]
 

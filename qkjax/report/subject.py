@@ -1,6 +1,6 @@
 """What a report is of: a model, and the folder where its results lie."""
 
-import os
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +8,10 @@ from typing import NamedTuple
 import xarray as xr
 
 from qkjax.errors import QkjaxError
+from qkjax.interaction.modes import Modes
 from qkjax.results import by_name
-from qkjax.scan import for_photographs
-from qkjax.weights.load import Checkpoint, address, load, split_submodel
+from qkjax.scan import ScanOptions, for_photographs
+from qkjax.weights.load import Checkpoint, load, origin
 
 RESULTS = ("modes.nc", "modes/top_images.nc", "top_images.nc")
 """By which a folder of results is known; each says what model it is of."""
@@ -20,12 +21,14 @@ class Subject(NamedTuple):
     """A model for photographs.
 
     Attributes:
-      where: its `address`.
+      name: what the page calls it: the checkpoint's name, longer where two have one.
+      origin: see `qkjax.weights.load.origin`.
       folder: where its results lie, or will.
     """
 
+    name: str
     checkpoint: Checkpoint
-    where: str
+    origin: Mapping[str, str]
     folder: Path
 
     @property
@@ -34,36 +37,82 @@ class Subject(NamedTuple):
         return self.folder if (self.folder / "top_images.nc").exists() else self.folder / "modes"
 
 
+class Gathered(NamedTuple):
+    """Of one model all that its pages are made of.
+
+    Attributes:
+      options, images: how the scan was made; the images' folder or archive, None for the photographs of `qkjax modes`.
+      top, maps: of `found_images` and `map_tiles`.
+    """
+
+    subject: Subject
+    modes: Modes
+    options: ScanOptions
+    images: Path | None
+    top: xr.Dataset
+    maps: xr.Dataset
+
+
 def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
     """The models that are meant, by folders of results or as `load` takes them.
 
+    Args:
+      settings: for `load`, of a single model; a folder of results has its model's own.
+
     Raises:
-      QkjaxError: a model cannot be read, two have one name, or a folder does not say where its model is.
+      QkjaxError: a model cannot be read, two have one name, a folder does not say where its model is, or there are
+        settings for several models.
     """
-    models = [_of_results(Path(target)) for target in targets]
-    loaded = [for_photographs(load(m or target, **settings)) for m, target in zip(models, targets, strict=True)]
+    if settings and len(targets) > 1:
+        said = ", ".join(f"--{name}" for name in settings)
+        raise QkjaxError(
+            f"{said} would hold for all models: make a report of each first, and then one of their results"
+        )
+    earlier = [_of_results(Path(target), settings) for target in targets]
+    pairs = list(zip(targets, earlier, strict=True))
+    loaded = [for_photographs(_loaded(target, found, settings)) for target, found in pairs]
     return [
-        Subject(checkpoint, model or address(target), Path(target) if model else Path("results") / name)
-        for (name, checkpoint), model, target in zip(by_name(loaded).items(), models, targets, strict=True)
+        Subject(name, checkpoint, found or origin(target, settings), Path(target) if found else Path("results") / name)
+        for (target, found), checkpoint, name in zip(pairs, loaded, by_name(loaded), strict=True)
     ]
 
 
-def _of_results(folder: Path) -> str | None:
-    """What `load` takes for the model of a folder of results; None if it is no such folder.
+def _loaded(target: str, found: Mapping[str, str] | None, settings: Mapping) -> Checkpoint:
+    """The checkpoint of a folder of results that has this origin, or, without one, of a model."""
+    if found is None:
+        return load(target, **settings)
+    try:
+        return load(found["checkpoint"], **json.loads(found["loaded_with"]))
+    except QkjaxError as error:
+        raise QkjaxError(f"the model of {target} cannot be loaded: {error}; give the model instead") from error
+
+
+def _of_results(folder: Path, settings: Mapping) -> dict[str, str] | None:
+    """The `origin` of the model of a folder of results, with these settings, too; None if it is no such folder.
 
     Raises:
-      QkjaxError: a result cannot be read, or is of a model that is no longer where it was.
+      QkjaxError: a result cannot be read, or none says where its model is.
     """
-    path = next((folder / name for name in RESULTS if (folder / name).is_file()), None)
-    if path is None:
-        return None
+    attrs = {path: attributes(path) for path in (folder / name for name in RESULTS) if path.is_file()}
+    for said in attrs.values():
+        if "checkpoint" in said:
+            loaded_with = {**json.loads(said.get("loaded_with", "{}")), **settings}
+            return {"checkpoint": str(said["checkpoint"]), "loaded_with": json.dumps(loaded_with)}
+    if attrs:
+        raise QkjaxError(
+            f"{next(iter(attrs))} does not say where its model lies: give the model instead of its results"
+        )
+    return None
+
+
+def attributes(path: Path) -> dict:
+    """Of a result (netCDF).
+
+    Raises:
+      QkjaxError: it cannot be read.
+    """
     try:
         with xr.open_dataset(path, engine="h5netcdf") as data:
-            model, where = str(data.attrs["model"]), data.attrs.get("checkpoint")
+            return dict(data.attrs)
     except Exception as error:  # h5netcdf raises whatever it stumbles over
         raise QkjaxError(f"{path} is no result that can be read ({error}); remove it") from error
-    if where is None:
-        raise QkjaxError(f"{path} does not say where its model, {model!r}, lies: give the model instead of its results")
-    if os.path.isabs(where) and not os.path.exists(split_submodel(where)[0]):
-        raise QkjaxError(f"{path} is of {where}, which is not there any more: give the model instead of its results")
-    return where

@@ -5,14 +5,30 @@ const TYPES = { int8: Int8Array, int16: Int16Array, int32: Int32Array, float32: 
 
 const qkjax = {
   arrived: new Map(),
-  take(key, packed) {
-    this.arrived.set(key, packed);
+  take(key, what, text) {
+    this.arrived.set(key, { ...what, text });
   },
 };
 
-async function unpacked({ facts, arrays, stream }) {
-  const bytes = Uint8Array.from(atob(stream), (character) => character.charCodeAt(0));
-  const opened = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+/** The bytes of a text that has seven bits of them in each character. */
+function bytesOf(text) {
+  const bytes = new Uint8Array((text.length * 7) >> 3);
+  let held = 0;
+  let bits = 0;
+  let at = 0;
+  for (let i = 0; i < text.length; i++) {
+    held = (held << 7) | text.charCodeAt(i);
+    bits += 7;
+    if (bits < 8) continue;
+    bits -= 8;
+    bytes[at++] = held >> bits;
+    held &= (1 << bits) - 1;
+  }
+  return bytes;
+}
+
+async function unpacked({ facts, arrays, text }) {
+  const opened = new Blob([bytesOf(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
   const buffer = await new Response(opened).arrayBuffer();
   const found = { facts };
   let at = 0;
@@ -30,10 +46,15 @@ function scriptOf(key) {
     if (qkjax.arrived.has(key)) return resolve();
     const element = h("script", { src: `data/${key}.js` });
     element.onload = () => (element.remove(), resolve());
-    element.onerror = () => (element.remove(), reject(new Error(`data/${key}.js is missing: the folder "data" of this report must lie beside the page, whole.`)));
+    element.onerror = () => (
+      element.remove(),
+      reject(new Error(`data/${key}.js is missing: the folder "data" of this report must lie beside the page, whole.`))
+    );
     document.head.append(element);
   });
 }
+
+const damaged = (key) => new Error(`data/${key}.js is damaged: make the report again, or copy it again.`);
 
 const loaded = new Map();
 
@@ -46,7 +67,8 @@ function load(key) {
     scriptOf(key).then(() => {
       const packed = qkjax.arrived.get(key);
       qkjax.arrived.delete(key);
-      return unpacked(packed);
+      if (!packed) throw damaged(key);
+      return unpacked(packed).catch(() => Promise.reject(damaged(key)));
     });
   loaded.set(key, promise); // a Map keeps the order of use
   promise.catch(() => loaded.delete(key));

@@ -10,7 +10,8 @@ function logitsOf(data, model, head, token) {
     const steps = data.query_step[head * modes + mode] * data.key_step[head * modes + mode];
     const query = data.query[(head * tokens + token) * modes + mode] * steps;
     const term = new Float64Array(tokens);
-    for (let key = 0; key < tokens; key++) logits[key] += term[key] = query * data.key[(head * tokens + key) * modes + mode];
+    for (let key = 0; key < tokens; key++)
+      logits[key] += term[key] = query * data.key[(head * tokens + key) * modes + mode];
     terms.push(term);
   }
   if (data.other.length) {
@@ -45,7 +46,15 @@ async function lookView(c, model) {
   const read = h("output", { "aria-live": "polite", class: "read" });
   const words = (row, column) => `row ${row}, column ${column}`;
   const pick = (row, column) => c.go({ token: special.length + row * grid[1] + column }, true);
-  const box = pointable(canvas, grid, { id: c.id("pick"), label: `${look[image]}: arrow keys and Enter choose a patch`, onpoint: (row, column) => { box.mark(row, column); read.textContent = words(row, column); }, onpick: pick });
+  const box = pointable(canvas, grid, {
+    id: c.id("pick"),
+    label: `${look[image]}: arrow keys and Enter choose a patch`,
+    onpoint: (row, column) => {
+      box.mark(row, column);
+      read.textContent = words(row, column);
+    },
+    onpick: pick,
+  });
   const patch = token - special.length;
   const chosen = patch < 0 ? special[token] : words(Math.floor(patch / grid[1]), patch % grid[1]);
   if (patch >= 0) {
@@ -56,9 +65,30 @@ async function lookView(c, model) {
   const detail = h("section", { class: "detail" });
   const cells = [h("span", {}), ...[...Array(heads).keys()].map((x) => h("span", { class: "label" }, String(x)))];
   for (let l = 0; l < layers; l++) {
-    const canvases = [...Array(heads).keys()].map(() => Object.assign(canvasOf(model, 48, ""), { ariaHidden: "true" }));
-    cells.push(h("span", { class: "label" }, String(l)), ...canvases.map((small, k) => h("button", { type: "button", id: c.id(`at-${l}-${k}`), "aria-label": `layer ${l}, head ${k}`, "aria-pressed": String(l === layer && k === head), onclick: () => c.go({ layer: l, head: k }, true) }, small)));
-    load(`${model.key}/look${image}_L${two(l)}`).then((data) => canvases.forEach((small, k) => draw.amount(small, grid, softmax(logitsOf(data, model, k, token).logits).subarray(special.length))), (error) => console.warn(error.message));
+    const canvases = [...Array(heads).keys()].map(() => hidden(canvasOf(model, 48, "")));
+    cells.push(
+      h("span", { class: "label" }, String(l)),
+      ...canvases.map((small, k) =>
+        h(
+          "button",
+          {
+            type: "button",
+            id: c.id(`at-${l}-${k}`),
+            "aria-label": `layer ${l}, head ${k}`,
+            "aria-pressed": String(l === layer && k === head),
+            onclick: () => c.go({ layer: l, head: k }, true),
+          },
+          small,
+        ),
+      ),
+    );
+    load(`${model.key}/look${image}_L${two(l)}`).then(
+      (data) =>
+        canvases.forEach((small, k) =>
+          draw.amount(small, grid, softmax(logitsOf(data, model, k, token).logits).subarray(special.length)),
+        ),
+      (error) => console.warn(error.message),
+    );
   }
   try {
     // Waited for, or the page would be short for a moment, and scroll away.
@@ -68,14 +98,72 @@ async function lookView(c, model) {
   }
   return [
     h("h2", {}, `Where does a patch attend? ${look[image]}`),
-    look.length > 1 ? h("p", { class: "choices" }, look.map((name, i) => h("button", { type: "button", id: c.id(`image-${i}`), "aria-pressed": String(i === image), onclick: () => c.go({ image: i }) }, name))) : null,
-    h("div", { class: "columns" },
-      h("section", {}, h("h3", {}, "Choose a patch"), h("div", { class: "photo" }, box), read,
-        special.length ? h("p", { class: "choices" }, "or ", special.map((name, i) => h("button", { type: "button", id: c.id(`special-${i}`), "aria-pressed": String(i === token), onclick: () => c.go({ token: i }, true) }, name))) : null,
-        h("h3", {}, "All heads"), h("p", { class: "hint" }, "Attention of the chosen patch over the image; layers down, heads across, each map to its own maximum. Choose one to see its modes."),
-      h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "attention in all heads" }, h("div", { class: "attmap", style: `grid-template-columns: 1.6em repeat(${heads}, minmax(26px, 64px))` }, cells)),
-      scaleBar(AMOUNT, "0", "most", "attention")),
-      detail),
+    look.length > 1
+      ? h(
+          "p",
+          { class: "choices" },
+          look.map((name, i) =>
+            h(
+              "button",
+              {
+                type: "button",
+                id: c.id(`image-${i}`),
+                "aria-pressed": String(i === image),
+                onclick: () => c.go({ image: i }),
+              },
+              name,
+            ),
+          ),
+        )
+      : null,
+    h(
+      "div",
+      { class: "columns" },
+      h(
+        "section",
+        {},
+        h("h3", {}, "Choose a patch"),
+        h("div", { class: "photo" }, box),
+        read,
+        special.length
+          ? h(
+              "p",
+              { class: "choices" },
+              "or ",
+              special.map((name, i) =>
+                h(
+                  "button",
+                  {
+                    type: "button",
+                    id: c.id(`special-${i}`),
+                    "aria-pressed": String(i === token),
+                    onclick: () => c.go({ token: i }, true),
+                  },
+                  name,
+                ),
+              ),
+            )
+          : null,
+        h("h3", {}, "All heads"),
+        h(
+          "p",
+          { class: "hint" },
+          "Attention of the chosen patch over the image; layers down, heads across, each map to its own maximum. ",
+          "Choose one to see its modes.",
+        ),
+        h(
+          "div",
+          { class: "scroll", tabindex: 0, role: "group", "aria-label": "attention in all heads" },
+          h(
+            "div",
+            { class: "attmap", style: `grid-template-columns: 1.6em repeat(${heads}, minmax(26px, 64px))` },
+            cells,
+          ),
+        ),
+        scaleBar(AMOUNT, "0", "most", "attention"),
+      ),
+      detail,
+    ),
   ];
 }
 
@@ -89,25 +177,78 @@ function lookDetail(c, model, data, photo) {
   const canvas = canvasOf(model, 400, `attention in layer ${layer}, head ${head}`);
   draw.lit(canvas, grid, photo, attention.subarray(special.length));
   const onSpecial = special.map((name, i) => `${percent(attention[i])} on the ${name}`).join(", ");
-  const read = h("output", { "aria-live": "polite", class: "read", id: c.id("attention") }, onSpecial || "Point at a patch to read its attention.");
-  const box = pointable(canvas, grid, { id: c.id("attended"), label: `attention in layer ${layer}, head ${head}: arrow keys move over patches`, onpoint: (row, column) => {
-    const key = special.length + row * grid[1] + column;
-    box.mark(row, column);
-    read.textContent = `row ${row}, column ${column}: attention ${number(attention[key], 3)}, ${number(attention[key] * attention.length, 2)} times uniform`;
-  } });
-  const order = shares.map((share, mode) => mode).filter((mode) => Number.isFinite(shares[mode])).sort((a, b) => shares[b] - shares[a]).slice(0, 8);
+  const read = h(
+    "output",
+    { "aria-live": "polite", class: "read", id: c.id("attention") },
+    onSpecial || "Point at a patch to read its attention.",
+  );
+  const box = pointable(canvas, grid, {
+    id: c.id("attended"),
+    label: `attention in layer ${layer}, head ${head}: arrow keys move over patches`,
+    onpoint: (row, column) => {
+      const key = special.length + row * grid[1] + column;
+      box.mark(row, column);
+      const times = number(attention[key] * attention.length, 2);
+      read.textContent = `row ${row}, column ${column}: attention ${number(attention[key], 3)}, ${times} times uniform`;
+    },
+  });
+  const order = shares
+    .map((share, mode) => mode)
+    .filter((mode) => Number.isFinite(shares[mode]))
+    .sort((a, b) => shares[b] - shares[a])
+    .slice(0, 8);
   const rows = order.map((mode) => {
     const small = canvasOf(model, 64, `what mode ${mode} adds, patch by patch`);
     const mean = terms[mode].reduce((a, b) => a + b) / terms[mode].length;
-    draw.signed(small, grid, terms[mode].subarray(special.length).map((x) => x - mean));
+    draw.signed(
+      small,
+      grid,
+      terms[mode].subarray(special.length).map((x) => x - mean),
+    );
     const name = `L${layer} H${head} M${mode}`;
     const cosine = model.cosine[(layer * model.facts.heads + head) * model.facts.modes + mode];
-    return h("tr", {}, h("td", { class: "tile" }, small), h("th", { scope: "row" }, mode < model.facts.shown ? h("a", { href: c.href({ view: "mode", mode, sign: 1, tile: 0 }) }, name) : name), h("td", {}, percent(shares[mode])), h("td", {}, number(cosine, 2)));
+    return h(
+      "tr",
+      {},
+      h("td", { class: "tile" }, small),
+      h(
+        "th",
+        { scope: "row" },
+        mode < model.facts.shown ? h("a", { href: c.href({ view: "mode", mode, sign: 1, tile: 0 }) }, name) : name,
+      ),
+      h("td", {}, percent(shares[mode])),
+      h("td", {}, number(cosine, 2)),
+    );
   });
   return [
     h("h3", {}, `Layer ${layer}, head ${head}: attention of this patch`),
-    h("div", { class: "photo" }, box), read,
-    h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "modes that make it so" }, h("table", {}, h("thead", {}, h("tr", {}, ["adds", "mode", "share here", "cosine"].map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, rows))),
-    h("p", { class: "hint" }, `The modes by which the logits of this query differ most between keys; the key bias has a share of ${percent(bias)}. Orange: draws attention there, purple: away. `, h("a", { href: c.href({ view: "head" }) }, "All modes of the head")),
+    h("div", { class: "photo" }, box),
+    read,
+    h(
+      "div",
+      { class: "scroll", tabindex: 0, role: "group", "aria-label": "modes that make it so" },
+      h(
+        "table",
+        {},
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            ["adds", "mode", "share here", "cosine"].map((text) => h("th", { scope: "col" }, text)),
+          ),
+        ),
+        h("tbody", {}, rows),
+      ),
+    ),
+    h(
+      "p",
+      { class: "hint" },
+      `The modes by which the logits of this query differ most between keys; `,
+      `the key bias has a share of ${percent(bias)}. `,
+      `Orange: draws attention there, purple: away. `,
+      h("a", { href: c.href({ view: "head" }) }, "All modes of the head"),
+    ),
   ];
 }

@@ -3,6 +3,16 @@
 const SHOWN = { overview: overviewView, head: headView, mode: modeView, look: lookView, results: resultsView };
 const TABS = { overview: "Overview", head: "Head", mode: "Mode", look: "Image", results: "Results" };
 
+// Up and down by themselves scroll, as everywhere.
+const LAYERS = { "shift ArrowUp": ["layer", -1], "shift ArrowDown": ["layer", 1] };
+const KEYS = {
+  head: { ArrowLeft: ["head", -1], ArrowRight: ["head", 1], ...LAYERS },
+  mode: {
+    ...{ ArrowLeft: ["mode", -1], ArrowRight: ["mode", 1] },
+    ...{ "shift ArrowLeft": ["head", -1], "shift ArrowRight": ["head", 1], ...LAYERS },
+  },
+};
+
 async function start(count) {
   try {
     const models = await Promise.all([...Array(count).keys()].map((i) => load(`m${i}/model`)));
@@ -30,14 +40,23 @@ class App {
     this.models = models;
     this.active = 0;
     this.together = false;
+    this.kept = []; // the places last shown: an overview's address has no layer, and coming back one wants it
   }
 
   get places() {
-    return placesFrom(this.models, location.hash);
+    return placesFrom(this.models, location.hash, this.kept);
   }
 
-  address(pane, change) {
-    return addressOf(this.models, this.places.map((place, i) => (i === pane ? placeOf(this.models, { ...place, ...change }) : place)));
+  /** The places after a change of one pane; of the other, too, if both move: it goes to the same. */
+  changed(pane, change) {
+    const places = this.places;
+    const facts = (i) => this.models[places[i].model].facts;
+    return places.map((place, i) => {
+      if (i === pane) return placeOf(this.models, { ...place, ...change });
+      if (!this.together) return place;
+      const token = "token" in change ? { token: tokenAcross(facts(pane), facts(i), change.token) } : {};
+      return placeOf(this.models, { ...place, ...change, ...token, model: place.model });
+    });
   }
 
   show(places, replace = false) {
@@ -46,20 +65,32 @@ class App {
     else location.hash = address;
   }
 
-  go(pane, change, replace) {
+  /** A step to the next mode, head or layer; if both panes move, each from where it is. */
+  step(pane, kind, by, replace) {
     const moves = (i) => i === pane || this.together;
-    this.show(this.places.map((place, i) => (moves(i) ? placeOf(this.models, { ...place, ...(i === pane ? change : without(change, "model")) }) : place)), replace);
+    const stepped = (place) => placeOf(this.models, { ...place, [kind]: place[kind] + by, tile: 0 });
+    this.show(
+      this.places.map((place, i) => (moves(i) ? stepped(place) : place)),
+      replace,
+    );
   }
 
   async render() {
     const main = document.getElementById("panes");
-    const places = this.places;
+    const places = (this.kept = this.places);
     this.active = Math.min(this.active, places.length - 1);
     main.className = places.length > 1 ? "two" : "";
     while (main.children.length > places.length) main.lastChild.remove();
     while (main.children.length < places.length) {
       const pane = main.children.length;
-      main.append(h("section", { class: "pane", "aria-label": pane ? "second pane" : "first pane", onpointerdown: () => this.activate(pane), onfocusin: () => this.activate(pane) }));
+      main.append(
+        h("section", {
+          class: "pane",
+          "aria-label": pane ? "second pane" : "first pane",
+          onpointerdown: () => this.activate(pane),
+          onfocusin: () => this.activate(pane),
+        }),
+      );
     }
     this.activate(this.active);
     document.getElementById("both").replaceChildren(...this.controls(places));
@@ -68,13 +99,16 @@ class App {
 
   activate(pane) {
     this.active = pane;
-    [...document.getElementById("panes").children].forEach((element, i, all) => element.classList.toggle("active", all.length > 1 && i === pane));
+    [...document.getElementById("panes").children].forEach((element, i, all) =>
+      element.classList.toggle("active", all.length > 1 && i === pane),
+    );
   }
 
   async fill(element, pane, place, places) {
     const model = this.models[place.model];
     const width = Math.floor(element.clientWidth - 24);
-    const other = places.length > 1 && places[1 - pane].model !== place.model ? this.models[places[1 - pane].model] : null;
+    const other =
+      places.length > 1 && places[1 - pane].model !== place.model ? this.models[places[1 - pane].model] : null;
     const c = {
       models: this.models,
       place,
@@ -82,8 +116,9 @@ class App {
       half: width > 760 ? Math.floor(width / 2) - 16 : width,
       id: (name) => `p${pane}-${name}`,
       label: (text) => (pane ? `${text}, second pane` : text),
-      href: (change) => this.address(pane, { tile: 0, ...change }),
-      go: (change, replace) => this.go(pane, change, replace),
+      href: (change) => addressOf(this.models, this.changed(pane, change)),
+      go: (change, replace) => this.show(this.changed(pane, change), replace),
+      step: (kind, by) => this.step(pane, kind, by),
     };
     const turn = (element.turn = (element.turn || 0) + 1);
     let content;
@@ -102,35 +137,55 @@ class App {
   }
 
   tabs(c, pane, place) {
-    const choose = h("select", { id: c.id("model"), "aria-label": "model", onchange: (event) => this.show(this.places.map((x, i) => (i === pane ? placeOf(this.models, { ...x, model: Number(event.target.value) }) : x))) }, this.models.map((model, i) => h("option", { value: i, selected: i === place.model }, model.facts.name)));
-    const tab = (view) => h("a", { href: c.href({ view }), id: c.id(`tab-${view}`), "aria-current": view === place.view ? "page" : null }, TABS[view]);
-    return h("nav", { class: "tabs", "aria-label": c.label("views") }, this.models.length > 1 ? choose : null, Object.keys(TABS).map(tab));
+    const choose = h(
+      "select",
+      {
+        id: c.id("model"),
+        "aria-label": "model",
+        onchange: (event) => c.go({ model: Number(event.target.value) }),
+      },
+      this.models.map((model, i) => h("option", { value: i, selected: i === place.model }, model.facts.name)),
+    );
+    const tab = (view) =>
+      h(
+        "a",
+        { href: c.href({ view }), id: c.id(`tab-${view}`), "aria-current": view === place.view ? "page" : null },
+        TABS[view],
+      );
+    return h(
+      "nav",
+      { class: "tabs", "aria-label": c.label("views") },
+      this.models.length > 1 ? choose : null,
+      Object.keys(TABS).map(tab),
+    );
   }
 
   controls(places) {
-    const split = () => this.show(places.length > 1 ? [places[this.active]] : [places[0], { ...places[0], model: Math.min(1, this.models.length - 1 - places[0].model) || 0 }].map((place) => placeOf(this.models, place)));
-    const button = h("button", { type: "button", id: "split", "aria-pressed": String(places.length > 1), onclick: split }, places.length > 1 ? "One view" : "Side by side");
-    if (places.length < 2) return [button];
-    const box = h("input", { type: "checkbox", id: "together", onchange: (event) => (this.together = event.target.checked) });
+    const split = places.length > 1;
+    const next = { ...places[0], model: (places[0].model + 1) % this.models.length };
+    const turn = () => this.show(split ? [places[this.active]] : [places[0], placeOf(this.models, next)]);
+    const button = h(
+      "button",
+      { type: "button", id: "split", "aria-pressed": String(split), onclick: turn },
+      split ? "One view" : "Side by side",
+    );
+    if (!split) return [button];
+    const onchange = (event) => {
+      this.together = event.target.checked;
+      this.render(); // links lead elsewhere now
+    };
+    const box = h("input", { type: "checkbox", id: "together", onchange });
     box.checked = this.together;
     return [h("label", {}, box, " move both"), button];
   }
 
   pressed(event) {
-    if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.target.closest?.("select, input, pre, .scroll")) return;
-    const place = this.places[this.active];
-    const on = place.view === "mode" ? (event.shiftKey ? { ArrowUp: ["layer", -1], ArrowDown: ["layer", 1] } : { ArrowLeft: ["mode", -1], ArrowRight: ["mode", 1], ArrowUp: ["head", -1], ArrowDown: ["head", 1] }) : place.view === "head" ? { ArrowLeft: ["head", -1], ArrowRight: ["head", 1], ArrowUp: ["layer", -1], ArrowDown: ["layer", 1] } : {};
-    const step = on[event.key];
-    if (step) {
-      event.preventDefault();
-      this.go(this.active, { [step[0]]: place[step[0]] + step[1], tile: 0 }, true);
-    } else if (place.view === "mode" && event.key === "s") {
-      this.go(this.active, { sign: -place.sign, tile: 0 }, true);
-    }
+    const elsewhere = event.target.closest?.("select, input, pre, .scroll");
+    if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || elsewhere) return;
+    const { view } = this.places[this.active];
+    const [kind, by] = KEYS[view]?.[(event.shiftKey ? "shift " : "") + event.key] ?? [];
+    if (!kind) return;
+    event.preventDefault();
+    this.step(this.active, kind, by, true);
   }
-}
-
-function without(object, name) {
-  const { [name]: _, ...rest } = object;
-  return rest;
 }

@@ -1,4 +1,4 @@
-// Where one is, and how the address says it: "model/L8H4M2+/3", two of them with "|" between side by side.
+// Where one is, and how the address says it: "model/L8H4M2+/3", two of them with "&" between side by side.
 
 const VIEWS = ["overview", "head", "mode", "look", "results"];
 const clamp = (x, count) => Math.min(Math.max(x, 0), count - 1);
@@ -18,7 +18,10 @@ function placeOf(models, place) {
     sign: place.sign === -1 ? -1 : 1,
     tile: clamp(place.tile ?? 0, places),
     image: clamp(place.image ?? 0, look.length),
-    token: clamp(place.token ?? special.length + (grid[0] >> 1) * grid[1] + (grid[1] >> 1), special.length + grid[0] * grid[1]),
+    token: clamp(
+      place.token ?? special.length + (grid[0] >> 1) * grid[1] + (grid[1] >> 1),
+      special.length + grid[0] * grid[1],
+    ),
   };
 }
 
@@ -31,7 +34,8 @@ function textOf(models, p) {
   return p.view === "results" ? `${name}/results` : name;
 }
 
-function placeFrom(models, text) {
+/** What an address says of a place, and nothing that it leaves open. */
+function partsOf(models, text) {
   const [name, ...rest] = text.split("/");
   let plain;
   try {
@@ -39,22 +43,46 @@ function placeFrom(models, text) {
   } catch {
     plain = name;
   }
-  const place = { model: Math.max(0, models.findIndex((model) => model.facts.name === plain)) };
+  const named = models.findIndex((model) => model.facts.name === plain);
+  const place = { model: Math.max(0, named), view: "overview" };
   const whole = rest.join("/");
   const mode = /^L(\d+)\s*H(\d+)(?:\s*M(\d+)([+-]?)(?:\/(\d+))?)?$/i.exec(whole);
   const look = /^image(\d+)(?:\/token(\d+))?(?:\/L(\d+)H(\d+))?$/.exec(whole);
   const of = (value) => (value === undefined ? undefined : Number(value));
   if (mode) {
-    Object.assign(place, { view: mode[3] === undefined ? "head" : "mode", layer: of(mode[1]), head: of(mode[2]), mode: of(mode[3]), sign: mode[4] === "-" ? -1 : 1, tile: of(mode[5]) });
+    Object.assign(place, {
+      view: mode[3] === undefined ? "head" : "mode",
+      layer: of(mode[1]),
+      head: of(mode[2]),
+      mode: of(mode[3]),
+      sign: mode[3] === undefined ? undefined : mode[4] === "-" ? -1 : 1,
+      tile: of(mode[5]) ?? 0,
+    });
   } else if (look) {
-    Object.assign(place, { view: "look", image: of(look[1]), token: of(look[2]), layer: of(look[3]), head: of(look[4]) });
+    Object.assign(place, {
+      view: "look",
+      image: of(look[1]),
+      token: of(look[2]),
+      layer: of(look[3]),
+      head: of(look[4]),
+    });
   } else if (whole === "results") place.view = "results";
-  return placeOf(models, place);
+  return Object.fromEntries(Object.entries(place).filter(([, value]) => value !== undefined));
 }
 
-const addressOf = (models, places) => "#" + places.map((place) => textOf(models, place)).join("|");
+const addressOf = (models, places) => "#" + places.map((place) => textOf(models, place)).join("&");
 
-function placesFrom(models, address) {
-  const texts = address.replace(/^#/, "").replace(/%7C/gi, "|").split("|").slice(0, 2);
-  return texts.map((text) => placeFrom(models, text));
+/** The places that an address says; what it leaves open is as it was in the pane. */
+function placesFrom(models, address, before) {
+  const texts = address.replace(/^#/, "").split("&").slice(0, 2);
+  return texts.map((text, pane) => placeOf(models, { ...before[pane], ...partsOf(models, text) }));
+}
+
+/** The patch, or the special token, of one model that is where a token of another one is. */
+function tokenAcross({ special, grid }, other, token) {
+  if (token < special.length) return Math.max(0, other.special.indexOf(special[token]));
+  const patch = token - special.length;
+  const row = Math.floor(((Math.floor(patch / grid[1]) + 0.5) / grid[0]) * other.grid[0]);
+  const column = Math.floor((((patch % grid[1]) + 0.5) / grid[1]) * other.grid[1]);
+  return other.special.length + row * other.grid[1] + column;
 }

@@ -10,7 +10,9 @@ function brightness(values) {
     const below = Math.floor(at);
     return sorted[below] + (at - below) * (sorted[Math.min(below + 1, sorted.length - 1)] - sorted[below]);
   });
-  return Float32Array.from(values, (value) => (high > low ? Math.min(Math.max((value - low) / (high - low), 0), 1) : 0));
+  return Float32Array.from(values, (value) =>
+    high > low ? Math.min(Math.max((value - low) / (high - low), 0), 1) : 0,
+  );
 }
 
 /** A small canvas with a pixel for each patch. */
@@ -24,7 +26,10 @@ function pixels([rows, columns], colourOf) {
 }
 
 function sized(canvas, grid) {
-  const width = Math.min(Math.max(grid[1], Math.round((canvas.dataset.side || 224) * Math.min(window.devicePixelRatio || 1, 2))), 640);
+  const width = Math.min(
+    Math.max(grid[1], Math.round((canvas.dataset.side || 224) * Math.min(window.devicePixelRatio || 1, 2))),
+    640,
+  );
   canvas.width = width;
   canvas.height = Math.round((width * grid[0] * canvas.dataset.patchRows) / (grid[1] * canvas.dataset.patchColumns));
   const context = canvas.getContext("2d");
@@ -48,16 +53,25 @@ const draw = {
     greyed(context, image);
     const [red, cyan] = [brightness(query), brightness(key)];
     context.globalCompositeOperation = "screen";
-    stretched(context, pixels(grid, (i) => [255 * red[i], 255 * cyan[i], 255 * cyan[i]]));
+    stretched(
+      context,
+      pixels(grid, (i) => [255 * red[i], 255 * cyan[i], 255 * cyan[i]]),
+    );
   },
   /** A map with both signs, white at 0. */
   signed(canvas, grid, values) {
     const most = values.reduce((size, value) => Math.max(size, Math.abs(value)), 0) || 1;
-    stretched(sized(canvas, grid), pixels(grid, (i) => mixed(SIGNED, (values[i] / most + 1) / 2)));
+    stretched(
+      sized(canvas, grid),
+      pixels(grid, (i) => mixed(SIGNED, (values[i] / most + 1) / 2)),
+    );
   },
   amount(canvas, grid, values) {
     const most = values.reduce((size, value) => Math.max(size, value), 0) || 1;
-    stretched(sized(canvas, grid), pixels(grid, (i) => mixed(AMOUNT, values[i] / most)));
+    stretched(
+      sized(canvas, grid),
+      pixels(grid, (i) => mixed(AMOUNT, values[i] / most)),
+    );
   },
   /** Attention as light on the greyed picture. */
   lit(canvas, grid, image, values) {
@@ -65,7 +79,10 @@ const draw = {
     greyed(context, image);
     const most = values.reduce((size, value) => Math.max(size, value), 0) || 1;
     context.globalCompositeOperation = "screen";
-    stretched(context, pixels(grid, (i) => [255, 190, 0].map((colour) => (colour * values[i]) / most)));
+    stretched(
+      context,
+      pixels(grid, (i) => [255, 190, 0].map((colour) => (colour * values[i]) / most)),
+    );
   },
 };
 
@@ -87,7 +104,21 @@ function canvasOf(model, side, label) {
   const [patchRows, patchColumns] = model.facts.patch;
   const [rows, columns] = model.facts.grid;
   // Of its shape from the first, or the page would jump when it is drawn.
-  return h("canvas", { width: columns * patchColumns, height: rows * patchRows, role: "img", "aria-label": label, "data-side": side, "data-patch-rows": patchRows, "data-patch-columns": patchColumns });
+  return h("canvas", {
+    width: columns * patchColumns,
+    height: rows * patchRows,
+    role: "img",
+    "aria-label": label,
+    "data-side": side,
+    "data-patch-rows": patchRows,
+    "data-patch-columns": patchColumns,
+  });
+}
+
+function hidden(canvas) {
+  canvas.removeAttribute("role");
+  canvas.setAttribute("aria-hidden", "true"); // what it shows is said beside it
+  return canvas;
 }
 
 /** A canvas in which patches can be pointed at: by mouse, by finger, and with the arrow keys when it has the focus. */
@@ -101,7 +132,10 @@ function pointable(canvas, grid, { id, label, onpoint, onpick }) {
   };
   const under = (event) => {
     const { left, top, width, height } = canvas.getBoundingClientRect();
-    return [Math.floor(((event.clientY - top) / height) * grid[0]), Math.floor(((event.clientX - left) / width) * grid[1])];
+    return [
+      Math.floor(((event.clientY - top) / height) * grid[0]),
+      Math.floor(((event.clientX - left) / width) * grid[1]),
+    ];
   };
   box.addEventListener("pointermove", (event) => point(...under(event)));
   box.addEventListener("click", (event) => {
@@ -122,7 +156,9 @@ function pointable(canvas, grid, { id, label, onpoint, onpick }) {
   box.start = (row, column) => (at = [row, column]);
   box.mark = (row, column) => {
     mark.hidden = false;
-    mark.style.cssText = `left: ${(100 * column) / grid[1]}%; top: ${(100 * row) / grid[0]}%; width: ${100 / grid[1]}%; height: ${100 / grid[0]}%`;
+    const [height, width] = grid.map((count) => 100 / count);
+    const at = `left: ${column * width}%; top: ${row * height}%;`;
+    mark.style.cssText = `${at} width: ${width}%; height: ${height}%`;
   };
   return box;
 }
