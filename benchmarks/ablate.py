@@ -26,7 +26,7 @@ from qkjax.ablations.ablator import AblationOptions
 from qkjax.ablations.job import ImagesWanted, ablate_model
 from qkjax.ablations.plan import expand
 from qkjax.images.ahead import batches
-from qkjax.scan import batch_size
+from qkjax.passes import batch_size
 
 MODEL = "dinov2-vits14-focus"
 

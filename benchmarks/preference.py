@@ -22,8 +22,8 @@ import qkjax
 from qkjax.attending.preference_pass import PreferenceOptions, measure_scenes
 from qkjax.images.patterns import patterns
 from qkjax.images.scenes import scene_batches
+from qkjax.passes import batch_size
 from qkjax.preprocess import PRESETS
-from qkjax.scan import batch_size
 from qkjax.weights.load import Checkpoint
 
 BASE = qkjax.ViTConfig(

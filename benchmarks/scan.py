@@ -32,8 +32,9 @@ from qkjax.images.ahead import batches
 from qkjax.images.photographs import photographs
 from qkjax.images.sources import ImageSet, open_images
 from qkjax.maps.top import empty
+from qkjax.passes import batch_size
 from qkjax.preprocess import PRESETS
-from qkjax.scan import Scanner, ScanOptions, batch_size, scan_images
+from qkjax.scan import Scanner, ScanOptions, scan_images
 from qkjax.weights.load import Checkpoint
 
 MODEL = "dinov2-vits14-focus"
@@ -66,7 +67,7 @@ def forward_seconds(checkpoint: Checkpoint, made: list[np.ndarray]) -> float:
 def step_seconds(scanner: Scanner, top, made: list[np.ndarray]) -> float:
     """Seconds of the scan's steps alone over the same batches."""
     index = np.arange(len(made[0]), dtype=np.int32)
-    jax.block_until_ready(scanner.step(top, made[0], index))
+    top = jax.block_until_ready(scanner.step(jax.tree.map(jnp.copy, top), made[0], index))  # it uses up its own
     start = time.perf_counter()
     for pixels in made:
         top = jax.block_until_ready(scanner.step(top, pixels, index))

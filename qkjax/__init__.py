@@ -31,7 +31,7 @@ _HOME = {
     "dissect": "image",
     "edited": "editing",
     "export": "weights.export",
-    "for_photographs": "scan",
+    "for_photographs": "model_input",
     "forward": "vit.model",
     "layer_table": "results",
     "load": "weights.load",

@@ -24,8 +24,8 @@ from qkjax.interaction.name import ModeName, chosen
 from qkjax.interrupt import held
 from qkjax.maps.contribution import Contributions, contributions
 from qkjax.maps.project import Maps, Stream, query_key_maps
+from qkjax.model_input import for_photographs, photograph_grid, resolution_of, seen_picture
 from qkjax.preprocess import normalise, open_image, picture
-from qkjax.scan import for_photographs, photograph_grid, resolution_of, seen_picture
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import attention
 from qkjax.weights.load import Checkpoint, load

@@ -5,21 +5,15 @@ goes on from there, and ends with the very bits that one uninterrupted pass give
 the images' numbers alone, and each is added to the same state by the same compiled program.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
 
 from qkjax import hosts
 from qkjax.errors import QkjaxError
@@ -29,9 +23,10 @@ from qkjax.interaction.modes import Modes
 from qkjax.maps.project import Stream, project
 from qkjax.maps.scores import SCORES, both_signs
 from qkjax.maps.top import Top, add, empty, merge
-from qkjax.preprocess import Pixels
+from qkjax.model_input import photograph_grid, resolution_of, scaled_pixels, scaling
+from qkjax.passes import batch_groups, batch_size, over_devices, settings_of
 from qkjax.unfinished import go_through, read_unfinished, write_unfinished
-from qkjax.vit.model import ViT, patch_grid
+from qkjax.vit.model import ViT
 from qkjax.weights.load import Checkpoint
 
 
@@ -71,35 +66,12 @@ class Scan(NamedTuple):
     settings: Mapping[str, str]
 
 
-def settings_of(checkpoint: Checkpoint, images, options) -> dict[str, str]:
-    """All that a result depends on, as texts: equal settings give equal results.
-
-    Args:
-      images: a set of whatever kind, with a fingerprint.
-      options: a dataclass, with a field `batch`.
-    """
-    digest = blake2b(digest_size=16)
-    for name, array in sorted(flatten_dict(checkpoint.params, sep="/").items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
-    values = {
-        "model": checkpoint.name,
-        "parameters": digest.hexdigest(),
-        "config": checkpoint.config.to_dict(),
-        "preprocess": asdict(checkpoint.preprocess),
-        "images": images.fingerprint,
-        **asdict(options),
-        "batch": batch_size(options.batch),
-        "devices": f"{jax.local_device_count()} {jax.default_backend()}",
-        "jax": version("jax"),
-        "qkjax": version("qkjax"),
-    }
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-
-
-@partial(jax.jit, static_argnames=("model", "stream", "scores"))
+@partial(jax.jit, static_argnames=("model", "stream", "scores"), donate_argnames="top")
 def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, index, stream: Stream, scores: tuple[str, ...]):
-    """The top images with one more batch: forward pass, projections, scores."""
+    """The top images with one more batch: forward pass, projections, scores. They take the place of the old ones.
+
+    Nothing else can be given away: no result has the shape of the pixels.
+    """
     images = scaled_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
     found = []
@@ -108,25 +80,6 @@ def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, index, st
         maps = project(tokens, modes.u[layer], modes.v[layer])
         found.append(jnp.stack([both_signs(name, maps[:, :, 0], maps[:, :, 1]) for name in scores], axis=1))
     return add(top, jnp.stack(found, axis=2), index)
-
-
-def over_devices(axis: int | None) -> NamedSharding:
-    """Arrays split along an axis over all devices of this host; None: whole on each."""
-    devices = Mesh(np.array(jax.local_devices()), ("batch",))
-    return NamedSharding(devices, PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "batch"))
-
-
-def scaling(checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation by which pixels are normalised, to go with (images, height, width, channels)."""
-    preset = checkpoint.preprocess
-    mean, std = (np.reshape(np.array(x, np.float32), (1, 1, 1, 3)) for x in (preset.mean, preset.std))
-    return mean, std
-
-
-def scaled_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Array, "batch height width channels"]:
-    """Normalised images of pixels from 0 to 255, within a jitted program; `scaling` is what the function gives."""
-    mean, std = scaling
-    return (pixels.astype(jnp.float32) / 255 - mean) / std
 
 
 class Scanner:
@@ -139,7 +92,7 @@ class Scanner:
         self._options = options
 
     def step(self, top: Top, pixels: np.ndarray, index: np.ndarray) -> Top:
-        """The top images with one more batch, on its way: it is there once it is looked at."""
+        """The top images with one more batch, on its way: it is there once it is looked at. Uses up the old ones."""
         o = self._options
         pixels, index = jax.device_put((pixels, index), self._split)
         top = jax.device_put(top, self._whole)  # or the first step would be compiled apart from the others
@@ -212,24 +165,6 @@ def _nothing_yet(modes: Modes, options: ScanOptions, images: int) -> _State:
     return _State(0, empty((len(options.scores), layers, heads, rank, 2), k), ())
 
 
-def batch_groups(count: int, size: int) -> list[range]:
-    """The indices of each batch of a set."""
-    return [range(i, min(i + size, count)) for i in range(0, count, size)]
-
-
-def batch_size(asked: int | None) -> int:
-    """Images of a batch on the devices of this host, see `ScanOptions`.
-
-    Raises:
-      QkjaxError: less than one is asked for.
-    """
-    if asked is not None and asked < 1:
-        raise QkjaxError("--batch is a whole number from 1 up")
-    devices = jax.local_device_count()
-    wanted = asked or (8 if jax.default_backend() == "cpu" else 64 * devices)
-    return -(-wanted // devices) * devices
-
-
 def check(checkpoint: Checkpoint, options: ScanOptions) -> tuple[int, int]:
     """Whether a scan with these options can be; the rows and columns of patches that it has.
 
@@ -241,49 +176,6 @@ def check(checkpoint: Checkpoint, options: ScanOptions) -> tuple[int, int]:
     if min(options.top, len(options.scores), 1 if options.batch is None else options.batch) < 1:
         raise QkjaxError("top, batch and the number of scores are whole numbers from 1 up")
     return photograph_grid(checkpoint, options.resolution)
-
-
-def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
-    """The same model for photographs in colour: one of gray images (such as digits) sees the mean of red, green and
-    blue. Exact, since the patch embedding is linear; all others are left as they are."""
-    if checkpoint.config.channels != 1:
-        return checkpoint
-    kernel = np.repeat(checkpoint.params["embedding"]["kernel"] / 3, 3, axis=2)
-    embedding = {**checkpoint.params["embedding"], "kernel": kernel}
-    config, params = replace(checkpoint.config, channels=3), {**checkpoint.params, "embedding": embedding}
-    return replace(checkpoint, config=config, params=params)
-
-
-def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) -> tuple[int, int]:
-    """The rows and columns of patches that a photograph has.
-
-    Raises:
-      QkjaxError: a resolution that the model cannot take, or it takes no photographs.
-    """
-    config = checkpoint.config
-    if config.channels != 3:
-        raise QkjaxError(
-            f"{checkpoint.name} takes {config.channels} channels and photographs have 3; `for_photographs` makes 3 of 1"
-        )
-    return patch_grid(config, resolution_of(checkpoint, resolution))
-
-
-def resolution_of(checkpoint: Checkpoint, asked: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) in pixels of the images: as asked, else what the checkpoint is for, which is its
-    preprocessing's square, or the grid of its positions where that is none."""
-    if asked:
-        return asked
-    config, side = checkpoint.config, checkpoint.preprocess.crop
-    if not config.grid:
-        return side, side
-    height, width = (n * size for n, size in zip(config.grid, config.patch_size, strict=True))
-    return (side, side) if height == width else (height, width)
-
-
-def seen_picture(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
-    """Of a preprocessed picture what the model sees: without the rows and columns that fill no patch."""
-    height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
-    return picture[:height, :width]
 
 
 def _save(path: Path, settings: Mapping[str, str], state: _State) -> None:

@@ -17,9 +17,11 @@ from qkjax.images.sources import ImageSet
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.name import ModeName
 from qkjax.interrupt import held
+from qkjax.model_input import resolution_of, seen_picture
+from qkjax.passes import batch_size
 from qkjax.preprocess import normalise, picture
 from qkjax.results import Row as TableRow
-from qkjax.scan import ScanOptions, batch_size, check, resolution_of, seen_picture
+from qkjax.scan import ScanOptions, check
 from qkjax.vit.model import ViT, forward
 from qkjax.weights.load import Checkpoint
 

@@ -19,7 +19,9 @@ from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
 from qkjax.interaction.name import ModeName, chosen
 from qkjax.interrupt import held
-from qkjax.scan import ScanOptions, check, for_photographs, scan_images, settings_of
+from qkjax.model_input import for_photographs
+from qkjax.passes import settings_of
+from qkjax.scan import ScanOptions, check, scan_images
 from qkjax.sheets import sheets, table
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.load import Checkpoint, load, origin

@@ -35,7 +35,8 @@ def go_through(
 
     Args:
       work: number of images and what the step takes, batch by batch.
-      step: gives a new state, and leaves the old one as it is, so that no batch counts twice.
+      step: gives a new state, and may use up the old one (donate its buffers), which is never looked at again: where
+        a step fails, its error goes up, and what was saved before stays.
       total, done: images of all work, and of what was done before.
 
     Raises:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import xarray as xr
@@ -24,10 +25,12 @@ from test_top import plain_score
 
 import qkjax
 from conftest import DATA
+from qkjax import scan
 from qkjax.images.sources import open_images
 from qkjax.maps.scores import SCORES
+from qkjax.model_input import photograph_grid, resolution_of
 from qkjax.preprocess import preprocess
-from qkjax.scan import ScanOptions, photograph_grid, resolution_of, scan_images
+from qkjax.scan import ScanOptions, scan_images
 
 MODEL = DATA / "a.npz"
 ALL = tuple(SCORES)
@@ -191,6 +194,30 @@ def test_interrupt_between_a_batch_and_its_account_counts_none_twice(small, fold
     np.testing.assert_array_equal(again.top.score, whole.top.score)
     assert again.unreadable == whole.unreadable
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_step_that_fails_spoils_nothing_that_was_saved(small, folder, tmp_path, monkeypatch):
+    """A step gives the old tops' memory to the new ones: where it fails, neither is there any more."""
+    options, images = ScanOptions(top=5, batch=4), open_images(folder)
+    whole = scan_images(*small, images, options, tmp_path / "whole.npz")
+    taken, step = [], scan._step
+
+    def fails_at_last(model, params, modes, scaling, top, *rest, **more):
+        found = jax.block_until_ready(step(model, params, modes, scaling, top, *rest, **more))
+        taken.append(top.score.is_deleted())
+        if len(taken) == 4:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return found
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        patch.setattr("qkjax.scan._step", fails_at_last)
+        patch.setattr("qkjax.unfinished.SAVE_SECONDS", 0)
+        scan_images(*small, images, options, tmp_path / "failed.npz")
+    assert taken == [True] * 4
+    assert int(np.load(tmp_path / "failed.npz")["done"]) == 3
+    again = scan_images(*small, images, options, tmp_path / "failed.npz")
+    np.testing.assert_array_equal(again.top.image, whole.top.image)
+    np.testing.assert_array_equal(again.top.score, whole.top.score)
 
 
 def command(images: Path, out: Path, *more: str, save_seconds: float = 20) -> list[str]:

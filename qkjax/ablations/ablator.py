@@ -21,7 +21,8 @@ from qkjax.images.sources import ImageSet
 from qkjax.interaction.edit import Edited
 from qkjax.interaction.effects import cosine, entropy, jensen_shannon, kullback_leibler
 from qkjax.maps.preference import similarity_preference
-from qkjax.scan import batch_groups, batch_size, over_devices, photograph_grid, resolution_of, scaled_pixels, scaling
+from qkjax.model_input import photograph_grid, resolution_of, scaled_pixels, scaling
+from qkjax.passes import batch_groups, batch_size, over_devices
 from qkjax.vit.model import ViT
 from qkjax.vit.patches import query_places
 from qkjax.weights.load import Checkpoint

@@ -30,7 +30,8 @@ from qkjax.interaction.effects import linear_cka
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
 from qkjax.interrupt import held
-from qkjax.scan import for_photographs, photograph_grid, settings_of
+from qkjax.model_input import for_photographs, photograph_grid
+from qkjax.passes import settings_of
 from qkjax.vit.patches import query_places
 from qkjax.vit.tree import Attention, attention
 from qkjax.weights.load import Checkpoint, load

@@ -17,7 +17,8 @@ from qkjax.files import make_folder, remove
 from qkjax.images.objects import ObjectSet, mosaics, open_objects
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import decompose
-from qkjax.scan import for_photographs, photograph_grid, settings_of
+from qkjax.model_input import for_photographs, photograph_grid
+from qkjax.passes import settings_of
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.load import Checkpoint, load
 

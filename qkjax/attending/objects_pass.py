@@ -19,7 +19,8 @@ from qkjax.maps.objects import chosen_objects
 from qkjax.maps.project import Stream, project
 from qkjax.maps.scores import both_signs
 from qkjax.maps.top import Top, add, empty
-from qkjax.scan import batch_groups, batch_size, over_devices, resolution_of, scaled_pixels, scaling
+from qkjax.model_input import resolution_of, scaled_pixels, scaling
+from qkjax.passes import batch_groups, batch_size, over_devices
 from qkjax.unfinished import Unreadable, go_through, read_unfinished, write_unfinished
 from qkjax.vit.model import ViT
 from qkjax.weights.load import Checkpoint
@@ -62,8 +63,9 @@ class ObjectsFound(NamedTuple):
     unreadable: Unreadable
 
 
-@partial(jax.jit, static_argnames=("model", "stream"))
+@partial(jax.jit, static_argnames=("model", "stream"), donate_argnames="top")
 def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream) -> Top:
+    """The top images with one more batch, in the place of the old ones."""
     images = scaled_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
     scores, same = [], []

@@ -20,8 +20,9 @@ from qkjax.images.patterns import patterns
 from qkjax.images.scenes import Scenes, seen
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import decompose
+from qkjax.model_input import for_photographs, photograph_grid, resolution_of, seen_picture
+from qkjax.passes import settings_of
 from qkjax.preprocess import normalise
-from qkjax.scan import for_photographs, photograph_grid, resolution_of, seen_picture, settings_of
 from qkjax.vit.model import ViT, forward
 from qkjax.vit.patches import query_places
 from qkjax.vit.tree import query_key_kernels

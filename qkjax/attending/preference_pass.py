@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from qkjax.images.scenes import SceneBatch, Scenes, scene_batches
 from qkjax.maps.preference import attended, similarity_preference
-from qkjax.scan import batch_groups, batch_size, over_devices, resolution_of, scaled_pixels, scaling
+from qkjax.model_input import resolution_of, scaled_pixels, scaling
+from qkjax.passes import batch_groups, batch_size, over_devices
 from qkjax.unfinished import Unreadable, go_through, read_unfinished, write_unfinished
 from qkjax.vit.model import ViT, patch_grid
 from qkjax.vit.patches import query_places

@@ -19,17 +19,10 @@ from qkjax.images.ahead import Batch, batches
 from qkjax.images.sources import ImageSet
 from qkjax.interaction.modes import Modes
 from qkjax.maps.project import Stream, project
+from qkjax.model_input import resolution_of, scaled_pixels, scaling
+from qkjax.passes import batch_groups, batch_size, over_devices
 from qkjax.report.pack import COARSE, quantised
-from qkjax.scan import (
-    ScanOptions,
-    batch_groups,
-    batch_size,
-    check,
-    over_devices,
-    resolution_of,
-    scaled_pixels,
-    scaling,
-)
+from qkjax.scan import ScanOptions, check
 from qkjax.unfinished import Unreadable, go_through, read_unfinished, write_unfinished
 from qkjax.vit.model import ViT
 from qkjax.weights.load import Checkpoint

@@ -12,13 +12,13 @@ from qkjax.images.sources import ImageSet
 from qkjax.interaction.bias import BiasTerms, bias_terms
 from qkjax.interaction.metrics import measure
 from qkjax.interrupt import held
+from qkjax.model_input import resolution_of, seen_picture
 from qkjax.preprocess import Pixels, picture
 from qkjax.report import model_card
 from qkjax.report.attended import Attended, attended
 from qkjax.report.pack import script
 from qkjax.report.pictures import SIDES, small_pictures, webp
 from qkjax.report.subject import Gathered
-from qkjax.scan import resolution_of, seen_picture
 from qkjax.vit.tree import attention
 
 LOOKED_AT = 2

@@ -9,8 +9,9 @@ import xarray as xr
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes
+from qkjax.model_input import for_photographs
 from qkjax.results import by_name
-from qkjax.scan import ScanOptions, for_photographs
+from qkjax.scan import ScanOptions
 from qkjax.weights.load import Checkpoint, load, origin
 
 RESULTS = ("modes.nc", "modes/top_images.nc", "top_images.nc")
