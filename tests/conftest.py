@@ -22,6 +22,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")  # a missing axis is a bu
 
 DATA = Path(__file__).parent / "data"
 DEFAULT = "dinov2-vits14-focus"
+UNCACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
+"""For processes that are killed: half a program that one was writing would be an error in every later test."""
 
 
 @pytest.fixture(scope="session")

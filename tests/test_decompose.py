@@ -178,6 +178,17 @@ def test_awkward_kernels(case):
         assert_modes(modes, interaction(query, key))
 
 
+def test_kernels_that_are_not_finite_spoil_their_own_head_alone(kernels):
+    query, key = (k.copy() for k in kernels)
+    query[1, 5, 2, 3] = np.nan
+    key[2, 0, 0, 0] = np.inf
+    modes = qkjax.decompose(query, key)
+    spoilt = np.isnan(modes.s).all(-1)
+    assert sorted(zip(*np.nonzero(spoilt), strict=True)) == [(1, 2), (2, 0)]
+    np.testing.assert_array_equal(np.isnan(modes.u).any((2, 3)), spoilt)
+    np.testing.assert_array_equal(np.asarray(modes.s)[~spoilt], np.asarray(qkjax.decompose(*kernels).s)[~spoilt])
+
+
 def test_half_precision_kernels_are_decomposed_in_float32(kernels):
     rounded = [k.astype(jnp.bfloat16) for k in kernels]
     modes = qkjax.decompose(*rounded)

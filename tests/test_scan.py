@@ -24,7 +24,7 @@ from test_cli import interrupt
 from test_top import plain_score
 
 import qkjax
-from conftest import DATA
+from conftest import DATA, UNCACHED
 from qkjax import scan
 from qkjax.images.sources import open_images
 from qkjax.maps.scores import SCORES
@@ -237,7 +237,8 @@ def run(*arguments, **environment) -> subprocess.CompletedProcess:
 @contextmanager
 def scanning(images: Path, out: Path) -> Iterator[subprocess.Popen]:
     """A process that has come to the scan, and saves after every batch."""
-    with subprocess.Popen(command(images, out, save_seconds=0), stderr=subprocess.PIPE, text=True) as process:
+    made, env = command(images, out, save_seconds=0), os.environ | UNCACHED
+    with subprocess.Popen(made, stderr=subprocess.PIPE, text=True, env=env) as process:
         for line in process.stderr:
             if "scanning" in line:
                 break

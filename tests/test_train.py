@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 from tensorboardX.proto.event_pb2 import Event
 
 import qkjax
-from conftest import dense_svd
+from conftest import UNCACHED, dense_svd
 from qkjax.preprocess import PRESETS
 from qkjax.results import by_name
 from qkjax.train.config import TrainConfig, from_dict, vit_config
@@ -232,7 +232,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
     out = tmp_path / "stopped"
     for stop in (signal.SIGKILL, signal.SIGINT):
         before = len((out / "metrics.jsonl").read_text().splitlines()) if (out / "metrics.jsonl").exists() else 0
-        with subprocess.Popen(command(out), stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command(out), stderr=subprocess.DEVNULL, env=os.environ | UNCACHED) as process:
             until = time.time() + 120
             while time.time() < until and process.poll() is None:
                 lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []

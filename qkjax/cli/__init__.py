@@ -4,6 +4,9 @@ import os
 import signal
 import sys
 
+# LAPACK is called from XLA's threads and ours, with which OpenBLAS's only fight. It looks when numpy is first imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import tyro
 from tyro.conf import FlagCreatePairsOff
 

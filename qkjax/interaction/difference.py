@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from qkjax.errors import QkjaxError
+from qkjax.interaction.lapack import one_blas_thread
 from qkjax.interaction.modes import Modes
 
 
@@ -60,7 +61,8 @@ def difference(first: Modes, second: Modes) -> Difference:
         raise QkjaxError(
             f"modes can be compared between models of one architecture; shapes are {first.u.shape} and {second.u.shape}"
         )
-    similarity, ratio, query_angles, key_angles, pairs = _overlaps(first, second)
+    with one_blas_thread():
+        similarity, ratio, query_angles, key_angles, pairs = jax.block_until_ready(_overlaps(first, second))
     pairs = np.asarray(pairs)
     match = np.stack([linear_sum_assignment(-head)[1] for head in pairs.reshape(-1, *pairs.shape[2:])])
     match = match.reshape(pairs.shape[:3])

@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from qkjax.interaction.modes import Modes
+from qkjax.interaction.cholesky_qr import cholesky_qr
+from qkjax.interaction.jacobi import jacobi_svd
+from qkjax.interaction.lapack import one_blas_thread
+from qkjax.interaction.modes import Modes, by_lapack
 from qkjax.interaction.null import Null, null_band
 
 NEAR = 1e-4
@@ -75,13 +78,33 @@ def split_spectra(
     return symmetric, antisymmetric[: len(antisymmetric) // 2]
 
 
+def split_spectra_of_heads(
+    u: Float[Array, "*batch embed rank"], s: Float[Array, "*batch rank"], v: Float[Array, "*batch embed rank"]
+) -> tuple[Float[Array, "*batch eigen"], Float[Array, "*batch pairs"]]:
+    """The same for many heads at once, as `decompose_heads` does it: for accelerators.
+
+    Singular values alone: those of the symmetric part, made positive by adding s_1 to its eigenvalues, and those of the
+    antisymmetric one, where each w comes twice.
+    """
+    embed, rank = u.shape[-2:]
+    identity = jnp.broadcast_to(jnp.eye(embed, dtype=u.dtype), (*u.shape[:-1], embed))
+    basis = cholesky_qr(jnp.concatenate([u, v], axis=-1))[0] if embed >= 2 * rank else identity
+    dot = partial(jnp.matmul, precision="highest")
+    turned = jnp.swapaxes(basis, -1, -2)
+    small = dot(dot(turned, u) * s[..., None, :], jnp.swapaxes(dot(turned, v), -1, -2))
+    mirrored = jnp.swapaxes(small, -1, -2)
+    eigen = small.shape[-1]
+    above = s[..., :1, None] * jnp.eye(eigen, dtype=s.dtype).reshape((1,) * (s.ndim - 1) + (eigen, eigen))
+    _, (symmetric, antisymmetric), _ = jacobi_svd(jnp.stack([(small + mirrored) / 2 + above, (small - mirrored) / 2]))
+    return symmetric - s[..., :1], antisymmetric[..., : eigen // 2 * 2 : 2]
+
+
 def _measure_head(u, s, v):
     cosine = jnp.where(s[0] > 0, jnp.clip((u * v).sum(axis=0), -1.0, 1.0), jnp.nan)
     share = s / s.sum()
     energy = (s**2).sum()
     chain = jnp.matmul(v.T, u, precision="highest") * s[None]
     trace_of_square = (chain * chain.T).sum()  # tr(M^2), M^2 = u diag(s) v^T u diag(s) v^T
-    symmetric, antisymmetric = split_spectra(u, s, v)
     gap = relative_gap(s)
     return {
         "singular_value": s,
@@ -94,14 +117,15 @@ def _measure_head(u, s, v):
         "effective_rank": jnp.exp(jax.scipy.special.entr(share).sum()),
         "stable_rank": energy / s[0] ** 2,
         "symmetric_share": (1 + trace_of_square / energy) / 2,
-        "symmetric_eigenvalues": symmetric,
-        "antisymmetric_spectrum": antisymmetric,
     }
 
 
-@jax.jit
-def _measure(modes: Modes) -> dict:
-    return jax.vmap(jax.vmap(_measure_head))(*modes)
+@partial(jax.jit, static_argnames="lapack")
+def _measure(modes: Modes, lapack: bool) -> dict:
+    spectra = jax.vmap(jax.vmap(split_spectra)) if lapack else split_spectra_of_heads
+    symmetric, antisymmetric = spectra(*modes)
+    measured = jax.vmap(jax.vmap(_measure_head))(*modes)
+    return {**measured, "symmetric_eigenvalues": symmetric, "antisymmetric_spectrum": antisymmetric}
 
 
 def measure(modes: Modes) -> Metrics:
@@ -114,4 +138,6 @@ def measure(modes: Modes) -> Metrics:
       `Metrics`, whose layer values are means over heads: `metrics.weighted_cosine.mean(-1)`.
     """
     _, heads, embed, rank = modes.u.shape
-    return Metrics(**_measure(modes), null=null_band(embed, heads, rank))
+    with one_blas_thread():
+        measured = jax.block_until_ready(_measure(modes, by_lapack()))
+    return Metrics(**measured, null=null_band(embed, heads, rank))

@@ -1,6 +1,6 @@
 """Singular modes of the query-key interaction M = Wq Wk^T, head by head, without forming M."""
 
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from qkjax.errors import QkjaxError
 from qkjax.interaction.cholesky_qr import cholesky_qr
 from qkjax.interaction.jacobi import jacobi_svd
+from qkjax.interaction.lapack import modes_of_heads
 
 Kernels = Float[Array | np.ndarray, "layers embed heads head_dim"]
 
@@ -99,6 +100,25 @@ def _on_all_devices(arrays: tuple, center: bool, normalize: bool) -> Modes:
     return jax.tree.map(lambda *x: jnp.concatenate(x), *jax.device_put(parts, devices[0]))
 
 
+def _on_threads(query_kernel, key_kernel, norm_scale, center: bool, normalize: bool) -> Modes:
+    """Heads shared among the cores of a CPU, see `qkjax.interaction.lapack`."""
+    layers, embed, heads, head_dim = query_kernel.shape
+
+    def factors(layer: int, head: int) -> np.ndarray:
+        both = np.empty((2, embed, head_dim))
+        both[0], both[1] = query_kernel[layer, :, head], key_kernel[layer, :, head]
+        if norm_scale is not None:
+            both *= norm_scale[layer].astype(np.float64)[:, None]
+        if center:
+            both -= both.mean(1, keepdims=True)
+        if normalize:
+            both[0] /= np.sqrt(head_dim)
+        return both
+
+    found = modes_of_heads(factors, (layers, heads, embed, head_dim))
+    return Modes(*jax.device_put(found, may_alias=True))
+
+
 def by_lapack() -> bool:
     """Whether `decompose` takes library routines, which are for CPUs, or what accelerators are good at."""
     return jax.default_backend() == "cpu"
@@ -112,7 +132,10 @@ def decompose(
     center: bool = False,
     normalize: bool = False,
 ) -> Modes:
-    """Singular modes of M = Wq Wk^T of all layers and heads, in one jitted call, in float32.
+    """Singular modes of M = Wq Wk^T of all layers and heads, in one call.
+
+    On accelerators and within jitted programs it is one program, in float32; on a CPU threads do it by LAPACK in
+    float64, which is faster there, and the result is rounded.
 
     With x the normalised token (mean 0, variance 1) and y = g * x + b what attention sees:
 
@@ -128,8 +151,9 @@ def decompose(
 
     Returns:
       `Modes` u (layers, heads, embed, rank), s (layers, heads, rank), v like u, with
-      rank = min(embed, head_dim). s is accurate to about 1e-6 of the largest of its head, times
-      ||Wq|| ||Wk|| / ||M|| where that is far above 1 (it is a few in trained models). Where
+      rank = min(embed, head_dim), float32. s is accurate to about 1e-6 of the largest of its head, times
+      ||Wq|| ||Wk|| / ||M|| where that is far above 1 (it is a few in trained models); on a CPU to float32's own
+      rounding. NaN in heads whose kernels are not finite. Where
       neighbouring s are nearly equal single vectors are not defined, only the space they span;
       `measure` marks such modes.
 
@@ -143,24 +167,12 @@ def decompose(
         )
     if norm_scale is not None and norm_scale.shape != query_kernel.shape[:2]:
         raise QkjaxError(f"norm_scale has shape {norm_scale.shape}, wanted (layers, embed) = {query_kernel.shape[:2]}")
-    arrays = [None if x is None else jnp.asarray(x) for x in (query_kernel, key_kernel, norm_scale)]
-    if not by_lapack():
-        if jax.local_device_count() > 1 and not any(isinstance(x, jax.core.Tracer) for x in arrays):
-            return _on_all_devices(tuple(arrays), center, normalize)
+    arrays = (query_kernel, key_kernel, norm_scale)
+    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        return _decompose(*arrays, center, normalize, by_lapack())
+    if by_lapack():
+        return _on_threads(*(None if x is None else np.asarray(x) for x in arrays), center, normalize)
+    arrays = tuple(None if x is None else jnp.asarray(x) for x in arrays)
+    if jax.local_device_count() == 1:
         return _decompose(*arrays, center, normalize, lapack=False)
-    with _one_blas_thread():
-        return jax.block_until_ready(_decompose(*arrays, center, normalize, lapack=True))
-
-
-@cache
-def _blas():
-    import scipy.linalg  # noqa: F401 (jax calls LAPACK in the library that this loads)
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-def _one_blas_thread():
-    """On CPUs XLA runs the LAPACK calls of several heads on its own threads; threads that BLAS adds
-    only fight with them (2 to 5 times slower on 2 cores)."""
-    return _blas().limit(limits=1, user_api="blas")
+    return _on_all_devices(arrays, center, normalize)
