@@ -3,9 +3,10 @@
     python benchmarks/scaling.py --out docs/images        # some minutes on a CPU
 
 Decomposition: random kernels of more and more layers, and of wider ones, against the multiply-adds of the two thin
-products that no method avoids, and `CORE` more for what is done to a head's small matrices. Scan: models of more and more multiply-adds an image (forward pass and projections),
-and more and more images. Decoding: JPEG files of ImageNet's size, one thread. Lines go through the origin, by least
-squares of relative errors; the spread is the largest distance of a point from its line.
+products that no method avoids, and what a head's small matrices take besides (`CORE`). Scan: models of more and more
+multiply-adds an image (forward pass and projections), and more and more images. Decoding: JPEG files of ImageNet's
+size, one thread. Lines go through the origin, by least squares of relative errors; the spread is the largest distance
+of a point from its line.
 """
 
 import os

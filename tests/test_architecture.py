@@ -34,6 +34,12 @@ def test_public_names():
         _ = qkjax.decompse
 
 
+def test_lines_of_the_page_are_as_short_as_those_of_the_rest():
+    for path in (ROOT / "qkjax" / "report" / "site").iterdir():
+        long = [n for n, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 120]
+        assert not long, f"{path}: {long}"
+
+
 @pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"]])
 def test_style(command):
     subprocess.run([sys.executable, "-m", *command, "."], cwd=ROOT, check=True)
