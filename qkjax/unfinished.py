@@ -45,7 +45,7 @@ def go_through(
     began = saved = time.monotonic()
     waited = 0.0
     with tqdm(total=total, initial=done, unit="img", smoothing=0.1) as bar, held() as interrupted:
-        for seconds, (count, item) in _with_waits(work):
+        for seconds, (count, item) in with_waits(work):
             state = step(state, item)
             waited += seconds
             bar.set_postfix_str(f"device idle {waited / (time.monotonic() - began):.0%}", refresh=False)
@@ -62,7 +62,7 @@ def go_through(
     return state
 
 
-def _with_waits(work: Iterable[Work]) -> Iterator[tuple[float, Work]]:
+def with_waits(work: Iterable[Work]) -> Iterator[tuple[float, Work]]:
     """Each item, with the seconds that it was waited for."""
     remaining = iter(work)
     while True:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -229,6 +230,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
     whole = subprocess.run(command(tmp_path / "whole"), capture_output=True, text=True, timeout=280, check=False)
     assert whole.returncode == 0, whole.stderr
     assert "on held-out images after 200 steps" in whole.stdout
+    assert re.search(r"device idle \d+%", whole.stderr)
     out = tmp_path / "stopped"
     for stop in (signal.SIGKILL, signal.SIGINT):
         before = len((out / "metrics.jsonl").read_text().splitlines()) if (out / "metrics.jsonl").exists() else 0

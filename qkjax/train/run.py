@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from qkjax.train.start import starting_tree
 from qkjax.train.step import Program, State
 from qkjax.train.step import program as make_program
 from qkjax.train.tasks import PRESET, load_task
+from qkjax.unfinished import with_waits
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.export import save
 from qkjax.weights.preparation import at
@@ -89,18 +91,26 @@ def train(config: TrainConfig, folder: Path) -> dict:
 
 
 def _go_on(config: TrainConfig, task: Task, program: Program, state: State, manager, lines: list, folder: Path):
-    """Steps to the end, with an evaluation, its line and a checkpoint every so many."""
+    """Steps to the end, with an evaluation, its line and a checkpoint every so many.
+
+    The bar says for what share of the time the device had nothing to do until a batch came, at most: where it is large,
+    images are made too slowly.
+    """
     done, host = int(state.step), (jax.process_index(), jax.process_count())
     batches = training_batches(task, config, done, *host)
     bar = tqdm(total=config.steps, initial=done, unit="step", disable=host[0] > 0)
+    began, idle, value, accuracy = time.monotonic(), 0.0, None, ""
     with held() as interrupted, bar, tensorboard(folder, config, done) as board:
-        for number, batch in enumerate(batches, start=done + 1):
+        for number, (waited, batch) in enumerate(with_waits(batches), start=done + 1):
+            if value is None or value.is_ready():  # the step before had ended while this one's batch was waited for
+                idle += waited
             state, value = program.step(state, *spread(batch))
+            bar.set_postfix_str(f"{accuracy}device idle {idle / (time.monotonic() - began):.0%}", refresh=False)
             bar.update()
             if number % config.every == 0 or number == config.steps:
                 held_out = held_out_batches(task, config.batch // config.accumulate, *host)
                 lines.append(_measure(state, value, program, held_out))
-                bar.set_postfix(accuracy=f"{lines[-1]['accuracy']:.4f}")
+                accuracy = f"accuracy={lines[-1]['accuracy']:.4f}, "
                 # Lines beyond the last checkpoint are dropped on resuming; a checkpoint without its line would lack it.
                 if host[0] == 0:
                     write_metrics(folder / METRICS, lines)
