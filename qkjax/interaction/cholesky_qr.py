@@ -29,9 +29,9 @@ def scaled(
 
 
 def cholesky_qr(
-    x: Float[Array, "*batch embed rank"],
-) -> tuple[Float[Array, "*batch embed rank"], Float[Array, "*batch rank rank"]]:
-    """X = Q R with orthonormal columns in Q, whatever the rank of X; embed >= rank.
+    x: Float[Array, "*batch embed columns"],
+) -> tuple[Float[Array, "*batch embed rank"], Float[Array, "*batch rank columns"]]:
+    """X = Q R with orthonormal columns in Q, whatever the rank of X. One that is not tall is its own R.
 
     ||X - Q R|| is about EPS ||X||, as Householder's. A fixed noise of that size lets a matrix of deficient rank, or of
     zeros, have columns that can be made orthonormal. R is Q^T X, which is nearer to X than the product of all passes'
@@ -39,6 +39,8 @@ def cholesky_qr(
     """
     dot = partial(jnp.matmul, precision="highest")
     embed, rank = x.shape[-2:]
+    if embed <= rank:
+        return jnp.broadcast_to(jnp.eye(embed, dtype=x.dtype), (*x.shape[:-1], embed)), x
     noise = jax.random.normal(jax.random.key(0), (embed, rank), x.dtype) * (EPS / np.sqrt(embed).astype(np.float32))
     q = scaled(x)[0] + noise.reshape((1,) * (x.ndim - 2) + noise.shape)
     identity = jnp.broadcast_to(jnp.eye(rank, dtype=x.dtype), (*x.shape[:-2], rank, rank))

@@ -86,9 +86,7 @@ def split_spectra_of_heads(
     Singular values alone: those of the symmetric part, made positive by adding s_1 to its eigenvalues, and those of the
     antisymmetric one, where each w comes twice.
     """
-    embed, rank = u.shape[-2:]
-    identity = jnp.broadcast_to(jnp.eye(embed, dtype=u.dtype), (*u.shape[:-1], embed))
-    basis = cholesky_qr(jnp.concatenate([u, v], axis=-1))[0] if embed >= 2 * rank else identity
+    basis, _ = cholesky_qr(jnp.concatenate([u, v], axis=-1))
     dot = partial(jnp.matmul, precision="highest")
     turned = jnp.swapaxes(basis, -1, -2)
     small = dot(dot(turned, u) * s[..., None, :], jnp.swapaxes(dot(turned, v), -1, -2))

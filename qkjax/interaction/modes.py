@@ -29,12 +29,13 @@ class Modes(NamedTuple):
 
 
 def _fold(
-    kernel: Float[Array, "embed heads head_dim"], norm_scale: Float[Array, "embed"] | None, center: bool
-) -> Float[Array, "embed heads head_dim"]:
-    """A layer's kernel in the frame asked for: C diag(g) W; see `decompose`."""
-    kernel = kernel.astype(jnp.float32)
+    kernel: Float[Array | np.ndarray, "embed heads head_dim"],
+    norm_scale: Float[Array | np.ndarray, "embed"] | None,
+    center: bool,
+) -> Float[Array | np.ndarray, "embed heads head_dim"]:
+    """Kernels in the frame asked for, C diag(g) W, in the precision that they have; see `decompose`."""
     if norm_scale is not None:
-        kernel = kernel * norm_scale.astype(jnp.float32)[:, None, None]
+        kernel = kernel * norm_scale.astype(kernel.dtype)[:, None, None]
     return kernel - kernel.mean(axis=0, keepdims=True) if center else kernel
 
 
@@ -53,13 +54,9 @@ def decompose_head(query: Float[Array, "embed head_dim"], key: Float[Array, "emb
 def decompose_heads(query: Float[Array, "*batch embed head_dim"], key: Float[Array, "*batch embed head_dim"]) -> Modes:
     """Many heads at once, by large products and element-wise operations alone: the same modes, for accelerators.
 
-    Thin QR and SVD of the cores are those of `cholesky_qr` and `jacobi_svd`. For ViT's heads embed is larger than
-    head_dim; where it is not, the kernels are their own cores.
+    Thin QR and SVD of the cores are those of `cholesky_qr` and `jacobi_svd`.
     """
-    factors = jnp.stack([query, key])
-    embed, head_dim = query.shape[-2:]
-    identity = jnp.broadcast_to(jnp.eye(embed, dtype=query.dtype), (*factors.shape[:-1], embed))
-    bases, cores = cholesky_qr(factors) if embed > head_dim else (identity, factors)
+    bases, cores = cholesky_qr(jnp.stack([query, key]))
     return _mapped_back(bases, *jacobi_svd(jnp.matmul(cores[0], jnp.swapaxes(cores[1], -1, -2), precision="highest")))
 
 
@@ -75,7 +72,7 @@ def _mapped_back(bases, left, s, right) -> Modes:
 def _decompose(query_kernel, key_kernel, norm_scale, center, normalize, lapack) -> Modes:
     def layer(arguments):
         query, key, scale = arguments
-        query, key = _fold(query, scale, center), _fold(key, scale, center)
+        query, key = (_fold(kernel.astype(jnp.float32), scale, center) for kernel in (query, key))
         if normalize:
             query = query / np.sqrt(query.shape[-1]).astype(np.float32)
         return jax.vmap(decompose_head, in_axes=1)(query, key) if lapack else (query, key)
@@ -107,10 +104,8 @@ def _on_threads(query_kernel, key_kernel, norm_scale, center: bool, normalize: b
     def factors(layer: int, head: int) -> np.ndarray:
         both = np.empty((2, embed, head_dim))
         both[0], both[1] = query_kernel[layer, :, head], key_kernel[layer, :, head]
-        if norm_scale is not None:
-            both *= norm_scale[layer].astype(np.float64)[:, None]
-        if center:
-            both -= both.mean(1, keepdims=True)
+        scale = None if norm_scale is None else norm_scale[layer]
+        both = np.moveaxis(_fold(np.moveaxis(both, 0, 1), scale, center), 1, 0)
         if normalize:
             both[0] /= np.sqrt(head_dim)
         return both
