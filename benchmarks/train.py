@@ -100,18 +100,23 @@ def machine_rate() -> float:
     return 3 * 2048.0**3 / (time.perf_counter() - start)
 
 
-def main(config: Annotated[TrainConfig, arg(name="")] = PRESETS["digits-study"], rounds: int = ROUNDS) -> list[Line]:
+def main(
+    config: Annotated[TrainConfig, arg(name="")] = PRESETS["digits-study"],
+    rounds: int = ROUNDS,
+    beside: tuple[str, ...] = (*CONSTRAINTS, "low_rank(4)", "pull(0.5)"),
+) -> list[Line]:
     """Prints the table.
 
     Args:
       config: the model, the data and the batch.
       rounds: of each method.
+      beside: constraints that are timed, `free` in any case.
     """
     config = replace(config, match=False)
     task = load_task(config)
     vit = vit_config(config, task.pixels, task.classes)
     batches = list(islice(training_batches(task, config), 8))
-    names = [*CONSTRAINTS, "low_rank(4)", "pull(0.5)"]
+    names = dict.fromkeys(("free", *beside))
     methods = {"plain flax and optax": plain_loop(config, vit, batches)}
     methods |= {name: ours(replace(config, constraint=name), vit, batches) for name in names}
     best = dict.fromkeys(methods, np.inf)

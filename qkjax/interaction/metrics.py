@@ -1,5 +1,6 @@
 """What is measured of the modes: per mode, per head, per layer."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from qkjax.interaction.cholesky_qr import cholesky_qr
-from qkjax.interaction.jacobi import jacobi_svd
 from qkjax.interaction.lapack import one_blas_thread
 from qkjax.interaction.modes import Modes, by_lapack
 from qkjax.interaction.null import Null, null_band
@@ -61,40 +61,25 @@ def relative_gap(s: Float[Array, "rank"]) -> Float[Array, "rank"]:
 
 
 def split_spectra(
-    u: Float[Array, "embed rank"], s: Float[Array, "rank"], v: Float[Array, "embed rank"]
-) -> tuple[Float[Array, "eigen"], Float[Array, "pairs"]]:
+    u: Float[Array, "*batch embed rank"],
+    s: Float[Array, "*batch rank"],
+    v: Float[Array, "*batch embed rank"],
+    qr: Callable,
+) -> tuple[Float[Array, "*batch eigen"], Float[Array, "*batch pairs"]]:
     """Eigenvalues of the symmetric part of M, and w > 0 of the pairs +-iw of the antisymmetric one.
 
-    Both parts live in the span of [u, v]: with an orthonormal basis P of it, the small matrix
+    Both parts live in the span of [u, v]: with an orthonormal basis P of it, by `qr`, the small matrix
     P^T M P holds both spectra exactly.
     """
-    basis, _ = jnp.linalg.qr(jnp.concatenate([u, v], axis=1))
-    dot = partial(jnp.matmul, precision="highest")
-    small = dot(dot(basis.T, u) * s[None], dot(basis.T, v).T)
-    # i times an antisymmetric matrix is Hermitian, so both spectra come from one batched call:
-    # two independent ones in a program can deadlock XLA on CPUs with few cores.
-    parts = jnp.stack([(small + small.T) / 2 + 0j, (small - small.T) / 2 * 1j])
-    symmetric, antisymmetric = jnp.linalg.eigvalsh(parts)[:, ::-1]
-    return symmetric, antisymmetric[: len(antisymmetric) // 2]
-
-
-def split_spectra_of_heads(
-    u: Float[Array, "*batch embed rank"], s: Float[Array, "*batch rank"], v: Float[Array, "*batch embed rank"]
-) -> tuple[Float[Array, "*batch eigen"], Float[Array, "*batch pairs"]]:
-    """The same for many heads at once, as `decompose_heads` does it: for accelerators.
-
-    Singular values alone: those of the symmetric part, made positive by adding s_1 to its eigenvalues, and those of the
-    antisymmetric one, where each w comes twice.
-    """
-    basis, _ = cholesky_qr(jnp.concatenate([u, v], axis=-1))
-    dot = partial(jnp.matmul, precision="highest")
-    turned = jnp.swapaxes(basis, -1, -2)
+    basis, _ = qr(jnp.concatenate([u, v], axis=-1))
+    dot, turned = partial(jnp.matmul, precision="highest"), jnp.swapaxes(basis, -1, -2)
     small = dot(dot(turned, u) * s[..., None, :], jnp.swapaxes(dot(turned, v), -1, -2))
     mirrored = jnp.swapaxes(small, -1, -2)
-    eigen = small.shape[-1]
-    above = s[..., :1, None] * jnp.eye(eigen, dtype=s.dtype).reshape((1,) * (s.ndim - 1) + (eigen, eigen))
-    _, (symmetric, antisymmetric), _ = jacobi_svd(jnp.stack([(small + mirrored) / 2 + above, (small - mirrored) / 2]))
-    return symmetric - s[..., :1], antisymmetric[..., : eigen // 2 * 2 : 2]
+    # i times an antisymmetric matrix is Hermitian, so both spectra come from one batched call:
+    # two independent ones in a program can deadlock XLA on CPUs with few cores.
+    parts = jnp.stack([(small + mirrored) / 2 + 0j, (small - mirrored) / 2 * 1j])
+    symmetric, antisymmetric = jnp.linalg.eigvalsh(parts)[..., ::-1]
+    return symmetric, antisymmetric[..., : antisymmetric.shape[-1] // 2]
 
 
 def _measure_head(u, s, v):
@@ -120,8 +105,7 @@ def _measure_head(u, s, v):
 
 @partial(jax.jit, static_argnames="lapack")
 def _measure(modes: Modes, lapack: bool) -> dict:
-    spectra = jax.vmap(jax.vmap(split_spectra)) if lapack else split_spectra_of_heads
-    symmetric, antisymmetric = spectra(*modes)
+    symmetric, antisymmetric = split_spectra(*modes, jnp.linalg.qr if lapack else cholesky_qr)
     measured = jax.vmap(jax.vmap(_measure_head))(*modes)
     return {**measured, "symmetric_eigenvalues": symmetric, "antisymmetric_spectrum": antisymmetric}
 
