@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import norm, t
 
 RESAMPLES = 2000
 Interval = tuple[float, float, float]
@@ -11,7 +12,17 @@ Interval = tuple[float, float, float]
 
 
 def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
-    """Mean of all values; images and seeds are resampled together, each as a whole."""
+    """Mean of all values; images and seeds are resampled together, each as a whole.
+
+    Few seeds hide how far others would lie: what they differ by is widened as Student's t widens an interval. Of one
+    image there is no interval: NaN.
+    """
+    seeds = len(values)
+    if seeds > 1:
+        wider = t.ppf(0.975, seeds - 1) / norm.ppf(0.975) * np.sqrt(seeds / (seeds - 1))
+        values = values + (wider - 1) * (values.mean(1, keepdims=True) - values.mean())
+    if values.shape[1] < 2:
+        return float(values.mean()), np.nan, np.nan
     # Counts of how often each is drawn: the mean of a resample is then a product.
     means = ((_resamples(len(values), 0) @ values) * _resamples(values.shape[1], 1)).sum(-1)
     return (float(values.mean()), *_ends(means))
@@ -19,10 +30,13 @@ def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
 
 def ratio_interval(above: Float[np.ndarray, "terms images"], below: Float[np.ndarray, "terms images"]) -> Interval:
     """Mean over terms of the mean of `above` over that of `below`, images resampled: stable where single values of
-    `below` are near 0."""
+    `below` are near 0. Of one image there is no interval: NaN."""
+    mean = float((above.mean(1) / below.mean(1)).mean())
+    if above.shape[1] < 2:
+        return mean, np.nan, np.nan
     drawn = _resamples(above.shape[1], 1)
     ratios = ((above @ drawn.T) / (below @ drawn.T)).mean(0)
-    return (float((above.mean(1) / below.mean(1)).mean()), *_ends(ratios))
+    return (mean, *_ends(ratios))
 
 
 def _ends(estimates: Float[np.ndarray, "resamples"]) -> tuple[float, float]:

@@ -5,18 +5,19 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from qkjax.errors import QkjaxError, nearest
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.edit import EDITS, Edited, edit
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.interaction.modes import Modes, decompose
-from qkjax.interaction.select import Weights, random_modes, select, strength
+from qkjax.interaction.select import Weights, heads_of, random_modes, select, strength
 from qkjax.vit.tree import Attention, attention, with_attention
 from qkjax.weights.load import Checkpoint
 
 KINDS = ("keep", *EDITS)
+NO_CONTROL = "all modes are dropped, so that random ones are the same: the control is the edit itself"
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Edit:
       selection: of modes, see `interaction.select`.
       key_bias: keep what the query bias makes of keys; without it, it is taken out of the edited heads.
       control: seed; random modes as strong are edited in place of those selected. Of an edit of whole heads the
-        control is to drop random modes that hold as much as it takes away: for the symmetric part the squared
+        control is to drop random modes that hold as much as it changes: for the symmetric part the squared
         strength of the antisymmetric one and the other way round, for `unbias` the squared spread of the bias term
-        (`interaction.bias`), no more than all.
+        (`interaction.bias`), for all others ||M' - M||_F^2, and no more than all.
     """
 
     kind: str
@@ -45,12 +46,14 @@ class Planned(NamedTuple):
 
     Attributes:
       share: of each head's squared strength, how much is edited (or taken away, for edits of whole heads).
+      heads: that are edited.
     """
 
     kind: str
     weights: Weights
     key_bias: bool
     share: Float[np.ndarray, "layers heads"]
+    heads: Bool[np.ndarray, "layers heads"]
 
 
 def planned(wanted: Edit, parts: Attention, modes: Modes, metrics: Metrics) -> Planned:
@@ -66,15 +69,42 @@ def planned(wanted: Edit, parts: Attention, modes: Modes, metrics: Metrics) -> P
     kind = "drop" if kind == "keep" else kind
     symmetric = np.asarray(metrics.symmetric_share, np.float64)
     touched = weights.any(axis=-1)
-    if kind in ("symmetric", "antisymmetric", "unbias"):
+    # Heads that are kept whole are edited, too, where their bias goes.
+    heads = touched if wanted.key_bias or wanted.kind != "keep" else heads_of(wanted.selection, metrics)
+    whole = kind in ("symmetric", "antisymmetric", "unbias")
+    if whole:
         taken = {"symmetric": 1 - symmetric, "antisymmetric": symmetric, "unbias": _bias_share(parts)}[kind]
         share = np.where(touched, np.clip(np.nan_to_num(taken), 0, 1), 0.0)
-        kind = kind if control is None else "drop"
     else:
         share = strength(weights, modes.s)
+        whole = (weights[touched] == 1).all()
+        if whole and control is not None:
+            share = np.where(touched, np.clip(np.nan_to_num(_change(kind, metrics)), 0, 1), 0.0)
     if control is not None:
-        weights = random_modes(control, share, modes.s)
-    return Planned(kind, weights, wanted.key_bias, share)
+        kind, weights = "drop" if whole else kind, random_modes(control, share, modes.s)
+    return Planned(kind, weights, wanted.key_bias, share, heads)
+
+
+def _change(kind: str, metrics: Metrics) -> Float[np.ndarray, "layers heads"]:
+    """||M' - M||_F^2 / ||M||_F^2 of an edit of all modes of a head."""
+    s, cosine = (np.asarray(x, np.float64) for x in (metrics.singular_value, metrics.cosine))
+    energy = (s**2).sum(-1)
+    level = np.sqrt((s**2).mean(-1, keepdims=True))
+    change = {
+        "drop": energy,
+        "flip": 4 * energy,
+        "rotate": (s**2 * 2 * (1 - cosine)).sum(-1),  # |u - v|^2
+        "equalize": ((level - s) ** 2).sum(-1),
+    }[kind]
+    with np.errstate(invalid="ignore"):  # heads without an interaction
+        return change / energy
+
+
+def is_no_control(wanted: Edit, plan: Planned) -> bool:
+    """Whether a control is the edit itself: random ones of all modes of all heads that are dropped."""
+    if wanted.control is None or wanted.kind not in ("drop", "keep") or not plan.share.any():
+        return False
+    return bool(plan.share[plan.share > 0].min() > 0.9999)
 
 
 def _bias_share(parts: Attention) -> Float[np.ndarray, "layers heads"]:
@@ -106,16 +136,19 @@ def edited(
     """
     parts = attention(checkpoint.params)
     modes = decompose(*parts[:2])
-    plan = planned(Edit(kind, selection, key_bias, control), parts, modes, measure(modes))
+    wanted = Edit(kind, selection, key_bias, control)
+    plan = planned(wanted, parts, modes, measure(modes))
     columns = wide_columns(checkpoint) if exact else None
-    made = edit(parts, modes, plan.kind, plan.weights, columns, plan.key_bias)
-    notes = notes_on(plan, control, made, checkpoint.config.head_dim)
+    made = edit(parts, modes, plan.kind, plan.weights, columns, plan.key_bias, plan.heads)
+    notes = notes_on(plan, made, checkpoint.config.head_dim)
+    if is_no_control(wanted, plan):
+        notes.append(NO_CONTROL)
     if exact:
         checkpoint, made = widened(checkpoint, columns), scaled(made, checkpoint)
     return replace(checkpoint, params=with_edited(checkpoint.params, jax.tree.map(np.asarray, made))), notes
 
 
-def notes_on(plan: Planned, control: int | None, made: Edited, head_dim: int) -> list[str]:
+def notes_on(plan: Planned, made: Edited, head_dim: int) -> list[str]:
     """What whoever reads the results of an edit should know."""
     notes, kept = [], np.asarray(made.kept)
     if kept.min() < 0.9999:
@@ -124,10 +157,8 @@ def notes_on(plan: Planned, control: int | None, made: Edited, head_dim: int) ->
             f"{head_dim} columns hold {kept.mean():.4f} of the edited interactions' squared strength, at least "
             f"{kept.min():.4f} (layer {layer}, head {head}); exact heads are wider"
         )
-    if not plan.share.any():
+    if not plan.heads.any():
         notes.append("no mode is chosen: nothing is edited")
-    elif control is not None and plan.share[plan.share > 0].min() > 0.9999:
-        notes.append("all modes are chosen, so that random ones are the same: the control is the edit itself")
     return notes
 
 

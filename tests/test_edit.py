@@ -238,6 +238,39 @@ def test_controls_of_whole_heads_are_as_strong_as_what_is_taken_away(model):
         assert plan.share[layer, head] == pytest.approx(min(1, ratio**2), rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["flip", "rotate", "equalize"])
+def test_controls_of_all_modes_are_as_strong_as_the_change(model, kind):
+    """||M' - M||^2 by float64 dense arithmetic, no more than all; random modes of it are dropped."""
+    _, _, parts, modes = model
+    metrics = qkjax.measure(modes)
+    own, plan = (planned(Edit(kind, "layers=1", control=c), parts, modes, metrics) for c in (None, 2))
+    was, now = (
+        np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in p[:2]))
+        for p in (parts, edit(parts, modes, own.kind, own.weights, 13))
+    )
+    wanted = ((now - was) ** 2).sum((2, 3))[1] / (was**2).sum((2, 3))[1]
+    assert plan.kind == "drop"
+    np.testing.assert_allclose(plan.share[1], np.minimum(wanted, 1), atol=1e-4)
+    np.testing.assert_allclose(strength(plan.weights, modes.s), plan.share, atol=1e-6)
+    assert not plan.share[[0, 2]].any()
+
+
+def test_keeping_all_without_the_bias_takes_it_out(model):
+    """Of every head, also where no mode is dropped: a dose of it ends where it should."""
+    _, _, parts, modes = model
+    metrics = qkjax.measure(modes)
+    for text, heads in (("all", slice(None)), ("modes=0- layers=1", 1)):
+        plan = planned(Edit("keep", text, key_bias=False), parts, modes, metrics)
+        found = edit(parts, modes, plan.kind, plan.weights, None, plan.key_bias, plan.heads)
+        m, was = (np.einsum("ldhk,lehk->lhde", *(np.asarray(x) for x in p[:2])) for p in (found, parts))
+        np.testing.assert_allclose(m, was, atol=1e-5 * np.abs(was).max())
+        direction = np.einsum("ldhk,lhk->lhd", found.key_kernel, found.query_bias)
+        assert not direction[heads].any()
+        rest = np.delete(np.arange(3), np.arange(3)[heads])
+        assert np.abs(direction[rest]).min(initial=1) > 0
+    assert not planned(Edit("keep", "all"), parts, modes, metrics).heads.any()
+
+
 def test_taking_out_the_bias_alone_leaves_the_interaction(model):
     config, params, parts, modes = model
     found = edit(parts, modes, "unbias", select("layers=1", qkjax.measure(modes)))

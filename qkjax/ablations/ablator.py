@@ -7,6 +7,7 @@ edited kernels are. Letters: L layers, H heads, Q queries looked at, N tokens.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from typing import Literal, NamedTuple
 
 import jax
@@ -161,6 +162,7 @@ class Ablator:
       names: of the images that could be read.
       index: of these in the set.
       unreadable: index and reason of the others.
+      seen: a digest of what the model saw.
     """
 
     def __init__(self, checkpoint: Checkpoint, images: ImageSet, options: AblationOptions, tick: Callable[[int], None]):
@@ -189,17 +191,19 @@ class Ablator:
         params = jax.device_put(checkpoint.params, self._whole) if options.exact else self._params
         model, found, index, unreadable = ViT(checkpoint.config, options.dtype), [], [], []
         self._batches: list[_Held] = []
+        digest = blake2b(digest_size=16)
         made = batches(images, groups, size, checkpoint.preprocess, resolution)
         for group, batch in zip(groups, made, strict=True):
             there = batch.index >= 0
             pixels = jax.device_put(batch.pixels, self._split)
+            digest.update(batch.pixels)
             outputs, effects = jax.device_get(_unedited(model, params, self._scaling, pixels, self._places))
             found.append((Found(effects, outputs.representation, outputs.logits), there))
             self._batches.append(_Held(batch.pixels, outputs, there, len(group)))
             index += batch.index[there].tolist()
             unreadable += batch.unreadable
             self._tick(len(group))
-        self.index, self.unreadable = index, tuple(unreadable)
+        self.index, self.unreadable, self.seen = index, tuple(unreadable), digest.hexdigest()
         if not index:
             raise QkjaxError(f"none of the {len(images)} images could be read: {unreadable[0][1]}")
         self.unedited = _together(found)

@@ -18,8 +18,8 @@ from qkjax import figures, results
 from qkjax.ablations.ablator import AblationOptions, Ablator, Found
 from qkjax.ablations.plan import Line
 from qkjax.ablations.readout import Readout, check_labels
-from qkjax.ablations.table import ablation_table, ablations_dataset
-from qkjax.editing import Planned, notes_on, planned
+from qkjax.ablations.table import ablation_table, ablations_dataset, what_is_done
+from qkjax.editing import NO_CONTROL, Planned, is_no_control, notes_on, planned
 from qkjax.errors import QkjaxError
 from qkjax.files import atomic_path, make_folder, remove
 from qkjax.images.labels import by_folder
@@ -36,8 +36,8 @@ from qkjax.vit.patches import query_places
 from qkjax.vit.tree import Attention, attention
 from qkjax.weights.load import Checkpoint, load
 
-SHOWN = ("edit", "select", "modes", "seeds", "share", "representation", "attention", "preference", "logits", "head",
-         "probe", "neighbours")  # fmt: skip
+SHOWN = ("edit", "select", "modes", "seeds", "share", "kept", "representation", "attention", "preference", "logits",
+         "head", "probe", "neighbours")  # fmt: skip
 Arrays = dict[str, np.ndarray]
 
 
@@ -91,6 +91,7 @@ def ablate_model(
     subject = _Subject(checkpoint, parts, decompose(*parts[:2]), *_images(wanted))
     metrics = measure(subject.modes)
     plans = [planned(line.edit, parts, subject.modes, metrics) for line in lines]
+    lines, plans = _with_controls_that_are(lines, plans)
     folder = out or Path("results") / checkpoint.name / "ablations"
     make_folder(folder)
     images = subject.images
@@ -106,14 +107,15 @@ def ablate_model(
     names = [images.names[i] for i in found[0]["index"]]
     left_out = [(images.names[i], reason) for i, reason in json.loads(str(found[0].pop("unreadable")))]
     for arrays in found:
-        arrays.pop("index")
+        arrays.pop("index"), arrays.pop("seen")
     attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(how)}
     dataset = ablations_dataset(lines, found, names, left_out, attrs)
     results.write_dataset(dataset, folder / "ablations.nc")
     results.list_unreadable(dataset, folder / "unreadable.csv")
     rows = ablation_table(dataset)
     results.write_csv(rows, folder / "ablations.csv")
-    shown = [{name: row[name] for name in SHOWN if name in row} for row in rows]
+    names_shown = [name for name in SHOWN if name in rows[0] and (name != "kept" or min(x["kept"] for x in rows) < 1)]
+    shown = [{name: row[name] for name in names_shown} | {"edit": what_is_done(row)} for row in rows]
     print(f"{checkpoint.name}, {len(names)} images\n{results.format_rows(shown, dict.fromkeys(SHOWN[:3], ''))}")
     drawn = figures.ablation_figures(dataset, rows)
     for stem, ending in product(figures.ABLATIONS, (".png", ".pdf")):
@@ -122,6 +124,17 @@ def ablate_model(
         figures.save(figure, folder / stem)
     print(f"wrote ablations.nc, ablations.csv and {len(drawn)} figures (png, pdf) to {folder}", file=sys.stderr)
     return dataset
+
+
+def _with_controls_that_are(lines: Sequence[Line], plans: Sequence[Planned]) -> tuple[list[Line], list[Planned]]:
+    """Without controls that are the edits themselves, which is said."""
+    kept = []
+    for line, plan in zip(lines, plans, strict=True):
+        if not is_no_control(line.edit, plan):
+            kept.append((line, plan))
+        elif line.edit.control == 0:
+            print(f"note: {line.edit.kind} {line.edit.selection}: {NO_CONTROL}, and left out", file=sys.stderr)
+    return [line for line, _ in kept], [plan for _, plan in kept]
 
 
 def _images(wanted: ImagesWanted) -> tuple[ImageSet, list[int], list[str]]:
@@ -151,13 +164,17 @@ def _digest(how: Mapping[str, str], plan: Planned | None) -> str:
     digest = blake2b(json.dumps(how, sort_keys=True).encode(), digest_size=12)
     if plan:
         digest.update(f"{plan.kind} {plan.key_bias}".encode())
-        digest.update(np.ascontiguousarray(plan.weights, np.float32).view(np.uint8))
+        for array in (np.asarray(plan.weights, np.float32), plan.heads):
+            digest.update(np.ascontiguousarray(array).view(np.uint8))
     return digest.hexdigest()
 
 
 def _is_of(arrays: Arrays | None, unedited: Arrays | None) -> bool:
-    """Whether an ablation is there, and of the images that the unedited model saw: others may be readable by now."""
-    return arrays is not None and unedited is not None and np.array_equal(arrays["index"], unedited["index"])
+    """Whether an ablation is there, and of the images that the unedited model saw: others may be readable by now, or
+    have taken their place."""
+    if arrays is None or unedited is None:
+        return False
+    return all(name in arrays and np.array_equal(arrays[name], unedited[name]) for name in ("index", "seen"))
 
 
 def _fill(
@@ -192,12 +209,15 @@ def _fill(
         nothing |= {"unreadable": np.array(json.dumps(ablator.unreadable))}
         own = finish(ablator.unedited) | nothing
         if not _is_of(done[unedited], own):
+            if done[unedited] is not None:
+                tell(["the images are others than before under these names: what was done on those is done anew"])
             done[unedited] = _kept(unedited, own)
         todo = {path: plan for path, plan in plans.items() if not _is_of(done[path], own)}
         bar.total = bar.n + len(todo) * len(images)
         for path, (line, plan) in todo.items():
-            made = edit(subject.parts, subject.modes, plan.kind, plan.weights, ablator.columns, plan.key_bias)
-            notes = notes_on(plan, line.edit.control, made, checkpoint.config.head_dim)
+            what = plan.kind, plan.weights, ablator.columns, plan.key_bias, plan.heads
+            made = edit(subject.parts, subject.modes, *what)
+            notes = notes_on(plan, made, checkpoint.config.head_dim)
             tell([f"{line.edit.kind} {line.edit.selection}: {note}" for note in notes])
             edited = {"share": plan.share, "kept": np.asarray(made.kept, np.float64)}
             done[path] = _kept(path, finish(ablator.ablate(made)) | edited)
@@ -213,7 +233,8 @@ def _finisher(ablator: Ablator, subject: _Subject) -> Callable[[Found], Arrays]:
     def finish(found: Found) -> Arrays:
         cka = np.float64(linear_cka(own, found.representation)) if len(own) > 1 else np.nan
         right = readout.right(found.representation, found.logits) if readout else {}
-        rest = {"cka": np.array(cka), "index": np.array(ablator.index)} | {f"right_{k}": v for k, v in right.items()}
+        rest = {"cka": np.array(cka), "index": np.array(ablator.index), "seen": np.array(ablator.seen)}
+        rest |= {f"right_{k}": v for k, v in right.items()}
         return found.effects._asdict() | rest
 
     return finish

@@ -59,7 +59,12 @@ def read_plan(path: Path) -> list[Line]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise QkjaxError(f"{path} is no TOML: {error}") from error
     grids = found.get("grid")
-    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids) or set(found) != {"grid"}:
+    if (
+        not grids
+        or not isinstance(grids, list)
+        or not all(isinstance(grid, dict) for grid in grids)
+        or set(found) != {"grid"}
+    ):
         raise QkjaxError(f"{path} is no plan: it holds [[grid]] tables, each with edit and select, and nothing else")
     try:
         return expand(grids)
@@ -68,7 +73,7 @@ def read_plan(path: Path) -> list[Line]:
 
 
 def expand(grids: list[Mapping]) -> list[Line]:
-    """All ablations of some grids, each once.
+    """All ablations of some grids, each once; of two that are the same the one with a dose counts.
 
     Raises:
       QkjaxError: a grid that is none.
@@ -76,7 +81,8 @@ def expand(grids: list[Mapping]) -> list[Line]:
     lines = [line for grid in grids for line in _grid(grid)]
     first: dict[Edit, Line] = {}
     for line in lines:
-        first.setdefault(line.edit, line)
+        if line.edit not in first or (np.isnan(first[line.edit].dose) and not np.isnan(line.dose)):
+            first[line.edit] = line
     return list(first.values())
 
 

@@ -86,13 +86,19 @@ def image_effects(dataset: xr.Dataset) -> dict[str, Float[np.ndarray, "ablation 
     return {name: values for name, values in found.items() if not np.isnan(values).all()}
 
 
+def what_is_done(row: Row) -> str:
+    """The edit of a row, in words."""
+    return row["edit"] + ("" if row["key_bias"] else ", no key bias")
+
+
 def ablation_table(dataset: xr.Dataset) -> list[Row]:
     """A row for the unedited model, one for each ablation and one for all its controls together.
 
     Each effect of `image_effects` has its mean, and `_low` and `_high`, the ends of its 95% interval over images and,
-    of controls, seeds (percentile bootstrap, both resampled); in rows of targeted ablations with controls also
-    `_over_random`, the difference to these, image by image, with its own. NaN where there is none. Images are taken to
-    be independent of each other; crops of one photograph are not quite. `share` is the mean over the heads edited.
+    of controls, seeds (percentile bootstrap, both resampled, see `interval`); in rows of targeted ablations with
+    controls also `_over_random`, the difference to these, image by image, with its own. NaN where there is none. Images
+    are taken to be independent of each other; crops of one photograph are not quite. `share` is the mean over the heads
+    edited.
     """
     effects = image_effects(dataset)
     groups: dict[tuple, dict[str, list[int]]] = {}

@@ -75,7 +75,8 @@ def export(
         "grouping=0.3", "contextual=0.3", "strongest=0.3" and "weakest=0.3" are the first modes by cosine or
         singular value that hold 0.3 of their head's squared strength.
       control: edit random modes as strong in their place, drawn by this seed.
-      key_bias: keep the query bias, which makes some keys attractive to all queries, in the edited heads.
+      key_bias: the query bias makes some keys attractive to all queries; without it that is taken out of the edited
+        heads.
       grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
       pool: pooling, where it is not the one that the tree shows ("gap" stands for "none" and "0").
       heads: attention heads, for a torch file that neither config.json nor the width tells them of.

@@ -79,12 +79,13 @@ def dose_response(rows: Sequence[Row]) -> Figure:
         size = (max(WIDTH * 0.6, width), 1.55 * len(effects) + 0.9)
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(effects), len(layers), sharex=True, sharey="row", squeeze=False)
-        alike = _controls_alike(groups)
+        alike, drawn = _controls_alike(groups), set()
         for (name, where, modes), group in groups.items():
             colour, marker = (x[names.index(name) % len(x)] for x in (COLOURS, MARKERS))
             if modes == RANDOM and alike:
-                if name != names[0]:
+                if where in drawn:
                     continue
+                drawn.add(where)
                 colour = "#606060"
             for effect, axes in zip(effects, panels[:, layers.index(where)], strict=True):
                 _band(axes, group, effect, colour, marker if modes == TARGETED else None, _kind(group[0], alike))
@@ -95,8 +96,9 @@ def dose_response(rows: Sequence[Row]) -> Figure:
         for where, axes in zip(layers, panels[0], strict=True):
             axes.set_title(f"layer{'' if where.isdecimal() else 's'} {where}" if where else "all layers")
         figure.supxlabel("share of the edited heads' squared strength", fontsize=9)
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, map(literal, labels), loc="outside upper center", ncols=2, frameon=False)
+        found = [axes.get_legend_handles_labels() for axes in panels[0]]
+        handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
+        figure.legend(handles.values(), map(literal, handles), loc="outside upper center", ncols=2, frameon=False)
         return figure
 
 
@@ -124,20 +126,20 @@ def _band(axes: Axes, group: Sequence[Row], effect: str, colour: str, marker: st
 
 
 def _one_layer(rows: Sequence[Row]) -> list[Row]:
-    """Of ablations of a single layer those of the largest dose of each condition."""
-    single = [row for row in rows if row["layers"].isdecimal()]
-    largest: dict[tuple[str, str], float] = {}
-    for row in single:
-        key = (_name(row), row["layers"])
-        largest[key] = max(largest.get(key, -np.inf), np.nan_to_num(row["dose"]))
-    return [row for row in single if np.nan_to_num(row["dose"]) == largest[_name(row), row["layers"]]]
+    """Of ablations of a single layer those of the largest share of each condition."""
+    largest: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        key = (_name(row), row["layers"], row["modes"])
+        if row["layers"].isdecimal() and (key not in largest or row["share"] > largest[key]["share"]):
+            largest[key] = row
+    return list(largest.values())
 
 
 def layer_map(rows: Sequence[Row]) -> Figure:
     """Effects of editing one layer at a time: layers to the right, kinds of modes down, a panel for each effect.
 
     Args:
-      rows: of `ablation_table`; those of a single layer are shown, at the largest dose.
+      rows: of `ablation_table`; those of a single layer are shown, at the largest share.
     """
     single, effects = _one_layer(rows), _shown(rows)
     layers = sorted({int(row["layers"]) for row in single})

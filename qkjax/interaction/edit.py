@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from qkjax.interaction.modes import Modes, decompose_head
 from qkjax.vit.tree import Attention
@@ -148,6 +148,7 @@ def edit(
     weights: Float[Array, "layers heads rank"],
     columns: int | None = None,
     key_bias: bool = True,
+    heads: Bool[Array | np.ndarray, "layers heads"] | None = None,
 ) -> Edited:
     """Edits the modes of all heads.
 
@@ -155,17 +156,19 @@ def edit(
       attention: the model's own parameters.
       modes: of the same, without folding.
       kind: one of `EDITS`.
-      weights: how much of each mode is edited; heads of which nothing is are left as they are, bit for bit.
+      weights: how much of each mode is edited.
       columns: of the new kernels, where not head_dim; then all heads are made anew.
       key_bias: keep the term w . y_j that makes keys attractive to all queries alike; without it, it is taken
-        out of the heads that weights touch.
+        out of the edited heads.
+      heads: those that are edited, where not the ones that weights touch; all others are left as they are, bit for bit.
     """
     query, key, query_bias, own_key_bias = (jnp.asarray(x, jnp.float32) for x in attention[:4])
     direction = jnp.einsum("ldhk,lhk->lhd", key, query_bias, precision="highest")
     biased = 1.0 if key_bias and kind != "unbias" else 0.0
+    touched = jnp.asarray(weights).any(axis=-1) if heads is None else jnp.asarray(heads)
 
-    def head(u, s, v, weight, direction):
-        touched, made = weight.any(), EDITS[kind](u, s, v, weight)
+    def head(u, s, v, weight, direction, touched):
+        made = EDITS[kind](u, s, v, weight)
         more = made[0].shape[1] - u.shape[1]
         own = (jnp.pad(x, ((0, 0), (0, more))) for x in (u * s[None], v))
         factors = tuple(jnp.where(touched, new, old) for new, old in zip(made, own, strict=True))
@@ -175,12 +178,11 @@ def edit(
         return jax.vmap(head)(*arguments)
 
     # A layer after the other: two batched LAPACK calls at a time can deadlock XLA on CPUs with few cores.
-    made = jax.lax.map(layer, (*modes, jnp.asarray(weights, jnp.float32), direction))
+    made = jax.lax.map(layer, (*modes, jnp.asarray(weights, jnp.float32), direction, touched))
     kernels = [jnp.moveaxis(x, 1, 2) for x in (made.query_kernel, made.key_kernel)]
     new = Edited(*kernels, made.query_bias, jnp.zeros_like(made.query_bias), made.kept)
     if columns:
         return new
     old = Edited(query, key, query_bias, own_key_bias, jnp.ones_like(made.kept))
-    touched = jnp.asarray(weights).any(axis=-1)
     where = [touched[:, None, :, None], touched[:, None, :, None], touched[..., None], touched[..., None], touched]
     return Edited(*(jnp.where(w, n, o) for w, n, o in zip(where, new, old, strict=True)))

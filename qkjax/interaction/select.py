@@ -5,7 +5,7 @@ import re
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction.metrics import Metrics
@@ -23,7 +23,7 @@ ORDERS = {
     "weakest": ("singular_value", 1),
 }
 """Which modes come first: by what, and whether the lowest (1) or the highest (-1)."""
-NUMBER = r"-?\d*\.?\d+"
+NUMBER = r"-?\d*\.?\d+(?:e-?\d+)?"
 
 
 def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
@@ -53,16 +53,23 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
     if len(cuts) > 1:
         raise QkjaxError(f"{' and '.join(map(repr, cuts))} say twice which modes come first: give one of them")
     chosen = np.ones(metrics.cosine.shape, bool)
-    heads = np.ones((*metrics.cosine.shape[:2], 1), bool)
     for term in terms:
         if term not in cuts:
-            found = _term(term, metrics)
-            chosen &= found
-            heads &= found if term.startswith(("layers=", "heads=")) else True
+            chosen &= _term(term, metrics)
     weights = chosen.astype(np.float32)
     for term in cuts:
         weights = weights * _cut(term, chosen, metrics)
-    return heads - weights if keep else weights
+    return heads_of(text, metrics)[..., None] - weights if keep else weights
+
+
+def heads_of(text: str, metrics: Metrics) -> Bool[np.ndarray, "layers heads"]:
+    """The heads that the "layers=" and "heads=" terms of a selection choose; without such terms all.
+
+    Raises:
+      QkjaxError: a number beyond what the model has.
+    """
+    terms = [term for term in text.split() if term.startswith(("layers=", "heads="))]
+    return np.asarray(select(" ".join(terms) or "all", metrics)).any(-1)
 
 
 def _cut(term: str, chosen: np.ndarray, metrics: Metrics) -> Weights:
@@ -84,9 +91,9 @@ def _term(term: str, metrics: Metrics) -> np.ndarray:
             return COMPARISONS[match[2]](np.asarray(getattr(metrics, match[1])), float(match[3]))
     if match := re.fullmatch(rf"({'|'.join(AXES)})=(\d+(?:-\d*)?(?:,\d+(?:-\d*)?)*)", term):
         axis = AXES[match[1]]
-        numbers = _numbers(match[2], shape[axis])
-        if max(numbers) >= shape[axis]:
+        if max(map(int, re.findall(r"\d+", match[2]))) >= shape[axis]:
             raise QkjaxError(f"{term!r} chooses beyond the {shape[axis]} {match[1]} that there are, from 0")
+        numbers = _numbers(match[2], shape[axis])
         return np.isin(np.arange(shape[axis]), numbers).reshape([-1 if i == axis else 1 for i in range(3)])
     raise QkjaxError(
         f"{term!r} chooses nothing; terms are such as cosine>0.5, cumulative_strength<=0.9, layers=0-3, heads=1,4, "
