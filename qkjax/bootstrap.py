@@ -24,8 +24,8 @@ def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
     if values.shape[1] < 2:
         return float(values.mean()), np.nan, np.nan
     # Counts of how often each is drawn: the mean of a resample is then a product.
-    means = ((_resamples(len(values), 0) @ values) * _resamples(values.shape[1], 1)).sum(-1)
-    return (float(values.mean()), *_ends(means))
+    means = ((resamples(len(values), 0) @ values) * resamples(values.shape[1], 1)).sum(-1)
+    return (float(values.mean()), *ends_of(means))
 
 
 def ratio_interval(above: Float[np.ndarray, "terms images"], below: Float[np.ndarray, "terms images"]) -> Interval:
@@ -34,17 +34,18 @@ def ratio_interval(above: Float[np.ndarray, "terms images"], below: Float[np.nda
     mean = float((above.mean(1) / below.mean(1)).mean())
     if above.shape[1] < 2:
         return mean, np.nan, np.nan
-    drawn = _resamples(above.shape[1], 1)
+    drawn = resamples(above.shape[1], 1)
     ratios = ((above @ drawn.T) / (below @ drawn.T)).mean(0)
-    return (mean, *_ends(ratios))
+    return (mean, *ends_of(ratios))
 
 
-def _ends(estimates: Float[np.ndarray, "resamples"]) -> tuple[float, float]:
+def ends_of(estimates: Float[np.ndarray, "resamples"]) -> tuple[float, float]:
+    """Of the 95% interval."""
     low, high = np.quantile(estimates, [0.025, 0.975])
     return float(low), float(high)
 
 
 @lru_cache(maxsize=8)
-def _resamples(count: int, seed: int) -> Float[np.ndarray, "resamples count"]:
+def resamples(count: int, seed: int) -> Float[np.ndarray, "resamples count"]:
     """Weights of so many things in each resample."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count

@@ -137,7 +137,8 @@ def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str
     enough = {*HOW, *(name for name in at_least if int(was.get(name, 0)) >= int(settings[name]))}
     if other := [name for name in settings if was.get(name) != settings[name] and name not in enough]:
         raise QkjaxError(
-            f"{path} has the result of other settings ({', '.join(other)}): remove it, or keep both in folders apart"
+            f"{path} has the result of other settings ({', '.join(other)}): remove it, or write to another folder, "
+            "which --out names"
         )
     return data
 

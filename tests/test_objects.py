@@ -129,6 +129,13 @@ def test_ade20k_in_its_layouts_and_folders_of_ones_own(tmp_path):
     write(tmp_path / "own" / "masks" / "a.png", 0 * classes + 1)
     with pytest.raises(qkjax.QkjaxError, match="a: 1 objects of a patch's area in what the model sees, and two"):
         _seen(*open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
+    write(tmp_path / "own" / "masks" / "b.jpg", classes)
+    write(tmp_path / "own" / "images" / "b.jpg", photograph)
+    write(tmp_path / "own" / "images" / "c.jpg", photograph)
+    more = open_objects(tmp_path / "own")
+    assert (more.names, more.left_out) == (("a", "b"), (("c", "no mask of its name"),))
+    with pytest.raises(qkjax.QkjaxError, match="JPEG changes the values of pixels"):
+        more.read(1)
     (tmp_path / "own" / "masks" / "a.png").write_bytes(b"no image")
     with pytest.raises(qkjax.QkjaxError, match=r"cannot read the mask a\.png"):
         open_objects(tmp_path / "own").read(0)

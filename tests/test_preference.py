@@ -13,7 +13,8 @@ from qkjax import unfinished
 from qkjax.attending import preference_pass
 from qkjax.attending.preference import ScenesWanted, preference_of_models
 from qkjax.attending.preference_pass import PreferenceOptions, anisotropy, measure_scenes
-from qkjax.attending.preference_table import by_head, links, preference_table
+from qkjax.attending.preference_table import by_head, links, preference_by_head, preference_table
+from qkjax.cli import main
 from qkjax.images.o3 import open_o3
 from qkjax.images.patterns import patterns
 from qkjax.images.scenes import Scene, seen
@@ -88,7 +89,7 @@ def test_tables_of_hand_made_attention():
 def test_measures_are_those_of_plain_passes(checkpoint, tmp_path):
     """Against float64 arithmetic on attention of single passes, in batches that are not full."""
     scenes = patterns(5, seed=1)
-    options = PreferenceOptions(queries=4, batch=2)
+    options = PreferenceOptions(batch=2)
     found = measure_scenes(checkpoint, scenes, options, tmp_path / "partial.npz", {})
     assert found.index.tolist() == [0, 1, 2, 3, 4]
     centres = []
@@ -110,6 +111,12 @@ def test_measures_are_those_of_plain_passes(checkpoint, tmp_path):
                                    atol=1e-5)  # fmt: skip
         np.testing.assert_allclose(row.special, attention[:, :, 1 + place, 0], atol=1e-5)
         np.testing.assert_allclose(row.area, flat.mean(1), atol=1e-6)
+        y = np.asarray(out["norm"], np.float64)[:, 0, 1:]
+        unit, others = y / np.linalg.norm(y, axis=-1, keepdims=True), 1 - np.eye(16)
+        given = attention[:, :, 1:, 1:] * others
+        cosine = unit @ np.swapaxes(unit, -1, -2)
+        weighted = (given * cosine[:, None]).sum(-1) / given.sum(-1) - ((cosine * others).sum(-1) / 15)[:, None]
+        np.testing.assert_allclose(row.similarity, weighted.mean(-1), atol=1e-5)
         assert row.target_patches == pytest.approx(flat[0].sum(), abs=1e-5)
         centre = np.stack([np.asarray(out[name][:, 0, 1 + 2 * 4 + 2], np.float64) for name in ("residual", "norm")])
         centres.append(centre / np.linalg.norm(centre, axis=-1, keepdims=True))
@@ -119,7 +126,7 @@ def test_measures_are_those_of_plain_passes(checkpoint, tmp_path):
 
 
 def test_a_pass_that_was_stopped_goes_on_to_the_same_bits(checkpoint, tmp_path, monkeypatch):
-    options, scenes = PreferenceOptions(queries=4, batch=2), patterns(9, seed=0)
+    options, scenes = PreferenceOptions(batch=2), patterns(9, seed=0)
     whole = measure_scenes(checkpoint, scenes, options, tmp_path / "whole.npz", {"a": "b"})
     calls, step = [], preference_pass._step
 
@@ -203,6 +210,42 @@ def test_o3_in_its_published_layout(tmp_path):
     assert open_o3(p3).names == ("colors/x.jpg", "sizes/x.jpg")
 
 
+def test_o3_that_is_not_as_published(tmp_path, capsys, monkeypatch):
+    """Two images of one name, an image that is to be turned, a table of other bytes; masks that change are seen."""
+    write_o3(tmp_path, names=("a", "b"), size=(48, 48))
+    Image.new("RGB", (48, 48)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "image_properties.csv").write_bytes("image_name,by\na.jpg,René\ngone.jpg,x\n".encode("latin-1"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (48, 48)).save(tmp_path / "images" / "b.jpg", exif=exif)
+    monkeypatch.setattr("sys.argv", ["qkjax", "preference", "any", "--o3", str(tmp_path), "--count", "3"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--count is for generated scenes: leave it out with --o3" in capsys.readouterr().err
+    scenes = open_o3(tmp_path)
+    assert scenes.names == ("a.jpg", "b.jpg")
+    assert dict(scenes.left_out) == {
+        "a.png": "a.jpg has the same masks", "gone.jpg": "listed in the table, and not there",
+    }  # fmt: skip
+    with pytest.raises(qkjax.QkjaxError, match=r"b\.jpg: its EXIF says that it is to be turned"):
+        scenes.read(1)
+    mask = tmp_path / "targ_labels" / "a.jpg"
+    data = bytearray(mask.read_bytes())
+    data[-3] ^= 1
+    mask.write_bytes(data)
+    assert open_o3(tmp_path).fingerprint != scenes.fingerprint
+
+
+def test_small_targets_have_their_area_whatever_the_filter():
+    """Nine pixels of 512 x 512, where bicubic would have lobes around them."""
+    target, distractors = (np.zeros((512, 512), np.uint8) for _ in range(2))
+    target[200:203, 200:203], distractors[300:400, 300:400] = 255, 255
+    _, regions = seen(
+        Scene(Image.new("RGB", (512, 512)), target, distractors), "x", PRESETS["hf-dinov2"], 224, (14, 14)
+    )
+    assert regions[0].sum() == pytest.approx(9 * (256 / 512) ** 2 / 14**2, rel=0.02)
+
+
 def test_scenes_that_are_not_whole_are_explained(tmp_path):
     image = Image.new("RGB", (40, 40))
     one, none, all_over = (np.zeros((40, 40), np.uint8) for _ in range(3))
@@ -259,7 +302,7 @@ def test_the_job_writes_tables_figures_and_what_is_left_out(checkpoint, tmp_path
     root = tmp_path / "O3"
     write_o3(root, names=("a", "b", "c"))
     Image.fromarray(np.zeros((40, 48), np.uint8)).save(root / "targ_labels" / "c.jpg")
-    options = PreferenceOptions(queries=4, batch=2)
+    options = PreferenceOptions(batch=2)
     found = preference_of_models((checkpoint.source,), ScenesWanted(root), tmp_path / "out", options, {})
     data = found["small"]
     assert data.image.values.tolist() == ["a.jpg", "b.jpg"]
@@ -268,13 +311,25 @@ def test_the_job_writes_tables_figures_and_what_is_left_out(checkpoint, tmp_path
     assert "1 images are left out" in said.err
     files = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {f"{n}.{e}" for n in ("preference_by_layer", "anisotropy", "links", "example") for e in ("png", "pdf")}
-    assert files == figures | {"preference.nc", "preference.csv", "links.csv", "left_out.csv"}
+    assert files == figures | {"preference.nc", "preference.csv", "heads.csv", "links.csv", "left_out.csv"}
     again = preference_of_models((checkpoint.source,), ScenesWanted(root), tmp_path / "out", options, {})["small"]
     np.testing.assert_array_equal(again.mass, data.mass)
     assert "measuring" not in capsys.readouterr().err, "what is there is not measured again"
     heads = by_head(data)
-    rho = scipy.stats.spearmanr(heads["weighted_cosine"].ravel(), heads["similarity"].ravel()).statistic
-    assert links(data)[0]["all_heads"] == pytest.approx(rho)
+    cosine = data.weighted_cosine.values
+    rho = scipy.stats.spearmanr(cosine.ravel(), heads["similarity"].ravel()).statistic
+    linked = links(data)[0]
+    assert linked["all_heads"] == pytest.approx(rho)
+    within = [scipy.stats.spearmanr(*pair).statistic for pair in zip(cosine, heads["similarity"], strict=True)]
+    assert linked["within_layers"] == pytest.approx(np.mean(within))
+    # Of two images a resample is one of them twice, or both.
+    singly = [scipy.stats.spearmanr(cosine.ravel(), data.similarity.values[i].ravel()).statistic for i in (0, 1)]
+    assert linked["all_heads_low"] == pytest.approx(min(*singly, rho))
+    assert linked["all_heads_high"] == pytest.approx(max(*singly, rho))
+    one = preference_by_head(data)[5]
+    assert (one["layer"], one["head"]) == (1, 1)
+    own = [data.mass.values[:, 1, 1, q, q].astype(np.float64) for q in (0, 1)]
+    assert one["same"] == pytest.approx(np.mean(own))
     with pytest.raises(qkjax.QkjaxError, match="other settings"):
         preference_of_models((checkpoint.source,), ScenesWanted(count=3), tmp_path / "out", options, {})
     other = tmp_path / "other.npz"

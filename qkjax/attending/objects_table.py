@@ -21,6 +21,7 @@ def objects_dataset(found: ObjectsFound, images: ObjectSet, metrics: Metrics, at
       `singular_value` and `cosine` of the modes; `unreadable` names of images, and each one's `reason`.
     """
     dims = (*PER_MODE, "sign", "place")
+    left_out = [*images.left_out, *((images.names[index], reason) for index, reason in found.unreadable)]
     variables = {
         "score": (dims, found.score),
         "image_index": (dims, found.image),
@@ -28,8 +29,8 @@ def objects_dataset(found: ObjectsFound, images: ObjectSet, metrics: Metrics, at
         "objects": ("image", found.objects),
         "singular_value": (PER_MODE, np.asarray(metrics.singular_value)),
         "cosine": (PER_MODE, np.asarray(metrics.cosine)),
-        "unreadable": ("broken", texts([images.names[index] for index, _ in found.unreadable])),
-        "reason": ("broken", texts([reason for _, reason in found.unreadable])),
+        "unreadable": ("broken", texts([name for name, _ in left_out])),
+        "reason": ("broken", texts([reason for _, reason in left_out])),
     }
     coords = {"sign": ("sign", [1, -1]), "image": ("image", texts(images.names))}
     return xr.Dataset(variables, coords, {**attrs, **versions()})

@@ -12,7 +12,7 @@ import xarray as xr
 
 from qkjax import figures, results
 from qkjax.attending.preference_pass import PreferenceOptions, measure_scenes
-from qkjax.attending.preference_table import links, preference_dataset, preference_table
+from qkjax.attending.preference_table import links, preference_by_head, preference_dataset, preference_table
 from qkjax.errors import QkjaxError
 from qkjax.files import make_folder, remove
 from qkjax.images.o3 import open_o3
@@ -24,7 +24,6 @@ from qkjax.model_input import for_photographs, photograph_grid, resolution_of, s
 from qkjax.passes import settings_of
 from qkjax.preprocess import normalise
 from qkjax.vit.model import ViT, forward
-from qkjax.vit.patches import query_places
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.load import Checkpoint, load
 
@@ -61,10 +60,8 @@ def preference_of_models(
     """
     checkpoints = results.by_name([for_photographs(load(name, **settings)) for name in models])
     for checkpoint in checkpoints.values():  # or say at once why not
-        query_places(photograph_grid(checkpoint, options.resolution), options.queries)
-    if wanted.count < 1 or wanted.seed < 0:
-        raise QkjaxError("--count is a whole number from 1 up, and --seed from 0 up")
-    scenes = open_o3(wanted.o3) if wanted.o3 else patterns(wanted.count, wanted.seed, wanted.kind)
+        photograph_grid(checkpoint, options.resolution)
+    scenes = open_o3(wanted.o3) if wanted.o3 else _generated(wanted)
     folders = results.folders(checkpoints, out, "preference")
     found = {name: _one(checkpoint, scenes, folders[name], options) for name, checkpoint in checkpoints.items()}
     if len(found) > 1:
@@ -72,6 +69,12 @@ def preference_of_models(
         for path in figures.save(figures.preference_by_layer(tables), (out or Path("results")) / "preference_by_layer"):
             print(f"wrote {path}", file=sys.stderr)
     return found
+
+
+def _generated(wanted: ScenesWanted) -> Scenes:
+    if wanted.count < 1 or wanted.seed < 0:
+        raise QkjaxError("--count is a whole number from 1 up, and --seed from 0 up")
+    return patterns(wanted.count, wanted.seed, wanted.kind)
 
 
 def _one(checkpoint: Checkpoint, scenes: Scenes, folder: Path, options: PreferenceOptions) -> xr.Dataset:
@@ -93,6 +96,7 @@ def _one(checkpoint: Checkpoint, scenes: Scenes, folder: Path, options: Preferen
     _say_what_is_missing(dataset, folder)
     rows = preference_table(dataset)
     results.write_csv(rows, folder / "preference.csv")
+    results.write_csv(preference_by_head(dataset), folder / "heads.csv")
     linked = links(dataset)
     results.write_csv(linked, folder / "links.csv")
     shown = [{title: row[name] for name, title in zip(SHOWN, HEADINGS, strict=True)} for row in rows]
@@ -106,7 +110,7 @@ def _one(checkpoint: Checkpoint, scenes: Scenes, folder: Path, options: Preferen
     }
     for stem, figure in drawn.items():
         figures.save(figure, folder / stem)
-    print(f"wrote preference.nc, two tables and {len(drawn)} figures (png, pdf) to {folder}", file=sys.stderr)
+    print(f"wrote preference.nc, three tables and {len(drawn)} figures (png, pdf) to {folder}", file=sys.stderr)
     return dataset
 
 

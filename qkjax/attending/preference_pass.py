@@ -20,8 +20,7 @@ from qkjax.maps.preference import attended, similarity_preference
 from qkjax.model_input import resolution_of, scaled_pixels, scaling
 from qkjax.passes import batch_groups, batch_size, over_devices
 from qkjax.unfinished import Unreadable, go_through, read_unfinished, write_unfinished
-from qkjax.vit.model import ViT, patch_grid
-from qkjax.vit.patches import query_places
+from qkjax.vit.model import ViT
 from qkjax.weights.load import Checkpoint
 
 QUERIES = ("target", "distractors")
@@ -34,13 +33,11 @@ class PreferenceOptions:
     """How attention is measured.
 
     Attributes:
-      queries: patches, evenly spaced, whose preference for similar tokens is measured.
       batch: images at once, as in `ScanOptions`.
       resolution: (height, width) in pixels; None for the checkpoint's own.
       dtype: of the forward pass.
     """
 
-    queries: int = 16
     batch: int | None = None
     resolution: tuple[int, int] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -51,7 +48,7 @@ class Measures(NamedTuple):
 
     Attributes:
       mass, own, special: see `Attended`, of the two `QUERIES`, towards `REGIONS`.
-      similarity: see `similarity_preference`, of patches all over the image, by the LayerNorm's output.
+      similarity: see `similarity_preference`, of all patches, by the LayerNorm's output.
       area: share of the patches that each region is: what uniform attention would give it.
       place: of the patches that ask, by rows.
       covered: how much of each is of its own region.
@@ -85,7 +82,7 @@ class Measured(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="model")
-def _step(model: ViT, params, scaling, pixels, regions, there, spread) -> tuple[Measures, Array]:
+def _step(model: ViT, params, scaling, pixels, regions, there) -> tuple[Measures, Array]:
     """Measures of a batch, and the sum of its centre tokens' directions."""
     images = scaled_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=("attention", *STREAMS))
@@ -100,7 +97,7 @@ def _step(model: ViT, params, scaling, pixels, regions, there, spread) -> tuple[
         asked = jnp.take_along_axis(block["attention"], special + place[:, None, :, None], axis=2)
         patches = block["norm"][:, special:].astype(jnp.float32)
         alike = jax.vmap(similarity_preference, (0, 0, None))
-        similarity = alike(block["attention"][:, :, special + spread, special:], patches, spread)
+        similarity = alike(block["attention"][:, :, special:, special:], patches, jnp.arange(rows * columns))
         found.append((*jax.vmap(attended)(asked, flat, place), similarity))
         tokens = jnp.stack([block[name][:, centre].astype(jnp.float32) for name in STREAMS], axis=1)
         unit = tokens / jnp.maximum(jnp.linalg.norm(tokens, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
@@ -126,7 +123,6 @@ def measure_scenes(
     """
     size, resolution = batch_size(options.batch), resolution_of(checkpoint, options.resolution)
     config = checkpoint.config
-    spread = query_places(patch_grid(config, resolution), options.queries)
     groups = batch_groups(len(scenes), size)
     state = _resume(path, settings) or _State(0, [], np.zeros((len(STREAMS), config.depth, config.width)), ())
     split, whole = over_devices(0), over_devices(None)
@@ -138,7 +134,7 @@ def measure_scenes(
     def step(state: _State, batch: SceneBatch) -> _State:
         there = batch.index >= 0
         arrays = jax.device_put((batch.pixels, batch.regions, there.astype(np.float32)), split)
-        measures, centre = jax.device_get(_step(model, params, scale, *arrays, spread))
+        measures, centre = jax.device_get(_step(model, params, scale, *arrays))
         rows = jax.tree.map(lambda leaf: leaf[there], measures), batch.index[there]
         unreadable = (*state.unreadable, *batch.unreadable)
         return _State(state.done + 1, [*state.rows, rows], state.centre + centre, unreadable)

@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from qkjax.attending.preference_pass import QUERIES, STREAMS, Measured, anisotropy
-from qkjax.bootstrap import Interval, interval, ratio_interval
+from qkjax.bootstrap import Interval, ends_of, interval, ratio_interval, resamples
 from qkjax.images.scenes import REGIONS, Scenes
 from qkjax.interaction.metrics import Metrics
 from qkjax.results import Row, head_mean, texts, versions
@@ -82,51 +82,80 @@ def preference_table(dataset: xr.Dataset) -> list[Row]:
     return rows
 
 
+def preference_by_head(dataset: xr.Dataset) -> list[Row]:
+    """The same for each head by itself: what `preference_table` has of one head, with intervals over images."""
+    per_model = ("relative_depth", "relative_cosine", *(f"anisotropy_{name}" for name in STREAMS))
+    rows = [
+        {"layer": row["layer"], "head": head, **{k: v for k, v in row.items() if k not in ("layer", *per_model)}}
+        for head in range(dataset.sizes["head"])
+        for row in preference_table(dataset.isel(head=[head]))
+    ]
+    return sorted(rows, key=lambda row: (row["layer"], row["head"]))
+
+
 def _put(row: Row, name: str, found: Interval) -> None:
     row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
-def by_head(dataset: xr.Dataset) -> dict[str, Float[np.ndarray, "layers heads"]]:
-    """For every head, what its weights say and what it does: `weighted_cosine` of its modes; `similarity`, its
-    preference for similar tokens; `same_over_different`, log2 of attention to the own kind of object over that to the
-    other, each over what uniform attention gives."""
-    mass, area = dataset.mass.mean("image").values.astype(np.float64), dataset.area.mean("image").values
+def by_head(
+    dataset: xr.Dataset, drawn: Float[np.ndarray, "*resamples images"] | None = None
+) -> dict[str, Float[np.ndarray, "*resamples layers heads"]]:
+    """For every head what it does: `similarity`, its preference for similar tokens; `same_over_different`, log2 of
+    attention to the own kind of object over that to the other, each over what uniform attention gives.
+
+    Args:
+      drawn: weights of images; None for all alike.
+    """
+    names = ("mass", "area", "similarity")
+    images = {name: dataset[name].transpose("image", ...).values.astype(np.float64) for name in names}
+    drawn = np.full(dataset.sizes["image"], 1 / dataset.sizes["image"]) if drawn is None else drawn
+    mass, area, similarity = (np.tensordot(drawn, images[name], axes=1) for name in names)
+    area = area[..., None, None, :]
     same, different = (
-        np.mean([mass[..., query, region] / area[region] for query, region in PAIRS[kind]], axis=0)
+        np.mean([mass[..., query, region] / area[..., region] for query, region in PAIRS[kind]], axis=0)
         for kind in ("same", "different")
     )
     with np.errstate(divide="ignore", invalid="ignore"):
-        over = np.log2(same / different)
-    return {
-        "weighted_cosine": dataset.weighted_cosine.values.astype(np.float64),
-        "similarity": dataset.similarity.mean("image").values.astype(np.float64),
-        "same_over_different": over,
-    }
+        return {"similarity": similarity, "same_over_different": np.log2(same / different)}
 
 
 def links(dataset: xr.Dataset) -> list[Row]:
     """Whether weights predict behaviour: Spearman's rank correlation over heads of the weighted cosine with each
-    preference; over all heads of all layers, and the mean of those within each layer, which depth cannot make.
+    preference; over all heads of all layers, and the mean of those within each layer, which depth cannot make. With
+    the ends of 95% intervals, images resampled: the heads are these and no others.
 
     NaN where there are too few heads.
     """
-    values = by_head(dataset)
-    weights = values.pop("weighted_cosine")
-    return [
-        {
-            "preference": name,
-            "heads": weights.size,
-            "all_heads": _spearman(weights.ravel(), found.ravel()),
-            "within_layers": float(np.mean([_spearman(*pair) for pair in zip(weights, found, strict=True)])),
-        }
-        for name, found in values.items()
-    ]
+    weights, heads = dataset.weighted_cosine.values.astype(np.float64), dataset.weighted_cosine.size
+    own, again = by_head(dataset), by_head(dataset, resamples(dataset.sizes["image"], 1))
+    rows = []
+    for name, found in own.items():
+        row: Row = {"preference": name, "heads": heads}
+        for how, correlated in {"all_heads": _over_all, "within_layers": _within_layers}.items():
+            ends = ends_of(correlated(weights, again[name])) if dataset.sizes["image"] > 1 else (np.nan, np.nan)
+            _put(row, how, (float(correlated(weights, found)), *ends))
+        rows.append(row)
+    return rows
 
 
-def _spearman(first: Float[np.ndarray, "heads"], second: Float[np.ndarray, "heads"]) -> float:
-    from scipy.stats import spearmanr
+def _over_all(weights: Float[np.ndarray, "layers heads"], found: Float[np.ndarray, "*resamples layers heads"]):
+    return _spearman(weights.ravel(), found.reshape(*found.shape[:-2], -1))
 
-    known = np.isfinite(first) & np.isfinite(second)
-    if known.sum() < 3 or any(np.ptp(x[known]) == 0 for x in (first, second)):
-        return np.nan
-    return float(spearmanr(first[known], second[known]).statistic)
+
+def _within_layers(weights: Float[np.ndarray, "layers heads"], found: Float[np.ndarray, "*resamples layers heads"]):
+    return np.mean([_spearman(own, found[..., layer, :]) for layer, own in enumerate(weights)], axis=0)
+
+
+def _spearman(
+    first: Float[np.ndarray, "heads"], second: Float[np.ndarray, "*resamples heads"]
+) -> Float[np.ndarray, "*resamples"]:
+    """Correlations of ranks, of the heads that have both; NaN where these are fewer than three or all alike."""
+    from scipy.stats import rankdata
+
+    known = np.isfinite(first) & np.isfinite(second).reshape(-1, len(first)).all(0)
+    if known.sum() < 3:
+        return np.full(second.shape[:-1], np.nan)
+    ranks = [rankdata(x[..., known], axis=-1) for x in (first, second)]
+    one, other = (x - x.mean(-1, keepdims=True) for x in ranks)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((one * other).sum(-1) / np.sqrt((one**2).sum(-1) * (other**2).sum(-1)))

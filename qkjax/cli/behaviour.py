@@ -13,11 +13,10 @@ def preference(
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
     /,
     o3: Path | None = None,
-    kind: Literal["patterns", "pasted"] = "patterns",
-    count: int = 200,
-    seed: int = 0,
+    kind: Literal["patterns", "pasted"] | None = None,
+    count: int | None = None,
+    seed: int | None = None,
     out: Path | None = None,
-    queries: int = 16,
     batch: int | None = None,
     resolution: tuple[int, int] | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -32,13 +31,12 @@ def preference(
     Args:
       models: names from `qkjax models`, or paths; several are overlaid.
       o3: folder of the Odd-One-Out (O3) or P3 data set, unpacked.
-      kind: of generated scenes: bars of which one differs in colour, orientation or size; or round pieces of
-        photographs, pasted on another.
-      count: of generated scenes.
-      seed: of generated scenes.
+      kind: of generated scenes: patterns, bars of which one differs in colour, orientation or size (the default); or
+        pasted, round pieces of photographs on another.
+      count: of generated scenes; by default 200.
+      seed: of generated scenes; by default 0.
       out: folder for the results; by default results/MODEL/preference. With several models each has a folder of its
         own in it.
-      queries: patches, evenly spaced, whose preference for similar tokens is measured.
       batch: images at once; by default 8 on a CPU, 64 a device elsewhere.
       resolution: height and width in pixels, if not the model's own.
       dtype: of the forward pass.
@@ -50,8 +48,11 @@ def preference(
 
     if not models:
         raise QkjaxError("no model given; for example: qkjax preference dinov2-vits14-focus")
-    options = PreferenceOptions(queries, batch, resolution, dtype)
-    preference_of_models(models, ScenesWanted(o3, kind, count, seed), out, options, said(grid=grid, heads=heads))
+    generated = said(kind=kind, count=count, seed=seed)
+    if o3 and generated:
+        raise QkjaxError(f"--{next(iter(generated))} is for generated scenes: leave it out with --o3")
+    options, wanted = PreferenceOptions(batch, resolution, dtype), ScenesWanted(o3, **generated)
+    preference_of_models(models, wanted, out, options, said(grid=grid, heads=heads))
 
 
 def objects(

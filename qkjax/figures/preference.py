@@ -110,13 +110,13 @@ def preference_links(name: str, dataset: xr.Dataset) -> Figure:
       dataset: of `preference_dataset`.
     """
     values, linked = by_head(dataset), {row["preference"]: row for row in links(dataset)}
+    cosine = dataset.weighted_cosine.values.ravel()
     layers = np.repeat(np.arange(dataset.sizes["layer"]), dataset.sizes["head"])
     with styled():
         figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
         panels = figure.subplots(1, len(PREFERENCES))
         for axes, (field, label) in zip(panels, PREFERENCES.items(), strict=True):
-            x, y = (values[name].ravel() for name in ("weighted_cosine", field))
-            points = axes.scatter(x, y, c=layers, cmap="viridis", s=16)
+            points = axes.scatter(cosine, values[field].ravel(), c=layers, cmap="viridis", s=16)
             row = linked[field]
             axes.set_title(f"rank correlation {row['all_heads']:.2f}, within layers {row['within_layers']:.2f}")
             axes.set(xlabel="weighted cosine of the head's modes", ylabel=label)
@@ -139,9 +139,9 @@ def same_object_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
         axes = figure.subplots()
         for place, (name, rows) in enumerate(models.items()):
             _band(axes, rows, x, "same", place, literal(name))
-            label = "two objects at random" if place == 0 else None
             colour = COLOURS[place % len(COLOURS)]
-            axes.plot([row[x] for row in rows], [row["chance"] for row in rows], ":", color=colour, label=label)
+            axes.plot([row[x] for row in rows], [row["chance"] for row in rows], ":", color=colour)
+        axes.plot([], [], ":", color=GREY if len(models) > 1 else colour, label="two objects at random")
         axes.set(xlabel=x.replace("_", " "), ylabel="query and key object are the same", ylim=(0, 1))
         axes.legend(frameon=False)
         if x == "layer":

@@ -6,7 +6,6 @@ P3/ colors/ orientations/ sizes/, each with the same inside
 """
 
 import csv
-import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from qkjax.errors import QkjaxError
 from qkjax.images.scenes import Mask, Scene, Scenes
-from qkjax.images.sources import SUFFIXES, size_of
+from qkjax.images.sources import SUFFIXES, digest_of, refuse_turned
 from qkjax.preprocess import open_image
 
 MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
@@ -39,8 +38,9 @@ def open_o3(path: str | Path) -> Scenes:
     for root in roots:
         prefix = f"{root.name}/" if len(roots) > 1 else ""
         folders = {what: next(root / name for name in names if (root / name).is_dir()) for what, names in MASKS.items()}
-        masks = {what: _by_stem(folder) for what, folder in folders.items()}
-        images = _by_stem(root / "images")
+        masks = {what: _by_stem(folder)[0] for what, folder in folders.items()}
+        images, others = _by_stem(root / "images")
+        left_out += [(prefix + _text(file.name), f"{images[file.stem].name} has the same masks") for file in others]
         for stem, image in sorted(images.items()):
             missing = [what for what in MASKS if stem not in masks[what]]
             if missing:
@@ -52,10 +52,9 @@ def open_o3(path: str | Path) -> Scenes:
         left_out += [(prefix + name, "listed in the table, and not there") for name in gone]
     if not found:
         raise QkjaxError(f"{path}: none of {len(left_out)} images has both masks; {LAYOUT}")
-    text = "\n".join(f"{name}\0{size_of(file)}" for name, *files in found for file in files)
     names = tuple(name for name, *_ in found)
     readers = [partial(_read, *item) for item in found]
-    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    digest = digest_of([(name, *files) for name, *files in found], left_out)
     return Scenes(path.resolve().name, names, lambda index: readers[index](), digest, tuple(left_out))
 
 
@@ -74,9 +73,12 @@ def _roots(path: Path) -> list[Path]:
     return [path] if whole(path) else [path / part for part in PARTS if whole(path / part)]
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-    return {file.stem: file for file in files}
+def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Path]]:
+    """Files by their names without ending, and those whose name another had before: of two the first in order."""
+    files = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+    found: dict[str, Path] = {}
+    others = [file for file in sorted(files) if found.setdefault(file.stem, file) != file]
+    return found, others
 
 
 def _text(name: str) -> str:
@@ -90,15 +92,16 @@ def _listed(root: Path) -> list[str]:
     if table is None:
         return []
     try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
+        with open(table, newline="", encoding="utf-8-sig", errors="replace") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise QkjaxError(f"{table} cannot be read as a table: {error}; copy the data set again") from error
     column = next((name for name in ("image_name", "name") if rows and name in rows[0]), None)
     return [row[column] for row in rows if row[column]] if column else []
 
 
 def _read(name: str, image: Path, target: Path, distractors: Path) -> Scene:
+    refuse_turned(image, name)
     return Scene(open_image(image, name), *(_mask(file) for file in (target, distractors)))
 
 

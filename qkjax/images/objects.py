@@ -1,6 +1,5 @@
 """Images in which every object is marked: ADE20K in its layouts, any images beside masks, and composed scenes."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from qkjax.errors import QkjaxError
 from qkjax.images.ahead import ahead, or_reason, stack
 from qkjax.images.patterns import SIDE, squares
 from qkjax.images.photographs import photographs
-from qkjax.images.sources import SUFFIXES, files_in, size_of
+from qkjax.images.sources import SUFFIXES, digest_of, files_in, refuse_turned
 from qkjax.preprocess import Preprocess, Resolution, open_image, picture, side_lengths, source_pixels
 
 MASKS = ("annotations_instance", "masks", "annotations")
@@ -38,12 +37,14 @@ class ObjectSet:
       read: gives the image of an index, in RGB, and a number for each pixel's object, 0 for none. Raises QkjaxError
         where they cannot be read.
       fingerprint: changes with what the set is.
+      left_out: name and reason of images that are known beforehand to have no mask.
     """
 
     name: str
     names: tuple[str, ...]
     read: Callable[[int], tuple["PIL.Image.Image", Labels]]
     fingerprint: str
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -132,19 +133,21 @@ def open_objects(path: str | Path) -> ObjectSet:
     folder = next((path / name for name in MASKS if (path / name).is_dir()), None)
     if (path / "images").is_dir() and folder:
         images, masks = (_files(part) for part in (path / "images", folder))
-        pairs = [(name, images[name], masks[name]) for name in sorted(images) if name in masks]
     else:
-        files = _files(path)
-        pairs = [(n, files[n], files[n + "_seg"]) for n in sorted(files) if n + "_seg" in files]
+        files, end = _files(path), SEGMENTED.removesuffix(".png")
+        images = {name: file for name, file in files.items() if not name.endswith(end)}
+        masks = {name.removesuffix(end): file for name, file in files.items() if name.endswith(end)}
+    pairs = [(name, images[name], masks[name]) for name in sorted(images) if name in masks]
     if not pairs:
         raise QkjaxError(
             f"{path} has no image with a mask: looked for folders images and {', '.join(MASKS)} with files of the same "
             f"names, and for NAME{SEGMENTED} beside images"
         )
-    text = "\n".join(f"{name}\0{size_of(file)}" for name, *files in pairs for file in files)
-    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    left_out = tuple((name, "no mask of its name") for name in sorted(images) if name not in masks)
     readers = [partial(_read, *pair) for pair in pairs]
-    return ObjectSet(path.resolve().name, tuple(name for name, *_ in pairs), lambda index: readers[index](), digest)
+    names = tuple(name for name, *_ in pairs)
+    digest = digest_of(pairs, left_out)
+    return ObjectSet(path.resolve().name, names, lambda index: readers[index](), digest, left_out)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -154,6 +157,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _read(name: str, image: Path, mask: Path) -> tuple["PIL.Image.Image", Labels]:
+    refuse_turned(image, name)
     return open_image(image, name), _labels(mask)
 
 
@@ -163,6 +167,8 @@ def _labels(mask: Path) -> Labels:
 
     try:
         with Image.open(mask) as opened:
+            if opened.format == "JPEG":
+                raise ValueError("JPEG changes the values of pixels, which are the objects here; save it as PNG")
             values = np.asarray(opened).astype(np.int64)
     except Exception as error:  # Pillow's readers raise whatever they stumble over
         raise QkjaxError(f"cannot read the mask {mask.name}: {error}") from error

@@ -109,7 +109,7 @@ def seen(
     shares = [_patch_means(_cut(mask, preset, resolution), patch_size) for mask in (target, distractors)]
     for what, share in zip(REGIONS, shares, strict=False):
         if not share.any():
-            raise QkjaxError(f"{name}: its {what} is outside of what the model sees, the middle of the image")
+            raise QkjaxError(f"{name}: its {what} is outside of what the model sees, or too small to be seen there")
     background = np.clip(1 - shares[0] - shares[1], 0, 1)
     regions = np.stack([*shares, background])
     return picture(scene.image, preset, resolution), regions / regions.sum(0)
@@ -117,7 +117,7 @@ def seen(
 
 def _cut(mask: Mask, preset: Preprocess, resolution: Resolution | None) -> Float[np.ndarray, "_ _"]:
     """As the picture is cut; from 0 to 1. Averaged where the picture is sampled: points would miss small objects."""
-    preset = replace(preset, filter="area") if preset.filter == "bilinear" else preset
+    preset = replace(preset, filter="area")
     return picture(np.repeat(mask[..., None], 3, axis=2), preset, resolution)[..., 0] / 255
 
 

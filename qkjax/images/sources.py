@@ -4,7 +4,7 @@ import hashlib
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
@@ -97,6 +97,33 @@ def files_in(folder: Path) -> Iterator[Path]:
 def size_of(path: Path) -> int:
     """Bytes of a file; 0 of a link to nothing."""
     return path.stat().st_size if path.exists() else 0
+
+
+def digest_of(files: Sequence[tuple[str | Path, ...]], told: object = ()) -> str:
+    """Of names and of what the files beside them hold, which may change and keep its size; and of what else is told."""
+    digest = hashlib.sha256(repr(told).encode(errors="replace"))
+    for name, *paths in files:
+        digest.update(str(name).encode(errors="replace"))
+        for path in paths:
+            digest.update(hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"none")
+    return digest.hexdigest()
+
+
+def refuse_turned(path: Path, name: str) -> None:
+    """Masks do not say whether they are meant for an image as it lies in its file, or upright as its EXIF says.
+
+    Raises:
+      QkjaxError: the two differ.
+    """
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    except Exception:  # who reads the image says what is wrong with it
+        return
+    if turned:
+        raise QkjaxError(f"{name}: its EXIF says that it is to be turned, and masks do not: save it upright")
 
 
 def _in_folder(folder: Path) -> Iterator[Found]:
