@@ -177,8 +177,8 @@ def main(images: int | None = None, batch: int | None = None) -> list[Line]:
             try:
                 few = min(len(saved), 8 * (1 if device.platform == "cpu" else 8))
                 rates.setdefault("the authors' way, torch", []).append(few / torch_seconds(checkpoint, modes, few))
-            except ImportError:
-                print("torch or transformers is not installed (parity extra): left out")
+            except (ImportError, RuntimeError) as error:  # beside jax torch may find another cuDNN than its own
+                print(f"torch and transformers (parity extra) do not run here, and are left out: {error}")
     tokens = (checkpoint.preprocess.crop // c.patch_size[0]) ** 2 + c.prefix_tokens
     products = c.depth * tokens * (4 * c.width**2 + 2 * c.width * c.mlp_dim + 2 * tokens * c.width)
     projections = 2 * c.depth * (tokens - c.prefix_tokens) * c.width * c.heads * c.head_dim

@@ -114,8 +114,9 @@ def ablate_model(
     results.list_unreadable(dataset, folder / "unreadable.csv")
     rows = ablation_table(dataset)
     results.write_csv(rows, folder / "ablations.csv")
-    names_shown = [name for name in SHOWN if name in rows[0] and (name != "kept" or min(x["kept"] for x in rows) < 1)]
-    shown = [{name: row[name] for name in names_shown} | {"edit": what_is_done(row)} for row in rows]
+    all_kept = min(row["kept"] for row in rows) > 0.9999
+    columns = [name for name in SHOWN if name in rows[0] and not (name == "kept" and all_kept)]
+    shown = [{name: row[name] for name in columns} | {"edit": what_is_done(row)} for row in rows]
     print(f"{checkpoint.name}, {len(names)} images\n{results.format_rows(shown, dict.fromkeys(SHOWN[:3], ''))}")
     drawn = figures.ablation_figures(dataset, rows)
     for stem, ending in product(figures.ABLATIONS, (".png", ".pdf")):
