@@ -5,6 +5,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
@@ -101,11 +102,17 @@ def size_of(path: Path) -> int:
 
 def digest_of(files: Sequence[tuple[str | Path, ...]], told: object = ()) -> str:
     """Of names and of what the files beside them hold, which may change and keep its size; and of what else is told."""
-    digest = hashlib.sha256(repr(told).encode(errors="replace"))
-    for name, *paths in files:
-        digest.update(str(name).encode(errors="replace"))
-        for path in paths:
-            digest.update(hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"none")
+
+    def held(path: Path) -> bytes:
+        try:
+            return hashlib.sha256(path.read_bytes()).digest()
+        except OSError:
+            return b"none"  # who reads the image says what is wrong with it
+
+    digest = hashlib.sha256(repr([told, [str(name) for name, *_ in files]]).encode(errors="replace"))
+    with ThreadPoolExecutor() as pool:
+        for found in pool.map(held, [path for _, *paths in files for path in paths]):
+            digest.update(found)
     return digest.hexdigest()
 
 
