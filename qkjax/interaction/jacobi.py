@@ -32,11 +32,12 @@ def jacobi_svd(
     *batch, rank, _ = matrix.shape
     count = rank + rank % 2  # an odd one out is paired with zeros
     unit, size = scaled(matrix)
-    noise = jax.random.normal(jax.random.key(1), (rank, rank), matrix.dtype) * (1e-3 * EPS / rank)
-    unit = unit + noise.reshape((1,) * len(batch) + noise.shape)
     _, start = jnp.linalg.eigh(dot(jnp.swapaxes(unit, -1, -2), unit), symmetrize_input=False)
     turned = jnp.swapaxes(start, -1, -2)  # a row for each column of V
-    both = jnp.concatenate([dot(turned, jnp.swapaxes(unit, -1, -2)), turned], axis=-1)  # V is turned with M V
+    # Added here and not to M, in whose large entries it would be lost: columns that are alike would leave zeros.
+    noise = jax.random.normal(jax.random.key(1), (rank, rank), matrix.dtype) * (1e-3 * EPS / rank)
+    columns = dot(turned, jnp.swapaxes(unit, -1, -2)) + noise.reshape((1,) * len(batch) + noise.shape)
+    both = jnp.concatenate([columns, turned], axis=-1)  # V is turned with M V
     both = jnp.pad(both, [(0, 0)] * len(batch) + [(0, count - rank), (0, 0)])
     both = _orthogonal(both, rank)
     # Hundreds of rotations let lengths drift a little, of a column of M V and of V alike.
