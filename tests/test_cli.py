@@ -342,7 +342,7 @@ def test_images_of_modes_that_change_or_cannot_be_read(tmp_path):
     (images / "1.png").unlink()
     before = (out / "top_images.nc").read_bytes()
     assert_one_clear_line(
-        run(*command), "has the result of other settings (images): remove it, or keep both in folders apart"
+        run(*command), "has the result of other settings (images): remove it, or write to another folder, which --out"
     )
     assert (out / "top_images.nc").read_bytes() == before
     (out / "top_images.nc").write_bytes(b"junk")
