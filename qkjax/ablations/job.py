@@ -91,7 +91,7 @@ def ablate_model(
     subject = _Subject(checkpoint, parts, decompose(*parts[:2]), *_images(wanted))
     metrics = measure(subject.modes)
     plans = [planned(line.edit, parts, subject.modes, metrics) for line in lines]
-    lines, plans = _with_controls_that_are(lines, plans)
+    lines, plans = _without_idle_controls(lines, plans)
     folder = out or Path("results") / checkpoint.name / "ablations"
     make_folder(folder)
     images = subject.images
@@ -107,7 +107,7 @@ def ablate_model(
     names = [images.names[i] for i in found[0]["index"]]
     left_out = [(images.names[i], reason) for i, reason in json.loads(str(found[0].pop("unreadable")))]
     for arrays in found:
-        arrays.pop("index"), arrays.pop("seen")
+        del arrays["index"], arrays["seen"]
     attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(how)}
     dataset = ablations_dataset(lines, found, names, left_out, attrs)
     results.write_dataset(dataset, folder / "ablations.nc")
@@ -127,7 +127,7 @@ def ablate_model(
     return dataset
 
 
-def _with_controls_that_are(lines: Sequence[Line], plans: Sequence[Planned]) -> tuple[list[Line], list[Planned]]:
+def _without_idle_controls(lines: Sequence[Line], plans: Sequence[Planned]) -> tuple[list[Line], list[Planned]]:
     """Without controls that are the edits themselves, which is said."""
     kept = []
     for line, plan in zip(lines, plans, strict=True):
