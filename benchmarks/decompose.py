@@ -90,11 +90,9 @@ def dense(svd: Callable, query, key) -> Callable:
 def peak_memory(model: str) -> float:
     """Growth of the peak, in units of u and v."""
     if not ways.by_lapack():
-        compiled = ways._decompose.lower(*kernels(model), None, False, False, lapack=False).compile()
-        found = compiled.memory_analysis()
-        _, layers, embed, heads, head_dim = kernels(model).shape
-        both = 2 * 4 * layers * heads * embed * head_dim
-        return (found.temp_size_in_bytes + found.output_size_in_bytes) / both
+        made = kernels(model)
+        found = ways._decompose.lower(*made, None, False, False, lapack=False).compile().memory_analysis()
+        return (found.temp_size_in_bytes + found.output_size_in_bytes) / made.nbytes  # u and v are of the kernels' size
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_memory, (model,))
 

@@ -325,6 +325,8 @@ def test_intervals_are_those_of_scipy():
         rng=np.random.default_rng(1), n_resamples=2000,
     )  # fmt: skip
     np.testing.assert_allclose(ratio_interval(above, below)[1:], theirs.confidence_interval, atol=0.05)
+    several = interval(values + np.array([[0.0], [3.0], [6.0]]))
+    assert several[2] - several[1] > 3
     assert np.isnan(interval(values[:, :1])[1:]).all()
     assert np.isnan(ratio_interval(above[..., :1], below[..., :1])[1:]).all()
 

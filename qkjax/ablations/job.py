@@ -18,7 +18,7 @@ from qkjax import figures, results
 from qkjax.ablations.ablator import AblationOptions, Ablator, Found
 from qkjax.ablations.plan import Line
 from qkjax.ablations.readout import Readout, check_labels
-from qkjax.ablations.table import ablation_table, ablations_dataset, what_is_done
+from qkjax.ablations.table import ablation_table, ablations_dataset, in_words
 from qkjax.editing import NO_CONTROL, Planned, is_no_control, notes_on, planned
 from qkjax.errors import QkjaxError
 from qkjax.files import atomic_path, make_folder, remove
@@ -116,7 +116,7 @@ def ablate_model(
     results.write_csv(rows, folder / "ablations.csv")
     all_kept = min(row["kept"] for row in rows) > 0.9999
     columns = [name for name in SHOWN if name in rows[0] and not (name == "kept" and all_kept)]
-    shown = [{name: row[name] for name in columns} | {"edit": what_is_done(row)} for row in rows]
+    shown = [{name: row[name] for name in columns} | {"edit": in_words(row["edit"], row["key_bias"])} for row in rows]
     print(f"{checkpoint.name}, {len(names)} images\n{results.format_rows(shown, dict.fromkeys(SHOWN[:3], ''))}")
     drawn = figures.ablation_figures(dataset, rows)
     for stem, ending in product(figures.ABLATIONS, (".png", ".pdf")):

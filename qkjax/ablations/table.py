@@ -86,9 +86,9 @@ def image_effects(dataset: xr.Dataset) -> dict[str, Float[np.ndarray, "ablation 
     return {name: values for name, values in found.items() if not np.isnan(values).all()}
 
 
-def what_is_done(row: Row) -> str:
-    """The edit of a row, in words."""
-    return row["edit"] + ("" if row["key_bias"] else ", no key bias")
+def in_words(edit: str, key_bias: int) -> str:
+    """An edit, and whether it also takes out the key bias."""
+    return edit if key_bias else f"{edit}, no key bias"
 
 
 def ablation_table(dataset: xr.Dataset) -> list[Row]:

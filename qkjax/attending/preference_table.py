@@ -54,9 +54,10 @@ def preference_table(dataset: xr.Dataset) -> list[Row]:
     `same`, `different`, `background`: attention mass on the token's own kind of object, on the other kind and on the
     background, mean of the target's token and the distractors' (the paper, figure 2; together 1). `_times_uniform`:
     the same over what uniform attention would give, the area; by the ratio of means over images. `same_without_own`:
-    `same` when attention to the token itself is left out. `special`: share of all attention on class token and
-    registers. `similarity`: preference for similar tokens. `weighted_cosine` of the modes; `anisotropy_` by stream, and
-    `relative_cosine`, the weighted cosine less the residual stream's (the paper, figure S4).
+    `same` when attention to the token itself is left out (NaN where there is no other). `special`: share of all
+    attention on class token and registers. `similarity`: preference for similar tokens. `weighted_cosine` of the modes;
+    `anisotropy_` by stream, and `relative_cosine`, the weighted cosine less the residual stream's (the paper, figure
+    S4).
     """
     mass, own, special = (dataset[name].mean("head").values.astype(np.float64) for name in ("mass", "own", "special"))
     area, covered = (dataset[name].values.astype(np.float64) for name in ("area", "covered"))
@@ -71,7 +72,9 @@ def preference_table(dataset: xr.Dataset) -> list[Row]:
             _put(row, kind, interval(terms.mean(0, keepdims=True)))
             _put(row, f"{kind}_times_uniform", ratio_interval(terms, uniform))
         itself = own[:, layer]
-        others = np.stack([mass[:, layer, q, q] - itself[:, q] * covered[:, q] for q in range(2)]) / (1 - itself.T)
+        others = np.stack([mass[:, layer, q, q] - itself[:, q] * covered[:, q] for q in range(2)])
+        with np.errstate(divide="ignore", invalid="ignore"):  # a single head may attend to nothing else
+            others = others / (1 - itself.T)
         _put(row, "same_without_own", interval(others.mean(0, keepdims=True)))
         _put(row, "special", interval(special[:, layer].mean(-1)[None]))
         _put(row, "similarity", interval(similar[:, layer][None]))

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qkjax.ablations.table import RANDOM, READOUTS, TARGETED
+from qkjax.ablations.table import RANDOM, READOUTS, TARGETED, in_words
 from qkjax.bootstrap import interval
 from qkjax.figures.style import COLOURS, DIVERGING, GREY, MARKERS, WIDTH, literal, styled
 from qkjax.results import Row
@@ -52,7 +52,7 @@ def _shown(rows: Sequence[Row]) -> list[str]:
 
 
 def _name(row: Row) -> str:
-    return f"{row['edit']} {row['condition']}" + ("" if row["key_bias"] else ", no key bias")
+    return in_words(f"{row['edit']} {row['condition']}", row["key_bias"])
 
 
 def _curves(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
@@ -179,7 +179,7 @@ def attention_by_layer(dataset: xr.Dataset) -> Figure:
     groups: dict[tuple[str, bool], list[int]] = {}
     for index in range(1, dataset.sizes["ablation"]):
         one = dataset.isel(ablation=index)
-        name = f"{one.edit.item()} {one.select.item()}" + ("" if one.key_bias.item() else ", no key bias")
+        name = in_words(f"{one.edit.item()} {one.select.item()}", one.key_bias.item())
         groups.setdefault((name, one.control.item() >= 0), []).append(index)
     names = list(dict.fromkeys(name for name, _ in groups))[:MOST]
     own = {name: dataset[name].mean("head").values.astype(np.float64) for name in ("attention_entropy", "preference")}
