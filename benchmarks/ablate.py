@@ -22,11 +22,11 @@ import tyro
 from scan import forward_seconds
 
 import qkjax
-from qkjax.ablations.ablator import AblationOptions
-from qkjax.ablations.job import ImagesWanted, ablate_model
-from qkjax.ablations.plan import expand
-from qkjax.images.ahead import batches
-from qkjax.passes import batch_size
+from qkjax.analyses.ablate.ablator import AblationOptions
+from qkjax.analyses.ablate.job import ImagesWanted, ablate_model
+from qkjax.analyses.ablate.plan import expand
+from qkjax.images.prefetch import batches
+from qkjax.passes.settings import batch_size
 
 MODEL = "dinov2-vits14-focus"
 

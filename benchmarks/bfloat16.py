@@ -22,9 +22,9 @@ import tyro
 from PIL import Image
 
 import qkjax
+from qkjax.analyses.top_images.scan import ScanOptions, scan_images
 from qkjax.images.photographs import photographs
 from qkjax.images.sources import ImageSet, image_set
-from qkjax.scan import ScanOptions, scan_images
 from qkjax.weights.load import Checkpoint
 
 MODEL = "dinov2-vits14-focus"

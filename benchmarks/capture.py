@@ -14,7 +14,7 @@ from decompose import best
 from table import Line, markdown
 
 import qkjax
-from qkjax.passes import batch_size
+from qkjax.passes.settings import batch_size
 
 MODEL = "dinov2-vits14-focus"
 

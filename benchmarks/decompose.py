@@ -28,7 +28,7 @@ from table import Line
 
 import qkjax
 from qkjax.interaction import modes as ways
-from qkjax.interaction.cholesky_qr import cholesky_qr
+from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 
 SHAPES = {"S": (12, 384, 6, 64), "B": (12, 768, 12, 64), "L": (24, 1024, 16, 64), "H": (32, 1280, 16, 80)}
 SAMPLED_HEADS = 4

@@ -19,11 +19,11 @@ import tyro
 from scan import ROUNDS, forward_seconds
 
 import qkjax
-from qkjax.attending.preference_pass import PreferenceOptions, measure_scenes
-from qkjax.images.patterns import patterns
+from qkjax.analyses.preference.scenes_pass import PreferenceOptions, measure_scenes
+from qkjax.images.generated import patterns
+from qkjax.images.preprocess import PRESETS
 from qkjax.images.scenes import scene_batches
-from qkjax.passes import batch_size
-from qkjax.preprocess import PRESETS
+from qkjax.passes.settings import batch_size
 from qkjax.weights.load import Checkpoint
 
 BASE = qkjax.ViTConfig(

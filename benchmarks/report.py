@@ -21,7 +21,7 @@ from playwright.sync_api import sync_playwright
 from preference import BASE
 
 import qkjax
-from qkjax.preprocess import PRESETS
+from qkjax.images.preprocess import PRESETS
 from qkjax.report.job import ReportOptions, report
 from qkjax.weights.load import Checkpoint
 

@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from scan import save_photographs, step_seconds
 
 import qkjax
+from qkjax.activations.top_k import empty
+from qkjax.analyses.top_images.scan import Scanner, ScanOptions
 from qkjax.figures.style import COLOURS, DPI, MARKERS, WIDTH, styled
-from qkjax.maps.top import empty
-from qkjax.preprocess import PRESETS, picture
-from qkjax.scan import Scanner, ScanOptions
+from qkjax.images.preprocess import PRESETS, picture
 from qkjax.weights.load import Checkpoint
 
 SHAPES = [(3, 384, 6), (6, 384, 6), (12, 384, 6), (24, 384, 6), (12, 576, 9), (12, 768, 12), (12, 1024, 16)]

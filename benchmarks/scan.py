@@ -28,13 +28,13 @@ from PIL import Image
 from table import Line
 
 import qkjax
-from qkjax.images.ahead import batches
+from qkjax.activations.top_k import empty
+from qkjax.analyses.top_images.scan import Scanner, ScanOptions, scan_images
 from qkjax.images.photographs import photographs
+from qkjax.images.prefetch import batches
+from qkjax.images.preprocess import PRESETS
 from qkjax.images.sources import ImageSet, open_images
-from qkjax.maps.top import empty
-from qkjax.passes import batch_size
-from qkjax.preprocess import PRESETS
-from qkjax.scan import Scanner, ScanOptions, scan_images
+from qkjax.passes.settings import batch_size
 from qkjax.weights.load import Checkpoint
 
 MODEL = "dinov2-vits14-focus"

@@ -11,19 +11,19 @@ import xarray as xr
 from PIL import Image
 
 import qkjax
-from qkjax.ablations import ablator
-from qkjax.ablations.ablator import AblationOptions, Ablator
-from qkjax.ablations.job import ImagesWanted, ablate_model
-from qkjax.ablations.plan import expand, read_plan
-from qkjax.ablations.readout import Readout
-from qkjax.bootstrap import interval, ratio_interval
+from qkjax.activations.attention import similarity_preference
+from qkjax.analyses.ablate import ablator
+from qkjax.analyses.ablate.ablator import AblationOptions, Ablator
+from qkjax.analyses.ablate.job import ImagesWanted, ablate_model
+from qkjax.analyses.ablate.plan import expand, read_plan
+from qkjax.analyses.ablate.readout import Readout
 from qkjax.cli import main
 from qkjax.figures.ablations import _one_layer, dose_response
 from qkjax.images.labels import head_classes
+from qkjax.images.preprocess import Preprocess, normalise, picture
 from qkjax.images.sources import open_images
 from qkjax.interaction.edit import edit
-from qkjax.maps.preference import similarity_preference
-from qkjax.preprocess import Preprocess, normalise, picture
+from qkjax.results.intervals import interval, ratio_interval
 from qkjax.vit.patches import query_places
 from qkjax.weights.export import save
 from qkjax.weights.load import Checkpoint
@@ -76,7 +76,7 @@ def test_effects_are_those_of_plain_passes(checkpoint, folder, kind, exact):
     ablator = Ablator(checkpoint, images, AblationOptions(queries=4, batch=4, exact=exact), lambda _: None)
     assert ablator.names == [images.names[i] for i in readable]
     assert "broken" in ablator.unreadable[0][1]
-    parts = qkjax.attention(checkpoint.params)
+    parts = qkjax.query_key(checkpoint.params)
     modes = qkjax.decompose(*parts[:2])
     weights = np.where(np.asarray(qkjax.measure(modes).cosine) > 0, 1, 0).astype(np.float32)
     found = ablator.ablate(edit(parts, modes, kind, weights, ablator.columns))

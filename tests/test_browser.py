@@ -19,7 +19,7 @@ from test_scan import make_images
 
 import qkjax
 from conftest import DATA
-from qkjax.preprocess import PRESETS, preprocess
+from qkjax.images.preprocess import PRESETS, preprocess
 from qkjax.report.job import ReportOptions, report
 from qkjax.weights.export import save
 

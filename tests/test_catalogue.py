@@ -8,7 +8,7 @@ import pytest
 
 import qkjax
 from conftest import DEFAULT
-from qkjax.preprocess import PRESETS
+from qkjax.images.preprocess import PRESETS
 from qkjax.weights import augreg, catalogue, preparation
 
 ENTRIES = catalogue.entries()

@@ -77,7 +77,7 @@ def test_analyze_several_with_options(tmp_path):
         assert_results(tmp_path / "results" / name, 4, 4, 16)
     assert (tmp_path / "results" / "cosine_by_layer.png").exists()
     checkpoint = qkjax.load(DATA / "a.npz")
-    attention = qkjax.attention(checkpoint.params)
+    attention = qkjax.query_key(checkpoint.params)
     modes = qkjax.decompose(*attention[:2], norm_scale=attention.norm_scale, center=True, normalize=True)
     with xr.open_dataset(tmp_path / "results" / "a" / "modes.nc") as data:
         np.testing.assert_allclose(data.singular_value, modes.s, rtol=1e-6)

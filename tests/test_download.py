@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import qkjax
-from qkjax.preprocess import PRESETS
+from qkjax.images.preprocess import PRESETS
 from qkjax.weights import catalogue, hub, partial
 from qkjax.weights import download as module
 from qkjax.weights.download import download

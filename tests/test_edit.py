@@ -12,11 +12,11 @@ import scipy.special
 
 import qkjax
 from conftest import dense_svd
-from qkjax.editing import Edit, planned
+from qkjax.analyses.edit import Edit, planned
+from qkjax.images.preprocess import PRESETS
 from qkjax.interaction.edit import EDITS, edit, realise
 from qkjax.interaction.modes import decompose
 from qkjax.interaction.select import random_modes, select, strength
-from qkjax.preprocess import PRESETS
 from qkjax.vit.tree import with_attention
 from qkjax.weights.export import save
 from qkjax.weights.load import Checkpoint
@@ -107,7 +107,7 @@ def model():
     rng = np.random.default_rng(0)
     tree = qkjax.ViT(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
-    parts = qkjax.attention(params)
+    parts = qkjax.query_key(params)
     return config, params, parts, qkjax.decompose(*parts[:2])
 
 
@@ -331,7 +331,7 @@ def test_heads_wider_than_the_embedding(model):
     rng = np.random.default_rng(0)
     query, key = (rng.standard_normal((1, 8, 2, 12)).astype(np.float32) for _ in range(2))
     zeros, ones = np.zeros((1, 2, 12), np.float32), np.ones((1, 8), np.float32)
-    parts = qkjax.Attention(query, key, zeros + 1, zeros, ones, 0 * ones)
+    parts = qkjax.QueryKey(query, key, zeros + 1, zeros, ones, 0 * ones)
     modes = qkjax.decompose(query, key)
     m = np.einsum("ldhk,lehk->lhde", query.astype(np.float64), key)
     for columns in (None, 25):

@@ -6,7 +6,8 @@ import pytest
 import scipy.spatial.distance
 import scipy.stats
 
-from qkjax.interaction.effects import cosine, entropy, jensen_shannon, kullback_leibler, linear_cka
+from qkjax.activations.attention import entropy, jensen_shannon
+from qkjax.activations.representation import cosine, kullback_leibler, linear_cka
 
 
 def test_attention_distances_are_scipy_s():

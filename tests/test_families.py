@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import qkjax
-from qkjax.preprocess import PRESETS, Preprocess
+from qkjax.images.preprocess import PRESETS, Preprocess
 from qkjax.weights import preparation, timm
 from qkjax.weights.npz import write_npz
 

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 import qkjax
 from conftest import DATA
-from qkjax.preprocess import PRESETS
+from qkjax.images.preprocess import PRESETS
 from qkjax.vit import posemb
 
 FILES = "abcd"

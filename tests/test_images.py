@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from qkjax import QkjaxError
-from qkjax.images.ahead import batches
 from qkjax.images.photographs import photographs
+from qkjax.images.prefetch import batches
+from qkjax.images.preprocess import PRESETS, picture
 from qkjax.images.sources import open_images
-from qkjax.preprocess import PRESETS, picture
 
 PRESET = PRESETS["hf-vit"]
 

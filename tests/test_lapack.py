@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qkjax.interaction.lapack import modes_of_head
+from qkjax.interaction.svd.lapack import modes_of_head
 
 
 @pytest.mark.parametrize("condition", [1, 1e2, 1e3, 1e4, 1e6, 1e9])

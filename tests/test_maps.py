@@ -7,8 +7,8 @@ import pytest
 
 import qkjax
 from conftest import DATA
-from qkjax.maps.contribution import contributions
-from qkjax.maps.project import logits_from_modes, query_key_maps
+from qkjax.activations.contribution import contributions
+from qkjax.activations.project import logits_from_modes, query_key_maps
 
 SEEN = ("norm", "residual", "attention_logits", "attention")
 
@@ -61,7 +61,7 @@ def seen(request):
 def test_modes_and_biases_give_back_the_logits(seen):
     """To 1e-4 of the logits' range, though the small modes' terms are tiny beside the biases' (issue)."""
     config, params, out = seen
-    parts = qkjax.attention(params)
+    parts = qkjax.query_key(params)
     modes, bias = qkjax.decompose(*parts[:2]), qkjax.bias_terms(parts)
     logits = logits_from_modes(
         out["norm"], modes, bias.query_direction, bias.key_direction, bias.constant, config.head_dim
@@ -126,7 +126,7 @@ def plain_shares(out, modes, key_direction, head_dim, layer, head, weights):
 def test_contributions_are_as_defined(seen):
     """And with the key bias they add up to 1. Tolerance: float32 sums over tokens squared."""
     config, params, out = seen
-    parts = qkjax.attention(params)
+    parts = qkjax.query_key(params)
     modes, towards_key = qkjax.decompose(*parts[:2]), qkjax.bias_terms(parts).key_direction
     for layer in (0, config.depth - 1):
         found = contributions(
@@ -163,7 +163,7 @@ def test_no_share_where_all_attention_is_on_one_key():
 def test_relative_positions_have_what_is_left():
     params = perturbed(BEIT, 1)
     out = qkjax.forward(qkjax.ViT(BEIT), params, small_photograph(), SEEN)[1]
-    parts = qkjax.attention(params)
+    parts = qkjax.query_key(params)
     modes, bias = qkjax.decompose(*parts[:2]), qkjax.bias_terms(parts)
     found = contributions(
         *(out[name][0] for name in ("norm", "attention_logits", "attention")),

@@ -126,12 +126,12 @@ def test_layer_table_by_hand(kernels):
         np.testing.assert_allclose(row[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def _attention(query, key) -> qkjax.Attention:
+def _attention(query, key) -> qkjax.QueryKey:
     layers, embed, heads, head_dim = query.shape
     rng = np.random.default_rng(3)
     query_bias, key_bias = rng.standard_normal((2, layers, heads, head_dim)).astype(np.float32)
     scale, offset = rng.uniform(0.5, 2, (2, layers, embed)).astype(np.float32)
-    return qkjax.Attention(query, key, query_bias, key_bias, scale, offset)
+    return qkjax.QueryKey(query, key, query_bias, key_bias, scale, offset)
 
 
 def test_default_model_groups_early_and_not_in_the_middle(default_modes):
@@ -199,7 +199,7 @@ def test_softmax_cancels_the_query_term_and_not_the_key_term(default, photograph
     """On a real image: attention follows from M and the key term alone."""
     model = qkjax.ViT(default.config)
     _, seen = qkjax.forward(model, default.params, photograph, capture=("norm", "attention"))
-    attention = qkjax.attention(default.params)
+    attention = qkjax.query_key(default.params)
     modes, bias = qkjax.decompose(*attention[:2], normalize=True), qkjax.bias_terms(attention)
     layer, head = 6, 2
     y = np.asarray(seen["norm"][layer, 0], np.float64)

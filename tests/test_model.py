@@ -23,7 +23,7 @@ def test_captures_belong_together(small):
         "attention_logits": (4, 3, 4, 17, 17), "attention": (4, 3, 4, 17, 17), "residual": (4, 3, 17, 64),
     }  # fmt: skip
     seen = {name: np.asarray(value, np.float64) for name, value in seen.items()}
-    a = qkjax.attention(checkpoint.params)
+    a = qkjax.query_key(checkpoint.params)
     mean, std = (getattr(seen["residual"], f)(-1, keepdims=True) for f in ("mean", "std"))
     norm = (seen["residual"] - mean) / np.sqrt(std**2 + 1e-6) * a.norm_scale[:, None, None] + a.norm_bias[:, None, None]
     np.testing.assert_allclose(seen["norm"], norm, atol=1e-5)

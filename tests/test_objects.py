@@ -8,11 +8,11 @@ import xarray as xr
 from PIL import Image
 
 import qkjax
-from qkjax.attending.objects import ObjectsWanted, objects_of_models
-from qkjax.attending.objects_pass import ObjectOptions
-from qkjax.images.objects import _seen, mosaics, open_objects
-from qkjax.maps.objects import chosen_objects
-from qkjax.preprocess import PRESETS, Preprocess, normalise, picture, source_pixels
+from qkjax.activations.largest_object import chosen_objects
+from qkjax.analyses.objects.job import ObjectsWanted, objects_of_models
+from qkjax.analyses.objects.objects_pass import ObjectOptions
+from qkjax.images.preprocess import PRESETS, Preprocess, normalise, picture, source_pixels
+from qkjax.images.segmented import _seen, mosaics, open_objects
 from qkjax.weights.export import save
 
 SIDE = 32

@@ -6,8 +6,8 @@ import pytest
 from qkjax import QkjaxError
 from qkjax.figures import contact_sheet, overlay, top_images_sheet
 from qkjax.figures.overlay import PICTURE, brightness, enlarge, map_pixels
-from qkjax.figures.sheets import Row, Tile
-from qkjax.interaction.name import ModeName, chosen
+from qkjax.figures.sheets import SheetRow, Tile
+from qkjax.interaction.mode_name import ModeName, chosen
 
 
 def test_brightness_runs_between_two_percentiles():
@@ -49,11 +49,11 @@ def is_in(column: np.ndarray, tile: np.ndarray) -> bool:
 
 
 @pytest.fixture
-def rows() -> list[Row]:
+def rows() -> list[SheetRow]:
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (2, 3, 28, 42, 3), dtype=np.uint8)
     return [
-        Row(f"L0 H{h}", [Tile(p, *rng.standard_normal((2, 2, 3)), f"{h}{i}\ncos 0.1") for i, p in enumerate(line)])
+        SheetRow(f"L0 H{h}", [Tile(p, *rng.standard_normal((2, 2, 3)), f"{h}{i}\ncos 0.1") for i, p in enumerate(line)])
         for h, line in enumerate(pictures)
     ]
 
@@ -90,7 +90,7 @@ def test_contact_sheet(rows):
 
 
 def test_rows_may_be_of_different_lengths(rows):
-    shorter = [rows[0], Row("L0 H1", rows[1].tiles[:1])]
+    shorter = [rows[0], SheetRow("L0 H1", rows[1].tiles[:1])]
     assert len(top_images_sheet("t", shorter).axes[0].texts) == 6
 
 

@@ -9,17 +9,17 @@ import xarray as xr
 from PIL import Image
 
 import qkjax
-from qkjax import unfinished
-from qkjax.attending import preference_pass
-from qkjax.attending.preference import ScenesWanted, preference_of_models
-from qkjax.attending.preference_pass import PreferenceOptions, anisotropy, measure_scenes
-from qkjax.attending.preference_table import by_head, links, preference_by_head, preference_table
+from qkjax.activations.attention import attended
+from qkjax.analyses.preference import scenes_pass as preference_pass
+from qkjax.analyses.preference.job import ScenesWanted, preference_of_models
+from qkjax.analyses.preference.scenes_pass import PreferenceOptions, anisotropy, measure_scenes
+from qkjax.analyses.preference.tables import by_head, links, preference_by_head, preference_table
 from qkjax.cli import main
+from qkjax.images.generated import patterns
 from qkjax.images.o3 import open_o3
-from qkjax.images.patterns import patterns
+from qkjax.images.preprocess import PRESETS, Preprocess, normalise
 from qkjax.images.scenes import Scene, seen
-from qkjax.maps.preference import attended
-from qkjax.preprocess import PRESETS, Preprocess, normalise
+from qkjax.passes import partial as unfinished
 from qkjax.weights.export import save
 
 SIDE = 32

@@ -10,7 +10,7 @@ from PIL import Image
 from skimage import data, transform
 
 from qkjax import QkjaxError
-from qkjax.preprocess import PRESETS, Preprocess, normalise, open_image, picture, preprocess
+from qkjax.images.preprocess import PRESETS, Preprocess, normalise, open_image, picture, preprocess
 from qkjax.weights.processor import from_processor_config
 
 NEEDS = "needs the parity extra: pip install -e '.[parity]'"
@@ -353,5 +353,5 @@ def _is_pillows(filter) -> bool:
 
 def test_importing_stays_light():
     """Pillow is loaded when a picture is, not before."""
-    code = "import sys, qkjax.preprocess; sys.exit('PIL.Image' in sys.modules)"
+    code = "import sys, qkjax.images.preprocess; sys.exit('PIL.Image' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkjax.interaction.cholesky_qr import cholesky_qr
-from qkjax.interaction.jacobi import jacobi_svd
+from qkjax.interaction.svd.cholesky_qr import cholesky_qr
+from qkjax.interaction.svd.jacobi import jacobi_svd
 
 RANK = 33  # odd: one column has no partner
 

@@ -20,14 +20,14 @@ from test_scan import make_images
 
 import qkjax
 from conftest import DATA
-from qkjax.files import atomic_folder
-from qkjax.preprocess import PRESETS, normalise, preprocess
+from qkjax.analyses.top_images.job import found_images
+from qkjax.images.preprocess import PRESETS, normalise, preprocess
 from qkjax.report.attended import attended
 from qkjax.report.job import ReportOptions, report
 from qkjax.report.pack import COARSE, FINE, quantised, script
 from qkjax.report.page import OURS
 from qkjax.report.pictures import SIDES, small_pictures
-from qkjax.top_images import found_images
+from qkjax.runtime.files import atomic_folder
 
 MODEL, IMAGES = DATA / "a.npz", 14
 DTYPES = {"int8": "<i1", "int16": "<i2", "int32": "<i4", "float32": "<f4"}
@@ -156,7 +156,7 @@ def test_terms_give_back_the_attention(kind, request):
     pixels = pixels.clip(0, 255).astype(np.uint8)
     seen = normalise(pixels, preset)[None]
     wanted = np.asarray(qkjax.forward(qkjax.ViT(config), params, seen, SEEN)[1]["attention"])[:, 0]
-    direction = qkjax.bias_terms(qkjax.attention(params)).key_direction
+    direction = qkjax.bias_terms(qkjax.query_key(params)).key_direction
     terms = attended(checkpoint, modes, direction, pixels)
     for layer, head in np.ndindex(config.depth, config.heads):
         np.testing.assert_allclose(attention_of(terms, layer, head), wanted[layer, head], atol=1e-3)
@@ -194,7 +194,7 @@ def test_a_stopped_report_goes_on_to_the_same_bits(site, tmp_path, monkeypatch):
     (results / "top_images.nc").write_bytes((site / "results/a/modes/top_images.nc").read_bytes())
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("qkjax.unfinished.tqdm.update", lambda *_: signal.raise_signal(signal.SIGINT))
+            patch.setattr("qkjax.passes.partial.tqdm.update", lambda *_: signal.raise_signal(signal.SIGINT))
             report((str(MODEL),), Path("images"), None, ReportOptions(3, 5), {})
         assert not (tmp_path / "results/a/report").exists()
     assert {p.name for p in results.iterdir()} == {"top_images.nc", "maps.partial.npz"}

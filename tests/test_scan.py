@@ -25,12 +25,12 @@ from test_top import plain_score
 
 import qkjax
 from conftest import DATA, UNCACHED
-from qkjax import scan
+from qkjax.activations.scores import SCORES
+from qkjax.analyses.top_images import scan
+from qkjax.analyses.top_images.scan import ScanOptions, scan_images
+from qkjax.images.preprocess import preprocess
 from qkjax.images.sources import open_images
-from qkjax.maps.scores import SCORES
-from qkjax.model_input import photograph_grid, resolution_of
-from qkjax.preprocess import preprocess
-from qkjax.scan import ScanOptions, scan_images
+from qkjax.passes.inputs import photograph_grid, resolution_of
 
 MODEL = DATA / "a.npz"
 ALL = tuple(SCORES)
@@ -109,7 +109,7 @@ def test_a_checkpoint_for_other_shapes_sees_them(folder):
     assert photograph_grid(checkpoint, None) == (2, 8)
     assert photograph_grid(checkpoint, (24, 24)) == (3, 3)
     modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
-    key_direction = qkjax.bias_terms(qkjax.attention(checkpoint.params)).key_direction
+    key_direction = qkjax.bias_terms(qkjax.query_key(checkpoint.params)).key_direction
     found = qkjax.dissect(checkpoint, modes, key_direction, open_images(folder).read(0), qkjax.ImageOptions())
     assert found.picture.shape == (16, 64, 3)
     assert found.maps.query.shape == (4, 1, 2, 8, 4, 16)
@@ -186,7 +186,7 @@ def test_interrupt_between_a_batch_and_its_account_counts_none_twice(small, fold
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("qkjax.unfinished.tqdm.update", press)
+        patch.setattr("qkjax.passes.partial.tqdm.update", press)
         scan_images(*small, images, options, tmp_path / "torn.npz")
     assert int(np.load(tmp_path / "torn.npz")["done"]) == 3
     again = scan_images(*small, images, options, tmp_path / "torn.npz")
@@ -210,8 +210,8 @@ def test_step_that_fails_spoils_nothing_that_was_saved(small, folder, tmp_path, 
         return found
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
-        patch.setattr("qkjax.scan._step", fails_at_last)
-        patch.setattr("qkjax.unfinished.SAVE_SECONDS", 0)
+        patch.setattr("qkjax.analyses.top_images.scan._step", fails_at_last)
+        patch.setattr("qkjax.passes.partial.SAVE_SECONDS", 0)
         scan_images(*small, images, options, tmp_path / "failed.npz")
     assert taken == [True] * 4
     assert int(np.load(tmp_path / "failed.npz")["done"]) == 3
@@ -221,7 +221,7 @@ def test_step_that_fails_spoils_nothing_that_was_saved(small, folder, tmp_path, 
 
 
 def command(images: Path, out: Path, *more: str, save_seconds: float = 20) -> list[str]:
-    code = f"import sys, qkjax.unfinished as s; s.SAVE_SECONDS = {save_seconds}; from qkjax.cli import main; main()"
+    code = f"import sys, qkjax.passes.partial as s; s.SAVE_SECONDS = {save_seconds}; from qkjax.cli import main; main()"
     sheet = ["--layer", "0", "--head", "0", "--sheet-modes", "1"]
     return [sys.executable, "-c", code, "modes", MODEL, "--images", images, "--out", out, "--batch", "4", *sheet, *more]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkjax.maps.scores import SCORES, both_signs, mean_of_top
-from qkjax.maps.top import Top, add, empty, merge
+from qkjax.activations.scores import SCORES, both_signs, mean_of_top
+from qkjax.activations.top_k import Top, add, empty, merge
 
 
 def plain_score(name: str, query: np.ndarray, key: np.ndarray) -> np.ndarray:

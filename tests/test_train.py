@@ -22,8 +22,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 import qkjax
 from conftest import UNCACHED, dense_svd
-from qkjax.preprocess import PRESETS
-from qkjax.results import by_name
+from qkjax.analyses.targets import by_name
+from qkjax.images.preprocess import PRESETS
 from qkjax.train.config import TrainConfig, from_dict, vit_config
 from qkjax.train.data import held_out_batches, training_batches
 from qkjax.train.devices import spread

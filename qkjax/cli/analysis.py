@@ -35,7 +35,7 @@ def analyze(
       grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
       heads: attention heads, for a torch file that neither config.json nor the width tells them of.
     """
-    from qkjax.analyze import Options, analyze_models
+    from qkjax.analyses.analyze import Options, analyze_models
 
     if not models:
         raise QkjaxError("no model given; for example: qkjax analyze dinov2-vits14-focus")
@@ -61,8 +61,8 @@ def compare(
       center: as for analyze.
       normalize: as for analyze.
     """
-    from qkjax.analyze import Options
-    from qkjax.compare import compare_models
+    from qkjax.analyses.analyze import Options
+    from qkjax.analyses.compare import compare_models
 
     if len(models) < 2:
         raise QkjaxError("compare wants two models or more; for example: qkjax compare original.npz finetuned.npz")
@@ -100,8 +100,8 @@ def image(
       grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
       heads: attention heads, for a torch file that neither config.json nor the width tells them of.
     """
-    from qkjax.image import ImageOptions
-    from qkjax.image import image as show
+    from qkjax.analyses.image import ImageOptions
+    from qkjax.analyses.image import image as show
 
     options = ImageOptions(layer, head, top, contribution, stream, resolution)
     show(model, photo, out, options, said(grid=grid, heads=heads))
@@ -154,11 +154,11 @@ def modes(
       heads: attention heads, for a torch file that neither config.json nor the width tells them of.
     """
     if distributed:
-        from qkjax.hosts import join
+        from qkjax.runtime.hosts import join
 
         join()
-    from qkjax.scan import ScanOptions
-    from qkjax.top_images import Shown, top_images
+    from qkjax.analyses.top_images.job import Shown, top_images
+    from qkjax.analyses.top_images.scan import ScanOptions
 
     options = ScanOptions(score, top, stream, batch, resolution, dtype)
     shown = Shown(sheet_modes, layer, head, select)

@@ -43,8 +43,8 @@ def preference(
       grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
       heads: attention heads, for a torch file that neither config.json nor the width tells them of.
     """
-    from qkjax.attending.preference import ScenesWanted, preference_of_models
-    from qkjax.attending.preference_pass import PreferenceOptions
+    from qkjax.analyses.preference.job import ScenesWanted, preference_of_models
+    from qkjax.analyses.preference.scenes_pass import PreferenceOptions
 
     if not models:
         raise QkjaxError("no model given; for example: qkjax preference dinov2-vits14-focus")
@@ -92,8 +92,8 @@ def objects(
       grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
       heads: attention heads, for a torch file that neither config.json nor the width tells them of.
     """
-    from qkjax.attending.objects import ObjectsWanted, objects_of_models
-    from qkjax.attending.objects_pass import ObjectOptions
+    from qkjax.analyses.objects.job import ObjectsWanted, objects_of_models
+    from qkjax.analyses.objects.objects_pass import ObjectOptions
 
     if not models:
         raise QkjaxError("no model given; for example: qkjax objects dinov2-vits14-focus")
@@ -149,9 +149,9 @@ def ablate(
       pool: pooling, where it is not the one that the tree shows ("gap" stands for "none" and "0").
       heads: attention heads, for a torch file that neither config.json nor the width tells them of.
     """
-    from qkjax.ablations.ablator import AblationOptions
-    from qkjax.ablations.job import ImagesWanted, ablate_model
-    from qkjax.ablations.plan import expand, read_plan
+    from qkjax.analyses.ablate.ablator import AblationOptions
+    from qkjax.analyses.ablate.job import ImagesWanted, ablate_model
+    from qkjax.analyses.ablate.plan import expand, read_plan
 
     if plan and (select or controls or edit or not key_bias):
         raise QkjaxError("--plan says what is done: leave out --edit, --select, --controls and --no-key-bias")

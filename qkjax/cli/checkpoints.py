@@ -86,7 +86,7 @@ def export(
 
     checkpoint, notes = load(model, **said(grid=grid, pool=pool, heads=heads)), []
     if edit:
-        from qkjax.editing import edited
+        from qkjax.analyses.edit import edited
 
         checkpoint, notes = edited(checkpoint, edit, select, key_bias=key_bias, control=control)
     for note in [*notes, *export_checkpoint(checkpoint, path)]:

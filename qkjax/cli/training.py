@@ -50,7 +50,7 @@ def _train(base: TrainConfig) -> Callable:
           run: the run.
         """
         if distributed:
-            from qkjax.hosts import join
+            from qkjax.runtime.hosts import join
 
             join()
         from qkjax.train.run import train as train_one

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qkjax.ablations.table import RANDOM, READOUTS, TARGETED, in_words
-from qkjax.bootstrap import interval
 from qkjax.figures.style import COLOURS, DIVERGING, GREY, MARKERS, WIDTH, literal, styled
-from qkjax.results import Row
+from qkjax.results.intervals import interval
+from qkjax.results.labels import RANDOM, READOUTS, TARGETED, in_words
+from qkjax.results.rows import Row
 
 LABELS = {
     "representation": "representation\n(1 - cosine)",

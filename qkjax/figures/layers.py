@@ -12,7 +12,7 @@ from qkjax.figures.style import COLOURS, DIVERGING, GREY, MARKERS, WIDTH, litera
 from qkjax.interaction.difference import Difference
 from qkjax.interaction.metrics import Metrics
 from qkjax.interaction.null import Null
-from qkjax.results import head_mean
+from qkjax.results.rows import head_mean
 
 
 def _curve(axes: Axes, x, head_values, label: str, style: tuple[int, int], line: str = "-") -> None:

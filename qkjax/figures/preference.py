@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qkjax.attending.preference_table import by_head, links
 from qkjax.figures.style import COLOURS, GREY, MARKERS, WIDTH, literal, styled
-from qkjax.results import Row
+from qkjax.results.rows import Row
 
 KINDS = {"same": "own kind of object", "different": "other kind of object", "background": "background"}
 PREFERENCES = {
@@ -103,15 +101,22 @@ def anisotropy_by_layer(name: str, rows: Sequence[Row]) -> Figure:
         return figure
 
 
-def preference_links(name: str, dataset: xr.Dataset) -> Figure:
+def preference_links(
+    name: str,
+    weighted_cosine: Float[np.ndarray, "layers heads"],
+    values: Mapping[str, Float[np.ndarray, "layers heads"]],
+    rows: Sequence[Row],
+) -> Figure:
     """Every head's preferences against the weighted cosine of its modes, with Spearman's rank correlation.
 
     Args:
-      dataset: of `preference_dataset`.
+      weighted_cosine: of each head's modes.
+      values: each head's preferences, by the keys of `PREFERENCES`.
+      rows: the rank correlations, one row per preference.
     """
-    values, linked = by_head(dataset), {row["preference"]: row for row in links(dataset)}
-    cosine = dataset.weighted_cosine.values.ravel()
-    layers = np.repeat(np.arange(dataset.sizes["layer"]), dataset.sizes["head"])
+    linked = {row["preference"]: row for row in rows}
+    cosine = weighted_cosine.ravel()
+    layers = np.repeat(np.arange(weighted_cosine.shape[0]), weighted_cosine.shape[1])
     with styled():
         figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
         panels = figure.subplots(1, len(PREFERENCES))

@@ -28,14 +28,14 @@ class Tile(NamedTuple):
     caption: str
 
 
-class Row(NamedTuple):
+class SheetRow(NamedTuple):
     """A line of a sheet: what stands at its left, and its tiles."""
 
     label: str
     tiles: Sequence[Tile]
 
 
-def top_images_sheet(title: str, rows: Sequence[Row]) -> Figure:
+def top_images_sheet(title: str, rows: Sequence[SheetRow]) -> Figure:
     """Modes down, the images that excite each most to the right, best first (paper, figure 4).
 
     Each tile is the picture that the model saw, and below it the greyed picture with the query map in
@@ -44,7 +44,7 @@ def top_images_sheet(title: str, rows: Sequence[Row]) -> Figure:
     return _mosaic(title, rows, lambda tile: np.concatenate([tile.picture, overlay(*tile[:3])]))
 
 
-def contact_sheet(title: str, picture: Picture, rows: Sequence[Row]) -> Figure:
+def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Figure:
     """Heads down, the modes that contribute most to each one's logits to the right (paper, figure 5).
 
     Each tile is the overlay (see `top_images_sheet`) above the query map and the key map by themselves.
@@ -65,10 +65,10 @@ def contact_sheet(title: str, picture: Picture, rows: Sequence[Row]) -> Figure:
         below[:, : query.shape[1]], below[:, width - key.shape[1] :] = query, key
         return np.concatenate([overlay(*tile[:3]), below])
 
-    return _mosaic(title, [Row(row.label, [first, *row.tiles]) for row in rows], draw)
+    return _mosaic(title, [SheetRow(row.label, [first, *row.tiles]) for row in rows], draw)
 
 
-def _mosaic(title: str, rows: Sequence[Row], draw: Callable[[Tile], Picture]) -> Figure:
+def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture]) -> Figure:
     """Tiles drawn, all of one shape, into one large image: a hundred small ones would take minutes, and
     so would many sheets with more pixels than the page shows."""
     columns = max(len(row.tiles) for row in rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from qkjax.files import atomic_path
+from qkjax.runtime.files import atomic_path
 
 # Okabe and Ito 2008: distinguishable with any colour vision. Black is kept for axes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from qkjax.figures.style import COLOURS, GREY, WIDTH, literal, styled
-from qkjax.results import Row
+from qkjax.results.rows import Row
 
 
 def sweep_accuracy(dataset: xr.Dataset, rows: Sequence[Row]) -> Figure:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from qkjax.errors import QkjaxError
+from qkjax.images.preprocess import open_image
 from qkjax.images.scenes import Mask, Scene, Scenes
 from qkjax.images.sources import SUFFIXES, digest_of, refuse_turned
-from qkjax.preprocess import open_image
 
 MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
 PARTS = ("colors", "orientations", "sizes")

@@ -6,8 +6,8 @@ from itertools import product
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
+from qkjax.images.preprocess import open_image
 from qkjax.images.sources import Found, ImageSet, image_set
-from qkjax.preprocess import open_image
 
 FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 FILES = {

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int32, UInt8
 
 from qkjax.errors import QkjaxError
-from qkjax.images.ahead import ahead, or_reason, stack
-from qkjax.preprocess import Preprocess, Resolution, picture, side_lengths
+from qkjax.images.prefetch import ahead, or_reason, stack
+from qkjax.images.preprocess import Preprocess, Resolution, picture, side_lengths
 
 REGIONS = ("target", "distractors", "background")
 Mask = UInt8[np.ndarray, "height width"]

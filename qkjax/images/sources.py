@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
-from qkjax.preprocess import open_image
+from qkjax.images.preprocess import open_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 MAX_BYTES = 1 << 28  # of one image in an archive: a small archive may unpack to any size

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qkjax.vit.tree import Attention
+from qkjax.interaction.query_key import QueryKey
 
 
 class BiasTerms(NamedTuple):
@@ -39,14 +39,14 @@ def relative_spreads(bias: BiasTerms) -> tuple[Float[np.ndarray, "layers heads"]
 
 
 @jax.jit
-def bias_terms(attention: Attention) -> BiasTerms:
+def bias_terms(query_key: QueryKey) -> BiasTerms:
     """Directions, constant and spread of the bias terms of all heads.
 
     The spread of y = g * x + norm_bias for x of unit variance, without mean over the embedding, is
     that of C diag(g), C = I - 11^T / D: so the spread of b . y is ||C diag(g) b||, and that of
     y_i M y_j is ||C diag(g) M diag(g) C||_F.
     """
-    query, key, query_bias, key_bias, scale, _ = (jnp.asarray(x, jnp.float32) for x in attention)
+    query, key, query_bias, key_bias, scale, _ = (jnp.asarray(x, jnp.float32) for x in query_key)
     head_dim = query.shape[-1]
     einsum = partial(jnp.einsum, precision="highest")
     towards_query = einsum("ldhk,lhk->lhd", query, key_bias)

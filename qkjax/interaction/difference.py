@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from qkjax.errors import QkjaxError
-from qkjax.interaction.lapack import one_blas_thread
 from qkjax.interaction.modes import Modes
+from qkjax.interaction.svd.lapack import one_blas_thread
 
 
 class Difference(NamedTuple):

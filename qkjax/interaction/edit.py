@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from qkjax.interaction.modes import Modes, decompose_head
-from qkjax.vit.tree import Attention
+from qkjax.interaction.query_key import QueryKey
 
 Vectors = Float[Array, "embed rank"]
 Values = Float[Array, "rank"]
@@ -130,7 +130,7 @@ def realise(factors: Factors, key_direction: Float[Array, "embed"], columns: int
 
 
 class Edited(NamedTuple):
-    """What stands in for the query and key parameters of all layers: as in `Attention`, the key's bias being 0 in
+    """What stands in for the query and key parameters of all layers: as in `QueryKey`, the key's bias being 0 in
     edited heads; and the share of ||M'||_F^2 that each head's kernels hold."""
 
     query_kernel: Float[Array, "layers embed heads head_dim"]
@@ -142,7 +142,7 @@ class Edited(NamedTuple):
 
 @partial(jax.jit, static_argnames=("kind", "columns", "key_bias"))
 def edit(
-    attention: Attention,
+    attention: QueryKey,
     modes: Modes,
     kind: str,
     weights: Float[Array, "layers heads rank"],

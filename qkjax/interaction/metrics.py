@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from qkjax.interaction.cholesky_qr import cholesky_qr
-from qkjax.interaction.lapack import one_blas_thread
 from qkjax.interaction.modes import Modes, by_lapack
 from qkjax.interaction.null import Null, null_band
+from qkjax.interaction.svd.cholesky_qr import cholesky_qr
+from qkjax.interaction.svd.lapack import one_blas_thread
 
 NEAR = 1e-4
 """Relative distance of singular values under which float32 no longer separates their vectors:

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
-from qkjax.interaction.cholesky_qr import cholesky_qr
-from qkjax.interaction.jacobi import jacobi_svd
-from qkjax.interaction.lapack import modes_of_heads
+from qkjax.interaction.svd.cholesky_qr import cholesky_qr
+from qkjax.interaction.svd.jacobi import jacobi_svd
+from qkjax.interaction.svd.lapack import modes_of_heads
 
 Kernels = Float[Array | np.ndarray, "layers embed heads head_dim"]
 
@@ -98,7 +98,7 @@ def _on_all_devices(arrays: tuple, center: bool, normalize: bool) -> Modes:
 
 
 def _on_threads(query_kernel, key_kernel, norm_scale, center: bool, normalize: bool) -> Modes:
-    """Heads shared among the cores of a CPU, see `qkjax.interaction.lapack`."""
+    """Heads shared among the cores of a CPU, see `qkjax.interaction.svd.lapack`."""
     layers, embed, heads, head_dim = query_kernel.shape
 
     def factors(layer: int, head: int) -> np.ndarray:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from qkjax.activations.contribution import contributions
+from qkjax.activations.project import project
+from qkjax.images.preprocess import Pixels, normalise
 from qkjax.interaction.modes import Modes
-from qkjax.maps.contribution import contributions
-from qkjax.maps.project import project
-from qkjax.preprocess import Pixels, normalise
 from qkjax.report.pack import FINE, quantised
 from qkjax.vit.model import ViT
 from qkjax.weights.load import Checkpoint
@@ -29,7 +29,7 @@ class Attended(NamedTuple):
       bias: y_j . b of the key bias, b as in `bias_terms`, divided by sqrt(d).
       other: times `other_step` (layers, heads): relative position biases, less their mean over keys; empty where the
         model has none.
-      share: of each mode in the variance of the logits, see `qkjax.maps.contribution`.
+      share: of each mode in the variance of the logits, see `qkjax.activations.contribution`.
       bias_share: of the key bias.
     """
 

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from qkjax.analyses.top_images.scan import ScanOptions
 from qkjax.report.subject import Gathered
-from qkjax.scan import ScanOptions
 
 
 def commands(found: Gathered) -> dict[str, str]:

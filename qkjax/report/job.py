@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from qkjax.analyses.image import open_photo
+from qkjax.analyses.top_images.job import found_images
+from qkjax.analyses.top_images.scan import ScanOptions
 from qkjax.errors import QkjaxError
-from qkjax.files import atomic_folder, check_replaceable
-from qkjax.image import open_photo
 from qkjax.images.photographs import photographs
 from qkjax.images.sources import ImageSet, open_images
 from qkjax.interaction.modes import decompose
@@ -16,9 +17,8 @@ from qkjax.report import page
 from qkjax.report.map_tiles import map_tiles
 from qkjax.report.model_pages import write_model
 from qkjax.report.subject import Gathered, Subject, attributes, subjects_of
-from qkjax.scan import ScanOptions
-from qkjax.top_images import found_images
-from qkjax.vit.tree import attention
+from qkjax.runtime.files import atomic_folder, check_replaceable
+from qkjax.vit.tree import query_key
 
 LARGE = 100e6
 """Bytes of a model's pages above which it is said how to have less."""
@@ -69,7 +69,7 @@ def report(
 
 def _gather(subject: Subject, images: ImageSet, path: Path | None, options: ReportOptions) -> Gathered:
     checkpoint, folder = subject.checkpoint, subject.scanned
-    modes = decompose(*attention(checkpoint.params)[:2])
+    modes = decompose(*query_key(checkpoint.params)[:2])
     earlier = _earlier_options(folder / "top_images.nc", images)
     scan = earlier or ScanOptions(top=max(options.top, ScanOptions().top))
     top = found_images(checkpoint, modes, images, scan, folder, subject.origin)

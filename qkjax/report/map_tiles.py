@@ -12,18 +12,18 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from qkjax import results
+from qkjax.activations.project import Stream, project
+from qkjax.analyses.top_images.scan import ScanOptions, check
 from qkjax.errors import QkjaxError
-from qkjax.files import remove
-from qkjax.images.ahead import Batch, batches
+from qkjax.images.prefetch import Batch, batches
 from qkjax.images.sources import ImageSet
 from qkjax.interaction.modes import Modes
-from qkjax.maps.project import Stream, project
-from qkjax.model_input import resolution_of, scaled_pixels, scaling
-from qkjax.passes import batch_groups, batch_size, over_devices
+from qkjax.passes.inputs import resolution_of, scaled_pixels, scaling
+from qkjax.passes.partial import Unreadable, go_through, read_unfinished, write_unfinished
+from qkjax.passes.settings import batch_groups, batch_size, over_devices
 from qkjax.report.pack import COARSE, quantised
-from qkjax.scan import ScanOptions, check
-from qkjax.unfinished import Unreadable, go_through, read_unfinished, write_unfinished
+from qkjax.results.store import HOW, texts, versions, write_dataset
+from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
 from qkjax.weights.load import Checkpoint
 
@@ -59,7 +59,7 @@ def map_tiles(
 
     Args:
       modes, images, options: those of the scan.
-      top: what the scan found, as `results.top_images_dataset` has it; its first score counts.
+      top: what the scan found, as `top_images_dataset` has it; its first score counts.
       shown: modes of each head, and images of each mode.
 
     Returns:
@@ -75,7 +75,7 @@ def map_tiles(
         index = top.image_index.values[0, :, :, : shown[0], :, : shown[1]]
         tiles, left_out = _make(checkpoint, modes, images, options, index, so_far, settings)
         data = _dataset(tiles, left_out, images, {"model": checkpoint.name, "settings": json.dumps(settings)})
-        results.write_dataset(data, path)
+        write_dataset(data, path)
         print(f"wrote {path}", file=sys.stderr)
     remove(so_far)
     return data
@@ -87,7 +87,7 @@ def _earlier(path: Path, settings: Mapping[str, str], shown: tuple[int, int], im
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             was = json.loads(opened.attrs["settings"])
             enough = opened.sizes["mode"] >= shown[0] and opened.sizes["place"] >= shown[1]
-            same = all(was.get(name) == settings[name] for name in settings if name not in (*results.HOW, "shown"))
+            same = all(was.get(name) == settings[name] for name in settings if name not in (*HOW, "shown"))
             if not (enough and same) or any(_readable(images, str(name)) for name in opened.left_out.values):
                 return None
             return opened.isel(mode=slice(shown[0]), place=slice(shown[1])).load()
@@ -108,9 +108,9 @@ def _dataset(tiles: Tiles, left_out: Unreadable, images: ImageSet, attrs: Mappin
         name: ((*DIMS, "row", "column") if values.ndim == 7 else DIMS, values)
         for name, values in tiles._asdict().items()
     }
-    variables["left_out"] = ("missing", results.texts([images.names[index] for index, _ in left_out]))
-    variables["reason"] = ("missing", results.texts([reason for _, reason in left_out]))
-    data = xr.Dataset(variables, {"sign": [1, -1]}, {**attrs, **results.versions()})
+    variables["left_out"] = ("missing", texts([images.names[index] for index, _ in left_out]))
+    variables["reason"] = ("missing", texts([reason for _, reason in left_out]))
+    data = xr.Dataset(variables, {"sign": [1, -1]}, {**attrs, **versions()})
     for name in ("query_map", "key_map"):
         data[name].encoding = {"zlib": True, "complevel": 4}
     return data

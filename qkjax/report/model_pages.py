@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from qkjax.images.preprocess import Pixels, picture
 from qkjax.images.sources import ImageSet
 from qkjax.interaction.bias import BiasTerms, bias_terms
 from qkjax.interaction.metrics import measure
-from qkjax.interrupt import held
-from qkjax.model_input import resolution_of, seen_picture
-from qkjax.preprocess import Pixels, picture
+from qkjax.passes.inputs import resolution_of, seen_picture
 from qkjax.report import model_card
 from qkjax.report.attended import Attended, attended
 from qkjax.report.pack import script
 from qkjax.report.pictures import SIDES, small_pictures, webp
 from qkjax.report.subject import Gathered
-from qkjax.vit.tree import attention
+from qkjax.runtime.interrupt import held
+from qkjax.vit.tree import query_key
 
 LOOKED_AT = 2
 """Images in which patches can be picked, where none is named: each takes 8.6 MB of a ViT-B's report."""
@@ -46,7 +46,7 @@ def write_model(folder: Path, found: Gathered, images: ImageSet, looked_at: Phot
     """
     folder.mkdir(parents=True)
     photos = looked_at or _some(images, found)
-    bias = bias_terms(attention(found.subject.checkpoint.params))
+    bias = bias_terms(query_key(found.subject.checkpoint.params))
     with held() as interrupted:
         terms = _write_looks(folder, found, photos, bias, interrupted)
         _write_heads(folder, found, interrupted)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 MARK, DATA = "index.html", "data"
 OURS = (MARK, 'content="qkjax report"', (MARK, DATA))
-"""By which a report is known to be one, and so may be replaced; see `qkjax.files.atomic_folder`."""
+"""By which a report is known to be one, and so may be replaced; see `qkjax.runtime.files.atomic_folder`."""
 SCRIPTS = ("dom.js", "data.js", "places.js", "colours.js", "charts.js", "tiles.js", "overview.js", "head.js",
            "mode.js", "look.js", "results.js", "main.js")  # fmt: skip
 

@@ -6,9 +6,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from qkjax.images.ahead import ahead, or_reason
+from qkjax.images.prefetch import ahead, or_reason
+from qkjax.images.preprocess import Pixels
 from qkjax.images.sources import ImageSet
-from qkjax.preprocess import Pixels
 
 SIDES = (224, 160, 112, 80, 56, 40)
 """Pixels of the longer side, from fine to coarse."""

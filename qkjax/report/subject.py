@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import xarray as xr
 
+from qkjax.analyses.targets import by_name
+from qkjax.analyses.top_images.scan import ScanOptions
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes
-from qkjax.model_input import for_photographs
-from qkjax.results import by_name
-from qkjax.scan import ScanOptions
+from qkjax.passes.inputs import for_photographs
 from qkjax.weights.load import Checkpoint, load, origin
 
 RESULTS = ("modes.nc", "modes/top_images.nc", "top_images.nc")

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from qkjax.errors import QkjaxError
-from qkjax.files import atomic_path
+from qkjax.runtime.files import atomic_path
 from qkjax.train.config import TrainConfig, from_dict
 from qkjax.train.step import State
 

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from qkjax import hosts
 from qkjax.errors import QkjaxError
-from qkjax.files import make_folder
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import decompose
-from qkjax.interrupt import held
-from qkjax.results import head_mean
+from qkjax.passes.partial import with_waits
+from qkjax.results.rows import head_mean
+from qkjax.runtime import hosts
+from qkjax.runtime.files import make_folder
+from qkjax.runtime.interrupt import held
 from qkjax.train.config import TrainConfig, vit_config
 from qkjax.train.data import Task, held_out_batches, training_batches
 from qkjax.train.devices import spread
@@ -39,7 +40,6 @@ from qkjax.train.start import starting_tree
 from qkjax.train.step import Program, State
 from qkjax.train.step import program as make_program
 from qkjax.train.tasks import PRESET, load_task
-from qkjax.unfinished import with_waits
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.export import save
 from qkjax.weights.preparation import at

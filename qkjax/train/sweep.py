@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 from qkjax import figures
 from qkjax.errors import QkjaxError
-from qkjax.results import Row, format_rows, versions, write_csv, write_dataset
+from qkjax.results.rows import Row, format_rows, write_csv
+from qkjax.results.store import versions, write_dataset
 from qkjax.train.config import TrainConfig
 from qkjax.train.folder import METRICS, read_metrics
 from qkjax.train.run import DivergedError, train

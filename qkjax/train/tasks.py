@@ -10,8 +10,8 @@ import numpy as np
 
 from qkjax.errors import QkjaxError
 from qkjax.images.labels import by_folder
+from qkjax.images.preprocess import PRESETS, normalise, preprocess
 from qkjax.images.sources import ImageSet, open_images
-from qkjax.preprocess import PRESETS, normalise, preprocess
 from qkjax.train.augment import inception_crop, moved, rand_augment
 from qkjax.train.config import TrainConfig
 from qkjax.train.data import Examples, Image, Task

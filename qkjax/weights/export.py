@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qkjax.errors import QkjaxError
-from qkjax.preprocess import Preprocess
+from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.load import CONFIG_KEY, PREPROCESS_KEY, Checkpoint
 from qkjax.weights.npz import write_npz

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
-from qkjax.preprocess import Preprocess
+from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
 from qkjax.weights import catalogue, huggingface, names, preparation, state_dict
 from qkjax.weights.infer import check_shapes, has_class_row, infer_config

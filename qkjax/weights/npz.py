@@ -167,7 +167,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
       QkjaxError: the file cannot be written; nothing is left behind.
     """
-    from qkjax.files import atomic_path
+    from qkjax.runtime.files import atomic_path
 
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)

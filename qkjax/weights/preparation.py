@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from qkjax.errors import QkjaxError
-from qkjax.preprocess import PRESETS, Preprocess
+from qkjax.images.preprocess import PRESETS, Preprocess
 from qkjax.vit.config import ViTConfig
 from qkjax.weights import timm
 from qkjax.weights.catalogue import Entry

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from qkjax.errors import QkjaxError
-from qkjax.preprocess import CLIP, HALF, IMAGENET, RGB, Preprocess
+from qkjax.images.preprocess import CLIP, HALF, IMAGENET, RGB, Preprocess
 
 # What the classes of transformers assume where the file says nothing; of an int whether it means a square.
 _KEYS = ("size", "default_to_square", "do_center_crop", "crop_size", "resample", "image_mean", "image_std")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from math import floor
 
-from qkjax.preprocess import Preprocess
+from qkjax.images.preprocess import Preprocess
 
 TANH = r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip(_gap)?_512"
 """The SigLIPs that timm gives GELU by tanh; the others have the exact one there, though trained with tanh."""

@@ -1,1 +1,0 @@
-"""What edits of modes do: plans, passes over images, tables."""

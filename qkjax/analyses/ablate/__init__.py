@@ -1,0 +1,1 @@
+"""What edits of modes do to a set of images."""

@@ -1,0 +1,1 @@
+"""Whether modes join parts of one object."""

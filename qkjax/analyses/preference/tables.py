@@ -1,0 +1,165 @@
+"""Attention preference as a labelled dataset and as a table."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from qkjax.analyses.preference.scenes_pass import QUERIES, STREAMS, Measured, anisotropy
+from qkjax.images.scenes import REGIONS, Scenes
+from qkjax.interaction.metrics import Metrics
+from qkjax.results.intervals import Interval, ends_of, interval, ratio_interval, resamples
+from qkjax.results.rows import Row, head_mean
+from qkjax.results.store import texts, versions
+
+PER_TOKEN = ("image", "layer", "head", "query")
+DIMS = {
+    "mass": (*PER_TOKEN, "region"), "own": PER_TOKEN, "special": PER_TOKEN, "similarity": PER_TOKEN[:3],
+    "area": ("image", "region"), "place": ("image", "query"), "covered": ("image", "query"),
+    "target_patches": ("image",),
+}  # fmt: skip
+KINDS = ("same", "different", "background")
+PAIRS = {"same": ((0, 0), (1, 1)), "different": ((0, 1), (1, 0)), "background": ((0, 2), (1, 2))}
+"""Query and region of the two terms of each kind: of the target's token and of the distractors'."""
+
+
+def preference_dataset(found: Measured, scenes: Scenes, metrics: Metrics, attrs: Mapping[str, str]) -> xr.Dataset:
+    """What a pass found, image by image and head by head.
+
+    Returns:
+      A dataset with dims image, layer, head, query (whose token asks: target, distractors) and region (target,
+      distractors, background): the fields of `Measures`; `anisotropy` (stream, layer); `weighted_cosine` (layer, head)
+      of the modes; `left_out` names of images that have no place in it, and each one's `reason`.
+    """
+    variables = {name: (DIMS[name], value) for name, value in found.measures._asdict().items()}
+    left_out = [*scenes.left_out, *((scenes.names[index], reason) for index, reason in found.unreadable)]
+    variables |= {
+        "anisotropy": (("stream", "layer"), anisotropy(found.centre_sum, len(found.index))),
+        "weighted_cosine": (("layer", "head"), np.asarray(metrics.weighted_cosine)),
+        "left_out": ("missing", texts([name for name, _ in left_out])),
+        "reason": ("missing", texts([reason for _, reason in left_out])),
+    }
+    coords = {
+        "image": ("image", texts([scenes.names[i] for i in found.index])),
+        "query": ("query", list(QUERIES)),
+        "region": ("region", list(REGIONS)),
+        "stream": ("stream", list(STREAMS)),
+    }
+    return xr.Dataset(variables, coords, {**attrs, **versions()})
+
+
+def preference_table(dataset: xr.Dataset) -> list[Row]:
+    """A row for each layer, with 95% intervals (`_low`, `_high`) over images of means over heads.
+
+    `same`, `different`, `background`: attention mass on the token's own kind of object, on the other kind and on the
+    background, mean of the target's token and the distractors' (the paper, figure 2; together 1). `_times_uniform`:
+    the same over what uniform attention would give, the area; by the ratio of means over images. `same_without_own`:
+    `same` when attention to the token itself is left out (NaN where there is no other). `special`: share of all
+    attention on class token and registers. `similarity`: preference for similar tokens. `weighted_cosine` of the modes;
+    `anisotropy_` by stream, and `relative_cosine`, the weighted cosine less the residual stream's (the paper, figure
+    S4).
+    """
+    mass, own, special = (dataset[name].mean("head").values.astype(np.float64) for name in ("mass", "own", "special"))
+    area, covered = (dataset[name].values.astype(np.float64) for name in ("area", "covered"))
+    similar = dataset.similarity.mean("head").values.astype(np.float64)
+    cosine = head_mean(dataset.weighted_cosine.values)
+    rows = []
+    for layer in range(dataset.sizes["layer"]):
+        row: Row = {"layer": layer, "relative_depth": layer / max(dataset.sizes["layer"] - 1, 1)}
+        for kind in KINDS:
+            terms = np.stack([mass[:, layer, query, region] for query, region in PAIRS[kind]])
+            uniform = np.stack([area[:, region] for _, region in PAIRS[kind]])
+            _put(row, kind, interval(terms.mean(0, keepdims=True)))
+            _put(row, f"{kind}_times_uniform", ratio_interval(terms, uniform))
+        itself = own[:, layer]
+        others = np.stack([mass[:, layer, q, q] - itself[:, q] * covered[:, q] for q in range(2)])
+        with np.errstate(divide="ignore", invalid="ignore"):  # a single head may attend to nothing else
+            others = others / (1 - itself.T)
+        _put(row, "same_without_own", interval(others.mean(0, keepdims=True)))
+        _put(row, "special", interval(special[:, layer].mean(-1)[None]))
+        _put(row, "similarity", interval(similar[:, layer][None]))
+        streams = {f"anisotropy_{name}": float(dataset.anisotropy.sel(stream=name)[layer]) for name in STREAMS}
+        row |= {"weighted_cosine": float(cosine[layer]), **streams}
+        row["relative_cosine"] = row["weighted_cosine"] - row["anisotropy_residual"]
+        rows.append(row)
+    return rows
+
+
+def preference_by_head(dataset: xr.Dataset) -> list[Row]:
+    """The same for each head by itself: what `preference_table` has of one head, with intervals over images."""
+    per_model = ("relative_depth", "relative_cosine", *(f"anisotropy_{name}" for name in STREAMS))
+    rows = [
+        {"layer": row["layer"], "head": head, **{k: v for k, v in row.items() if k not in ("layer", *per_model)}}
+        for head in range(dataset.sizes["head"])
+        for row in preference_table(dataset.isel(head=[head]))
+    ]
+    return sorted(rows, key=lambda row: (row["layer"], row["head"]))
+
+
+def _put(row: Row, name: str, found: Interval) -> None:
+    row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+
+
+def by_head(
+    dataset: xr.Dataset, drawn: Float[np.ndarray, "*resamples images"] | None = None
+) -> dict[str, Float[np.ndarray, "*resamples layers heads"]]:
+    """For every head what it does: `similarity`, its preference for similar tokens; `same_over_different`, log2 of
+    attention to the own kind of object over that to the other, each over what uniform attention gives.
+
+    Args:
+      drawn: weights of images; None for all alike.
+    """
+    names = ("mass", "area", "similarity")
+    images = {name: dataset[name].transpose("image", ...).values.astype(np.float64) for name in names}
+    drawn = np.full(dataset.sizes["image"], 1 / dataset.sizes["image"]) if drawn is None else drawn
+    mass, area, similarity = (np.tensordot(drawn, images[name], axes=1) for name in names)
+    area = area[..., None, None, :]
+    same, different = (
+        np.mean([mass[..., query, region] / area[..., region] for query, region in PAIRS[kind]], axis=0)
+        for kind in ("same", "different")
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {"similarity": similarity, "same_over_different": np.log2(same / different)}
+
+
+def links(dataset: xr.Dataset) -> list[Row]:
+    """Whether weights predict behaviour: Spearman's rank correlation over heads of the weighted cosine with each
+    preference; over all heads of all layers, and the mean of those within each layer, which depth cannot make. With
+    the ends of 95% intervals, images resampled: the heads are these and no others.
+
+    NaN where there are too few heads.
+    """
+    weights, heads = dataset.weighted_cosine.values.astype(np.float64), dataset.weighted_cosine.size
+    own, again = by_head(dataset), by_head(dataset, resamples(dataset.sizes["image"], 1))
+    rows = []
+    for name, found in own.items():
+        row: Row = {"preference": name, "heads": heads}
+        for how, correlated in {"all_heads": _over_all, "within_layers": _within_layers}.items():
+            ends = ends_of(correlated(weights, again[name])) if dataset.sizes["image"] > 1 else (np.nan, np.nan)
+            _put(row, how, (float(correlated(weights, found)), *ends))
+        rows.append(row)
+    return rows
+
+
+def _over_all(weights: Float[np.ndarray, "layers heads"], found: Float[np.ndarray, "*resamples layers heads"]):
+    return _spearman(weights.ravel(), found.reshape(*found.shape[:-2], -1))
+
+
+def _within_layers(weights: Float[np.ndarray, "layers heads"], found: Float[np.ndarray, "*resamples layers heads"]):
+    return np.mean([_spearman(own, found[..., layer, :]) for layer, own in enumerate(weights)], axis=0)
+
+
+def _spearman(
+    first: Float[np.ndarray, "heads"], second: Float[np.ndarray, "*resamples heads"]
+) -> Float[np.ndarray, "*resamples"]:
+    """Correlations of ranks, of the heads that have both; NaN where these are fewer than three or all alike."""
+    from scipy.stats import rankdata
+
+    known = np.isfinite(first) & np.isfinite(second).reshape(-1, len(first)).all(0)
+    if known.sum() < 3:
+        return np.full(second.shape[:-1], np.nan)
+    ranks = [rankdata(x[..., known], axis=-1) for x in (first, second)]
+    one, other = (x - x.mean(-1, keepdims=True) for x in ranks)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((one * other).sum(-1) / np.sqrt((one**2).sum(-1) * (other**2).sum(-1)))

@@ -1,0 +1,38 @@
+"""Names of models, and where their results go."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qkjax.errors import QkjaxError
+from qkjax.weights.load import Checkpoint
+
+
+def by_name(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+    """Checkpoints by the names under which their results are kept; those of one name, such as "seed0" of two sweeps,
+    are called by their folder too: "tied-seed0".
+
+    Raises:
+      QkjaxError: two of one name, all the same.
+    """
+    labels = [checkpoint.name for checkpoint in checkpoints]
+    named = [_with_folder(c) if labels.count(c.name) > 1 else c for c in checkpoints]
+    labels = [checkpoint.name for checkpoint in named]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise QkjaxError(f"two models are called {min(twice)!r}: rename a file, or analyse them apart")
+    return dict(zip(labels, named, strict=True))
+
+
+def folders(names: Iterable[str], out: Path | None, kind: str) -> dict[str, Path]:
+    """Where each model's results of a kind lie: results/MODEL/kind, or `out`, or, of several models, out/MODEL."""
+    names = list(names)
+    if out is None:
+        return {name: Path("results") / name / kind for name in names}
+    return {name: out / name if len(names) > 1 else out for name in names}
+
+
+def _with_folder(checkpoint: Checkpoint) -> Checkpoint:
+    """The file may lie in a folder of the checkpoint's name, as that of a run does."""
+    above = Path(checkpoint.source).absolute().parent
+    above = above.parent if above.name == checkpoint.name else above
+    return replace(checkpoint, name=f"{above.name}-{checkpoint.name}") if above.name else checkpoint

@@ -1,0 +1,1 @@
+"""Which images excite each mode most."""

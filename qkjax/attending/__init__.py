@@ -1,1 +1,0 @@
-"""What attention does: whom tokens attend to, and which objects modes join."""

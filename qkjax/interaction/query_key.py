@@ -1,0 +1,22 @@
+"""The parameters of the query-key interaction of all layers."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+Stack = np.ndarray
+
+
+class QueryKey(NamedTuple):
+    """What makes the attention logits of all layers: L layers, D embed, H heads, d head_dim.
+
+    logit_ij = (y_i Wq + bq) . (y_j Wk + bk) / sqrt(d), y = norm_scale * normalised token + norm_bias.
+    """
+
+    query_kernel: Float[Stack, "layers embed heads head_dim"]
+    key_kernel: Float[Stack, "layers embed heads head_dim"]
+    query_bias: Float[Stack, "layers heads head_dim"]
+    key_bias: Float[Stack, "layers heads head_dim"]
+    norm_scale: Float[Stack, "layers embed"]
+    norm_bias: Float[Stack, "layers embed"]

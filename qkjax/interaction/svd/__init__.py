@@ -1,0 +1,1 @@
+"""How the decomposition is computed, by machine."""

@@ -1,1 +1,0 @@
-"""Tokens on singular modes: query and key maps, what modes contribute to logits, the images they like best."""

@@ -1,0 +1,68 @@
+"""Photographs as a checkpoint sees them: their channels, their resolution, how their pixels are normalised."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qkjax.errors import QkjaxError
+from qkjax.images.preprocess import Pixels
+from qkjax.vit.model import patch_grid
+from qkjax.weights.load import Checkpoint
+
+
+def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model for photographs in colour: one of gray images (such as digits) sees the mean of red, green and
+    blue. Exact, since the patch embedding is linear; all others are left as they are."""
+    if checkpoint.config.channels != 1:
+        return checkpoint
+    kernel = np.repeat(checkpoint.params["embedding"]["kernel"] / 3, 3, axis=2)
+    embedding = {**checkpoint.params["embedding"], "kernel": kernel}
+    config, params = replace(checkpoint.config, channels=3), {**checkpoint.params, "embedding": embedding}
+    return replace(checkpoint, config=config, params=params)
+
+
+def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) -> tuple[int, int]:
+    """The rows and columns of patches that a photograph has.
+
+    Raises:
+      QkjaxError: a resolution that the model cannot take, or it takes no photographs.
+    """
+    config = checkpoint.config
+    if config.channels != 3:
+        raise QkjaxError(
+            f"{checkpoint.name} takes {config.channels} channels and photographs have 3; `for_photographs` makes 3 of 1"
+        )
+    return patch_grid(config, resolution_of(checkpoint, resolution))
+
+
+def resolution_of(checkpoint: Checkpoint, asked: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) in pixels of the images: as asked, else what the checkpoint is for, which is its
+    preprocessing's square, or the grid of its positions where that is none."""
+    if asked:
+        return asked
+    config, side = checkpoint.config, checkpoint.preprocess.crop
+    if not config.grid:
+        return side, side
+    height, width = (n * size for n, size in zip(config.grid, config.patch_size, strict=True))
+    return (side, side) if height == width else (height, width)
+
+
+def seen_picture(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
+    """Of a preprocessed picture what the model sees: without the rows and columns that fill no patch."""
+    height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
+    return picture[:height, :width]
+
+
+def scaling(checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation by which pixels are normalised, to go with (images, height, width, channels)."""
+    preset = checkpoint.preprocess
+    mean, std = (np.reshape(np.array(x, np.float32), (1, 1, 1, 3)) for x in (preset.mean, preset.std))
+    return mean, std
+
+
+def scaled_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Array, "batch height width channels"]:
+    """Normalised images of pixels from 0 to 255, within a jitted program; `scaling` is what the function gives."""
+    mean, std = scaling
+    return (pixels.astype(jnp.float32) / 255 - mean) / std

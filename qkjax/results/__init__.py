@@ -1,0 +1,1 @@
+"""Results as files and tables: netCDF, CSV, rows, confidence intervals."""

@@ -1,0 +1,56 @@
+"""Tables: rows of numbers and words, as text and as CSV."""
+
+import csv
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from qkjax.runtime.files import atomic_path, remove
+
+Row = dict[str, int | float | str]
+
+
+def head_mean(values) -> np.ndarray:
+    """Mean over the heads (last axis) that have a value; NaN for a layer where none has."""
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(-1) / known.sum(-1)
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """Writes rows of one kind, under the names of the first one's columns. Atomic.
+
+    Raises:
+      QkjaxError: the file cannot be written.
+    """
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def list_unreadable(data: xr.Dataset, path: Path, names: str = "unreadable", said: str = "could not be read") -> None:
+    """Writes the images that could not be read, with the reasons, or removes what an earlier scan wrote.
+
+    Args:
+      names: variable that has the images' names; their reasons are in `reason`.
+      said: what is said of them.
+    """
+    remove(path)
+    if broken := [str(name) for name in data[names].values]:
+        rows = [{"image": n, "reason": str(r)} for n, r in zip(broken, data.reason.values, strict=True)]
+        write_csv(rows, path)
+        print(f"{len(broken)} images {said}; {path} says why", file=sys.stderr)
+
+
+def format_rows(rows: list[Row], formats: Mapping[str, str] | None = None) -> str:
+    """Rows as text under their column names, right-aligned; numbers to three places unless said."""
+    heads = list(rows[0])
+    spec = {head: "d" if isinstance(rows[0][head], int) else ".3f" for head in heads} | dict(formats or {})
+    cells = [[format(row[head], spec[head]) for head in heads] for row in rows]
+    widths = [max(len(head), *(len(line[i]) for line in cells)) for i, head in enumerate(heads)]
+    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in [heads, *cells])

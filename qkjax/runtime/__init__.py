@@ -1,0 +1,1 @@
+"""This process and its machine: files, interrupts, several hosts, devices."""
