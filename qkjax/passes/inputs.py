@@ -1,5 +1,6 @@
 """Photographs as a checkpoint sees them: their channels, their resolution, how their pixels are normalised."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -7,7 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
+from qkjax.images.prefetch import batches, photograph_batches
 from qkjax.images.preprocess import Pixels
+from qkjax.images.sets import Batch, ImageSet
+from qkjax.passes.options import PassOptions, batch_size
 from qkjax.vit.model import patch_grid
 from qkjax.weights.load import Checkpoint
 
@@ -37,11 +41,11 @@ def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) 
     return patch_grid(config, resolution_of(checkpoint, resolution))
 
 
-def resolution_of(checkpoint: Checkpoint, asked: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) in pixels of the images: as asked, else what the checkpoint is for, which is its
+def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) in pixels of the images: as requested, else what the checkpoint is for, which is its
     preprocessing's square, or the grid of its positions where that is none."""
-    if asked:
-        return asked
+    if requested:
+        return requested
     config, side = checkpoint.config, checkpoint.preprocess.crop
     if not config.grid:
         return side, side
@@ -49,7 +53,7 @@ def resolution_of(checkpoint: Checkpoint, asked: tuple[int, int] | None) -> tupl
     return (side, side) if height == width else (height, width)
 
 
-def seen_picture(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
+def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
     """Of a preprocessed picture what the model sees: without the rows and columns that fill no patch."""
     height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
     return picture[:height, :width]
@@ -62,7 +66,31 @@ def scaling(checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
     return mean, std
 
 
-def scaled_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Array, "batch height width channels"]:
+def normalised_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Array, "batch height width channels"]:
     """Normalised images of pixels from 0 to 255, within a jitted program; `scaling` is what the function gives."""
     mean, std = scaling
     return (pixels.astype(jnp.float32) / 255 - mean) / std
+
+
+Batches = Callable[[Iterable[Sequence[int]]], Iterator[Batch]]
+"""From groups of indices to batches, as `run_pass` takes it."""
+
+
+def batches_of_photographs(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> Batches:
+    """Batches of photographs, preprocessed for a checkpoint."""
+    size, resolution = batch_size(options.batch), resolution_of(checkpoint, options.resolution)
+    return lambda groups: photograph_batches(images, groups, size, checkpoint.preprocess, resolution)
+
+
+def batches_with_masks(
+    checkpoint: Checkpoint, images: ImageSet, options: PassOptions, crop: Callable, blank: Callable
+) -> Batches:
+    """Batches of images with masks, preprocessed for a checkpoint.
+
+    Args:
+      crop: takes an item, its name, a preset, a resolution and a patch size, and returns pixels and masks.
+      blank: takes the last three, and returns those of a missing image.
+    """
+    size = batch_size(options.batch)
+    how = checkpoint.preprocess, resolution_of(checkpoint, options.resolution), checkpoint.config.patch_size
+    return lambda groups: batches(images, groups, size, lambda item, name: crop(item, name, *how), blank(*how))
