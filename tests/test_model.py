@@ -6,7 +6,7 @@ import pytest
 
 import qkjax
 from conftest import DATA
-from qkjax.vit.model import CAPTURES
+from qkjax.vit.model import CAPTURES, forward
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def small():
 
 def test_captures_belong_together(small):
     checkpoint, images = small
-    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, CAPTURES)
+    _, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, CAPTURES)
     shapes = {name: seen[name].shape for name in CAPTURES}
     assert shapes == {
         "norm": (4, 3, 17, 64), "query": (4, 3, 17, 4, 16), "key": (4, 3, 17, 4, 16),
@@ -37,10 +37,10 @@ def test_captures_belong_together(small):
 
 def test_only_what_is_asked_for_is_returned(small):
     checkpoint, images = small
-    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("query",))
+    _, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("query",))
     assert set(seen) == {"encoded", "query"}
     with pytest.raises(qkjax.QkjaxError, match="cannot capture qeury: the names are norm"):
-        qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("qeury",))
+        forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("qeury",))
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c"])
@@ -48,8 +48,8 @@ def test_bfloat16(name):
     """8 bits of mantissa: 0.4% a product, a few percent of the range after four layers."""
     checkpoint = qkjax.load(DATA / f"{name}.npz")
     images = np.load(DATA / f"{name}_expected.npz")["images"]
-    exact, _ = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
-    rough, seen = qkjax.forward(qkjax.ViT(checkpoint.config, dtype="bfloat16"), checkpoint.params, images, ("query",))
+    exact, _ = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
+    rough, seen = forward(qkjax.ViT(checkpoint.config, dtype="bfloat16"), checkpoint.params, images, ("query",))
     assert seen["query"].dtype == jnp.bfloat16
     assert 0 < np.abs(rough - exact).max() < 0.05 * np.abs(exact).max()
 
@@ -58,11 +58,11 @@ def test_any_size_from_one_patch_up(small):
     checkpoint, _ = small
     model = qkjax.ViT(checkpoint.config)
     for height, width in ((8, 8), (24, 40), (39, 17)):  # what fills no patch is dropped
-        output, seen = qkjax.forward(model, checkpoint.params, np.ones((1, height, width, 3), np.float32))
+        output, seen = forward(model, checkpoint.params, np.ones((1, height, width, 3), np.float32))
         assert seen["encoded"].shape == (1, 1 + (height // 8) * (width // 8), 64)
         assert np.isfinite(output).all()
     with pytest.raises(qkjax.QkjaxError, match="smaller than a patch"):
-        qkjax.forward(model, checkpoint.params, np.ones((1, 7, 8, 3), np.float32))
+        forward(model, checkpoint.params, np.ones((1, 7, 8, 3), np.float32))
 
 
 def test_registers_and_layer_scale_have_a_place():
@@ -74,6 +74,6 @@ def test_registers_and_layer_scale_have_a_place():
 
     model, images = qkjax.ViT(config), np.ones((2, 8, 12, 3), np.float32)
     params = model.init(jax.random.key(0), images[:, :, :8])["params"]
-    output, seen = qkjax.forward(model, params, images)
+    output, seen = forward(model, params, images)
     assert output.shape == (2, 24)
     assert seen["encoded"].shape == (2, 1 + 4 + 6, 24)

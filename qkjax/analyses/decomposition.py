@@ -21,6 +21,7 @@ def decompose(
     fold_scale: bool = False,
     center: bool = False,
     normalize: bool = False,
+    norm_scale: Float[Array | np.ndarray, "layers embed"] | None = None,
 ) -> Modes:
     """Singular modes of M = Wq Wk^T of all layers and heads (the paper, section 2.2).
 
@@ -32,6 +33,7 @@ def decompose(
       center: also remove the mean direction, which LayerNorm removes: C diag(g) M diag(g) C, C = I - 11^T / D. Needs
         `fold_scale`, except for kernels.
       normalize: divide M by sqrt(head_dim), so that strengths are in units of the attention logit.
+      norm_scale: g of the LayerNorm, for kernels: folds it as `fold_scale` does.
 
     Returns:
       `Modes` with u (layers, heads, embed, rank), s (layers, heads, rank), v like u, and their frame. See
@@ -51,11 +53,12 @@ def decompose(
     if not isinstance(checkpoint, QueryKey):
         if key_kernel is None or fold_scale:
             raise QkjaxError(
-                "decompose takes a checkpoint, or two kernels (and no fold_scale, which needs a checkpoint)"
+                "decompose takes a checkpoint, or two kernels with norm_scale=..., not fold_scale=True"
             )
-        return modes.decompose(checkpoint, key_kernel, center=center, normalize=normalize)
-    if key_kernel is not None:
-        raise QkjaxError("decompose takes a checkpoint alone, or two kernels; a checkpoint and a kernel were given")
+        how = {"norm_scale": norm_scale, "center": center, "normalize": normalize}
+        return modes.decompose(checkpoint, key_kernel, **how)
+    if key_kernel is not None or norm_scale is not None:
+        raise QkjaxError("decompose takes a checkpoint alone, or two kernels; a checkpoint and an array were given")
     check_frame(fold_scale, center)
     scale = checkpoint.norm_scale if fold_scale else None
     kernels = checkpoint.query_kernel, checkpoint.key_kernel

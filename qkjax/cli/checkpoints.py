@@ -86,9 +86,9 @@ def export(
 
     checkpoint, notes = load(model, **given_options(grid=grid, pool=pool, heads=heads)), []
     if edit:
-        from qkjax.analyses.edit import edited
+        from qkjax.analyses.edit import edit_with_notes
 
-        checkpoint, notes = edited(checkpoint, edit, select, key_bias=key_bias, control=control)
+        checkpoint, notes = edit_with_notes(checkpoint, edit, select, key_bias=key_bias, control=control)
     for note in [*notes, *export_checkpoint(checkpoint, path)]:
         print(f"note: {note}", file=sys.stderr)
     print(path)
