@@ -13,18 +13,17 @@ from qkjax.images.preprocess import Pixels
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.vit.model import patch_grid
+from qkjax.vit.tree import patch_kernel, with_patch_embedding
 from qkjax.weights.load import Checkpoint
 
 
 def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
-    """The same model for photographs in colour: one of gray images (such as digits) sees the mean of red, green and
-    blue. Exact, since the patch embedding is linear; all others are left as they are."""
+    """The same model for colour photographs: a model of gray images (such as digits) gets the mean of red, green and
+    blue. This is exact, since the patch embedding is linear. Other models are returned as they are."""
     if checkpoint.config.channels != 1:
         return checkpoint
-    kernel = np.repeat(checkpoint.params["embedding"]["kernel"] / 3, 3, axis=2)
-    embedding = {**checkpoint.params["embedding"], "kernel": kernel}
-    config, params = replace(checkpoint.config, channels=3), {**checkpoint.params, "embedding": embedding}
-    return replace(checkpoint, config=config, params=params)
+    params = with_patch_embedding(checkpoint.params, kernel=np.repeat(patch_kernel(checkpoint.params) / 3, 3, axis=2))
+    return replace(checkpoint, config=replace(checkpoint.config, channels=3), params=params)
 
 
 def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) -> tuple[int, int]:
