@@ -25,7 +25,7 @@ import qkjax
 from qkjax.analyses.ablate.ablator import AblationOptions
 from qkjax.analyses.ablate.job import ImagesWanted, ablate_model
 from qkjax.analyses.ablate.plan import expand
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.prefetch import batches
 from qkjax.passes.settings import batch_size
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from qkjax import QkjaxError
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.prefetch import photograph_batches
 from qkjax.images.preprocess import PRESETS, picture
 from qkjax.images.sources import open_images

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.scenes import Scene
 from qkjax.images.sets import ImageSet
 

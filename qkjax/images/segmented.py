@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int
 
 from qkjax.errors import QkjaxError
+from qkjax.images.default_set import photographs
 from qkjax.images.generated import SIDE, squares
-from qkjax.images.photographs import photographs
 from qkjax.images.preprocess import Preprocess, Resolution, open_image, picture, side_lengths, source_pixels
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import SUFFIXES, digest_of, files_in, refuse_turned

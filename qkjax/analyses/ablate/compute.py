@@ -18,8 +18,8 @@ from qkjax.analyses.ablate.readout import Readout, check_labels
 from qkjax.analyses.ablate.store import Store, same_images
 from qkjax.analyses.ablate.tables import ablations_dataset
 from qkjax.analyses.edit import IDLE_CONTROL, ResolvedEdit, is_idle_control, notes_on, resolve
+from qkjax.images.default_set import photographs, subjects
 from qkjax.images.labels import by_folder
-from qkjax.images.photographs import photographs, subjects
 from qkjax.images.sets import ImageSet
 from qkjax.interaction.edit import edit as edit_heads
 from qkjax.interaction.metrics import measure
