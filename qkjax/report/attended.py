@@ -56,7 +56,7 @@ def attended(
       pixels: the picture as the model sees it.
     """
     images = normalise(pixels, checkpoint.preprocess)[None]
-    found = _attended(ViT(checkpoint.config), checkpoint.params, images, Modes(*modes), key_direction)
+    found = _attended(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
     return Attended(*map(np.asarray, found))
 
 
