@@ -28,6 +28,7 @@ _HOME = {
     "preference_links": "preference",
     "same_object_by_layer": "preference",
     "save": "style",
+    "save_all": "many",
     "spectra": "modes",
     "sweep_accuracy": "training",
     "sweep_cosines": "training",
