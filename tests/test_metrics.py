@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 import qkjax
-from qkjax.interaction.null import cosine_quantile
+from qkjax.interaction.null import _random_modes, cosine_quantile
 
 
 def dense(kernels) -> np.ndarray:
@@ -214,3 +214,17 @@ def test_softmax_cancels_the_query_term_and_not_the_key_term(default, photograph
     wanted = np.asarray(seen["attention"][layer, 0, head])
     np.testing.assert_allclose(softmax(logits + key_term[None]), wanted, atol=1e-4)
     assert np.abs(softmax(logits) - wanted).max() > 0.01
+
+
+@pytest.mark.parametrize(("embed", "head_dim"), [(40, 10), (20, 14), (16, 24)])
+def test_null_draws_modes_as_kernels_would_give_them(embed, head_dim):
+    """Also of heads wider than half the model, and wider than the model."""
+    rng = np.random.default_rng(1)
+    s, cosine = _random_modes(rng, embed, head_dim)
+    u, t, v = qkjax.decompose(*rng.standard_normal((2, 1, embed, len(s), head_dim)))
+    other = np.asarray((u * v).sum(2)[0])
+    assert s.shape == other.shape
+    np.testing.assert_allclose(s.mean(0), t[0].mean(0), atol=0.03 * s.mean(0)[0])
+    np.testing.assert_allclose(np.std(cosine, axis=0), np.std(other, axis=0), rtol=0.25)
+    weighted = [(a * b).sum(-1) / a.sum(-1) for a, b in ((s, cosine), (np.asarray(t[0]), other))]
+    np.testing.assert_allclose(*map(np.std, weighted), rtol=0.25)
