@@ -28,9 +28,11 @@ def cosine_histograms(name: str, metrics: Metrics) -> Figure:
             kinds = [cosine[layer][chosen] for chosen in (~degenerate[layer], degenerate[layer])]
             kinds = [kind[np.isfinite(kind)] for kind in kinds]
             count = max(sum(kind.size for kind in kinds), 1)
-            shares = [np.full(kind.size, 1 / count) for kind in kinds]
+            defined, rest = (np.histogram(kind, bins)[0] / count for kind in kinds)
             axes.axvspan(-metrics.null.cosine, metrics.null.cosine, color=GREY, alpha=0.6, linewidth=0)
-            axes.hist(kinds, bins=bins, weights=shares, stacked=True, color=(COLOURS[0], COLOURS[5]))
+            axes.stairs(defined, bins, fill=True, color=COLOURS[0], linewidth=0)
+            if rest.any():
+                axes.stairs(defined + rest, bins, baseline=defined, fill=True, color=COLOURS[5], linewidth=0)
             axes.axvline(np.concatenate(kinds).sum() / count, color=COLOURS[1], linewidth=1.2)
             axes.text(0.04, 0.9, f"layer {layer}", transform=axes.transAxes, va="top", fontsize=8)
             axes.set(xlim=(-1, 1), xticks=(-1, 0, 1))
