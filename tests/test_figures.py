@@ -81,9 +81,10 @@ def test_what_a_dead_process_leaves_is_drawn_here(tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
 print("script runs", flush=True)
 from test_figures import sheet_jobs
 from qkjax.figures import save_all

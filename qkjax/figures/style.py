@@ -39,18 +39,18 @@ RC = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The settings of all figures, for the time of drawing one."""
+    """Within it matplotlib has the settings of all figures."""
     with matplotlib.rc_context(RC):
         yield
 
 
 def literal(name: str) -> str:
-    """A name as matplotlib must get it to draw just that: no mathematics, no hidden legend entry."""
+    """Escapes a name for matplotlib, which would read $ as mathematics and hide legend entries that begin with _."""
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 FORMATS = {".png": {}, ".pdf": {"CreationDate": None}}
-"""Endings, and what metadata to write: no times, so that equal figures are equal files."""
+"""File endings and their metadata: no times, so that equal figures give equal files."""
 OPTIONS = {".png": {"pil_kwargs": {"compress_level": 3}}}
 """How files are packed: level 3 takes a third of the time of level 6, for files that are a tenth larger."""
 MARGIN = 0.1  # inches round a figure
