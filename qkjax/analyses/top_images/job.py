@@ -15,6 +15,7 @@ from qkjax.analyses.top_images.scan import ScanOptions, check, scan_images
 from qkjax.analyses.top_images.sheets import sheets, table
 from qkjax.analyses.top_images.tables import top_images_dataset
 from qkjax.errors import QkjaxError
+from qkjax.figures.sheets import top_images_sheet
 from qkjax.images.photographs import photographs
 from qkjax.images.sources import ImageSet, open_images
 from qkjax.interaction.metrics import measure
@@ -135,14 +136,13 @@ def _draw(
     pages: Mapping[str, Sequence[ModeName]],
     folder: Path,
 ) -> None:
-    title = f"{checkpoint.name}: the images (of: {images.name}) that excite a mode most, and their scores"
-    title += f" ({data.score.values[0]})"
+    title = f"{checkpoint.name}: top images of each mode, of {images.name}; numbers: score ({data.score.values[0]})"
+    # Sheets of all heads are to be leafed through: as PDF, too, they would take twice the time and space.
+    formats = (".png", ".pdf") if CHOSEN in pages else (".png",)
     drawn = sheets(checkpoint, modes, images, options, data, pages)
+    saved = figures.save_all(((folder / page, (title, rows)) for page, rows in drawn), top_images_sheet, formats)
     with held() as interrupted:
-        for page, rows in tqdm(drawn, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
-            # Sheets of all heads are to be leafed through: as PDF, too, they would take twice the time and space.
-            formats = (".png", ".pdf") if page == CHOSEN else (".png",)
-            figures.save(figures.top_images_sheet(title, rows), folder / page, formats)
+        for _ in tqdm(saved, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
             interrupted()
     lines = [{"page": page, **line} for page, names in pages.items() for line in table(data, names)]
     listed = folder / ("chosen.csv" if CHOSEN in pages else "sheets.csv")
