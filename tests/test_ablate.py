@@ -254,7 +254,7 @@ def test_the_figure_of_doses_has_every_curve():
     figure = dose_response(rows)
     assert [len(axes.get_lines()) for axes in figure.axes] == [3, 3]  # two curves, and the unedited model
     said = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert {"drop early", "drop heads=0", "random, as strong"} <= said
+    assert {"drop early", "drop heads=0", "random, strength-matched"} <= said
 
 
 def test_a_cut_of_several_doses_shows_the_largest_share_by_layer():
