@@ -13,7 +13,7 @@ from importlib import import_module
 _HOME = {
     "QueryKey": "interaction.query_key",
     "BiasTerms": "interaction.bias",
-    "Checkpoint": "weights.load",
+    "Checkpoint": "weights.checkpoint",
     "AblationOptions": "analyses.ablate.ablator",
     "Edit": "analyses.edit",
     "ImageOptions": "analyses.image",

@@ -21,7 +21,7 @@ import qkjax
 from conftest import DATA
 from qkjax.images.preprocess import PRESETS, preprocess
 from qkjax.report.job import ReportOptions, report
-from qkjax.weights.export import save
+from qkjax.weights.checkpoint import write_checkpoint
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -40,7 +40,7 @@ def site(tmp_path_factory) -> Path:
         report((str(DATA / "a.npz"),), Path("images"), None, SHOWN, {})
         write_preference(folder / "results/a")
         wide = replace(BEIT, grid=(2, 4))
-        save("c.npz", wide, perturbed(wide, 1), PRESETS["hf-vit"])
+        write_checkpoint("c.npz", wide, perturbed(wide, 1), PRESETS["hf-vit"])
         report(("results/a", str(DATA / "b.npz"), "c.npz"), Path("images"), Path("report"), SHOWN, {})
     return folder
 

@@ -10,6 +10,7 @@ import qkjax
 from conftest import DEFAULT
 from qkjax.images.preprocess import PRESETS
 from qkjax.weights import augreg, catalogue, preparation
+from qkjax.weights.fetch import local_file
 
 ENTRIES = catalogue.entries()
 GOOGLE_FAMILIES = {"ViT", "AugReg", "SAM", "GSAM", "LiT", "DeiT-3", "SigLIP", "SigLIP 2", "FlexiViT", "CLIPPO", "UViM"}
@@ -132,7 +133,7 @@ def test_hybrids_are_refused(variant):
 @pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if e.unsupported])
 def test_unsupported_entries_are_refused_with_their_reason(name, tmp_path, monkeypatch):
     monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path))
-    for refuse in (catalogue.local_file, qkjax.load):
+    for refuse in (local_file, qkjax.load):
         with pytest.raises(qkjax.QkjaxError, match=re.escape(f"{name} cannot be loaded: {ENTRIES[name].unsupported}")):
             refuse(name)
     assert list(tmp_path.iterdir()) == []
@@ -198,4 +199,4 @@ def test_hub_snapshot_counts_only_when_whole(tmp_path, monkeypatch):
         assert not catalogue.path_of("dinov2-small").exists()
         file.write_text("{}")
     assert catalogue.path_of("facebook/dinov2-small") == commit
-    assert catalogue.local_file("dinov2-small") == commit, "no connection is needed"
+    assert local_file("dinov2-small") == commit, "no connection is needed"

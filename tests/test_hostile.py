@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import qkjax
 from conftest import DATA
 from qkjax.vit.config import SETTINGS
+from qkjax.weights.checkpoint import CONFIG_KEY
 from qkjax.weights.infer import expected_shapes
-from qkjax.weights.load import CONFIG_KEY
 
 QUERY = "Transformer/encoderblock_2/MultiHeadDotProductAttention_0/query/kernel"
 

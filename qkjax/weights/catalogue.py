@@ -9,8 +9,11 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from platformdirs import user_cache_path
+
 from qkjax.errors import QkjaxError, nearest
 from qkjax.weights import augreg
+from qkjax.weights.hub import snapshot
 
 OBJECTIVES = ("classification", "self-distillation", "contrastive", "masked image modelling", "joint embedding")
 _ADDRESS = re.compile(r"gs://|https://storage\.googleapis\.com/|https://huggingface\.co/")
@@ -142,8 +145,6 @@ def folder() -> Path:
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "setup.cfg").is_file() and (checkout / "checkpoints" / "README.md").is_file():
         return checkout / "checkpoints"
-    from platformdirs import user_cache_path
-
     return user_cache_path("qkjax")
 
 
@@ -159,8 +160,6 @@ def path_of(name: str) -> Path:
     if found.kind == "gs":
         return folder() / "gs" / found.path
     if found.kind == "hf":
-        from qkjax.weights.hub import snapshot
-
         return snapshot(folder() / "hf", found.repo, (found.revision, found.safetensors))
     if found.kind == "https":
         parts = urlsplit(found.url)
@@ -178,17 +177,3 @@ def supported(name: str) -> Entry:
     if found.unsupported:
         raise QkjaxError(f"{found.name} cannot be loaded: {found.unsupported}")
     return found
-
-
-def local_file(name: str) -> Path:
-    """The file, or the folder of a hub repository, of a checkpoint; fetched first if it is not on disk.
-
-    Raises:
-      QkjaxError: listed but not supported; or it cannot be fetched.
-    """
-    path = path_of(supported(name).name)
-    if path.exists():
-        return path
-    from qkjax.weights.fetch import fetch
-
-    return fetch(name)

@@ -1,33 +1,14 @@
 """Writing checkpoints: ours, and big_vision's."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qkjax.errors import QkjaxError
-from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import ViTConfig
-from qkjax.weights.load import CONFIG_KEY, PREPROCESS_KEY, Checkpoint
-from qkjax.weights.npz import write_npz
-
-
-def save(path: Path | str, config: ViTConfig, params: Mapping, preprocess: Preprocess | None = None) -> None:
-    """Writes a tree as `params/...` of an npz, with the configuration beside it as JSON, and how images are prepared.
-
-    big_vision's loader takes `params` and passes over the rest.
-
-    Raises:
-      QkjaxError: the file cannot be written.
-    """
-    arrays = {f"params/{name}": np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
-    arrays[CONFIG_KEY] = np.asarray(json.dumps(config.to_dict()))
-    if preprocess:
-        arrays[PREPROCESS_KEY] = np.asarray(json.dumps(asdict(preprocess)))
-    write_npz(Path(path), arrays)
+from qkjax.weights.checkpoint import Checkpoint, write_checkpoint
 
 
 def fold_layer_scale(params: Mapping) -> dict:
@@ -63,7 +44,7 @@ def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
     if foreign := _foreign_parts(config):
         raise QkjaxError(f"{checkpoint.name} has {foreign[0]}, for which big_vision's tree has no place")
     params = fold_layer_scale(checkpoint.params) if config.layer_scale else checkpoint.params
-    save(path, replace(config, layer_scale=False), params, checkpoint.preprocess)
+    write_checkpoint(path, replace(config, layer_scale=False), params, checkpoint.preprocess)
     notes = []
     if config.activation != "gelu_tanh":
         notes.append(f"big_vision's activation is GELU by tanh; this model was trained with {config.activation}")

