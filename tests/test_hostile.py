@@ -246,6 +246,15 @@ def test_mutated_file_is_refused_or_right(tmp_path, name, mutations, aim):
             np.testing.assert_array_equal(value, GOOD_ARRAYS[name][key])
 
 
+def test_member_renamed_in_the_directory_alone(tmp_path):
+    """Outside `params/` it would be ignored, and the rest could pass for a model without a class token."""
+    data = bytearray(GOOD["a"])
+    data[data.rindex(b"params/cls.npy")] ^= 0x02
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(qkjax.QkjaxError, match="its name differs between the directory and the member"):
+        qkjax.load(tmp_path / "x.npz")
+
+
 def test_every_byte_of_a_stored_header(tmp_path):
     """One member's whole header, each byte in turn: numpy's parser has many ways to fail."""
     start = HEADERS["a"][0]
