@@ -53,8 +53,10 @@ def test_imports_point_one_way():
 
 LATE_IMPORTS = {
     ("qkjax/train/config.py", "qkjax.train.constraints"): "the configuration is read for --help, constraints need jax",
-    ("qkjax/weights/fetch.py", "qkjax.weights.checkpoint"): "only the default model is converted; `fetch` needs no jax",
-    ("qkjax/weights/fetch.py", "qkjax.weights.onnx"): "the same",
+    (
+        "qkjax/weights/download/fetch.py",
+        "qkjax.weights.download.wheel",
+    ): "converts, and so needs jax; other downloads do not",
 }
 """(file, module) of imports of qkjax within functions, with the reason."""
 

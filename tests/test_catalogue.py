@@ -9,8 +9,9 @@ import pytest
 import qkjax
 from conftest import DEFAULT
 from qkjax.images.preprocess import PRESETS
-from qkjax.weights import augreg, catalogue, preparation
-from qkjax.weights.fetch import local_file
+from qkjax.weights import catalogue, preprocessing
+from qkjax.weights.catalogue import augreg_names
+from qkjax.weights.download.fetch import local_file
 
 ENTRIES = catalogue.entries()
 GOOGLE_FAMILIES = {"ViT", "AugReg", "SAM", "GSAM", "LiT", "DeiT-3", "SigLIP", "SigLIP 2", "FlexiViT", "CLIPPO", "UViM"}
@@ -50,11 +51,11 @@ def test_images_are_prepared_at_the_resolution_of_the_entry():
         ADAPTED: ("small side", 448, 384),
         "siglip-b16-256-i18n": ("squash", 256, 256),
     }.items():
-        preset = preparation.of_entry(catalogue.entry(name))
+        preset = preprocessing.from_entry(catalogue.entry(name))
         assert (preset.resize, preset.resize_to, preset.crop) == wanted
-    assert preparation.of_entry(catalogue.entry("me/mine")) is None
+    assert preprocessing.from_entry(catalogue.entry("me/mine")) is None
     for entry in ENTRIES.values():
-        preset = preparation.of_entry(entry)
+        preset = preprocessing.from_entry(entry)
         assert bool(entry.unsupported) or (preset.crop == entry.resolution <= preset.resize_to), entry.name
 
 
@@ -121,10 +122,10 @@ def test_augreg_names_that_are_none():
     ):
         with pytest.raises(qkjax.QkjaxError, match="is not the name of a file in gs://vit_models/augreg/"):
             catalogue.entry(text)
-    assert augreg.stem("B_16-mine.npz") is None  # a file of the user's own
+    assert augreg_names.stem("B_16-mine.npz") is None  # a file of the user's own
 
 
-@pytest.mark.parametrize("variant", augreg.HYBRIDS)
+@pytest.mark.parametrize("variant", augreg_names.HYBRIDS)
 def test_hybrids_are_refused(variant):
     with pytest.raises(qkjax.QkjaxError, match="cannot be loaded: a hybrid: a ResNet"):
         qkjax.load(UPSTREAM.replace("B_16", variant))

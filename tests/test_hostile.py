@@ -15,7 +15,7 @@ import qkjax
 from conftest import DATA
 from qkjax.vit.config import SETTINGS
 from qkjax.weights.checkpoint import CONFIG_KEY
-from qkjax.weights.infer import expected_shapes
+from qkjax.weights.families.architecture import expected_shapes
 
 QUERY = "Transformer/encoderblock_2/MultiHeadDotProductAttention_0/query/kernel"
 

@@ -19,7 +19,7 @@ def models(check: bool = False) -> None:
     from qkjax.weights import catalogue
 
     if check:
-        from qkjax.weights.fetch import check_urls
+        from qkjax.weights.download.check import check_urls
 
         gone = check_urls(catalogue.entries())
         print("\n".join(f"{name}: {problem}" for name, problem in gone))
@@ -41,7 +41,7 @@ def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")],
       names: names from `qkjax models`.
     """
     from qkjax.weights import catalogue
-    from qkjax.weights.fetch import fetch as fetch_one
+    from qkjax.weights.download.fetch import fetch as fetch_one
 
     if not names:
         raise QkjaxError("no name given; `qkjax models` lists them")

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import ViTConfig
-from qkjax.weights.npz import write_npz
+from qkjax.weights.formats.npz import write_npz
 
 CONFIG_KEY, PREPROCESS_KEY = "qkjax/config", "qkjax/preprocess"  # JSON members of the npz files that qkjax writes
 

@@ -3,22 +3,24 @@
 import json
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
-from qkjax.weights import catalogue, huggingface, names, preparation, state_dict
+from qkjax.weights import catalogue, preprocessing
 from qkjax.weights.checkpoint import CONFIG_KEY, PREPROCESS_KEY, Checkpoint, write_checkpoint
-from qkjax.weights.fetch import local_file
-from qkjax.weights.infer import check_shapes, has_class_row, infer_config
-from qkjax.weights.npz import NpzFile, weight_dtype
-from qkjax.weights.tensorstore import TensorstoreFolder, resolve
+from qkjax.weights.download.fetch import local_file
+from qkjax.weights.families import huggingface
+from qkjax.weights.families.big_vision import check_finite, read_vit
+from qkjax.weights.families.torch_layouts import to_vit
+from qkjax.weights.formats import state_dict
+from qkjax.weights.formats.json_object import read_json
+from qkjax.weights.formats.npz import NpzFile
+from qkjax.weights.formats.tensorstore import TensorstoreFolder, resolve
 
 
 def split_submodel(path: str) -> tuple[str, str | None]:
@@ -79,7 +81,7 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
 def _load_named(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
     """A checkpoint of the catalogue; what lies in a PyTorch file is read with torch once, and kept as npz."""
     known = {"heads": entry.heads} if entry.heads else {}
-    settings, listed = {**known, **settings}, preparation.of_entry(entry)
+    settings, listed = {**known, **settings}, preprocessing.from_entry(entry)
     converted = catalogue.folder() / "converted" / f"{entry.name.replace('/', '--')}.npz"
     if not converted.exists():
         path = local_file(entry.name)
@@ -88,7 +90,7 @@ def _load_named(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
             return _read(path, entry.sub, entry.name, settings, listed)
         plain = _read(path, entry.sub, entry.name, known)
         write_checkpoint(converted, plain.config, plain.params)
-    said = preparation.beside(catalogue.path_of(entry.name))
+    said = preprocessing.from_folder(catalogue.path_of(entry.name))
     return _read(converted, None, entry.name, settings, said or listed)
 
 
@@ -99,74 +101,40 @@ def _read(path: Path, sub: str | None, name: str, settings: Mapping, listed: Pre
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise QkjaxError(f"{path} is neither a file nor a folder")
         folder = resolve(path)
-        state = state_dict.find(folder) if folder else path if _is_torch_file(path) else None
+        state = state_dict.find(folder) if folder else path if state_dict.is_torch_file(path) else None
         if state:
-            said = preparation.beside(state.parent)
+            said = preprocessing.from_folder(state.parent)
             config, flat = _read_state_dict(state, sub, settings)
         else:
             with TensorstoreFolder(folder) if folder else NpzFile(path) as container:
-                said = preparation.stored(text) if (text := _own_text(container, PREPROCESS_KEY)) else None
+                said = preprocessing.from_json(text) if (text := _own_text(container, PREPROCESS_KEY)) else None
                 config, flat = _read_container(container, sub, settings)
     except (OSError, ValueError) as error:
         raise QkjaxError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     except QkjaxError as error:
         raise error if str(path) in str(error) else QkjaxError(f"{path}: {error}") from error
-    preprocess = said or listed or preparation.of_tree(config)
+    preprocess = said or listed or preprocessing.from_architecture(config)
     return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preprocess)
-
-
-def _is_torch_file(path: Path) -> bool:
-    """By content: a safetensors header, a pickle, or a zip with a pickle in it."""
-    if path.name.endswith(".index.json"):
-        return True
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-        if start[:4] == b"PK\x03\x04":
-            with zipfile.ZipFile(path) as archive:
-                return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False  # the npz reader says what is wrong
-    return start[8:9] == b"{" or start[:2] in (b"\x80\x02", b"\x80\x04")
 
 
 def _read_state_dict(path: Path, sub: str | None, settings: Mapping):
     """A torch model's file; `sub` is the part of a file that holds several, such as I-JEPA's "predictor"."""
     said = path.parent / "config.json"
-    settings = {**(huggingface.settings_of(state_dict.read_json(said)) if said.is_file() else {}), **settings}
+    settings = {**(huggingface.settings_of(read_json(said)) if said.is_file() else {}), **settings}
     readers = state_dict.open_state(path)
     if sub:
         readers = {k.removeprefix(f"{sub}/"): read for k, read in readers.items() if k.startswith(f"{sub}/")}
     parts = sorted({k.split("/")[0] for k in readers if "/" in k})
     if parts or not readers:
         raise QkjaxError(f"holds the models {', '.join(parts)}: name one, {path}:{(parts or ['encoder'])[0]}")
-    return huggingface.to_vit(readers, lambda name: _finite(name, readers[name]()), settings)
+    return to_vit(readers, lambda name: check_finite(name, readers[name]()), settings)
 
 
 def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, settings: Mapping):
     if text := _own_text(container, CONFIG_KEY):
         settings = {**_stored_settings(text), **settings}
     keys = [key for key in container.keys() if key not in (CONFIG_KEY, PREPROCESS_KEY)]  # noqa: SIM118
-    keys = names.subtree(keys, sub, str(container.path))
-    by_key = {full: container.header(full) for full in keys.values()}
-    for full, header in by_key.items():
-        if weight_dtype(header.dtype) is None:
-            raise QkjaxError(f"parameter {full!r} is of type {header.dtype}, wanted floating point numbers")
-    stored = names.canonical(keys, {full: header.shape for full, header in by_key.items()})
-    headers = {name: by_key[s.key] for name, s in stored.items()}
-    shapes = {name: h.shape if stored[name].layer is None else h.shape[1:] for name, h in headers.items()}
-    config = infer_config(shapes, settings)
-    class_row = has_class_row(shapes, config.grid)
-    if class_row:
-        first, rows, *rest = shapes["pos_embedding"]
-        shapes["pos_embedding"] = (first, rows - 1, *rest)
-    check_shapes(shapes, config)
-    _check_memory(sum(np.prod(s, dtype=float) * headers[n].dtype.itemsize for n, s in shapes.items()))
-    arrays = _read_arrays(container, stored)
-    if class_row:
-        arrays["cls"] = arrays["cls"] + arrays["pos_embedding"][:, :1]
-        arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
-    return config, arrays
+    return read_vit(container, keys, sub, settings)
 
 
 def _own_text(container: NpzFile | TensorstoreFolder, key: str) -> str:
@@ -185,28 +153,3 @@ def _stored_settings(text: str) -> dict:
             f"member {CONFIG_KEY!r} has {min(unknown)!r}, of another version of qkjax: fetch or save it anew"
         )
     return check_settings({k: v for k, v in values if k in SETTINGS and v is not None})
-
-
-def _check_memory(needed: float) -> None:
-    try:
-        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on this platform: the allocation itself will tell
-        return
-    if needed > have:
-        raise QkjaxError(f"the parameters need {needed / 2**30:.0f} GiB and this machine has {have / 2**30:.0f} GiB")
-
-
-def _read_arrays(container: NpzFile | TensorstoreFolder, stored: Mapping[str, names.Stored]) -> dict[str, np.ndarray]:
-    whole: dict[str, np.ndarray] = {}
-    arrays = {}
-    for name, (key, layer) in stored.items():
-        if key not in whole:
-            whole[key] = _finite(name, container.read(key))
-        arrays[name] = whole[key] if layer is None else whole[key][layer]
-    return arrays
-
-
-def _finite(name: str, array: np.ndarray) -> np.ndarray:
-    if not np.isfinite(array).all():
-        raise QkjaxError(f"parameter {name!r} holds NaN or infinite values: the checkpoint is broken")
-    return array

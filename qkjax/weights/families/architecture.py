@@ -8,7 +8,7 @@ from math import isqrt
 from qkjax.errors import QkjaxError, nearest
 from qkjax.vit.config import Pool, ViTConfig
 from qkjax.vit.model import ViT
-from qkjax.weights.names import BLOCK, depth
+from qkjax.weights.families.big_vision_names import BLOCK, depth
 
 Shape = tuple[int, ...]
 
