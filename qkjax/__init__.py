@@ -41,6 +41,7 @@ _HOME = {
     "photographs": "images.photographs",
     "query_key_maps": "activations.project",
     "query_key_kernels": "vit.tree",
+    "save": "weights.export",
     "scan_images": "analyses.top_images.scan",
     "sheet_rows": "analyses.top_images.sheets",
     "to_dataset": "results.modes",

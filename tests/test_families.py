@@ -486,7 +486,7 @@ def test_pytorch_file_with_a_configuration(torch, tmp_path, monkeypatch):
 def test_ijepa_with_its_predictor(torch, tmp_path):
     state = ijepa_state(torch)
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(qkjax.QkjaxError, match=r"holds the models encoder, predictor: name one"):
+    with pytest.raises(qkjax.QkjaxError, match=r"the file holds several models \(encoder, predictor\): choose one"):
         qkjax.load(tmp_path / "x.pth")
     whole = qkjax.load(f"{tmp_path}/x.pth:encoder", heads=4)
     assert (whole.config.class_token, whole.config.grid, whole.config.pool) == (False, (4, 4), "gap")

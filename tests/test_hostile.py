@@ -169,7 +169,7 @@ def test_stored_configuration_is_checked(saved):
     assert "not a configuration in JSON" in refusal(saved(**{CONFIG_KEY: np.array("{")}))
     assert "not a configuration in JSON" in refusal(saved(**{CONFIG_KEY: np.array("[1]")}))
     assert "not a short text" in refusal(saved(**{CONFIG_KEY: np.ones(3)}))
-    assert "of another version of qkjax" in refusal(saved(**{CONFIG_KEY: np.array(json.dumps({"gelu": "exact"}))}))
+    assert "from another version of qkjax" in refusal(saved(**{CONFIG_KEY: np.array(json.dumps({"gelu": "exact"}))}))
     for broken in ({"pool": "sum"}, {"grid": [0, 9]}, {"grid": "ab"}, {"norm_eps": -1.0}, {"activation": []}):
         assert f"{next(iter(broken))} is " in refusal(saved(**{CONFIG_KEY: np.array(json.dumps(broken))}))
 

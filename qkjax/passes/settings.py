@@ -2,16 +2,14 @@
 
 import json
 from dataclasses import asdict
-from hashlib import blake2b
 from importlib.metadata import version
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qkjax.errors import QkjaxError
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, digest_of_parameters
 
 
 def settings_of(checkpoint: Checkpoint, images, options) -> dict[str, str]:
@@ -21,13 +19,9 @@ def settings_of(checkpoint: Checkpoint, images, options) -> dict[str, str]:
       images: a set of whatever kind, with a fingerprint.
       options: a dataclass, with a field `batch`.
     """
-    digest = blake2b(digest_size=16)
-    for name, array in sorted(flatten_dict(checkpoint.params, sep="/").items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
     values = {
         "model": checkpoint.name,
-        "parameters": digest.hexdigest(),
+        "parameters": digest_of_parameters(checkpoint.params),
         "config": checkpoint.config.to_dict(),
         "preprocess": asdict(checkpoint.preprocess),
         "images": images.fingerprint,
