@@ -201,3 +201,16 @@ def test_hub_snapshot_counts_only_when_whole(tmp_path, monkeypatch):
         file.write_text("{}")
     assert catalogue.path_of("facebook/dinov2-small") == commit
     assert local_file("dinov2-small") == commit, "no connection is needed"
+
+
+def test_search():
+    assert catalogue.search() == ENTRIES
+    assert list(catalogue.search("HOWTO-i21k-b/16")) == ["vit-b16-augreg-i21k"], "by an alias, whatever the case"
+    assert list(catalogue.search("facebook/dino-vitb*")) == ["dino-vitb16", "dino-vitb8"]
+    assert list(catalogue.search("dino-vitb")) == ["dino-vitb16", "dino-vitb8"], "a part needs no star"
+    chosen = catalogue.search("384", "SIGLIP 2", "contrastive")
+    assert chosen == {n: e for n, e in ENTRIES.items() if e.family == "SigLIP 2" and "384" in n}
+    with pytest.raises(qkjax.QkjaxError, match=r"matches pattern 'dino', family 'MAE'.*`qkjax models` lists all"):
+        catalogue.search("dino", family="mae")
+    with pytest.raises(qkjax.QkjaxError, match="unknown family 'dino3'; the catalogue has AugReg, CLIP"):
+        catalogue.search(family="dino3")

@@ -4,6 +4,7 @@ import doctest
 import hashlib
 import json
 from dataclasses import asdict, replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,9 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import qkjax
 from conftest import DATA
 from qkjax.passes.settings import settings_of
-from qkjax.weights import checkpoint as checkpoint_module
-from qkjax.weights import export as export_module
-from qkjax.weights import load as load_module
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c", "d", "old1_prelinen"])
@@ -110,8 +108,8 @@ def test_notebooks_show_a_table():
     assert digest(checkpoint) not in repr(other)
 
 
-@pytest.mark.parametrize("module", [checkpoint_module, export_module, load_module], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", ["checkpoint", "export", "load", "catalogue.matching"])
 def test_examples_of_docstrings(module, default):
-    result = doctest.testmod(module)
+    result = doctest.testmod(import_module(f"qkjax.weights.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
