@@ -27,8 +27,7 @@ from qkjax.interaction.edit import edit
 from qkjax.results.intervals import interval, ratio_interval
 from qkjax.vit.model import forward
 from qkjax.vit.patches import query_places
-from qkjax.weights.export import save
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, write_checkpoint
 
 SIDE, CLASSES = 32, ("first", "other", "third")
 PRESET = Preprocess("squash", "pil-bilinear", SIDE, SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -45,7 +44,7 @@ def checkpoint(tmp_path_factory) -> Checkpoint:
     tree = qkjax.ViT(config).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))["params"]
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
     path = tmp_path_factory.mktemp("model") / "small.npz"
-    save(path, config, params, PRESET)
+    write_checkpoint(path, config, params, PRESET)
     return qkjax.load(path)
 
 

@@ -19,8 +19,7 @@ from qkjax.interaction.modes import decompose
 from qkjax.interaction.select import random_modes, select, strength
 from qkjax.vit.model import forward
 from qkjax.vit.tree import with_attention
-from qkjax.weights.export import save
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, write_checkpoint
 
 EMBED, COLUMNS = 24, 6
 
@@ -413,7 +412,7 @@ def test_exact_heads_are_exact_and_commands_say_what_does_not_fit(model, tmp_pat
     assert "6 columns hold 0." in note
     with pytest.raises(qkjax.QkjaxError, match=r"unknown edit 'dropp' \(nearest: 'drop'\); the edits are keep, drop"):
         edit_with_notes(checkpoint, "dropp")
-    save(tmp_path / "small.npz", config, params)
+    write_checkpoint(tmp_path / "small.npz", config, params)
     command = [sys.executable, "-m", "qkjax", "export", "small.npz", "out.npz", "--edit", "antisymmetric"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
     assert "note: 6 columns hold" in done.stderr

@@ -39,7 +39,9 @@ class Frame:
 @partial(jax.tree_util.register_dataclass, data_fields=("u", "s", "v"), meta_fields=("frame",))
 @dataclass(frozen=True)
 class Modes:
-    """Singular modes of every head: M = sum_n s_n u_n v_n^T, strongest first. Unpacks as `u, s, v = modes`. A token y sends y . u_n as a query and y . v_n as a key; s_n is the strength of their product.
+    """Singular modes of every head: M = sum_n s_n u_n v_n^T, strongest first. Unpacks as `u, s, v = modes`.
+
+    A token y sends y . u_n as a query and y . v_n as a key; s_n is the strength of their product.
     (u_n, v_n) have one sign together: the entry of u_n that is largest in magnitude is positive.
 
     Attributes:

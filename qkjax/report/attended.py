@@ -15,7 +15,7 @@ from qkjax.interaction.modes import Modes
 from qkjax.report.pack import FINE, quantised
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 
 class Attended(NamedTuple):

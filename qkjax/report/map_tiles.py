@@ -27,7 +27,7 @@ from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 DIMS = ("layer", "head", "mode", "sign", "place")
 

@@ -41,8 +41,8 @@ from qkjax.train.step import Program, State
 from qkjax.train.step import program as make_program
 from qkjax.train.tasks import PRESET, load_task
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.export import save
-from qkjax.weights.preparation import at
+from qkjax.weights.checkpoint import write_checkpoint
+from qkjax.weights.preprocessing import with_resolution
 
 NPROC = "PJRT_NPROC"  # threads that XLA has on a CPU
 
@@ -86,7 +86,9 @@ def train(config: TrainConfig, folder: Path) -> dict:
         state = _go_on(config, task, program, state, manager, lines, folder)
         exported = program.export(state.tried)
         if jax.process_index() == 0:
-            save(folder / MODEL, vit, jax.tree.map(np.asarray, exported), at(PRESET, task.pixels[0]))
+            write_checkpoint(
+                folder / MODEL, vit, jax.tree.map(np.asarray, exported), with_resolution(PRESET, task.pixels[0])
+            )
     return lines[-1]
 
 

@@ -12,7 +12,8 @@ from qkjax.train.config import TrainConfig
 from qkjax.train.model import ATTENTION, drawn
 from qkjax.vit import posemb
 from qkjax.vit.config import ViTConfig
-from qkjax.weights.load import Checkpoint, load
+from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.load import load
 
 QUERY_KEY, VALUE_OUT = (0.7, 0.7), (0.4, -0.4)
 """alpha and beta of alpha Z + beta I; Trockman and Kolter 2023 (arXiv 2305.09828)."""

@@ -24,7 +24,7 @@ from qkjax.passes.inputs import for_photographs
 from qkjax.passes.options import PassOptions
 from qkjax.results.rows import write_csv
 from qkjax.runtime.interrupt import held
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 SELECTED = "chosen"  # the page of modes that were named
 
