@@ -28,7 +28,7 @@ from tyro.conf import arg
 
 import qkjax
 from qkjax.train.config import TrainConfig, vit_config
-from qkjax.train.constraints import CONSTRAINTS
+from qkjax.train.constraints import CONSTRAINTS, example_name
 from qkjax.train.data import training_batches
 from qkjax.train.devices import spread
 from qkjax.train.model import count, initial, plain
@@ -103,7 +103,7 @@ def machine_rate() -> float:
 def main(
     config: Annotated[TrainConfig, arg(name="")] = PRESETS["digits-study"],
     rounds: int = ROUNDS,
-    beside: tuple[str, ...] = (*CONSTRAINTS, "low_rank(4)", "pull(0.5)"),
+    beside: tuple[str, ...] = tuple(map(example_name, CONSTRAINTS)),
 ) -> list[Line]:
     """Prints the table.
 

@@ -98,7 +98,7 @@ class TrainConfig:
         Raises:
           QkjaxError: a value out of its range, or a constraint or a schedule that cannot be.
         """
-        from qkjax.train.constraints import rank  # and jax with it, which the command line starts without
+        from qkjax.train.constraints import constraint  # it imports jax, which `qkjax --help` does without
 
         for name, wanted, fine in _RANGES:
             if not fine(getattr(self, name)):
@@ -116,8 +116,7 @@ class TrainConfig:
                 "a run that starts from a checkpoint has its parts: no --match, --rep-size, --init, --posemb"
             )
         for name in self.constraints():
-            if rank(name) > self.width // self.heads:
-                raise QkjaxError(f"{name} is more than the {self.width // self.heads} columns of a head: choose less")
+            constraint(name, self.width // self.heads)
         return self
 
     def constraints(self) -> tuple[str, ...]:
@@ -128,10 +127,10 @@ class TrainConfig:
 
     def targets(self) -> dict[int, float]:
         """The weighted cosine to which layers are pulled, by layer."""
-        from qkjax.train.constraints import target
+        from qkjax.train.constraints import constraint
 
-        found = {layer: target(name) for layer, name in enumerate(self.constraints())}
-        return {layer: value for layer, value in found.items() if value is not None}
+        constraints = map(constraint, self.constraints())
+        return {layer: own.target() for layer, own in enumerate(constraints) if own.target is not None}
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""

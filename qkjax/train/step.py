@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int32
 
 from qkjax.train.config import TrainConfig
 from qkjax.train.devices import copied, placement
-from qkjax.train.model import frozen_layers, initial, plain
+from qkjax.train.model import initial, plain
 from qkjax.train.optimizer import optimizer
 from qkjax.train.penalty import penalty
 from qkjax.vit.config import ViTConfig
@@ -88,7 +88,7 @@ def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Image
 def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, targets: Targets) -> tuple[State, Array]:
     """The next state, and the loss before it."""
     value, slope = gradient(config, vit, state.params, images, targets)
-    transform = optimizer(config, frozen_layers(config.constraints()))
+    transform = optimizer(config)
     updates, optimizer_state = transform.update(slope, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average = optax.incremental_update(params, state.average, 1 - config.average) if config.average else {}
@@ -111,7 +111,7 @@ def evaluate(
 
 def begin(config: TrainConfig, params: Mapping) -> State:
     """The state before the first step."""
-    transform = optimizer(config, frozen_layers(config.constraints()))
+    transform = optimizer(config)
     average = jax.tree.map(jnp.copy, params) if config.average else {}
     return State(jnp.zeros((), jnp.int32), params, transform.init(params), average)
 
