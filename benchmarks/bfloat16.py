@@ -117,7 +117,7 @@ def main(images: int = 300, seed: int = 0) -> None:
     device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     print(f"{date.today()}, {device}, Python {platform.python_version()}, jax {jax.__version__}")
     checkpoint = qkjax.load(MODEL)
-    modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
+    modes = qkjax.decompose(checkpoint)
     found = crops(images, seed)
     exact, rounded = (scores(checkpoint, modes, found, dtype) for dtype in ("float32", "bfloat16"))
     print(f"{MODEL}, {images} random crops (seed {seed}), score product; by chance {KEPT / images:.1%} in common")

@@ -15,6 +15,7 @@ from table import Line, markdown
 
 import qkjax
 from qkjax.passes.settings import batch_size
+from qkjax.vit.model import forward
 
 MODEL = "dinov2-vits14-focus"
 
@@ -47,7 +48,7 @@ def main() -> list[Line]:
     side, size = checkpoint.preprocess.crop, batch_size(None)
     pixels = jnp.asarray(np.random.default_rng(0).standard_normal((size, side, side, 3), dtype=np.float32))
     seconds = {
-        look: best(lambda look=look: qkjax.forward(model, params, pixels, look))
+        look: best(lambda look=look: forward(model, params, pixels, look))
         for look in ((), ("norm", "attention", "residual"))
     }
     bare, captured = seconds.values()

@@ -28,6 +28,7 @@ from qkjax.activations.top_k import empty
 from qkjax.analyses.top_images.scan import Scanner, ScanOptions
 from qkjax.figures.style import COLOURS, DPI, MARKERS, WIDTH, styled
 from qkjax.images.preprocess import PRESETS, picture
+from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.load import Checkpoint
 
 SHAPES = [(3, 384, 6), (6, 384, 6), (12, 384, 6), (24, 384, 6), (12, 576, 9), (12, 768, 12), (12, 1024, 16)]
@@ -58,7 +59,7 @@ def scan(rounds: int = 3) -> list[tuple[float, float]]:
         )  # fmt: skip
         params = jax.jit(qkjax.ViT(config).init)(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.float32))["params"]
         checkpoint = Checkpoint("scaling", config, jax.tree.map(np.asarray, params), "", PRESETS["squash"])
-        modes = qkjax.decompose(*qkjax.query_key_kernels(params))
+        modes = qkjax.decompose(*query_key_kernels(params))
         scanner, top = Scanner(checkpoint, modes, ScanOptions()), empty((1, depth, config.heads, HEAD_DIM, 2), 8)
         tokens = (SIDE // PATCH) ** 2 + 1
         forward = depth * tokens * (12 * width**2 + 2 * tokens * width)

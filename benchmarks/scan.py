@@ -35,6 +35,7 @@ from qkjax.images.prefetch import batches
 from qkjax.images.preprocess import PRESETS
 from qkjax.images.sources import ImageSet, open_images
 from qkjax.passes.settings import batch_size
+from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.load import Checkpoint
 
 MODEL = "dinov2-vits14-focus"
@@ -132,7 +133,7 @@ def _peak_memory(count: int) -> float:
         return Image.fromarray(np.random.default_rng(index).integers(0, 256, (96, 128, 3), dtype=np.uint8))
 
     images = ImageSet("synthetic", tuple(f"{i:06d}" for i in range(count)), draw, str(count))
-    modes = qkjax.decompose(*qkjax.query_key_kernels(params))
+    modes = qkjax.decompose(*query_key_kernels(params))
     with tempfile.TemporaryDirectory() as folder:
         scan_images(checkpoint, modes, images, ScanOptions(resolution=(32, 32)), Path(folder) / "partial.npz")
     return _status("VmHWM") / 1e6
@@ -149,7 +150,7 @@ def main(images: int | None = None, batch: int | None = None) -> list[Line]:
     images = images or (96 if device.platform == "cpu" else 1024)
     print(f"{device.device_kind}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}")
     checkpoint = qkjax.load(MODEL)
-    modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
+    modes = qkjax.decompose(checkpoint)
     options, rounded = ScanOptions(batch=batch), ScanOptions(batch=batch, dtype="bfloat16")
     size, c = batch_size(options.batch), checkpoint.config
     with tempfile.TemporaryDirectory() as name:

@@ -1,58 +1,74 @@
-"""qkjax: the query-key interaction of vision transformers, dissected (arXiv 2405.14880).
+"""qkjax: the query-key interaction of vision transformers (arXiv 2405.14880).
 
     checkpoint = qkjax.load("dinov2-vits14-focus")
-    modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
-    metrics = qkjax.measure(modes)
-    figure = qkjax.figures.cosine_by_layer({checkpoint.name: metrics})
+    result = qkjax.analyze(checkpoint)                       # an xarray.Dataset
+    modes = qkjax.decompose(checkpoint)
+    best = qkjax.top_images(checkpoint)
+    without = qkjax.edit(checkpoint, "drop", "cosine>0.5 layers=0-3")
 
-Names below are imported when first used, so that importing qkjax costs nothing.
+Every analysis takes a checkpoint in memory and returns a Dataset; nothing is printed or written unless a folder is
+given. Names are imported when first used, so that importing qkjax costs nothing.
 """
 
+import warnings
 from importlib import import_module
 
 _HOME = {
-    "QueryKey": "interaction.query_key",
     "BiasTerms": "interaction.bias",
     "Checkpoint": "weights.load",
-    "AblationOptions": "analyses.ablate.ablator",
-    "Edit": "analyses.edit",
-    "ImageOptions": "analyses.image",
     "Metrics": "interaction.metrics",
     "Modes": "interaction.modes",
-    "Null": "interaction.null",
+    "PassOptions": "passes.options",
     "QkjaxError": "errors",
-    "ScanOptions": "analyses.top_images.scan",
+    "QueryKey": "interaction.query_key",
+    "TrainConfig": "train.config",
     "ViT": "vit.model",
     "ViTConfig": "vit.config",
-    "query_key": "vit.tree",
-    "bias_terms": "interaction.bias",
-    "contact_rows": "analyses.image",
-    "decompose": "interaction.modes",
-    "dissect": "analyses.image",
-    "edited": "analyses.edit",
+    "ablate": "analyses.ablate.compute",
+    "analyze": "analyses.analyze",
+    "attention_preference": "analyses.preference.compute",
+    "attribute_logits": "analyses.image",
+    "bias_terms": "analyses.decomposition",
+    "compare": "analyses.compare",
+    "decompose": "analyses.decomposition",
+    "edit": "analyses.edit",
     "export": "weights.export",
-    "for_photographs": "passes.inputs",
-    "forward": "vit.model",
-    "layer_table": "results.modes",
+    "forward": "analyses.forward",
     "load": "weights.load",
     "measure": "interaction.metrics",
-    "null_band": "interaction.null",
-    "open_images": "images.sources",
-    "photographs": "images.photographs",
-    "query_key_maps": "activations.project",
-    "query_key_kernels": "vit.tree",
-    "scan_images": "analyses.top_images.scan",
-    "sheet_rows": "analyses.top_images.sheets",
-    "to_dataset": "results.modes",
-    "top_images_dataset": "analyses.top_images.tables",
+    "preprocess": "analyses.forward",
+    "query_key": "vit.tree",
+    "query_key_maps": "analyses.image",
+    "same_object": "analyses.objects.compute",
+    "save": "weights.export",
+    "show": "report.show",
+    "sweep": "train.sweep",
+    "top_images": "analyses.top_images.compute",
+    "train": "train.run",
 }
+_RENAMED = {
+    "attention": ("vit.tree", "query_key"),
+    "Attention": ("interaction.query_key", "QueryKey"),
+    "dissect": ("analyses.image", "attribute_logits"),
+    "edited": ("analyses.edit", "edit_with_notes"),
+    "open_images": ("images.sources", "open_images"),
+    "photographs": ("images.photographs", "photographs"),
+    "query_key_kernels": ("vit.tree", "query_key_kernels"),
+    "scan_images": ("analyses.top_images.compute", "top_images"),
+}
+"""Names of version 0.1.0: where they are now, and what they are called."""
+_MODULES = ("figures", "images")
 
-__all__ = [*_HOME, "figures"]  # noqa: PLE0604
+__all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str):
-    if name == "figures":
-        return import_module("qkjax.figures")
+    if name in _MODULES:
+        return import_module(f"qkjax.{name}")
+    if name in _RENAMED:
+        module, new = _RENAMED[name]
+        warnings.warn(f"qkjax.{name} is now qkjax.{module}.{new}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(f"qkjax.{module}"), new)
     if name not in _HOME:
         raise AttributeError(f"module 'qkjax' has no attribute {name!r}")
     return getattr(import_module(f"qkjax.{_HOME[name]}"), name)

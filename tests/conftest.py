@@ -40,7 +40,7 @@ def default():
 
 @pytest.fixture(scope="session")
 def default_modes(default):
-    return qkjax.decompose(*qkjax.query_key_kernels(default.params))
+    return qkjax.decompose(default)
 
 
 @pytest.fixture(scope="session")

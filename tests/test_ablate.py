@@ -17,6 +17,7 @@ from qkjax.analyses.ablate.ablator import AblationOptions, Ablator
 from qkjax.analyses.ablate.job import ImagesWanted, ablate_model
 from qkjax.analyses.ablate.plan import expand, read_plan
 from qkjax.analyses.ablate.readout import Readout
+from qkjax.analyses.edit import Edit, edit_with_notes
 from qkjax.cli import main
 from qkjax.figures.ablations import _one_layer, dose_response
 from qkjax.images.labels import head_classes
@@ -24,6 +25,7 @@ from qkjax.images.preprocess import Preprocess, normalise, picture
 from qkjax.images.sources import open_images
 from qkjax.interaction.edit import edit
 from qkjax.results.intervals import interval, ratio_interval
+from qkjax.vit.model import forward
 from qkjax.vit.patches import query_places
 from qkjax.weights.export import save
 from qkjax.weights.load import Checkpoint
@@ -63,9 +65,7 @@ def passes(checkpoint, images):
     """A forward pass of each image by itself."""
     for index in range(len(images)):
         pixels = normalise(picture(images.read(index), checkpoint.preprocess), checkpoint.preprocess)[None]
-        logits, out = qkjax.forward(
-            qkjax.ViT(checkpoint.config), checkpoint.params, pixels, capture=("attention", "norm")
-        )
+        logits, out = forward(qkjax.ViT(checkpoint.config), checkpoint.params, pixels, capture=("attention", "norm"))
         yield np.asarray(logits[0], np.float64), {k: np.asarray(v, np.float64) for k, v in out.items()}
 
 
@@ -80,10 +80,10 @@ def test_effects_are_those_of_plain_passes(checkpoint, folder, kind, exact):
     modes = qkjax.decompose(*parts[:2])
     weights = np.where(np.asarray(qkjax.measure(modes).cosine) > 0, 1, 0).astype(np.float32)
     found = ablator.ablate(edit(parts, modes, kind, weights, ablator.columns))
-    other, _ = qkjax.edited(checkpoint, kind, "cosine>0" if kind == "drop" else "all", exact=exact)
+    other, _ = edit_with_notes(checkpoint, kind, "cosine>0" if kind == "drop" else "all", exact=exact)
     places = query_places((4, 4), 4)
     assert places.tolist() == [5, 7, 13, 15]
-    chosen = qkjax.open_images(folder)
+    chosen = open_images(folder)
     pairs = list(zip(*(passes(c, _only(chosen, readable)) for c in (checkpoint, other)), strict=True))
     for row, ((logits, was), (edited_logits, now)) in enumerate(pairs):
         effects = jax.tree.map(lambda leaf, row=row: leaf[row], found.effects)
@@ -140,7 +140,7 @@ def test_plans_say_what_they_hold(tmp_path):
     )
     lines = read_plan(path)
     assert len(lines) == 2 * (2 * 2 + 1) * 2, "the second grid says what the first holds"
-    assert lines[1].edit == qkjax.Edit("drop", "grouping=0.1 layers=0-1", True, 0)
+    assert lines[1].edit == Edit("drop", "grouping=0.1 layers=0-1", True, 0)
     assert lines[1][1:] == ("grouping", "0-1", 0.1)
     (ranged,) = expand([{"edit": "keep", "select": "modes=0-{dose} cosine>0", "dose": 3}])
     assert ranged[1:] == ("modes=0-* cosine>0", "", 3.0)

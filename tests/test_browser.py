@@ -20,7 +20,10 @@ from test_scan import make_images
 import qkjax
 from conftest import DATA
 from qkjax.images.preprocess import PRESETS, preprocess
+from qkjax.images.sources import open_images
 from qkjax.report.job import ReportOptions, report
+from qkjax.vit.model import forward
+from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.export import save
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -178,11 +181,11 @@ def seen(site: Path, name: str, image: int) -> Seen:
     checkpoint = qkjax.load(model)
     config = checkpoint.config
     size = [n * p for n, p in zip(config.grid, config.patch_size, strict=True)]
-    pixels = preprocess(qkjax.open_images(site / "images").read(image), checkpoint.preprocess, tuple(size))[None]
+    pixels = preprocess(open_images(site / "images").read(image), checkpoint.preprocess, tuple(size))[None]
     kinds = ("norm", "attention_logits", "attention")
-    out = qkjax.forward(qkjax.ViT(config), checkpoint.params, pixels, kinds)[1]
+    out = forward(qkjax.ViT(config), checkpoint.params, pixels, kinds)[1]
     tokens, logits, attention = (np.asarray(out[kind][:, 0], np.float64) for kind in kinds)
-    query, key = (np.asarray(x, np.float64) for x in qkjax.query_key_kernels(checkpoint.params))
+    query, key = (np.asarray(x, np.float64) for x in query_key_kernels(checkpoint.params))
     u, s, vt = np.linalg.svd(np.einsum("ldhk,lehk->lhde", query, key))
     rank = query.shape[-1]
     maps = (np.einsum("lid,lhdn->lhni", tokens, x[..., :rank]) for x in (u, np.swapaxes(vt, -1, -2)))
@@ -266,7 +269,7 @@ def test_curve_and_shares_are_the_models(page, site):
     """The weighted cosine by layer as the curve draws it, and of a mode the share of the logits of the images looked
     at, against dense float64."""
     go(page, site, "#a")
-    query, key = (np.asarray(x, np.float64) for x in qkjax.query_key_kernels(qkjax.load(DATA / "a.npz").params))
+    query, key = (np.asarray(x, np.float64) for x in query_key_kernels(qkjax.load(DATA / "a.npz").params))
     u, s, vt = np.linalg.svd(np.einsum("ldhk,lehk->lhde", query, key))
     cosine = (u * np.swapaxes(vt, -1, -2)).sum(-2)
     wanted = ((s * cosine).sum(-1) / s.sum(-1)).mean(-1)

@@ -192,7 +192,7 @@ def test_names_that_matplotlib_would_read_as_its_own(tmp_path):
     done = run("analyze", tmp_path / r"_x$\frac$.npz", tmp_path / "c.npz", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert_results(tmp_path / "out" / r"_x$\frac$", 4, 4, 16)
-    metrics = qkjax.measure(qkjax.decompose(*qkjax.query_key_kernels(qkjax.load(DATA / "a.npz").params)))
+    metrics = qkjax.measure(qkjax.decompose(qkjax.load(DATA / "a.npz")))
     legend = qkjax.figures.cosine_by_layer({r"_x$\frac$": metrics, "c": metrics}).legends[0]
     assert r"_x\$\frac\$" in [text.get_text().strip() for text in legend.get_texts()]
 

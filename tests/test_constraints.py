@@ -17,6 +17,7 @@ from qkjax.train.model import initial, plain
 from qkjax.train.nearest import nearest_parameters
 from qkjax.train.penalty import penalty, weighted_cosine
 from qkjax.train.start import mimetic
+from qkjax.vit.tree import query_key_kernels
 
 SHAPE = (48, 4, 12)
 NAMES = tuple("low_rank(5)" if name == "low_rank" else example_name(name) for name in CONSTRAINTS)
@@ -236,7 +237,7 @@ def test_pull_is_what_measure_says_and_its_gradient_that_of_the_dense_svd():
 def test_pull_is_the_squared_distance_of_the_layers_it_names():
     vit = qkjax.ViTConfig(width=24, depth=3, heads=2, head_dim=12, mlp_dim=24, patch_size=(4, 4), grid=(2, 2))
     tree = plain(initial(jax.random.key(0), vit, ("free", "tied", "free")), vit, ("free", "tied", "free"))
-    cosines = qkjax.measure(qkjax.decompose(*qkjax.query_key_kernels(tree))).weighted_cosine.mean(-1)
+    cosines = qkjax.measure(qkjax.decompose(*query_key_kernels(tree))).weighted_cosine.mean(-1)
     wanted = ((float(cosines[0]) - 0.5) ** 2 + (1 + 1) ** 2) / 2
     assert float(penalty(tree, {0: 0.5, 1: -1.0})) == pytest.approx(wanted, abs=1e-4)
     assert schedule("0:pull(0.5) 1-2:pull(-1)", 3) == ("pull(0.5)", "pull(-1)", "pull(-1)")
@@ -256,7 +257,7 @@ def test_mimetic_kernels_look_as_they_should():
     assert abs(z.mean()) < 0.02
     m = np.einsum("dhk,ehk->hde", kernels["query"], kernels["key"])
     assert 0.1 < np.mean([np.trace(one) for one in m]) / 48 < 0.7
-    metrics = qkjax.measure(qkjax.decompose(*qkjax.query_key_kernels(tree)))
+    metrics = qkjax.measure(qkjax.decompose(*query_key_kernels(tree)))
     assert (np.asarray(metrics.weighted_cosine) > 0.4).all(), "queries look for what is like them"
     np.testing.assert_array_equal(
         tree["Transformer"]["encoderblock_1"]["MlpBlock_0"]["Dense_0"]["kernel"],

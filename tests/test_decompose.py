@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import qkjax
 from conftest import dense_svd
 from qkjax.interaction.metrics import relative_gap
+from qkjax.vit.tree import query_key_kernels
 
 
 @pytest.fixture(autouse=True, scope="module", params=["lapack", "products"])
@@ -25,12 +26,12 @@ def way(request):
 
 @pytest.fixture(scope="module")
 def default_modes(default, way):
-    return qkjax.decompose(*qkjax.query_key_kernels(default.params))
+    return qkjax.decompose(default)
 
 
 @pytest.fixture(scope="session")
 def dense_default(default):
-    return dense_svd(*qkjax.query_key_kernels(default.params))
+    return dense_svd(*query_key_kernels(default.params))
 
 
 def reconstruct(modes) -> np.ndarray:
@@ -63,7 +64,7 @@ def test_shapes_and_reconstruction(kernels):
 
 def test_real_heads_agree_with_dense_svd(default, default_modes, dense_default):
     """Head by head, on trained weights: condition numbers of 1e4 a factor, s down to 1e-9 of the largest."""
-    query, key = qkjax.query_key_kernels(default.params)
+    query, key = query_key_kernels(default.params)
     u, s, v = dense_default
     rank = query.shape[-1]
     s_ours = np.asarray(default_modes.s, np.float64)

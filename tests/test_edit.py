@@ -12,11 +12,12 @@ import scipy.special
 
 import qkjax
 from conftest import dense_svd
-from qkjax.analyses.edit import Edit, planned
+from qkjax.analyses.edit import Edit, edit_with_notes, planned
 from qkjax.images.preprocess import PRESETS
 from qkjax.interaction.edit import EDITS, edit, realise
 from qkjax.interaction.modes import decompose
 from qkjax.interaction.select import random_modes, select, strength
+from qkjax.vit.model import forward
 from qkjax.vit.tree import with_attention
 from qkjax.weights.export import save
 from qkjax.weights.load import Checkpoint
@@ -117,7 +118,7 @@ def outputs(config, params, edited):
         "key": {"kernel": edited.key_kernel, "bias": edited.key_bias},
     }
     images = np.random.default_rng(1).standard_normal((3, 32, 32, 3)).astype(np.float32)
-    return qkjax.forward(qkjax.ViT(config), with_attention(params, new), images, capture=("attention",))
+    return forward(qkjax.ViT(config), with_attention(params, new), images, capture=("attention",))
 
 
 def test_edits_of_nothing_leave_every_head_bit_for_bit(model):
@@ -133,7 +134,7 @@ def test_kept_modes_are_the_model_and_dropped_ones_leave_the_bias(model):
     config, params, parts, modes = model
     almost = np.zeros(modes.s.shape, np.float32) + 1e-12  # touches every head, and drops nothing of it
     logits, found = outputs(config, params, edit(parts, modes, "drop", almost))
-    wanted, was = qkjax.forward(
+    wanted, was = forward(
         qkjax.ViT(config), params, np.random.default_rng(1).standard_normal((3, 32, 32, 3)).astype(np.float32),
         capture=("attention", "norm"),
     )  # fmt: skip
@@ -278,7 +279,7 @@ def test_taking_out_the_bias_alone_leaves_the_interaction(model):
     np.testing.assert_allclose(m, was, atol=1e-5 * np.abs(was).max())
     _, out = outputs(config, params, found)
     images = np.random.default_rng(1).standard_normal((3, 32, 32, 3)).astype(np.float32)
-    _, seen = qkjax.forward(qkjax.ViT(config), params, images, capture=("norm",))
+    _, seen = forward(qkjax.ViT(config), params, images, capture=("norm",))
     y = np.asarray(seen["norm"][1], np.float64)
     logits = np.einsum("bid,hde,bje->bhij", y, was[1], y) / np.sqrt(6)
     np.testing.assert_allclose(out["attention"][1], scipy.special.softmax(logits, axis=-1), atol=1e-5)
@@ -374,7 +375,7 @@ def test_edited_files_give_the_same_logits_here_and_in_transformers(tmp_path):
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
     theirs.save_pretrained(tmp_path / "theirs")
-    found, notes = qkjax.edited(qkjax.load(tmp_path / "theirs", heads=4), "flip", "cosine>0 layers=0-1")
+    found, notes = edit_with_notes(qkjax.load(tmp_path / "theirs", heads=4), "flip", "cosine>0 layers=0-1")
     assert notes == []
     qkjax.export(found, tmp_path / "edited.npz")
     checkpoint = qkjax.load(tmp_path / "edited.npz")
@@ -389,7 +390,7 @@ def test_edited_files_give_the_same_logits_here_and_in_transformers(tmp_path):
     before = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).logits.detach().numpy()
     theirs.load_state_dict(state)
     wanted = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).logits.detach().numpy()
-    ours, _ = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
+    ours, _ = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
     np.testing.assert_allclose(ours, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
     assert np.abs(wanted - before).max() > 1e-2, "the edit does something"
 
@@ -398,23 +399,23 @@ def test_exact_heads_are_exact_and_commands_say_what_does_not_fit(model, tmp_pat
     """The symmetric part in wider heads is what float64 softmax of dense logits gives."""
     config, params, parts, _ = model
     checkpoint = Checkpoint("small", config, params, "small.npz", PRESETS["bigvision-small-crop"])
-    wide, notes = qkjax.edited(checkpoint, "symmetric", exact=True)
+    wide, notes = edit_with_notes(checkpoint, "symmetric", exact=True)
     assert (wide.config.head_dim, notes) == (13, [])
     images = np.random.default_rng(1).standard_normal((2, 32, 32, 3)).astype(np.float32)
-    _, found = qkjax.forward(qkjax.ViT(wide.config), wide.params, images, capture=("norm", "attention"))
+    _, found = forward(qkjax.ViT(wide.config), wide.params, images, capture=("norm", "attention"))
     y = np.asarray(found["norm"][0], np.float64)
     query, key, bias = (np.asarray(x[0], np.float64) for x in (parts.query_kernel, parts.key_kernel, parts.query_bias))
     m = np.einsum("dhk,ehk->hde", query, key)
     logits = np.einsum("bid,hde,bje->bhij", y, (m + np.swapaxes(m, 1, 2)) / 2, y)
     logits = (logits + np.einsum("bjd,dhk,hk->bhj", y, key, bias)[:, :, None]) / np.sqrt(6)
     np.testing.assert_allclose(found["attention"][0], scipy.special.softmax(logits, axis=-1), atol=1e-5)
-    _, (note,) = qkjax.edited(checkpoint, "symmetric")
+    _, (note,) = edit_with_notes(checkpoint, "symmetric")
     assert "6 columns hold 0." in note
     with pytest.raises(qkjax.QkjaxError, match=r"there is no edit 'dropp' \(nearest: 'drop'\); there are keep, drop"):
-        qkjax.edited(checkpoint, "dropp")
+        edit_with_notes(checkpoint, "dropp")
     save(tmp_path / "small.npz", config, params)
     command = [sys.executable, "-m", "qkjax", "export", "small.npz", "out.npz", "--edit", "antisymmetric"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
     assert "note: 6 columns hold" in done.stderr
-    m = qkjax.measure(qkjax.decompose(*qkjax.query_key_kernels(qkjax.load(tmp_path / "out.npz").params)))
+    m = qkjax.measure(qkjax.decompose(qkjax.load(tmp_path / "out.npz")))
     assert float(m.symmetric_share.max()) < 0.2, "of what 6 columns hold with the bias beside it"

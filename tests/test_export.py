@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 
 import qkjax
 from conftest import DATA
+from qkjax.vit.model import forward
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c", "d", "old1_prelinen"])
@@ -32,8 +33,8 @@ def test_default_model_exports_without_layer_scale(tmp_path, default, photograph
     assert not any("LayerScale" in name for name in flatten_dict(folded.params, sep="/"))
     assert (folded.config.activation, folded.config.posemb_resample) == ("gelu", "bicubic")
     assert folded.preprocess == default.preprocess, "though its tree looks like another family's now"
-    before, _ = qkjax.forward(qkjax.ViT(default.config), default.params, photograph)
-    after, _ = qkjax.forward(qkjax.ViT(folded.config), folded.params, photograph)
+    before, _ = forward(qkjax.ViT(default.config), default.params, photograph)
+    after, _ = forward(qkjax.ViT(folded.config), folded.params, photograph)
     np.testing.assert_allclose(after, before, atol=1e-4)
 
 

@@ -13,6 +13,8 @@ import pytest
 
 import qkjax
 from qkjax.images.preprocess import PRESETS, Preprocess
+from qkjax.vit.model import forward
+from qkjax.vit.tree import query_key_kernels
 from qkjax.weights import preparation, timm
 from qkjax.weights.npz import write_npz
 
@@ -70,7 +72,7 @@ def test_family_agrees_with_transformers(torch, transformers, family, tmp_path):
     checkpoint = qkjax.load(tmp_path)
     images = torch.randn(2, 3, 28, 28)
     wanted = model(images, output_hidden_states=True, output_attentions=True)
-    output, seen = qkjax.forward(
+    output, seen = forward(
         qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1), ("residual", "attention")
     )
     for layer in range(3):
@@ -115,9 +117,7 @@ def test_other_sizes_agree_with_transformers(torch, transformers, family, tmp_pa
     for pixels in ((56, 42), (21, 21)):
         images = torch.randn(1, 3, *pixels)
         wanted = model(images) if "DINOv2" in family else model(images, interpolate_pos_encoding=True)
-        output, seen = qkjax.forward(
-            qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1)
-        )
+        output, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
         if family == "CLIP":
             assert_close(output, wanted.pooler_output)
         else:
@@ -132,7 +132,7 @@ def test_image_that_is_not_square(torch, transformers, tmp_path):
     checkpoint = qkjax.load(tmp_path)
     assert checkpoint.config.grid == (2, 8)
     images = torch.randn(1, 3, 14, 56)
-    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
+    _, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
     assert_close(seen["encoded"], model(images).last_hidden_state)
 
 
@@ -154,7 +154,7 @@ def test_masked_autoencoder_without_mask(torch, transformers, tmp_path):
     images = torch.randn(2, 3, 28, 28)
     wanted = model.vit(images, noise=torch.arange(16.0).repeat(2, 1)).last_hidden_state
     checkpoint = qkjax.load(tmp_path)
-    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
+    _, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
     assert_close(seen["encoded"], wanted)
 
 
@@ -174,7 +174,7 @@ def test_image_tower_of_a_whole_model(torch, transformers, kind, tmp_path):
     model.save_pretrained(tmp_path)
     images = torch.randn(2, 3, 28, 28)
     checkpoint = qkjax.load(tmp_path)
-    output, _ = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
+    output, _ = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1))
     assert_close(output, model.vision_model(images).pooler_output)
 
 
@@ -195,7 +195,7 @@ def test_interaction_is_that_of_the_torch_weights(torch, transformers, family, t
         end: sorted(n for n in state if n.endswith(f"{end}.weight")) for end in ("q_proj", "k_proj", "query", "key")
     }
     query, key = (names[a] or names[b] for a, b in (("q_proj", "query"), ("k_proj", "key")))
-    modes = qkjax.decompose(*qkjax.query_key_kernels(qkjax.load(tmp_path).params))
+    modes = qkjax.decompose(qkjax.load(tmp_path))
     for layer in range(3):
         for head in range(4):
             rows = slice(12 * head, 12 * head + 12)
@@ -245,7 +245,7 @@ def test_timm_names(torch, transformers, tmp_path):
         y = f.gelu(f.linear(y, p["mlp.fc1.weight"], p["mlp.fc1.bias"]))
         x = x + p["ls2.gamma"] * f.linear(y, p["mlp.fc2.weight"], p["mlp.fc2.bias"])
     x = f.layer_norm(x, (48,), t["norm.weight"], t["norm.bias"], 1e-6)
-    output, seen = qkjax.forward(
+    output, seen = forward(
         qkjax.ViT(checkpoint.config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1), ("residual",)
     )
     for ours, theirs in zip(seen["residual"], residuals, strict=True):
@@ -287,8 +287,8 @@ def test_google_npz_and_transformers_file_have_the_same_modes(torch, transformer
     write_npz(tmp_path / "google.npz", old)
     first, second = (qkjax.load(path) for path in (tmp_path / "hf", tmp_path / "google.npz"))
     for a, b in zip(
-        qkjax.decompose(*qkjax.query_key_kernels(first.params)),
-        qkjax.decompose(*qkjax.query_key_kernels(second.params)),
+        qkjax.decompose(first),
+        qkjax.decompose(second),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -325,7 +325,7 @@ def test_shards(torch, transformers, tmp_path):
 def test_half_precision(torch, transformers, dtype, tmp_path):
     model = random_model(torch, transformers, "ViT").to(getattr(torch, dtype))
     model.save_pretrained(tmp_path)
-    kernel = qkjax.query_key_kernels(qkjax.load(tmp_path).params)[0]
+    kernel = query_key_kernels(qkjax.load(tmp_path).params)[0]
     state = {n: v.float().numpy() for n, v in model.state_dict().items()}
     name = next(
         n for n in state if n.endswith(("layers.0.attention.q_proj.weight", "layer.0.attention.attention.query.weight"))
@@ -428,10 +428,10 @@ def test_simmim(torch, transformers, tmp_path):
         second = qkjax.load(tmp_path / "simmim.pth", heads=4)
         assert second.config == first.config
         images = np.random.default_rng(0).standard_normal((2, 28, 28, 3)).astype(np.float32)
-        outputs = [qkjax.forward(qkjax.ViT(c.config), c.params, images)[0] for c in (first, second)]
+        outputs = [forward(qkjax.ViT(c.config), c.params, images)[0] for c in (first, second)]
         np.testing.assert_array_equal(*outputs)
         with pytest.raises(qkjax.QkjaxError, match="relative position biases are for"):
-            qkjax.forward(qkjax.ViT(second.config), second.params, np.zeros((1, 35, 28, 3), np.float32))
+            forward(qkjax.ViT(second.config), second.params, np.zeros((1, 35, 28, 3), np.float32))
 
 
 def test_pytorch_file_with_code_is_refused(torch, tmp_path):
@@ -496,7 +496,7 @@ def test_ijepa_with_its_predictor(torch, tmp_path):
         (1, 1),
         (4, 4),
     )
-    modes = qkjax.decompose(*qkjax.query_key_kernels(part.params))
+    modes = qkjax.decompose(part)
     fused = state["predictor"]["module.predictor_blocks.1.attn.qkv.weight"].double().numpy()
     m = fused[12:24].T @ fused[36:48]
     np.testing.assert_allclose(np.asarray(modes.s[1, 1])[:12], np.linalg.svd(m)[1][:12], rtol=1e-5)

@@ -16,6 +16,7 @@ import qkjax
 from conftest import DATA
 from qkjax.images.preprocess import PRESETS
 from qkjax.vit import posemb
+from qkjax.vit.model import forward
 
 FILES = "abcd"
 
@@ -61,7 +62,7 @@ def test_logits_in_float64(name):
 @pytest.mark.parametrize("name", FILES)
 def test_modes(name):
     expected = np.load(DATA / f"{name}_expected.npz")
-    modes = qkjax.decompose(*qkjax.query_key_kernels(qkjax.load(DATA / f"{name}.npz").params))
+    modes = qkjax.decompose(qkjax.load(DATA / f"{name}.npz"))
     metrics = qkjax.measure(modes)
     scale = expected["modes/singular_values"].max()
     np.testing.assert_allclose(modes.s / scale, expected["modes/singular_values"] / scale, atol=1e-5)
@@ -150,7 +151,7 @@ def test_grid_that_is_not_square_is_asked_for(tmp_path):
     assert wide.config.grid == (2, 5)
     np.testing.assert_array_equal(wide.params["cls"], flat["cls"])
     assert qkjax.load(tmp_path / "wide.npz").config.grid == (3, 3)
-    logits, _ = qkjax.forward(qkjax.ViT(wide.config), wide.params, np.zeros((1, 16, 40, 3), np.float32))
+    logits, _ = forward(qkjax.ViT(wide.config), wide.params, np.zeros((1, 16, 40, 3), np.float32))
     assert np.isfinite(logits).all()
     flat["pos_embedding"] = flat["pos_embedding"][:, :6]
     np.savez(tmp_path / "odd.npz", **flat)
@@ -193,7 +194,7 @@ def test_bfloat16_as_big_vision_stores_it(tmp_path, name):
         assert ours[key].dtype == wanted.dtype
         np.testing.assert_array_equal(ours[key], wanted)
     checkpoint = qkjax.load(tmp_path / "x.npz")
-    logits, _ = qkjax.forward(
+    logits, _ = forward(
         qkjax.ViT(checkpoint.config), checkpoint.params, np.load(DATA / f"{name}_expected.npz")["images"]
     )
     # bfloat16 weights move the logits by about 8e-3 (golden README)

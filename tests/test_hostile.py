@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import qkjax
 from conftest import DATA
 from qkjax.vit.config import SETTINGS
+from qkjax.vit.model import forward
 from qkjax.weights.infer import expected_shapes
 from qkjax.weights.load import CONFIG_KEY
 
@@ -383,5 +384,5 @@ def test_any_stored_configuration_is_refused_or_fits(tmp_path, config):
         assert "\n" not in str(error)
     else:
         images = np.zeros((1, 16, 16, 3), np.float32)
-        output, _ = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
+        output, _ = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
         assert np.isfinite(output).all()

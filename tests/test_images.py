@@ -13,7 +13,7 @@ from PIL import Image
 
 from qkjax import QkjaxError
 from qkjax.images.photographs import photographs
-from qkjax.images.prefetch import batches
+from qkjax.images.prefetch import photograph_batches
 from qkjax.images.preprocess import PRESETS, picture
 from qkjax.images.sources import open_images
 
@@ -120,7 +120,7 @@ def save_odd_files(folder: Path) -> None:
 def test_odd_files_are_read_or_listed(tmp_path):
     save_odd_files(tmp_path)
     images = open_images(tmp_path)
-    found = list(batches(images, [range(0, 6), range(6, len(images))], 6, PRESET, (20, 30)))
+    found = list(photograph_batches(images, [range(0, 6), range(6, len(images))], 6, PRESET, (20, 30)))
     read = {images.names[i]: p for b in found for i, p in zip(b.index, b.pixels, strict=True) if i >= 0}
     assert set(read) == {f"{x}" for x in ("rgb.png", "gray.jpg", "cmyk.jpg", "palette.gif", "sixteen.png",
                                           "one_bit.tif", "alpha.png", "rotated.jpg")}  # fmt: skip
@@ -146,7 +146,7 @@ def test_broken_members_of_archives_are_listed_with_their_name(tmp_path):
     with tarfile.open(tmp_path / "y.tar", "w") as archive:
         add_to_tar(archive, "c.png", png(1)[:40])
     images = open_images(tmp_path)
-    (batch,) = batches(images, [range(3)], 3, PRESET, (8, 8))
+    (batch,) = photograph_batches(images, [range(3)], 3, PRESET, (8, 8))
     assert [images.names[i] for i, _ in batch.unreadable] == ["x.zip/a.png", "x.zip/b.png", "y.tar/c.png"]
     assert all(f"cannot read image {images.names[i]}: " in reason for i, reason in batch.unreadable)
     assert not any("object at 0x" in reason for _, reason in batch.unreadable), "an address differs from run to run"
@@ -162,7 +162,7 @@ def test_what_no_archive_should_hold(tmp_path, monkeypatch):
     for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag of an encrypted member
         data[data.rindex(mark) + at] |= 1
     (tmp_path / "x.zip").write_bytes(data)
-    (batch,) = batches(open_images(tmp_path), [range(2)], 2, PRESET, (8, 8))
+    (batch,) = photograph_batches(open_images(tmp_path), [range(2)], 2, PRESET, (8, 8))
     reasons = [reason for _, reason in batch.unreadable]
     assert "cannot read image x.zip/bomb.png: unpacked it has 2 MiB, and 1 are allowed" in reasons[0]
     assert "cannot read image x.zip/secret.png: it is encrypted" in reasons[1]
@@ -185,7 +185,7 @@ def test_links_to_nothing_and_pipes(tmp_path):
     (tmp_path / "good.png").write_bytes(png(0))
     images = open_images(tmp_path)
     assert images.names == ("gone.png", "good.png")
-    (batch,) = batches(images, [range(2)], 2, PRESET, (8, 8))
+    (batch,) = photograph_batches(images, [range(2)], 2, PRESET, (8, 8))
     assert [i for i, _ in batch.unreadable] == [0]
     assert "cannot read image gone.png: " in batch.unreadable[0][1]
 
@@ -196,7 +196,7 @@ def test_names_that_are_no_text(tmp_path):
         (tmp_path / os.fsdecode(name)).write_bytes(png(0) if name[0] == ord("b") else b"nothing")
     images = open_images(tmp_path)
     assert images.names == ("bad?.png", "worse?.png")
-    (batch,) = batches(images, [range(2)], 2, PRESET, (8, 8))
+    (batch,) = photograph_batches(images, [range(2)], 2, PRESET, (8, 8))
     ((index, reason),) = batch.unreadable
     assert index == 1
     reason.encode()
@@ -208,7 +208,7 @@ def test_pictures_beyond_pillows_limit_are_refused_by_all_threads_alike(tmp_path
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     for i in range(40):
         (tmp_path / f"{i:02d}.png").write_bytes(png(i))
-    made = list(batches(open_images(tmp_path), [range(20), range(20, 40)], 20, PRESET, (8, 8)))
+    made = list(photograph_batches(open_images(tmp_path), [range(20), range(20, 40)], 20, PRESET, (8, 8)))
     assert sum(len(b.unreadable) for b in made) == 40
     assert all("36 x 24 pixels are more than Pillow's limit" in reason for b in made for _, reason in b.unreadable)
     assert not any(f[0] == "ignore" and f[3] is None and f[2] is Warning for f in warnings.filters)
@@ -216,7 +216,7 @@ def test_pictures_beyond_pillows_limit_are_refused_by_all_threads_alike(tmp_path
 
 def test_batches_are_in_order_and_all_of_one_size(tree):
     images = open_images(tree)
-    made = list(batches(images, [range(0, 4), range(4, 8), range(8, 10)], 4, PRESET, (16, 24)))
+    made = list(photograph_batches(images, [range(0, 4), range(4, 8), range(8, 10)], 4, PRESET, (16, 24)))
     assert [b.pixels.shape for b in made] == [(4, 16, 24, 3)] * 3
     assert [list(b.index) for b in made] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
     for b in made:
@@ -230,7 +230,7 @@ def test_batches_can_be_left_early(tree):
     import threading
 
     before = threading.active_count()
-    made = batches(open_images(tree), [[i] for i in range(10)], 1, PRESET, (16, 16))
+    made = photograph_batches(open_images(tree), [[i] for i in range(10)], 1, PRESET, (16, 16))
     next(made)
     made.close()
     assert threading.active_count() == before

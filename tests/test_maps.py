@@ -9,6 +9,8 @@ import qkjax
 from conftest import DATA
 from qkjax.activations.contribution import contributions
 from qkjax.activations.project import logits_from_modes, query_key_maps
+from qkjax.vit.model import forward
+from qkjax.vit.tree import query_key_kernels
 
 SEEN = ("norm", "residual", "attention_logits", "attention")
 
@@ -55,7 +57,7 @@ def seen(request):
     else:
         checkpoint = qkjax.load(DATA / {"tok": "a.npz", "gap": "b.npz"}[request.param])
         config, params, images = checkpoint.config, checkpoint.params, small_photograph()
-    return config, params, qkjax.forward(qkjax.ViT(config), params, images, SEEN)[1]
+    return config, params, forward(qkjax.ViT(config), params, images, SEEN)[1]
 
 
 def test_modes_and_biases_give_back_the_logits(seen):
@@ -75,7 +77,7 @@ def test_modes_and_biases_give_back_the_logits(seen):
 def test_maps_are_projections(seen, stream):
     """Each map against float64; the tolerance is float32's for a sum over the embedding."""
     config, params, out = seen
-    modes = qkjax.decompose(*qkjax.query_key_kernels(params))
+    modes = qkjax.decompose(*query_key_kernels(params))
     tokens = out[stream]
     special = config.prefix_tokens
     maps = query_key_maps(tokens, modes, special)
@@ -162,7 +164,7 @@ def test_no_share_where_all_attention_is_on_one_key():
 
 def test_relative_positions_have_what_is_left():
     params = perturbed(BEIT, 1)
-    out = qkjax.forward(qkjax.ViT(BEIT), params, small_photograph(), SEEN)[1]
+    out = forward(qkjax.ViT(BEIT), params, small_photograph(), SEEN)[1]
     parts = qkjax.query_key(params)
     modes, bias = qkjax.decompose(*parts[:2]), qkjax.bias_terms(parts)
     found = contributions(

@@ -5,7 +5,10 @@ import pytest
 from scipy import stats
 
 import qkjax
-from qkjax.interaction.null import cosine_quantile
+from qkjax.interaction.null import cosine_quantile, null_band
+from qkjax.results.modes import layer_table
+from qkjax.vit.model import forward
+from qkjax.vit.tree import query_key_kernels
 
 
 def dense(kernels) -> np.ndarray:
@@ -76,7 +79,7 @@ def test_against_dense_matrices(kernels):
 def test_real_spectra(default, default_modes):
     layers = np.array([0, 5, 11])
     metrics = qkjax.measure(qkjax.Modes(*(x[layers] for x in default_modes)))
-    m = dense([kernel[layers] for kernel in qkjax.query_key_kernels(default.params)])
+    m = dense([kernel[layers] for kernel in query_key_kernels(default.params)])
     for layer, head in ((0, 0), (0, 5), (1, 3), (2, 0)):
         one = m[layer, head]
         values = np.sort(np.linalg.eigvalsh((one + one.T) / 2))[::-1]
@@ -95,7 +98,7 @@ def test_a_head_of_zeros_has_no_cosine(kernels):
     for values in (metrics.weighted_cosine, metrics.mean_cosine):
         assert np.argwhere(np.isnan(values)).tolist() == [[1, 2]]
     assert np.asarray(metrics.degenerate)[1, 2].all()
-    rows = qkjax.layer_table(metrics, qkjax.bias_terms(_attention(query, key)))
+    rows = layer_table(metrics, qkjax.bias_terms(_attention(query, key)))
     assert all(np.isfinite(value) for row in rows for value in row.values())
 
 
@@ -104,7 +107,7 @@ def test_layer_table_by_hand(kernels):
     attention = _attention(*kernels)
     metrics = qkjax.measure(qkjax.decompose(*kernels))
     bias = qkjax.bias_terms(attention)
-    row = qkjax.layer_table(metrics, bias)[1]
+    row = layer_table(metrics, bias)[1]
     m = dense(kernels)[1]
     u, s, vt = np.linalg.svd(m)
     u, s, vt = u[..., :12], s[..., :12], vt[:, :12]
@@ -155,7 +158,7 @@ def test_cosine_of_random_directions(embed):
 
 def test_null_of_random_kernels():
     """Of fresh random layers about 95% fall into the band; its width is about 1 / sqrt(D d H)."""
-    null = qkjax.null_band(48, 4, 12)
+    null = null_band(48, 4, 12)
     rng = np.random.default_rng(5)
     metrics = qkjax.measure(qkjax.decompose(*rng.standard_normal((2, 400, 48, 4, 12)).astype(np.float32)))
     for field in ("weighted_cosine", "mean_cosine"):
@@ -168,7 +171,7 @@ def test_null_of_random_kernels():
     np.testing.assert_allclose(null.head_weighted_cosine, np.quantile(np.abs(heads), 0.95), rtol=0.15)
     layers = heads.reshape(-1, 4).mean(-1)
     np.testing.assert_allclose(null.weighted_cosine, np.quantile(np.abs(layers), 0.95), rtol=0.15)
-    assert null == qkjax.null_band(48, 4, 12)
+    assert null == null_band(48, 4, 12)
 
 
 def test_bias_terms_make_up_the_logits(kernels):
@@ -198,7 +201,7 @@ def test_bias_terms_make_up_the_logits(kernels):
 def test_softmax_cancels_the_query_term_and_not_the_key_term(default, photograph):
     """On a real image: attention follows from M and the key term alone."""
     model = qkjax.ViT(default.config)
-    _, seen = qkjax.forward(model, default.params, photograph, capture=("norm", "attention"))
+    _, seen = forward(model, default.params, photograph, capture=("norm", "attention"))
     attention = qkjax.query_key(default.params)
     modes, bias = qkjax.decompose(*attention[:2], normalize=True), qkjax.bias_terms(attention)
     layer, head = 6, 2

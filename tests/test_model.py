@@ -10,7 +10,7 @@ import pytest
 import qkjax
 from conftest import DATA
 from qkjax.vit import tree
-from qkjax.vit.model import CAPTURES
+from qkjax.vit.model import CAPTURES, forward
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def small():
 
 def test_captures_belong_together(small):
     checkpoint, images = small
-    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, CAPTURES)
+    _, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, CAPTURES)
     shapes = {name: seen[name].shape for name in CAPTURES}
     assert shapes == {
         "norm": (4, 3, 17, 64), "query": (4, 3, 17, 4, 16), "key": (4, 3, 17, 4, 16),
@@ -41,10 +41,10 @@ def test_captures_belong_together(small):
 
 def test_only_what_is_asked_for_is_returned(small):
     checkpoint, images = small
-    _, seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("query",))
+    _, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("query",))
     assert set(seen) == {"encoded", "query"}
     with pytest.raises(qkjax.QkjaxError, match="cannot capture qeury: the names are norm"):
-        qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("qeury",))
+        forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("qeury",))
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c"])
@@ -52,8 +52,8 @@ def test_bfloat16(name):
     """8 bits of mantissa: 0.4% a product, a few percent of the range after four layers."""
     checkpoint = qkjax.load(DATA / f"{name}.npz")
     images = np.load(DATA / f"{name}_expected.npz")["images"]
-    exact, _ = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
-    rough, seen = qkjax.forward(qkjax.ViT(checkpoint.config, dtype="bfloat16"), checkpoint.params, images, ("query",))
+    exact, _ = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
+    rough, seen = forward(qkjax.ViT(checkpoint.config, dtype="bfloat16"), checkpoint.params, images, ("query",))
     assert seen["query"].dtype == jnp.bfloat16
     assert 0 < np.abs(rough - exact).max() < 0.05 * np.abs(exact).max()
 
@@ -62,11 +62,11 @@ def test_any_size_from_one_patch_up(small):
     checkpoint, _ = small
     model = qkjax.ViT(checkpoint.config)
     for height, width in ((8, 8), (24, 40), (39, 17)):  # what fills no patch is dropped
-        output, seen = qkjax.forward(model, checkpoint.params, np.ones((1, height, width, 3), np.float32))
+        output, seen = forward(model, checkpoint.params, np.ones((1, height, width, 3), np.float32))
         assert seen["encoded"].shape == (1, 1 + (height // 8) * (width // 8), 64)
         assert np.isfinite(output).all()
     with pytest.raises(qkjax.QkjaxError, match="smaller than a patch"):
-        qkjax.forward(model, checkpoint.params, np.ones((1, 7, 8, 3), np.float32))
+        forward(model, checkpoint.params, np.ones((1, 7, 8, 3), np.float32))
 
 
 def test_registers_and_layer_scale_have_a_place():
@@ -77,7 +77,7 @@ def test_registers_and_layer_scale_have_a_place():
 
     model, images = qkjax.ViT(config), np.ones((2, 8, 12, 3), np.float32)
     params = model.init(jax.random.key(0), images[:, :, :8])["params"]
-    output, seen = qkjax.forward(model, params, images)
+    output, seen = forward(model, params, images)
     assert output.shape == (2, 24)
     assert seen["encoded"].shape == (2, 1 + 4 + 6, 24)
 
@@ -86,7 +86,7 @@ def test_layer_outputs_are_those_that_forward_returns(small):
     checkpoint, images = small
     model = qkjax.ViT(checkpoint.config)
     _, out = model.apply({"params": checkpoint.params}, images, capture=("norm", "attention"))
-    _, captured = qkjax.forward(model, checkpoint.params, images, ("norm", "attention"))
+    _, captured = forward(model, checkpoint.params, images, ("norm", "attention"))
     for name in ("norm", "attention"):
         assert len(tree.layer_outputs(out, name)) == checkpoint.config.depth
         np.testing.assert_allclose(tree.stacked_outputs(out, name), captured[name], atol=1e-5)
@@ -108,7 +108,7 @@ def test_trees_with_other_queries_and_keys(small):
     params = tree.with_query_key(tree.widened_heads(checkpoint.params, columns), parts)
     model = qkjax.ViT(replace(checkpoint.config, head_dim=columns))
     outputs = [
-        qkjax.forward(m, p, images)[0] for m, p in ((qkjax.ViT(checkpoint.config), checkpoint.params), (model, params))
+        forward(m, p, images)[0] for m, p in ((qkjax.ViT(checkpoint.config), checkpoint.params), (model, params))
     ]
     np.testing.assert_allclose(*outputs, atol=1e-4)
 

@@ -13,6 +13,8 @@ from qkjax.analyses.objects.job import ObjectsWanted, objects_of_models
 from qkjax.analyses.objects.objects_pass import ObjectOptions
 from qkjax.images.preprocess import PRESETS, Preprocess, normalise, picture, source_pixels
 from qkjax.images.segmented import _seen, mosaics, open_objects
+from qkjax.vit.model import forward
+from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.export import save
 
 SIDE = 32
@@ -50,12 +52,12 @@ def test_a_pass_is_a_plain_loop(tmp_path):
     options = ObjectOptions(top=3, batch=2)
     small, five = str(tmp_path / "small.npz"), ObjectsWanted(count=5)
     data = objects_of_models((small,), five, tmp_path / "out", options, {})["small"]
-    modes = qkjax.decompose(*qkjax.query_key_kernels(params))
+    modes = qkjax.decompose(*query_key_kernels(params))
     images = mosaics(5, 0)
     scores, same, objects = [], [], []
     for index in range(5):
         pixels, masks = _seen(*images.read(index), "", PRESET, None, (8, 8))
-        _, out = qkjax.forward(qkjax.ViT(SMALL), params, normalise(pixels, PRESET)[None], capture=("norm",))
+        _, out = forward(qkjax.ViT(SMALL), params, normalise(pixels, PRESET)[None], capture=("norm",))
         y = np.asarray(out["norm"], np.float64)[:, 0, 1:]
         masks = masks[masks.sum(1) > 0]
         objects.append(len(masks))

@@ -10,6 +10,7 @@ import pytest
 import qkjax
 from conftest import DEFAULT
 from qkjax.vit import posemb
+from qkjax.vit.model import forward
 from qkjax.weights import catalogue
 
 NEEDS = "needs the parity extra: pip install -e '.[parity]'"
@@ -39,7 +40,7 @@ def test_default_model_agrees_with_onnxruntime(default, photograph, tmp_path):
     model.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (wanted,) = session.run([last], {"input_image": photograph.transpose(0, 3, 1, 2)})
-    _, seen = qkjax.forward(qkjax.ViT(default.config), default.params, photograph)
+    _, seen = forward(qkjax.ViT(default.config), default.params, photograph)
     np.testing.assert_allclose(seen["encoded"], wanted, atol=1e-4)
 
 

@@ -20,6 +20,7 @@ from qkjax.images.o3 import open_o3
 from qkjax.images.preprocess import PRESETS, Preprocess, normalise
 from qkjax.images.scenes import Scene, seen
 from qkjax.passes import partial as unfinished
+from qkjax.vit.model import forward
 from qkjax.weights.export import save
 
 SIDE = 32
@@ -95,7 +96,7 @@ def test_measures_are_those_of_plain_passes(checkpoint, tmp_path):
     centres = []
     for index in range(5):
         pixels, regions = seen(scenes.read(index), "", PRESET, None, (8, 8))
-        _, out = qkjax.forward(
+        _, out = forward(
             qkjax.ViT(SMALL), checkpoint.params, normalise(pixels, PRESET)[None],
             capture=("attention", "norm", "residual"),
         )  # fmt: skip
@@ -167,7 +168,7 @@ def test_attention_is_that_of_transformers(tmp_path):
         wanted = theirs(torch.tensor(images.transpose(0, 3, 1, 2)), output_attentions=True).attentions
     theirs.save_pretrained(tmp_path)
     checkpoint = qkjax.load(tmp_path, heads=4)
-    _, out = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, capture=("attention",))
+    _, out = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, capture=("attention",))
     np.testing.assert_allclose(out["attention"], np.stack([w.numpy() for w in wanted]), atol=1e-5)
 
 

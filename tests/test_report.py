@@ -22,12 +22,15 @@ import qkjax
 from conftest import DATA
 from qkjax.analyses.top_images.job import found_images
 from qkjax.images.preprocess import PRESETS, normalise, preprocess
+from qkjax.images.sources import open_images
 from qkjax.report.attended import attended
 from qkjax.report.job import ReportOptions, report
 from qkjax.report.pack import COARSE, FINE, quantised, script
 from qkjax.report.page import OURS
 from qkjax.report.pictures import SIDES, small_pictures
 from qkjax.runtime.files import atomic_folder
+from qkjax.vit.model import forward
+from qkjax.vit.tree import query_key_kernels
 
 MODEL, IMAGES = DATA / "a.npz", 14
 DTYPES = {"int8": "<i1", "int16": "<i2", "int32": "<i4", "float32": "<f4"}
@@ -98,8 +101,8 @@ def test_numbers_and_steps_are_right_to_half_a_step(levels):
 def test_maps_are_those_of_a_plain_pass(site):
     """Every mode, sign and image, in float64 from the tokens; and the site holds what maps.nc does."""
     checkpoint = qkjax.load(MODEL)
-    modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
-    images = qkjax.open_images(site / "images")
+    modes = qkjax.decompose(checkpoint)
+    images = open_images(site / "images")
     with (
         xr.open_dataset(site / "results/a/modes/maps.nc") as maps,
         xr.open_dataset(site / "results/a/modes/top_images.nc") as top,
@@ -111,7 +114,7 @@ def test_maps_are_those_of_a_plain_pass(site):
         for image in np.unique(index):
             assert image != 0, "it cannot be read"
             pixels = preprocess(images.read(int(image)), checkpoint.preprocess)
-            seen = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, pixels[None], ("norm",))[1]["norm"]
+            seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, pixels[None], ("norm",))[1]["norm"]
             tokens[image] = np.asarray(seen[:, 0, checkpoint.config.prefix_tokens :], np.float64)
         for at in np.ndindex(index.shape):
             layer, head, mode = at[:3]
@@ -150,12 +153,12 @@ def test_terms_give_back_the_attention(kind, request):
         config, params, images = BEIT, perturbed(BEIT, 1), small_photograph()
         preset = PRESETS["hf-vit"]
         checkpoint = qkjax.Checkpoint("beit", config, params, "", preset)
-        modes = qkjax.decompose(*qkjax.query_key_kernels(params))
+        modes = qkjax.decompose(*query_key_kernels(params))
     preset = checkpoint.preprocess
     pixels = np.rint((images[0] * np.reshape(preset.std, (1, 1, 3)) + np.reshape(preset.mean, (1, 1, 3))) * 255)
     pixels = pixels.clip(0, 255).astype(np.uint8)
     seen = normalise(pixels, preset)[None]
-    wanted = np.asarray(qkjax.forward(qkjax.ViT(config), params, seen, SEEN)[1]["attention"])[:, 0]
+    wanted = np.asarray(forward(qkjax.ViT(config), params, seen, SEEN)[1]["attention"])[:, 0]
     direction = qkjax.bias_terms(qkjax.query_key(params)).key_direction
     terms = attended(checkpoint, modes, direction, pixels)
     for layer, head in np.ndindex(config.depth, config.heads):
@@ -166,7 +169,7 @@ def test_terms_give_back_the_attention(kind, request):
 
 def test_small_pictures_keep_to_their_room(tmp_path):
     make_images(tmp_path / "some", 6)
-    images = qkjax.open_images(tmp_path / "some")
+    images = open_images(tmp_path / "some")
 
     def read(index):
         if index == 2:
@@ -231,7 +234,7 @@ def test_results_are_known_by_their_folder_and_shown(site, tmp_path, monkeypatch
     assert (tmp_path / "out/data/m0/preference_links.png").read_bytes() == (
         folder / "preference/links.png"
     ).read_bytes()
-    metrics = qkjax.measure(qkjax.decompose(*qkjax.query_key_kernels(qkjax.load(MODEL).params)))
+    metrics = qkjax.measure(qkjax.decompose(qkjax.load(MODEL)))
     np.testing.assert_array_equal(facts["cosine"], np.asarray(metrics.cosine))
 
 
@@ -257,8 +260,8 @@ def test_an_earlier_report_is_replaced_and_nothing_else(site, tmp_path, monkeypa
 def test_a_scan_that_kept_more_is_taken(site, tmp_path, monkeypatch):
     """With fewer images: the first of those that were kept, which are those that a scan for so few keeps."""
     monkeypatch.chdir(site)
-    checkpoint, images = qkjax.load(MODEL), qkjax.open_images("images")
-    modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
+    checkpoint, images = qkjax.load(MODEL), open_images("images")
+    modes = qkjax.decompose(checkpoint)
     folder = site / "results/a/modes"
     before = (folder / "top_images.nc").read_bytes()
     taken = found_images(checkpoint, modes, images, qkjax.ScanOptions(top=4), folder, {})

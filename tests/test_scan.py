@@ -31,6 +31,7 @@ from qkjax.analyses.top_images.scan import ScanOptions, scan_images
 from qkjax.images.preprocess import preprocess
 from qkjax.images.sources import open_images
 from qkjax.passes.inputs import photograph_grid, resolution_of
+from qkjax.vit.model import forward
 
 MODEL = DATA / "a.npz"
 ALL = tuple(SCORES)
@@ -49,7 +50,7 @@ def make_images(folder: Path, count: int, seed: int = 0) -> None:
 @pytest.fixture(scope="module")
 def small():
     checkpoint = qkjax.load(MODEL)
-    return checkpoint, qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
+    return checkpoint, qkjax.decompose(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def plain_scan(checkpoint, modes, images, stream: str, resolution) -> dict[str, 
             pixels = preprocess(images.read(index), checkpoint.preprocess, resolution)
         except qkjax.QkjaxError:
             continue
-        tokens = qkjax.forward(model, checkpoint.params, pixels[None], (stream,))[1][stream]
+        tokens = forward(model, checkpoint.params, pixels[None], (stream,))[1][stream]
         for layer in range(layers):
             y = np.asarray(tokens[layer, 0], np.float64)[special:]
             for head in range(heads):
@@ -108,7 +109,7 @@ def test_a_checkpoint_for_other_shapes_sees_them(folder):
     assert resolution_of(checkpoint, None) == (16, 64)
     assert photograph_grid(checkpoint, None) == (2, 8)
     assert photograph_grid(checkpoint, (24, 24)) == (3, 3)
-    modes = qkjax.decompose(*qkjax.query_key_kernels(checkpoint.params))
+    modes = qkjax.decompose(checkpoint)
     key_direction = qkjax.bias_terms(qkjax.query_key(checkpoint.params)).key_direction
     found = qkjax.dissect(checkpoint, modes, key_direction, open_images(folder).read(0), qkjax.ImageOptions())
     assert found.picture.shape == (16, 64, 3)

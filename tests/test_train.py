@@ -24,6 +24,7 @@ import qkjax
 from conftest import UNCACHED, dense_svd
 from qkjax.analyses.targets import by_name
 from qkjax.images.preprocess import PRESETS
+from qkjax.passes.inputs import for_photographs
 from qkjax.train.config import TrainConfig, from_dict, vit_config
 from qkjax.train.data import held_out_batches, training_batches
 from qkjax.train.devices import spread
@@ -38,6 +39,8 @@ from qkjax.train.step import State
 from qkjax.train.step import program as make_program
 from qkjax.train.sweep import sweep
 from qkjax.train.tasks import load_task
+from qkjax.vit.model import forward
+from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.export import save
 
 SMALL = TrainConfig(
@@ -252,7 +255,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
     assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) <= 2, "the last and the best"
 
     checkpoint = qkjax.load(out)
-    kernels = qkjax.query_key_kernels(checkpoint.params)
+    kernels = query_key_kernels(checkpoint.params)
     _, s, _ = dense_svd(*kernels)
     metrics = qkjax.measure(qkjax.decompose(*kernels))
     strong = np.asarray(metrics.singular_value) > 1e-3 * np.asarray(metrics.singular_value)[..., :1]
@@ -265,7 +268,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
     assert lines[-1]["accuracy"] > 0.3
     task = load_task(TrainConfig())
     images, labels = (np.stack(x) for x in zip(*task.held_out, strict=True))
-    logits, _ = qkjax.forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
+    logits, _ = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images)
     assert (logits.argmax(-1) == labels).mean() == pytest.approx(lines[-1]["accuracy"], abs=1e-6)
 
 
@@ -371,8 +374,8 @@ def test_start_from_a_checkpoint_is_the_checkpoint(tmp_path, photograph):
     params = initial(jax.random.key(1), vit, ("free", "free"), start, bias=True)
     ours = plain(params, vit, ("free", "free"))
     pixels = (photograph[0, :48, :48] * np.array(preset.std)[None, None] + np.array(preset.mean)[None, None])[None]
-    _, found = qkjax.forward(qkjax.ViT(vit), ours, (2 * pixels - 1).astype(np.float32))
-    _, wanted = qkjax.forward(qkjax.ViT(was), tree, photograph[:, :48, :48])
+    _, found = forward(qkjax.ViT(vit), ours, (2 * pixels - 1).astype(np.float32))
+    _, wanted = forward(qkjax.ViT(was), tree, photograph[:, :48, :48])
     np.testing.assert_allclose(found["encoded"], wanted["encoded"], atol=2e-5)
     with pytest.raises(
         qkjax.QkjaxError, match="was has mlp_dim 48, but the run has mlp_dim 64: give the run the same shape"
@@ -422,10 +425,10 @@ def test_sweep_says_what_its_runs_say(tmp_path, capsys):
 
     assert set(by_name([qkjax.load(folders[0]), qkjax.load(folders[3])])) == {"free-seed0", "0_tied_1_repulsive-seed0"}
     gray = qkjax.load(folders[0])
-    colour = qkjax.for_photographs(gray)
+    colour = for_photographs(gray)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
     outputs = [
-        qkjax.forward(qkjax.ViT(c.config), c.params, x)[0]
+        forward(qkjax.ViT(c.config), c.params, x)[0]
         for c, x in ((gray, images.mean(-1, keepdims=True)), (colour, images))
     ]
     np.testing.assert_allclose(*outputs, atol=1e-5)

@@ -1,104 +1,120 @@
-"""The main job: checkpoint -> modes -> metrics -> dataset, table and figures in a folder."""
+"""Everything that the weights alone say of a model: modes, their metrics, bias terms."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
 
 from qkjax import figures
-from qkjax.analyses.targets import by_name
-from qkjax.errors import QkjaxError
+from qkjax.analyses.decomposition import decompose
+from qkjax.analyses.outcome import Description
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.metrics import Metrics, measure
-from qkjax.interaction.modes import Modes, decompose
-from qkjax.interaction.query_key import QueryKey
-from qkjax.results.modes import format_table, layer_table, to_dataset
-from qkjax.results.rows import write_csv
-from qkjax.results.store import write_dataset
+from qkjax.results.modes import format_table, layer_rows, metrics_of, to_dataset
+from qkjax.results.rows import Row, head_mean
 from qkjax.vit.tree import query_key
-from qkjax.weights.load import Checkpoint, load, origin
+from qkjax.weights.load import Checkpoint
 
 
-class Options(NamedTuple):
-    """The frame in which M is taken; formulas in `decompose`."""
-
-    fold_scale: bool = False
-    center: bool = False
-    normalize: bool = False
-
-    @classmethod
-    def checked(cls, fold_scale: bool, center: bool, normalize: bool) -> "Options":
-        """The options, if they go together.
-
-        Raises:
-          QkjaxError: `center` without `fold_scale`.
-        """
-        if center and not fold_scale:
-            raise QkjaxError("--center takes out a direction of x, on which M acts only with --fold-scale: give both")
-        return cls(fold_scale, center, normalize)
-
-
-def analyze_models(names: tuple[str, ...], out: Path | None, options: Options, settings: Mapping) -> None:
-    """Analyses each model in turn into a folder of its own, then compares them if they are several.
-
-    Raises:
-      QkjaxError: a model cannot be read or a result not written; models before it are complete.
-    """
-    checkpoints = by_name([load(name, **settings) for name in names]).values()
-    origins = [origin(name, settings) for name in names]
-    if out is not None and out.exists() and not out.is_dir():
-        raise QkjaxError(f"{out} is a file, and results need a folder: give another --out")
-    base = out or Path("results")
-    single = len(checkpoints) == 1
-    measured = {}
-    for checkpoint, where in zip(checkpoints, origins, strict=True):
-        folder = base if single and out else base / checkpoint.name
-        measured[checkpoint.name] = analyze_one(checkpoint, folder, options, where)
-    if not single:
-        for path in figures.save(figures.cosine_by_layer(measured), base / "cosine_by_layer"):
-            print(f"wrote {path}", file=sys.stderr)
-
-
-def modes_of(parts: QueryKey, options: Options) -> Modes:
-    """The modes of a model in the frame asked for."""
-    scale = parts.norm_scale if options.fold_scale else None
-    return decompose(*parts[:2], norm_scale=scale, center=options.center, normalize=options.normalize)
-
-
-def analyze_one(checkpoint: Checkpoint, folder: Path, options: Options, where: Mapping[str, str]) -> Metrics:
-    """Decomposes one model, prints its table and writes its results.
+def analyze(
+    checkpoint: Checkpoint, *, fold_scale: bool = False, center: bool = False, normalize: bool = False
+) -> xr.Dataset:
+    """Decomposes every head's query-key interaction and measures its modes; needs no images.
 
     Args:
-      where: the `origin` of the checkpoint, by which `qkjax report` finds it again.
+      checkpoint: any, also one that was edited or trained a line earlier.
+      fold_scale, center, normalize: the frame of M, see `decompose`.
+
+    Returns:
+      A dataset with dims layer, head, mode, embed (and eigen, pair); see `qkjax.results.modes.to_dataset`.
 
     Raises:
-      QkjaxError: a result cannot be written.
+      QkjaxError: `center` without `fold_scale`.
+
+    Example:
+      >>> import qkjax
+      >>> result = qkjax.analyze(qkjax.load("dinov2-vits14-focus"))
+      >>> result.weighted_cosine.dims, result.weighted_cosine.shape
+      (('layer', 'head'), (12, 6))
     """
-    name = checkpoint.name
-    print(f"{name}: decomposing {checkpoint.config.depth} x {checkpoint.config.heads} heads", file=sys.stderr)
     parts = query_key(checkpoint.params)
-    modes = modes_of(parts, options)
-    metrics, bias = measure(modes), bias_terms(parts)
-    rows = layer_table(metrics, bias)
-    print(f"{name}\n{format_table(rows)}", flush=True)
+    frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
+    modes = decompose(parts, **frame)
+    metrics = measure(modes)
     attrs = {
-        "model": name,
+        "model": checkpoint.name,
         "source": Path(checkpoint.source).name,
-        **where,
         "config": json.dumps(checkpoint.config.to_dict()),
-        "options": json.dumps(options._asdict()),
+        "options": json.dumps(frame),
+        "summary": summary(metrics),
     }
-    write_dataset(to_dataset(modes, metrics, bias, attrs), folder / "modes.nc")
-    write_csv(rows, folder / "layers.csv")
-    drawn = {
-        "cosine_by_layer": figures.cosine_by_layer({name: metrics}),
-        "cosine_histograms": figures.cosine_histograms(name, metrics),
-        "spectra": figures.spectra(name, metrics),
-        "head_map": figures.head_map(name, metrics),
-        "symmetry_by_layer": figures.symmetry_by_layer(name, metrics),
-    }
-    for stem, figure in drawn.items():
-        figures.save(figure, folder / stem)
-    print(f"wrote modes.nc, layers.csv and {len(drawn)} figures (png, pdf) to {folder}", file=sys.stderr)
-    return metrics
+    return to_dataset(modes, metrics, bias_terms(parts), attrs)
+
+
+def describe(dataset: xr.Dataset) -> Description:
+    """The table by layer, and five figures.
+
+    Args:
+      dataset: of `analyze`.
+    """
+    name, metrics, rows = dataset.attrs["model"], metrics_of(dataset), layer_rows(dataset)
+    return Description(
+        format_table(rows),
+        rows,
+        {"layers": rows},
+        {
+            "cosine_by_layer": lambda: figures.cosine_by_layer({name: metrics}),
+            "cosine_histograms": lambda: figures.cosine_histograms(name, metrics),
+            "spectra": lambda: figures.spectra(name, metrics),
+            "head_map": lambda: figures.head_map(name, metrics),
+            "symmetry_by_layer": lambda: figures.symmetry_by_layer(name, metrics),
+        },
+    )
+
+
+def overlay(datasets: Mapping[str, xr.Dataset]):
+    """The figure of several models: weighted cosine against relative depth."""
+    return figures.cosine_by_layer({name: metrics_of(dataset) for name, dataset in datasets.items()})
+
+
+def summary(metrics: Metrics) -> str:
+    """The result in words: the layers that group most, and the layer that groups least."""
+    weighted = head_mean(metrics.weighted_cosine)
+    chance = float(metrics.null.weighted_cosine)
+    order = np.argsort(-np.nan_to_num(weighted, nan=-2), kind="stable")
+    most = sorted(int(layer) for layer in order[:3] if weighted[layer] > chance)
+    lowest = int(np.nanargmin(weighted)) if np.isfinite(weighted).any() else 0
+    values = ", ".join(f"{weighted[layer]:.2f}" for layer in most)
+    first = (
+        f"Grouping is strongest in layer{'s' * (len(most) > 1)} {_listed(most)} (weighted cosine {values}; "
+        f"95% of chance within {chance:.3f})."
+        if most
+        else f"No layer groups more than chance (95% of chance within {chance:.3f})."
+    )
+    place = "below" if weighted[lowest] < -chance else "within" if abs(weighted[lowest]) <= chance else "above"
+    within = int((np.abs(weighted) <= chance).sum())
+    return (
+        f"{first} The weighted cosine is lowest in layer {lowest} ({weighted[lowest]:.2f}, {place} chance). "
+        f"{within} of {len(weighted)} layers lie within chance."
+    )
+
+
+def _listed(layers: list[int]) -> str:
+    return ", ".join(map(str, layers[:-1])) + (" and " if len(layers) > 1 else "") + str(layers[-1])
+
+
+def curve_rows(dataset: xr.Dataset, objective: str) -> list[Row]:
+    """One row per layer of one model, for a table of several models.
+
+    Args:
+      objective: the training objective, as the catalogue states it.
+    """
+    weighted, plain = (head_mean(dataset[name].values) for name in ("weighted_cosine", "mean_cosine"))
+    return [
+        {"model": dataset.attrs["model"], "objective": objective, "layer": i,
+         "relative_depth": i / max(len(plain) - 1, 1), "weighted_cosine": float(weighted[i]),
+         "mean_cosine": float(plain[i]), "null_weighted_cosine": float(dataset.attrs["null_weighted_cosine"])}
+        for i in range(len(plain))
+    ]  # fmt: skip

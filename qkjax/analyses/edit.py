@@ -1,5 +1,6 @@
-"""A checkpoint whose interactions are edited: a checkpoint like any other."""
+"""A checkpoint whose interactions are edited is a checkpoint like any other. (An extension of the paper.)"""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,16 +10,17 @@ from jaxtyping import Bool, Float
 
 from qkjax.errors import QkjaxError, nearest
 from qkjax.interaction.bias import bias_terms
-from qkjax.interaction.edit import EDITS, Edited, edit
+from qkjax.interaction.edit import EDITS, Edited
+from qkjax.interaction.edit import edit as edit_heads
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.interaction.modes import Modes, decompose
 from qkjax.interaction.query_key import QueryKey
 from qkjax.interaction.select import Weights, heads_of, random_modes, select, strength
-from qkjax.vit.tree import query_key, with_attention
+from qkjax.vit.tree import query_key, widened_heads, with_query_key
 from qkjax.weights.load import Checkpoint
 
 KINDS = ("keep", *EDITS)
-NO_CONTROL = "all modes are dropped, so that random ones are the same: the control is the edit itself"
+IDLE_CONTROL = "all modes are dropped, so that random ones are the same: the control is the edit itself"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Edit:
     control: int | None = None
 
 
-class Planned(NamedTuple):
+class ResolvedEdit(NamedTuple):
     """An edit, worked out for a model's modes: what `interaction.edit.edit` takes.
 
     Attributes:
@@ -57,21 +59,21 @@ class Planned(NamedTuple):
     heads: Bool[np.ndarray, "layers heads"]
 
 
-def planned(wanted: Edit, parts: QueryKey, modes: Modes, metrics: Metrics) -> Planned:
-    """What is to be done to each mode.
+def resolve(edit: Edit, parts: QueryKey, modes: Modes, metrics: Metrics) -> ResolvedEdit:
+    """What an edit does to each mode of a model.
 
     Raises:
-      QkjaxError: an unknown kind, or a selection that is none.
+      QkjaxError: an unknown kind, or an invalid selection.
     """
-    kind, control = wanted.kind, wanted.control
+    kind, control = edit.kind, edit.control
     if kind not in KINDS:
-        raise QkjaxError(f"there is no edit {kind!r}{nearest(kind, KINDS)}; there are {', '.join(KINDS)}")
-    weights = select(wanted.selection, metrics, keep=kind == "keep")
+        raise QkjaxError(f"unknown edit {kind!r}{nearest(kind, KINDS)}; the edits are {', '.join(KINDS)}")
+    weights = select(edit.selection, metrics, keep=kind == "keep")
     kind = "drop" if kind == "keep" else kind
     symmetric = np.asarray(metrics.symmetric_share, np.float64)
     touched = weights.any(axis=-1)
     # Heads that are kept whole are edited, too, where their bias goes.
-    heads = touched if wanted.key_bias or wanted.kind != "keep" else heads_of(wanted.selection, metrics)
+    heads = touched if edit.key_bias or edit.kind != "keep" else heads_of(edit.selection, metrics)
     whole = kind in ("symmetric", "antisymmetric", "unbias")
     if whole:
         taken = {"symmetric": 1 - symmetric, "antisymmetric": symmetric, "unbias": _bias_share(parts)}[kind]
@@ -83,7 +85,7 @@ def planned(wanted: Edit, parts: QueryKey, modes: Modes, metrics: Metrics) -> Pl
             share = np.where(touched, np.clip(np.nan_to_num(_change(kind, metrics)), 0, 1), 0.0)
     if control is not None:
         kind, weights = "drop" if whole else kind, random_modes(control, share, modes.s)
-    return Planned(kind, weights, wanted.key_bias, share, heads)
+    return ResolvedEdit(kind, weights, edit.key_bias, share, heads)
 
 
 def _change(kind: str, metrics: Metrics) -> Float[np.ndarray, "layers heads"]:
@@ -101,9 +103,9 @@ def _change(kind: str, metrics: Metrics) -> Float[np.ndarray, "layers heads"]:
         return change / energy
 
 
-def is_no_control(wanted: Edit, plan: Planned) -> bool:
+def is_idle_control(edit: Edit, plan: ResolvedEdit) -> bool:
     """Whether a control is the edit itself: random ones of all modes of all heads that are dropped."""
-    if wanted.control is None or wanted.kind not in ("drop", "keep") or not plan.share.any():
+    if edit.control is None or edit.kind not in ("drop", "keep") or not plan.share.any():
         return False
     return bool(plan.share[plan.share > 0].min() > 0.9999)
 
@@ -115,43 +117,75 @@ def _bias_share(parts: QueryKey) -> Float[np.ndarray, "layers heads"]:
         return (np.asarray(terms.key_spread, np.float64) / np.asarray(terms.interaction_spread)) ** 2
 
 
-def edited(
+def edit(
     checkpoint: Checkpoint,
     kind: str,
-    selection: str = "all",
+    select: str = "all",
+    *,
+    key_bias: bool = True,
+    control: int | None = None,
+    exact: bool = False,
+) -> Checkpoint:
+    """The checkpoint with some of its modes edited.
+
+    Args:
+      kind: "drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric" or "unbias", see
+        `qkjax.interaction.edit`.
+      select: which modes, such as "cosine>0.5 layers=0-3", see `qkjax.interaction.select`.
+      key_bias: False removes the key bias of the edited heads, too.
+      control: a seed; edits strength-matched random modes in place of the selected ones, see `Edit`.
+      exact: give heads as many columns as it takes to hold every edit; big_vision's model has no such heads.
+
+    Returns:
+      The edited checkpoint. A warning says what does not fit into the heads, or that a control is idle.
+
+    Raises:
+      QkjaxError: an unknown kind, or an invalid selection.
+
+    Example:
+      >>> import qkjax
+      >>> checkpoint = qkjax.load("dinov2-vits14-focus")
+      >>> without = qkjax.edit(checkpoint, "drop", "cosine>0.5 layers=0-3")
+      >>> bool(qkjax.decompose(without).s[0, 0, -1] < 1e-3)
+      True
+    """
+    result, notes = edit_with_notes(checkpoint, kind, select, key_bias=key_bias, control=control, exact=exact)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return result
+
+
+def edit_with_notes(
+    checkpoint: Checkpoint,
+    kind: str,
+    select: str = "all",
     *,
     key_bias: bool = True,
     control: int | None = None,
     exact: bool = False,
 ) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint with some of its modes edited, as `Edit` says.
-
-    Args:
-      exact: give heads as many columns as it takes to hold everything; big_vision's model has no such heads, ours has.
-
-    Returns:
-      The checkpoint, and notes: where something did not fit the heads' columns, or a control is no control.
+    """As `edit`, with its warnings as a list of notes.
 
     Raises:
-      QkjaxError: an unknown kind, or a selection that is none.
+      QkjaxError: as `edit`.
     """
     parts = query_key(checkpoint.params)
-    modes = decompose(*parts[:2])
-    wanted = Edit(kind, selection, key_bias, control)
-    plan = planned(wanted, parts, modes, measure(modes))
+    modes = decompose(parts.query_kernel, parts.key_kernel)
+    requested = Edit(kind, select, key_bias, control)
+    plan = resolve(requested, parts, modes, measure(modes))
     columns = wide_columns(checkpoint) if exact else None
-    made = edit(parts, modes, plan.kind, plan.weights, columns, plan.key_bias, plan.heads)
-    notes = notes_on(plan, made, checkpoint.config.head_dim)
-    if is_no_control(wanted, plan):
-        notes.append(NO_CONTROL)
+    heads = edit_heads(parts, modes, plan.kind, plan.weights, columns, plan.key_bias, plan.heads)
+    notes = notes_on(plan, heads, checkpoint.config.head_dim)
+    if is_idle_control(requested, plan):
+        notes.append(IDLE_CONTROL)
     if exact:
-        checkpoint, made = widened(checkpoint, columns), scaled(made, checkpoint)
-    return replace(checkpoint, params=with_edited(checkpoint.params, jax.tree.map(np.asarray, made))), notes
+        checkpoint, heads = widened(checkpoint, columns), scaled(heads, checkpoint)
+    return replace(checkpoint, params=with_query_key(checkpoint.params, jax.tree.map(np.asarray, heads))), notes
 
 
-def notes_on(plan: Planned, made: Edited, head_dim: int) -> list[str]:
+def notes_on(plan: ResolvedEdit, heads: Edited, head_dim: int) -> list[str]:
     """What whoever reads the results of an edit should know."""
-    notes, kept = [], np.asarray(made.kept)
+    notes, kept = [], np.asarray(heads.kept)
     if kept.min() < 0.9999:
         layer, head = np.unravel_index(kept.argmin(), kept.shape)
         notes.append(
@@ -159,17 +193,8 @@ def notes_on(plan: Planned, made: Edited, head_dim: int) -> list[str]:
             f"{kept.min():.4f} (layer {layer}, head {head}); exact heads are wider"
         )
     if not plan.heads.any():
-        notes.append("no mode is chosen: nothing is edited")
+        notes.append("the selection is empty: nothing is edited")
     return notes
-
-
-def with_edited(params: dict, made: Edited) -> dict:
-    """The parameter tree with the edited kernels and biases; may be traced."""
-    parts = {
-        "query": {"kernel": made.query_kernel, "bias": made.query_bias},
-        "key": {"kernel": made.key_kernel, "bias": made.key_bias},
-    }
-    return with_attention(params, parts)
 
 
 def wide_columns(checkpoint: Checkpoint) -> int:
@@ -177,30 +202,13 @@ def wide_columns(checkpoint: Checkpoint) -> int:
     return 2 * checkpoint.config.head_dim + 1
 
 
-def scaled(made: Edited, checkpoint: Checkpoint) -> Edited:
+def scaled(heads: Edited, checkpoint: Checkpoint) -> Edited:
     """Kernels of wider heads with the factor by which the softmax divides more than it did in the checkpoint's."""
-    factor = np.sqrt(made.query_kernel.shape[-1] / checkpoint.config.head_dim).astype(np.float32)
-    return made._replace(query_kernel=made.query_kernel * factor, query_bias=made.query_bias * factor)
+    factor = np.sqrt(heads.query_kernel.shape[-1] / checkpoint.config.head_dim).astype(np.float32)
+    return heads._replace(query_kernel=heads.query_kernel * factor, query_bias=heads.query_bias * factor)
 
 
 def widened(checkpoint: Checkpoint, columns: int) -> Checkpoint:
-    """With heads of more columns: values get columns of 0. Queries and keys are as they were, and do not fit: they are
-    to be put in their place."""
-    blocks = dict(checkpoint.params["Transformer"])
-    for layer in range(checkpoint.config.depth):
-        block = blocks[f"encoderblock_{layer}"]
-        own = dict(block["MultiHeadDotProductAttention_0"])
-        own["value"] = {name: _padded(leaf, -1, columns) for name, leaf in own["value"].items()}
-        own["out"] = {**own["out"], "kernel": _padded(own["out"]["kernel"], 1, columns)}
-        blocks[f"encoderblock_{layer}"] = {**block, "MultiHeadDotProductAttention_0": own}
-    return replace(
-        checkpoint,
-        config=replace(checkpoint.config, head_dim=columns),
-        params={**checkpoint.params, "Transformer": blocks},
-    )
-
-
-def _padded(leaf: np.ndarray, axis: int, size: int) -> np.ndarray:
-    widths = [(0, 0)] * leaf.ndim
-    widths[axis] = (0, size - leaf.shape[axis])
-    return np.pad(np.asarray(leaf), widths)
+    """The checkpoint with heads of more columns, 0 for values; its queries and keys have yet to be replaced."""
+    params = widened_heads(checkpoint.params, columns)
+    return replace(checkpoint, config=replace(checkpoint.config, head_dim=columns), params=params)

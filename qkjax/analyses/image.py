@@ -1,106 +1,58 @@
-"""The job of `qkjax image`: the modes that contribute most to the attention logits of one image."""
+"""Which modes make the attention of one image what it is (the paper's figures 5 and S17 to S19)."""
 
-import sys
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
-from tqdm import tqdm
+import xarray as xr
+from jaxtyping import UInt8
 
-from qkjax import figures
+from qkjax.activations import project
 from qkjax.activations.contribution import Contributions, contributions
-from qkjax.activations.project import Maps, Stream, query_key_maps
+from qkjax.activations.project import Maps, Stream
+from qkjax.analyses.decomposition import bias_terms, decompose
 from qkjax.errors import QkjaxError, nearest
 from qkjax.figures.sheets import SheetRow, Tile
 from qkjax.images.photographs import photographs
-from qkjax.images.preprocess import normalise, open_image, picture
-from qkjax.interaction.bias import bias_terms
+from qkjax.images.preprocess import Photograph, normalise, open_image, picture
 from qkjax.interaction.metrics import measure
-from qkjax.interaction.mode_name import ModeName, chosen
-from qkjax.interaction.modes import Modes, decompose
-from qkjax.passes.inputs import for_photographs, photograph_grid, resolution_of, seen_picture
-from qkjax.results.rows import Row, format_rows, head_mean, write_csv
-from qkjax.runtime.files import make_folder
-from qkjax.runtime.interrupt import held
-from qkjax.vit.model import ViT
-from qkjax.vit.tree import query_key
-from qkjax.weights.load import Checkpoint, load
+from qkjax.interaction.mode_name import ModeName
+from qkjax.interaction.modes import Modes
+from qkjax.passes.inputs import crop_to_patches, for_photographs, photograph_grid, resolution_of
+from qkjax.results.annotate import Label, annotated
+from qkjax.results.modes import PER_HEAD, PER_MODE
+from qkjax.results.rows import Row, head_mean
+from qkjax.results.store import versions
+from qkjax.vit.model import ViT, forward
+from qkjax.vit.tree import layer_outputs
+from qkjax.weights.load import Checkpoint
+
+Contribution = Literal["variance", "attention"]
+LABELS = {
+    "variance_share": Label("share of the variance", "1", "Share of a mode in the variance of the logits over keys."),
+    "attention_share": Label("share, attention-weighted", "1", "The same, with keys weighted by the attention."),
+    "key_bias_variance_share": Label("share of the key bias", "1", "Share of the key bias in the variance."),
+    "key_bias_attention_share": Label("share of the key bias", "1", "The same, with keys weighted by the attention."),
+    "singular_value": Label("singular value", "1", "Strength s of the mode."),
+    "cosine": Label("cosine", "1", "Cosine of query and key direction of the mode."),
+}
 
 
-class ImageOptions(NamedTuple):
-    """What is drawn of an image.
-
-    Attributes:
-      layer, head: of this one alone; None for all.
-      top: modes for each head.
-      contribution: by which they are chosen, see `qkjax.activations.contribution.contributions`.
-      stream: what the maps show; contributions are always those to the logits, of the LayerNorm's output.
-      resolution: (height, width) in pixels; None for the checkpoint's own.
-    """
-
-    layer: int | None = None
-    head: int | None = None
-    top: int = 6
-    contribution: Literal["variance", "attention"] = "variance"
-    stream: Stream = "norm"
-    resolution: tuple[int, int] | None = None
-
-
-class Dissected(NamedTuple):
-    """One image under all modes: the picture that the model saw, maps (batch of one), contributions."""
-
-    picture: UInt8[np.ndarray, "height width 3"]
-    maps: Maps
-    contributions: Contributions
-
-
-def image(model: str, photo: str, out: Path | None, options: ImageOptions, settings: Mapping) -> None:
-    """Writes contributions.csv, heads.csv and a contact sheet for each layer (png, pdf); prints a table.
-
-    Raises:
-      QkjaxError: bad input, or a result cannot be written.
-    """
-    checkpoint = for_photographs(load(model, **settings))
-    layers = chosen("layer", options.layer, checkpoint.config.depth)
-    heads = chosen("head", options.head, checkpoint.config.heads)
-    photograph_grid(checkpoint, options.resolution)  # or say at once why not
-    if options.top < 1:
-        raise QkjaxError("--top is a whole number from 1 up")
-    name, opened = open_photo(photo)
-    folder = out or Path("results") / checkpoint.name / "images" / (name.strip(".") or "image")
-    make_folder(folder)
-    parts = query_key(checkpoint.params)
-    modes = decompose(*parts[:2])
-    found = dissect(checkpoint, modes, bias_terms(parts).key_direction, opened, options)
-    metrics = measure(modes)
-    by_mode, by_head = tables(found.contributions, metrics, options)
-    print(f"{checkpoint.name}, {name}\n{format_rows(by_layer(found.contributions, options))}", flush=True)
-    write_csv(by_mode, folder / "contributions.csv")
-    write_csv(by_head, folder / "heads.csv")
-    with held() as interrupted:
-        for layer in tqdm(layers, desc="drawing", unit="sheet", disable=len(layers) < 3):
-            rows = contact_rows(found, metrics.cosine, layer, heads, options)
-            title = f"{checkpoint.name}, layer {layer}, {name}: modes with the largest share of the logits' variance"
-            title += {"variance": "", "attention": ", attention-weighted"}[options.contribution]
-            figures.save(figures.contact_sheet(title, found.picture, rows), folder / f"layer_{layer:02d}")
-            interrupted()
-    print(f"wrote contributions.csv, heads.csv and {len(layers)} sheets (png, pdf) to {folder}", file=sys.stderr)
-
-
-def open_photo(photo: str) -> tuple[str, "PIL.Image.Image"]:
-    """Name and picture of a file, or of one of the default photographs by its name.
+def open_photo(photo: str | Path) -> tuple[str, "PIL.Image.Image"]:
+    """Name and picture of a file, or of one of the default photographs by its name, such as "chelsea".
 
     Raises:
       QkjaxError: neither, or it cannot be read.
     """
     path = Path(photo)
+    photo = str(photo)
     if path.exists() and not path.is_file():
-        raise QkjaxError(f"{photo} is no file; `qkjax modes --images` takes folders")
+        raise QkjaxError(f"{photo} is a folder, and one image is expected; `top_images` takes folders")
     if path.exists() or "/" in photo or "." in photo:
         return path.stem.encode(errors="replace").decode(), open_image(path)
     known = photographs(crops=False)
@@ -112,105 +64,204 @@ def open_photo(photo: str) -> tuple[str, "PIL.Image.Image"]:
     return photo, known.read(known.names.index(photo))
 
 
-@partial(jax.jit, static_argnames=("model",))
-def _contributions(model: ViT, params, images, modes: Modes, key_direction):
-    """Logits and attention of a layer are used up before the next: together they would not fit in memory."""
-    seen = ("norm", "attention_logits", "attention", "residual")
-    _, out = model.apply({"params": params}, images, capture=seen)
-    blocks = [out["encoder"][f"block{layer:02d}"] for layer in range(model.config.depth)]
-    found = [
-        contributions(*(b[name] for name in seen[:3]), *(x[i] for x in modes), key_direction[i], model.config.head_dim)
-        for i, b in enumerate(blocks)
-    ]
-    streams = {name: jnp.stack([b[name] for b in blocks]) for name in ("norm", "residual")}
-    return Contributions(*map(jnp.stack, zip(*found, strict=True))), streams
+def attribute_logits(
+    checkpoint: Checkpoint, photograph: Photograph | str | Path, *, resolution: tuple[int, int] | None = None
+) -> xr.Dataset:
+    """The share of every mode, and of the key bias, in the attention logits of one image.
 
-
-def dissect(
-    checkpoint: Checkpoint,
-    modes: Modes,
-    key_direction: Float[Array, "layers heads embed"],
-    photo: "PIL.Image.Image",
-    options: ImageOptions,
-) -> Dissected:
-    """Maps and contributions of all modes on one photograph.
+    Shares of all terms of a head add up to 1; see `qkjax.activations.contribution.contributions`.
 
     Args:
-      modes: of the checkpoint, in the plain frame (no folding).
-      key_direction: of `bias_terms`.
-      options: `stream` and `resolution` are what counts here.
+      photograph: a picture, an array (height, width, 3) of uint8, a file, or the name of a default photograph.
+      resolution: (height, width) in pixels; None: the checkpoint's own.
+
+    Returns:
+      A dataset with dims layer, head, mode: `variance_share`, `attention_share` of the modes and
+      `key_bias_variance_share`, `key_bias_attention_share` of the key bias; `singular_value`, `cosine`.
 
     Raises:
-      QkjaxError: a resolution that the model cannot take, or a photograph too small for it.
+      QkjaxError: a resolution that the model cannot take, or a photograph that cannot be read.
+
+    Example:
+      >>> import qkjax
+      >>> shares = qkjax.attribute_logits(qkjax.load("dinov2-vits14-focus"), "chelsea")
+      >>> shares.variance_share.dims
+      ('layer', 'head', 'mode')
     """
-    config = checkpoint.config
-    pixels = picture(photo, checkpoint.preprocess, resolution_of(checkpoint, options.resolution))
-    grid = photograph_grid(checkpoint, options.resolution)
+    checkpoint = for_photographs(checkpoint)
+    name, pixels = _pixels(checkpoint, photograph, resolution)
+    modes = decompose(checkpoint)
     images = normalise(pixels, checkpoint.preprocess)[None]
-    found, streams = _contributions(ViT(config), checkpoint.params, images, modes, key_direction)
-    maps = query_key_maps(streams[options.stream], modes, config.prefix_tokens, grid)
-    return Dissected(seen_picture(checkpoint, pixels), *(jax.tree.map(np.asarray, x) for x in (maps, found)))
+    key_direction = bias_terms(checkpoint).key_direction
+    shares = _contributions(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
+    shares = Contributions(*(np.asarray(x)[:, 0] for x in shares))
+    metrics = measure(modes)
+    variables = {
+        "variance_share": (PER_MODE, shares.variance),
+        "attention_share": (PER_MODE, shares.attention),
+        "key_bias_variance_share": (PER_HEAD, shares.key_bias_variance),
+        "key_bias_attention_share": (PER_HEAD, shares.key_bias_attention),
+        "singular_value": (PER_MODE, np.asarray(metrics.singular_value)),
+        "cosine": (PER_MODE, np.asarray(metrics.cosine)),
+    }
+    settings = {"resolution": json.dumps(pixels.shape[:2])}
+    attrs = {"model": checkpoint.name, "image": name, "settings": json.dumps(settings), **versions()}
+    dataset = annotated(xr.Dataset(variables, attrs=attrs), LABELS)
+    return dataset.assign_attrs(summary=summary(dataset))
 
 
-def ranked(found: Contributions, options: ImageOptions) -> np.ndarray:
-    """The modes of each head by their contribution, largest first: (layers, heads, rank)."""
-    return np.argsort(-getattr(found, options.contribution)[:, 0], axis=-1, kind="stable")
+def query_key_maps(
+    checkpoint: Checkpoint,
+    photograph: Photograph | str | Path,
+    modes: Modes | None = None,
+    *,
+    stream: Stream = "norm",
+    resolution: tuple[int, int] | None = None,
+) -> Maps:
+    """Query and key maps of all layers, heads and modes on one image (paper, section 2.2 and figure 4).
+
+    Args:
+      photograph: as for `attribute_logits`.
+      modes: of the checkpoint, in the plain frame; None: they are computed.
+      stream: the tokens that are projected, see `qkjax.activations.project.Stream`.
+      resolution: (height, width) in pixels; None: the checkpoint's own.
+
+    Returns:
+      `Maps`: `query` and `key` are (layers, 1, rows, columns, heads, rank).
+
+    Raises:
+      QkjaxError: as `attribute_logits`; or modes of another model or frame.
+
+    Example:
+      >>> import qkjax
+      >>> maps = qkjax.query_key_maps(qkjax.load("dinov2-vits14-focus"), "chelsea")
+      >>> maps.query.shape
+      (12, 1, 16, 16, 6, 64)
+    """
+    checkpoint = for_photographs(checkpoint)
+    config = checkpoint.config
+    _, pixels = _pixels(checkpoint, photograph, resolution)
+    images = normalise(pixels, checkpoint.preprocess)[None]
+    _, captured = forward(ViT(config), checkpoint.params, images, capture=(stream,))
+    modes = decompose(checkpoint) if modes is None else modes
+    grid = photograph_grid(checkpoint, resolution)
+    maps = project.query_key_maps(captured[stream], modes, config.prefix_tokens, grid)
+    return jax.tree.map(np.asarray, maps)
 
 
-def tables(found: Contributions, metrics, options: ImageOptions) -> tuple[list[Row], list[Row]]:
-    """A row for each mode (`place` among its head's, 0 the largest contribution), and one for each head."""
-    order = ranked(found, options)
-    place = np.argsort(order, axis=-1)
-    s, cosine = np.asarray(metrics.singular_value), np.asarray(metrics.cosine)
-    variance, weighted = found.variance[:, 0], found.attention[:, 0]
-    by_mode = [
-        {"layer": at[0], "head": at[1], "mode": at[2], "place": int(place[at]), "singular_value": float(s[at]),
-         "cosine": float(cosine[at]), "variance_share": float(variance[at]), "attention_share": float(weighted[at])}
+def visible_picture(
+    checkpoint: Checkpoint, photograph: Photograph | str | Path, resolution: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of a photograph that the model sees: resized, cut, without rows and columns that fill no patch."""
+    checkpoint = for_photographs(checkpoint)
+    return crop_to_patches(checkpoint, _pixels(checkpoint, photograph, resolution)[1])
+
+
+def _pixels(checkpoint: Checkpoint, photograph, resolution: tuple[int, int] | None):
+    """Name and preprocessed pixels of a photograph."""
+    photograph_grid(checkpoint, resolution)  # refuses a resolution before any work
+    name, photo = open_photo(photograph) if isinstance(photograph, str | Path) else ("image", photograph)
+    return name, picture(photo, checkpoint.preprocess, resolution_of(checkpoint, resolution))
+
+
+@partial(jax.jit, static_argnames=("model",))
+def _contributions(model: ViT, params, images, modes: Modes, key_direction) -> Contributions:
+    """Logits and attention of a layer are used up before the next: together they would not fit in memory."""
+    names = ("norm", "attention_logits", "attention")
+    _, out = model.apply({"params": params}, images, capture=names)
+    captured = zip(*(layer_outputs(out, name) for name in names), strict=True)
+    u, s, v = modes
+    layers = [
+        contributions(*arrays, u[i], s[i], v[i], key_direction[i], model.config.head_dim)
+        for i, arrays in enumerate(captured)
+    ]
+    return Contributions(*map(jnp.stack, zip(*layers, strict=True)))
+
+
+def ranked_modes(dataset: xr.Dataset, contribution: Contribution) -> np.ndarray:
+    """The modes of each head by their share, largest first: (layers, heads, rank)."""
+    return np.argsort(-dataset[f"{contribution}_share"].values, axis=-1, kind="stable")
+
+
+def mode_rows(dataset: xr.Dataset, contribution: Contribution) -> list[Row]:
+    """One row per mode; `place` is its rank in its head, 0 for the largest share."""
+    place = np.argsort(ranked_modes(dataset, contribution), axis=-1)
+    columns = ("singular_value", "cosine", "variance_share", "attention_share")
+    values = {name: dataset[name].values for name in columns}
+    return [
+        {"layer": at[0], "head": at[1], "mode": at[2], "place": int(place[at])}
+        | {name: float(values[name][at]) for name in columns}
         for at in np.ndindex(place.shape)
-    ]  # fmt: skip
-    by_head = [
-        {"layer": at[0], "head": at[1], "modes_variance_share": float(variance[at].sum()),
-         "key_bias_variance_share": float(found.key_bias_variance[:, 0][at]),
-         "modes_attention_share": float(weighted[at].sum()),
-         "key_bias_attention_share": float(found.key_bias_attention[:, 0][at])}
-        for at in np.ndindex(place.shape[:2])
-    ]  # fmt: skip
-    return by_mode, by_head
+    ]
 
 
-def by_layer(found: Contributions, options: ImageOptions) -> list[Row]:
-    """What to print: shares of the first mode, of the first modes and of the key bias, means over heads."""
-    shares = getattr(found, options.contribution)[:, 0]
+def head_rows(dataset: xr.Dataset) -> list[Row]:
+    """One row per head: shares of all its modes together, and of its key bias."""
+    rows = []
+    for at in np.ndindex(*(dataset.sizes[name] for name in PER_HEAD)):
+        row: Row = {"layer": at[0], "head": at[1]}
+        for kind in ("variance", "attention"):
+            row[f"modes_{kind}_share"] = float(dataset[f"{kind}_share"].values[at].sum())
+            row[f"key_bias_{kind}_share"] = float(dataset[f"key_bias_{kind}_share"].values[at])
+        rows.append(row)
+    return rows
+
+
+def layer_rows(dataset: xr.Dataset, contribution: Contribution = "variance", top: int = 6) -> list[Row]:
+    """One row per layer: shares of the first mode, of the first `top` and of the key bias, means over heads."""
+    shares = dataset[f"{contribution}_share"].values
     sorted_shares = -np.sort(-shares, axis=-1)
-    bias = getattr(found, f"key_bias_{options.contribution}")[:, 0]
     columns = {
         "first mode": sorted_shares[..., 0],
-        f"first {options.top}": sorted_shares[..., : options.top].sum(-1),
+        f"first {top}": sorted_shares[..., :top].sum(-1),
         "all modes": shares.sum(-1),
-        "key bias": bias,
+        "key bias": dataset[f"key_bias_{contribution}_share"].values,
     }
     means = {name: head_mean(values) for name, values in columns.items()}
     return [{"layer": i, **{name: float(v[i]) for name, v in means.items()}} for i in range(len(shares))]
 
 
-def contact_rows(found: Dissected, cosine, layer: int, heads: Sequence[int], options: ImageOptions) -> list[SheetRow]:
-    """For each head of a layer, the row that `figures.contact_sheet` draws: the modes that contribute most.
+def summary(dataset: xr.Dataset) -> str:
+    """The result in words: how concentrated the shares are, and where the key bias counts most."""
+    rows = layer_rows(dataset)
+    most = max(rows, key=lambda row: row["first mode"])
+    bias = max(rows, key=lambda row: row["key bias"])
+    chance = 1 / dataset.sizes["mode"]
+    return (
+        f"One mode holds most of the logits' variance in layer {most['layer']}: {most['first mode']:.0%}, mean over "
+        f"heads (equal shares would be {chance:.1%}). The key bias counts most in layer {bias['layer']}: "
+        f"{bias['key bias']:.0%}. This is one image; there is no interval."
+    )
+
+
+def contact_rows(
+    shares: xr.Dataset,
+    maps: Maps,
+    pixels: UInt8[np.ndarray, "height width 3"],
+    layer: int,
+    heads: Sequence[int],
+    *,
+    top: int = 6,
+    contribution: Contribution = "variance",
+) -> list[SheetRow]:
+    """For each head of a layer, the row that `figures.contact_sheet` draws: the modes with the largest shares.
 
     Args:
-      cosine: of the modes, (layers, heads, rank).
-      options: `top` and `contribution` are what counts here.
+      shares: of `attribute_logits`.
+      maps: of `query_key_maps`, of the same photograph.
+      pixels: of `visible_picture`.
     """
-    order = ranked(found.contributions, options)
+    order = ranked_modes(shares, contribution)
+    cosine, share = shares.cosine.values, shares[f"{contribution}_share"].values
     rows = []
     for head in heads:
-        shares = getattr(found.contributions, options.contribution)[layer, 0, head]
         tiles = []
-        for mode in order[layer, head, : options.top]:
-            query, key = (x[layer, 0, :, :, head, mode] for x in (found.maps.query, found.maps.key))
+        for mode in order[layer, head, :top]:
+            query, key = (x[layer, 0, :, :, head, mode] for x in (maps.query, maps.key))
             # Of the two signs, which are the same mode, the one that this image excites more.
             sign = 1 if query.max() * key.max() >= query.min() * key.min() else -1
             name = str(ModeName(layer, head, int(mode), sign)).split()[-1]
-            caption = f"{name}  {shares[mode]:.0%}\ncos {float(cosine[layer, head, mode]):.2f}"
-            tiles.append(Tile(found.picture, sign * query, sign * key, caption))
+            caption = f"{name}  {share[layer, head, mode]:.0%}\ncos {cosine[layer, head, mode]:.2f}"
+            tiles.append(Tile(pixels, sign * query, sign * key, caption))
         rows.append(SheetRow(f"L{layer} H{head}", tiles))
     return rows

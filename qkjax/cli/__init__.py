@@ -1,55 +1,52 @@
-"""The command line: composes the rooms of the package, computes nothing itself."""
+"""The command line: reads options, calls an analysis, hands its result to the writer; computes nothing itself."""
 
 import os
 import signal
 import sys
 
-# LAPACK is called from XLA's threads and ours, with which OpenBLAS's only fight. It looks when numpy is first imported.
+# LAPACK is called from XLA's threads and ours, with which OpenBLAS's only compete. numpy reads this on import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from qkjax.cli.analysis import analyze, compare, image, modes
+from qkjax.cli.analysis import analyze, compare, image, top_images
 from qkjax.cli.behaviour import ablate, objects, preference
 from qkjax.cli.checkpoints import export, fetch, models
+from qkjax.cli.options import in_options
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
-from qkjax.errors import QkjaxError
+from qkjax.errors import QkjaxError, nearest
 
 # Only light modules are imported above: `qkjax --help` must answer at once.
+
+COMMANDS = {
+    "analyze": analyze,
+    "compare": compare,
+    "image": image,
+    "top-images": top_images,
+    "preference": preference,
+    "objects": objects,
+    "ablate": ablate,
+    "report": report,
+    "models": models,
+    "fetch": fetch,
+    "export": export,
+}
+ALIASES = {"modes": "top-images"}
 
 
 def main() -> None:
     """Entry point of the `qkjax` command: exit code 0, 2 for bad input, 130 when interrupted."""
     try:
-        commands = {
-            "analyze": analyze,
-            "compare": compare,
-            "image": image,
-            "modes": modes,
-            "preference": preference,
-            "objects": objects,
-            "ablate": ablate,
-            "report": report,
-            **training_commands(sys.argv[1:]),
-            "models": models,
-            "fetch": fetch,
-            "export": export,
-        }
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="qkjax",
-            description="Dissects the query-key interaction of vision transformers.",
-            config=(FlagCreatePairsOff,),
-        )
+        _run(sys.argv[1:])
         sys.stdout.flush()
     except QkjaxError as error:
-        print(f"qkjax: error: {error}", file=sys.stderr)
+        print(f"qkjax: error: {in_options(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one was enough
-        print("qkjax: interrupted; what was finished is kept", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough
+        print("qkjax: interrupted; finished work is kept", file=sys.stderr, flush=True)
         os._exit(130)  # an orderly exit would pull Python away from under XLA's running threads, which crashes
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         _drop_output()
@@ -64,13 +61,39 @@ def main() -> None:
         sys.exit(2)
 
 
+def _run(arguments: list[str]) -> None:
+    """Runs a command.
+
+    Raises:
+      QkjaxError: an unknown command, or what the command raises.
+    """
+    if arguments[:1] == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"qkjax {version('qkjax')}")
+        return
+    command, *options = arguments or ["--help"]
+    command = ALIASES.get(command, command)
+    training = training_commands([command, *options])
+    if not command.startswith("-") and command not in {**COMMANDS, **training}:
+        names = [*COMMANDS, *training]
+        raise QkjaxError(f"unknown command {command!r}{nearest(command, names)}; the commands are {', '.join(names)}")
+    tyro.extras.subcommand_cli_from_dict(
+        {**COMMANDS, **training},
+        args=[command, *options],
+        prog="qkjax",
+        description="Analyses the query-key interaction of vision transformers.",
+        config=(FlagCreatePairsOff,),
+    )
+
+
 def _is_out_of_memory(error: Exception) -> bool:
-    """Of jax's errors by name, since jax is not imported where nothing is computed."""
+    """Whether jax ran out of memory; told by names, since jax is not imported when nothing is computed."""
     from_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     signs = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "allocat", "YNNPACK")
     return isinstance(error, MemoryError) or (from_jax and any(sign in str(error) for sign in signs))
 
 
 def _drop_output() -> None:
-    """What is still to be written to standard output cannot be; without this Python would try again."""
+    """Discards what is still to be written to standard output; without this Python would try again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.said import EditKind, Pool, said
+from qkjax.cli.options import EditKind, Pool, given_options
 from qkjax.errors import QkjaxError
 
 
@@ -84,11 +84,11 @@ def export(
     from qkjax.weights.export import export as export_checkpoint
     from qkjax.weights.load import load
 
-    checkpoint, notes = load(model, **said(grid=grid, pool=pool, heads=heads)), []
+    checkpoint, notes = load(model, **given_options(grid=grid, pool=pool, heads=heads)), []
     if edit:
-        from qkjax.analyses.edit import edited
+        from qkjax.analyses.edit import edit_with_notes
 
-        checkpoint, notes = edited(checkpoint, edit, select, key_bias=key_bias, control=control)
+        checkpoint, notes = edit_with_notes(checkpoint, edit, select, key_bias=key_bias, control=control)
     for note in [*notes, *export_checkpoint(checkpoint, path)]:
         print(f"note: {note}", file=sys.stderr)
     print(path)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.said import said
+from qkjax.cli.options import given_options
 from qkjax.errors import QkjaxError
 
 
@@ -42,4 +42,4 @@ def report(
 
     if not targets:
         raise QkjaxError("no model or results given; for example: qkjax report dinov2-vits14-focus")
-    print(write(targets, images, out, ReportOptions(top, modes, look), said(grid=grid, heads=heads)))
+    print(write(targets, images, out, ReportOptions(top, modes, look), given_options(grid=grid, heads=heads)))

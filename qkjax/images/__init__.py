@@ -1,1 +1,27 @@
-"""Where images come from: folders, archives, the photographs that need no download; decoded ahead of use."""
+"""Images and masks: where they come from, and how they become what a model takes.
+
+few, _ = qkjax.images.photographs().spread(4)
+images = qkjax.images.open_images("folder")
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "ImageSet": "sets",
+    "mosaics": "segmented",
+    "open_images": "sources",
+    "open_o3": "o3",
+    "open_objects": "segmented",
+    "patterns": "generated",
+    "photographs": "photographs",
+}
+
+__all__ = [*_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'qkjax.images' has no attribute {name!r}")
+    value = getattr(import_module(f"qkjax.images.{_HOME[name]}"), name)
+    globals()[name] = value  # a submodule of the same name must not take its place
+    return value

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from qkjax.images.photographs import photographs
-from qkjax.images.scenes import Scene, Scenes
+from qkjax.images.scenes import Scene
+from qkjax.images.sets import ImageSet
 
 SIDE, CELLS, FINE = 448, 4, 2
 """Pixels of a side; objects in a row, in a jittered grid; parts of a pixel that masks are drawn with."""
@@ -21,7 +22,7 @@ JITTER, EDGE = 0.06, 0.1
 Plane = Float[np.ndarray, "height width"]
 
 
-def patterns(count: int, seed: int, kind: Literal["patterns", "pasted"] = "patterns") -> Scenes:
+def patterns(count: int, seed: int, kind: Literal["patterns", "pasted"] = "patterns") -> ImageSet[Scene]:
     """So many scenes.
 
     Args:
@@ -31,7 +32,7 @@ def patterns(count: int, seed: int, kind: Literal["patterns", "pasted"] = "patte
     make = {"patterns": _pattern, "pasted": _pasted}[kind]
     names = tuple(f"{index:05d} {KINDS[index % 3]}" if kind == "patterns" else f"{index:05d}" for index in range(count))
     made_of = photographs(crops=False).fingerprint if kind == "pasted" else ""
-    return Scenes(f"{kind}, seed {seed}", names, partial(_made, make, seed), f"{kind} {count} {seed} {made_of}")
+    return ImageSet(f"{kind}, seed {seed}", names, partial(_made, make, seed), f"{kind} {count} {seed} {made_of}")
 
 
 def _made(make, seed: int, index: int) -> Scene:

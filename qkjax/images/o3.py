@@ -13,7 +13,8 @@ import numpy as np
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import open_image
-from qkjax.images.scenes import Mask, Scene, Scenes
+from qkjax.images.scenes import Mask, Scene
+from qkjax.images.sets import ImageSet
 from qkjax.images.sources import SUFFIXES, digest_of, refuse_turned
 
 MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
@@ -22,7 +23,7 @@ TABLES = ("image_properties.csv", "image_properties.txt")
 LAYOUT = "it has folders images, targ_labels and dist_labels with files of the same names"
 
 
-def open_o3(path: str | Path) -> Scenes:
+def open_o3(path: str | Path) -> ImageSet[Scene]:
     """The scenes of a copy of O3 or of P3, by name; zips of them nest one folder deep.
 
     Raises:
@@ -55,7 +56,7 @@ def open_o3(path: str | Path) -> Scenes:
     names = tuple(name for name, *_ in found)
     readers = [partial(_read, *item) for item in found]
     digest = digest_of([(name, *files) for name, *files in found], left_out)
-    return Scenes(path.resolve().name, names, lambda index: readers[index](), digest, tuple(left_out))
+    return ImageSet(path.resolve().name, names, lambda index: readers[index](), digest, tuple(left_out))
 
 
 def _folders(path: Path) -> list[Path]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import open_image
-from qkjax.images.sources import Found, ImageSet, image_set
+from qkjax.images.sets import ImageSet
+from qkjax.images.sources import Listed, image_set
 
 FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 FILES = {
@@ -53,10 +54,10 @@ def _folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0], FOLDERS[package])
 
 
-def _whole_and_crops(path: Path, parts: tuple[int, ...]) -> list[Found]:
+def _whole_and_crops(path: Path, parts: tuple[int, ...]) -> list[Listed]:
     whole = open_image(path)
     size = path.stat().st_size
-    found: list[Found] = [(path.stem, size, partial(open_image, path))]
+    found: list[Listed] = [(path.stem, size, partial(open_image, path))]
     for part in parts:
         side = min(whole.size) // part
         columns, rows = (length // side for length in whole.size)

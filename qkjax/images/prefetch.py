@@ -5,40 +5,25 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Int32, UInt8
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Preprocess, Resolution, picture, side_lengths
-from qkjax.images.sources import ImageSet
+from qkjax.images.sets import Batch, ImageSet, Item, batch_of
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 WINDOW = 2  # batches decoded ahead: memory stays the same however many images there are
 
 
-class Batch(NamedTuple):
-    """Images of one size; a batch that is not full ends in black images with index -1.
-
-    Attributes:
-      pixels: as the model sees them, before normalisation; black where unreadable.
-      index: in the set; -1 where unreadable or not there.
-      unreadable: index and reason of those that could not be read.
-    """
-
-    pixels: UInt8[np.ndarray, "batch height width 3"]
-    index: Int32[np.ndarray, "batch"]
-    unreadable: tuple[tuple[int, str], ...]
-
-
 def ahead(
-    prepare: Callable[[int], Made], groups: Iterable[Sequence[int]]
-) -> Iterator[tuple[Sequence[int], list[Made]]]:
-    """Each group of indices, in order, with what `prepare` makes of each; other threads make it beforehand."""
+    prepare: Callable[[int], Result], groups: Iterable[Sequence[int]]
+) -> Iterator[tuple[Sequence[int], list[Result]]]:
+    """Each group of indices, in order, with the result of `prepare` for each index, computed ahead by other threads."""
     remaining, waiting = iter(groups), deque()
-    # Threads do: Pillow decodes and resizes outside Python's lock.
+    # Threads are enough: Pillow decodes and resizes outside Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             while True:
@@ -52,10 +37,10 @@ def ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def or_reason(make: Callable[[], Made], name: str) -> Made | str:
-    """What is made, or the reason why it cannot be."""
+def or_reason(compute: Callable[[], Result], name: str) -> Result | str:
+    """The result, or the reason why there is none."""
     try:
-        return make()
+        return compute()
     except QkjaxError as error:
         return str(error)
     except MemoryError:
@@ -63,31 +48,30 @@ def or_reason(make: Callable[[], Made], name: str) -> Made | str:
 
 
 def batches(
-    images: ImageSet, groups: Iterable[Sequence[int]], size: int, preset: Preprocess, resolution: Resolution | None
+    images: ImageSet[Item],
+    groups: Iterable[Sequence[int]],
+    size: int,
+    prepare: Callable[[Item, str], tuple[np.ndarray, ...]],
+    blank: tuple[np.ndarray, ...],
 ) -> Iterator[Batch]:
-    """A batch of `size` for each group of at most as many indices, in order.
+    """A batch of `size` images for each group of indices, in order.
 
     Args:
-      preset, resolution: as `picture` takes them.
+      prepare: takes an item of the set and its name and returns the pixels and, in a set with masks, the masks. Raises
+        QkjaxError for an item that cannot be used.
+      blank: pixels and masks of a missing image.
     """
-    black = np.zeros((*side_lengths(preset, resolution), 3), np.uint8)
 
-    def prepare(index: int) -> np.ndarray | str:
-        return or_reason(lambda: picture(images.read(index), preset, resolution), images.names[index])
+    def prepared(index: int) -> tuple[np.ndarray, ...] | str:
+        return or_reason(lambda: prepare(images.read(index), images.names[index]), images.names[index])
 
-    for group, results in ahead(prepare, groups):
-        (pixels,), index, failed = stack(group, [r if isinstance(r, str) else (r,) for r in results], size, (black,))
-        yield Batch(pixels, index, failed)
+    for group, results in ahead(prepared, groups):
+        yield batch_of(group, results, size, blank)
 
 
-def stack(
-    group: Sequence[int], results: Sequence[tuple | str], size: int, nothing: tuple
-) -> tuple[tuple[np.ndarray, ...], Int32[np.ndarray, "batch"], tuple[tuple[int, str], ...]]:
-    """A batch of `size`: what was made of each index, part by part, and `nothing` in place of what could not be made
-    or is not there; the indices, -1 there; index and reason of what could not be made."""
-    found = list(zip(group, results, strict=True))
-    failed = tuple((i, r) for i, r in found if isinstance(r, str))
-    empty = size - len(group)
-    made = [nothing if isinstance(r, str) else r for _, r in found] + [nothing] * empty
-    index = np.array([-1 if isinstance(r, str) else i for i, r in found] + [-1] * empty, np.int32)
-    return tuple(np.stack(part) for part in zip(*made, strict=True)), index, failed
+def photograph_batches(
+    images: ImageSet, groups: Iterable[Sequence[int]], size: int, preset: Preprocess, resolution: Resolution | None
+) -> Iterator[Batch]:
+    """Batches of photographs without masks; `preset` and `resolution` are those of `picture`."""
+    blank = (np.zeros((*side_lengths(preset, resolution), 3), np.uint8),)
+    return batches(images, groups, size, lambda item, _: (picture(item, preset, resolution),), blank)

@@ -1,14 +1,12 @@
 """Images with masks of an odd object and of its distractors, and what of them each patch covers."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Float, UInt8
 
 from qkjax.errors import QkjaxError
-from qkjax.images.prefetch import ahead, or_reason, stack
 from qkjax.images.preprocess import Preprocess, Resolution, picture, side_lengths
 
 REGIONS = ("target", "distractors", "background")
@@ -24,67 +22,7 @@ class Scene(NamedTuple):
     distractors: Mask
 
 
-@dataclass(frozen=True)
-class Scenes:
-    """Scenes in a fixed order.
-
-    Attributes:
-      name: of the set.
-      names: of the scenes.
-      read: gives the scene of an index. Raises QkjaxError where it cannot be read.
-      fingerprint: changes with what the set is.
-      left_out: name and reason of those that are known beforehand not to be whole, such as images without masks.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    read: Callable[[int], Scene]
-    fingerprint: str
-    left_out: tuple[tuple[str, str], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-class SceneBatch(NamedTuple):
-    """Scenes of one size; a batch that is not full ends in black ones with index -1.
-
-    Attributes:
-      pixels: as the model sees them, before normalisation.
-      regions: what share of each patch each of `REGIONS` is; together 1.
-      index: in the set; -1 where unreadable or not there.
-      unreadable: index and reason of those that could not be read.
-    """
-
-    pixels: UInt8[np.ndarray, "batch height width 3"]
-    regions: Float[np.ndarray, "batch regions rows columns"]
-    index: Int32[np.ndarray, "batch"]
-    unreadable: tuple[tuple[int, str], ...]
-
-
-def scene_batches(
-    scenes: Scenes,
-    groups: Iterable[Sequence[int]],
-    size: int,
-    preset: Preprocess,
-    resolution: Resolution | None,
-    patch_size: tuple[int, int],
-) -> Iterator[SceneBatch]:
-    """A batch of `size` for each group of at most as many indices, in order; other threads make them beforehand."""
-
-    def prepare(index: int) -> tuple[UInt8[np.ndarray, "height width 3"], Regions] | str:
-        name = scenes.names[index]
-        return or_reason(lambda: seen(scenes.read(index), name, preset, resolution, patch_size), name)
-
-    side = side_lengths(preset, resolution)
-    grid = tuple(n // p for n, p in zip(side, patch_size, strict=True))
-    nothing = np.zeros((*side, 3), np.uint8), np.concatenate([np.zeros((2, *grid)), np.ones((1, *grid))])
-    for group, results in ahead(prepare, groups):
-        (pixels, regions), index, failed = stack(group, results, size, nothing)
-        yield SceneBatch(pixels, regions.astype(np.float32), index, failed)
-
-
-def seen(
+def crop_to_model(
     scene: Scene, name: str, preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Regions]:
     """The picture that a model sees, and the share of each region in each patch.
@@ -112,7 +50,7 @@ def seen(
             raise QkjaxError(f"{name}: its {what} is outside of what the model sees, or too small to be seen there")
     background = np.clip(1 - shares[0] - shares[1], 0, 1)
     regions = np.stack([*shares, background])
-    return picture(scene.image, preset, resolution), regions / regions.sum(0)
+    return picture(scene.image, preset, resolution), (regions / regions.sum(0)).astype(np.float32)
 
 
 def _cut(mask: Mask, preset: Preprocess, resolution: Resolution | None) -> Float[np.ndarray, "_ _"]:
@@ -125,3 +63,13 @@ def _patch_means(mask: Float[np.ndarray, "height width"], patch_size: tuple[int,
     rows, columns = (n // p for n, p in zip(mask.shape, patch_size, strict=True))
     cut = mask[: rows * patch_size[0], : columns * patch_size[1]]
     return cut.reshape(rows, patch_size[0], columns, patch_size[1]).mean((1, 3))
+
+
+def blank_scene(
+    preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "height width 3"], Regions]:
+    """What takes the place of a missing scene: black pixels, all background."""
+    side = side_lengths(preset, resolution)
+    grid = tuple(n // p for n, p in zip(side, patch_size, strict=True))
+    regions = np.concatenate([np.zeros((2, *grid)), np.ones((1, *grid))]).astype(np.float32)
+    return np.zeros((*side, 3), np.uint8), regions

@@ -1,19 +1,17 @@
 """Images in which every object is marked: ADE20K in its layouts, any images beside masks, and composed scenes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Int32, UInt8
+from jaxtyping import Int
 
 from qkjax.errors import QkjaxError
 from qkjax.images.generated import SIDE, squares
 from qkjax.images.photographs import photographs
-from qkjax.images.prefetch import ahead, or_reason, stack
 from qkjax.images.preprocess import Preprocess, Resolution, open_image, picture, side_lengths, source_pixels
+from qkjax.images.sets import ImageSet
 from qkjax.images.sources import SUFFIXES, digest_of, files_in, refuse_turned
 
 MASKS = ("annotations_instance", "masks", "annotations")
@@ -27,76 +25,22 @@ PIECES = 5
 Labels = Int[np.ndarray, "height width"]
 
 
-@dataclass(frozen=True)
-class ObjectSet:
-    """Images in a fixed order.
+class Segmented(NamedTuple):
+    """An image in RGB, and a number for each pixel's object, 0 for none."""
 
-    Attributes:
-      name: of the set.
-      names: of the images.
-      read: gives the image of an index, in RGB, and a number for each pixel's object, 0 for none. Raises QkjaxError
-        where they cannot be read.
-      fingerprint: changes with what the set is.
-      left_out: name and reason of images that are known beforehand to have no mask.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    read: Callable[[int], tuple["PIL.Image.Image", Labels]]
-    fingerprint: str
-    left_out: tuple[tuple[str, str], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.names)
+    image: "PIL.Image.Image"
+    labels: Labels
 
 
-class ObjectBatch(NamedTuple):
-    """Images of one size; a batch that is not full ends in black ones with index -1.
-
-    Attributes:
-      pixels: as the model sees them, before normalisation.
-      objects: the share of each patch that each object is, the largest first; 0 throughout where there are fewer.
-      index: in the set; -1 where unreadable or not there.
-      unreadable: index and reason of those that could not be read.
-    """
-
-    pixels: UInt8[np.ndarray, "batch height width 3"]
-    objects: Float[np.ndarray, "batch objects patches"]
-    index: Int32[np.ndarray, "batch"]
-    unreadable: tuple[tuple[int, str], ...]
-
-
-def object_batches(
-    images: ObjectSet,
-    groups: Iterable[Sequence[int]],
-    size: int,
-    preset: Preprocess,
-    resolution: Resolution | None,
-    patch_size: tuple[int, int],
-) -> Iterator[ObjectBatch]:
-    """A batch of `size` for each group of at most as many indices, in order; other threads make them beforehand."""
-    side = side_lengths(preset, resolution)
-    patches = int(np.prod([n // p for n, p in zip(side, patch_size, strict=True)]))
-    nothing = np.zeros((*side, 3), np.uint8), np.zeros((MOST, patches), np.float32)
-
-    def prepare(index: int) -> tuple[np.ndarray, np.ndarray] | str:
-        name = images.names[index]
-        return or_reason(lambda: _seen(*images.read(index), name, preset, resolution, patch_size), name)
-
-    for group, results in ahead(prepare, groups):
-        (pixels, objects), index, failed = stack(group, results, size, nothing)
-        yield ObjectBatch(pixels, objects, index, failed)
-
-
-def _seen(
-    image: "PIL.Image.Image",
-    labels: Labels,
+def crop_objects(
+    segmented: Segmented,
     name: str,
     preset: Preprocess,
     resolution: Resolution | None,
     patch_size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the model sees, and its objects of at least a patch's area, by the pixels that they have in each patch."""
+    image, labels = segmented
     if labels.shape != (image.height, image.width):
         raise QkjaxError(
             f"{name}: its mask has {labels.shape[1]} x {labels.shape[0]} pixels, and the image {image.width} x "
@@ -118,7 +62,7 @@ def _seen(
     return picture(image, preset, resolution), objects
 
 
-def open_objects(path: str | Path) -> ObjectSet:
+def open_objects(path: str | Path) -> ImageSet[Segmented]:
     """ADE20K (the scene parsing benchmark: images/ beside annotations_instance/ or annotations/; or the full one, whose
     masks are NAME_seg.png beside NAME.jpg), or any folder with images/ and masks/ of the same names.
 
@@ -147,7 +91,7 @@ def open_objects(path: str | Path) -> ObjectSet:
     readers = [partial(_read, *pair) for pair in pairs]
     names = tuple(name for name, *_ in pairs)
     digest = digest_of(pairs, left_out)
-    return ObjectSet(path.resolve().name, names, lambda index: readers[index](), digest, left_out)
+    return ImageSet(path.resolve().name, names, lambda index: readers[index](), digest, left_out)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -156,9 +100,9 @@ def _files(folder: Path) -> dict[str, Path]:
     return {str(f.relative_to(folder).with_suffix("")).encode(errors="replace").decode(): f for f in found}
 
 
-def _read(name: str, image: Path, mask: Path) -> tuple["PIL.Image.Image", Labels]:
+def _read(name: str, image: Path, mask: Path) -> Segmented:
     refuse_turned(image, name)
-    return open_image(image, name), _labels(mask)
+    return Segmented(open_image(image, name), _labels(mask))
 
 
 def _labels(mask: Path) -> Labels:
@@ -177,13 +121,13 @@ def _labels(mask: Path) -> Labels:
     return (values[..., :3] * np.array([1 << 16, 1 << 8, 1])).sum(-1)
 
 
-def mosaics(count: int, seed: int) -> ObjectSet:
+def mosaics(count: int, seed: int) -> ImageSet[Segmented]:
     """Composed scenes: five pieces of five photographs, each with all that is nearest to a random point."""
     names, made_of = tuple(f"{index:05d}" for index in range(count)), photographs(crops=False).fingerprint
-    return ObjectSet(f"mosaics, seed {seed}", names, partial(_mosaic, seed), f"mosaics {count} {seed} {made_of}")
+    return ImageSet(f"mosaics, seed {seed}", names, partial(_mosaic, seed), f"mosaics {count} {seed} {made_of}")
 
 
-def _mosaic(seed: int, index: int) -> tuple["PIL.Image.Image", Labels]:
+def _mosaic(seed: int, index: int) -> Segmented:
     from PIL import Image
 
     rng = np.random.default_rng([seed, index])
@@ -193,4 +137,13 @@ def _mosaic(seed: int, index: int) -> tuple["PIL.Image.Image", Labels]:
     y, x = np.mgrid[:SIDE, :SIDE]
     nearest = ((y - points[:, 0, None, None]) ** 2 + (x - points[:, 1, None, None]) ** 2).argmin(0)
     pixels = np.stack([photographs[i] for i in chosen])[nearest, y, x]
-    return Image.fromarray(np.rint(255 * pixels).astype(np.uint8)), nearest + 1
+    return Segmented(Image.fromarray(np.rint(255 * pixels).astype(np.uint8)), nearest + 1)
+
+
+def blank_objects(
+    preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What takes the place of a missing image: black pixels, no object."""
+    side = side_lengths(preset, resolution)
+    patches = int(np.prod([n // p for n, p in zip(side, patch_size, strict=True)]))
+    return np.zeros((*side, 3), np.uint8), np.zeros((MOST, patches), np.float32)

@@ -6,43 +6,22 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import open_image
+from qkjax.images.sets import ImageSet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 MAX_BYTES = 1 << 28  # of one image in an archive: a small archive may unpack to any size
 OPEN_ARCHIVES = 64  # zips kept open, since listing one anew for each of its images would take longer
 
-Found = tuple[str, int, Callable[[], "PIL.Image.Image"]]  # name, bytes, reader
+Listed = tuple[str, int, Callable[[], "PIL.Image.Image"]]  # name, bytes, reader
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Images in a fixed order.
-
-    Attributes:
-      name: of the set.
-      names: of the images: paths relative to the set, with `/`; "shard.tar/0001.jpg" within an archive.
-      read: gives the image of an index in RGB, upright. Raises QkjaxError where it cannot be read.
-        May be called from several threads.
-      fingerprint: changes with the names, the order and the files' sizes.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    read: Callable[[int], "PIL.Image.Image"]
-    fingerprint: str
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-def image_set(name: str, found: list[Found]) -> ImageSet:
+def image_set(name: str, found: list[Listed]) -> ImageSet:
     """A set of images in the order given; bytes in their names that are no text become question marks."""
     found = [(item.encode(errors="replace").decode(), *rest) for item, *rest in found]
     listed = "\n".join(f"{item}\0{size}" for item, size, _ in found)
@@ -133,12 +112,12 @@ def refuse_turned(path: Path, name: str) -> None:
         raise QkjaxError(f"{name}: its EXIF says that it is to be turned, and masks do not: save it upright")
 
 
-def _in_folder(folder: Path) -> Iterator[Found]:
+def _in_folder(folder: Path) -> Iterator[Listed]:
     for path in files_in(folder):
         yield from _of_file(path, path.relative_to(folder).as_posix())
 
 
-def _of_file(path: Path, name: str) -> Iterator[Found]:
+def _of_file(path: Path, name: str) -> Iterator[Listed]:
     """A file's images: none, itself, or those of the archive that it is."""
     lower = path.name.lower()
     if lower.endswith(".zip"):
@@ -158,7 +137,7 @@ def _zip(path: Path, changed: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _in_zip(path: Path, name: str) -> Iterator[Found]:
+def _in_zip(path: Path, name: str) -> Iterator[Listed]:
     changed = path.stat().st_mtime_ns
     try:
         listed = _zip(path, changed).infolist()
@@ -180,7 +159,7 @@ def _in_open_zip(path: Path, changed: int, info: zipfile.ZipInfo):
     return _zip(path, changed).open(info)
 
 
-def _in_tar(path: Path, name: str) -> Iterator[Found]:
+def _in_tar(path: Path, name: str) -> Iterator[Listed]:
     """Only the headers are read; a file is opened anew for each image, since webdatasets have many."""
     try:
         with tarfile.open(path, "r:") as archive:

@@ -1,5 +1,6 @@
 """Photographs as a checkpoint sees them: their channels, their resolution, how their pixels are normalised."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -7,20 +8,22 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
+from qkjax.images.prefetch import batches, photograph_batches
 from qkjax.images.preprocess import Pixels
+from qkjax.images.sets import Batch, ImageSet
+from qkjax.passes.options import PassOptions, batch_size
 from qkjax.vit.model import patch_grid
+from qkjax.vit.tree import patch_kernel, with_patch_embedding
 from qkjax.weights.load import Checkpoint
 
 
 def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
-    """The same model for photographs in colour: one of gray images (such as digits) sees the mean of red, green and
-    blue. Exact, since the patch embedding is linear; all others are left as they are."""
+    """The same model for colour photographs: a model of gray images (such as digits) gets the mean of red, green and
+    blue. This is exact, since the patch embedding is linear. Other models are returned as they are."""
     if checkpoint.config.channels != 1:
         return checkpoint
-    kernel = np.repeat(checkpoint.params["embedding"]["kernel"] / 3, 3, axis=2)
-    embedding = {**checkpoint.params["embedding"], "kernel": kernel}
-    config, params = replace(checkpoint.config, channels=3), {**checkpoint.params, "embedding": embedding}
-    return replace(checkpoint, config=config, params=params)
+    params = with_patch_embedding(checkpoint.params, kernel=np.repeat(patch_kernel(checkpoint.params) / 3, 3, axis=2))
+    return replace(checkpoint, config=replace(checkpoint.config, channels=3), params=params)
 
 
 def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) -> tuple[int, int]:
@@ -37,11 +40,11 @@ def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) 
     return patch_grid(config, resolution_of(checkpoint, resolution))
 
 
-def resolution_of(checkpoint: Checkpoint, asked: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) in pixels of the images: as asked, else what the checkpoint is for, which is its
+def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) in pixels of the images: as requested, else what the checkpoint is for, which is its
     preprocessing's square, or the grid of its positions where that is none."""
-    if asked:
-        return asked
+    if requested:
+        return requested
     config, side = checkpoint.config, checkpoint.preprocess.crop
     if not config.grid:
         return side, side
@@ -49,7 +52,7 @@ def resolution_of(checkpoint: Checkpoint, asked: tuple[int, int] | None) -> tupl
     return (side, side) if height == width else (height, width)
 
 
-def seen_picture(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
+def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
     """Of a preprocessed picture what the model sees: without the rows and columns that fill no patch."""
     height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
     return picture[:height, :width]
@@ -62,7 +65,31 @@ def scaling(checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
     return mean, std
 
 
-def scaled_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Array, "batch height width channels"]:
+def normalised_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Array, "batch height width channels"]:
     """Normalised images of pixels from 0 to 255, within a jitted program; `scaling` is what the function gives."""
     mean, std = scaling
     return (pixels.astype(jnp.float32) / 255 - mean) / std
+
+
+Batches = Callable[[Iterable[Sequence[int]]], Iterator[Batch]]
+"""From groups of indices to batches, as `run_pass` takes it."""
+
+
+def batches_of_photographs(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> Batches:
+    """Batches of photographs, preprocessed for a checkpoint."""
+    size, resolution = batch_size(options.batch), resolution_of(checkpoint, options.resolution)
+    return lambda groups: photograph_batches(images, groups, size, checkpoint.preprocess, resolution)
+
+
+def batches_with_masks(
+    checkpoint: Checkpoint, images: ImageSet, options: PassOptions, crop: Callable, blank: Callable
+) -> Batches:
+    """Batches of images with masks, preprocessed for a checkpoint.
+
+    Args:
+      crop: takes an item, its name, a preset, a resolution and a patch size, and returns pixels and masks.
+      blank: takes the last three, and returns those of a missing image.
+    """
+    size = batch_size(options.batch)
+    how = checkpoint.preprocess, resolution_of(checkpoint, options.resolution), checkpoint.config.patch_size
+    return lambda groups: batches(images, groups, size, lambda item, name: crop(item, name, *how), blank(*how))

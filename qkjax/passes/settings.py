@@ -1,4 +1,4 @@
-"""What all passes over images share: batches, devices, and what their results depend on."""
+"""What a result depends on: equal settings give equal results."""
 
 import json
 from dataclasses import asdict
@@ -8,18 +8,17 @@ from importlib.metadata import version
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qkjax.errors import QkjaxError
+from qkjax.images.sets import ImageSet
+from qkjax.passes.options import PassOptions, batch_size
 from qkjax.weights.load import Checkpoint
 
 
-def settings_of(checkpoint: Checkpoint, images, options) -> dict[str, str]:
-    """All that a result depends on, as texts: equal settings give equal results.
+def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, **choices) -> dict[str, str]:
+    """Everything that a result depends on, as texts.
 
     Args:
-      images: a set of whatever kind, with a fingerprint.
-      options: a dataclass, with a field `batch`.
+      choices: what the analysis lets its caller choose besides `options`, such as `top=9`.
     """
     digest = blake2b(digest_size=16)
     for name, array in sorted(flatten_dict(checkpoint.params, sep="/").items()):
@@ -32,33 +31,10 @@ def settings_of(checkpoint: Checkpoint, images, options) -> dict[str, str]:
         "preprocess": asdict(checkpoint.preprocess),
         "images": images.fingerprint,
         **asdict(options),
+        **choices,
         "batch": batch_size(options.batch),
         "devices": f"{jax.local_device_count()} {jax.default_backend()}",
         "jax": version("jax"),
         "qkjax": version("qkjax"),
     }
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-
-
-def batch_groups(count: int, size: int) -> list[range]:
-    """The indices of each batch of a set."""
-    return [range(i, min(i + size, count)) for i in range(0, count, size)]
-
-
-def batch_size(asked: int | None) -> int:
-    """Images of a batch on the devices of this host, see `ScanOptions`.
-
-    Raises:
-      QkjaxError: less than one is asked for.
-    """
-    if asked is not None and asked < 1:
-        raise QkjaxError("--batch is a whole number from 1 up")
-    devices = jax.local_device_count()
-    wanted = asked or (8 if jax.default_backend() == "cpu" else 64 * devices)
-    return -(-wanted // devices) * devices
-
-
-def over_devices(axis: int | None) -> NamedSharding:
-    """Arrays split along an axis over all devices of this host; None: whole on each."""
-    devices = Mesh(np.array(jax.local_devices()), ("batch",))
-    return NamedSharding(devices, PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "batch"))

@@ -14,6 +14,7 @@ from qkjax.images.preprocess import Pixels, normalise
 from qkjax.interaction.modes import Modes
 from qkjax.report.pack import FINE, quantised
 from qkjax.vit.model import ViT
+from qkjax.vit.tree import layer_outputs
 from qkjax.weights.load import Checkpoint
 
 
@@ -66,7 +67,7 @@ def _attended(model: ViT, params, images, modes: Modes, key_direction) -> Attend
     root = np.sqrt(model.config.head_dim).astype(np.float32)
     layers = []
     for layer in range(model.config.depth):
-        tokens, logits, attention = (out["encoder"][f"block{layer:02d}"][name] for name in seen)
+        tokens, logits, attention = (layer_outputs(out, name)[layer] for name in seen)
         u, s, v = (x[layer] for x in modes)
         maps = project(tokens, u, v)[0]  # (tokens, 2, heads, modes)
         query, key = (maps[:, 0] * (s / root)[None]).transpose(1, 0, 2), maps[:, 1].transpose(1, 0, 2)

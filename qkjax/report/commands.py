@@ -6,25 +6,25 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from qkjax.analyses.top_images.scan import ScanOptions
-from qkjax.report.subject import Gathered
+from qkjax.analyses.top_images.pages import ScanOptions, earlier_folder
+from qkjax.report.subject import ModelData
 
 
-def commands(found: Gathered) -> dict[str, str]:
+def commands(found: ModelData) -> dict[str, str]:
     """`modes`, which reads the same scan, and `ablate`, for the shell, in the folder that the report was made in: each
     up to what it selects."""
-    subject, options, usual = found.subject, found.options, ScanOptions()
-    seen = {"images": found.images, "resolution": options.resolution, **json.loads(subject.origin["loaded_with"])}
-    every = {"dtype": options.dtype, "score": options.scores, "top": options.top, "stream": options.stream}
-    default = {"dtype": usual.dtype, "score": usual.scores, "top": usual.top, "stream": usual.stream}
+    subject, scan, usual = found.subject, found.scan, ScanOptions()
+    seen = {"images": found.images, "resolution": scan.options.resolution, **json.loads(subject.origin["loaded_with"])}
+    every = {"dtype": scan.options.dtype, "score": scan.scores, "top": scan.top, "stream": scan.stream}
+    default = {"dtype": usual.options.dtype, "score": usual.scores, "top": usual.top, "stream": usual.stream}
     other = {name: value for name, value in every.items() if value != default[name]}
     home = Path("results") / subject.checkpoint.name
-    out = {} if subject.scanned == home / "modes" else {"out": subject.scanned}
+    out = {} if subject.scanned == earlier_folder(home) else {"out": subject.scanned}
     beside = {} if subject.folder == home else {"out": subject.folder / "ablations"}
     precision = {name: value for name, value in other.items() if name == "dtype"}
     model = _from_here(subject.origin["checkpoint"])
     return {
-        "modes": _line("modes", model, seen | other | out),
+        "modes": _line("top-images", model, seen | other | out),
         "ablate": _line("ablate", model, seen | precision | beside),
     }
 

@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import xarray as xr
+
 from qkjax.analyses.image import open_photo
-from qkjax.analyses.top_images.job import found_images
-from qkjax.analyses.top_images.scan import ScanOptions
+from qkjax.analyses.top_images.pages import ScanOptions, write_top_images
+from qkjax.analyses.top_images.sheets import options_of
 from qkjax.errors import QkjaxError
 from qkjax.images.photographs import photographs
-from qkjax.images.sources import ImageSet, open_images
+from qkjax.images.sets import ImageSet
+from qkjax.images.sources import open_images
 from qkjax.interaction.modes import decompose
 from qkjax.report import page
 from qkjax.report.map_tiles import map_tiles
 from qkjax.report.model_pages import write_model
-from qkjax.report.subject import Gathered, Subject, attributes, subjects_of
+from qkjax.report.subject import ModelData, Subject, attributes, subjects_of
 from qkjax.runtime.files import atomic_folder, check_replaceable
 from qkjax.vit.tree import query_key
 
@@ -52,13 +56,15 @@ def report(
       QkjaxError: bad input, or a result cannot be written; what was done is kept, and an earlier report is untouched.
     """
     if options.top < 1 or (options.modes is not None and options.modes < 1):
-        raise QkjaxError("--top and --modes are whole numbers from 1 up")
+        raise QkjaxError(f"top={options.top} and modes={options.modes}: expected whole numbers from 1 up")
     subjects = subjects_of(targets, settings)
     out = out or (subjects[0].folder if len(subjects) == 1 else Path("results")) / "report"
     check_replaceable(out, *page.OURS)
     seen = open_images(images) if images else photographs()
     looked_at = [open_photo(name) for name in options.look]
     found = [_gather(subject, seen, images, options) for subject in subjects]
+    if jax.process_index():
+        return out / page.MARK
     with atomic_folder(out, *page.OURS) as folder:
         sizes = [write_model(folder / page.DATA / f"m{i}", x, seen, looked_at) for i, x in enumerate(found)]
         page.write(folder, len(subjects))
@@ -67,12 +73,12 @@ def report(
     return out / page.MARK
 
 
-def _gather(subject: Subject, images: ImageSet, path: Path | None, options: ReportOptions) -> Gathered:
+def _gather(subject: Subject, images: ImageSet, path: Path | None, options: ReportOptions) -> ModelData:
     checkpoint, folder = subject.checkpoint, subject.scanned
     modes = decompose(*query_key(checkpoint.params)[:2])
-    earlier = _earlier_options(folder / "top_images.nc", images)
-    scan = earlier or ScanOptions(top=max(options.top, ScanOptions().top))
-    top = found_images(checkpoint, modes, images, scan, folder, subject.origin)
+    usual = ScanOptions()
+    scan = _earlier_scan(folder / "top_images.nc", images) or usual._replace(top=max(options.top, usual.top))
+    top = write_top_images(checkpoint, images, scan, folder, subject.origin).dataset
     if top.sizes["place"] < min(options.top, len(images)):
         print(
             f"{subject.name}: {top.sizes['place']} images of each mode, as the scan in {folder} kept; "
@@ -80,11 +86,11 @@ def _gather(subject: Subject, images: ImageSet, path: Path | None, options: Repo
             file=sys.stderr,
         )
     shown = (min(options.modes or modes.s.shape[-1], modes.s.shape[-1]), min(options.top, top.sizes["place"]))
-    return Gathered(subject, modes, scan, path, top, map_tiles(checkpoint, modes, images, scan, top, shown, folder))
+    return ModelData(subject, modes, scan, path, top, map_tiles(checkpoint, modes, images, top, shown, folder))
 
 
-def _earlier_options(path: Path, images: ImageSet) -> ScanOptions | None:
-    """Those of the scan whose result lies there; None without one.
+def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
+    """How the scan whose result is there was made; None without one, and on hosts other than the first.
 
     Raises:
       QkjaxError: it is of other images, or cannot be read.
@@ -93,15 +99,15 @@ def _earlier_options(path: Path, images: ImageSet) -> ScanOptions | None:
         return None
     attrs = attributes(path)
     try:
-        was = json.loads(attrs["settings"])
-        scores, top, resolution = (json.loads(was[name]) for name in ("scores", "top", "resolution"))
-        batch, stream, dtype = int(was["batch"]), was["stream"], was["dtype"]
-        fingerprint = was["images"]
+        settings = json.loads(attrs["settings"])
+        scores, top = (json.loads(settings[name]) for name in ("scores", "top"))
+        stream, options = options_of(xr.Dataset(attrs=attrs))
+        fingerprint = settings["images"]
     except (KeyError, ValueError, TypeError) as error:
         raise QkjaxError(f"{path} does not say how it was made ({error!r}); remove it") from error
     if fingerprint != images.fingerprint:
         raise QkjaxError(
             f"{path} is of images {attrs.get('images')!r}, not of {images.name!r} as they are now: give their folder "
-            "with --images, or remove it to have these scanned"
+            "as images=..., or remove it to have these scanned"
         )
-    return ScanOptions(tuple(scores), top, stream, batch, tuple(resolution) if resolution else None, dtype)
+    return ScanOptions(top, tuple(scores), stream, options)

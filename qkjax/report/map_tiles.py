@@ -13,18 +13,20 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from qkjax.activations.project import Stream, project
-from qkjax.analyses.top_images.scan import ScanOptions, check
+from qkjax.analyses.top_images.sheets import options_of
 from qkjax.errors import QkjaxError
-from qkjax.images.prefetch import Batch, batches
-from qkjax.images.sources import ImageSet
+from qkjax.images.sets import Batch, ImageSet, Unreadable
 from qkjax.interaction.modes import Modes
-from qkjax.passes.inputs import resolution_of, scaled_pixels, scaling
-from qkjax.passes.partial import Unreadable, go_through, read_unfinished, write_unfinished
-from qkjax.passes.settings import batch_groups, batch_size, over_devices
+from qkjax.passes.engine import batch_groups, run_pass
+from qkjax.passes.inputs import batches_of_photographs, normalised_pixels, photograph_grid, scaling
+from qkjax.passes.options import PassOptions, batch_size
 from qkjax.report.pack import COARSE, quantised
 from qkjax.results.store import HOW, texts, versions, write_dataset
+from qkjax.runtime import hosts
+from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
+from qkjax.vit.tree import layer_outputs
 from qkjax.weights.load import Checkpoint
 
 DIMS = ("layer", "head", "mode", "sign", "place")
@@ -45,40 +47,42 @@ class Tiles(NamedTuple):
 
 
 def map_tiles(
-    checkpoint: Checkpoint,
-    modes: Modes,
-    images: ImageSet,
-    options: ScanOptions,
-    top: xr.Dataset,
-    shown: tuple[int, int],
-    folder: Path,
+    checkpoint: Checkpoint, modes: Modes, images: ImageSet, top: xr.Dataset, shown: tuple[int, int], folder: Path
 ) -> xr.Dataset:
-    """The maps, read from maps.nc in the folder, or made and written there, in one pass, which can be interrupted.
+    """The maps, read from maps.nc in the folder or computed and written there, in one pass that resumes.
 
-    What lies there is made anew where it is of another scan, has too little, or lacks an image that can be read now.
+    Maps of another scan, too few of them, or maps that lack an image that can be read now are computed again.
 
     Args:
-      modes, images, options: those of the scan.
-      top: what the scan found, as `top_images_dataset` has it; its first score counts.
+      modes: of the checkpoint, in the plain frame.
+      images: those of the scan.
+      top: the result of the scan; its first score counts.
       shown: modes of each head, and images of each mode.
 
     Returns:
       A dataset with `Tiles` as variables, and `left_out`, the images that can no longer be read, with a `reason`.
 
     Raises:
-      QkjaxError: an unfinished pass is of other settings, or a file cannot be written; what was done is kept.
+      QkjaxError: an interrupted pass has other settings, or a file cannot be written; progress is kept.
     """
     settings = {**json.loads(top.attrs["settings"]), "shown": json.dumps(shown)}
-    path, so_far = folder / "maps.nc", folder / "maps.partial.npz"
-    data = _earlier(path, settings, shown, images)
-    if data is None:
+    path, partial = folder / "maps.nc", hosts.own(folder / "maps.partial.npz")
+    first, several = jax.process_index() == 0, jax.process_count() > 1
+    dataset = _earlier(path, settings, shown, images) if first else None
+    ready = hosts.gather_json(dataset is not None)[0] if several else dataset is not None
+    if not ready:
         index = top.image_index.values[0, :, :, : shown[0], :, : shown[1]]
-        tiles, left_out = _make(checkpoint, modes, images, options, index, so_far, settings)
-        data = _dataset(tiles, left_out, images, {"model": checkpoint.name, "settings": json.dumps(settings)})
-        write_dataset(data, path)
-        print(f"wrote {path}", file=sys.stderr)
-    remove(so_far)
-    return data
+        stream, options = options_of(top)
+        tiles, left_out = _compute(checkpoint, modes, images, (stream, options), index, partial, settings)
+        attrs = {"model": checkpoint.name, "settings": json.dumps(settings)}
+        dataset = _dataset(tiles, left_out, images, attrs)
+        if first:
+            write_dataset(dataset, path)
+            print(f"wrote {path}", file=sys.stderr)
+        if several:
+            hosts.gather_json(None)  # every host keeps its progress until the result is written
+    remove(partial)
+    return dataset
 
 
 def _earlier(path: Path, settings: Mapping[str, str], shown: tuple[int, int], images: ImageSet) -> xr.Dataset | None:
@@ -122,57 +126,56 @@ def _maps(model: ViT, params, modes: Modes, scaling, pixels, stream: Stream):
 
     They are made whole numbers on the device: all maps of a batch are more than one wants to bring over.
     """
-    _, out = model.apply({"params": params}, scaled_pixels(pixels, scaling), capture=(stream,))
+    _, out = model.apply({"params": params}, normalised_pixels(pixels, scaling), capture=(stream,))
     found = []
-    for layer in range(model.config.depth):
-        tokens = out["encoder"][f"block{layer:02d}"][stream][:, model.config.prefix_tokens :]
-        maps = project(tokens, modes.u[layer], modes.v[layer])
+    for layer, tokens in enumerate(layer_outputs(out, stream)):
+        maps = project(tokens[:, model.config.prefix_tokens :], modes.u[layer], modes.v[layer])
         found.append(quantised(maps.transpose(2, 3, 4, 0, 1), (4,), COARSE))
     return found
 
 
-def _make(
+def _compute(
     checkpoint: Checkpoint,
     modes: Modes,
     images: ImageSet,
-    options: ScanOptions,
+    how: tuple[Stream, PassOptions],
     index: Int[np.ndarray, "layers heads modes 2 places"],
-    path: Path,
+    partial: Path,
     settings: Mapping[str, str],
 ) -> tuple[Tiles, Unreadable]:
-    grid, size = check(checkpoint, options), batch_size(options.batch)
-    wanted = np.unique(index[index >= 0])
-    groups = [wanted[list(group)].tolist() for group in batch_groups(len(wanted), size)]
-    found = read_unfinished(path, settings)
-    arrays, unreadable = found or (_nothing_yet(index.shape, grid), ())
-    done = int(arrays.pop("done", 0))
-    tiles = Tiles(**arrays)
+    """All maps, in one pass over the images that are shown."""
+    stream, options = how
+    grid = photograph_grid(checkpoint, options.resolution)
+    shown = np.unique(index[index >= 0])
+    groups = [shown[list(group)].tolist() for group in batch_groups(len(shown), batch_size(options.batch))]
     model = ViT(checkpoint.config, options.dtype)
     first = Modes(*(x[..., : index.shape[2]] for x in modes))
-    held = jax.device_put((checkpoint.params, first, scaling(checkpoint)), over_devices(None))
+    on_device = jax.device_put((checkpoint.params, first, scaling(checkpoint)), over_devices(None))
 
-    def step(state: tuple[int, Unreadable], batch: Batch) -> tuple[int, Unreadable]:
-        """Fills in the maps of a batch. Done once more after a stop, it writes the same."""
+    def step(tiles: Tiles, batch: Batch) -> tuple[Tiles, dict]:
+        """Fills in the maps of a batch. Repeated after an interruption, it writes the same."""
         pixels = jax.device_put(batch.pixels, over_devices(0))
-        for layer, found in enumerate(_maps(model, *held, pixels, stream=options.stream)):
-            numbers, steps = map(np.asarray, found)
+        for layer, maps in enumerate(_maps(model, *on_device, pixels, stream=stream)):
+            numbers, steps = map(np.asarray, maps)
             for place, image in enumerate(batch.index):
                 at = np.nonzero(index[layer] == image) if image >= 0 else ((),)
                 for kind in (0, 1) if len(at[0]) else ():
                     tiles[kind][layer][at] = numbers[kind, at[0], at[1], place].reshape(-1, *grid)
                     tiles[2 + kind][layer][at] = steps[kind, at[0], at[1], place]
-        return state[0] + 1, (*state[1], *batch.unreadable)
+        return tiles, {}
 
-    def save(state: tuple[int, Unreadable]) -> None:
-        write_unfinished(path, settings, {"done": np.array(state[0]), **tiles._asdict()}, state[1])
-
-    made = batches(images, groups[done:], size, checkpoint.preprocess, resolution_of(checkpoint, options.resolution))
-    work = ((len(group), batch) for group, batch in zip(groups[done:], made, strict=True))
-    print(f"{checkpoint.name}: maps of {len(wanted)} images", file=sys.stderr)
-    _, unreadable = go_through((done, unreadable), work, step, save, len(wanted), sum(map(len, groups[:done])))
-    return tiles, unreadable
+    print(f"{checkpoint.name}: maps of {len(shown)} images", file=sys.stderr)
+    batches = batches_of_photographs(checkpoint, images, options)
+    tiles = _blank(index.shape, grid)
+    result = run_pass(step, tiles, groups, batches, partial, settings, merge=_merged)
+    return result.state, result.unreadable
 
 
-def _nothing_yet(shape: tuple[int, ...], grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    numbers = {name: np.zeros((*shape, *grid), np.int8) for name in ("query_map", "key_map")}
-    return numbers | {name: np.zeros(shape, np.float32) for name in ("query_step", "key_step")}
+def _merged(shares: list[Tiles]) -> Tiles:
+    """The maps of several hosts: each fills in its images, and leaves 0 for all others."""
+    return Tiles(*(np.sum(parts, axis=0, dtype=parts[0].dtype) for parts in zip(*shares, strict=True)))
+
+
+def _blank(shape: tuple[int, ...], grid: tuple[int, int]) -> Tiles:
+    numbers = [np.zeros((*shape, *grid), np.int8) for _ in range(2)]
+    return Tiles(*numbers, *(np.zeros(shape, np.float32) for _ in range(2)))

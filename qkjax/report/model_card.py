@@ -14,7 +14,7 @@ from qkjax.figures import ABLATIONS
 from qkjax.interaction.bias import BiasTerms, relative_spreads
 from qkjax.interaction.metrics import Metrics
 from qkjax.report.commands import commands
-from qkjax.report.subject import Gathered, attributes
+from qkjax.report.subject import ModelData, attributes
 from qkjax.vit.config import ViTConfig
 from qkjax.weights import catalogue
 from qkjax.weights.load import Checkpoint
@@ -33,7 +33,7 @@ OTHERS = (
 """Title, folder and name of the table, and figures with what they show."""
 
 
-def facts(found: Gathered, images: Sequence[str], metrics: Metrics, looked_at: Sequence[str]) -> dict:
+def facts(found: ModelData, images: Sequence[str], metrics: Metrics, looked_at: Sequence[str]) -> dict:
     """All of a model that is no large array.
 
     Args:
@@ -55,7 +55,7 @@ def facts(found: Gathered, images: Sequence[str], metrics: Metrics, looked_at: S
         "special": _special(config),
         "null": {name: float(getattr(metrics.null, name)) for name in ("weighted_cosine", "head_weighted_cosine")},
         "scan": {"images": str(top.attrs["images"]), "count": top.sizes["image"],
-                 "score": str(top.score.values[0]), "stream": found.options.stream},
+                 "score": str(top.score.values[0]), "stream": found.scan.stream},
         "gone": [index for index, name in enumerate(images) if name in missing],
         "commands": commands(found),
         "look": list(looked_at),
@@ -74,7 +74,7 @@ def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.
     return packed | {"degenerate": np.asarray(metrics.degenerate, np.int8)}
 
 
-def results_of(gathered: Gathered, site: Path) -> list[dict]:
+def results_of(gathered: ModelData, site: Path) -> list[dict]:
     """Figures and tables of other commands in a folder of results; the figures are copied to the site.
 
     What is of a model with other parameters is left out, and that is said.

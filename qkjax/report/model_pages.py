@@ -9,15 +9,15 @@ import numpy as np
 from tqdm import tqdm
 
 from qkjax.images.preprocess import Pixels, picture
-from qkjax.images.sources import ImageSet
+from qkjax.images.sets import ImageSet
 from qkjax.interaction.bias import BiasTerms, bias_terms
 from qkjax.interaction.metrics import measure
-from qkjax.passes.inputs import resolution_of, seen_picture
+from qkjax.passes.inputs import crop_to_patches, resolution_of
 from qkjax.report import model_card
 from qkjax.report.attended import Attended, attended
 from qkjax.report.pack import script
 from qkjax.report.pictures import SIDES, small_pictures, webp
-from qkjax.report.subject import Gathered
+from qkjax.report.subject import ModelData
 from qkjax.runtime.interrupt import held
 from qkjax.vit.tree import query_key
 
@@ -30,7 +30,7 @@ pictures is foreseen from a sample, and so a little less than 100 MB."""
 Photographs = Sequence[tuple[str, "PIL.Image.Image"]]
 
 
-def write_model(folder: Path, found: Gathered, images: ImageSet, looked_at: Photographs) -> int:
+def write_model(folder: Path, found: ModelData, images: ImageSet, looked_at: Photographs) -> int:
     """Writes all of a model into a new folder.
 
     Args:
@@ -67,14 +67,14 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _seen(found: Gathered, photo: "PIL.Image.Image") -> Pixels:
+def _seen(found: ModelData, photo: "PIL.Image.Image") -> Pixels:
     """What the model sees of a photograph."""
     checkpoint = found.subject.checkpoint
-    resolution = resolution_of(checkpoint, found.options.resolution)
-    return seen_picture(checkpoint, picture(photo, checkpoint.preprocess, resolution))
+    resolution = resolution_of(checkpoint, found.scan.options.resolution)
+    return crop_to_patches(checkpoint, picture(photo, checkpoint.preprocess, resolution))
 
 
-def _some(images: ImageSet, found: Gathered) -> Photographs:
+def _some(images: ImageSet, found: ModelData) -> Photographs:
     """Some images of a set, evenly spaced, that could be read."""
     missing = {*found.maps.left_out.values, *found.top.unreadable.values}
     left = [i for i in range(len(images)) if images.names[i] not in missing]
@@ -82,7 +82,7 @@ def _some(images: ImageSet, found: Gathered) -> Photographs:
     return [(images.names[i], images.read(i)) for i in chosen]
 
 
-def _write_looks(folder: Path, found: Gathered, photos: Photographs, bias: BiasTerms, interrupted) -> list[Attended]:
+def _write_looks(folder: Path, found: ModelData, photos: Photographs, bias: BiasTerms, interrupted) -> list[Attended]:
     """Of each image in which patches can be picked the picture, and a script for each layer."""
     terms = []
     for place, (_, photo) in enumerate(tqdm(photos, desc="images", unit="img", disable=len(photos) < 3)):
@@ -96,7 +96,7 @@ def _write_looks(folder: Path, found: Gathered, photos: Photographs, bias: BiasT
     return terms
 
 
-def _write_heads(folder: Path, found: Gathered, interrupted) -> None:
+def _write_heads(folder: Path, found: ModelData, interrupted) -> None:
     """A script for each head: which images excite its modes most, their scores, and the maps."""
     layers, heads, modes, _, places = found.maps.query_step.shape
 
@@ -116,7 +116,7 @@ def _write_heads(folder: Path, found: Gathered, interrupted) -> None:
             interrupted()
 
 
-def _write_pictures(folder: Path, found: Gathered, images: ImageSet, interrupted) -> None:
+def _write_pictures(folder: Path, found: ModelData, images: ImageSet, interrupted) -> None:
     """The images that are shown, small, in the room that all else leaves; and their names."""
     _, _, modes, _, places = found.maps.query_step.shape
     index = found.top.image_index.values[0, :, :, :modes, :, :places]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from qkjax.images.prefetch import ahead, or_reason
 from qkjax.images.preprocess import Pixels
-from qkjax.images.sources import ImageSet
+from qkjax.images.sets import ImageSet
 
 SIDES = (224, 160, 112, 80, 56, 40)
 """Pixels of the longer side, from fine to coarse."""

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import xarray as xr
 
 from qkjax.analyses.targets import by_name
-from qkjax.analyses.top_images.scan import ScanOptions
+from qkjax.analyses.top_images.pages import ScanOptions, earlier_folder
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes
 from qkjax.passes.inputs import for_photographs
 from qkjax.weights.load import Checkpoint, load, origin
 
-RESULTS = ("modes.nc", "modes/top_images.nc", "top_images.nc")
+RESULTS = ("modes.nc", "top_images/top_images.nc", "modes/top_images.nc", "top_images.nc")
 """By which a folder of results is known; each says what model it is of."""
 
 
@@ -34,21 +34,22 @@ class Subject(NamedTuple):
 
     @property
     def scanned(self) -> Path:
-        """The folder of top_images.nc: `modes` in that of the results; or itself, if it is what `qkjax modes` wrote."""
-        return self.folder if (self.folder / "top_images.nc").exists() else self.folder / "modes"
+        """The folder of top_images.nc: `top_images` in that of the results; or itself, if it holds one."""
+        return self.folder if (self.folder / "top_images.nc").exists() else earlier_folder(self.folder)
 
 
-class Gathered(NamedTuple):
+class ModelData(NamedTuple):
     """Of one model all that its pages are made of.
 
     Attributes:
-      options, images: how the scan was made; the images' folder or archive, None for the photographs of `qkjax modes`.
-      top, maps: of `found_images` and `map_tiles`.
+      scan: how the scan was made.
+      images: the images' folder or archive; None for the default photographs.
+      top, maps: of `write_top_images` and `map_tiles`.
     """
 
     subject: Subject
     modes: Modes
-    options: ScanOptions
+    scan: ScanOptions
     images: Path | None
     top: xr.Dataset
     maps: xr.Dataset

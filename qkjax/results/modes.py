@@ -5,10 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
+from qkjax.errors import QkjaxError
 from qkjax.interaction.bias import BiasTerms, relative_spreads
 from qkjax.interaction.difference import Difference
 from qkjax.interaction.metrics import Metrics
 from qkjax.interaction.modes import Modes
+from qkjax.interaction.null import Null
+from qkjax.results.annotate import Label, annotated
 from qkjax.results.rows import Row, format_rows, head_mean
 from qkjax.results.store import versions
 
@@ -16,9 +19,39 @@ PER_MODE, PER_HEAD = ("layer", "head", "mode"), ("layer", "head")
 VECTORS = ("layer", "head", "embed", "mode")
 DIMS = {"symmetric_eigenvalues": (*PER_HEAD, "eigen"), "antisymmetric_spectrum": (*PER_HEAD, "pair")}
 
+LABELS = {
+    "u": Label("query direction", "1", "Query direction u of each mode, unit length."),
+    "v": Label("key direction", "1", "Key direction v of each mode, unit length."),
+    "singular_value": Label("singular value", "1", "Strength s of each mode, in the frame of attribute options."),
+    "cosine": Label("cosine", "1", "u . v: 1 attends to similar tokens (grouping), 0 and below to others (context)."),
+    "gap": Label("relative gap", "1", "Distance of s from its nearest neighbour, relative to the largest s."),
+    "degenerate": Label("degenerate", "1", "Whether the gap is so small that u, v and the cosine are not defined."),
+    "cumulative_strength": Label("cumulative strength", "1", "Share of sum(s) up to and including this mode."),
+    "mean_cosine": Label("mean cosine", "1", "Plain mean of the cosine over the modes of a head."),
+    "weighted_cosine": Label("weighted cosine", "1", "Mean of the cosine weighted by s: tr(M) / nuclear norm of M."),
+    "effective_rank": Label("effective rank", "modes", "exp(entropy of s / sum s)."),
+    "stable_rank": Label("stable rank", "modes", "Squared Frobenius norm of M over its squared spectral norm."),
+    "symmetric_share": Label("symmetric share", "1", "Share of the squared Frobenius norm in the symmetric part of M."),
+    "symmetric_eigenvalues": Label("eigenvalue", "1", "Eigenvalues of the symmetric part of M, largest first."),
+    "antisymmetric_spectrum": Label("eigenvalue size", "1", "w of the pairs +-iw of the antisymmetric part of M."),
+    "bias_query_direction": Label("query bias direction", "1", "a = Wq bk: a term equal for all keys, cancelled."),
+    "bias_key_direction": Label("key bias direction", "1", "b = Wk bq: makes a key attractive to every query."),
+    "bias_constant": Label("bias constant", "1", "c = bq . bk, cancelled by the softmax."),
+    "bias_interaction_spread": Label("spread of the interaction", "logit", "Standard deviation of y_i M y_j."),
+    "bias_query_spread": Label("spread of the query bias", "logit", "Standard deviation of y_i . a."),
+    "bias_key_spread": Label("spread of the key bias", "logit", "Standard deviation of b . y_j."),
+    "similarity": Label("similarity", "1", "<M, M'> over the product of their norms: 1 is identical up to strength."),
+    "strength_ratio": Label("strength ratio", "1", "Frobenius norm of the second model's M over the first one's."),
+    "query_angles": Label("overlap of query spaces", "1", "Cosines of the principal angles between the spans of u."),
+    "key_angles": Label("overlap of key spaces", "1", "Cosines of the principal angles between the spans of v."),
+    "match": Label("matched mode", "1", "Mode of the second model that is paired with this one."),
+    "match_similarity": Label("similarity of the match", "1", "(u . u') (v . v') of the pair, at best 1."),
+    "match_ratio": Label("strength ratio of the match", "1", "s' / s of the pair."),
+}
+
 
 def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[str, str]) -> xr.Dataset:
-    """Everything known of one model's modes.
+    """Everything that the weights say of one model's modes.
 
     Returns:
       A dataset with dims layer, head, mode, embed (and eigen, pair): `u`, `v`, `singular_value`,
@@ -33,19 +66,37 @@ def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[s
         variables[f"bias_{name}"] = ((*PER_HEAD, "embed") if value.ndim == 3 else PER_HEAD, value)
     null = {f"null_{name}": value for name, value in metrics.null._asdict().items()}
     attrs = {**attrs, **null, **versions()}
-    dataset = xr.Dataset({n: (d, np.asarray(v)) for n, (d, v) in variables.items()}, attrs=attrs)
-    return dataset.assign_coords({dim: np.arange(dataset.sizes[dim]) for dim in ("layer", "head", "mode")})
+    return annotated(xr.Dataset({n: (d, np.asarray(v)) for n, (d, v) in variables.items()}, attrs=attrs), LABELS)
+
+
+def metrics_of(dataset: xr.Dataset) -> Metrics:
+    """The metrics that a dataset of `to_dataset` holds.
+
+    Raises:
+      QkjaxError: it lacks one.
+    """
+    try:
+        null = Null(*(float(dataset.attrs[f"null_{name}"]) for name in Null._fields))
+        names = [name for name in Metrics._fields if name != "null"]
+        return Metrics(*(dataset[name].values for name in names), null)
+    except KeyError as error:
+        raise QkjaxError(f"the dataset has no {error}: give one of `qkjax.analyze`") from error
+
+
+def layer_rows(dataset: xr.Dataset) -> list[Row]:
+    """`layer_table` of a dataset of `to_dataset`."""
+    return layer_table(metrics_of(dataset), BiasTerms(*(dataset[f"bias_{n}"].values for n in BiasTerms._fields)))
 
 
 def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
-    """One row a layer, means over its heads; a head whose M is zero is left out.
+    """One row per layer, means over its heads; a head whose M is zero is left out.
 
     `half_strength_modes` is how many modes hold half of sum(s); `key_bias` and `query_bias` are the
     spreads of their terms relative to the spread of y_i M y_j (see `BiasTerms`). The `null_` columns
     are half widths of the 95% interval of chance.
     """
-    held = np.asarray(metrics.cumulative_strength)
-    half = np.where(np.isfinite(held[..., 0]), 1 + (held < 0.5).sum(-1), np.nan)
+    cumulative = np.asarray(metrics.cumulative_strength)
+    half = np.where(np.isfinite(cumulative[..., 0]), 1 + (cumulative < 0.5).sum(-1), np.nan)
     query_bias, key_bias = relative_spreads(bias)
     columns = {
         "weighted_cosine": metrics.weighted_cosine,
@@ -67,26 +118,38 @@ def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
     ]
 
 
-def difference_dataset(found: Difference, attrs: Mapping[str, str]) -> xr.Dataset:
+def difference_dataset(difference: Difference, attrs: Mapping[str, str]) -> xr.Dataset:
     """How two models differ, with dims layer, head, mode (of the first model; for `_angles` their order)."""
     variables = {
-        name: (PER_MODE if value.ndim == 3 else PER_HEAD, np.asarray(value)) for name, value in found._asdict().items()
+        name: (PER_MODE if value.ndim == 3 else PER_HEAD, np.asarray(value))
+        for name, value in difference._asdict().items()
     }
-    return xr.Dataset(variables, attrs={**attrs, **versions()})
+    return annotated(xr.Dataset(variables, attrs={**attrs, **versions()}), LABELS)
+
+
+def difference_of(dataset: xr.Dataset) -> Difference:
+    """The difference that a dataset of `difference_dataset` holds."""
+    return Difference(*(dataset[name].values for name in Difference._fields))
 
 
 def format_table(rows: list[Row]) -> str:
-    """The columns of the layer table that one looks at first, as text."""
-    shown = {
+    """The main columns of the layer table as text, at most 80 columns wide.
+
+    `weighted` and `plain` are mean cosines, `chance` the half width of chance for the first, `half` the number of modes
+    that hold half of the strength.
+    """
+    columns = {
         "layer": ("layer", "d"),
-        "weighted_cosine": ("weighted cos", ".3f"),
-        "mean_cosine": ("plain cos", ".3f"),
-        "null_weighted_cosine": ("chance +-", ".3f"),
+        "weighted_cosine": ("weighted", ".3f"),
+        "mean_cosine": ("plain", ".3f"),
+        "null_weighted_cosine": ("chance", ".3f"),
         "effective_rank": ("eff. rank", ".1f"),
-        "stable_rank": ("stable rank", ".1f"),
-        "half_strength_modes": ("modes of 50%", ".1f"),
-        "symmetric_share": ("symmetric", ".2f"),
-        "degenerate_share": ("degenerate", ".2f"),
+        "stable_rank": ("stable", ".1f"),
+        "half_strength_modes": ("half", ".1f"),
+        "symmetric_share": ("symm.", ".2f"),
+        "degenerate_share": ("degen.", ".2f"),
         "key_bias": ("key bias", ".2f"),
     }
-    return format_rows([{title: row[name] for name, (title, _) in shown.items()} for row in rows], dict(shown.values()))
+    return format_rows(
+        [{title: row[name] for name, (title, _) in columns.items()} for row in rows], dict(columns.values())
+    )

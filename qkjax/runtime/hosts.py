@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,3 +79,18 @@ def agree(settings: Mapping[str, str]) -> None:
         raise QkjaxError(
             f"the processes differ in {', '.join(different)}: give all of them the same command, model and images"
         )
+
+
+def gather_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Named arrays of any shapes from every process, in the order of the processes, on each of them."""
+    buffer = BytesIO()
+    np.savez(buffer, **arrays)
+    data = np.frombuffer(buffer.getvalue(), np.uint8)
+    sizes = np.ravel(gather(np.array(len(data))))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(data)] = data
+    parts = []
+    for size, row in zip(sizes, np.atleast_2d(gather(padded)), strict=True):
+        with np.load(BytesIO(np.asarray(row)[: int(size)].tobytes()), allow_pickle=False) as file:
+            parts.append({name: file[name] for name in file})
+    return parts

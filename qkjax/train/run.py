@@ -13,7 +13,7 @@ from tqdm import tqdm
 from qkjax.errors import QkjaxError
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import decompose
-from qkjax.passes.partial import with_waits
+from qkjax.passes.engine import with_waits
 from qkjax.results.rows import head_mean
 from qkjax.runtime import hosts
 from qkjax.runtime.files import make_folder

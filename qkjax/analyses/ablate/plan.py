@@ -29,7 +29,7 @@ PLACE = re.compile(r"\{(\w+)\}")
 DOSE = "dose"
 
 
-class Line(NamedTuple):
+class AblationSpec(NamedTuple):
     """One ablation of a plan.
 
     Attributes:
@@ -46,7 +46,7 @@ class Line(NamedTuple):
     dose: float
 
 
-def read_plan(path: Path) -> list[Line]:
+def read_plan(path: Path) -> list[AblationSpec]:
     """The ablations of a plan.
 
     Raises:
@@ -72,21 +72,21 @@ def read_plan(path: Path) -> list[Line]:
         raise QkjaxError(f"{path}: {error}") from error
 
 
-def expand(grids: list[Mapping]) -> list[Line]:
+def expand(grids: list[Mapping]) -> list[AblationSpec]:
     """All ablations of some grids, each once; of two that are the same the one with a dose counts.
 
     Raises:
       QkjaxError: a grid that is none.
     """
     lines = [line for grid in grids for line in _grid(grid)]
-    first: dict[Edit, Line] = {}
+    first: dict[Edit, AblationSpec] = {}
     for line in lines:
         if line.edit not in first or (np.isnan(first[line.edit].dose) and not np.isnan(line.dose)):
             first[line.edit] = line
     return list(first.values())
 
 
-def _grid(grid: Mapping) -> list[Line]:
+def _grid(grid: Mapping) -> list[AblationSpec]:
     for name, kinds in FIELDS.items():
         if name in grid and (not isinstance(grid[name], kinds) or isinstance(grid[name], bool) != (kinds == (bool,))):
             raise QkjaxError(f"{name} is {grid[name]!r}, and wants to be {' or '.join(k.__name__ for k in kinds)}")
@@ -107,11 +107,11 @@ def _grid(grid: Mapping) -> list[Line]:
         names = list(dict.fromkeys(PLACE.findall(str(text))))
         for chosen in product(*(values[name] for name in names)):
             filled = dict(zip(names, chosen, strict=True))
-            lines += [_line(str(edit), str(text), filled, grid.get("key_bias", True), seed) for seed in seeds]
+            lines += [_spec(str(edit), str(text), filled, grid.get("key_bias", True), seed) for seed in seeds]
     return lines
 
 
-def _line(edit: str, text: str, filled: Mapping, key_bias: bool, seed: int | None) -> Line:
+def _spec(edit: str, text: str, filled: Mapping, key_bias: bool, seed: int | None) -> AblationSpec:
     def fill(values: Mapping) -> str:
         return PLACE.sub(lambda match: str(values[match[1]]), text)
 
@@ -122,7 +122,7 @@ def _line(edit: str, text: str, filled: Mapping, key_bias: bool, seed: int | Non
     without = fill({**filled, DOSE: "*"}).replace("=*", "")
     condition = " ".join(term for term in without.split() if not term.startswith("layers="))
     layers = ",".join(term.removeprefix("layers=") for term in selection.split() if term.startswith("layers="))
-    return Line(Edit(edit, selection, key_bias, seed), condition or "all", layers, float(dose))
+    return AblationSpec(Edit(edit, selection, key_bias, seed), condition or "all", layers, float(dose))
 
 
 def _listed(value) -> list:

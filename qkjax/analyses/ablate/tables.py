@@ -6,9 +6,10 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from qkjax.analyses.ablate.plan import Line
+from qkjax.analyses.ablate.plan import AblationSpec
+from qkjax.results.annotate import Label, annotated
 from qkjax.results.intervals import interval
-from qkjax.results.labels import RANDOM, READOUTS, TARGETED, UNEDITED
+from qkjax.results.labels import RANDOM, READOUTS, TARGETED, UNEDITED, in_words
 from qkjax.results.rows import Row
 from qkjax.results.store import texts, versions
 
@@ -20,9 +21,39 @@ DIMS = {
 }
 
 
+LABELS = {
+    "representation_cosine": Label("cosine of the representation", "1", "With the original model's representation."),
+    "token_cosine": Label(
+        "cosine of the patch tokens", "1", "With the original model's last tokens, mean over queries."
+    ),
+    "logits_kl": Label(
+        "divergence of the classes", "bits", "KL divergence of the edited classes from the original ones."
+    ),
+    "attention_js": Label("divergence of attention", "bits", "Jensen-Shannon divergence of the patches' attention."),
+    "class_attention_js": Label("divergence of the class token's attention", "bits", "Jensen-Shannon divergence."),
+    "attention_entropy": Label("attention entropy", "bits", "Entropy of the patches' attention over keys."),
+    "preference": Label("preference for similar tokens", "1", "Cosine with attended tokens, less uniform attention."),
+    "share": Label("edited share", "1", "Share of each head's squared strength that is edited."),
+    "kept": Label("kept share", "1", "Share of the edited interaction's squared strength that the kernels hold."),
+    "cka": Label("linear CKA", "1", "Similarity of the representations of all images with the original ones."),
+    "right_head": Label("classified correctly", "1", "Whether the model's own head is right."),
+    "right_probe": Label("classified correctly", "1", "Whether a linear probe of the original model is right."),
+    "right_neighbours": Label("classified correctly", "1", "Whether the nearest neighbours are right."),
+    "unreadable": Label("unreadable image", "", "Name of an image that could not be read."),
+    "reason": Label("reason", "", "Why the image could not be read."),
+    "edit": Label("edit", "", "Kind of edit, see qkjax.interaction.edit."),
+    "select": Label("selection", "", "Selection of modes, see qkjax.interaction.select."),
+    "control": Label("control", "", "Seed of strength-matched random modes; -1 for the selected modes."),
+    "key_bias": Label("key bias", "1", "0 if the edited heads lose their key bias."),
+    "condition": Label("condition", "", "The selection without dose and layers: one dose-response curve."),
+    "layers": Label("layers", "", "The selection's layers; empty for all."),
+    "dose": Label("dose", "1", "The dose in the selection; NaN without one."),
+}
+
+
 def ablations_dataset(
-    lines: Sequence[Line],
-    found: Sequence[Mapping[str, np.ndarray]],
+    specs: Sequence[AblationSpec],
+    effects: Sequence[Mapping[str, np.ndarray]],
     images: Sequence[str],
     left_out: Sequence[tuple[str, str]],
     attrs: Mapping[str, str],
@@ -30,36 +61,60 @@ def ablations_dataset(
     """What every ablation does to every image.
 
     Args:
-      lines: of the plan.
-      found: effects by name, of the unedited model and then of each line; see `ablate`.
-      images: names of those that could be read.
-      left_out: names of the others, and why.
+      specs: of the plan.
+      effects: by name, of the original model and then of each spec.
+      images: names of the images that could be read.
+      left_out: name and reason of the others.
 
     Returns:
-      A dataset with dims ablation (0 is the unedited model), image, layer, head: the fields of `Effects`; `cka` of the
-      representations of all images with the unedited ones; `right_head`, `right_probe`, `right_neighbours` where there
+      A dataset with dims ablation (0 is the original model), image, layer, head: the fields of `Effects`; `cka` of the
+      representations of all images with the original ones; `right_head`, `right_probe`, `right_neighbours` if there
       are labels (see `Readout`); `share` of each head's squared strength that is edited, and `kept`, what the kernels
       hold of the edited interaction. Coordinates say what each ablation is: edit, select, control (seed; -1: none),
-      key_bias, condition, layers, dose. `unreadable` names of images, and each one's `reason`.
+      key_bias, condition, layers, dose. `unreadable`, the names of images, and the `reason` of each.
     """
     variables = {}
-    for name in found[0]:
-        values = np.stack([item[name] for item in found])
+    for name in effects[0]:
+        values = np.stack([item[name] for item in effects])
         variables[name] = (DIMS[values.ndim], values)
     for place, name in enumerate(("unreadable", "reason")):
         variables[name] = ("broken", texts([item[place] for item in left_out]))
-    edits = [line.edit for line in lines]
-    said = {
+    edits = [spec.edit for spec in specs]
+    described = {
         "edit": texts(["none", *(e.kind for e in edits)]),
         "select": texts(["", *(e.selection for e in edits)]),
         "control": np.array([-1, *(-1 if e.control is None else e.control for e in edits)]),
         "key_bias": np.array([1, *(int(e.key_bias) for e in edits)], np.int8),
-        "condition": texts(["", *(line.condition for line in lines)]),
-        "layers": texts(["", *(line.layers for line in lines)]),
-        "dose": np.array([np.nan, *(line.dose for line in lines)]),
+        "condition": texts(["", *(spec.condition for spec in specs)]),
+        "layers": texts(["", *(spec.layers for spec in specs)]),
+        "dose": np.array([np.nan, *(spec.dose for spec in specs)]),
     }
-    coords = {name: ("ablation", value) for name, value in said.items()}
-    return xr.Dataset(variables, {**coords, "image": ("image", texts(images))}, {**attrs, **versions()})
+    coords = {name: ("ablation", value) for name, value in described.items()}
+    coords |= {"image": ("image", texts(images))}
+    dataset = annotated(xr.Dataset(variables, coords, {**attrs, **versions()}), LABELS)
+    return dataset.assign_attrs(summary=summary(ablation_table(dataset)))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The result in words: the largest effect, and how many effects differ from their controls."""
+    targeted = [row for row in rows if row["modes"] == TARGETED]
+    if not targeted:
+        return "No ablation was made."
+    most = max(targeted, key=lambda row: row["representation"])
+    name = in_words(f"{most['edit']} {most['select']}", most["key_bias"])
+    sentences = [
+        f"The largest change of the representation is that of {name}: 1 - cosine {most['representation']:.3f} "
+        f"[{most['representation_low']:.3f}, {most['representation_high']:.3f}] (95% interval over images)."
+    ]
+    compared = [row for row in targeted if np.isfinite(row["representation_over_random_low"])]
+    if compared:
+        more = sum(row["representation_over_random_low"] > 0 for row in compared)
+        less = sum(row["representation_over_random_high"] < 0 for row in compared)
+        sentences.append(
+            f"Of {len(compared)} ablations with strength-matched random controls {more} change the representation more "
+            f"than these and {less} change it less (95% intervals that exclude 0)."
+        )
+    return " ".join(sentences)
 
 
 def image_effects(dataset: xr.Dataset) -> dict[str, Float[np.ndarray, "ablation image"]]:

@@ -1,41 +1,81 @@
 """Same object or another, mode by mode: a labelled dataset and a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float, Int
 
-from qkjax.analyses.objects.objects_pass import ObjectsFound
-from qkjax.images.segmented import ObjectSet
 from qkjax.interaction.metrics import Metrics
+from qkjax.results.annotate import Label, annotated
 from qkjax.results.intervals import ratio_interval
 from qkjax.results.modes import PER_MODE
 from qkjax.results.rows import Row
 from qkjax.results.store import texts, versions
 
+LABELS = {
+    "score": Label("score", "1", "Product of the maxima of query and key map; -inf if there are too few images."),
+    "image_index": Label("image", "1", "Index of the image in the set; -1 if there are too few images."),
+    "same": Label("same object", "1", "1 if the query object and the key object are the same."),
+    "objects": Label("objects", "1", "Number of objects of the image; 0 if it could not be used."),
+    "singular_value": Label("singular value", "1", "Strength s of the mode."),
+    "cosine": Label("cosine", "1", "Cosine of query and key direction of the mode."),
+    "unreadable": Label("image left out", "", "Name of an image that could not be used."),
+    "reason": Label("reason", "", "Why the image could not be used."),
+}
 
-def objects_dataset(found: ObjectsFound, images: ObjectSet, metrics: Metrics, attrs: Mapping[str, str]) -> xr.Dataset:
-    """What a pass found.
+
+def objects_dataset(
+    score: Float[np.ndarray, "layers heads modes signs top"],
+    stored: Int[np.ndarray, "layers heads modes signs top"],
+    objects: Int[np.ndarray, "images"],
+    names: Sequence[str],
+    left_out: Sequence[tuple[str, str]],
+    metrics: Metrics,
+    attrs: Mapping[str, str],
+) -> xr.Dataset:
+    """The images that excite each mode most, and whether query and key object are the same.
+
+    Args:
+      score: of the images, best first; -inf if there are too few.
+      stored: twice the image's index, plus one if the objects are the same; -1 if there are too few.
+      objects: number of objects of each image; 0 if it could not be used.
+      names: of all images.
+      left_out: name and reason of the images that were left out.
 
     Returns:
       A dataset with dims layer, head, mode, sign (1 as in `Modes`, -1 the other), place (0 best) and image: `score`,
-      `image_index` (-1 where there were too few images) and `same` of each mode; `objects` of each image;
-      `singular_value` and `cosine` of the modes; `unreadable` names of images, and each one's `reason`.
+      `image_index` and `same` of each mode; `objects` of each image; `singular_value` and `cosine` of the modes;
+      `unreadable`, the names of images left out, and the `reason` of each.
     """
     dims = (*PER_MODE, "sign", "place")
-    left_out = [*images.left_out, *((images.names[index], reason) for index, reason in found.unreadable)]
     variables = {
-        "score": (dims, found.score),
-        "image_index": (dims, found.image),
-        "same": (dims, found.same.astype(np.int8)),
-        "objects": ("image", found.objects),
+        "score": (dims, score),
+        "image_index": (dims, np.where(stored < 0, -1, stored // 2)),
+        "same": (dims, ((stored % 2 == 1) & (stored >= 0)).astype(np.int8)),
+        "objects": ("image", objects),
         "singular_value": (PER_MODE, np.asarray(metrics.singular_value)),
         "cosine": (PER_MODE, np.asarray(metrics.cosine)),
         "unreadable": ("broken", texts([name for name, _ in left_out])),
         "reason": ("broken", texts([reason for _, reason in left_out])),
     }
-    coords = {"sign": ("sign", [1, -1]), "image": ("image", texts(images.names))}
-    return xr.Dataset(variables, coords, {**attrs, **versions()})
+    coords = {"sign": ("sign", [1, -1]), "image": ("image", texts(names))}
+    dataset = annotated(xr.Dataset(variables, coords, {**attrs, **versions()}), LABELS)
+    return dataset.assign_attrs(summary=summary(objects_table(dataset)))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The result in words: in which layers modes join parts of one object, and in which parts of two."""
+    most, least = (choose(rows, key=lambda row: row["same"] - row["chance"]) for choose in (max, min))
+
+    def of(row: Row) -> str:
+        return f"{row['same']:.2f} [{row['same_low']:.2f}, {row['same_high']:.2f}], chance {row['chance']:.2f}"
+
+    return (
+        f"Query and key object are the same most often in layer {most['layer']}: {of(most)} "
+        f"(probability weighted by singular values, 95% interval over modes). "
+        f"They are the same least often in layer {least['layer']}: {of(least)}."
+    )
 
 
 def objects_table(dataset: xr.Dataset) -> list[Row]:

@@ -1,52 +1,93 @@
 """Attention preference as a labelled dataset and as a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from qkjax.analyses.preference.scenes_pass import QUERIES, STREAMS, Measured, anisotropy
-from qkjax.images.scenes import REGIONS, Scenes
+from qkjax.images.scenes import REGIONS
 from qkjax.interaction.metrics import Metrics
+from qkjax.results.annotate import Label, annotated
 from qkjax.results.intervals import Interval, ends_of, interval, ratio_interval, resamples
 from qkjax.results.rows import Row, head_mean
 from qkjax.results.store import texts, versions
 
+QUERIES, STREAMS = ("target", "distractors"), ("residual", "norm")
 PER_TOKEN = ("image", "layer", "head", "query")
 DIMS = {
     "mass": (*PER_TOKEN, "region"), "own": PER_TOKEN, "special": PER_TOKEN, "similarity": PER_TOKEN[:3],
     "area": ("image", "region"), "place": ("image", "query"), "covered": ("image", "query"),
     "target_patches": ("image",),
 }  # fmt: skip
+LABELS = {
+    "mass": Label("attention mass", "1", "Share of a query's attention over the patches that falls on a region."),
+    "own": Label("attention to itself", "1", "Share of a query's attention over the patches that falls on itself."),
+    "special": Label("attention to special tokens", "1", "Share of all attention on class token and registers."),
+    "similarity": Label("preference for similar tokens", "1",
+                        "Cosine with the tokens attended to, weighted by attention, less that of uniform attention."),
+    "area": Label("area", "1", "Share of the patches that a region covers: its mass under uniform attention."),
+    "place": Label("query patch", "1", "Index of the query's patch, row by row."),
+    "covered": Label("covered share", "1", "Share of the query's patch that is of its own region."),
+    "target_patches": Label("target area", "patches", "Area of the target."),
+    "anisotropy": Label("anisotropy", "1", "Mean cosine between the centre tokens of two different images."),
+    "weighted_cosine": Label("weighted cosine", "1", "Mean cosine of query and key directions, weighted by s."),
+    "left_out": Label("image left out", "", "Name of an image that was left out."),
+    "reason": Label("reason", "", "Why the image was left out."),
+}  # fmt: skip
 KINDS = ("same", "different", "background")
 PAIRS = {"same": ((0, 0), (1, 1)), "different": ((0, 1), (1, 0)), "background": ((0, 2), (1, 2))}
 """Query and region of the two terms of each kind: of the target's token and of the distractors'."""
 
 
-def preference_dataset(found: Measured, scenes: Scenes, metrics: Metrics, attrs: Mapping[str, str]) -> xr.Dataset:
-    """What a pass found, image by image and head by head.
+def preference_dataset(
+    measures: Mapping[str, np.ndarray],
+    images: Sequence[str],
+    anisotropy: Float[np.ndarray, "streams layers"],
+    left_out: Sequence[tuple[str, str]],
+    metrics: Metrics,
+    attrs: Mapping[str, str],
+) -> xr.Dataset:
+    """Attention preference, image by image and head by head.
 
     Returns:
-      A dataset with dims image, layer, head, query (whose token asks: target, distractors) and region (target,
-      distractors, background): the fields of `Measures`; `anisotropy` (stream, layer); `weighted_cosine` (layer, head)
-      of the modes; `left_out` names of images that have no place in it, and each one's `reason`.
+      A dataset with dims image, layer, head, query (whose token is the query: target, distractors) and region (target,
+      distractors, background): the measures; `anisotropy` (stream, layer); `weighted_cosine` (layer, head) of the
+      modes; `left_out`, the names of images that were left out, and the `reason` of each.
     """
-    variables = {name: (DIMS[name], value) for name, value in found.measures._asdict().items()}
-    left_out = [*scenes.left_out, *((scenes.names[index], reason) for index, reason in found.unreadable)]
+    variables = {name: (DIMS[name], value) for name, value in measures.items()}
     variables |= {
-        "anisotropy": (("stream", "layer"), anisotropy(found.centre_sum, len(found.index))),
+        "anisotropy": (("stream", "layer"), anisotropy),
         "weighted_cosine": (("layer", "head"), np.asarray(metrics.weighted_cosine)),
         "left_out": ("missing", texts([name for name, _ in left_out])),
         "reason": ("missing", texts([reason for _, reason in left_out])),
     }
     coords = {
-        "image": ("image", texts([scenes.names[i] for i in found.index])),
+        "image": ("image", texts(images)),
         "query": ("query", list(QUERIES)),
         "region": ("region", list(REGIONS)),
         "stream": ("stream", list(STREAMS)),
     }
-    return xr.Dataset(variables, coords, {**attrs, **versions()})
+    dataset = annotated(xr.Dataset(variables, coords, {**attrs, **versions()}), LABELS)
+    return dataset.assign_attrs(summary=summary(preference_table(dataset)))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The result in words: where tokens attend to their own category, and how much it differs from uniform."""
+    peak = max(rows, key=lambda row: row["same_times_uniform"])
+    low = min(rows, key=lambda row: row["same_times_uniform"])
+    similar = max(rows, key=lambda row: row["similarity"])
+
+    def of(row: Row, name: str) -> str:
+        return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+    return (
+        f"Attention to the token's own category is highest in layer {peak['layer']}: "
+        f"{of(peak, 'same_times_uniform')} times uniform attention (95% interval over images; chance 1). "
+        f"It is lowest in layer {low['layer']}: {of(low, 'same_times_uniform')}. "
+        f"The preference for similar tokens is largest in layer {similar['layer']}: {of(similar, 'similarity')} "
+        f"(cosine above uniform attention; chance 0)."
+    )
 
 
 def preference_table(dataset: xr.Dataset) -> list[Row]:

@@ -1,5 +1,6 @@
-"""From the images that modes like best to what a sheet shows of them: pictures, maps, words."""
+"""From the images that excite modes most to the rows of a sheet: pictures, maps, captions."""
 
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,134 +12,123 @@ import xarray as xr
 from jaxtyping import Float
 from tqdm import tqdm
 
-from qkjax.analyses.top_images.scan import ScanOptions, check
+from qkjax.activations.project import Stream
+from qkjax.analyses.top_images.tables import images_of_mode, with_sign
+from qkjax.errors import QkjaxError
 from qkjax.figures.sheets import SheetRow, Tile
-from qkjax.images.prefetch import batches
 from qkjax.images.preprocess import normalise, picture
-from qkjax.images.sources import ImageSet
+from qkjax.images.sets import ImageSet
 from qkjax.interaction.mode_name import ModeName
-from qkjax.interaction.modes import Modes
-from qkjax.passes.inputs import resolution_of, seen_picture
-from qkjax.passes.settings import batch_size
-from qkjax.results.rows import Row
+from qkjax.interaction.modes import Modes, decompose
+from qkjax.passes.inputs import (
+    batches_of_photographs,
+    crop_to_patches,
+    for_photographs,
+    photograph_grid,
+    resolution_of,
+)
+from qkjax.passes.options import PassOptions, batch_size
 from qkjax.runtime.interrupt import held
 from qkjax.vit.model import ViT, forward
+from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.load import Checkpoint
 
 Map = Float[np.ndarray, "rows columns"]
 
 
-def settled(data: xr.Dataset, name: ModeName) -> ModeName:
-    """The mode with a sign: where that is left open, the one whose best image has the larger score."""
-    best = data["value"].values[0][name[:3]][:, 0]
-    return name if name.sign else name._replace(sign=1 if best[0] >= best[1] else -1)
+def options_of(dataset: xr.Dataset) -> tuple[Stream, PassOptions]:
+    """The stream and the options of the pass that made a dataset of `top_images`.
 
-
-def top_of(data: xr.Dataset, name: ModeName) -> list[tuple[int, float]]:
-    """Index and score of a signed mode's images, best first, by the first score of the dataset."""
-    place = (0, *name[:3], 0 if name.sign > 0 else 1)
-    pairs = zip(data["image_index"].values[place], data["value"].values[place], strict=True)
-    return [(int(index), float(score)) for index, score in pairs if index >= 0]
-
-
-def table(data: xr.Dataset, names: Sequence[ModeName]) -> list[Row]:
-    """A row for each image of each mode."""
-    s, cosine = data["singular_value"].values, data["cosine"].values
-    return [
-        {**name._asdict(), "cosine": float(cosine[name[:3]]), "singular_value": float(s[name[:3]]), "place": place,
-         "score": score, "image": str(data["image"].values[index])}
-        for name in (settled(data, name) for name in names)
-        for place, (index, score) in enumerate(top_of(data, name))
-    ]  # fmt: skip
+    Raises:
+      QkjaxError: the dataset does not say.
+    """
+    try:
+        settings = json.loads(dataset.attrs["settings"])
+        resolution = json.loads(settings["resolution"])
+        options = PassOptions(int(settings["batch"]), tuple(resolution) if resolution else None, settings["dtype"])
+        return settings["stream"], options
+    except (KeyError, ValueError, TypeError) as error:
+        raise QkjaxError(f"the dataset does not say how it was made ({error!r}); compute it again") from error
 
 
 def sheets(
-    checkpoint: Checkpoint,
-    modes: Modes,
-    images: ImageSet,
-    options: ScanOptions,
-    data: xr.Dataset,
-    pages: Mapping[str, Sequence[ModeName]],
+    checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, pages: Mapping[str, Sequence[ModeName]]
 ) -> Iterator[tuple[str, list[SheetRow]]]:
-    """For each page, the rows that `figures.top_images_sheet` draws; a mode without an image has none.
+    """The rows of each page, for `figures.top_images_sheet`; a mode without an image has no row.
+
+    An image that can no longer be read is left out.
 
     Args:
-      modes, images, options: those of the scan.
-      data: what the scan found, as `top_images_dataset` has it.
+      images: those of the dataset.
+      dataset: of `top_images`.
       pages: the modes on each page, by the page's name.
-
-    An image that cannot be read any more is left out.
     """
-    pages = {page: [settled(data, name) for name in names] for page, names in pages.items()}
-    wanted = defaultdict(list)
+    checkpoint = for_photographs(checkpoint)
+    pages = {page: [with_sign(dataset, name) for name in names] for page, names in pages.items()}
+    modes_by_image = defaultdict(list)
     for name in sorted({name for names in pages.values() for name in names}):
-        for index, _ in top_of(data, name):
-            wanted[index].append(name)
-    maps = mode_maps(checkpoint, modes, images, wanted, options)
+        for index, _ in images_of_mode(dataset, name):
+            modes_by_image[index].append(name)
+    stream, options = options_of(dataset)
+    modes = decompose(*query_key_kernels(checkpoint.params))
+    maps = mode_maps(checkpoint, modes, images, modes_by_image, stream, options)
     resolution = resolution_of(checkpoint, options.resolution)
 
     @lru_cache(maxsize=512)
-    def seen(index: int) -> np.ndarray:
-        return seen_picture(checkpoint, picture(images.read(index), checkpoint.preprocess, resolution))
+    def visible(index: int) -> np.ndarray:
+        return crop_to_patches(checkpoint, picture(images.read(index), checkpoint.preprocess, resolution))
 
     for page, names in pages.items():
         rows = []
         for name in names:
-            s, cosine = (float(data[x].values[name[:3]]) for x in ("singular_value", "cosine"))
-            shown = [(index, score) for index, score in top_of(data, name) if (index, name) in maps]
-            tiles = [Tile(seen(index), *maps[index, name], f"{score:.3g}") for index, score in shown]
+            s, cosine = (float(dataset[x].values[name[:3]]) for x in ("singular_value", "cosine"))
+            readable = [(index, score) for index, score in images_of_mode(dataset, name) if (index, name) in maps]
+            tiles = [Tile(visible(index), *maps[index, name], f"{score:.3g}") for index, score in readable]
             rows.append(SheetRow(f"{name}\ncos {cosine:.2f}\ns {s:.3g}", tiles))
         if rows := [row for row in rows if row.tiles]:
             yield page, rows
 
 
-def sheet_rows(
-    checkpoint: Checkpoint,
-    modes: Modes,
-    images: ImageSet,
-    options: ScanOptions,
-    data: xr.Dataset,
-    names: Sequence[str],
-) -> list[SheetRow]:
+def sheet_rows(checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, names: Sequence[str]) -> list[SheetRow]:
     """The rows of one sheet of modes by their names, such as "L8 H7 M2"; see `sheets`.
 
     Raises:
-      QkjaxError: a name of no mode.
+      QkjaxError: an unknown mode.
     """
-    parsed = [ModeName.parse(name, data["cosine"].shape) for name in names]
-    return next((rows for _, rows in sheets(checkpoint, modes, images, options, data, {"": parsed})), [])
+    parsed = [ModeName.parse(name, dataset["cosine"].shape) for name in names]
+    return next((rows for _, rows in sheets(checkpoint, images, dataset, {"": parsed})), [])
 
 
 def mode_maps(
     checkpoint: Checkpoint,
     modes: Modes,
     images: ImageSet,
-    wanted: Mapping[int, Sequence[ModeName]],
-    options: ScanOptions,
+    modes_by_image: Mapping[int, Sequence[ModeName]],
+    stream: Stream,
+    options: PassOptions,
 ) -> dict[tuple[int, ModeName], tuple[Map, Map]]:
-    """Query and key map of some modes on some images, by image and mode; for sign -1 both negated.
+    """Query and key map of some modes on some images, by image and mode; both negated for sign -1.
 
     Args:
-      wanted: names of modes by the index of the image in the set. One that cannot be read any more is
-        left out, and standard error says so.
+      modes_by_image: names of modes by the index of the image in the set. An image that can no longer be read is left
+        out, and standard error says so.
     """
     model, params = ViT(checkpoint.config, options.dtype), jax.device_put(checkpoint.params)
-    grid, size = check(checkpoint, options), batch_size(options.batch)
+    grid, size = photograph_grid(checkpoint, options.resolution), batch_size(options.batch)
     u, v = np.asarray(modes.u), np.asarray(modes.v)
     special, maps = checkpoint.config.prefix_tokens, {}
-    indices = sorted(wanted)
+    indices = sorted(modes_by_image)
     groups = [indices[i : i + size] for i in range(0, len(indices), size)]
-    resolution = resolution_of(checkpoint, options.resolution)
-    made = batches(images, groups, size, checkpoint.preprocess, resolution)
-    with tqdm(total=len(wanted), desc="maps", unit="img", disable=len(wanted) < 3 * size) as bar, held() as interrupted:
-        for batch in made:
-            interrupted()
+    few = len(indices) < 3 * size
+    with tqdm(total=len(indices), desc="maps", unit="img", disable=few) as bar, held() as check_interrupt:
+        for batch in batches_of_photographs(checkpoint, images, options)(groups):
+            check_interrupt()
             for _, reason in batch.unreadable:
                 print(f"left out of the sheets, though it was scanned: {reason}", file=sys.stderr)
             pixels = normalise(batch.pixels, checkpoint.preprocess)
-            tokens = np.asarray(forward(model, params, pixels, (options.stream,))[1][options.stream], np.float32)
+            tokens = np.asarray(forward(model, params, pixels, (stream,))[1][stream], np.float32)
             for place, index in enumerate(batch.index):
-                for name in wanted.get(int(index), ()):
+                for name in modes_by_image.get(int(index), ()):
                     y = tokens[name.layer, place, special:]
                     directions = (x[name.layer, name.head, :, name.mode] for x in (u, v))
                     maps[int(index), name] = tuple(name.sign * (y @ d).reshape(grid) for d in directions)

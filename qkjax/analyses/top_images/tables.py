@@ -1,41 +1,98 @@
-"""The images that excite each mode most, as a labelled dataset."""
+"""The images that excite each mode most: a labelled dataset, a table of chosen modes, the result in words."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
 
-from qkjax.analyses.top_images.scan import Scan
+from qkjax.activations.top_k import Top
 from qkjax.interaction.metrics import Metrics
+from qkjax.interaction.mode_name import ModeName
+from qkjax.results.annotate import Label, annotated
 from qkjax.results.modes import PER_MODE
+from qkjax.results.rows import Row
 from qkjax.results.store import texts, versions
 
+LABELS = {
+    "value": Label("score", "1", "Score of the image for the mode; -inf if there are too few images."),
+    "image_index": Label("image", "1", "Index of the image in the set; -1 if there are too few images."),
+    "singular_value": Label("singular value", "1", "Strength s of the mode."),
+    "cosine": Label("cosine", "1", "Cosine of query and key direction of the mode."),
+    "unreadable": Label("unreadable image", "", "Name of an image that could not be read."),
+    "reason": Label("reason", "", "Why the image could not be read."),
+}
 
-def top_images_dataset(found: Scan, names: Sequence[str], metrics: Metrics, attrs: Mapping[str, str]) -> xr.Dataset:
+
+def top_images_dataset(
+    best: Top,
+    scores: Sequence[str],
+    names: Sequence[str],
+    unreadable: Sequence[tuple[str, str]],
+    metrics: Metrics,
+    attrs: Mapping[str, str],
+) -> xr.Dataset:
     """The images that excite each mode most.
 
     Args:
-      found: what `scan` found.
+      best: scores and indices of the images, (scores, layers, heads, modes, 2, places).
+      scores: their names.
       names: of all images of the set.
+      unreadable: name and reason of the images that could not be read.
       metrics: of the modes.
 
     Returns:
-      A dataset with dims score, layer, head, mode, sign (1 as in `Modes`, -1 the other), place (0 best)
-      and image: `value` of the score, `image_index` (-1 where there were too few images), the names as
-      coordinate `image`; `singular_value` and `cosine` of the modes; `unreadable`, the names of images
-      that could not be read, and each one's `reason`.
+      A dataset with dims score, layer, head, mode, sign (1 as in `Modes`, -1 the other), place (0 best) and image:
+      `value` of the score, `image_index` (-1 if there are too few images), the names as coordinate `image`;
+      `singular_value` and `cosine` of the modes; `unreadable`, the names of images that could not be read, and the
+      `reason` of each.
     """
     dims = ("score", *PER_MODE, "sign", "place")
-    scores = json.loads(found.settings["scores"])
-    unreadable = [(names[index], reason) for index, reason in found.unreadable]
     variables = {
-        "value": (dims, np.asarray(found.top.score)),
-        "image_index": (dims, np.asarray(found.top.image)),
+        "value": (dims, np.asarray(best.score)),
+        "image_index": (dims, np.asarray(best.image)),
         "singular_value": (PER_MODE, np.asarray(metrics.singular_value)),
         "cosine": (PER_MODE, np.asarray(metrics.cosine)),
         "unreadable": ("broken", texts([name for name, _ in unreadable])),
         "reason": ("broken", texts([reason for _, reason in unreadable])),
     }
     coords = {"score": ("score", texts(scores)), "sign": ("sign", [1, -1]), "image": ("image", texts(names))}
-    return xr.Dataset(variables, coords, {**attrs, **versions(), "settings": json.dumps(found.settings)})
+    dataset = annotated(xr.Dataset(variables, coords, {**attrs, **versions()}), LABELS)
+    return dataset.assign_attrs(summary=summary(dataset))
+
+
+def summary(dataset: xr.Dataset) -> str:
+    """The result in words: how many images and modes, and which mode has the highest score."""
+    best = dataset.value.isel(score=0, place=0)
+    layer, head, mode, sign = np.unravel_index(int(best.values.argmax()), best.shape)
+    image = str(dataset.image.values[int(dataset.image_index.isel(score=0, place=0).values[layer, head, mode, sign])])
+    name = ModeName(int(layer), int(head), int(mode), 1 if sign == 0 else -1)
+    modes = best.size // 2
+    read = dataset.sizes["image"] - dataset.sizes["broken"]
+    return (
+        f"{read} images were scanned for {modes} modes and both signs of each. "
+        f"The highest score ({dataset.score.values[0]}) is {float(best.values.max()):.3g}, of mode {name} on {image}."
+    )
+
+
+def with_sign(dataset: xr.Dataset, name: ModeName) -> ModeName:
+    """The mode with a sign: if none is given, the one whose best image has the larger score."""
+    best = dataset["value"].values[0][name[:3]][:, 0]
+    return name if name.sign else name._replace(sign=1 if best[0] >= best[1] else -1)
+
+
+def images_of_mode(dataset: xr.Dataset, name: ModeName) -> list[tuple[int, float]]:
+    """Index and score of a signed mode's images, best first, by the first score of the dataset."""
+    place = (0, *name[:3], 0 if name.sign > 0 else 1)
+    pairs = zip(dataset["image_index"].values[place], dataset["value"].values[place], strict=True)
+    return [(int(index), float(score)) for index, score in pairs if index >= 0]
+
+
+def mode_table(dataset: xr.Dataset, names: Sequence[ModeName]) -> list[Row]:
+    """One row for each image of each mode."""
+    s, cosine = dataset["singular_value"].values, dataset["cosine"].values
+    return [
+        {**name._asdict(), "cosine": float(cosine[name[:3]]), "singular_value": float(s[name[:3]]), "place": place,
+         "score": score, "image": str(dataset["image"].values[index])}
+        for name in (with_sign(dataset, name) for name in names)
+        for place, (index, score) in enumerate(images_of_mode(dataset, name))
+    ]  # fmt: skip

@@ -1,0 +1,86 @@
+"""The result of `ablate` in its folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from qkjax.analyses.ablate.compute import Labels, ablate, ablation_settings, labels_of
+from qkjax.analyses.ablate.describe import describe
+from qkjax.analyses.ablate.plan import AblationSpec
+from qkjax.analyses.outcome import Written, outcome, report_unreadable
+from qkjax.errors import QkjaxError
+from qkjax.images.labels import by_folder
+from qkjax.images.photographs import photographs
+from qkjax.images.sets import ImageSet
+from qkjax.images.sources import open_images
+from qkjax.passes.inputs import for_photographs
+from qkjax.passes.options import PassOptions
+from qkjax.weights.load import Checkpoint
+
+
+class AblationArguments(NamedTuple):
+    """The arguments of `ablate` besides checkpoint and plan.
+
+    Attributes:
+      path: a folder or archive of images; None for the default photographs.
+      limit: number of images, evenly spaced; None for all.
+      labels, queries, exact, options: as for `ablate`.
+    """
+
+    path: Path | None = None
+    limit: int | None = None
+    labels: bool = False
+    queries: int = 16
+    exact: bool = False
+    options: PassOptions = PassOptions()
+
+
+def write_ablations(
+    checkpoint: Checkpoint,
+    specs: Sequence[AblationSpec],
+    arguments: AblationArguments,
+    folder: Path,
+    attrs: Mapping[str, str],
+) -> Written:
+    """The result of `ablate`, in the folder; finished ablations are kept in its folder `done`.
+
+    Returns:
+      The result, on every host.
+
+    Raises:
+      QkjaxError: bad input, an earlier result of other settings, or a file that cannot be written.
+    """
+    _, _, _, queries, exact, options = arguments
+    images, labels = images_and_labels(arguments)
+    checkpoint = for_photographs(checkpoint)
+    choices = {"queries": queries, "exact": exact, "options": options}
+    written = outcome(
+        folder,
+        "ablations",
+        ablation_settings(checkpoint, images, arguments.labels, **choices),
+        lambda _: ablate(checkpoint, specs, images, labels=labels, **choices, partial=folder / "done"),
+        describe,
+        attrs=attrs,
+        recompute=True,  # the plan may have grown; what is done is read from `done`
+    )
+    report_unreadable(written.dataset, folder)
+    return written
+
+
+def images_and_labels(arguments: AblationArguments) -> tuple[ImageSet, Labels]:
+    """The images, and their classes if they are requested.
+
+    Raises:
+      QkjaxError: no image, fewer than two folders of labels, or a limit below 1.
+    """
+    path, limit, with_labels, *_ = arguments
+    images = open_images(path) if path else photographs()
+    labels = Labels([], [])
+    if with_labels:
+        labels = Labels(*by_folder(path, images)) if path else labels_of(images)
+    if limit is None or limit >= len(images):
+        return images, labels
+    if limit < 1:
+        raise QkjaxError(f"limit={limit}: expected a whole number from 1 up")
+    subset, indices = images.spread(limit)
+    return subset, Labels([labels.classes_of_images[i] for i in indices] if labels.names else [], labels.names)

@@ -1,0 +1,240 @@
+"""What edits of a model's modes do to a set of images. (Our extension: the paper has no ablations.)"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import xarray as xr
+from tqdm import tqdm
+
+from qkjax.activations.representation import linear_cka
+from qkjax.analyses.ablate.ablator import Ablator
+from qkjax.analyses.ablate.plan import AblationSpec, expand, read_plan
+from qkjax.analyses.ablate.readout import Readout, check_labels
+from qkjax.analyses.ablate.store import Store, same_images
+from qkjax.analyses.ablate.tables import ablations_dataset
+from qkjax.analyses.edit import IDLE_CONTROL, ResolvedEdit, is_idle_control, notes_on, resolve
+from qkjax.images.labels import by_folder
+from qkjax.images.photographs import photographs, subjects
+from qkjax.images.sets import ImageSet
+from qkjax.interaction.edit import edit as edit_heads
+from qkjax.interaction.metrics import measure
+from qkjax.interaction.modes import Modes, decompose
+from qkjax.interaction.query_key import QueryKey
+from qkjax.passes.inputs import for_photographs, photograph_grid
+from qkjax.passes.options import PassOptions
+from qkjax.passes.settings import settings_of
+from qkjax.runtime.interrupt import held
+from qkjax.vit.patches import query_places
+from qkjax.vit.tree import query_key
+from qkjax.weights.load import Checkpoint
+
+Arrays = dict[str, np.ndarray]
+Plan = str | Path | Sequence[AblationSpec] | Sequence[Mapping]
+
+
+class Labels(NamedTuple):
+    """The class of each image, and the names of the classes; both empty without labels."""
+
+    classes_of_images: list[int]
+    names: list[str]
+
+
+class _Model(NamedTuple):
+    """A model, its modes, and the images that it is run on."""
+
+    checkpoint: Checkpoint
+    parts: QueryKey
+    modes: Modes
+    images: ImageSet
+    labels: Labels
+
+
+def ablate(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    images: ImageSet | None = None,
+    *,
+    labels: bool | Labels = False,
+    queries: int = 16,
+    exact: bool = False,
+    options: PassOptions | None = None,
+    partial: Path | None = None,
+) -> xr.Dataset:
+    """What every edit of a plan does to attention, representations and accuracy.
+
+    Each ablation is kept in a file of its own in the folder `partial`, so that an interrupted plan resumes, and a plan
+    that has grown computes only what is new. Equivalent ablations are computed once.
+
+    Args:
+      checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
+      plan: a TOML file, or its grids as a list of dicts, such as [{"select": "cosine>0.5", "controls": 3}], see
+        `qkjax.analyses.ablate.plan`.
+      images: by default the photographs of scikit-image and scikit-learn and crops of them.
+      labels: True: also measure accuracy; the classes are the default photographs' subjects, or a set's outermost
+        folders. Or the labels themselves.
+      queries: number of patches, evenly spaced, whose attention is compared; all their keys are compared.
+      exact: give all heads the columns that any edit needs (twice as many, and one), so that nothing is left out of
+        symmetric parts and rotated modes; the passes take longer.
+      options: batch size, resolution, dtype.
+      partial: folder of finished ablations; None: nothing is saved. The caller removes it.
+
+    Returns:
+      A dataset with dims ablation (0 is the original model), image, layer, head; see `ablations_dataset`.
+
+    Raises:
+      QkjaxError: an invalid plan, no readable image, classes with too few images, or a file that cannot be written.
+
+    Example:
+      >>> import qkjax
+      >>> checkpoint = qkjax.load("dinov2-vits14-focus")
+      >>> few, _ = qkjax.images.photographs().spread(4)
+      >>> result = qkjax.ablate(checkpoint, [{"select": "cosine>0.5 layers=0-3"}], few)
+      >>> result.sizes["ablation"], result.attention_js.dims
+      (2, ('ablation', 'image', 'layer', 'head'))
+    """
+    options = options or PassOptions()
+    checkpoint = for_photographs(checkpoint)
+    query_places(photograph_grid(checkpoint, options.resolution), queries)  # refuses arguments before any work
+    images = photographs() if images is None else images
+    labels = labels_of(images) if labels is True else labels or Labels([], [])
+    if labels.names:
+        check_labels(*labels)
+    parts = query_key(checkpoint.params)
+    model = _Model(checkpoint, parts, decompose(parts.query_kernel, parts.key_kernel), images, labels)
+    specs, edits = _resolved(specs_of(plan), model)
+    settings = ablation_settings(checkpoint, images, bool(labels.names), queries, exact, options)
+    store = Store(partial, settings)
+    done = [store.read(edit) for edit in (None, *edits)]
+    if not all(same_images(arrays, done[0]) for arrays in done):
+        with held() as check_interrupt:
+            done = _fill(done, specs, edits, model, store, (queries, exact, options), check_interrupt)
+    unreadable = json.loads(str(done[0]["unreadable"]))
+    left_out = [(images.names[i], reason) for i, reason in unreadable]
+    names = [images.names[i] for i in done[0]["index"]]
+    hidden = ("unreadable", "index", "pixels")
+    effects = [{k: v for k, v in arrays.items() if k not in hidden} for arrays in done]
+    attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings)}
+    return ablations_dataset(specs, effects, names, left_out, attrs)
+
+
+def ablation_settings(
+    checkpoint: Checkpoint, images: ImageSet, labels: bool, queries: int, exact: bool, options: PassOptions
+) -> dict[str, str]:
+    """What each ablation depends on besides its edit."""
+    return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=labels)
+
+
+def specs_of(plan: Plan) -> list[AblationSpec]:
+    """The ablations of a plan, however it is given.
+
+    Raises:
+      QkjaxError: an invalid plan.
+    """
+    if isinstance(plan, str | Path):
+        return read_plan(Path(plan))
+    plan = list(plan)
+    return plan if plan and isinstance(plan[0], AblationSpec) else expand(plan)
+
+
+def labels_of(images: ImageSet) -> Labels:
+    """Classes by the outermost folders; of the default photographs by the photograph.
+
+    Raises:
+      QkjaxError: fewer than two folders.
+    """
+    return Labels(*(subjects(images) if images.name == "photographs" else by_folder(Path(images.name), images)))
+
+
+def _resolved(specs: Sequence[AblationSpec], model: _Model) -> tuple[list[AblationSpec], list[ResolvedEdit]]:
+    """The specs and what each does to each mode, without controls that equal their own edits, which a note names."""
+    metrics, kept = measure(model.modes), []
+    for spec in specs:
+        edit = resolve(spec.edit, model.parts, model.modes, metrics)
+        if not is_idle_control(spec.edit, edit):
+            kept.append((spec, edit))
+        elif spec.edit.control == 0:
+            print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL}, and left out", file=sys.stderr)
+    return [spec for spec, _ in kept], [edit for _, edit in kept]
+
+
+def _fill(
+    done: list[Arrays | None],
+    specs: Sequence[AblationSpec],
+    edits: Sequence[ResolvedEdit],
+    model: _Model,
+    store: Store,
+    choices: tuple[int, bool, PassOptions],
+    check_interrupt: Callable[[], None],
+) -> list[Arrays]:
+    """Computes and keeps what is missing: first the original model, then each edit.
+
+    Args:
+      choices: queries, exact and options.
+    """
+    checkpoint, own = model.checkpoint, -(-len(model.images) // jax.process_count())
+    missing = len({store.key(edit) for edit, arrays in zip(edits, done[1:], strict=True) if arrays is None})
+    print(
+        f"{checkpoint.name}: {missing} ablations on {len(model.images)} images of {model.images.name}", file=sys.stderr
+    )
+    with tqdm(total=(1 + missing) * own, unit="img", smoothing=0.05) as bar:
+        ablator = Ablator(checkpoint, model.images, *choices, store.settings, bar)
+        check_interrupt()
+        finish = _finisher(ablator, model)
+        heads = checkpoint.config.depth, checkpoint.config.heads
+        nothing = {"share": np.zeros(heads), "kept": np.ones(heads)}
+        original = finish(ablator.original) | nothing | {"unreadable": np.array(json.dumps(ablator.unreadable))}
+        if not same_images(done[0], original):
+            if done[0] is not None:
+                bar.write(
+                    "note: the images have changed under their names; all ablations are computed again", sys.stderr
+                )
+            store.write(None, original)
+        results: dict[str, Arrays] = {}
+        notes: set[str] = set()
+        for place, (spec, edit) in enumerate(zip(specs, edits, strict=True), 1):
+            key = store.key(edit)
+            if key not in results and same_images(done[place], original):
+                results[key] = done[place]
+            if key not in results:
+                results[key] = _one(spec, edit, model, ablator, store, finish, notes)
+                check_interrupt()
+    return [original, *(results[store.key(edit)] for edit in edits)]
+
+
+def _one(spec, edit: ResolvedEdit, model: _Model, ablator: Ablator, store: Store, finish, notes: set[str]) -> Arrays:
+    """One ablation, computed and kept."""
+    how = edit.kind, edit.weights, ablator.columns, edit.key_bias, edit.heads
+    heads = edit_heads(model.parts, model.modes, *how)
+    for note in notes_on(edit, heads, model.checkpoint.config.head_dim):
+        text = f"note: {spec.edit.kind} {spec.edit.selection}: {note}"
+        if text not in notes:
+            tqdm.write(text, file=sys.stderr)
+            notes.add(text)
+    settings = store.settings | {"edit": store.key(edit), "pixels": ablator.pixels}
+    rows = ablator.ablate(heads, store.partial(edit), settings)
+    arrays = finish(rows) | {"share": edit.share, "kept": np.asarray(heads.kept, np.float64)}
+    store.write(edit, arrays)
+    return arrays
+
+
+def _finisher(ablator: Ablator, model: _Model) -> Callable[[Arrays], Arrays]:
+    """From the rows of a pass to what is kept of it: effects, similarity of representations, accuracy."""
+    own, readout = ablator.original["representation"], None
+    if model.labels.names:
+        labels = [model.labels.classes_of_images[i] for i in ablator.index]
+        readout = Readout(labels, model.labels.names, own, model.checkpoint.config.classes)
+
+    def finish(rows: Arrays) -> Arrays:
+        effects = dict(rows)
+        representation, logits = effects.pop("representation"), effects.pop("logits", None)
+        cka = np.float64(linear_cka(own, representation)) if len(own) > 1 else np.nan
+        right = readout.right(representation, logits) if readout else {}
+        effects |= {"cka": np.array(cka), "index": np.array(ablator.index), "pixels": np.array(ablator.pixels)}
+        return effects | {f"right_{k}": v for k, v in right.items()}
+
+    return finish

@@ -1,0 +1,111 @@
+"""What a model makes of images, and how far an edited model's outputs are from the original's.
+
+(Our extension: the paper has no ablations.) Letters: L layers, H heads, Q queries, N tokens.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qkjax.activations.attention import entropy, jensen_shannon, similarity_preference
+from qkjax.activations.representation import cosine, kullback_leibler
+from qkjax.interaction.edit import Edited
+from qkjax.passes.inputs import normalised_pixels
+from qkjax.vit.model import ViT
+from qkjax.vit.tree import layer_outputs, with_query_key
+
+Ndarray = np.ndarray
+
+
+class Outputs(NamedTuple):
+    """What a model makes of images.
+
+    Attributes:
+      representation: the input of the head: the pooled token (without pooling, the mean over patches).
+      tokens: last tokens of the query patches.
+      logits: of the classes; None without a head.
+      attention: of the class token, if there is one, and of the query patches.
+    """
+
+    representation: Float[Array | Ndarray, "images features"]
+    tokens: Float[Array | Ndarray, "images patches embed"]
+    logits: Float[Array | Ndarray, "images classes"] | None
+    attention: Float[Array | Ndarray, "images L H Q N"]
+
+
+class Effects(NamedTuple):
+    """What an edit does to each image; NaN for what a model does not have.
+
+    Attributes:
+      representation_cosine: of the representation with the original model's.
+      token_cosine: of the last patch tokens with the original's, mean over the query patches.
+      logits_kl: KL divergence of the edited classes from the original ones, bits.
+      attention_js: Jensen-Shannon divergence of the patches' attention from the original's, bits.
+      class_attention_js: of the class token's attention.
+      attention_entropy: of the patches' attention, bits (the edited model's own).
+      preference: for similar tokens, see `similarity_preference` (the edited model's own).
+    """
+
+    representation_cosine: Float[Array | Ndarray, "images"]
+    token_cosine: Float[Array | Ndarray, "images"]
+    logits_kl: Float[Array | Ndarray, "images"]
+    attention_js: Float[Array | Ndarray, "images L H"]
+    class_attention_js: Float[Array | Ndarray, "images L H"]
+    attention_entropy: Float[Array | Ndarray, "images L H"]
+    preference: Float[Array | Ndarray, "images L H"]
+
+
+def _outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Array, Array]:
+    """One forward pass: outputs, entropy and preference of attention."""
+    images = normalised_pixels(pixels, scaling)
+    _, out = model.apply({"params": params}, images, capture=("norm", "attention"))
+    config = model.config
+    prefix, first = config.prefix_tokens, int(config.class_token)
+    rows = jnp.concatenate([jnp.arange(first), places + prefix])
+    attention = jnp.stack([weights[:, :, rows] for weights in layer_outputs(out, "attention")], axis=1)
+    of_patches = attention[..., first:, :]
+    preferred = jax.vmap(similarity_preference, (0, 0, None))
+    preference = [
+        preferred(of_patches[:, layer, ..., prefix:], norm[:, prefix:].astype(jnp.float32), places)
+        for layer, norm in enumerate(layer_outputs(out, "norm"))
+    ]
+    pooled, tokens, logits = (out.get(name) for name in ("pre_logits", "encoded", "logits"))
+    # Without pooling there is one of each for every token.
+    pooled, logits = (x if x is None or x.ndim == 2 else x[:, prefix:].mean(axis=1) for x in (pooled, logits))
+    outputs = Outputs(pooled, tokens[:, prefix + places], logits, attention)
+    outputs = jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
+    return outputs, entropy(of_patches), jnp.stack(preference, axis=1)
+
+
+def _effects(model: ViT, original: Outputs, edited: Outputs, entropies, preference) -> Effects:
+    first = int(model.config.class_token)
+    nothing = jnp.full(entropies.shape, jnp.nan)
+    token = jax.vmap(cosine)(original.tokens, edited.tokens).mean(-1)
+    kl = nothing[:, 0, 0] if original.logits is None else kullback_leibler(original.logits, edited.logits)
+    patches = jensen_shannon(original.attention[..., first:, :], edited.attention[..., first:, :])
+    classes = nothing
+    if first:
+        classes = jensen_shannon(original.attention[..., :first, :], edited.attention[..., :first, :])
+    same = cosine(original.representation, edited.representation)
+    return Effects(same, token, kl, patches, classes, entropies, preference)
+
+
+@partial(jax.jit, static_argnames="model")
+def original_outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Effects]:
+    """The original model's outputs, and its effects against itself."""
+    outputs, *own = _outputs(model, params, scaling, pixels, places)
+    return outputs, _effects(model, outputs, outputs, *own)
+
+
+@partial(jax.jit, static_argnames="model")
+def edited_outputs(model: ViT, params, heads: Edited, scaling, pixels, places, original: Outputs):
+    """Effects of an edit, and the edited model's representation and logits.
+
+    All edits run through one compiled program: the edited kernels are its arguments.
+    """
+    outputs, *own = _outputs(model, with_query_key(params, heads), scaling, pixels, places)
+    return _effects(model, original, outputs, *own), outputs.representation, outputs.logits

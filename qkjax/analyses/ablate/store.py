@@ -1,0 +1,79 @@
+"""Finished ablations in a folder, each in a file of its own."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from qkjax.analyses.edit import ResolvedEdit
+from qkjax.runtime import hosts
+from qkjax.runtime.files import atomic_path, remove
+
+Arrays = dict[str, np.ndarray]
+
+
+class Store:
+    """Finished ablations by a digest of everything that they depend on.
+
+    Equivalent edits, such as controls of equal shares, have one digest. The first host reads and writes; all of them
+    have what it reads.
+
+    Attributes:
+      settings: what each ablation depends on besides its edit.
+    """
+
+    def __init__(self, folder: Path | None, settings: Mapping[str, str]):
+        """A store in a folder; None: nothing is kept."""
+        self.folder, self.settings = folder, dict(settings)
+
+    def key(self, edit: ResolvedEdit | None) -> str:
+        """The digest of an edit; None stands for the original model."""
+        digest = blake2b(json.dumps(self.settings, sort_keys=True).encode(), digest_size=12)
+        if edit:
+            digest.update(f"{edit.kind} {edit.key_bias}".encode())
+            for array in (np.asarray(edit.weights, np.float32), edit.heads):
+                digest.update(np.ascontiguousarray(array).view(np.uint8))
+        return digest.hexdigest()
+
+    def read(self, edit: ResolvedEdit | None) -> Arrays | None:
+        """A finished ablation; None if there is none, or its file is damaged: then it is computed again."""
+        arrays = None
+        if self.folder and jax.process_index() == 0:
+            path = self.folder / f"{self.key(edit)}.npz"
+            with suppress(Exception), open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file}
+        if jax.process_count() > 1:
+            arrays = hosts.gather_arrays(arrays or {})[0] or None
+        return arrays
+
+    def write(self, edit: ResolvedEdit | None, arrays: Arrays) -> None:
+        """Keeps a finished ablation, in place of its progress.
+
+        Raises:
+          QkjaxError: the file cannot be written.
+        """
+        if self.folder is None:
+            return
+        if jax.process_index() == 0:
+            with atomic_path(self.folder / f"{self.key(edit)}.npz") as temporary, open(temporary, "wb") as file:
+                np.savez(file, **arrays)
+        if jax.process_count() > 1:
+            hosts.gather_json(None)  # every host keeps its progress until the result is written
+        if path := self.partial(edit):
+            remove(path)
+
+    def partial(self, edit: ResolvedEdit | None) -> Path | None:
+        """The file for the progress of one pass of this host."""
+        return hosts.own(self.folder / f"{self.key(edit)}.partial.npz") if self.folder else None
+
+
+def same_images(arrays: Arrays | None, original: Arrays | None) -> bool:
+    """Whether an ablation is there and of the images that the original model saw: others may be readable by now, or
+    may have taken their place."""
+    if arrays is None or original is None:
+        return False
+    return all(name in arrays and np.array_equal(arrays[name], original[name]) for name in ("index", "pixels"))

@@ -1,0 +1,99 @@
+"""The result of `attribute_logits` in its folder, with sheets of the modes with the largest shares."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import xarray as xr
+from tqdm import tqdm
+
+from qkjax import figures
+from qkjax.activations.project import Stream
+from qkjax.analyses.image import (
+    Contribution,
+    attribute_logits,
+    contact_rows,
+    head_rows,
+    layer_rows,
+    mode_rows,
+    open_photo,
+    query_key_maps,
+    visible_picture,
+)
+from qkjax.analyses.outcome import Description, Written, outcome
+from qkjax.errors import QkjaxError
+from qkjax.interaction.mode_name import chosen
+from qkjax.passes.inputs import for_photographs, photograph_grid
+from qkjax.results.rows import format_rows
+from qkjax.runtime.interrupt import held
+from qkjax.weights.load import Checkpoint
+
+
+class ImageSheets(NamedTuple):
+    """What is drawn of an image.
+
+    Attributes:
+      layer, head: this one alone; None for all.
+      top: modes for each head.
+      contribution: the share by which they are ranked, see `qkjax.activations.contribution.contributions`.
+      stream: what the maps show; shares are always those of the logits, from the LayerNorm's output.
+      resolution: (height, width) in pixels; None: the checkpoint's own.
+    """
+
+    layer: int | None = None
+    head: int | None = None
+    top: int = 6
+    contribution: Contribution = "variance"
+    stream: Stream = "norm"
+    resolution: tuple[int, int] | None = None
+
+
+def write_image(checkpoint: Checkpoint, photo: str, folder: Path | None, shown: ImageSheets) -> tuple[str, Written]:
+    """Writes contributions.nc, contributions.csv, heads.csv and a contact sheet for each layer (png, pdf).
+
+    Args:
+      photo: a file, or the name of a default photograph.
+      folder: by default results/MODEL/images/IMAGE.
+
+    Returns:
+      The image's name, and the result.
+
+    Raises:
+      QkjaxError: bad input, or a result cannot be written.
+    """
+    checkpoint = for_photographs(checkpoint)
+    layers = chosen("layer", shown.layer, checkpoint.config.depth)
+    chosen("head", shown.head, checkpoint.config.heads)
+    photograph_grid(checkpoint, shown.resolution)
+    if shown.top < 1:
+        raise QkjaxError(f"top={shown.top}: expected a whole number from 1 up")
+    name, photograph = open_photo(photo)
+    folder = folder or Path("results") / checkpoint.name / "images" / (name.strip(".") or "image")
+
+    def compute(_: Path) -> xr.Dataset:
+        return attribute_logits(checkpoint, photograph, resolution=shown.resolution).assign_attrs(image=name)
+
+    def describe(dataset: xr.Dataset) -> Description:
+        rows = layer_rows(dataset, shown.contribution, shown.top)
+        tables = {"contributions": mode_rows(dataset, shown.contribution), "heads": head_rows(dataset)}
+        return Description(format_rows(rows), rows, tables, {})
+
+    written = outcome(folder, "contributions", None, compute, describe)
+    _draw(checkpoint, name, photograph, written.dataset, layers, shown, folder)
+    print(f"wrote {len(layers)} sheets (png, pdf) to {folder}", file=sys.stderr)
+    return name, written
+
+
+def _draw(checkpoint, name: str, photograph, dataset: xr.Dataset, layers: range, shown: ImageSheets, folder: Path):
+    """A contact sheet for each layer."""
+    heads = chosen("head", shown.head, checkpoint.config.heads)
+    pixels = visible_picture(checkpoint, photograph, shown.resolution)
+    maps = query_key_maps(checkpoint, photograph, stream=shown.stream, resolution=shown.resolution)
+    how = {"top": shown.top, "contribution": shown.contribution}
+    with held() as check_interrupt:
+        for layer in tqdm(layers, desc="drawing", unit="sheet", disable=len(layers) < 3):
+            rows = contact_rows(dataset, maps, pixels, layer, heads, **how)
+            title = f"{checkpoint.name}, layer {layer}, {name}: modes with the largest share of the logits' variance"
+            title += {"variance": "", "attention": ", attention-weighted"}[shown.contribution]
+            figures.save(figures.contact_sheet(title, pixels, rows), folder / f"layer_{layer:02d}")
+            check_interrupt()

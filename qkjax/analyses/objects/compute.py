@@ -1,0 +1,132 @@
+"""Whether modes join parts of one object: one pass over images whose objects are marked (the paper's figure 6).
+
+Letters: L layers, H heads, R modes.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from qkjax.activations.largest_object import chosen_objects
+from qkjax.activations.project import Stream, project
+from qkjax.activations.scores import both_signs
+from qkjax.activations.top_k import Top, add, empty, merge
+from qkjax.analyses.objects.tables import objects_dataset
+from qkjax.analyses.outcome import require_readable
+from qkjax.errors import QkjaxError
+from qkjax.images.segmented import Segmented, blank_objects, crop_objects, mosaics
+from qkjax.images.sets import Batch, ImageSet
+from qkjax.interaction.metrics import measure
+from qkjax.interaction.modes import Modes, decompose
+from qkjax.passes.engine import batch_groups, run_pass
+from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
+from qkjax.passes.options import PassOptions, batch_size
+from qkjax.passes.settings import settings_of
+from qkjax.runtime.devices import over_devices
+from qkjax.vit.model import ViT
+from qkjax.vit.tree import layer_outputs, query_key_kernels
+from qkjax.weights.load import Checkpoint
+
+
+@partial(jax.jit, static_argnames=("model", "stream"), donate_argnames="top")
+def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream) -> Top:
+    """The top images with one more batch, which take the place of the old ones.
+
+    An image is stored as twice its index, plus one if query and key object are the same.
+    """
+    images = normalised_pixels(pixels, scaling)
+    _, out = model.apply({"params": params}, images, capture=(stream,))
+    scores, same = [], []
+    for layer, tokens in enumerate(layer_outputs(out, stream)):
+        maps = project(tokens[:, model.config.prefix_tokens :], modes.u[layer], modes.v[layer])
+        scores.append(both_signs("product", maps[:, :, 0], maps[:, :, 1]))
+        largest = jax.vmap(chosen_objects)(maps, objects)  # (batch, 2, heads, modes, signs)
+        same.append(largest[:, 0] == largest[:, 1])
+    scores, same = (jnp.stack(x, axis=1) for x in (scores, same))
+    stored = 2 * index.reshape(-1, *(1,) * (same.ndim - 1)) + same
+    return add(top, scores, index, stored)
+
+
+def same_object(
+    checkpoint: Checkpoint,
+    images: ImageSet[Segmented] | None = None,
+    *,
+    top: int = 5,
+    stream: Stream = "norm",
+    options: PassOptions | None = None,
+    partial: Path | None = None,
+) -> xr.Dataset:
+    """For every mode the images that excite it most, and whether its query and its key object are the same there.
+
+    The query object is the one with the largest projection per area on u, the key object the one on v (the paper,
+    figure 6). The pass resumes from `partial` and runs on several hosts.
+
+    Args:
+      checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
+      images: by default 200 composed scenes, see `qkjax.images.segmented.mosaics`; or ADE20K, see `open_objects`.
+      top: images per mode: those with the largest products of the maxima of both maps.
+      stream: the tokens that are projected, see `qkjax.activations.project.Stream`.
+      options: batch size, resolution, dtype.
+      partial: file in which progress is saved; None: nothing is saved. The caller removes it.
+
+    Returns:
+      A dataset with dims layer, head, mode, sign, place and image; see `objects_dataset`.
+
+    Raises:
+      QkjaxError: `top` below 1, no usable image, a resolution that the model cannot take, or progress of other
+        settings.
+
+    Example:
+      >>> import qkjax
+      >>> from qkjax.images.segmented import mosaics
+      >>> checkpoint = qkjax.load("dinov2-vits14-focus")
+      >>> result = qkjax.same_object(checkpoint, mosaics(count=2, seed=0), top=1)
+      >>> result.same.dims
+      ('layer', 'head', 'mode', 'sign', 'place')
+    """
+    options = options or PassOptions()
+    if top < 1:
+        raise QkjaxError(f"top is {top}; give a whole number from 1 up")
+    checkpoint = for_photographs(checkpoint)
+    photograph_grid(checkpoint, options.resolution)  # refuses a resolution before any work
+    images = mosaics(200, 0) if images is None else images
+    modes = decompose(*query_key_kernels(checkpoint.params))
+    settings = settings_of(checkpoint, images, options, top=top, stream=stream)
+    layers, heads, _, rank = modes.u.shape
+    result = run_pass(
+        _on_devices(checkpoint, modes, options, stream),
+        empty((layers, heads, rank, 2), min(top, len(images))),
+        batch_groups(len(images), batch_size(options.batch)),
+        batches_with_masks(checkpoint, images, options, crop_objects, blank_objects),
+        partial,
+        settings,
+        merge=lambda tops: merge(Top(*map(np.stack, zip(*tops, strict=True)))),
+    )
+    require_readable(result.unreadable, images, partial)
+    objects = np.zeros(len(images), np.int64)
+    objects[result.rows["index"]] = result.rows["objects"]
+    left_out = [*images.left_out, *((images.names[i], reason) for i, reason in result.unreadable)]
+    attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings)}
+    score, stored = (np.asarray(x) for x in result.state)
+    return objects_dataset(score, stored, objects, images.names, left_out, measure(modes), attrs)
+
+
+def _on_devices(checkpoint: Checkpoint, modes: Modes, options: PassOptions, stream: Stream):
+    """The step of the pass: the top images of every mode, and the number of objects of each image."""
+    split, whole = over_devices(0), over_devices(None)
+    on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
+    model = ViT(checkpoint.config, options.dtype)
+
+    def step(top: Top, batch: Batch) -> tuple[Top, dict[str, np.ndarray]]:
+        arrays = jax.device_put((batch.pixels, batch.masks, batch.index), split)
+        top = _step(model, *on_device, jax.device_put(top, whole), *arrays, stream=stream)
+        present = batch.index >= 0
+        objects = (batch.masks[present].sum(-1) > 0).sum(-1)
+        return jax.block_until_ready(top), {"index": batch.index[present], "objects": objects}
+
+    return step

@@ -1,0 +1,29 @@
+"""Table and figure of whether modes join parts of one object."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from qkjax import figures
+from qkjax.analyses.objects.tables import objects_table
+from qkjax.analyses.outcome import Description
+from qkjax.results.rows import Row, format_rows
+
+
+def describe(dataset: xr.Dataset, name: str) -> Description:
+    """A table by layer and a figure.
+
+    Args:
+      dataset: of `same_object`.
+      name: of the model.
+    """
+    rows = objects_table(dataset)
+    used = int(np.count_nonzero(dataset.objects))
+    text = f"{used} images of {dataset.attrs['images']}\n{format_rows(rows)}"
+    return Description(text, rows, {"objects": rows}, {"same_object": lambda: overlay({name: rows})})
+
+
+def overlay(tables: Mapping[str, list[Row]]):
+    """The figure of one model or several."""
+    return figures.same_object_by_layer(tables)

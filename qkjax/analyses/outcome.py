@@ -1,0 +1,178 @@
+"""The one writer of results: reads an earlier result or computes; writes netCDF, tables and figures; prints.
+
+An analysis is two functions: `compute(...) -> Dataset`, and `describe(dataset) -> Description`.
+"""
+
+import json
+import math
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
+import xarray as xr
+
+from qkjax.errors import QkjaxError
+from qkjax.images.sets import ImageSet, Unreadable
+from qkjax.results.rows import Row, list_unreadable, write_csv
+from qkjax.results.store import read_earlier, write_dataset
+from qkjax.runtime import hosts
+from qkjax.runtime.files import make_folder, remove
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Description(NamedTuple):
+    """What is written and printed of a dataset besides the dataset itself.
+
+    Attributes:
+      text: a table for the terminal, at most 80 columns wide.
+      rows: what `--json` prints.
+      tables: rows by the stem of their CSV file.
+      figures: functions that draw a figure, by the stem of its files.
+      stale: stems of figures of an earlier plan, which are removed.
+    """
+
+    text: str
+    rows: Sequence[Row]
+    tables: Mapping[str, Sequence[Row]]
+    figures: Mapping[str, Callable[[], "Figure"]]
+    stale: Sequence[str] = ()
+
+
+class Written(NamedTuple):
+    """A result in its folder."""
+
+    dataset: xr.Dataset
+    description: Description
+    folder: Path
+
+
+def outcome(
+    folder: Path,
+    stem: str,
+    settings: Mapping[str, str] | None,
+    compute: Callable[[Path], xr.Dataset],
+    describe: Callable[[xr.Dataset], Description],
+    *,
+    at_least: Sequence[str] = (),
+    attrs: Mapping[str, str] | None = None,
+    recompute: bool = False,
+) -> Written:
+    """Reads an earlier result, or computes and writes it; writes its tables and figures.
+
+    With several hosts all compute, and the first one writes.
+
+    Args:
+      folder: of the results.
+      stem: the dataset is stem.nc; a pass saves its progress in stem.partial.npz.
+      settings: what the result depends on; None for an analysis that is computed every time.
+      compute: takes the path for progress and returns the dataset.
+      describe: gives tables, figures and text.
+      at_least: settings that are numbers, of which an earlier result may have more.
+      attrs: more attributes for the file, such as where the checkpoint is.
+      recompute: compute even if there is an earlier result with these settings.
+
+    Returns:
+      The result, on every host.
+
+    Raises:
+      QkjaxError: an earlier result has other settings, or a file cannot be written. Progress is kept.
+    """
+    make_folder(folder)
+    path, partial = folder / f"{stem}.nc", hosts.own(folder / f"{stem}.partial.npz")
+    first, several = jax.process_index() == 0, jax.process_count() > 1
+    earlier = read_earlier(path, settings, at_least) if settings is not None and first else None
+    earlier = None if recompute else earlier
+    if several and hosts.gather_json(earlier is not None)[0]:
+        earlier = _from_first_host(earlier)
+    dataset = earlier
+    if dataset is None:
+        dataset = compute(partial).assign_attrs(attrs or {})
+        if first:
+            write_dataset(dataset, path)
+        if several:
+            hosts.gather_json(None)  # every host keeps its progress until the result is written
+    remove(partial)
+    if not first:
+        return Written(dataset, Description("", [], {}, {}), folder)
+    description = describe(dataset)
+    write_description(description, folder)
+    return Written(dataset, description, folder)
+
+
+def _from_first_host(dataset: xr.Dataset | None) -> xr.Dataset:
+    """The dataset of the first host, on every host."""
+    data = dataset.to_netcdf(engine="h5netcdf") if jax.process_index() == 0 else b""
+    shared = hosts.gather_arrays({"file": np.frombuffer(bytes(data), np.uint8)})[0]["file"]
+    return xr.load_dataset(BytesIO(shared.tobytes()), engine="h5netcdf")
+
+
+def write_description(description: Description, folder: Path) -> None:
+    """Writes tables and figures of a result; each file is written atomically.
+
+    Raises:
+      QkjaxError: a file cannot be written.
+    """
+    from qkjax import figures  # matplotlib
+
+    for name, rows in description.tables.items():
+        write_csv(list(rows), folder / f"{name}.csv")
+    for name in description.stale:
+        for suffix in (".png", ".pdf"):
+            remove(folder / f"{name}{suffix}")
+    for name, draw in description.figures.items():
+        figures.save(draw(), folder / name)
+
+
+def report_unreadable(dataset: xr.Dataset, folder: Path, stem: str = "unreadable", what: str = "could not be read"):
+    """Lists the images that were left out in a CSV file, and says how many on standard error; on the first host."""
+    if jax.process_index():
+        return
+    names = "left_out" if "left_out" in dataset else "unreadable"
+    list_unreadable(dataset, folder / f"{stem}.csv", names, what)
+
+
+def require_readable(unreadable: Unreadable, images: ImageSet, partial: Path | None) -> None:
+    """Makes sure that at least one image could be read.
+
+    Raises:
+      QkjaxError: none could. The progress is removed, so that the images are tried again.
+    """
+    if len(unreadable) == len(images):
+        if partial:
+            remove(partial)
+        first = unreadable[0][1]
+        raise QkjaxError(f"none of the {len(images)} images of {images.name} can be used; the first: {first}")
+
+
+def print_outcome(name: str, written: Written, *, as_json: bool = False, next_step: str = "") -> None:
+    """Prints the table, the findings in words and what to run next; or, as JSON, the rows and the findings.
+
+    Only the first host prints.
+    """
+    if jax.process_index():
+        return
+    dataset, description, folder = written
+    summary = str(dataset.attrs.get("summary", ""))
+    if as_json:
+        rows = [{key: _finite(value) for key, value in row.items()} for row in description.rows]
+        print(json.dumps({"model": name, "summary": summary, "rows": rows}), flush=True)
+    else:
+        print("\n".join(part for part in (name, description.text, textwrap.fill(summary, 80)) if part), flush=True)
+    count = len(description.figures)
+    tables = ", ".join(f"{stem}.csv" for stem in description.tables)
+    if count:
+        print(f"wrote {tables} and {count} figures (png, pdf) to {folder}", file=sys.stderr)
+    if next_step:
+        print(f"next: {next_step}", file=sys.stderr)
+
+
+def _finite(value: int | float | str) -> int | float | str | None:
+    """JSON has no NaN and no infinity."""
+    return value if isinstance(value, str) or math.isfinite(value) else None

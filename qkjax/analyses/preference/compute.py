@@ -1,0 +1,170 @@
+"""Which tokens attend to which: one pass over scenes with an odd object (the paper's figures 2 and S4).
+
+Letters: L layers, H heads, D embed.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float, Int
+
+from qkjax.activations.attention import attended, similarity_preference
+from qkjax.analyses.outcome import require_readable
+from qkjax.analyses.preference.tables import QUERIES, STREAMS, preference_dataset
+from qkjax.images.generated import patterns
+from qkjax.images.scenes import Scene, blank_scene, crop_to_model
+from qkjax.images.sets import Batch, ImageSet
+from qkjax.interaction.metrics import measure
+from qkjax.interaction.modes import decompose
+from qkjax.passes.engine import batch_groups, run_pass
+from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
+from qkjax.passes.options import PassOptions, batch_size
+from qkjax.passes.settings import settings_of
+from qkjax.runtime.devices import over_devices
+from qkjax.vit.model import ViT
+from qkjax.vit.tree import layer_outputs, query_key_kernels
+from qkjax.weights.load import Checkpoint
+
+
+class Measures(NamedTuple):
+    """Measures of each image.
+
+    Attributes:
+      mass, own, special: see `qkjax.activations.attention.attended`, for the two `QUERIES` and the three `REGIONS`.
+      similarity: see `similarity_preference`; all patches are queries, compared by the LayerNorm's output.
+      area: share of the patches that each region covers: its mass under uniform attention.
+      place: the query's place among the patches, row by row.
+      covered: share of the query's patch that is of its own region.
+      target_patches: area of the target in patches.
+    """
+
+    mass: Float[Array, "images L H queries regions"]
+    own: Float[Array, "images L H queries"]
+    special: Float[Array, "images L H queries"]
+    similarity: Float[Array, "images L H"]
+    area: Float[Array, "images regions"]
+    place: Int[Array, "images queries"]
+    covered: Float[Array, "images queries"]
+    target_patches: Float[Array, "images"]
+
+
+@partial(jax.jit, static_argnames="model")
+def _step(model: ViT, params, scaling, pixels, regions, present) -> tuple[Measures, Array]:
+    """Measures of a batch, and the sum of the directions of its centre tokens."""
+    images = normalised_pixels(pixels, scaling)
+    _, out = model.apply({"params": params}, images, capture=("attention", *STREAMS))
+    special = model.config.prefix_tokens
+    batch, _, rows, columns = regions.shape
+    flat = regions.reshape(batch, -1, rows * columns)
+    place = flat[:, : len(QUERIES)].argmax(-1)  # of equal ones the first
+    centre = special + (rows // 2) * columns + columns // 2
+    measures, directions = [], []
+    captured = {name: layer_outputs(out, name) for name in ("attention", *STREAMS)}
+    for layer in range(model.config.depth):
+        block = {name: outputs[layer] for name, outputs in captured.items()}
+        of_queries = jnp.take_along_axis(block["attention"], special + place[:, None, :, None], axis=2)
+        patches = block["norm"][:, special:].astype(jnp.float32)
+        preference = jax.vmap(similarity_preference, (0, 0, None))
+        similarity = preference(block["attention"][:, :, special:, special:], patches, jnp.arange(rows * columns))
+        measures.append((*jax.vmap(attended)(of_queries, flat, place), similarity))
+        tokens = jnp.stack([block[name][:, centre].astype(jnp.float32) for name in STREAMS], axis=1)
+        unit = tokens / jnp.maximum(jnp.linalg.norm(tokens, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+        directions.append((unit * present[:, None, None]).sum(0))
+    stacked = [jnp.stack(part, axis=1) for part in zip(*measures, strict=True)]
+    covered = jnp.take_along_axis(flat[:, : len(QUERIES)], place[..., None], axis=-1)[..., 0]
+    return Measures(*stacked, flat.mean(-1), place, covered, flat[:, 0].sum(-1)), jnp.stack(directions, axis=1)
+
+
+def attention_preference(
+    checkpoint: Checkpoint,
+    scenes: ImageSet[Scene] | None = None,
+    *,
+    options: PassOptions | None = None,
+    partial: Path | None = None,
+) -> xr.Dataset:
+    """Which tokens attend to which, in every head: to their own object, to other objects, or to the background.
+
+    In every scene a target differs from its distractors. The queries are the patch that overlaps the target's mask most
+    and the one that overlaps the distractors' masks most; their attention over the patches is multiplied with the masks
+    (the paper, section 3.1 and figure 2). The pass resumes from `partial` and runs on several hosts.
+
+    Args:
+      checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
+      scenes: by default 200 generated scenes, see `qkjax.images.generated.patterns`; or O3, see `open_o3`.
+      options: batch size, resolution, dtype.
+      partial: file in which progress is saved; None: nothing is saved. The caller removes it.
+
+    Returns:
+      A dataset with dims image, layer, head, query (target, distractors), region (target, distractors, background); see
+      `preference_dataset`.
+
+    Raises:
+      QkjaxError: no scene can be read, a resolution that the model cannot take, or progress of other settings.
+
+    Example:
+      >>> import qkjax
+      >>> from qkjax.images.generated import patterns
+      >>> checkpoint = qkjax.load("dinov2-vits14-focus")
+      >>> result = qkjax.attention_preference(checkpoint, patterns(count=2, seed=0))
+      >>> result.mass.dims
+      ('image', 'layer', 'head', 'query', 'region')
+    """
+    options = options or PassOptions()
+    checkpoint = for_photographs(checkpoint)
+    photograph_grid(checkpoint, options.resolution)  # refuses a resolution before any work
+    scenes = patterns(200, 0) if scenes is None else scenes
+    settings = settings_of(checkpoint, scenes, options)
+    result = run_pass(
+        _on_devices(checkpoint, options),
+        (),
+        batch_groups(len(scenes), batch_size(options.batch)),
+        batches_with_masks(checkpoint, scenes, options, crop_to_model, blank_scene),
+        partial,
+        settings,
+    )
+    require_readable(result.unreadable, scenes, partial)
+    metrics = measure(decompose(*query_key_kernels(checkpoint.params)))
+    centre = np.zeros(result.rows["centre"].shape[1:])
+    for of_batch in result.rows.pop("centre"):
+        centre = centre + of_batch  # in order, so that the bits do not depend on interruptions or hosts
+    index = result.rows.pop("index")
+    left_out = [*scenes.left_out, *((scenes.names[i], reason) for i, reason in result.unreadable)]
+    attrs = {"model": checkpoint.name, "scenes": scenes.name, "settings": json.dumps(settings)}
+    names = [scenes.names[i] for i in index]
+    return preference_dataset(result.rows, names, anisotropy(centre, len(index)), left_out, metrics, attrs)
+
+
+def _on_devices(checkpoint: Checkpoint, options: PassOptions):
+    """The step of the pass: rows with the measures of each image, and the sum of directions of each batch."""
+    split, whole = over_devices(0), over_devices(None)
+    params, scale = jax.device_put((checkpoint.params, scaling(checkpoint)), whole)
+    model = ViT(checkpoint.config, options.dtype)
+
+    def step(state: tuple, batch: Batch) -> tuple[tuple, dict[str, np.ndarray]]:
+        present = batch.index >= 0
+        arrays = jax.device_put((batch.pixels, batch.masks, present.astype(np.float32)), split)
+        measures, centre = jax.device_get(_step(model, params, scale, *arrays))
+        rows = {name: value[present] for name, value in measures._asdict().items()}
+        return state, rows | {"index": batch.index[present], "centre": centre[None]}
+
+    return step
+
+
+def anisotropy(centre_sum: Float[np.ndarray, "streams L D"], images: int) -> Float[np.ndarray, "streams L"]:
+    """Mean cosine between the centre tokens' embeddings of two different images (the paper, figure S4).
+
+    For n unit vectors x, the mean of x_i . x_j over i != j is (|sum x|^2 - n) / (n (n - 1)); NaN for one image.
+
+    Args:
+      centre_sum: sum over the images of the centre token's embedding, each of unit length.
+      images: their number n.
+    """
+    if images < 2:
+        return np.full(centre_sum.shape[:2], np.nan)
+    return ((centre_sum**2).sum(-1) - images) / (images * (images - 1))

@@ -1,0 +1,76 @@
+"""Tables and figures of attention preference."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from qkjax import figures
+from qkjax.analyses.outcome import Description
+from qkjax.analyses.preference.tables import by_head, links, preference_by_head, preference_table
+from qkjax.images.preprocess import normalise
+from qkjax.images.scenes import Scene, crop_to_model
+from qkjax.images.sets import ImageSet
+from qkjax.passes.inputs import crop_to_patches, for_photographs, resolution_of
+from qkjax.passes.options import PassOptions
+from qkjax.results.rows import Row, format_rows
+from qkjax.vit.model import ViT, forward
+from qkjax.weights.load import Checkpoint
+
+HEADINGS = {
+    "layer": "layer", "same": "same", "different": "differ", "background": "backgr",
+    "same_times_uniform": "same x", "different_times_uniform": "differ x", "background_times_uniform": "backgr x",
+    "similarity": "similar", "weighted_cosine": "cosine", "special": "special",
+}  # fmt: skip
+
+
+def describe(dataset: xr.Dataset, checkpoint: Checkpoint, scenes: ImageSet[Scene], options: PassOptions) -> Description:
+    """Tables by layer and by head, rank correlations with the cosine, and four figures.
+
+    Args:
+      dataset: of `attention_preference`.
+      checkpoint, scenes, options: those of the pass; one figure shows attention in the first scene.
+    """
+    name = checkpoint.name
+    rows, linked = preference_table(dataset), links(dataset)
+    short = [{title: row[column] for column, title in HEADINGS.items()} for row in rows]
+    correlations = [{key: row[key] for key in ("preference", "heads", "all_heads", "within_layers")} for row in linked]
+    text = f"{format_rows(short)}\nrank correlation of the weighted cosine with each head's preference:\n"
+    return Description(
+        text + format_rows(correlations, {"preference": ""}),
+        rows,
+        {"preference": rows, "heads": preference_by_head(dataset), "links": linked},
+        {
+            "preference_by_layer": lambda: figures.preference_by_layer({name: rows}),
+            "anisotropy": lambda: figures.anisotropy_by_layer(name, rows),
+            "links": lambda: figures.preference_links(name, dataset.weighted_cosine.values, by_head(dataset), linked),
+            "example": lambda: figures.attended_example(*example(checkpoint, scenes, dataset, options)),
+        },
+    )
+
+
+def overlay(tables: Mapping[str, list[Row]]):
+    """The figure of several models: attention preference against relative depth."""
+    return figures.preference_by_layer(tables)
+
+
+def example(checkpoint: Checkpoint, scenes: ImageSet[Scene], dataset: xr.Dataset, options: PassOptions):
+    """What `figures.attended_example` draws of the first scene.
+
+    Returns:
+      The model's name; the picture; (layers, queries, rows, columns), the attention of the target's token and of a
+      distractor's over the patches, mean over heads, in at most four layers; these layers; the tokens' places.
+    """
+    checkpoint = for_photographs(checkpoint)
+    name = str(dataset.image.values[0])
+    resolution = resolution_of(checkpoint, options.resolution)
+    scene = scenes.read(scenes.names.index(name))
+    pixels, regions = crop_to_model(scene, name, checkpoint.preprocess, resolution, checkpoint.config.patch_size)
+    images = normalise(pixels, checkpoint.preprocess)[None]
+    _, out = forward(ViT(checkpoint.config, options.dtype), checkpoint.params, images, capture=("attention",))
+    place = dataset.place.values[0]
+    special, depth = checkpoint.config.prefix_tokens, checkpoint.config.depth
+    layers = sorted({round(i * (depth - 1) / 3) for i in range(4)})
+    maps = np.asarray(out["attention"])[np.array(layers), 0].mean(1)[:, special + place, special:]
+    maps = (maps / maps.sum(-1, keepdims=True)).reshape(len(layers), len(place), *regions.shape[1:])
+    return checkpoint.name, crop_to_patches(checkpoint, pixels), maps, layers, place

@@ -1,0 +1,153 @@
+"""Which images excite each mode most: one pass over a set of images (the paper's figures 1 and 4, S5 to S16)."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from qkjax.activations.project import Stream, project
+from qkjax.activations.scores import SCORES, both_signs
+from qkjax.activations.top_k import Top, add, empty, merge
+from qkjax.analyses.outcome import require_readable
+from qkjax.analyses.top_images.tables import top_images_dataset
+from qkjax.errors import QkjaxError, nearest
+from qkjax.images.photographs import photographs
+from qkjax.images.sets import Batch, ImageSet
+from qkjax.interaction.metrics import measure
+from qkjax.interaction.modes import Modes, decompose
+from qkjax.passes.engine import batch_groups, run_pass
+from qkjax.passes.inputs import (
+    batches_of_photographs,
+    for_photographs,
+    normalised_pixels,
+    photograph_grid,
+    scaling,
+)
+from qkjax.passes.options import PassOptions, batch_size
+from qkjax.passes.settings import settings_of
+from qkjax.runtime.devices import over_devices
+from qkjax.vit.model import ViT
+from qkjax.vit.tree import layer_outputs, query_key_kernels
+from qkjax.weights.load import Checkpoint
+
+
+@partial(jax.jit, static_argnames=("model", "stream", "scores"), donate_argnames="top")
+def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, index, stream: Stream, scores: tuple[str, ...]):
+    """The top images with one more batch, which take the place of the old ones: forward pass, projections, scores.
+
+    Nothing else can be donated: no result has the shape of the pixels.
+    """
+    images = normalised_pixels(pixels, scaling)
+    _, out = model.apply({"params": params}, images, capture=(stream,))
+    layers = []
+    for layer, tokens in enumerate(layer_outputs(out, stream)):
+        maps = project(tokens[:, model.config.prefix_tokens :], modes.u[layer], modes.v[layer])
+        layers.append(jnp.stack([both_signs(name, maps[:, :, 0], maps[:, :, 1]) for name in scores], axis=1))
+    return add(top, jnp.stack(layers, axis=2), index)
+
+
+def top_images(
+    checkpoint: Checkpoint,
+    images: ImageSet | None = None,
+    *,
+    top: int = 9,
+    scores: tuple[str, ...] = ("product",),
+    stream: Stream = "norm",
+    options: PassOptions | None = None,
+    partial: Path | None = None,
+) -> xr.Dataset:
+    """For every layer, head, mode and sign the images that excite it most.
+
+    The pass resumes from `partial` and runs on several hosts.
+
+    Args:
+      checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
+      images: by default the photographs of scikit-image and scikit-learn and crops of them, see `photographs`; or
+        those of a folder, see `open_images`.
+      top: images per mode, sign and score; no more than there are.
+      scores: names in `qkjax.activations.scores.SCORES`.
+      stream: the tokens that are projected, see `qkjax.activations.project.Stream`.
+      options: batch size, resolution, dtype.
+      partial: file in which progress is saved; None: nothing is saved. The caller removes it.
+
+    Returns:
+      A dataset with dims score, layer, head, mode, sign, place and image; see `top_images_dataset`.
+
+    Raises:
+      QkjaxError: an unknown score, `top` below 1, no readable image, a resolution that the model cannot take, or
+        progress of other settings.
+
+    Example:
+      >>> import qkjax
+      >>> checkpoint = qkjax.load("dinov2-vits14-focus")
+      >>> few, _ = qkjax.images.photographs().spread(4)
+      >>> result = qkjax.top_images(checkpoint, few, top=2)
+      >>> result.image_index.dims
+      ('score', 'layer', 'head', 'mode', 'sign', 'place')
+    """
+    options = options or PassOptions()
+    checkpoint = for_photographs(checkpoint)
+    check(checkpoint, top, scores, options)
+    images = photographs() if images is None else images
+    settings = scan_settings(checkpoint, images, top, scores, stream, options)
+    modes = decompose(*query_key_kernels(checkpoint.params))
+    layers, heads, _, rank = modes.u.shape
+    result = run_pass(
+        _on_devices(checkpoint, modes, stream, tuple(scores), options),
+        empty((len(scores), layers, heads, rank, 2), min(top, len(images))),
+        batch_groups(len(images), batch_size(options.batch)),
+        batches_of_photographs(checkpoint, images, options),
+        partial,
+        settings,
+        merge=lambda tops: merge(Top(*map(np.stack, zip(*tops, strict=True)))),
+    )
+    require_readable(result.unreadable, images, partial)
+    unreadable = [(images.names[index], reason) for index, reason in result.unreadable]
+    attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings)}
+    best = Top(*map(np.asarray, result.state))
+    return top_images_dataset(best, tuple(scores), images.names, unreadable, measure(modes), attrs)
+
+
+def scan_settings(
+    checkpoint, images: ImageSet, top: int, scores, stream: Stream, options: PassOptions
+) -> dict[str, str]:
+    """What the result of `top_images` depends on."""
+    return settings_of(checkpoint, images, options, scores=tuple(scores), top=top, stream=stream)
+
+
+def check(checkpoint: Checkpoint, top: int, scores: tuple[str, ...], options: PassOptions) -> tuple[int, int]:
+    """Refuses impossible arguments of `top_images` before any work; returns the rows and columns of patches.
+
+    Raises:
+      QkjaxError: an unknown score, `top` or `batch` below 1, or a resolution that the model cannot take.
+    """
+    if not scores:
+        raise QkjaxError(f"scores is empty; give one or more of {', '.join(SCORES)}")
+    if unknown := sorted(set(scores) - set(SCORES)):
+        raise QkjaxError(
+            f"unknown score {unknown[0]!r}{nearest(unknown[0], SCORES)}; the scores are {', '.join(SCORES)}"
+        )
+    if top < 1:
+        raise QkjaxError(f"top is {top}; give a whole number from 1 up")
+    batch_size(options.batch)
+    return photograph_grid(checkpoint, options.resolution)
+
+
+def _on_devices(checkpoint: Checkpoint, modes: Modes, stream: Stream, scores: tuple[str, ...], options: PassOptions):
+    """The step of the pass, with the model and its modes on all devices of this host."""
+    split, whole = over_devices(0), over_devices(None)
+    on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
+    model = ViT(checkpoint.config, options.dtype)
+
+    def step(top: Top, batch: Batch) -> tuple[Top, dict]:
+        pixels, index = jax.device_put((batch.pixels, batch.index), split)
+        top = jax.device_put(top, whole)  # otherwise the first step would be compiled separately
+        top = _step(model, *on_device, top, pixels, index, stream=stream, scores=scores)
+        # Threads decode the next batches meanwhile. Without waiting, steps would queue up with their pixels.
+        return jax.block_until_ready(top), {}
+
+    return step

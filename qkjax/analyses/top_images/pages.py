@@ -1,0 +1,139 @@
+"""The result of a scan in its folder, and pages of sheets."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import xarray as xr
+from tqdm import tqdm
+
+from qkjax import figures
+from qkjax.activations.project import Stream
+from qkjax.analyses.outcome import Description, Written, outcome, report_unreadable
+from qkjax.analyses.top_images.compute import check, scan_settings, top_images
+from qkjax.analyses.top_images.sheets import sheets
+from qkjax.analyses.top_images.tables import mode_table
+from qkjax.errors import QkjaxError
+from qkjax.images.sets import ImageSet
+from qkjax.interaction.mode_name import ModeName, chosen
+from qkjax.passes.inputs import for_photographs
+from qkjax.passes.options import PassOptions
+from qkjax.results.rows import write_csv
+from qkjax.runtime.interrupt import held
+from qkjax.weights.load import Checkpoint
+
+SELECTED = "chosen"  # the page of modes that were named
+
+
+class SheetOptions(NamedTuple):
+    """What sheets show: for each head its first `modes`, of one layer or head or of all; or one page of the modes in
+    `select`."""
+
+    modes: int = 5
+    layer: int | None = None
+    head: int | None = None
+    select: tuple[str, ...] = ()
+
+
+class ScanOptions(NamedTuple):
+    """The arguments of `top_images` besides checkpoint and images."""
+
+    top: int = 9
+    scores: tuple[str, ...] = ("product",)
+    stream: Stream = "norm"
+    options: PassOptions = PassOptions()
+
+
+def write_top_images(
+    checkpoint: Checkpoint, images: ImageSet, scan: ScanOptions, folder: Path, attrs: Mapping[str, str]
+) -> Written:
+    """The result of `top_images`, read from top_images.nc in the folder or computed and written there.
+
+    An earlier result with more images of each mode will do: the first of them are returned.
+
+    Args:
+      attrs: more attributes for the file.
+
+    Returns:
+      The result, on every host.
+
+    Raises:
+      QkjaxError: no readable image, an earlier result of other settings, or a file that cannot be written.
+    """
+    checkpoint = for_photographs(checkpoint)
+    check(checkpoint, scan.top, scan.scores, scan.options)
+
+    def compute(partial: Path) -> xr.Dataset:
+        print(f"{checkpoint.name}: scanning {len(images)} images of {images.name}", file=sys.stderr)
+        return top_images(
+            checkpoint, images, top=scan.top, scores=scan.scores, stream=scan.stream, options=scan.options,
+            partial=partial,
+        )  # fmt: skip
+
+    written = outcome(
+        folder,
+        "top_images",
+        scan_settings(checkpoint, images, *scan),
+        compute,
+        lambda dataset: Description("", [], {}, {}),
+        at_least=("top",),
+        attrs=attrs,
+    )
+    report_unreadable(written.dataset, folder)
+    return written._replace(dataset=written.dataset.isel(place=slice(scan.top)))
+
+
+def pages_of(shown: SheetOptions, shape: tuple[int, int, int]) -> dict[str, list[ModeName]]:
+    """The modes on each page, by the page's name.
+
+    Args:
+      shape: layers, heads and modes of a head.
+
+    Raises:
+      QkjaxError: an unknown mode, layer or head, or no mode on a sheet.
+    """
+    if shown.select:
+        return {SELECTED: [ModeName.parse(text, shape) for text in shown.select]}
+    if shown.modes < 1:
+        raise QkjaxError(f"modes of a sheet are {shown.modes}; give a whole number from 1 up")
+    layers, heads = chosen("layer", shown.layer, shape[0]), chosen("head", shown.head, shape[1])
+    modes = range(min(shown.modes, shape[2]))
+    return {
+        f"sheets/L{layer:02d}_H{head:02d}": [ModeName(layer, head, mode) for mode in modes]
+        for layer, head in product(layers, heads)
+    }
+
+
+def draw_pages(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    dataset: xr.Dataset,
+    pages: Mapping[str, Sequence[ModeName]],
+    folder: Path,
+) -> Path:
+    """Draws the sheets and writes the table of their images, on the first host; returns the table's path."""
+    path = folder / ("chosen.csv" if SELECTED in pages else "sheets.csv")
+    if jax.process_index():
+        return path
+    title = f"{checkpoint.name}: the images (of {images.name}) that excite a mode most, and their scores"
+    title += f" ({dataset.score.values[0]})"
+    drawn = sheets(checkpoint, images, dataset, pages)
+    with held() as check_interrupt:
+        for page, rows in tqdm(drawn, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
+            # Sheets of all heads are for leafing through: as PDF, too, they would take twice the time and space.
+            formats = (".png", ".pdf") if page == SELECTED else (".png",)
+            figures.save(figures.top_images_sheet(title, rows), folder / page, formats)
+            check_interrupt()
+    lines = [{"page": page, **line} for page, names in pages.items() for line in mode_table(dataset, names)]
+    write_csv(lines, path)
+    print(f"wrote {path.name} and {len(pages)} sheets to {folder}", file=sys.stderr)
+    return path
+
+
+def earlier_folder(home: Path) -> Path:
+    """Where the scans of a model are: `top_images` in its folder of results, or `modes`, as it was called before."""
+    before = home / "modes"
+    return before if (before / "top_images.nc").exists() and not (home / "top_images").exists() else home / "top_images"

@@ -1,0 +1,36 @@
+"""Types of options, and library errors in terms of options."""
+
+import re
+from typing import Literal
+
+EditKind = Literal["drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric", "unbias"]
+Pool = Literal["tok", "gap", "map", "none", "0"]
+Dtype = Literal["float32", "bfloat16"]
+Stream = Literal["norm", "residual"]
+
+OPTIONS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in ("top", "batch", "resolution", "count", "seed", "layer", "head", "queries", "limit", "labels", "grid",
+                 "heads", "pool", "images", "modes", "fold_scale", "center", "select", "controls")
+} | {"scores": "--score", "folder": "--out", "sheet_modes": "--sheet-modes"}  # fmt: skip
+"""Options by the names of the library's arguments."""
+
+
+def given_options(**settings) -> dict:
+    """The settings that have a value."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def in_options(message: str) -> str:
+    """A library error, which names arguments as `top=0`, in terms of options: `--top 0`.
+
+    >>> in_options("top=0: expected a whole number from 1 up; center=True needs fold_scale=True")
+    '--top 0: expected a whole number from 1 up; --center needs --fold-scale'
+    """
+
+    def option(match: re.Match) -> str:
+        name, value = OPTIONS[match[1]], match[2]
+        return name if value in ("True", "...") else f"{name} {value}"
+
+    names = "|".join(sorted(OPTIONS, key=len, reverse=True))
+    return re.sub(rf"(?<![\w.\"'-])({names})=(True\b|\.\.\.|(?=\S))", option, message)

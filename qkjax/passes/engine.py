@@ -1,0 +1,214 @@
+"""One pass over a set of images: batches, hosts, prefetch, saving, resuming, unreadable images, the progress bar.
+
+An analysis says what one batch does to its state and how the states of several hosts are merged; everything else is
+here. Interrupted or killed at any moment, the next call resumes and gives the same bits as one uninterrupted pass:
+batches are cut by the images' numbers alone, and each is added to the same state by the same compiled program.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from qkjax.errors import QkjaxError
+from qkjax.images.sets import Batch, Unreadable
+from qkjax.passes.partial_file import read_partial, write_partial
+from qkjax.runtime import hosts
+from qkjax.runtime.interrupt import held
+
+State = TypeVar("State")  # a pytree of arrays whose shapes stay the same
+Rows = dict[str, np.ndarray]  # arrays with one row per image, or per batch
+
+SAVE_SECONDS = 20.0
+"""Seconds between two saves."""
+
+
+class PassResult(NamedTuple):
+    """The result of a pass, on every host.
+
+    Attributes:
+      state: after the last batch.
+      rows: what the batches gave, concatenated in the order of the batches.
+      unreadable: index and reason of the images that could not be read, by index.
+    """
+
+    state: object
+    rows: Rows
+    unreadable: Unreadable
+
+
+class _Progress(NamedTuple):
+    """Always replaced as a whole, so that no batch counts twice."""
+
+    done: int
+    state: object
+    rows: list[tuple[int, Rows]]
+    unreadable: Unreadable
+
+
+def batch_groups(count: int, size: int) -> list[range]:
+    """The indices of each batch of a set of `count` images."""
+    return [range(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def run_pass(
+    step: Callable[[State, Batch], tuple[State, Rows]],
+    state: State,
+    groups: Sequence[Sequence[int]],
+    batches: Callable[[Sequence[Sequence[int]]], Iterable[Batch]],
+    path: Path | None,
+    settings: Mapping[str, str],
+    *,
+    merge: Callable[[list[State]], State] | None = None,
+    bar: tqdm | None = None,
+) -> PassResult:
+    """The whole pass, or what is left of an interrupted one.
+
+    With several hosts (`jax.distributed`) each takes every n-th batch, and all of them get the whole result.
+
+    Args:
+      step: takes the state and a batch and returns the new state, and rows to keep. It may use up the old state
+        (donate its buffers), which is never read again.
+      state: before the first batch.
+      groups: indices of the images of each batch.
+      batches: yields the batches of some groups, in order.
+      path: file in which progress is saved, one per host; the caller removes it when the result is safe. None: nothing
+        is saved.
+      settings: everything that the result depends on, see `settings_of`.
+      merge: one state from those of several hosts, needed if the state is not empty.
+      bar: a progress bar that several passes share; by default the pass has its own.
+
+    Raises:
+      QkjaxError: a saved pass has other settings or cannot be read, hosts work on different things, or a file cannot
+        be written.
+      KeyboardInterrupt: between two batches; progress is saved.
+    """
+    process, processes = jax.process_index(), jax.process_count()
+    if processes > 1:
+        hosts.agree(settings)
+    settings = {**settings, "process": f"{process} of {processes}"}
+    own = list(groups[process::processes])
+    progress = _resumed(path, settings, state, len(own)) or _Progress(0, state, [], ())
+    progress = _advance(progress, step, own, batches, lambda p: _save(path, settings, p), bar)
+    states, rows, unreadable = [progress.state], progress.rows, progress.unreadable
+    rows = [(process + processes * number, row) for number, row in rows]
+    if processes > 1:
+        states, rows, unreadable = _gathered(progress.state, rows, unreadable)
+    merged = merge(states) if merge and processes > 1 else states[0]
+    return PassResult(merged, _concatenated(rows), tuple(sorted(unreadable)))
+
+
+def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
+    """Each item, and the seconds spent waiting for it."""
+    remaining = iter(work)
+    while True:
+        start = time.monotonic()
+        try:
+            item = next(remaining)
+        except StopIteration:
+            return
+        yield time.monotonic() - start, item
+
+
+def _advance(progress: _Progress, step, groups, batches, save, bar: tqdm | None) -> _Progress:
+    """Runs the batches that are left; saves every so often, at the end, and when interrupted.
+
+    The bar states for what share of the time the device waits for batches: if it is large, images are read too slowly.
+    """
+    before, left = groups[: progress.done], groups[progress.done :]
+    began = saved = time.monotonic()
+    waited, done = 0.0, sum(map(len, before))
+    own_bar = bar is None
+    bar = bar if bar is not None else tqdm(total=sum(map(len, groups)), initial=done, unit="img", smoothing=0.1)
+    with bar if own_bar else nullcontext(), held() as check_interrupt:
+        if not own_bar:
+            bar.update(done)
+        for group, (seconds, batch) in zip(left, with_waits(batches(left)), strict=True):
+            state, rows = step(progress.state, batch)
+            kept = [*progress.rows, (progress.done, rows)] if rows else progress.rows
+            progress = _Progress(progress.done + 1, state, kept, (*progress.unreadable, *batch.unreadable))
+            waited += seconds
+            bar.set_postfix_str(f"device idle {waited / (time.monotonic() - began):.0%}", refresh=False)
+            bar.update(len(group))
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save(progress)
+                saved = time.monotonic()
+            try:
+                check_interrupt()
+            except KeyboardInterrupt:
+                save(progress)
+                raise
+    save(progress)
+    return progress
+
+
+def _save(path: Path | None, settings: Mapping[str, str], progress: _Progress) -> None:
+    if path is None:
+        return
+    leaves = {f"state{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(progress.state))}
+    rows = {f"rows/{name}": value for name, value in _concatenated(progress.rows).items()}
+    rows |= {f"batch/{name}": value for name, value in _batch_numbers(progress.rows).items()}
+    write_partial(path, settings, {"done": np.array(progress.done), **leaves, **rows}, progress.unreadable)
+
+
+def _resumed(path: Path | None, settings: Mapping[str, str], state, batches: int) -> _Progress | None:
+    """Where an interrupted pass stands; None without one.
+
+    Raises:
+      QkjaxError: it has other settings, or its arrays do not fit.
+    """
+    saved = read_partial(path, settings) if path else None
+    if saved is None:
+        return None
+    arrays, unreadable = saved
+    leaves, structure = jax.tree.flatten(state)
+    try:
+        done = int(arrays["done"])
+        restored = [arrays[f"state{i}"] for i in range(len(leaves))]
+        fit = all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(restored, leaves, strict=True))
+        names = [name.removeprefix("rows/") for name in arrays if name.startswith("rows/")]
+        rows = {name: (arrays[f"rows/{name}"], arrays[f"batch/{name}"]) for name in names}
+        fit = fit and 0 <= done <= batches and all(len(x) == len(numbers) for x, numbers in rows.values())
+        if not fit:
+            raise ValueError("its arrays have other shapes")
+    except (KeyError, ValueError, TypeError) as error:
+        raise QkjaxError(f"cannot resume from {path} ({error}); remove it to start again") from error
+    # All earlier batches as one: their rows are in order already.
+    by_batch = [(n, {k: x[numbers == n] for k, (x, numbers) in rows.items()}) for n in range(done)] if rows else []
+    return _Progress(done, jax.tree.unflatten(structure, restored), by_batch, unreadable)
+
+
+def _concatenated(rows: list[tuple[int, Rows]]) -> Rows:
+    ordered = [row for _, row in sorted(rows, key=lambda item: item[0])]
+    return {name: np.concatenate([row[name] for row in ordered]) for name in (ordered[0] if ordered else ())}
+
+
+def _batch_numbers(rows: list[tuple[int, Rows]]) -> Rows:
+    """For each row of `_concatenated` the number of its batch."""
+    ordered = sorted(rows, key=lambda item: item[0])
+    names = ordered[0][1] if ordered else ()
+    return {name: np.concatenate([np.full(len(row[name]), number) for number, row in ordered]) for name in names}
+
+
+def _gathered(state, rows: list[tuple[int, Rows]], unreadable: Unreadable):
+    """States, rows and unreadable images of all hosts, on each of them."""
+    leaves, structure = jax.tree.flatten(state)
+    states = [
+        jax.tree.unflatten(structure, [part[str(i)] for i in range(len(leaves))])
+        for part in hosts.gather_arrays({str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
+    ]
+    columns = {f"rows/{k}": v for k, v in _concatenated(rows).items()}
+    columns |= {f"batch/{k}": v for k, v in _batch_numbers(rows).items()}
+    everywhere = []
+    for part in hosts.gather_arrays(columns):
+        names = [name.removeprefix("rows/") for name in part if name.startswith("rows/")]
+        for number in np.unique(np.concatenate([part[f"batch/{n}"] for n in names])) if names else ():
+            row = {name: part[f"rows/{name}"][part[f"batch/{name}"] == number] for name in names}
+            everywhere.append((int(number), row))
+    listed = [(int(i), str(reason)) for items in hosts.gather_json(unreadable) for i, reason in items]
+    return states, everywhere, listed

@@ -1,0 +1,41 @@
+"""How a pass over images is run, whatever it computes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+
+from qkjax.errors import QkjaxError
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How a pass over images is run.
+
+    Attributes:
+      batch: images per batch, rounded up to a multiple of the devices. None: 8 on a CPU, because a larger batch
+        overflows its caches; 64 per device elsewhere.
+      resolution: (height, width) of the images in pixels; None: the checkpoint's own.
+      dtype: of the forward pass; projections, scores and measures are float32.
+
+    Example:
+      >>> PassOptions(batch=16, resolution=(224, 224))
+      PassOptions(batch=16, resolution=(224, 224), dtype='float32')
+    """
+
+    batch: int | None = None
+    resolution: tuple[int, int] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+def batch_size(requested: int | None) -> int:
+    """Images per batch on the devices of this host, see `PassOptions`.
+
+    Raises:
+      QkjaxError: less than one is requested.
+    """
+    if requested is not None and requested < 1:
+        raise QkjaxError(f"batch is {requested}; give a whole number from 1 up")
+    devices = jax.local_device_count()
+    size = requested or (8 if jax.default_backend() == "cpu" else 64 * devices)
+    return -(-size // devices) * devices

@@ -1,0 +1,49 @@
+"""The file in which an interrupted pass is kept, from which the next one resumes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from qkjax.errors import QkjaxError
+from qkjax.images.sets import Unreadable
+from qkjax.runtime.files import atomic_path
+
+
+def write_partial(
+    path: Path, settings: Mapping[str, str], arrays: Mapping[str, np.ndarray], unreadable: Unreadable
+) -> None:
+    """Writes the arrays of a pass, under any names but "settings" and "unreadable". Atomic.
+
+    Raises:
+      QkjaxError: the file cannot be written.
+    """
+    texts = {"settings": json.dumps(dict(settings)), "unreadable": json.dumps(unreadable)}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays, **{name: np.array(text) for name, text in texts.items()})
+
+
+def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.ndarray], Unreadable] | None:
+    """The arrays and the unreadable images of an interrupted pass; None if there is no such file.
+
+    Raises:
+      QkjaxError: it has other settings, or cannot be read.
+    """
+    if not path.exists():
+        return None
+    advice = f"remove {path} to start again"
+    try:
+        # numpy leaves a file that it cannot read open, unless it is given an open one
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file}
+        earlier, unreadable = (json.loads(str(arrays.pop(name))) for name in ("settings", "unreadable"))
+        unreadable = tuple((int(index), str(reason)) for index, reason in unreadable)
+        different = [name for name in settings if settings[name] != earlier.get(name)]
+    except Exception as error:  # zipfile, numpy and json raise whatever they stumble over
+        raise QkjaxError(f"cannot read the interrupted pass {path} ({error}); {advice}") from error
+    if different:
+        raise QkjaxError(
+            f"{path} is an interrupted pass with other settings ({', '.join(different)}): repeat those, or {advice}"
+        )
+    return arrays, unreadable

@@ -1,0 +1,60 @@
+"""Labels on every variable and dimension of a result, so that a Dataset explains itself."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+
+class Label(NamedTuple):
+    """What a variable is.
+
+    Attributes:
+      long_name: for axes of plots.
+      units: "1" for a number without units.
+      description: one line.
+    """
+
+    long_name: str
+    units: str
+    description: str
+
+
+DIMENSIONS = {
+    "layer": Label("layer", "1", "Layer, counted from 0."),
+    "head": Label("head", "1", "Attention head of a layer, counted from 0."),
+    "mode": Label("mode", "1", "Mode of a head, strongest first, counted from 0."),
+    "embed": Label("embedding dimension", "1", "Index in the token embedding."),
+    "eigen": Label("eigenvalue", "1", "Eigenvalues in descending order, counted from 0."),
+    "pair": Label("eigenvalue pair", "1", "Pairs of imaginary eigenvalues in descending order, counted from 0."),
+    "sign": Label("sign of the mode", "1", "1 for (u, v), -1 for (-u, -v): the same mode."),
+    "place": Label("rank", "1", "Rank of the image for the mode, 0 is the best."),
+    "score": Label("score", "1", "How an image is scored, see qkjax.activations.scores."),
+    "image": Label("image", "1", "Name of the image in its set."),
+    "query": Label("query", "1", "Whose token is the query."),
+    "region": Label("region", "1", "Region of the image."),
+    "stream": Label("stream", "1", "Tokens that are measured: before (residual) or after (norm) the LayerNorm."),
+    "ablation": Label("ablation", "1", "Ablation of the plan, 0 is the unedited model."),
+    "broken": Label("unreadable image", "1", "Images that could not be read, counted from 0."),
+    "missing": Label("image left out", "1", "Images that were left out, counted from 0."),
+    "row": Label("row of patches", "1", "Rows of the patch grid, from the top."),
+    "column": Label("column of patches", "1", "Columns of the patch grid, from the left."),
+}
+
+
+def annotated(dataset: xr.Dataset, labels: Mapping[str, Label]) -> xr.Dataset:
+    """The dataset with `long_name`, `units` and `description` on every variable, and a coordinate on every dimension.
+
+    Args:
+      labels: of the variables and of coordinates that are not dimensions.
+
+    Raises:
+      KeyError: a variable or a dimension without a label.
+    """
+    without = [name for name in dataset.sizes if name not in dataset.coords]
+    dataset = dataset.assign_coords({name: np.arange(dataset.sizes[name]) for name in without})
+    for name in dataset.variables:
+        label = labels[name] if name in labels else DIMENSIONS[str(name)]
+        dataset[name].attrs.update(label._asdict())
+    return dataset
