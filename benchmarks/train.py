@@ -30,7 +30,7 @@ import qkjax
 from qkjax.train.config import TrainConfig, vit_config
 from qkjax.train.constraints import CONSTRAINTS, example_name
 from qkjax.train.data import training_batches
-from qkjax.train.devices import spread
+from qkjax.train.devices import distribute
 from qkjax.train.model import count, initial, plain
 from qkjax.train.presets import PRESETS
 from qkjax.train.step import program
@@ -47,7 +47,7 @@ def ours(config: TrainConfig, vit: ViTConfig, batches: list) -> Callable[[], Non
 
     def run() -> None:
         for number in range(STEPS):
-            held[0], _ = made.step(held[0], *spread(batches[number % len(batches)]))
+            held[0], _ = made.step(held[0], *distribute(batches[number % len(batches)]))
         jax.block_until_ready(held[0])
 
     return run
