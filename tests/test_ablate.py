@@ -287,7 +287,7 @@ def test_the_files_say_what_was_found(checkpoint, folder, whole):
     names = ("dose_response", "layer_map", "attention_by_layer")
     assert figures == {name + ending for name in names for ending in (".png", ".pdf")}
     wanted, other = ImagesWanted(folder, labels=True), AblationOptions(queries=5, batch=4)
-    with pytest.raises(qkjax.QkjaxError, match=r"has the result of other settings \(queries\): remove it, or write"):
+    with pytest.raises(qkjax.QkjaxError, match=r"has other settings \(queries\): remove it, or write"):
         ablate_model(checkpoint.source, LINES, wanted, path, other, {})
     assert json.loads(data.attrs["settings"])["labels"] == "true"
 
@@ -351,7 +351,7 @@ def test_intervals_over_few_seeds_hold_what_they_say(seeds):
         ),
         (
             lambda c, f: ablate_model(c, [], ImagesWanted(f / "first", labels=True), None, AblationOptions(), {}),
-            "wants a folder of images for each class",
+            "needs a folder of images for each class",
         ),
     ],
 )

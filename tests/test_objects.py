@@ -129,7 +129,9 @@ def test_ade20k_in_its_layouts_and_folders_of_ones_own(tmp_path):
     with pytest.raises(qkjax.QkjaxError, match="a: its mask has 64 x 40 pixels, and the image 64 x 64"):
         _seen(*open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
     write(tmp_path / "own" / "masks" / "a.png", 0 * classes + 1)
-    with pytest.raises(qkjax.QkjaxError, match="a: 1 objects of a patch's area in what the model sees, and two"):
+    with pytest.raises(
+        qkjax.QkjaxError, match="a: 1 objects of at least a patch's area in the crop that the model sees; expected two"
+    ):
         _seen(*open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
     write(tmp_path / "own" / "masks" / "b.jpg", classes)
     write(tmp_path / "own" / "images" / "b.jpg", photograph)

@@ -18,7 +18,7 @@ from qkjax.activations.project import Maps, Stream
 from qkjax.analyses.decomposition import bias_terms, decompose
 from qkjax.errors import QkjaxError, nearest
 from qkjax.figures.sheets import SheetRow, Tile
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.preprocess import Photograph, normalise, open_image, picture
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.mode_name import ModeName

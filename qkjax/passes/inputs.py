@@ -1,4 +1,4 @@
-"""Photographs as a checkpoint sees them: their channels, their resolution, how their pixels are normalised."""
+"""Images as a checkpoint takes them: channels, resolution, normalisation, batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -53,7 +53,7 @@ def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> 
 
 
 def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
-    """Of a preprocessed picture what the model sees: without the rows and columns that fill no patch."""
+    """The picture that the model sees: without the rows and columns that fill no patch."""
     height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
     return picture[:height, :width]
 

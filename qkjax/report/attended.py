@@ -1,4 +1,4 @@
-"""One image under all modes: all that a page needs to say where any patch attends, and by which modes."""
+"""One image under all modes: what a page needs to show where any patch attends, and through which modes."""
 
 from functools import partial
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Attended(NamedTuple):
     Attributes:
       query, key: int16, see `qkjax.report.pack.quantised`: a term is wrong by about 3e-5 of its mode's largest.
       bias: y_j . b of the key bias, b as in `bias_terms`, divided by sqrt(d).
-      other: times `other_step` (layers, heads): relative position biases, less their mean over keys; empty where the
+      other: times `other_step` (layers, heads): relative position biases, less their mean over keys; empty if the
         model has none.
       share: of each mode in the variance of the logits, see `qkjax.activations.contribution`.
       bias_share: of the key bias.

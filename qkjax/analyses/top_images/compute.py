@@ -15,7 +15,7 @@ from qkjax.activations.top_k import Top, add, empty, merge
 from qkjax.analyses.outcome import require_readable
 from qkjax.analyses.top_images.tables import top_images_dataset
 from qkjax.errors import QkjaxError, nearest
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
