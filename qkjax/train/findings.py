@@ -1,4 +1,4 @@
-"""What a run or a sweep found: tables with confidence intervals, and plain sentences made from their numbers."""
+"""The findings of a run or a sweep: tables with confidence intervals, and plain sentences with their numbers."""
 
 from collections.abc import Mapping, Sequence
 

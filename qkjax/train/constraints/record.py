@@ -73,13 +73,13 @@ class Argument:
         """
         high = head_dim if self.high is None else self.high
         number = "a whole number" if self.type is int else "a number"
-        wanted = f"{number} from {self.low} up" if high is None else f"{number} from {self.low} to {high}"
+        expected = f"{number} from {self.low} up" if high is None else f"{number} from {self.low} to {high}"
         try:
             value = self.type(text)
         except ValueError as error:
-            raise QkjaxError(f"{self.meaning} is {text!r}, expected {wanted}") from error
+            raise QkjaxError(f"{self.meaning} is {text!r}, expected {expected}") from error
         if not self.low <= value <= (np.inf if high is None else high):
-            raise QkjaxError(f"{self.meaning} is {text}, expected {wanted}")
+            raise QkjaxError(f"{self.meaning} is {text}, expected {expected}")
         return value
 
 
