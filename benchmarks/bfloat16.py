@@ -25,7 +25,7 @@ import qkjax
 from qkjax.analyses.top_images.scan import ScanOptions, scan_images
 from qkjax.images.default_set import photographs
 from qkjax.images.sources import ImageSet, image_set
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 MODEL = "dinov2-vits14-focus"
 KEPT = 9

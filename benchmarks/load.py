@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 from table import Line
 
 import qkjax
-from qkjax.weights.infer import expected_shapes
-from qkjax.weights.npz import write_npz
+from qkjax.weights.families.architecture import expected_shapes
+from qkjax.weights.formats.npz import write_npz
 
 CONFIG = qkjax.ViTConfig(
     width=1024, depth=24, heads=16, head_dim=64, mlp_dim=4096, patch_size=(16, 16), grid=(14, 14), pool="tok",

@@ -24,7 +24,7 @@ from qkjax.images.generated import patterns
 from qkjax.images.preprocess import PRESETS
 from qkjax.images.scenes import scene_batches
 from qkjax.passes.settings import batch_size
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 BASE = qkjax.ViTConfig(
     width=768, depth=12, heads=12, head_dim=64, mlp_dim=3072, patch_size=(16, 16), grid=(14, 14), pool="tok",

@@ -23,7 +23,7 @@ from preference import BASE
 import qkjax
 from qkjax.images.preprocess import PRESETS
 from qkjax.report.job import ReportOptions, report
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 ROUNDS = 5
 VIEWS = {"overview": "", "head": "base/L5H7", "mode": "base/L5H7M3+", "image, all 144 heads": "base/image0"}

@@ -29,7 +29,7 @@ from qkjax.analyses.top_images.scan import Scanner, ScanOptions
 from qkjax.figures.style import COLOURS, DPI, MARKERS, WIDTH, styled
 from qkjax.images.preprocess import PRESETS, picture
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 SHAPES = [(3, 384, 6), (6, 384, 6), (12, 384, 6), (24, 384, 6), (12, 576, 9), (12, 768, 12), (12, 1024, 16)]
 MODELS = [(4, 192), (8, 192), (12, 192), (6, 384), (12, 384)]

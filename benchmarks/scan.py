@@ -36,7 +36,7 @@ from qkjax.images.preprocess import PRESETS
 from qkjax.images.sources import ImageSet, open_images
 from qkjax.passes.settings import batch_size
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 MODEL = "dinov2-vits14-focus"
 JPEG = "scan of JPEG files, decoding included"

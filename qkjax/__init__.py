@@ -15,7 +15,7 @@ from importlib import import_module
 
 _HOME = {
     "BiasTerms": "interaction.bias",
-    "Checkpoint": "weights.load",
+    "Checkpoint": "weights.checkpoint",
     "Metrics": "interaction.metrics",
     "Modes": "interaction.modes",
     "PassOptions": "passes.options",

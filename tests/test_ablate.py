@@ -27,8 +27,7 @@ from qkjax.interaction.edit import edit
 from qkjax.results.intervals import interval, ratio_interval
 from qkjax.vit.model import forward
 from qkjax.vit.patches import query_places
-from qkjax.weights.export import save
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, write_checkpoint
 
 SIDE, CLASSES = 32, ("first", "other", "third")
 PRESET = Preprocess("squash", "pil-bilinear", SIDE, SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -45,7 +44,7 @@ def checkpoint(tmp_path_factory) -> Checkpoint:
     tree = qkjax.ViT(config).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))["params"]
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
     path = tmp_path_factory.mktemp("model") / "small.npz"
-    save(path, config, params, PRESET)
+    write_checkpoint(path, config, params, PRESET)
     return qkjax.load(path)
 
 
@@ -254,7 +253,7 @@ def test_the_figure_of_doses_has_every_curve():
     figure = dose_response(rows)
     assert [len(axes.get_lines()) for axes in figure.axes] == [3, 3]  # two curves, and the unedited model
     said = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert {"drop early", "drop heads=0", "random, as strong"} <= said
+    assert {"drop early", "drop heads=0", "random, strength-matched"} <= said
 
 
 def test_a_cut_of_several_doses_shows_the_largest_share_by_layer():

@@ -1,5 +1,6 @@
 """What keeps the code simple: start-up time, imports that point one way, and style."""
 
+import ast
 import subprocess
 import sys
 import time
@@ -48,3 +49,32 @@ def test_style(command):
 def test_imports_point_one_way():
     code = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
     subprocess.run([sys.executable, "-c", code, "--no-cache"], cwd=ROOT, check=True)
+
+
+LATE_IMPORTS = {
+    ("qkjax/train/config.py", "qkjax.train.constraints"): "the configuration is read for --help, constraints need jax",
+    (
+        "qkjax/weights/download/fetch.py",
+        "qkjax.weights.download.wheel",
+    ): "converts, and so needs jax; other downloads do not",
+}
+"""(file, module) of imports of qkjax within functions, with the reason."""
+
+
+def imports_within_functions(path: Path) -> set[str]:
+    """Modules of qkjax that functions of a file import."""
+    functions = [
+        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    nodes = [node for function in functions for node in ast.walk(function)]
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {f"{'.' * n.level}{n.module or ''}" for n in nodes if isinstance(n, ast.ImportFrom)}
+    return {module for module in modules if module.startswith(("qkjax", "."))}
+
+
+def test_functions_import_no_module_of_qkjax():
+    """An import inside a function hides a circle; only the command line may: `qkjax --help` must be quick."""
+    package = ROOT / "qkjax"
+    files = [p for p in package.rglob("*.py") if package / "cli" not in p.parents and p != package / "__init__.py"]
+    late = {(str(p.relative_to(ROOT)), module) for p in files for module in imports_within_functions(p)}
+    assert late == set(LATE_IMPORTS)

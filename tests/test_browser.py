@@ -24,7 +24,7 @@ from qkjax.images.sources import open_images
 from qkjax.report.job import ReportOptions, report
 from qkjax.vit.model import forward
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.export import save
+from qkjax.weights.checkpoint import write_checkpoint
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -43,7 +43,7 @@ def site(tmp_path_factory) -> Path:
         report((str(DATA / "a.npz"),), Path("images"), None, SHOWN, {})
         write_preference(folder / "results/a")
         wide = replace(BEIT, grid=(2, 4))
-        save("c.npz", wide, perturbed(wide, 1), PRESETS["hf-vit"])
+        write_checkpoint("c.npz", wide, perturbed(wide, 1), PRESETS["hf-vit"])
         report(("results/a", str(DATA / "b.npz"), "c.npz"), Path("images"), Path("report"), SHOWN, {})
     return folder
 

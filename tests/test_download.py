@@ -19,10 +19,12 @@ import pytest
 
 import qkjax
 from qkjax.images.preprocess import PRESETS
-from qkjax.weights import catalogue, hub, partial
-from qkjax.weights import download as module
-from qkjax.weights.download import download
-from qkjax.weights.fetch import check_urls, fetch
+from qkjax.weights import catalogue
+from qkjax.weights.catalogue import lookup
+from qkjax.weights.download import http, hub, partial_file
+from qkjax.weights.download.check import check_urls
+from qkjax.weights.download.fetch import fetch, local_file
+from qkjax.weights.download.http import download
 
 BODY = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)
@@ -227,14 +229,14 @@ def test_no_connection(tmp_path):
 
 
 def test_attempts_that_bring_much_are_not_counted(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 10_000)
+    monkeypatch.setattr(http, "CHUNK", 10_000)
     url, _ = serve("cut", "", "cut", "", "cut", "", "cut")
     assert get(url, tmp_path / "x.npz", attempts=2).read_bytes() == BODY
 
 
 @pytest.mark.parametrize("settings", [{"tag": ""}, {"ranges": False}])
 def test_attempts_that_bring_the_same_again_are_counted(settings, serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 10_000)
+    monkeypatch.setattr(http, "CHUNK", 10_000)
     url, handler = serve(*["cut"] * 50, **settings)
     with pytest.raises(qkjax.QkjaxError, match=r"cut off \d+ bytes before the end; try again"):
         get(url, tmp_path / "x.npz")
@@ -243,8 +245,8 @@ def test_attempts_that_bring_the_same_again_are_counted(settings, serve, tmp_pat
 
 def test_disk_without_room(serve, tmp_path, monkeypatch):
     url, _ = serve()
-    usage = partial.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(partial.shutil, "disk_usage", lambda _: usage)
+    usage = partial_file.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(partial_file.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(qkjax.QkjaxError, match=r"has room for 0\.0 MB and 0\.3 MB are to come; make room"):
         get(url, tmp_path / "x.npz")
 
@@ -277,7 +279,7 @@ def test_fetch_from_a_mirror_of_google_storage(serve, tmp_path, monkeypatch, cap
     monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path))
     monkeypatch.setenv("QKJAX_GS_URL", f"{url}/mirror/")
     path = fetch("vit-b16-i21k-i1k-384")
-    assert path == catalogue.local_file("vit-b16-i21k-i1k-384")
+    assert path == local_file("vit-b16-i21k-i1k-384")
     assert path == tmp_path / "gs/vit_models/imagenet21k+imagenet2012/ViT-B_16.npz"
     assert path.read_bytes() == BODY
     assert handler.log == [("GET", "/mirror/vit_models/imagenet21k%2Bimagenet2012/ViT-B_16.npz", None)]
@@ -309,7 +311,7 @@ def test_two_models_of_one_pytorch_file(serve, tmp_path, monkeypatch):
         there = known["ijepa-vith14-1k-predictor"]
         entry = replace(there, name=name, url=f"{url}/x.pth.tar", sub=sub, heads=heads)
         monkeypatch.setitem(known, name, entry)
-        monkeypatch.setitem(catalogue._index(), name, entry)
+        monkeypatch.setitem(lookup._index(), name, entry)
     encoder, predictor = qkjax.load("tiny-encoder"), qkjax.load("tiny-predictor")
     assert (encoder.config.width, encoder.config.heads) == (48, 4)
     assert (predictor.config.width, predictor.config.heads, predictor.config.channels) == (24, 2, 48)

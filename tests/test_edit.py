@@ -12,15 +12,14 @@ import scipy.special
 
 import qkjax
 from conftest import dense_svd
-from qkjax.analyses.edit import Edit, edit_with_notes, planned
+from qkjax.analyses.edit import Edit, edit_with_notes, resolve
 from qkjax.images.preprocess import PRESETS
 from qkjax.interaction.edit import EDITS, edit, realise
 from qkjax.interaction.modes import decompose
 from qkjax.interaction.select import random_modes, select, strength
 from qkjax.vit.model import forward
 from qkjax.vit.tree import with_attention
-from qkjax.weights.export import save
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, write_checkpoint
 
 EMBED, COLUMNS = 24, 6
 
@@ -205,7 +204,7 @@ def test_shares_take_the_first_modes_in_order_and_keep_is_the_rest(model):
     parts = model[2]
     m, kept, left = (
         np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in found[:2]))
-        for found in (parts, *(edit(parts, modes, *planned(Edit(k, "modes=0-1 cosine>0"), parts, modes, metrics)[:2])
+        for found in (parts, *(edit(parts, modes, *resolve(Edit(k, "modes=0-1 cosine>0"), parts, modes, metrics)[:2])
                                for k in ("keep", "drop")))
     )  # fmt: skip
     chosen = select("modes=0-1 cosine>0", metrics).any(-1) & ~select("modes=0-1 cosine>0", metrics).all(-1)
@@ -223,13 +222,13 @@ def test_controls_of_whole_heads_are_as_strong_as_what_is_taken_away(model):
     m = np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in parts[:2]))
     halves = {"symmetric": (m - np.swapaxes(m, 2, 3)) / 2, "antisymmetric": (m + np.swapaxes(m, 2, 3)) / 2}
     for kind, lost in halves.items():
-        plan = planned(Edit(kind, "layers=0,2", control=1), parts, modes, metrics)
+        plan = resolve(Edit(kind, "layers=0,2", control=1), parts, modes, metrics)
         assert plan.kind == "drop"
         wanted = (lost**2).sum((2, 3)) / (m**2).sum((2, 3))
         np.testing.assert_allclose(plan.share[[0, 2]], wanted[[0, 2]], atol=1e-5)
         np.testing.assert_allclose(strength(plan.weights, modes.s), plan.share, atol=1e-6)
         assert not plan.weights[1].any()
-    plan = planned(Edit("unbias", control=1), parts, modes, metrics)
+    plan = resolve(Edit("unbias", control=1), parts, modes, metrics)
     centred = np.eye(24) - 1 / 24
     scale = parts.norm_scale.astype(np.float64)
     for layer, head in np.ndindex(3, 4):
@@ -244,7 +243,7 @@ def test_controls_of_all_modes_are_as_strong_as_the_change(model, kind):
     """||M' - M||^2 by float64 dense arithmetic, no more than all; random modes of it are dropped."""
     _, _, parts, modes = model
     metrics = qkjax.measure(modes)
-    own, plan = (planned(Edit(kind, "layers=1", control=c), parts, modes, metrics) for c in (None, 2))
+    own, plan = (resolve(Edit(kind, "layers=1", control=c), parts, modes, metrics) for c in (None, 2))
     was, now = (
         np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in p[:2]))
         for p in (parts, edit(parts, modes, own.kind, own.weights, 13))
@@ -261,7 +260,7 @@ def test_keeping_all_without_the_bias_takes_it_out(model):
     _, _, parts, modes = model
     metrics = qkjax.measure(modes)
     for text, heads in (("all", slice(None)), ("modes=0- layers=1", 1)):
-        plan = planned(Edit("keep", text, key_bias=False), parts, modes, metrics)
+        plan = resolve(Edit("keep", text, key_bias=False), parts, modes, metrics)
         found = edit(parts, modes, plan.kind, plan.weights, None, plan.key_bias, plan.heads)
         m, was = (np.einsum("ldhk,lehk->lhde", *(np.asarray(x) for x in p[:2])) for p in (found, parts))
         np.testing.assert_allclose(m, was, atol=1e-5 * np.abs(was).max())
@@ -269,7 +268,7 @@ def test_keeping_all_without_the_bias_takes_it_out(model):
         assert not direction[heads].any()
         rest = np.delete(np.arange(3), np.arange(3)[heads])
         assert np.abs(direction[rest]).min(initial=1) > 0
-    assert not planned(Edit("keep", "all"), parts, modes, metrics).heads.any()
+    assert not resolve(Edit("keep", "all"), parts, modes, metrics).heads.any()
 
 
 def test_taking_out_the_bias_alone_leaves_the_interaction(model):
@@ -313,7 +312,7 @@ def test_what_is_dropped_is_the_share_that_is_said(model, text):
     was = np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in parts[:2]))
 
     def edited(kind, control=None):
-        plan = planned(Edit(kind, text, True, control), parts, modes, metrics)
+        plan = resolve(Edit(kind, text, True, control), parts, modes, metrics)
         found = edit(parts, modes, plan.kind, plan.weights)
         return plan, np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in found[:2]))
 
@@ -411,9 +410,9 @@ def test_exact_heads_are_exact_and_commands_say_what_does_not_fit(model, tmp_pat
     np.testing.assert_allclose(found["attention"][0], scipy.special.softmax(logits, axis=-1), atol=1e-5)
     _, (note,) = edit_with_notes(checkpoint, "symmetric")
     assert "6 columns hold 0." in note
-    with pytest.raises(qkjax.QkjaxError, match=r"there is no edit 'dropp' \(nearest: 'drop'\); there are keep, drop"):
+    with pytest.raises(qkjax.QkjaxError, match=r"unknown edit 'dropp' \(nearest: 'drop'\); the edits are keep, drop"):
         edit_with_notes(checkpoint, "dropp")
-    save(tmp_path / "small.npz", config, params)
+    write_checkpoint(tmp_path / "small.npz", config, params)
     command = [sys.executable, "-m", "qkjax", "export", "small.npz", "out.npz", "--edit", "antisymmetric"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
     assert "note: 6 columns hold" in done.stderr

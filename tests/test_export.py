@@ -1,14 +1,18 @@
-"""Writing checkpoints. That big_vision reads them is checked by its own layout: the golden files."""
+"""Checkpoints in memory and written to files. The golden files show the layout that big_vision reads."""
 
+import doctest
+import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib import import_module
 
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import qkjax
 from conftest import DATA
+from qkjax.passes.settings import settings_of
 from qkjax.vit.model import forward
 
 
@@ -53,11 +57,60 @@ def test_images_of_an_altered_file(tmp_path, change):
 
 
 def test_export_refuses_what_big_vision_cannot_hold(tmp_path, default):
-    from dataclasses import replace
-
     with_registers = replace(default, config=replace(default.config, registers=4))
     with pytest.raises(qkjax.QkjaxError, match="extra tokens"):
         qkjax.export(with_registers, tmp_path / "x.npz")
     with pytest.raises(qkjax.QkjaxError, match=r"must end in \.npz"):
         qkjax.export(default, tmp_path / "x.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_save_and_load_lose_nothing(tmp_path):
+    checkpoint = qkjax.load(DATA / "c.npz")
+    qkjax.save(replace(checkpoint, preprocess=replace(checkpoint.preprocess, mean=(0.1, 0.2, 0.3))), tmp_path / "x.npz")
+    copy = qkjax.load(tmp_path / "x.npz")
+    assert (copy.config, copy.preprocess.mean) == (checkpoint.config, (0.1, 0.2, 0.3))
+    assert digest(copy) == digest(checkpoint)
+    with pytest.raises(qkjax.QkjaxError, match=r"path is .*x\.bin', expected a name that ends in \.npz"):
+        qkjax.save(checkpoint, tmp_path / "x.bin")
+
+
+def digest(checkpoint: qkjax.Checkpoint) -> str:
+    """The digest by another route: of the parameters in the order of their names."""
+    flat = flatten_dict(checkpoint.params, sep="/")
+    data = b"".join(name.encode() + np.asarray(flat[name]).tobytes() for name in sorted(flat))
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def test_repr_is_a_few_lines(default):
+    text = repr(default)
+    assert len(text.splitlines()) == 5
+    assert len(text) < 600
+    assert text.startswith("Checkpoint 'dinov2-vits14-focus'\n")
+    for part in (default.source, "12 with 6 heads each", "14 x 14 pixels", "layer scale", "22,055,808"):
+        assert part in text
+    assert text.endswith(digest(default))
+    images = type("Images", (), {"fingerprint": "x"})
+    options = qkjax.ScanOptions()
+    assert settings_of(default, images, options)["parameters"] in text, "the digest that results record"
+
+
+def test_notebooks_show_a_table():
+    checkpoint = replace(qkjax.load(DATA / "b.npz"), name="<b>&", source='"><script>')
+    page = checkpoint._repr_html_()
+    assert "&lt;b&gt;&amp;" in page
+    assert "<script>" not in page
+    assert digest(checkpoint) in page
+    assert page.count("<tr ") == page.count("</tr>") >= 7
+    assert len(page) < 3000
+    changed = flatten_dict(checkpoint.params, sep="/")
+    changed["embedding/bias"] = changed["embedding/bias"] + 1
+    other = replace(checkpoint, params=unflatten_dict(changed, sep="/"))
+    assert digest(checkpoint) not in repr(other)
+
+
+@pytest.mark.parametrize("module", ["checkpoint", "export", "load", "catalogue.matching"])
+def test_examples_of_docstrings(module, default):
+    result = doctest.testmod(import_module(f"qkjax.weights.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0

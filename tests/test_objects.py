@@ -15,7 +15,7 @@ from qkjax.images.preprocess import PRESETS, Preprocess, normalise, picture, sou
 from qkjax.images.segmented import _seen, mosaics, open_objects
 from qkjax.vit.model import forward
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.export import save
+from qkjax.weights.checkpoint import write_checkpoint
 
 SIDE = 32
 PRESET = Preprocess("squash", "pil-bilinear", SIDE, SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -48,7 +48,7 @@ def test_a_pass_is_a_plain_loop(tmp_path):
     rng = np.random.default_rng(0)
     tree = qkjax.ViT(SMALL).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))["params"]
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
-    save(tmp_path / "small.npz", SMALL, params, PRESET)
+    write_checkpoint(tmp_path / "small.npz", SMALL, params, PRESET)
     options = ObjectOptions(top=3, batch=2)
     small, five = str(tmp_path / "small.npz"), ObjectsWanted(count=5)
     data = objects_of_models((small,), five, tmp_path / "out", options, {})["small"]

@@ -21,7 +21,7 @@ from qkjax.images.preprocess import PRESETS, Preprocess, normalise
 from qkjax.images.scenes import Scene, seen
 from qkjax.passes import partial as unfinished
 from qkjax.vit.model import forward
-from qkjax.weights.export import save
+from qkjax.weights.checkpoint import write_checkpoint
 
 SIDE = 32
 PRESET = Preprocess("squash", "pil-bilinear", SIDE, SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory):
     tree = qkjax.ViT(SMALL).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))["params"]
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
     path = tmp_path_factory.mktemp("model") / "small.npz"
-    save(path, SMALL, params, PRESET)
+    write_checkpoint(path, SMALL, params, PRESET)
     return qkjax.load(path)
 
 
@@ -334,7 +334,7 @@ def test_the_job_writes_tables_figures_and_what_is_left_out(checkpoint, tmp_path
     with pytest.raises(qkjax.QkjaxError, match="other settings"):
         preference_of_models((checkpoint.source,), ScenesWanted(count=3), tmp_path / "out", options, {})
     other = tmp_path / "other.npz"
-    save(other, SMALL, checkpoint.params, PRESET)
+    write_checkpoint(other, SMALL, checkpoint.params, PRESET)
     both = preference_of_models((checkpoint.source, str(other)), ScenesWanted(count=2), tmp_path / "two", options, {})
     assert set(both) == {"small", "other"}
     assert (tmp_path / "two" / "preference_by_layer.pdf").exists()

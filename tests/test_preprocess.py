@@ -11,7 +11,7 @@ from skimage import data, transform
 
 from qkjax import QkjaxError
 from qkjax.images.preprocess import PRESETS, Preprocess, normalise, open_image, picture, preprocess
-from qkjax.weights.processor import from_processor_config
+from qkjax.weights.families.image_processor import from_processor_config
 
 NEEDS = "needs the parity extra: pip install -e '.[parity]'"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

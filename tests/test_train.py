@@ -43,7 +43,7 @@ from qkjax.train.sweep import sweep
 from qkjax.train.tasks import load_task
 from qkjax.vit.model import forward
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.export import save
+from qkjax.weights.checkpoint import write_checkpoint
 
 SMALL = TrainConfig(
     constraint="0:tied 1:orthogonal 2:flat 3:antisymmetric", width=32, depth=4, heads=2, mlp_dim=48, steps=12, batch=32,
@@ -362,7 +362,7 @@ def test_start_from_a_checkpoint_is_the_checkpoint(tmp_path, photograph):
     )  # fmt: skip
     tree = qkjax.ViT(was).init(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
     preset = PRESETS["hf-dinov2"]
-    save(tmp_path / "was.npz", was, jax.tree.map(np.asarray, tree), preset)
+    write_checkpoint(tmp_path / "was.npz", was, jax.tree.map(np.asarray, tree), preset)
     config = replace(
         SMALL,
         constraint="free",

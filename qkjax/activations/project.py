@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
-from qkjax.interaction.modes import Modes
+from qkjax.interaction.modes import Modes, require_plain
 
 Stream = Literal["norm", "residual"]
 """What is projected: the LayerNorm's output, on which M acts, or the residual stream before it, which
@@ -72,8 +72,10 @@ def query_key_maps(
       grid: rows and columns of patches; by default a square.
 
     Raises:
-      QkjaxError: tokens and modes do not fit, or the patches do not fill the grid.
+      QkjaxError: tokens and modes do not fit, modes in another frame than the plain one, or patches that do not fill
+        the grid.
     """
+    require_plain(modes, "query_key_maps")
     layers, _, count, embed = tokens.shape
     if (layers, embed) != (modes.u.shape[0], modes.u.shape[2]):
         raise QkjaxError(f"tokens {tokens.shape} and modes {modes.u.shape} differ in layers or embed: of one model?")
@@ -100,6 +102,7 @@ def logits_from_modes(
     three of `bias_terms`. This is an identity for y the LayerNorm's output, up to rounding; for the
     residual stream it is not. (Relative position biases are not among it.)
     """
+    require_plain(modes, "logits_from_modes")
     einsum = partial(jnp.einsum, precision="highest")
     projected = jax.vmap(project)(tokens, modes.u, modes.v)
     strength = modes.s[:, None, None]

@@ -15,7 +15,7 @@ from qkjax.interaction.metrics import Metrics, measure
 from qkjax.results.modes import format_table, layer_rows, metrics_of, to_dataset
 from qkjax.results.rows import Row, head_mean
 from qkjax.vit.tree import query_key
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 
 def analyze(

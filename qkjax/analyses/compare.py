@@ -14,7 +14,7 @@ from qkjax.interaction.difference import difference
 from qkjax.results.modes import difference_dataset, difference_of, metrics_of
 from qkjax.results.rows import Row, format_rows, head_mean
 from qkjax.weights import catalogue
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 DEPTHS = (0, 0.25, 0.5, 0.75, 1)
 

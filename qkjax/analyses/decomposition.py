@@ -9,7 +9,7 @@ from qkjax.interaction.bias import BiasTerms
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
 from qkjax.vit.tree import query_key
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
 

@@ -17,7 +17,7 @@ from qkjax.interaction.modes import Modes, decompose
 from qkjax.interaction.query_key import QueryKey
 from qkjax.interaction.select import Weights, heads_of, random_modes, select, strength
 from qkjax.vit.tree import query_key, widened_heads, with_query_key
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 KINDS = ("keep", *EDITS)
 IDLE_CONTROL = "all modes are dropped, so that random ones are the same: the control is the edit itself"

@@ -12,7 +12,7 @@ from qkjax.images.preprocess import Photograph
 from qkjax.passes.inputs import for_photographs, resolution_of
 from qkjax.vit import model
 from qkjax.vit.model import ViT
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 
 def preprocess(

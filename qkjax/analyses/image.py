@@ -30,7 +30,7 @@ from qkjax.results.rows import Row, head_mean
 from qkjax.results.store import versions
 from qkjax.vit.model import ViT, forward
 from qkjax.vit.tree import layer_outputs
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 Contribution = Literal["variance", "attention"]
 LABELS = {

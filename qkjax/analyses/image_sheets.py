@@ -26,7 +26,7 @@ from qkjax.interaction.mode_name import chosen
 from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.results.rows import format_rows
 from qkjax.runtime.interrupt import held
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 
 class ImageSheets(NamedTuple):

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
-from qkjax.weights.load import Checkpoint, load, origin
+from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.load import load, origin
 
 
 def load_models(names: Sequence[str], settings: Mapping) -> dict[str, tuple[Checkpoint, dict[str, str]]]:

@@ -1,37 +1,102 @@
-"""`qkjax models`, `fetch`, `export`: checkpoints, to here and from here."""
+"""`qkjax models`, `fetch`, `export`: the catalogue, downloads, and checkpoints for big_vision."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from qkjax.cli.options import EditKind, Pool, given_options
 from qkjax.errors import QkjaxError
 
+if TYPE_CHECKING:
+    from qkjax.weights.catalogue import Entry
 
-def models(check: bool = False) -> None:
-    """List the catalogue: name, size of the download, whether it is on disk, what it is.
+NARROWEST_TITLE = 30
+"""Columns of the terminal that must be left for titles to be printed."""
+
+
+def models(
+    pattern: Annotated[Positional[str], arg(metavar="[FILTER]")] = "",
+    /,
+    family: Annotated[str | None, arg(metavar="FAMILY")] = None,
+    objective: Annotated[str | None, arg(metavar="OBJECTIVE")] = None,
+    json: bool = False,
+    check: bool = False,
+) -> None:
+    """List the models of the catalogue: name, download size, state on disk, training objective.
+
+    A wide terminal shows titles, too. For example: qkjax models "siglip*" --objective contrastive
 
     Args:
-      check: ask every server whether it still has what the catalogue says; exit code 2 if not.
+      pattern: list only models with this text in their name, alias, Hugging Face id or title, or that match this
+        glob. Case is ignored.
+      family: list only this family, such as DINOv2.
+      objective: list only this training objective, such as contrastive.
+      json: print a JSON array with one object per model.
+      check: ask every server whether it still has the files; the exit code is 2 if one does not.
     """
     from qkjax.weights import catalogue
 
+    entries = catalogue.search(pattern, family, objective)
     if check:
-        from qkjax.weights.fetch import check_urls
+        _check(entries)
+    elif json:
+        print(_as_json(entries))
+    else:
+        print(f"folder of checkpoints: {catalogue.folder()}")
+        print("\n".join(_table(entries, shutil.get_terminal_size().columns)))
 
-        gone = check_urls(catalogue.entries())
-        print("\n".join(f"{name}: {problem}" for name, problem in gone))
-        if gone:
-            raise QkjaxError(f"{len(gone)} of {len(catalogue.entries())} entries have a problem, listed above")
-        return
-    print(f"checkpoints lie in {catalogue.folder()}")
-    width = max(len(name) for name in catalogue.entries())
-    for name, entry in catalogue.entries().items():
+
+def _check(entries: "dict[str, Entry]") -> None:
+    from qkjax.weights.download.check import check_urls
+
+    problems = check_urls(entries)
+    print("\n".join(f"{name}: {problem}" for name, problem in problems))
+    if problems:
+        raise QkjaxError(f"{len(problems)} of {len(entries)} entries have a problem, listed above")
+
+
+def _state(entry: "Entry") -> str:
+    from qkjax.weights import catalogue
+
+    if entry.unsupported:
+        return "unsupported"
+    return "on disk" if catalogue.path_of(entry.name).exists() else "not fetched"
+
+
+def _as_json(entries: "dict[str, Entry]") -> str:
+    """One object per model; `bytes` and `resolution` are null if unknown."""
+    rows = [
+        {
+            "name": entry.name,
+            "title": entry.title,
+            "family": entry.family,
+            "objective": entry.objective,
+            "resolution": entry.resolution or None,
+            "bytes": entry.bytes or None,
+            "state": _state(entry),
+            "licence": entry.licence,
+            "aliases": list(entry.aliases),
+            "unsupported": entry.unsupported,
+        }
+        for entry in entries.values()
+    ]
+    return json.dumps(rows, indent=1)
+
+
+def _table(entries: "dict[str, Entry]", columns: int) -> list[str]:
+    """Lines of at most 80 columns without titles, or of `columns` with as much of each title as fits."""
+    width = max(len(name) for name in entries)
+    lines = []
+    for entry in entries.values():
         size = f"{entry.bytes / 1e6:.0f} MB" if entry.bytes else ""
-        state = "unsupported" if entry.unsupported else "on disk" if catalogue.path_of(name).exists() else "not fetched"
-        print(f"{name:<{width}} {size:>8}  {state:<11}  {entry.objective:<22}  {entry.title}")
+        line = f"{entry.name:<{width}} {size:>7} {_state(entry):<11} {entry.objective}"
+        room = columns - width - 45
+        lines.append(f"{line:<{width + 43}}  {entry.title[:room]}" if room >= NARROWEST_TITLE else line)
+    return lines
 
 
 def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")], /) -> None:
@@ -41,7 +106,7 @@ def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")],
       names: names from `qkjax models`.
     """
     from qkjax.weights import catalogue
-    from qkjax.weights.fetch import fetch as fetch_one
+    from qkjax.weights.download.fetch import fetch as fetch_one
 
     if not names:
         raise QkjaxError("no name given; `qkjax models` lists them")

@@ -1,42 +1,50 @@
-"""Figures of the metrics. Each function takes results and returns a matplotlib `Figure`."""
+"""Figures of the metrics. Each function takes results and returns a matplotlib `Figure`.
 
-from qkjax.figures.ablations import ABLATIONS, ablation_figures, attention_by_layer, dose_response, layer_map
-from qkjax.figures.layers import cosine_by_layer, difference_map, head_map, symmetry_by_layer
-from qkjax.figures.modes import cosine_histograms, spectra
-from qkjax.figures.overlay import overlay
-from qkjax.figures.preference import (
-    anisotropy_by_layer,
-    attended_example,
-    preference_by_layer,
-    preference_links,
-    same_object_by_layer,
-)
-from qkjax.figures.sheets import contact_sheet, top_images_sheet
-from qkjax.figures.style import save
-from qkjax.figures.training import sweep_accuracy, sweep_cosines, sweep_curves
+    figure = qkjax.figures.head_map(name, metrics)
+    qkjax.figures.save(figure, "head_map")
 
-__all__ = [
-    "ABLATIONS",
-    "ablation_figures",
-    "anisotropy_by_layer",
-    "attended_example",
-    "attention_by_layer",
-    "contact_sheet",
-    "cosine_by_layer",
-    "cosine_histograms",
-    "difference_map",
-    "dose_response",
-    "head_map",
-    "layer_map",
-    "overlay",
-    "preference_by_layer",
-    "preference_links",
-    "same_object_by_layer",
-    "save",
-    "spectra",
-    "sweep_accuracy",
-    "sweep_cosines",
-    "sweep_curves",
-    "symmetry_by_layer",
-    "top_images_sheet",
-]
+Names below are imported when first used: a figure loads only what it draws with, and processes that draw sheets
+(`save_all`) load neither jax nor scipy.
+"""
+
+from importlib import import_module
+
+from qkjax.figures.overlay import overlay  # at once: the module of this name would else take its place
+
+_HOME = {
+    "ABLATIONS": "ablations",
+    "ablation_figures": "ablations",
+    "anisotropy_by_layer": "preference",
+    "attended_example": "preference",
+    "attention_by_layer": "ablations",
+    "contact_sheet": "sheets",
+    "cosine_by_layer": "layers",
+    "cosine_histograms": "modes",
+    "difference_map": "layers",
+    "dose_response": "ablations",
+    "head_map": "layers",
+    "layer_map": "ablations",
+    "preference_by_layer": "preference",
+    "preference_links": "preference",
+    "same_object_by_layer": "preference",
+    "save": "style",
+    "save_all": "many",
+    "spectra": "modes",
+    "sweep_accuracy": "training",
+    "sweep_cosines": "training",
+    "sweep_curves": "training",
+    "symmetry_by_layer": "layers",
+    "top_images_sheet": "sheets",
+}
+
+__all__ = [*_HOME, "overlay"]  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'qkjax.figures' has no attribute {name!r}")
+    return getattr(import_module(f"qkjax.figures.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

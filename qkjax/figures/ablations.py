@@ -16,26 +16,26 @@ from qkjax.results.rows import Row
 LABELS = {
     "representation": "representation\n(1 - cosine)",
     "tokens": "patch tokens\n(1 - cosine)",
-    "logits": "classes\n(KL, bits)",
-    "attention": "attention\n(JS, bits)",
-    "class_attention": "class token's\nattention (JS, bits)",
+    "logits": "logits\n(KL divergence, bits)",
+    "attention": "attention\n(JS divergence, bits)",
+    "class_attention": "class token's attention\n(JS divergence, bits)",
     "entropy": "attention entropy\n(change, bits)",
-    "preference": "preference for\nsimilar (change)",
-    "head": "accuracy",
-    "probe": "probe accuracy",
-    "neighbours": "neighbours'\naccuracy",
+    "preference": "preference for similar\ntokens (change)",
+    "head": "accuracy of\nthe classifier",
+    "probe": "accuracy of\na linear probe",
+    "neighbours": "accuracy of nearest\nneighbours",
 }
 CURVES = ("representation", "attention", "preference", "logits", "head", "probe")
 """Effects that have a row in figures."""
-MOST = 6  # lines that can be told apart
+MOST = 6  # lines that a reader can distinguish
 
 
 ABLATIONS = ("dose_response", "layer_map", "attention_by_layer")
-"""Names of the figures that there may be."""
+"""Names of the figures."""
 
 
 def ablation_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict[str, Figure]:
-    """Those figures that the ablations are enough for, by name."""
+    """The figures for which there are enough ablations, by name."""
     drawn = {}
     if _curves(rows):
         drawn["dose_response"] = dose_response(rows)
@@ -47,7 +47,7 @@ def ablation_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict[str, Figu
     return drawn
 
 
-def _shown(rows: Sequence[Row]) -> list[str]:
+def _effects(rows: Sequence[Row]) -> list[str]:
     return [name for name in CURVES if name in rows[0]]
 
 
@@ -56,7 +56,7 @@ def _name(row: Row) -> str:
 
 
 def _curves(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows of several doses, by condition, layers and whether they are random."""
+    """Rows with several doses, by condition, layers and kind of modes (targeted or random)."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if np.isfinite(row["dose"]):
@@ -65,13 +65,13 @@ def _curves(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
 
 def dose_response(rows: Sequence[Row]) -> Figure:
-    """Effects against the share of squared strength that is edited: a column for each range of layers, a row for each
-    effect; targeted modes in colour, random ones as strong dashed; bands hold 95%.
+    """Effects against the share of squared strength that is edited: one column per range of layers, one row per effect.
+    Targeted modes have solid lines, strength-matched random modes dashed ones; bands are 95% intervals.
 
     Args:
       rows: of `ablation_table`.
     """
-    groups, effects = _curves(rows), _shown(rows)
+    groups, effects = _curves(rows), _effects(rows)
     layers = list(dict.fromkeys(key[1] for key in groups))
     names = list(dict.fromkeys(key[0] for key in groups))
     with styled():
@@ -79,43 +79,43 @@ def dose_response(rows: Sequence[Row]) -> Figure:
         size = (max(WIDTH * 0.6, width), 1.55 * len(effects) + 0.9)
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(effects), len(layers), sharex=True, sharey="row", squeeze=False)
-        alike, drawn = _controls_alike(groups), set()
+        shared, drawn = _same_controls(groups), set()
         for (name, where, modes), group in groups.items():
             colour, marker = (x[names.index(name) % len(x)] for x in (COLOURS, MARKERS))
-            if modes == RANDOM and alike:
+            if modes == RANDOM and shared:
                 if where in drawn:
                     continue
                 drawn.add(where)
                 colour = "#606060"
             for effect, axes in zip(effects, panels[:, layers.index(where)], strict=True):
-                _band(axes, group, effect, colour, marker if modes == TARGETED else None, _kind(group[0], alike))
+                _band(axes, group, effect, colour, marker if modes == TARGETED else None, _kind(group[0], shared))
         for effect, line in zip(effects, panels, strict=True):
             line[0].set_ylabel(LABELS[effect])
             for axes in line:
                 axes.axhline(rows[0][effect], color="black", linewidth=0.8, linestyle=":", label="unedited")
         for where, axes in zip(layers, panels[0], strict=True):
             axes.set_title(f"layer{'' if where.isdecimal() else 's'} {where}" if where else "all layers")
-        figure.supxlabel("share of the edited heads' squared strength", fontsize=9)
-        found = [axes.get_legend_handles_labels() for axes in panels[0]]
-        handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
+        figure.supxlabel("edited share of the heads' squared strength", fontsize=9)
+        entries = [axes.get_legend_handles_labels() for axes in panels[0]]
+        handles = {label: handle for pair in entries for handle, label in zip(*pair, strict=True)}
         figure.legend(handles.values(), map(literal, handles), loc="outside upper center", ncols=2, frameon=False)
         return figure
 
 
-def _kind(row: Row, controls_alike: bool) -> str:
-    """What a row is called: controls by what they are controls of, unless they all are the same."""
+def _kind(row: Row, same_controls: bool) -> str:
+    """Label of a row; controls are named after the edit they match, unless all edits have the same controls."""
     if row["modes"] == TARGETED:
         return _name(row)
-    return "random, as strong" if controls_alike else f"random, as {_name(row)}"
+    return "random, strength-matched" if same_controls else f"random, matched to {_name(row)}"
 
 
-def _controls_alike(groups: Mapping[tuple[str, str, str], list[Row]]) -> bool:
-    """Whether all conditions have the same controls, as those of the same shares have."""
-    found: dict[str, set] = {}
+def _same_controls(groups: Mapping[tuple[str, str, str], list[Row]]) -> bool:
+    """Whether all conditions have the same controls, as conditions with equal shares do."""
+    values: dict[str, set] = {}
     for (_, where, modes), group in groups.items():
         if modes == RANDOM:
-            found.setdefault(where, set()).add(tuple(row["representation"] for row in group))
-    return all(len(values) == 1 for values in found.values())
+            values.setdefault(where, set()).add(tuple(row["representation"] for row in group))
+    return all(len(distinct) == 1 for distinct in values.values())
 
 
 def _band(axes: Axes, group: Sequence[Row], effect: str, colour: str, marker: str | None, label: str) -> None:
@@ -126,7 +126,7 @@ def _band(axes: Axes, group: Sequence[Row], effect: str, colour: str, marker: st
 
 
 def _one_layer(rows: Sequence[Row]) -> list[Row]:
-    """Of ablations of a single layer those of the largest share of each condition."""
+    """For each condition and single layer, the ablation with the largest share."""
     largest: dict[tuple[str, str, str], Row] = {}
     for row in rows:
         key = (_name(row), row["layers"], row["modes"])
@@ -136,16 +136,16 @@ def _one_layer(rows: Sequence[Row]) -> list[Row]:
 
 
 def layer_map(rows: Sequence[Row]) -> Figure:
-    """Effects of editing one layer at a time: layers to the right, kinds of modes down, a panel for each effect.
+    """Effects of editing one layer at a time: layers to the right, edits and controls down, one panel per effect.
 
     Args:
-      rows: of `ablation_table`; those of a single layer are shown, at the largest share.
+      rows: of `ablation_table`. The figure shows those that edit a single layer, at their largest share.
     """
-    single, effects = _one_layer(rows), _shown(rows)
+    single, effects = _one_layer(rows), _effects(rows)
     layers = sorted({int(row["layers"]) for row in single})
-    alike = _controls_alike({(_name(row), row["layers"], row["modes"]): [row] for row in single})
+    shared = _same_controls({(_name(row), row["layers"], row["modes"]): [row] for row in single})
     targeted_first = sorted(single, key=lambda row: row["modes"] == RANDOM)
-    kinds = list(dict.fromkeys(_kind(row, alike) for row in targeted_first))
+    kinds = list(dict.fromkeys(_kind(row, shared) for row in targeted_first))
     shares = sorted({f"{row['share']:.2g}" for row in single}, key=float)
     with styled():
         figure = Figure(figsize=(WIDTH, (0.27 * len(kinds) + 0.55) * len(effects) + 0.6), layout="constrained")
@@ -153,7 +153,7 @@ def layer_map(rows: Sequence[Row]) -> Figure:
         for effect, axes in zip(effects, panels, strict=True):
             values = np.full((len(kinds), len(layers)), np.nan)
             for row in single:
-                values[kinds.index(_kind(row, alike)), layers.index(int(row["layers"]))] = row[effect]
+                values[kinds.index(_kind(row, shared)), layers.index(int(row["layers"]))] = row[effect]
             accuracy = effect in READOUTS
             values = values - rows[0][effect] if accuracy else values
             signed = accuracy or effect == "preference"
@@ -163,15 +163,15 @@ def layer_map(rows: Sequence[Row]) -> Figure:
             axes.set_yticks(range(len(kinds)), [literal(kind) for kind in kinds])
             axes.set_xticks(range(len(layers)), layers)
             figure.colorbar(image, ax=axes, label=LABELS[effect] + "\n(change)" * accuracy, pad=0.01)
-        panels[-1].set_xlabel("layer edited")
-        said = shares[0] if len(shares) == 1 else f"{shares[0]} to {shares[-1]}"
-        figure.suptitle(f"one layer edited at a time, {said} of its heads' squared strength", fontsize=9)
+        panels[-1].set_xlabel("edited layer")
+        share = shares[0] if len(shares) == 1 else f"{shares[0]} to {shares[-1]}"
+        figure.suptitle(f"one layer edited at a time: {share} of its heads' squared strength", fontsize=9)
         return figure
 
 
 def attention_by_layer(dataset: xr.Dataset) -> Figure:
-    """How attention changes, layer by layer, under each targeted ablation (the first six) and its controls together:
-    divergence, entropy, preference for similar tokens; bands hold 95% over images (and seeds).
+    """Change of attention by layer for the first six targeted ablations and their controls: divergence, entropy,
+    preference for similar tokens. Bands are 95% intervals over images (and seeds of controls).
 
     Args:
       dataset: of `ablations_dataset`.
@@ -190,8 +190,8 @@ def attention_by_layer(dataset: xr.Dataset) -> Figure:
     }
     layers = np.arange(dataset.sizes["layer"])
     with styled():
-        shown = sum(name in names for name, _ in groups)
-        figure = Figure(figsize=(WIDTH, 2.5 + 0.16 * shown), layout="constrained")
+        visible = sum(name in names for name, _ in groups)
+        figure = Figure(figsize=(WIDTH, 2.5 + 0.16 * visible), layout="constrained")
         panels = figure.subplots(1, 3)
         for axes, (effect, values) in zip(panels, changes.items(), strict=True):
             axes.axhline(0, color=GREY, linewidth=0.8)
@@ -209,6 +209,6 @@ def _by_layer(axes: Axes, layers, values, place: int, random: bool, name: str) -
     """Values: (seeds, images, layers)."""
     mean, low, high = np.transpose([interval(values[..., layer]) for layer in layers])
     colour = COLOURS[place % len(COLOURS)]
-    label = f"random, as {name}" if random else name
+    label = f"random, matched to {name}" if random else name
     axes.plot(layers, mean, "--" if random else "-", color=colour, label=label)
     axes.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -24,13 +24,13 @@ def _curve(axes: Axes, x, head_values, label: str, style: tuple[int, int], line:
 
 
 def _bands(axes: Axes, nulls: Sequence[Null], field: str) -> None:
-    """What chance gives: one pair of random directions, a layer of random kernels; of several models
-    the widest."""
+    """Chance intervals: for a pair of random directions and for a layer with random kernels; for several models the
+    widest of each."""
     directions, kernels = (max(getattr(null, f) for null in nulls) for f in ("cosine", field))
-    widest = ", widest" if len(nulls) > 1 else ""
+    widest = ", widest model" if len(nulls) > 1 else ""
     for half_width, alpha, what in (
-        (directions, 0.35, f"two random directions, 95% (±{directions:.2f}{widest})"),
-        (kernels, 1.0, f"layer of random kernels, 95% (±{kernels:.3f}{widest})"),
+        (directions, 0.35, f"95% of random directions (±{directions:.2f}{widest})"),
+        (kernels, 1.0, f"95% of layers with random kernels (±{kernels:.3f}{widest})"),
     ):
         axes.axhspan(-half_width, half_width, color=GREY, alpha=alpha, linewidth=0, label=what, zorder=0)
     axes.set_ylim(-1, 1)
@@ -40,12 +40,12 @@ def cosine_by_layer(models: Mapping[str, Metrics], objectives: Mapping[str, str]
     """Weighted and plain mean cosine of the modes against layer (the paper's figure 3).
 
     One model: both curves against the layer's number. Several: a panel each for the weighted and
-    the plain mean, against relative depth (0 first layer, 1 last). Dots are heads; the bands hold
-    95% of what chance gives (of several models, the widest).
+    the plain mean, against relative depth (0 first layer, 1 last). Dots are heads; bands are 95% intervals of
+    chance (for several models, the widest).
 
     Args:
-      models: metrics by the name to show.
-      objectives: training objective by the same names; then several models are coloured by it.
+      models: metrics by model name.
+      objectives: training objective by model name; sets the colours of several models.
     """
     with styled():
         if len(models) == 1:
@@ -127,7 +127,7 @@ def difference_map(first: str, second: str, difference: Difference) -> Figure:
             figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
         for axes in panels[1:]:
             axes.set_ylabel("")
-        figure.suptitle(literal(f"{second} against {first}"), fontsize=9)
+        figure.suptitle(literal(f"{second} compared with {first}"), fontsize=9)
         return figure
 
 
@@ -141,7 +141,7 @@ def symmetry_by_layer(name: str, metrics: Metrics) -> Figure:
         axes.bar(layers, mean, color=COLOURS[5], label="symmetric", width=0.85)
         axes.bar(layers, 1 - mean, bottom=mean, color=COLOURS[4], label="antisymmetric", width=0.85)
         axes.plot(np.repeat(layers, shares.shape[1]), shares.ravel(), ".", color="black", markersize=4, label="heads")
-        axes.axhline(0.5, color="black", linewidth=1, linestyle=":", label="random kernels")
+        axes.axhline(0.5, color="black", linewidth=1, linestyle=":", label="expected for random kernels")
         axes.set(
             xlabel="layer",
             ylabel="share of the squared norm of M",

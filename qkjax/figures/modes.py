@@ -11,10 +11,10 @@ from qkjax.interaction.metrics import Metrics
 
 
 def cosine_histograms(name: str, metrics: Metrics) -> Figure:
-    """Histogram of the cosines of all modes, a panel per layer (the paper's figure S1).
+    """Histogram of the cosines of all modes, one panel per layer (the paper's figure S1).
 
-    The band holds 95% of the cosines of two random directions; the line is the plain mean. Degenerate
-    modes, whose cosine is not defined one by one, count in it and are drawn pale.
+    The band holds 95% of the cosines of two random directions; the line is the plain mean. It includes degenerate
+    modes, whose single cosines are undefined; these are light blue.
     """
     cosine, degenerate = np.asarray(metrics.cosine), np.asarray(metrics.degenerate)
     layers = len(cosine)
@@ -28,9 +28,11 @@ def cosine_histograms(name: str, metrics: Metrics) -> Figure:
             kinds = [cosine[layer][chosen] for chosen in (~degenerate[layer], degenerate[layer])]
             kinds = [kind[np.isfinite(kind)] for kind in kinds]
             count = max(sum(kind.size for kind in kinds), 1)
-            shares = [np.full(kind.size, 1 / count) for kind in kinds]
+            defined, rest = (np.histogram(kind, bins)[0] / count for kind in kinds)
             axes.axvspan(-metrics.null.cosine, metrics.null.cosine, color=GREY, alpha=0.6, linewidth=0)
-            axes.hist(kinds, bins=bins, weights=shares, stacked=True, color=(COLOURS[0], COLOURS[5]))
+            axes.stairs(defined, bins, fill=True, color=COLOURS[0], linewidth=0)
+            if rest.any():
+                axes.stairs(defined + rest, bins, baseline=defined, fill=True, color=COLOURS[5], linewidth=0)
             axes.axvline(np.concatenate(kinds).sum() / count, color=COLOURS[1], linewidth=1.2)
             axes.text(0.04, 0.9, f"layer {layer}", transform=axes.transAxes, va="top", fontsize=8)
             axes.set(xlim=(-1, 1), xticks=(-1, 0, 1))
@@ -38,7 +40,7 @@ def cosine_histograms(name: str, metrics: Metrics) -> Figure:
             axes.axis("off")
         for axes in panels[max(layers - columns, 0) : layers]:
             axes.tick_params(labelbottom=True)
-        key = "band: random directions, 95%; line: mean; pale: degenerate modes, cosines not defined one by one"
+        key = "grey: 95% of random directions; line: mean; light blue: degenerate modes, single cosines undefined"
         figure.supxlabel(f"cosine of query and key direction\n({key})", fontsize=9)
         figure.supylabel("share of modes", fontsize=9)
         figure.suptitle(literal(name), fontsize=9)
@@ -77,12 +79,17 @@ def spectra(name: str, metrics: Metrics) -> Figure:
             s=5, linewidth=0.2, edgecolor="black", rasterized=True, zorder=3,
         )  # fmt: skip
         axes.set(
-            xlim=(-0.5, heads - 0.5), ylim=(layers - 0.5, -0.5), xlabel="head", ylabel="layer", title=literal(name)
+            xlim=(-0.5, heads - 0.5),
+            ylim=(layers - 0.5, -0.5),
+            xlabel="head (within a cell: modes, strongest first)",
+            ylabel="layer",
+            title=literal(name),
         )
         axes.set(xticks=range(heads), yticks=range(layers))
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        label = "cosine (dots: bottom of a cell -1, line 0, top 1)\ngrey: singular value / largest, modes to the right"
+        label = "dots: cosine of query and key direction (cell: -1 to 1)"
+        label += "\ngrey: singular value / largest (middle line: 0, top: 1)"
         figure.colorbar(dots, label=label, shrink=min(1, 4.5 / figure.get_figheight()), aspect=30)
         return figure

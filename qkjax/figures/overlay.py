@@ -1,4 +1,4 @@
-"""Query and key maps over the picture that the model saw, as pixels."""
+"""Query and key maps over the picture that the model gets, as pixels."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -6,14 +6,14 @@ from jaxtyping import Float, UInt8
 LIMITS = (30, 95)
 """Percentiles of a map between which its brightness runs, as in the authors' code."""
 PICTURE = 0.55
-"""Brightness of the greyed picture under the colours: they would drown in a brighter one."""
+"""Brightness of the grey picture under the colours, which would not stand out on a brighter one."""
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Map = Float[np.ndarray, "rows columns"]
 
 
 def brightness(values: Map, limits: tuple[float, float] = LIMITS) -> Map:
-    """A map scaled to 0..1 between two of its percentiles; 0 where it is flat."""
+    """A map scaled to 0..1 between two of its percentiles; all 0 for a constant map."""
     low, high = np.percentile(values, limits)
     if high <= low:
         return np.zeros_like(values)
@@ -21,13 +21,13 @@ def brightness(values: Map, limits: tuple[float, float] = LIMITS) -> Map:
 
 
 def enlarge(values: Map, shape: tuple[int, ...]) -> Float[np.ndarray, "height width"]:
-    """A map at the size of the picture: every patch a block of its own pixels, exactly where it was cut."""
+    """A map at the size of the picture: one block of pixels per patch, exactly where the patch is."""
     rows, columns = values.shape
     return np.repeat(np.repeat(values, shape[0] // rows, axis=0), shape[1] // columns, axis=1)
 
 
 def overlay(picture: Picture, query_map: Map, key_map: Map) -> Picture:
-    """Red where the query map is high, cyan where the key map is, white where both are, over the greyed
+    """Red where the query map is high, cyan where the key map is, white where both are, over the grey
     picture (paper, figures 1, 4 and 5)."""
     grey = PICTURE * (picture / 255) @ np.array([0.299, 0.587, 0.114])
     red, cyan = (enlarge(brightness(values), picture.shape) for values in (query_map, key_map))

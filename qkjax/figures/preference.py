@@ -1,4 +1,4 @@
-"""Figures of attention preference (the paper's figures 2 and S4, and what weights say of behaviour)."""
+"""Figures of attention preference (the paper's figures 2 and S4) and of its link to the weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,10 +11,10 @@ from matplotlib.ticker import MaxNLocator
 from qkjax.figures.style import COLOURS, GREY, MARKERS, WIDTH, literal, styled
 from qkjax.results.rows import Row
 
-KINDS = {"same": "own kind of object", "different": "other kind of object", "background": "background"}
+KINDS = {"same": "same category", "different": "other category", "background": "background"}
 PREFERENCES = {
-    "similarity": "preference for similar tokens\n(cosine, less uniform)",
-    "same_over_different": "own kind over other kind\n(log2, over uniform)",
+    "similarity": "preference for similar tokens\n(cosine, minus that of uniform attention)",
+    "same_over_different": "same over other category\n(log2 ratio, each relative to uniform)",
 }
 
 
@@ -26,13 +26,13 @@ def _band(axes: Axes, rows: Sequence[Row], x: str, name: str, place: int, label:
 
 
 def preference_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
-    """Attention to the own kind of object, to the other, and to the background, by layer (the paper, figure 2 B-D):
-    above as it is, below over what uniform attention would give; bands hold 95% over images.
+    """Attention to the same category, to the other category and to the background, by layer (the paper, figure 2 B-D):
+    as a share, and relative to uniform attention. Bands are 95% intervals over images.
 
-    One model: a line for each kind. Several: a panel for each kind, a line for each model, against relative depth.
+    One model: one line per category. Several: one panel per category, one line per model, against relative depth.
 
     Args:
-      models: `preference_table` by the name to show.
+      models: rows of `preference_table` by model name.
     """
     with styled():
         if len(models) == 1:
@@ -46,7 +46,7 @@ def preference_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
             panels[0, column].set_title(title)
             panels[1, column].set(xlabel="relative depth", yscale="log")
         panels[0, 0].set(ylabel="share of attention", ylim=(0, None))
-        panels[1, 0].set_ylabel("times uniform attention")
+        panels[1, 0].set_ylabel("attention / uniform attention")
         for axes in panels[1]:
             axes.axhline(1, color=GREY, linewidth=0.8, zorder=0)
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
@@ -60,7 +60,7 @@ def _one_model(name: str, rows: Sequence[Row]) -> Figure:
         for axes, suffix in zip(panels, ("", "_times_uniform"), strict=False):
             _band(axes, rows, "layer", kind + suffix, place, title)
     panels[0].set(ylabel="share of attention", ylim=(0, 1))
-    panels[1].set(ylabel="times uniform attention", yscale="log")
+    panels[1].set(ylabel="attention / uniform attention", yscale="log")
     panels[1].axhline(1, color=GREY, linewidth=0.8, zorder=0)
     _band(panels[2], rows, "layer", "similarity", 3, "preference for similar tokens")
     panels[2].plot([row["layer"] for row in rows], [row["weighted_cosine"] for row in rows], "v--", color=COLOURS[4],
@@ -71,27 +71,27 @@ def _one_model(name: str, rows: Sequence[Row]) -> Figure:
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(literal(name), fontsize=9)
-    found = [pair for axes in panels[1:] for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    figure.legend(*zip(*found, strict=True), loc="outside lower center", ncols=3, frameon=False)
+    entries = [pair for axes in panels[1:] for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    figure.legend(*zip(*entries, strict=True), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def anisotropy_by_layer(name: str, rows: Sequence[Row]) -> Figure:
-    """Mean cosine between the centre tokens of different images, of the residual stream and of the LayerNorm's output;
-    and the weighted cosine of the modes, as it is and less the residual stream's (the paper, figure S4).
+    """Mean cosine between the centre tokens of different images, in the residual stream and after the LayerNorm; and
+    the weighted cosine of the modes, with and without that of the residual stream subtracted (the paper, figure S4).
 
     Args:
       rows: of `preference_table`.
     """
-    shown = {
-        "anisotropy_residual": "anisotropy, residual stream", "anisotropy_norm": "anisotropy, LayerNorm's output",
-        "weighted_cosine": "weighted cosine of the modes", "relative_cosine": "weighted cosine less residual one",
+    curves = {
+        "anisotropy_residual": "anisotropy, residual stream", "anisotropy_norm": "anisotropy, LayerNorm output",
+        "weighted_cosine": "weighted cosine of the modes", "relative_cosine": "weighted cosine minus anisotropy",
     }  # fmt: skip
     with styled():
         figure = Figure(figsize=(WIDTH * 0.75, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.axhline(0, color=GREY, linewidth=0.8)
-        for place, (field, label) in enumerate(shown.items()):
+        for place, (field, label) in enumerate(curves.items()):
             line = "-" if place < 2 else "--"
             axes.plot([row["layer"] for row in rows], [row[field] for row in rows], line, color=COLOURS[place],
                       marker=MARKERS[place], markersize=4, label=label)  # fmt: skip
@@ -123,7 +123,7 @@ def preference_links(
         for axes, (field, label) in zip(panels, PREFERENCES.items(), strict=True):
             points = axes.scatter(cosine, values[field].ravel(), c=layers, cmap="viridis", s=16)
             row = linked[field]
-            axes.set_title(f"rank correlation {row['all_heads']:.2f}, within layers {row['within_layers']:.2f}")
+            axes.set_title(f"rank correlation {row['all_heads']:.2f} ({row['within_layers']:.2f} within layers)")
             axes.set(xlabel="weighted cosine of the head's modes", ylabel=label)
             axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         figure.colorbar(points, ax=panels, label="layer")
@@ -132,11 +132,11 @@ def preference_links(
 
 
 def same_object_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
-    """The probability that a mode asks from and for the same object, weighted by singular values, against layer, with
-    its 95% interval; dotted what two objects drawn at random would give (the paper, figure 6).
+    """Probability that the query and the key object of a mode are the same, weighted by singular values, by layer, with
+    95% intervals. Dotted: the probability for two random objects (the paper, figure 6).
 
     Args:
-      models: `objects_table` by the name to show; several are drawn against relative depth.
+      models: rows of `objects_table` by model name; several models share an axis of relative depth.
     """
     x = "layer" if len(models) == 1 else "relative_depth"
     with styled():
@@ -146,8 +146,8 @@ def same_object_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
             _band(axes, rows, x, "same", place, literal(name))
             colour = COLOURS[place % len(COLOURS)]
             axes.plot([row[x] for row in rows], [row["chance"] for row in rows], ":", color=colour)
-        axes.plot([], [], ":", color=GREY if len(models) > 1 else colour, label="two objects at random")
-        axes.set(xlabel=x.replace("_", " "), ylabel="query and key object are the same", ylim=(0, 1))
+        axes.plot([], [], ":", color=GREY if len(models) > 1 else colour, label="chance: two random objects")
+        axes.set(xlabel=x.replace("_", " "), ylabel="probability of the same object", ylim=(0, 1))
         axes.legend(frameon=False)
         if x == "layer":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -161,28 +161,29 @@ def attended_example(
     layers: Sequence[int],
     place: Int[np.ndarray, "queries"],
 ) -> Figure:
-    """Where the target's token and a distractor's attend in one scene (the paper, figure 2 A): the picture with the
-    token that asks, and its attention over the patches, mean over heads, in some layers, each from 0 to its largest."""
+    """Attention of a token of the target and of a distractor in one scene (the paper, figure 2 A): the picture with a
+    box around the token, and its attention over the patches in some layers, mean over heads, each scaled to its
+    maximum."""
     rows, columns = maps.shape[2:]
     high, wide = picture.shape[0] / rows, picture.shape[1] / columns
     with styled():
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         panels = figure.subplots(len(place), 1 + len(layers), squeeze=False)
-        for line, (own, who) in enumerate(zip(place, ("target", "distractor"), strict=True)):
+        for line, (own, token) in enumerate(zip(place, ("target", "distractor"), strict=True)):
             for axes in panels[line]:
                 axes.set(xticks=[], yticks=[])
             down, right = divmod(int(own), columns)
             panels[line, 0].imshow(picture)
-            panels[line, 0].set_ylabel(f"token of the {who}")
+            panels[line, 0].set_ylabel(f"query: {token}")
             for axes, layer, values in zip(panels[line, 1:], layers, maps[:, line], strict=True):
                 axes.imshow(picture.mean(-1), cmap="gray", vmin=-100, vmax=355)
-                shown = np.kron(values / values.max(), np.ones((int(high), int(wide))))
-                axes.imshow(shown, cmap="magma", alpha=0.1 + 0.85 * shown, vmin=0, vmax=1)
+                brightness = np.kron(values / values.max(), np.ones((int(high), int(wide))))
+                axes.imshow(brightness, cmap="magma", alpha=0.1 + 0.85 * brightness, vmin=0, vmax=1)
                 if line == 0:
                     axes.set_title(f"layer {layer}")
             for axes in panels[line]:
                 axes.add_patch(_box((right * wide - 0.5, down * high - 0.5), wide, high))
-        figure.suptitle(literal(f"{name}: attention of the token in the box, mean over heads"), fontsize=9)
+        figure.suptitle(literal(f"{name}: attention of the boxed token, mean over heads"), fontsize=9)
         return figure
 
 

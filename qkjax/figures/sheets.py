@@ -1,4 +1,4 @@
-"""Sheets of pictures: the images that modes like best, and the modes that an image calls on."""
+"""Sheets of pictures: the top images of modes, and the modes that contribute most in one image."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ KEY = (
 
 
 class Tile(NamedTuple):
-    """One image under one mode: the picture as the model saw it, its two maps, a few words."""
+    """One image and one mode: the picture as the model gets it, its query map and key map, a caption."""
 
     picture: Picture
     query_map: Map
@@ -29,26 +29,26 @@ class Tile(NamedTuple):
 
 
 class SheetRow(NamedTuple):
-    """A line of a sheet: what stands at its left, and its tiles."""
+    """A row of a sheet: the label at its left, and its tiles."""
 
     label: str
     tiles: Sequence[Tile]
 
 
 def top_images_sheet(title: str, rows: Sequence[SheetRow]) -> Figure:
-    """Modes down, the images that excite each most to the right, best first (paper, figure 4).
+    """One row per mode: its top images, highest score first (paper, figure 4).
 
-    Each tile is the picture that the model saw, and below it the greyed picture with the query map in
-    red and the key map in cyan, between the percentiles `LIMITS` of each; its caption is the score.
+    Each tile is the picture, and below it the grey picture with the query map in red and the key map in cyan,
+    scaled between the percentiles `LIMITS` of each map. The caption is the score.
     """
     return _mosaic(title, rows, lambda tile: np.concatenate([tile.picture, overlay(*tile[:3])]))
 
 
 def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Figure:
-    """Heads down, the modes that contribute most to each one's logits to the right (paper, figure 5).
+    """One row per head: the modes that contribute most to its logits (paper, figure 5).
 
-    Each tile is the overlay (see `top_images_sheet`) above the query map and the key map by themselves.
-    The picture itself is the first of every row.
+    Each tile is the overlay (see `top_images_sheet`) above the two separate maps. The picture comes first in each
+    row.
     """
     nothing = np.zeros((1, 1))
     first = Tile(picture, nothing, nothing, "")
@@ -69,8 +69,8 @@ def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Fig
 
 
 def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture]) -> Figure:
-    """Tiles drawn, all of one shape, into one large image: a hundred small ones would take minutes, and
-    so would many sheets with more pixels than the page shows."""
+    """Draws all tiles, which have one shape, as one image with no more pixels than the page has: a hundred axes would
+    take minutes."""
     columns = max(len(row.tiles) for row in rows)
     left, top, bottom = 0.75, 0.25, 0.45  # inches for labels, title and key
     inches = (WIDTH - left) / max(columns, 5)
@@ -100,8 +100,10 @@ def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture
         figure.text(0, 1, literal(title), va="top", fontsize=8)
         key = figure.legend(handles=KEY, loc="lower left", ncols=3, frameon=False, fontsize=7, handlelength=1)
         key.set_bbox_to_anchor((-0.01, 0.07 / total), figure.transFigure)
-        said = f"maps from their {LIMITS[0]}th (dark) to their {LIMITS[1]}th percentile (bright), each image by itself"
-        figure.text(0.01, 0, said, va="bottom", fontsize=6.5)
+        scale_note = (
+            f"brightness of each map: its {LIMITS[0]}th percentile (dark) to its {LIMITS[1]}th (bright) in each image"
+        )
+        figure.text(0.01, 0, scale_note, va="bottom", fontsize=6.5)
         return figure
 
 

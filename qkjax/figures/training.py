@@ -16,8 +16,8 @@ from qkjax.results.rows import Row
 
 
 def sweep_accuracy(dataset: xr.Dataset, rows: Sequence[Row]) -> Figure:
-    """Accuracy on held-out images by constraint: a dot for each seed, mean and 95% interval; and, beside it, the
-    differences to `free` with theirs.
+    """Accuracy on held-out images by constraint: one dot per seed, mean and 95% interval; in a second panel the
+    difference from `free`, paired by seed, with its 95% interval.
 
     Args:
       dataset: of a sweep, see `train.sweep.collect`.
@@ -36,15 +36,15 @@ def sweep_accuracy(dataset: xr.Dataset, rows: Sequence[Row]) -> Figure:
                 axes.plot(row[name], y, "o", color=colour, markersize=4.5)
         right.axvline(0, color="black", linewidth=0.8, linestyle=":")
         left.set_yticks(height, [literal(row["constraint"]) for row in rows])
-        left.set(xlabel="accuracy on held-out images (%)", title="mean and 95% interval; dots are seeds")
-        right.set(xlabel="points", title="difference to free, seed by seed, 95%")
+        left.set(xlabel="accuracy on held-out images (%)", title="mean and 95% interval (dots: seeds)")
+        right.set(xlabel="difference (percentage points)", title="difference from free, paired by seed")
         right.tick_params(axis="y", length=0)
         return figure
 
 
 def sweep_curves(dataset: xr.Dataset) -> Figure:
-    """Accuracy on held-out images in the course of training: a panel for each constraint, a thin line for each seed,
-    their mean thick, that of `free` dotted."""
+    """Accuracy on held-out images during training: one panel per constraint, a thin line per seed, a thick line for
+    their mean and a dotted one for the mean of `free`."""
     names = list(dataset.constraint.values)
     mean = 100 * dataset.accuracy.mean("seed")
     with styled():
@@ -58,15 +58,15 @@ def sweep_curves(dataset: xr.Dataset) -> Figure:
             )  # fmt: skip
             axes.plot(dataset.step, mean.sel(constraint=name), "-", color=COLOURS[0])
             axes.set_title(literal(str(name)), fontsize=8)
-        figure.supxlabel("step", fontsize=9)
+        figure.supxlabel("training step", fontsize=9)
         figure.supylabel("accuracy on held-out images (%)", fontsize=9)
         return figure
 
 
 def sweep_cosines(dataset: xr.Dataset) -> Figure:
-    """Weighted cosine of the modes against layer, mean over heads and seeds: a panel for each constraint, lines from
+    """Weighted cosine of the modes against layer, mean over heads and seeds: one panel per constraint, lines from
     the first evaluation (light) to the last (dark). The scale is linear within 0.1 and logarithmic beyond, so that
-    what a small model does of itself shows beside what it is made to do."""
+    small cosines of unconstrained models stay visible next to constrained ones."""
     names = list(dataset.constraint.values)
     values = dataset.weighted_cosine.mean("seed")
     shades = matplotlib.colormaps["Blues"](np.linspace(0.25, 1, dataset.sizes["step"]))
@@ -86,12 +86,12 @@ def sweep_cosines(dataset: xr.Dataset) -> Figure:
         figure.supylabel("weighted cosine of query and key direction", fontsize=9)
         steps = Normalize(float(dataset.step[0]), float(dataset.step[-1]))
         shown = ScalarMappable(steps, ListedColormap(shades))
-        figure.colorbar(shown, ax=panels, label="step", shrink=0.6)
+        figure.colorbar(shown, ax=panels, label="training step", shrink=0.6)
         return figure
 
 
 def _panels(names: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
-    """A panel for each name, at most four side by side, each so many inches high."""
+    """One panel per name, at most four in a row, `height` inches each."""
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(WIDTH, height * lines + 0.4), layout="constrained")

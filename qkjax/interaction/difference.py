@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes
@@ -61,6 +60,8 @@ def difference(first: Modes, second: Modes) -> Difference:
         raise QkjaxError(
             f"modes can be compared between models of one architecture; shapes are {first.u.shape} and {second.u.shape}"
         )
+    from scipy.optimize import linear_sum_assignment  # takes a tenth of a second to load
+
     with one_blas_thread():
         similarity, ratio, query_angles, key_angles, pairs = jax.block_until_ready(_overlaps(first, second))
     pairs = np.asarray(pairs)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from qkjax.interaction.modes import Modes, decompose_head
+from qkjax.interaction.modes import Modes, decompose_head, require_plain
 from qkjax.interaction.query_key import QueryKey
 
 Vectors = Float[Array, "embed rank"]
@@ -142,7 +142,7 @@ class Edited(NamedTuple):
 
 @partial(jax.jit, static_argnames=("kind", "columns", "key_bias"))
 def edit(
-    attention: QueryKey,
+    parameters: QueryKey,
     modes: Modes,
     kind: str,
     weights: Float[Array, "layers heads rank"],
@@ -153,16 +153,20 @@ def edit(
     """Edits the modes of all heads.
 
     Args:
-      attention: the model's own parameters.
-      modes: of the same, without folding.
+      parameters: of the model.
+      modes: of the same model, in the plain frame.
       kind: one of `EDITS`.
-      weights: how much of each mode is edited.
-      columns: of the new kernels, where not head_dim; then all heads are made anew.
-      key_bias: keep the term w . y_j that makes keys attractive to all queries alike; without it, it is taken
-        out of the edited heads.
-      heads: those that are edited, where not the ones that weights touch; all others are left as they are, bit for bit.
+      weights: how much of each mode is edited, 0 to 1.
+      columns: of the new kernels, if not head_dim; then the kernels of all heads are computed again.
+      key_bias: keep the term w . y_j, which makes a key attractive to all queries. False removes it from the edited
+        heads.
+      heads: which heads are edited, if not those that `weights` touches; all others keep their bits.
+
+    Raises:
+      QkjaxError: modes in another frame than the plain one.
     """
-    query, key, query_bias, own_key_bias = (jnp.asarray(x, jnp.float32) for x in attention[:4])
+    require_plain(modes, "edit")
+    query, key, query_bias, own_key_bias = (jnp.asarray(x, jnp.float32) for x in parameters[:4])
     direction = jnp.einsum("ldhk,lhk->lhd", key, query_bias, precision="highest")
     biased = 1.0 if key_bias and kind != "unbias" else 0.0
     touched = jnp.asarray(weights).any(axis=-1) if heads is None else jnp.asarray(heads)

@@ -1,7 +1,9 @@
 """Singular modes of the query-key interaction M = Wq Wk^T, head by head, without forming M."""
 
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +18,88 @@ from qkjax.interaction.svd.lapack import modes_of_heads
 Kernels = Float[Array | np.ndarray, "layers embed heads head_dim"]
 
 
-class Modes(NamedTuple):
-    """Singular modes of every head: M = sum_n s_n u_n v_n^T, strongest first.
+@dataclass(frozen=True)
+class Frame:
+    """The frame in which M is taken; formulas in `decompose`.
+
+    Attributes:
+      fold_scale: the LayerNorm scale is folded: M acts on normalised tokens.
+      center: the mean direction, which LayerNorm removes, is taken out.
+      normalize: M is divided by sqrt(head_dim).
+    """
+
+    fold_scale: bool = False
+    center: bool = False
+    normalize: bool = False
+
+    def __str__(self) -> str:
+        return ", ".join(name for name, value in vars(self).items() if value) or "plain"
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("u", "s", "v"), meta_fields=("frame",))
+@dataclass(frozen=True)
+class Modes:
+    """Singular modes of every head: M = sum_n s_n u_n v_n^T, strongest first. Unpacks as `u, s, v = modes`.
 
     A token y sends y . u_n as a query and y . v_n as a key; s_n is the strength of their product.
     (u_n, v_n) have one sign together: the entry of u_n that is largest in magnitude is positive.
+
+    Attributes:
+      u, v: query and key directions, unit length.
+      s: strengths, in descending order.
+      frame: in which M is taken; what needs the plain frame refuses another.
+
+    Example:
+      >>> import numpy as np
+      >>> from qkjax.interaction.modes import decompose
+      >>> query, key = np.random.default_rng(0).standard_normal((2, 1, 12, 3, 4))
+      >>> decompose(query, key, normalize=True)
+      Modes(1 layers x 3 heads x 4 modes, embed 12, frame normalize)
     """
 
-    u: Float[Array, "layers heads embed rank"]
-    s: Float[Array, "layers heads rank"]
-    v: Float[Array, "layers heads embed rank"]
+    u: Float[Array | np.ndarray, "*heads embed rank"]
+    s: Float[Array | np.ndarray, "*heads rank"]
+    v: Float[Array | np.ndarray, "*heads embed rank"]
+    frame: Frame = Frame()
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.u, self.s, self.v))
+
+    def __repr__(self) -> str:
+        shape = getattr(self.u, "shape", ())
+        if len(shape) != 4:
+            return f"Modes(u {shape}, frame {self.frame})"
+        return f"Modes({shape[0]} layers x {shape[1]} heads x {shape[3]} modes, embed {shape[2]}, frame {self.frame})"
+
+    def _repr_html_(self) -> str:
+        """The strongest heads by the sum of their singular values."""
+        if np.ndim(self.u) != 4:
+            return html.escape(repr(self))
+        s, u, v = (np.asarray(x, np.float64) for x in (self.s, self.u, self.v))
+        total = s.sum(-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosine = (s * (u * v).sum(2)).sum(-1) / total
+        cells = "<tr><th>strongest heads</th><th>sum of s</th><th>weighted cosine</th></tr>"
+        for place in np.argsort(-np.nan_to_num(total), axis=None)[:5]:
+            at = np.unravel_index(place, total.shape)
+            cells += f"<tr><td>L{at[0]} H{at[1]}</td><td>{total[at]:.3g}</td><td>{cosine[at]:.2f}</td></tr>"
+        return f"<p>{html.escape(repr(self))}</p><table>{cells}</table>"
+
+
+def require_plain(modes: Modes, what: str) -> None:
+    """Refuses modes in another frame than the plain one.
+
+    Args:
+      what: needs the plain frame, for the error.
+
+    Raises:
+      QkjaxError: the frame is another.
+    """
+    if modes.frame != Frame():
+        raise QkjaxError(
+            f"{what} needs modes in the plain frame, and these are in the frame {modes.frame}: call decompose without "
+            "fold_scale, center and normalize"
+        )
 
 
 def _fold(
@@ -162,7 +236,12 @@ def decompose(
         )
     if norm_scale is not None and norm_scale.shape != query_kernel.shape[:2]:
         raise QkjaxError(f"norm_scale has shape {norm_scale.shape}, wanted (layers, embed) = {query_kernel.shape[:2]}")
-    arrays = (query_kernel, key_kernel, norm_scale)
+    frame = Frame(norm_scale is not None, center, normalize)
+    return replace(_by_machine((query_kernel, key_kernel, norm_scale), center, normalize), frame=frame)
+
+
+def _by_machine(arrays: tuple, center: bool, normalize: bool) -> Modes:
+    """`decompose` by what is fast on this machine."""
     if any(isinstance(x, jax.core.Tracer) for x in arrays):
         return _decompose(*arrays, center, normalize, by_lapack())
     if by_lapack():

@@ -14,7 +14,7 @@ from qkjax.images.sets import Batch, ImageSet
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.vit.model import patch_grid
 from qkjax.vit.tree import patch_kernel, with_patch_embedding
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 
 def for_photographs(checkpoint: Checkpoint) -> Checkpoint:

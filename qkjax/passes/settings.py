@@ -2,16 +2,13 @@
 
 import json
 from dataclasses import asdict
-from hashlib import blake2b
 from importlib.metadata import version
 
 import jax
-import numpy as np
-from flax.traverse_util import flatten_dict
 
 from qkjax.images.sets import ImageSet
 from qkjax.passes.options import PassOptions, batch_size
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, digest_of_parameters
 
 
 def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, **choices) -> dict[str, str]:
@@ -20,13 +17,9 @@ def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, 
     Args:
       choices: what the analysis lets its caller choose besides `options`, such as `top=9`.
     """
-    digest = blake2b(digest_size=16)
-    for name, array in sorted(flatten_dict(checkpoint.params, sep="/").items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
     values = {
         "model": checkpoint.name,
-        "parameters": digest.hexdigest(),
+        "parameters": digest_of_parameters(checkpoint.params),
         "config": checkpoint.config.to_dict(),
         "preprocess": asdict(checkpoint.preprocess),
         "images": images.fingerprint,

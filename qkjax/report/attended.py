@@ -15,7 +15,7 @@ from qkjax.interaction.modes import Modes
 from qkjax.report.pack import FINE, quantised
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 
 class Attended(NamedTuple):
@@ -56,7 +56,7 @@ def attended(
       pixels: the picture as the model sees it.
     """
     images = normalise(pixels, checkpoint.preprocess)[None]
-    found = _attended(ViT(checkpoint.config), checkpoint.params, images, Modes(*modes), key_direction)
+    found = _attended(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
     return Attended(*map(np.asarray, found))
 
 

@@ -27,7 +27,7 @@ from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 DIMS = ("layer", "head", "mode", "sign", "place")
 
@@ -149,7 +149,7 @@ def _compute(
     shown = np.unique(index[index >= 0])
     groups = [shown[list(group)].tolist() for group in batch_groups(len(shown), batch_size(options.batch))]
     model = ViT(checkpoint.config, options.dtype)
-    first = Modes(*(x[..., : index.shape[2]] for x in modes))
+    first = jax.tree.map(lambda x: x[..., : index.shape[2]], modes)
     on_device = jax.device_put((checkpoint.params, first, scaling(checkpoint)), over_devices(None))
 
     def step(tiles: Tiles, batch: Batch) -> tuple[Tiles, dict]:

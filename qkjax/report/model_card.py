@@ -17,7 +17,7 @@ from qkjax.report.commands import commands
 from qkjax.report.subject import ModelData, attributes
 from qkjax.vit.config import ViTConfig
 from qkjax.weights import catalogue
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 OTHERS = (
     ("Which tokens attend to which", "preference", {

@@ -12,7 +12,8 @@ from qkjax.analyses.top_images.pages import ScanOptions, earlier_folder
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes
 from qkjax.passes.inputs import for_photographs
-from qkjax.weights.load import Checkpoint, load, origin
+from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.load import load, origin
 
 RESULTS = ("modes.nc", "top_images/top_images.nc", "modes/top_images.nc", "top_images.nc")
 """Files that a folder of results has; each names its model."""

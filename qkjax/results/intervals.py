@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 RESAMPLES = 2000
 Interval = tuple[float, float, float]
@@ -19,7 +19,7 @@ def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
     """
     seeds = len(values)
     if seeds > 1:
-        wider = t.ppf(0.975, seeds - 1) / norm.ppf(0.975) * np.sqrt(seeds / (seeds - 1))
+        wider = stdtrit(seeds - 1, 0.975) / ndtri(0.975) * np.sqrt(seeds / (seeds - 1))
         values = values + (wider - 1) * (values.mean(1, keepdims=True) - values.mean())
     if values.shape[1] < 2:
         return float(values.mean()), np.nan, np.nan

@@ -43,8 +43,8 @@ from qkjax.train.step import program as make_program
 from qkjax.train.tasks import PRESET, load_task
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.export import save
-from qkjax.weights.preparation import at
+from qkjax.weights.checkpoint import write_checkpoint
+from qkjax.weights.preprocessing import with_resolution
 
 NPROC = "PJRT_NPROC"  # threads that XLA has on a CPU
 
@@ -116,7 +116,9 @@ def _train_in(
         state = _run_steps(config, task, program, state, manager, lines, folder, label)
         exported = program.export(state.evaluated)
         if jax.process_index() == 0:
-            save(folder / MODEL, vit, jax.tree.map(np.asarray, exported), at(PRESET, task.pixels[0]))
+            write_checkpoint(
+                folder / MODEL, vit, jax.tree.map(np.asarray, exported), with_resolution(PRESET, task.pixels[0])
+            )
     return lines
 
 

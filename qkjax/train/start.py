@@ -23,7 +23,8 @@ from qkjax.vit.tree import (
     with_position_embedding,
     without_heads,
 )
-from qkjax.weights.load import Checkpoint, load
+from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.load import load
 
 QUERY_KEY, VALUE_OUT = (0.7, 0.7), (0.4, -0.4)
 """alpha and beta of alpha Z + beta I; Trockman and Kolter 2023 (arXiv 2305.09828)."""

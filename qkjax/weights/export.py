@@ -1,39 +1,92 @@
-"""Writing checkpoints: ours, and big_vision's."""
+"""Writing checkpoints: as qkjax reads them, and as big_vision reads them."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qkjax.errors import QkjaxError
-from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import ViTConfig
-from qkjax.weights.load import CONFIG_KEY, PREPROCESS_KEY, Checkpoint
-from qkjax.weights.npz import write_npz
+from qkjax.weights.checkpoint import Checkpoint, write_checkpoint
 
 
-def save(path: Path | str, config: ViTConfig, params: Mapping, preprocess: Preprocess | None = None) -> None:
-    """Writes a tree as `params/...` of an npz, with the configuration beside it as JSON, and how images are prepared.
+def save(checkpoint: Checkpoint, path: Path | str) -> None:
+    """Writes a checkpoint to an npz file from which `load` reads it back without loss.
 
-    big_vision's loader takes `params` and passes over the rest.
+    The file holds the parameters in their dtypes, the architecture and the preprocessing. `load` names it after the
+    file. Use `export` for a file that big_vision reads.
+
+    Args:
+      checkpoint: the checkpoint.
+      path: the file to write; must end in `.npz`.
 
     Raises:
-      QkjaxError: the file cannot be written.
+      QkjaxError: `path` does not end in `.npz`, or cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> import qkjax
+      >>> checkpoint = qkjax.load("dinov2-vits14-focus")
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     qkjax.save(checkpoint, f"{folder}/copy.npz")
+      ...     copy = qkjax.load(f"{folder}/copy.npz")
+      >>> copy.name, copy.config == checkpoint.config
+      ('copy', True)
     """
-    arrays = {f"params/{name}": np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
-    arrays[CONFIG_KEY] = np.asarray(json.dumps(config.to_dict()))
-    if preprocess:
-        arrays[PREPROCESS_KEY] = np.asarray(json.dumps(asdict(preprocess)))
-    write_npz(Path(path), arrays)
+    if Path(path).suffix != ".npz":
+        raise QkjaxError(f"path is {str(path)!r}, expected a name that ends in .npz")
+    write_checkpoint(path, checkpoint.config, checkpoint.params, checkpoint.preprocess)
+
+
+def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
+    """Writes an npz that big_vision's `vit.load` reads into its own `Model`; `load` reads it too.
+
+    Layer scale is multiplied into the layer before it, which leaves the function unchanged up to rounding.
+
+    Args:
+      checkpoint: the checkpoint.
+      path: the file to write; must end in `.npz`, from which big_vision infers the format.
+
+    Returns:
+      How big_vision's model differs from this one, one line per difference; empty if they compute the same function.
+
+    Raises:
+      QkjaxError: the model has parts that big_vision's tree cannot hold, or `path` cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> import qkjax
+      >>> checkpoint = qkjax.load("dinov2-vits14-focus")
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     for note in qkjax.export(checkpoint, f"{folder}/dinov2.npz"):
+      ...         print(note)
+      big_vision's activation is GELU by its tanh approximation; this model's is gelu
+      big_vision resamples position embeddings linearly; this model uses bicubic
+    """
+    config, path = checkpoint.config, Path(path)
+    if path.suffix != ".npz":
+        raise QkjaxError(f"{path} must end in .npz: big_vision infers the format from it")
+    if foreign := _foreign_parts(config):
+        raise QkjaxError(f"{checkpoint.name} has {foreign[0]}, which big_vision's tree cannot hold; use save instead")
+    params = fold_layer_scale(checkpoint.params) if config.layer_scale else checkpoint.params
+    write_checkpoint(path, replace(config, layer_scale=False), params, checkpoint.preprocess)
+    notes = []
+    if config.activation != "gelu_tanh":
+        notes.append(f"big_vision's activation is GELU by its tanh approximation; this model's is {config.activation}")
+    if config.norm_eps != 1e-6:
+        notes.append(f"big_vision's LayerNorm epsilon is 1e-6; this model's is {config.norm_eps:g}")
+    if config.posemb_resample != "linear":
+        notes.append(f"big_vision resamples position embeddings linearly; this model uses {config.posemb_resample}")
+    return notes
 
 
 def fold_layer_scale(params: Mapping) -> dict:
-    """The same function without layer scale: the factor goes into the layer before it.
+    """Multiplies layer scale into the layer before it: the same function without layer scale.
 
-    attention out: kernel (heads, head_dim, D) and bias (D); MLP Dense_1: kernel (mlp, D), bias (D).
+    Args:
+      params: nested dict. Kernel (heads, head_dim, D) and bias (D) of the attention's output, kernel (mlp, D)
+        and bias (D) of the MLP's second layer are scaled.
     """
     flat = dict(flatten_dict(params, sep="/"))
     for name in [n for n in flat if n.endswith("/scale") and "/LayerScale_" in n]:
@@ -45,44 +98,13 @@ def fold_layer_scale(params: Mapping) -> dict:
     return unflatten_dict(flat, sep="/")
 
 
-def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
-    """Writes an npz that big_vision's `vit.load` reads into its own `Model`.
-
-    Args:
-      path: where; must end in `.npz`, by which big_vision knows the format.
-
-    Returns:
-      What big_vision's model will do otherwise than this one, a line each; empty when nothing.
-
-    Raises:
-      QkjaxError: the model has parts that big_vision's tree cannot hold, or `path` cannot be written.
-    """
-    config, path = checkpoint.config, Path(path)
-    if path.suffix != ".npz":
-        raise QkjaxError(f"{path} must end in .npz: big_vision knows the format by it")
-    if foreign := _foreign_parts(config):
-        raise QkjaxError(f"{checkpoint.name} has {foreign[0]}, for which big_vision's tree has no place")
-    params = fold_layer_scale(checkpoint.params) if config.layer_scale else checkpoint.params
-    save(path, replace(config, layer_scale=False), params, checkpoint.preprocess)
-    notes = []
-    if config.activation != "gelu_tanh":
-        notes.append(f"big_vision's activation is GELU by tanh; this model was trained with {config.activation}")
-    if config.norm_eps != 1e-6:
-        notes.append(f"big_vision's LayerNorm epsilon is 1e-6; this model's is {config.norm_eps:g}")
-    if config.posemb_resample != "linear":
-        notes.append(
-            f"big_vision resamples position embeddings linearly; this model does so by {config.posemb_resample}"
-        )
-    return notes
-
-
 def _foreign_parts(config: ViTConfig) -> list[str]:
     parts = {
-        "extra tokens beside the class token": config.registers,
+        "extra tokens besides the class token": config.registers,
         "a class token that is not pooled": config.class_token and config.pool != "tok",
         "a LayerNorm before its first layer": config.pre_norm,
-        "its last LayerNorm behind the pooling": config.pool_norm,
+        "its last LayerNorm after the pooling": config.pool_norm,
         "relative position biases": config.relative_positions,
         "a gated MLP": config.activation == "swiglu",
     }
-    return [what for what, is_there in parts.items() if is_there]
+    return [part for part, present in parts.items() if present]

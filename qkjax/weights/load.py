@@ -1,50 +1,30 @@
-"""`load`: a catalogue name, a file or a folder to a checked ViT."""
+"""`load`: reads a ViT from a name of the catalogue, a file or a folder, and checks it."""
 
 import json
 import os
 import re
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
-from qkjax.weights import catalogue, huggingface, names, preparation, state_dict
-from qkjax.weights.infer import check_shapes, has_class_row, infer_config
-from qkjax.weights.npz import NpzFile, weight_dtype
-from qkjax.weights.tensorstore import TensorstoreFolder, resolve
-
-CONFIG_KEY, PREPROCESS_KEY = "qkjax/config", "qkjax/preprocess"  # in our own npz files, JSON
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A ViT read from somewhere.
-
-    Attributes:
-      name: catalogue name, or the file's own.
-      config: its architecture.
-      params: nested dict of numpy arrays, the Linen tree of `big_vision.models.vit.Model`, in the
-        types of the file (bfloat16 as `ml_dtypes.bfloat16`).
-      source: path it was read from.
-      preprocess: how its images are prepared, at its own resolution: as its preprocessor_config.json
-        (or timm's config.json, or our own npz) says, else the catalogue, else as for trees like its own.
-    """
-
-    name: str
-    config: ViTConfig
-    params: dict
-    source: str
-    preprocess: Preprocess
+from qkjax.weights import catalogue, preprocessing
+from qkjax.weights.checkpoint import CONFIG_KEY, PREPROCESS_KEY, Checkpoint, write_checkpoint
+from qkjax.weights.download.fetch import local_file
+from qkjax.weights.families import huggingface
+from qkjax.weights.families.big_vision import check_finite, read_vit
+from qkjax.weights.families.torch_layouts import to_vit
+from qkjax.weights.formats import state_dict
+from qkjax.weights.formats.json_object import read_json
+from qkjax.weights.formats.npz import NpzFile
+from qkjax.weights.formats.tensorstore import TensorstoreFolder, resolve
 
 
 def split_submodel(path: str) -> tuple[str, str | None]:
-    """Splits "file.npz:img" as big_vision does; a path that exists as it stands is left whole."""
+    """Splits "file.npz:img" into path and sub-model, as big_vision does; an existing path is not split."""
     match = re.fullmatch(r"(.+?):([\w/]+)", path)
     if match and not os.path.exists(path) and not match[2].startswith("/"):
         return match[1], match[2]
@@ -52,7 +32,7 @@ def split_submodel(path: str) -> tuple[str, str | None]:
 
 
 def address(model: str | os.PathLike) -> str:
-    """What `load` can be given later, from any folder: a name as it stands, a path made absolute."""
+    """What `load` accepts from any working directory: a name unchanged, a path made absolute."""
     text = os.fspath(model)
     if catalogue.is_name(text):
         return text
@@ -61,176 +41,131 @@ def address(model: str | os.PathLike) -> str:
 
 
 def origin(model: str | os.PathLike, settings: Mapping) -> dict[str, str]:
-    """What a result says of where its model came from, so that it can be loaded again: `address`, and settings."""
+    """What a result records so that its model can be loaded again: the `address` and the settings."""
     return {"checkpoint": address(model), "loaded_with": json.dumps(dict(settings))}
 
 
 def load(model: str | os.PathLike, **settings) -> Checkpoint:
-    """Reads a ViT's configuration and parameters.
+    """Reads the architecture and the parameters of a ViT, and checks them.
 
-    Every public layout is brought to big_vision's present one: bare trees, `params/`, `opt/target/`;
-    pre-Linen block names; position embeddings under `Transformer/`, with or without the class row
-    (which is added to the class token: the same function); scanned blocks; the attention pooling
-    probe at the top level; bfloat16; and the names of torch models (Hugging Face, timm, Meta).
+    Every public layout is converted to big_vision's current one: bare trees, `params/`, `opt/target/`;
+    block names from before Linen; position embeddings under `Transformer/`, with or without a row for the
+    class token (which is added to the class token: the same function); scanned blocks; the probe of
+    attention pooling at the top level; bfloat16; and the names of torch models (Hugging Face, timm, Meta).
 
     Args:
-      model: a name from `qkjax models` or the id of a hub repository (fetched when absent); a path to
-        an npz file, a tensorstore folder, a safetensors or PyTorch file, or a folder with one of
-        these and its config.json; or a path followed by a sub-model, "siglip.npz:img".
-      **settings: parts of `ViTConfig` that a tree does not show: `pool="none"` or "0" where
-        "gap" is taken, `grid=(rows, columns)` of a position embedding that is not square,
-        `norm_eps`, `activation`, `posemb_resample`; and the `heads` of a torch file, where neither
-        its config.json nor its width tells.
+      model: a name from `qkjax models` or the id of a repository of the Hugging Face hub (downloaded if it is
+        not on disk); the path of an npz file, a tensorstore folder, a safetensors or PyTorch file, a folder that
+        holds one of these and its config.json, or a folder written by `qkjax train`; or a path followed by a
+        sub-model, "siglip.npz:img".
+      **settings: parts of `ViTConfig` that cannot be inferred from the parameters: `pool="none"` or "0"
+        (by default "gap" if there is no class token), `grid=(rows, columns)` of a position embedding that is not
+        square, `norm_eps`, `activation`, `posemb_resample`; and `heads` of a torch file, if neither its
+        config.json nor its width determines them.
 
     Returns:
-      The checkpoint, checked: every parameter there, of the right shape, finite.
+      The checkpoint. Every parameter is present, has the right shape and is finite.
 
     Raises:
-      QkjaxError: one line that says what is wrong with which file.
+      QkjaxError: an unknown name, a file that is missing, damaged or not a ViT, a download that failed, or an
+        invalid setting.
+
+    Example:
+      >>> import qkjax
+      >>> checkpoint = qkjax.load("dinov2-vits14-focus")
+      >>> checkpoint.name
+      'dinov2-vits14-focus'
+      >>> query, key = qkjax.query_key_kernels(checkpoint.params)
+      >>> query.shape  # layers, embed, heads, head_dim
+      (12, 384, 6, 64)
     """
     text, settings = os.fspath(model), check_settings(settings)
     if catalogue.is_name(text):
-        return _load_named(catalogue.entry(text), settings)
+        return _load_entry(catalogue.entry(text), settings)
     path, sub = split_submodel(text)
-    whole = Path(os.path.abspath(path))
-    name = (whole.name if os.path.isdir(whole) else whole.stem).encode(errors="replace").decode()
-    trained = os.path.join(path, "model.npz")  # of the folder of a run of `qkjax train`
+    absolute = Path(os.path.abspath(path))
+    name = (absolute.name if os.path.isdir(absolute) else absolute.stem).encode(errors="replace").decode()
+    trained = os.path.join(path, "model.npz")  # in the folder of a run of `qkjax train`
     return _read(Path(trained if os.path.isfile(trained) else path), sub, name, settings)
 
 
-def _load_named(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
-    """A checkpoint of the catalogue; what lies in a PyTorch file is read with torch once, and kept as npz."""
+def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
+    """A checkpoint of the catalogue. A PyTorch file is read with torch once, and stored as npz."""
     known = {"heads": entry.heads} if entry.heads else {}
-    settings, listed = {**known, **settings}, preparation.of_entry(entry)
+    settings, from_catalogue = {**known, **settings}, preprocessing.from_entry(entry)
     converted = catalogue.folder() / "converted" / f"{entry.name.replace('/', '--')}.npz"
     if not converted.exists():
-        path = catalogue.local_file(entry.name)
+        path = local_file(entry.name)
         state = state_dict.find(path) if path.is_dir() else path
         if state is None or state.suffix not in state_dict.PICKLED:
-            return _read(path, entry.sub, entry.name, settings, listed)
-        from qkjax.weights.export import save
-
+            return _read(path, entry.sub, entry.name, settings, from_catalogue)
         plain = _read(path, entry.sub, entry.name, known)
-        save(converted, plain.config, plain.params)
-    said = preparation.beside(catalogue.path_of(entry.name))
-    return _read(converted, None, entry.name, settings, said or listed)
+        write_checkpoint(converted, plain.config, plain.params)
+    from_files = preprocessing.from_folder(catalogue.path_of(entry.name))
+    return _read(converted, None, entry.name, settings, from_files or from_catalogue)
 
 
-def _read(path: Path, sub: str | None, name: str, settings: Mapping, listed: Preprocess | None = None) -> Checkpoint:
-    """Any file or folder; `listed` is what the catalogue says of its images."""
+def _read(
+    path: Path, sub: str | None, name: str, settings: Mapping, from_catalogue: Preprocess | None = None
+) -> Checkpoint:
+    """Any file or folder; its own preprocessing comes before that of the catalogue."""
     source = str(path) + (f":{sub}" if sub else "")
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise QkjaxError(f"{path} is neither a file nor a folder")
         folder = resolve(path)
-        state = state_dict.find(folder) if folder else path if _is_torch_file(path) else None
+        state = state_dict.find(folder) if folder else path if state_dict.is_torch_file(path) else None
         if state:
-            said = preparation.beside(state.parent)
+            stored = preprocessing.from_folder(state.parent)
             config, flat = _read_state_dict(state, sub, settings)
         else:
             with TensorstoreFolder(folder) if folder else NpzFile(path) as container:
-                said = preparation.stored(text) if (text := _own_text(container, PREPROCESS_KEY)) else None
+                stored = preprocessing.from_json(text) if (text := _text(container, PREPROCESS_KEY)) else None
                 config, flat = _read_container(container, sub, settings)
     except (OSError, ValueError) as error:
         raise QkjaxError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     except QkjaxError as error:
         raise error if str(path) in str(error) else QkjaxError(f"{path}: {error}") from error
-    preprocess = said or listed or preparation.of_tree(config)
+    preprocess = stored or from_catalogue or preprocessing.from_architecture(config)
     return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preprocess)
 
 
-def _is_torch_file(path: Path) -> bool:
-    """By content: a safetensors header, a pickle, or a zip with a pickle in it."""
-    if path.name.endswith(".index.json"):
-        return True
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-        if start[:4] == b"PK\x03\x04":
-            with zipfile.ZipFile(path) as archive:
-                return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False  # the npz reader says what is wrong
-    return start[8:9] == b"{" or start[:2] in (b"\x80\x02", b"\x80\x04")
-
-
 def _read_state_dict(path: Path, sub: str | None, settings: Mapping):
-    """A torch model's file; `sub` is the part of a file that holds several, such as I-JEPA's "predictor"."""
-    said = path.parent / "config.json"
-    settings = {**(huggingface.settings_of(state_dict.read_json(said)) if said.is_file() else {}), **settings}
+    """A torch model's file; `sub` is one model of a file that holds several, such as I-JEPA's "predictor"."""
+    config = path.parent / "config.json"
+    settings = {**(huggingface.settings_of(read_json(config)) if config.is_file() else {}), **settings}
     readers = state_dict.open_state(path)
     if sub:
         readers = {k.removeprefix(f"{sub}/"): read for k, read in readers.items() if k.startswith(f"{sub}/")}
     parts = sorted({k.split("/")[0] for k in readers if "/" in k})
     if parts or not readers:
-        raise QkjaxError(f"holds the models {', '.join(parts)}: name one, {path}:{(parts or ['encoder'])[0]}")
-    return huggingface.to_vit(readers, lambda name: _finite(name, readers[name]()), settings)
+        raise QkjaxError(
+            f"the file holds several models ({', '.join(parts)}): choose one, as in {path}:{(parts or ['encoder'])[0]}"
+        )
+    return to_vit(readers, lambda name: check_finite(name, readers[name]()), settings)
 
 
 def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, settings: Mapping):
-    if text := _own_text(container, CONFIG_KEY):
+    if text := _text(container, CONFIG_KEY):
         settings = {**_stored_settings(text), **settings}
     keys = [key for key in container.keys() if key not in (CONFIG_KEY, PREPROCESS_KEY)]  # noqa: SIM118
-    keys = names.subtree(keys, sub, str(container.path))
-    by_key = {full: container.header(full) for full in keys.values()}
-    for full, header in by_key.items():
-        if weight_dtype(header.dtype) is None:
-            raise QkjaxError(f"parameter {full!r} is of type {header.dtype}, wanted floating point numbers")
-    stored = names.canonical(keys, {full: header.shape for full, header in by_key.items()})
-    headers = {name: by_key[s.key] for name, s in stored.items()}
-    shapes = {name: h.shape if stored[name].layer is None else h.shape[1:] for name, h in headers.items()}
-    config = infer_config(shapes, settings)
-    class_row = has_class_row(shapes, config.grid)
-    if class_row:
-        first, rows, *rest = shapes["pos_embedding"]
-        shapes["pos_embedding"] = (first, rows - 1, *rest)
-    check_shapes(shapes, config)
-    _check_memory(sum(np.prod(s, dtype=float) * headers[n].dtype.itemsize for n, s in shapes.items()))
-    arrays = _read_arrays(container, stored)
-    if class_row:
-        arrays["cls"] = arrays["cls"] + arrays["pos_embedding"][:, :1]
-        arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
-    return config, arrays
+    return read_vit(container, keys, sub, settings)
 
 
-def _own_text(container: NpzFile | TensorstoreFolder, key: str) -> str:
-    """A text that only our own npz files hold; "" in others."""
+def _text(container: NpzFile | TensorstoreFolder, key: str) -> str:
+    """A text that only npz files written by qkjax hold; "" for others."""
     return container.text(key) if isinstance(container, NpzFile) and key in set(container.keys()) else ""
 
 
 def _stored_settings(text: str) -> dict:
-    """Of the configuration in our own files, what shapes do not show; the rest is inferred again."""
+    """The part of a stored configuration that shapes do not determine; the rest is inferred from the parameters."""
     try:
         values = json.loads(text).items()
     except (ValueError, AttributeError, RecursionError) as error:
         raise QkjaxError(f"member {CONFIG_KEY!r} is not a configuration in JSON ({error})") from error
     if unknown := {name for name, _ in values} - set(ViTConfig.__dataclass_fields__):
         raise QkjaxError(
-            f"member {CONFIG_KEY!r} has {min(unknown)!r}, of another version of qkjax: fetch or save it anew"
+            f"member {CONFIG_KEY!r} has the unknown field {min(unknown)!r}, from another version of qkjax: "
+            "download or save the file again"
         )
     return check_settings({k: v for k, v in values if k in SETTINGS and v is not None})
-
-
-def _check_memory(needed: float) -> None:
-    try:
-        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on this platform: the allocation itself will tell
-        return
-    if needed > have:
-        raise QkjaxError(f"the parameters need {needed / 2**30:.0f} GiB and this machine has {have / 2**30:.0f} GiB")
-
-
-def _read_arrays(container: NpzFile | TensorstoreFolder, stored: Mapping[str, names.Stored]) -> dict[str, np.ndarray]:
-    whole: dict[str, np.ndarray] = {}
-    arrays = {}
-    for name, (key, layer) in stored.items():
-        if key not in whole:
-            whole[key] = _finite(name, container.read(key))
-        arrays[name] = whole[key] if layer is None else whole[key][layer]
-    return arrays
-
-
-def _finite(name: str, array: np.ndarray) -> np.ndarray:
-    if not np.isfinite(array).all():
-        raise QkjaxError(f"parameter {name!r} holds NaN or infinite values: the checkpoint is broken")
-    return array

@@ -21,7 +21,7 @@ from qkjax.passes.options import PassOptions, batch_size
 from qkjax.runtime.devices import over_devices
 from qkjax.vit.model import ViT
 from qkjax.vit.patches import query_places
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 
 class _OriginalBatch(NamedTuple):

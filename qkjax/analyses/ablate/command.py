@@ -15,7 +15,7 @@ from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
 from qkjax.passes.inputs import for_photographs
 from qkjax.passes.options import PassOptions
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 
 class AblationArguments(NamedTuple):

@@ -31,7 +31,7 @@ from qkjax.passes.settings import settings_of
 from qkjax.runtime.interrupt import held
 from qkjax.vit.patches import query_places
 from qkjax.vit.tree import query_key
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 Arrays = dict[str, np.ndarray]
 Plan = str | Path | Sequence[AblationSpec] | Sequence[Mapping]

@@ -29,7 +29,7 @@ from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs, query_key_kernels
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 
 class Measures(NamedTuple):

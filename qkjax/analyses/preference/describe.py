@@ -15,7 +15,7 @@ from qkjax.passes.inputs import crop_to_patches, for_photographs, resolution_of
 from qkjax.passes.options import PassOptions
 from qkjax.results.rows import Row, format_rows
 from qkjax.vit.model import ViT, forward
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 HEADINGS = {
     "layer": "layer", "same": "same", "different": "differ", "background": "backgr",

@@ -17,13 +17,14 @@ from qkjax.analyses.top_images.compute import check, scan_settings, top_images
 from qkjax.analyses.top_images.sheets import sheets
 from qkjax.analyses.top_images.tables import mode_table
 from qkjax.errors import QkjaxError
+from qkjax.figures.sheets import top_images_sheet
 from qkjax.images.sets import ImageSet
 from qkjax.interaction.mode_name import ModeName, chosen
 from qkjax.passes.inputs import for_photographs
 from qkjax.passes.options import PassOptions
 from qkjax.results.rows import write_csv
 from qkjax.runtime.interrupt import held
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 SELECTED = "chosen"  # the page of modes that were named
 
@@ -118,14 +119,13 @@ def draw_pages(
     path = folder / ("chosen.csv" if SELECTED in pages else "sheets.csv")
     if jax.process_index():
         return path
-    title = f"{checkpoint.name}: the images (of {images.name}) that excite a mode most, and their scores"
-    title += f" ({dataset.score.values[0]})"
+    title = f"{checkpoint.name}: top images of each mode, of {images.name}; numbers: score ({dataset.score.values[0]})"
+    # Sheets of all heads are for leafing through: as PDF, too, they would take twice the time and space.
+    formats = (".png", ".pdf") if SELECTED in pages else (".png",)
     drawn = sheets(checkpoint, images, dataset, pages)
+    saved = figures.save_all(((folder / page, (title, rows)) for page, rows in drawn), top_images_sheet, formats)
     with held() as check_interrupt:
-        for page, rows in tqdm(drawn, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
-            # Sheets of all heads are for leafing through: as PDF, too, they would take twice the time and space.
-            formats = (".png", ".pdf") if page == SELECTED else (".png",)
-            figures.save(figures.top_images_sheet(title, rows), folder / page, formats)
+        for _ in tqdm(saved, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
             check_interrupt()
     lines = [{"page": page, **line} for page, names in pages.items() for line in mode_table(dataset, names)]
     write_csv(lines, path)

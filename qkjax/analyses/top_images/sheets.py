@@ -31,7 +31,7 @@ from qkjax.passes.options import PassOptions, batch_size
 from qkjax.runtime.interrupt import held
 from qkjax.vit.model import ViT, forward
 from qkjax.vit.tree import query_key_kernels
-from qkjax.weights.load import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint
 
 Map = Float[np.ndarray, "rows columns"]
 

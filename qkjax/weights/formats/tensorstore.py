@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qkjax.errors import QkjaxError
-from qkjax.weights.npz import Header, weight_dtype
+from qkjax.weights.formats.npz import Header, weight_dtype
 
 
 def resolve(path: Path) -> Path | None:

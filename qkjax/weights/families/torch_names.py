@@ -7,7 +7,7 @@ its own names what it is.
 import re
 
 from qkjax.errors import QkjaxError, nearest
-from qkjax.weights.names import BLOCK
+from qkjax.weights.families.big_vision_names import BLOCK
 
 PREFIXES = ("module.", "model.", "encoder.", "vit.", "deit.", "dinov2.", "dinov2_with_registers.", "ijepa.", "beit.",
             "vision_model.")  # fmt: skip

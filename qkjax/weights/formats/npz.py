@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from qkjax.errors import QkjaxError
+from qkjax.runtime.files import atomic_path
 
 HEADER_BYTES = 65536  # numpy writes 128 for these arrays; more than this is not a header
 UNTOLD = 0xFFFF  # stands for a count that is elsewhere (zip64)
@@ -62,6 +63,7 @@ class NpzFile:
             raise QkjaxError(f"{path} holds two members of one name: it was tampered with or badly made")
         if self._announced() not in (len(self._members), UNTOLD):
             raise QkjaxError(f"{path} is damaged: its directory leaves out members; fetch or copy it again")
+        self._check_names()
 
     def _announced(self) -> int:
         """How many members the end of the file tells of. zipfile does not look: a length altered in the
@@ -69,6 +71,17 @@ class NpzFile:
         with open(self.path, "rb") as file:
             file.seek(-22 - len(self._zip.comment), io.SEEK_END)
             return int.from_bytes(file.read(22)[10:12], "little")
+
+    def _check_names(self) -> None:
+        """Compares each name in the directory with the one in front of the member's data. zipfile does so only for
+        members that are opened, and an altered name can take a member out of `params/`, so that it is never opened."""
+        with open(self.path, "rb") as file:
+            for info in self._zip.infolist():
+                file.seek(info.header_offset + 26)
+                length = int.from_bytes(file.read(4)[:2], "little")
+                encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
+                if file.read(length).decode(encoding, "replace") != info.orig_filename:
+                    raise self._damaged(info.filename, "its name differs between the directory and the member")
 
     def _what_it_is(self, error: Exception) -> str:
         if not isinstance(error, zipfile.BadZipFile):
@@ -167,7 +180,5 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
       QkjaxError: the file cannot be written; nothing is left behind.
     """
-    from qkjax.runtime.files import atomic_path
-
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 from qkjax.errors import QkjaxError
-from qkjax.weights.partial import TryAgainError, finish, opened, prepare, size, writing
+from qkjax.weights.download.partial_file import TryAgainError, finish, opened, prepare, size, writing
 
 CHUNK = 1 << 20
 HEADERS = {"User-Agent": "qkjax", "Accept-Encoding": "identity"}  # a length is of no use if the body is compressed

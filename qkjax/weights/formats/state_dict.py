@@ -4,7 +4,6 @@ Safetensors need no torch. PyTorch's `.bin` and `.pth` are pickles: torch's own 
 alone (`weights_only=True`) is the one thing that may open them, when torch is installed.
 """
 
-import json
 import re
 import zipfile
 from collections import OrderedDict
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from qkjax.errors import QkjaxError
+from qkjax.weights.formats.json_object import read_json
 
 INDEX = "model.safetensors.index.json"
 FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
@@ -30,19 +30,19 @@ def find(folder: Path) -> Path | None:
     return named or (others[0] if len(others) == 1 else None)
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object.
-
-    Raises:
-      QkjaxError: not readable, or no object.
-    """
+def is_torch_file(path: Path) -> bool:
+    """By content: a safetensors header, a pickle, or a zip with a pickle in it."""
+    if path.name.endswith(".index.json"):
+        return True
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise QkjaxError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise QkjaxError(f"{path} holds {type(value).__name__}, wanted an object")
-    return value
+        with open(path, "rb") as file:
+            start = file.read(9)
+        if start[:4] == b"PK\x03\x04":
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False  # the npz reader says what is wrong
+    return start[8:9] == b"{" or start[:2] in (b"\x80\x02", b"\x80\x04")
 
 
 def open_state(path: Path) -> dict[str, Callable[[], np.ndarray]]:

@@ -7,7 +7,8 @@ from math import isqrt
 
 from qkjax.errors import QkjaxError, nearest
 from qkjax.vit.config import Pool, ViTConfig
-from qkjax.weights.names import BLOCK, depth
+from qkjax.vit.model import ViT
+from qkjax.weights.families.big_vision_names import BLOCK, depth
 
 Shape = tuple[int, ...]
 
@@ -117,8 +118,6 @@ def expected_shapes(config: ViTConfig) -> dict[str, Shape]:
     import jax
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict
-
-    from qkjax.vit.model import ViT
 
     rows, columns = config.grid or (1, 1)
     pixels = (rows * config.patch_size[0], columns * config.patch_size[1])

@@ -1,4 +1,4 @@
-"""Checkpoints known by name, where their files lie, and whether they are there."""
+"""The entries of the catalogue, and the names that refer to them."""
 
 import os
 import re
@@ -6,11 +6,9 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from qkjax.errors import QkjaxError, nearest
-from qkjax.weights import augreg
+from qkjax.weights.catalogue import augreg_names
 
 OBJECTIVES = ("classification", "self-distillation", "contrastive", "masked image modelling", "joint embedding")
 _ADDRESS = re.compile(r"gs://|https://storage\.googleapis\.com/|https://huggingface\.co/")
@@ -57,7 +55,7 @@ class Entry:
 @cache
 def entries() -> dict[str, Entry]:
     """The whole catalogue by name."""
-    table = tomllib.loads(resources.files("qkjax.weights").joinpath("catalogue.toml").read_text())
+    table = tomllib.loads(resources.files("qkjax.weights.catalogue").joinpath("catalogue.toml").read_text())
     return {name: _entry(name, values) for name, values in table.items()}
 
 
@@ -81,8 +79,8 @@ def _find(text: str) -> Entry | None:
     known = _ADDRESS.sub("", text, count=1) if _ADDRESS.match(text) else text
     if known in _index():
         return _index()[known]
-    if name := augreg.stem(known):
-        return _index().get(f"{augreg.FOLDER}{name}.npz") or Entry(**augreg.fields(name))
+    if name := augreg_names.stem(known):
+        return _index().get(f"{augreg_names.FOLDER}{name}.npz") or Entry(**augreg_names.fields(name))
     if _HUB_ID.fullmatch(known) and not _FILE.fullmatch(known) and not text.startswith(("gs:", "https://storage.")):
         return _hub_entry(known)
     return None
@@ -134,40 +132,6 @@ def _unknown(name: str) -> QkjaxError:
     return QkjaxError(f"no model {name!r} in the catalogue{hint}; `qkjax models` lists them all")
 
 
-def folder() -> Path:
-    """Where fetched checkpoints lie: `QKJAX_CHECKPOINTS`, else `checkpoints/` of the checkout that
-    this package runs from, else the user's cache folder."""
-    if chosen := os.environ.get("QKJAX_CHECKPOINTS"):
-        return Path(chosen).expanduser()
-    checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "setup.cfg").is_file() and (checkout / "checkpoints" / "README.md").is_file():
-        return checkout / "checkpoints"
-    from platformdirs import user_cache_path
-
-    return user_cache_path("qkjax")
-
-
-def path_of(name: str) -> Path:
-    """Where a checkpoint lies once it is fetched; the path exists only if it is there and whole.
-
-    A file of Google's storage lies under `gs/` at its path there, so that a mirror of the bucket
-    serves, and a file of another server likewise under `https/`, one for all entries in it; a hub
-    repository is a folder with config.json and weights, in `hf/`, laid out as huggingface_hub does.
-    What is put there by hand is NAME.pth, what is converted from a package NAME.npz.
-    """
-    found = entry(name)
-    if found.kind == "gs":
-        return folder() / "gs" / found.path
-    if found.kind == "hf":
-        from qkjax.weights.hub import snapshot
-
-        return snapshot(folder() / "hf", found.repo, (found.revision, found.safetensors))
-    if found.kind == "https":
-        parts = urlsplit(found.url)
-        return folder() / "https" / parts.netloc.replace(":", "-") / parts.path.lstrip("/")
-    return folder() / f"{found.name}{'.pth' if found.kind == 'hand' else '.npz'}"
-
-
 def supported(name: str) -> Entry:
     """One entry, as `entry` finds it, that `load` can read.
 
@@ -178,17 +142,3 @@ def supported(name: str) -> Entry:
     if found.unsupported:
         raise QkjaxError(f"{found.name} cannot be loaded: {found.unsupported}")
     return found
-
-
-def local_file(name: str) -> Path:
-    """The file, or the folder of a hub repository, of a checkpoint; fetched first if it is not on disk.
-
-    Raises:
-      QkjaxError: listed but not supported; or it cannot be fetched.
-    """
-    path = path_of(supported(name).name)
-    if path.exists():
-        return path
-    from qkjax.weights.fetch import fetch
-
-    return fetch(name)

@@ -8,13 +8,13 @@ from typing import get_args
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import PRESETS, Preprocess
 from qkjax.vit.config import ViTConfig
-from qkjax.weights import timm
 from qkjax.weights.catalogue import Entry
-from qkjax.weights.processor import from_processor_config
-from qkjax.weights.state_dict import read_json
+from qkjax.weights.families import timm
+from qkjax.weights.families.image_processor import from_processor_config
+from qkjax.weights.formats.json_object import read_json
 
 
-def beside(folder: Path) -> Preprocess | None:
+def from_folder(folder: Path) -> Preprocess | None:
     """What a folder's preprocessor_config.json says, or config.json if it is timm's; None where a `Preprocess`
     cannot hold that, or nothing is said.
 
@@ -31,7 +31,7 @@ def beside(folder: Path) -> Preprocess | None:
     return timm.preprocess_of(read_json(config)) if config.is_file() else None
 
 
-def stored(text: str) -> Preprocess:
+def from_json(text: str) -> Preprocess:
     """What our own npz holds, a `Preprocess` as JSON.
 
     Raises:
@@ -51,20 +51,22 @@ def stored(text: str) -> Preprocess:
     return preset
 
 
-def of_entry(entry: Entry) -> Preprocess | None:
+def from_entry(entry: Entry) -> Preprocess | None:
     """What the catalogue says; None of a repository of the hub that is not in it."""
-    return at(PRESETS[entry.preprocess], entry.resolution) if entry.preprocess in PRESETS else None
+    return with_resolution(PRESETS[entry.preprocess], entry.resolution) if entry.preprocess in PRESETS else None
 
 
-def of_tree(config: ViTConfig) -> Preprocess:
+def from_architecture(config: ViTConfig) -> Preprocess:
     """What the tree is taken for where nothing says more: its family's preset, for the images it was trained on."""
     preset = PRESETS[_family(config)]
     height, width = (n * size for n, size in zip(config.grid or (0, 0), config.patch_size, strict=True))
     # DINOv2's grids are for 518 pixels, where its training ended; it is evaluated at 224
-    return preset if height != width or not height or preset is PRESETS["hf-dinov2"] else at(preset, height)
+    return (
+        preset if height != width or not height or preset is PRESETS["hf-dinov2"] else with_resolution(preset, height)
+    )
 
 
-def at(preset: Preprocess, resolution: int) -> Preprocess:
+def with_resolution(preset: Preprocess, resolution: int) -> Preprocess:
     """The preset for pictures of `resolution` pixels a side, with the margin around them scaled."""
     return replace(preset, crop=resolution, resize_to=round(preset.resize_to * resolution / preset.crop))
 

@@ -1,17 +1,14 @@
 """Reading a DINOv2 backbone out of an ONNX graph that torch exported."""
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
-from qkjax.vit.config import ViTConfig
-from qkjax.weights.huggingface import to_vit
 
 PREFIX = "backbone."
 
 
-def read_dinov2(data: bytes) -> tuple[ViTConfig, dict]:
-    """Configuration and parameters of the DINOv2 model under `backbone.` in an ONNX file.
+def read_dinov2(data: bytes) -> tuple[dict[str, np.ndarray], int]:
+    """State dict and number of heads of the DINOv2 model under `backbone.` in an ONNX file.
 
     Named initializers keep their Hugging Face names. The weights of matrix products have lost
     theirs (the exporter transposed them): each is found as the other factor of the product whose
@@ -34,8 +31,7 @@ def read_dinov2(data: bytes) -> tuple[ViTConfig, dict]:
         heads = _head_count(graph)
     except (DecodeError, ValueError, KeyError, StopIteration) as error:
         raise QkjaxError(f"not the DINOv2 graph that was expected: {error!r}") from error
-    config, flat = to_vit(state, state.__getitem__, {"heads": heads})
-    return config, unflatten_dict({n: np.ascontiguousarray(a) for n, a in flat.items()}, sep="/")
+    return state, heads
 
 
 def _anonymous_weights(graph, arrays: dict) -> dict[str, np.ndarray]:

@@ -10,20 +10,10 @@ from math import isqrt
 import numpy as np
 
 from qkjax.errors import QkjaxError, nearest
-from qkjax.vit.config import ViTConfig, check_settings
-from qkjax.weights import timm
-from qkjax.weights.infer import check_shapes, infer_config
-from qkjax.weights.names import BLOCK
-from qkjax.weights.torch_names import ATTENTION, our_name
-
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "quick_gelu": "quick_gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-}
-
+from qkjax.vit.config import ViTConfig
+from qkjax.weights.families.architecture import check_shapes, infer_config
+from qkjax.weights.families.big_vision_names import BLOCK
+from qkjax.weights.families.torch_names import ATTENTION, our_name
 
 HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
 """Heads by width, where every published ViT of that width has the same number."""
@@ -174,36 +164,6 @@ def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
     if ATTENTION in name and name.split("/")[-2] in ("query", "key", "value"):
         return array.reshape(*array.shape[:-1], heads, -1)
     return array
-
-
-def settings_of(config: Mapping) -> dict:
-    """What a Hugging Face or timm config.json says of a ViT beyond its shapes.
-
-    Raises:
-      QkjaxError: an activation that is not known, or a value of the wrong kind.
-    """
-    inner = config.get("vision_config")
-    config = inner if isinstance(inner, dict) and inner else config
-    kind = f"{config.get('model_type')} {config.get('architecture')}"
-    if "dinov3" in kind or "rope" in kind or "eva" in kind:
-        raise QkjaxError(f"config.json says {kind}: rotary position embeddings leave a head without one matrix Wq Wk^T")
-    if "architecture" in config:
-        return timm.settings_of(config)
-    settings = {}
-    size, patch = config.get("image_size"), config.get("patch_size")
-    if isinstance(size, list) and len(size) == 2 and isinstance(patch, int) and patch > 0:
-        settings["grid"] = tuple(n // patch for n in size if isinstance(n, int))
-    if "hidden_act" in config:
-        act = "swiglu" if config.get("use_swiglu_ffn") else ACTIVATIONS.get(str(config["hidden_act"]))
-        if act is None:
-            act, known = config["hidden_act"], ", ".join(ACTIVATIONS)
-            raise QkjaxError(f"config.json has activation {act!r}, known are {known}")
-        settings["activation"] = act
-    if "layer_norm_eps" in config:
-        settings["norm_eps"] = config["layer_norm_eps"]
-    if "num_attention_heads" in config:
-        settings["heads"] = config["num_attention_heads"]
-    return check_settings(settings)
 
 
 def defaults(shapes: Mapping[str, tuple[int, ...]]) -> dict:

@@ -1,0 +1,188 @@
+"""Many figures at once: drawn and saved by several processes."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import chain, islice
+from pathlib import Path
+from queue import SimpleQueue
+from typing import BinaryIO
+
+from matplotlib.figure import Figure
+
+from qkjax.figures.style import FORMATS, save
+
+FEW = 2
+"""Figures that are drawn sooner than a process has started."""
+START = "import sys; sys.path[:] = {path!r}; from qkjax.figures.many import serve; serve()"
+
+Job = tuple[Path, tuple]
+
+
+def save_all(
+    jobs: Iterable[Job],
+    draw: Callable[..., Figure],
+    formats: Sequence[str] = tuple(FORMATS),
+    workers: int | None = None,
+) -> Iterator[Path]:
+    """Draws and saves figures in processes of their own, and gives each file's path once it is written, in order.
+
+    At most twice as many jobs as processes are in memory. The processes import the module of `draw`, never the main
+    script, so this also works in notebooks and in scripts without `if __name__ == "__main__"`. One or two figures, and
+    those of a `draw` that no other process can import, are drawn in this process. When the iterator is closed, also by
+    Ctrl-C, or this process dies, the others end, and leave no half-written file.
+
+    Args:
+      jobs: pairs of the path without an ending and the arguments of `draw`; read as they are needed.
+      draw: a function at the top level of a module. Its module should import little, as `sheets` does.
+      formats: endings, keys of `FORMATS`.
+      workers: number of processes; None for one per usable core.
+
+    Raises:
+      QkjaxError: a file cannot be written.
+
+    Example:
+      >>> jobs = [(Path("sheets") / name, (name, rows)) for name, rows in sheets]  # doctest: +SKIP
+      >>> for path in save_all(jobs, top_images_sheet, (".png",)):  # doctest: +SKIP
+      ...     print(path)
+    """
+    jobs = iter(jobs)
+    start = list(islice(jobs, FEW + 1))
+    jobs = chain(start, jobs)
+    count = workers or _cores()
+    if len(start) <= FEW or count < 2 or not _importable(draw):
+        for stem, arguments in jobs:
+            yield from save(draw(*arguments), stem, formats)
+        return
+    with _processes(count) as run:
+        yield from chain.from_iterable(run((draw, arguments, stem, formats) for stem, arguments in jobs))
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _importable(draw: Callable) -> bool:
+    """Whether another process gets the function by importing its module."""
+    if not sys.executable or getattr(draw, "__module__", "__main__") == "__main__":
+        return False
+    try:
+        pickle.dumps(draw)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+    return True
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[Callable[[Iterable[tuple]], Iterator[list[Path]]]]:
+    """A function that runs tasks in that many processes, in order; the processes end with the block."""
+    free: SimpleQueue[subprocess.Popen] = SimpleQueue()
+    processes = [_start() for _ in range(count)]
+    for process in processes:
+        free.put(process)
+
+    def one(task: tuple) -> list[Path] | None:
+        process = free.get()
+        try:
+            return _ask(process, task)
+        finally:
+            free.put(process)
+
+    def run(tasks: Iterable[tuple]) -> Iterator[list[Path]]:
+        waiting: deque[tuple[tuple, Future]] = deque()
+
+        def first() -> list[Path]:
+            task, answer = waiting.popleft()
+            return answer.result() or _do(*task)  # here if its process is gone, as after lack of memory
+
+        for task in tasks:
+            waiting.append((task, threads.submit(one, task)))
+            if len(waiting) == 2 * count:
+                yield first()
+        while waiting:
+            yield first()
+
+    threads = ThreadPoolExecutor(count)
+    try:
+        yield run
+    finally:
+        for process in processes:
+            process.terminate()
+        threads.shutdown(cancel_futures=True)
+        for process in processes:
+            _end(process)
+
+
+def _start() -> subprocess.Popen:
+    """A process that serves tasks. Its session is its own: Ctrl-C is for this process, which then ends it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", START.format(path=sys.path)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
+
+
+def _end(process: subprocess.Popen) -> None:
+    with suppress(OSError):
+        process.stdin.close()
+    process.stdout.close()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _ask(process: subprocess.Popen, task: tuple) -> list[Path] | None:
+    """Has a process do a task: its paths, or None if the process is gone."""
+    try:
+        pickle.dump(task, process.stdin, pickle.HIGHEST_PROTOCOL)
+        process.stdin.flush()
+        answer = pickle.load(process.stdout)
+    except (OSError, EOFError, pickle.UnpicklingError):
+        return None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _do(draw: Callable[..., Figure], arguments: tuple, stem: Path, formats: Sequence[str]) -> list[Path]:
+    return save(draw(*arguments), stem, formats)
+
+
+def serve() -> None:
+    """Does the tasks that come on standard input, one after the other, until that is closed; answers on standard
+    output with the paths, or with the error."""
+    import signal
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes temporary files, unlike the default
+    tasks: BinaryIO = sys.stdin.buffer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    while True:
+        try:
+            task = pickle.load(tasks)
+        except EOFError:
+            return
+        try:
+            answer = _do(*task)
+        except Exception as error:
+            answer = _sendable(error)
+        try:
+            pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+            answers.flush()
+        except BrokenPipeError:
+            os._exit(1)  # nobody waits for it
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one that says the same, if it does not survive pickling."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")

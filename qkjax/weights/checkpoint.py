@@ -1,0 +1,146 @@
+"""A checkpoint in memory, the npz file that qkjax writes of it, and a digest of its parameters."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from qkjax.images.preprocess import Preprocess
+from qkjax.vit.config import ViTConfig
+from qkjax.weights.formats.npz import write_npz
+
+CONFIG_KEY, PREPROCESS_KEY = "qkjax/config", "qkjax/preprocess"  # JSON members of the npz files that qkjax writes
+
+
+@dataclass(frozen=True, repr=False)
+class Checkpoint:
+    """A ViT: its architecture, its parameters, and how its images are preprocessed.
+
+    Its `repr` is a few lines, and notebooks show it as a table. Both compute `digest_of_parameters`, which
+    takes about a second per GB of parameters.
+
+    Attributes:
+      name: catalogue name, or the name of the file.
+      config: the architecture.
+      params: nested dict of numpy arrays, the Linen tree of `big_vision.models.vit.Model`, in the
+        dtypes of the file (bfloat16 as `ml_dtypes.bfloat16`).
+      source: path of the file or folder it was read from.
+      preprocess: preprocessing of its images, at its own resolution. It comes from preprocessor_config.json
+        (or timm's config.json, or qkjax's own npz), else from the catalogue, else from the family that the
+        architecture belongs to.
+
+    Example:
+      >>> import qkjax
+      >>> checkpoint = qkjax.load("dinov2-vits14-focus")
+      >>> checkpoint.config.depth, checkpoint.config.heads, checkpoint.config.width
+      (12, 6, 384)
+      >>> checkpoint.params["embedding"]["kernel"].shape
+      (14, 14, 3, 384)
+      >>> checkpoint.preprocess.crop
+      224
+    """
+
+    name: str
+    config: ViTConfig
+    params: dict
+    source: str
+    preprocess: Preprocess
+
+    def __repr__(self) -> str:
+        architecture = "; ".join(f"{name}: {value}" for name, value in _architecture(self.config).items())
+        lines = {
+            "source": self.source,
+            "architecture": architecture,
+            "parameters": f"{_parameter_count(self.params):,}",
+            "digest": digest_of_parameters(self.params),
+        }
+        return "\n".join([f"Checkpoint {self.name!r}", *(f"  {name}: {value}" for name, value in lines.items())])
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: name, source, architecture, number of parameters, digest."""
+        rows = {
+            "source": self.source,
+            **_architecture(self.config),
+            "parameters": f"{_parameter_count(self.params):,}",
+            "digest": digest_of_parameters(self.params),
+        }
+        cells = "".join(
+            f'<tr style="text-align: left"><th>{escape(name)}</th><td>{escape(value)}</td></tr>'
+            for name, value in rows.items()
+        )
+        return f"<table><caption>Checkpoint <b>{escape(self.name)}</b></caption>{cells}</table>"
+
+
+def _architecture(config: ViTConfig) -> dict[str, str]:
+    """The architecture in words, by the name of each part."""
+    other = {
+        "class token": config.class_token,
+        f"{config.registers} registers": config.registers,
+        "layer scale": config.layer_scale,
+        "LayerNorm before the first layer": config.pre_norm,
+        "LayerNorm after the pooling": config.pool_norm,
+        "relative position biases": config.relative_positions,
+        f"{config.classes} classes": config.classes,
+    }
+    grid = f", grid of {config.grid[0]} x {config.grid[1]}" if config.grid else ""
+    return {
+        "layers": f"{config.depth} with {config.heads} heads each",
+        "width": f"{config.width}, {config.head_dim} per head, {config.mlp_dim} in the MLP",
+        "patches": f"{config.patch_size[0]} x {config.patch_size[1]} pixels{grid}",
+        "pooling": config.pool,
+        "activation": config.activation,
+    } | ({"parts": ", ".join(part for part, present in other.items() if present)} if any(other.values()) else {})
+
+
+def _parameter_count(params: Mapping) -> int:
+    return sum(int(np.size(leaf)) for leaf in flatten_dict(params).values())
+
+
+def digest_of_parameters(params: Mapping) -> str:
+    """A digest (BLAKE2b, 32 hexadecimal digits) of the names and the bytes of all parameters.
+
+    Results record it, so that they are not taken for those of a model with other weights. Equal digests mean equal
+    names and bytes; the same values in another dtype have another digest.
+
+    Args:
+      params: nested dict of arrays.
+
+    Example:
+      >>> import numpy as np
+      >>> from qkjax.weights.checkpoint import digest_of_parameters
+      >>> digest_of_parameters({"head": {"bias": np.zeros(2, np.float32)}})
+      '13b0f0a705c8022a8324fb8cc23637b3'
+    """
+    digest = blake2b(digest_size=16)
+    for name, array in sorted(flatten_dict(params, sep="/").items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+    return digest.hexdigest()
+
+
+def write_checkpoint(
+    path: Path | str, config: ViTConfig, params: Mapping, preprocess: Preprocess | None = None
+) -> None:
+    """Writes a tree as `params/...` of an npz, together with its configuration and preprocessing as JSON.
+
+    big_vision's loader reads `params` and ignores the rest.
+
+    Args:
+      path: the file to write.
+      config: the architecture.
+      params: nested dict of arrays.
+      preprocess: preprocessing of images; if None, `load` infers it from the architecture.
+
+    Raises:
+      QkjaxError: the file cannot be written.
+    """
+    arrays = {f"params/{name}": np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+    arrays[CONFIG_KEY] = np.asarray(json.dumps(config.to_dict()))
+    if preprocess:
+        arrays[PREPROCESS_KEY] = np.asarray(json.dumps(asdict(preprocess)))
+    write_npz(Path(path), arrays)

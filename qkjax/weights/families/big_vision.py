@@ -1,0 +1,82 @@
+"""Checkpoints of big_vision and vision_transformer (npz, tensorstore), read into canonical arrays and checked."""
+
+import os
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from qkjax.errors import QkjaxError
+from qkjax.vit.config import ViTConfig
+from qkjax.weights.families import big_vision_names as names
+from qkjax.weights.families.architecture import check_shapes, has_class_row, infer_config
+from qkjax.weights.formats.npz import NpzFile, weight_dtype
+from qkjax.weights.formats.tensorstore import TensorstoreFolder
+
+
+def read_vit(
+    container: NpzFile | TensorstoreFolder, keys: Iterable[str], sub: str | None, settings: Mapping
+) -> tuple[ViTConfig, dict[str, np.ndarray]]:
+    """The architecture and the checked flat canonical arrays of a container.
+
+    Headers are read and checked first, so that no array is loaded of a file that is not a ViT.
+
+    Args:
+      container: an open file or folder.
+      keys: the keys of parameters in it.
+      sub: the sub-model, such as "img"; None if the ViT is the whole.
+      settings: parts of `ViTConfig` that shapes do not determine.
+
+    Raises:
+      QkjaxError: not a ViT, a parameter that is missing, unexpected, of a wrong shape or dtype or not finite, or more
+        parameters than fit into memory.
+    """
+    keys = names.subtree(keys, sub, str(container.path))
+    by_key = {full: container.header(full) for full in keys.values()}
+    for full, header in by_key.items():
+        if weight_dtype(header.dtype) is None:
+            raise QkjaxError(f"parameter {full!r} is of type {header.dtype}, wanted floating point numbers")
+    stored = names.canonical(keys, {full: header.shape for full, header in by_key.items()})
+    headers = {name: by_key[s.key] for name, s in stored.items()}
+    shapes = {name: h.shape if stored[name].layer is None else h.shape[1:] for name, h in headers.items()}
+    config = infer_config(shapes, settings)
+    class_row = has_class_row(shapes, config.grid)
+    if class_row:
+        first, rows, *rest = shapes["pos_embedding"]
+        shapes["pos_embedding"] = (first, rows - 1, *rest)
+    check_shapes(shapes, config)
+    _check_memory(sum(np.prod(s, dtype=float) * headers[n].dtype.itemsize for n, s in shapes.items()))
+    arrays = _read_arrays(container, stored)
+    if class_row:
+        arrays["cls"] = arrays["cls"] + arrays["pos_embedding"][:, :1]
+        arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
+    return config, arrays
+
+
+def _check_memory(needed: float) -> None:
+    try:
+        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on this platform: the allocation itself will tell
+        return
+    if needed > have:
+        raise QkjaxError(f"the parameters need {needed / 2**30:.0f} GiB and this machine has {have / 2**30:.0f} GiB")
+
+
+def _read_arrays(container: NpzFile | TensorstoreFolder, stored: Mapping[str, names.Stored]) -> dict[str, np.ndarray]:
+    whole: dict[str, np.ndarray] = {}
+    arrays = {}
+    for name, (key, layer) in stored.items():
+        if key not in whole:
+            whole[key] = check_finite(name, container.read(key))
+        arrays[name] = whole[key] if layer is None else whole[key][layer]
+    return arrays
+
+
+def check_finite(name: str, array: np.ndarray) -> np.ndarray:
+    """The array itself.
+
+    Raises:
+      QkjaxError: it holds NaN or infinite values.
+    """
+    if not np.isfinite(array).all():
+        raise QkjaxError(f"parameter {name!r} holds NaN or infinite values: the checkpoint is broken")
+    return array

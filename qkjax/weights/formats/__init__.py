@@ -1,0 +1,1 @@
+"""Files and folders to arrays: npz, tensorstore, safetensors, PyTorch's own files, ONNX."""
