@@ -28,9 +28,9 @@ from tyro.conf import arg
 
 import qkjax
 from qkjax.train.config import TrainConfig, vit_config
-from qkjax.train.constraints import CONSTRAINTS
+from qkjax.train.constraints import CONSTRAINTS, example_name
 from qkjax.train.data import training_batches
-from qkjax.train.devices import spread
+from qkjax.train.devices import distribute
 from qkjax.train.model import count, initial, plain
 from qkjax.train.presets import PRESETS
 from qkjax.train.step import program
@@ -47,7 +47,7 @@ def ours(config: TrainConfig, vit: ViTConfig, batches: list) -> Callable[[], Non
 
     def run() -> None:
         for number in range(STEPS):
-            held[0], _ = made.step(held[0], *spread(batches[number % len(batches)]))
+            held[0], _ = made.step(held[0], *distribute(batches[number % len(batches)]))
         jax.block_until_ready(held[0])
 
     return run
@@ -103,7 +103,7 @@ def machine_rate() -> float:
 def main(
     config: Annotated[TrainConfig, arg(name="")] = PRESETS["digits-study"],
     rounds: int = ROUNDS,
-    beside: tuple[str, ...] = (*CONSTRAINTS, "low_rank(4)", "pull(0.5)"),
+    beside: tuple[str, ...] = tuple(map(example_name, CONSTRAINTS)),
 ) -> list[Line]:
     """Prints the table.
 

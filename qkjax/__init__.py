@@ -44,7 +44,6 @@ _HOME = {
     "show": "report.show",
     "sweep": "train.sweep",
     "top_images": "analyses.top_images.compute",
-    "train": "train.run",
 }
 _RENAMED = {
     "attention": ("vit.tree", "query_key"),
@@ -57,7 +56,7 @@ _RENAMED = {
     "scan_images": ("analyses.top_images.compute", "top_images"),
 }
 """Names of version 0.1.0: where they are now, and what they are called."""
-_MODULES = ("figures", "images")
+_MODULES = ("figures", "images", "train")
 
 __all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
 

@@ -1,13 +1,18 @@
 """Constraints hold exactly whatever the parameters, as the ordinary decomposition of the plain kernels shows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 import qkjax
 from conftest import dense_svd
-from qkjax.train.constraints import CONSTRAINTS, constraint, schedule
+from qkjax.train.constraints import CONSTRAINTS, constraint, example_name, schedule
+from qkjax.train.constraints.record import Argument, Constraint
+from qkjax.train.constraints.registry import _merge
 from qkjax.train.model import initial, plain
 from qkjax.train.nearest import nearest_parameters
 from qkjax.train.penalty import penalty, weighted_cosine
@@ -15,7 +20,7 @@ from qkjax.train.start import mimetic
 from qkjax.vit.tree import query_key_kernels
 
 SHAPE = (48, 4, 12)
-NAMES = (*CONSTRAINTS, "low_rank(5)")
+NAMES = tuple("low_rank(5)" if name == "low_rank" else example_name(name) for name in CONSTRAINTS)
 
 
 def perturbed(name: str, seed: int = 0) -> dict:
@@ -135,19 +140,59 @@ def test_schedules():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("tide", "no constraint 'tide' .nearest: 'tied'."),
-        ("low_rank(0)", "no constraint 'low_rank.0.'"),
-        ("0-1:tied", "leaves layer 2 without a constraint; say free for none"),
-        ("0-1:tied 1-3:free", "layer 1 .* has two constraints"),
-        ("0-4:tied", "layer 4 .* is not there: the model has 4, from 0"),
-        ("0-3=tied 1:free", "'0-3=tied' is no part of a schedule"),
+        ("tide", "unknown constraint 'tide' .nearest: 'tied'."),
+        ("tied(3)", "unknown constraint 'tied.3.'"),
+        ("low_rank", "unknown constraint 'low_rank' .nearest: 'low_rank.8.'."),
+        ("low_rank(0)", "the rank of low_rank.r. is 0, expected a whole number from 1 up"),
+        ("low_rank(2.5)", "the rank of low_rank.r. is '2.5', expected a whole number from 1 up"),
+        ("pull(2)", "the cosine of pull.c. is 2, expected a number from -1 to 1"),
+        ("0-1:tied", "has no constraint for layer 2: use free for none"),
+        ("0-1:tied 1-3:free", "gives layer 1 two constraints"),
+        ("0-4:tied", "names layer 4, but the model has 4 layers: use 0 to 3"),
+        ("0-3=tied 1:free", "'0-3=tied' is not a part of a schedule"),
     ],
 )
-def test_schedules_that_cannot_be(text, says):
+def test_invalid_schedules(text, says):
     with pytest.raises(qkjax.QkjaxError, match=says):
         schedule(text, 4)
-    with pytest.raises(qkjax.QkjaxError, match=r"low_rank\(13\) is more than the 12 columns"):
-        constraint("low_rank(13)").init(jax.random.key(0), SHAPE)
+
+
+def test_ranks_beyond_the_columns_of_a_head():
+    vit = qkjax.ViTConfig(width=24, depth=1, heads=2, head_dim=12, mlp_dim=24, patch_size=(4, 4), grid=(2, 2))
+    with pytest.raises(qkjax.QkjaxError, match=r"rank of low_rank\(r\) is 13, expected a whole number from 1 to 12"):
+        initial(jax.random.key(0), vit, ("low_rank(13)",))
+
+
+COMPLETE = {field.name: getattr(CONSTRAINTS["free"], field.name) for field in dataclasses.fields(Constraint)}
+
+
+@pytest.mark.parametrize("part", COMPLETE)
+def test_an_entry_that_lacks_a_part_fails_when_it_is_made(part):
+    """Entries are made when their module is imported."""
+    with pytest.raises(TypeError, match=f"missing .* argument: '{part}'"):
+        Constraint(**{name: value for name, value in COMPLETE.items() if name != part})
+
+
+def test_an_entry_with_a_wrong_part_fails_when_it_is_made():
+    for part in set(COMPLETE) - {"target", "argument"}:
+        with pytest.raises((TypeError, TypeCheckError), match=part):
+            Constraint(**{**COMPLETE, part: None})
+    argument = Argument(meaning="the rank", type=int, low=1, high=None, example=2)
+    with pytest.raises(TypeError, match="kernels of the constraint 'no constraint': too many positional arguments"):
+        Constraint(**{**COMPLETE, "argument": argument, "init": lambda key, shape, rank: {}})
+    with pytest.raises(TypeError, match="nearest of the constraint 'no constraint': missing a required argument"):
+        Constraint(**{**COMPLETE, "nearest": lambda query, key: {}})
+    with pytest.raises(TypeError, match="two constraints have the name free"):
+        _merge(CONSTRAINTS, {"free": CONSTRAINTS["tied"]})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_entries_name_the_parameters_that_they_draw(name):
+    """Also where their heads are: on that axis the arrays are as long as there are heads."""
+    drawn = constraint(name).init(jax.random.key(0), SHAPE)
+    kinds = constraint(name).parameters
+    assert set(drawn) == set(kinds)
+    assert all(value.shape[kinds[part].heads_axis] == SHAPE[1] for part, value in drawn.items())
 
 
 @pytest.mark.parametrize(("was", "name"), [("tied", "repulsive"), ("repulsive", "tied"), ("tied", "antisymmetric")])
@@ -196,8 +241,6 @@ def test_pull_is_the_squared_distance_of_the_layers_it_names():
     wanted = ((float(cosines[0]) - 0.5) ** 2 + (1 + 1) ** 2) / 2
     assert float(penalty(tree, {0: 0.5, 1: -1.0})) == pytest.approx(wanted, abs=1e-4)
     assert schedule("0:pull(0.5) 1-2:pull(-1)", 3) == ("pull(0.5)", "pull(-1)", "pull(-1)")
-    with pytest.raises(qkjax.QkjaxError, match=r"pull\(2\) pulls to 2, and a cosine is from -1 to 1"):
-        schedule("pull(2)", 3)
 
 
 def test_mimetic_kernels_look_as_they_should():

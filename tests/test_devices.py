@@ -16,7 +16,7 @@ import pytest
 import qkjax
 from qkjax.train.config import TrainConfig, vit_config
 from qkjax.train.data import training_batches
-from qkjax.train.devices import spread
+from qkjax.train.devices import distribute
 from qkjax.train.model import initial
 from qkjax.train.step import program as make_program
 from qkjax.train.tasks import load_task
@@ -40,7 +40,7 @@ def leaves(config: TrainConfig) -> list[np.ndarray]:
     program = make_program(config, vit)
     state, losses = program.begin(initial(jax.random.key(0), vit, config.constraints())), []
     for batch in islice(training_batches(task, config), STEPS):
-        state, loss = program.step(state, *spread(batch))
+        state, loss = program.step(state, *distribute(batch))
         losses.append(float(loss))
     split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
     large = [leaf for leaf in jax.tree.leaves(state.params) if leaf.size >= 4096]

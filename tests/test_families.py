@@ -431,7 +431,7 @@ def test_simmim(torch, transformers, tmp_path):
         images = np.random.default_rng(0).standard_normal((2, 28, 28, 3)).astype(np.float32)
         outputs = [forward(qkjax.ViT(c.config), c.params, images)[0] for c in (first, second)]
         np.testing.assert_array_equal(*outputs)
-        with pytest.raises(qkjax.QkjaxError, match="relative position biases are for"):
+        with pytest.raises(qkjax.QkjaxError, match="the grid of the relative position biases"):
             forward(qkjax.ViT(second.config), second.params, np.zeros((1, 35, 28, 3), np.float32))
 
 
@@ -515,7 +515,7 @@ def test_bad_state_dicts(tmp_path):
 
     state = timm_state()
     refuse(state, "7 heads do not divide the width 48", {"num_attention_heads": 7})
-    refuse(state, "heads is 'four', wanted a positive whole number", {"num_attention_heads": "four"})
+    refuse(state, "heads='four': expected a positive whole number", {"num_attention_heads": "four"})
     refuse(state, "config.json has activation 'mish', known are gelu", {"hidden_act": "mish"})
     refuse(
         state | {"blocks.0.attn.q_norm.weight": np.ones(12, np.float32)},

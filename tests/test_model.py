@@ -43,7 +43,7 @@ def test_only_what_is_asked_for_is_returned(small):
     checkpoint, images = small
     _, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("query",))
     assert set(seen) == {"encoded", "query"}
-    with pytest.raises(qkjax.QkjaxError, match="cannot capture qeury: the names are norm"):
+    with pytest.raises(qkjax.QkjaxError, match="cannot capture qeury: choose from norm"):
         forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("qeury",))
 
 

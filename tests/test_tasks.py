@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import qkjax
-from qkjax.train.augment import _DISTORTIONS, inception_crop, mixup, moved, rand_augment
+from qkjax.train.augment import _DISTORTIONS, inception_crop, mixup, rand_augment, shift_image
 from qkjax.train.config import TrainConfig
 from qkjax.train.data import held_out_batches, training_batches
 from qkjax.train.odd_one_out import CELL, CELLS, OddOneOut, odd_one_out
@@ -88,7 +88,7 @@ def test_folders_that_cannot_be(folder, tmp_path, pictures):
     for part, name in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "c")):
         (tmp_path / part / name).mkdir(parents=True)
         pictures[0].save(tmp_path / part / name / "0.png")
-    with pytest.raises(qkjax.QkjaxError, match="has the class b in only one of its folders"):
+    with pytest.raises(qkjax.QkjaxError, match="has the class b in only one of its training and validation folders"):
         load_task(TrainConfig(data=str(tmp_path)))
 
 
@@ -112,7 +112,7 @@ def test_moved_is_what_padding_and_cutting_give():
     for down in range(-2, 3):
         for right in range(-2, 3):
             wanted = padded[2 - down : 7 - down, 2 - right : 8 - right]
-            np.testing.assert_array_equal(moved(image, down, right), wanted)
+            np.testing.assert_array_equal(shift_image(image, down, right), wanted)
 
 
 def test_mixup_keeps_what_is_in_a_batch():

@@ -23,16 +23,18 @@ from tensorboardX.proto.event_pb2 import Event
 import qkjax
 from conftest import UNCACHED, dense_svd
 from qkjax.analyses.targets import by_name
+from qkjax.cli.training import training_commands
 from qkjax.images.preprocess import PRESETS
 from qkjax.passes.inputs import for_photographs
 from qkjax.train.config import TrainConfig, from_dict, vit_config
 from qkjax.train.data import held_out_batches, training_batches
-from qkjax.train.devices import spread
-from qkjax.train.folder import alone, checkpoints, claim, restore_state, save_state
+from qkjax.train.devices import distribute
+from qkjax.train.findings import run_summary, sweep_summary
+from qkjax.train.folder import checkpoints, exclusive, identify, restore_state, save_state
 from qkjax.train.model import count, initial, matched, plain
 from qkjax.train.optimizer import optimizer
 from qkjax.train.presets import PRESETS as PRESET_RUNS
-from qkjax.train.presets import named
+from qkjax.train.presets import load_preset
 from qkjax.train.run import DivergedError, train
 from qkjax.train.start import starting_tree
 from qkjax.train.step import State
@@ -73,7 +75,7 @@ def test_step_equals_a_plain_reference(task):
     for number in range(3):
         batch = next(training_batches(task, config, number))
         gradient = flatten_dict(jax.grad(plain_loss)(state.params, *batch), sep="/")
-        state, _ = program.step(state, *spread(batch))
+        state, _ = program.step(state, *distribute(batch))
         norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in gradient.values()))
         schedule = number / 2 if number < 2 else (1 + np.cos(np.pi * (number - 2) / 8)) / 2
         for name, raw in gradient.items():
@@ -97,7 +99,7 @@ def test_adafactor_equals_a_plain_reference():
     config = TrainConfig(optimizer="adafactor", warmup=0, steps=4, clip=1e9)
     rng = np.random.default_rng(0)
     params = {"kernel": rng.standard_normal((40, 48)), "bias": rng.standard_normal(48)}
-    transform = optimizer(config, ())
+    transform = optimizer(config)
     ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     state = transform.init(ours)
     rows, columns, plain_square = np.zeros(40), np.zeros(48), np.zeros(48)
@@ -127,7 +129,7 @@ def one_step(config: TrainConfig, task, start=None):
     vit = vit_config(config, task.pixels, task.classes)
     program = make_program(config, vit)
     state = program.begin(initial(jax.random.key(0), vit, config.constraints()))
-    return program.step(state, *spread(next(training_batches(task, config))))
+    return program.step(state, *distribute(next(training_batches(task, config))))
 
 
 def test_accumulated_parts_make_the_step_of_the_whole_batch(task):
@@ -145,9 +147,9 @@ def test_average_is_the_one_that_it_says(task):
     state = program.begin(initial(jax.random.key(0), vit, config.constraints()))
     wanted = state.params
     for number in range(2):
-        state, _ = program.step(state, *spread(next(training_batches(task, config, number))))
+        state, _ = program.step(state, *distribute(next(training_batches(task, config, number))))
         wanted = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, wanted, state.params)
-    assert state.tried is state.average
+    assert state.evaluated is state.average
     for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -232,7 +234,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
     """And what they end with is a checkpoint like any other, whose modes show the constraints."""
     whole = subprocess.run(command(tmp_path / "whole"), capture_output=True, text=True, timeout=280, check=False)
     assert whole.returncode == 0, whole.stderr
-    assert "on held-out images after 200 steps" in whole.stdout
+    assert "held-out images (95% interval over images) after 200 steps" in " ".join(whole.stdout.split())
     assert re.search(r"device idle \d+%", whole.stderr)
     out = tmp_path / "stopped"
     for stop in (signal.SIGKILL, signal.SIGINT):
@@ -250,7 +252,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
     done = subprocess.run(command(out), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     assert files(out) == files(tmp_path / "whole")
-    wanted = {"model.npz", "metrics.jsonl", "config.json", "checkpoints", "data.txt", ".lock"}
+    wanted = {"model.npz", "metrics.jsonl", "config.json", "checkpoints", "data.txt", "task.json", ".lock"}
     assert {p.name for p in out.iterdir()} == wanted
     assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) <= 2, "the last and the best"
 
@@ -275,18 +277,21 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"steps": 0}, "steps is 0, wanted a whole number from 1 up"),
-        ({"heads": 3}, "3 heads do not divide the width 64"),
-        ({"constraint": "tide"}, "no constraint 'tide'"),
-        ({"constraint": "0-2:tied"}, "leaves layer 3 without a constraint"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0, wanted a number above 0"),
-        ({"warmup": 1200}, "warmup is 1200 of 1200 steps"),
-        ({"constraint": "low_rank(17)"}, "is more than the 16 columns of a head"),
-        ({"width": 6, "heads": 2, "posemb": "sincos2d"}, "want a multiple of 4"),
-        ({"start": "x.npz", "match": True}, "that starts from a checkpoint has its parts"),
-        ({"seed": 2**32}, "seed is 4294967296, wanted below"),
-        ({"layers": 3}, "a training run has no 'layers'; it has constraint"),
-        ({"width": "64"}, "width is '64', wanted int"),
+        ({"steps": 0}, "steps=0: expected a whole number from 1 up"),
+        ({"heads": 3}, "width=64, heads=3: expected a width that is a multiple of heads"),
+        ({"constraint": "tide"}, "unknown constraint 'tide'"),
+        ({"constraint": "0-2:tied"}, "has no constraint for layer 3"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: expected a number above 0"),
+        ({"warmup": 1200}, "warmup=1200: expected 0 or more, and less than steps=1200"),
+        ({"constraint": "low_rank(17)"}, "the rank of low_rank.r. is 17, expected a whole number from 1 to 16"),
+        ({"width": 6, "heads": 2, "posemb": "sincos2d"}, "width=6: expected a multiple of 4"),
+        (
+            {"start": "x.npz", "match": True},
+            "start='x.npz' fixes the architecture and the initial values: leave out match",
+        ),
+        ({"seed": 2**32}, "seed=4294967296: expected below"),
+        ({"layers": 3}, "unknown setting 'layers'; choose from constraint"),
+        ({"width": "64"}, "width='64': expected int"),
     ],
 )
 def test_configurations_that_cannot_be(values, says):
@@ -295,43 +300,43 @@ def test_configurations_that_cannot_be(values, says):
 
 
 def test_runs_that_cannot_be(tmp_path):
-    with pytest.raises(qkjax.QkjaxError, match="there is no task 'mnist'; there is digits, odd-one-out"):
+    with pytest.raises(qkjax.QkjaxError, match="data='mnist' is not a known task; choose from digits, odd-one-out"):
         train(TrainConfig(data="mnist"), tmp_path)
-    with pytest.raises(qkjax.QkjaxError, match="patches of 3 pixels do not fill images of 8 x 8"):
+    with pytest.raises(qkjax.QkjaxError, match="patch=3: expected a divisor of 8 and 8"):
         train(TrainConfig(patch=3), tmp_path)
-    with pytest.raises(qkjax.QkjaxError, match="shift is 8, and digits have 8 pixels"):
+    with pytest.raises(qkjax.QkjaxError, match="shift=8: expected less than 8"):
         train(TrainConfig(shift=8), tmp_path)
     assert not list(tmp_path.iterdir()), "what cannot be claims no folder"
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(SMALL.to_dict()))
-    with pytest.raises(qkjax.QkjaxError, match="holds a run with another constraint, width"):
+    with pytest.raises(qkjax.QkjaxError, match=r"holds a run with constraint=.*, width=32"):
         train(TrainConfig(), tmp_path)
     (tmp_path / "metrics.jsonl").write_text("[1]")
-    with pytest.raises(qkjax.QkjaxError, match="is no file of metrics"):
+    with pytest.raises(qkjax.QkjaxError, match="is not a valid file of metrics"):
         train(SMALL, tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(qkjax.QkjaxError, match="is no configuration of a run"):
+    with pytest.raises(qkjax.QkjaxError, match="is not a valid configuration of a run"):
         train(SMALL, tmp_path)
 
 
 def test_a_folder_is_one_process_s_and_one_data_set_s(tmp_path):
-    with alone(tmp_path), pytest.raises(qkjax.QkjaxError, match="another process trains in"):
+    with exclusive(tmp_path), pytest.raises(qkjax.QkjaxError, match="another process trains in"):
         train(TINY, tmp_path)
     assert not (tmp_path / "config.json").exists()
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     (tmp_path / "data.txt").write_text("as it was")
-    claim(tmp_path, TINY, "as it was")
-    with pytest.raises(qkjax.QkjaxError, match="digits is not what it was when"):
-        claim(tmp_path, TINY, "with one file more")
+    identify(tmp_path, TINY, "as it was")
+    with pytest.raises(qkjax.QkjaxError, match="data='digits' has changed since"):
+        identify(tmp_path, TINY, "with one file more")
 
 
-def test_a_run_that_diverges_says_so_and_stops_no_sweep(tmp_path, capsys):
+def test_a_run_that_diverges_says_so_and_stops_no_sweep(tmp_path):
     config = replace(TINY, constraint="pull(-1)", init="mimetic", pull=3e38, steps=2, every=2)  # beyond float32
-    with pytest.raises(DivergedError, match="the loss is no finite number at step 2: give a smaller learning rate"):
+    with pytest.raises(DivergedError, match="the loss is not finite at step 2: choose a smaller learning_rate"):
         train(config, tmp_path / "one")
-    found = sweep(config, ("pull(-1)",), 1, tmp_path / "sweep")
-    assert "the sweep goes on without it" in capsys.readouterr().err
-    assert np.isnan(found.accuracy).all()
+    dataset = sweep(config, ("pull(-1)",), 1, tmp_path / "sweep")
+    assert np.isnan(dataset.accuracy).all()
+    assert dataset.attrs["summary"] == "All runs diverged."
 
 
 def test_optimizer_leaves_frozen_kernels_alone(task):
@@ -377,7 +382,9 @@ def test_start_from_a_checkpoint_is_the_checkpoint(tmp_path, photograph):
     _, found = forward(qkjax.ViT(vit), ours, (2 * pixels - 1).astype(np.float32))
     _, wanted = forward(qkjax.ViT(was), tree, photograph[:, :48, :48])
     np.testing.assert_allclose(found["encoded"], wanted["encoded"], atol=2e-5)
-    with pytest.raises(qkjax.QkjaxError, match="was has mlp_dim 48, and this run has not: give it the same shape"):
+    with pytest.raises(
+        qkjax.QkjaxError, match="was has mlp_dim 48, but the run has mlp_dim 64: give the run the same shape"
+    ):
         starting_tree(config, vit_config(replace(config, mlp_dim=64), (48, 48, 3), 5))
 
 
@@ -415,10 +422,26 @@ def test_sweep_says_what_its_runs_say(tmp_path, capsys):
     assert told["accuracy", 8] == pytest.approx(last[0]["accuracy"])
     assert told["weighted_cosine/layer_1", 8] == pytest.approx(last[0]["weighted_cosine"][1])
     times = [(f / "model.npz").stat().st_mtime_ns for f in folders]
-    sweep(config, ("free", "0:tied 1:repulsive"), 3, tmp_path)
+    assert capsys.readouterr().out == "", "a function prints nothing"
+    command = training_commands(["sweep"])["sweep"]
+    command(tmp_path, ("free", "0:tied 1:repulsive"), seeds=3, run=config)
     assert [(f / "model.npz").stat().st_mtime_ns for f in folders] == times
-    assert "0:tied 1:repulsive" in capsys.readouterr().out
-    with pytest.raises(qkjax.QkjaxError, match="one constraint or more, each once"):
+    printed = capsys.readouterr()
+    assert max(map(len, printed.out.splitlines())) <= 80
+    assert "next: qkjax analyze " in printed.err
+    assert found.attrs["summary"] in " ".join(printed.out.split())
+    assert "chance is 10.0% (10 classes)" in found.attrs["summary"]
+    assert found.attrs["chance"] == 0.1
+    command(tmp_path, ("free", "0:tied 1:repulsive"), seeds=3, run=config, json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["summary"] == found.attrs["summary"]
+    assert [row["accuracy"] for row in printed["rows"]] == pytest.approx(accuracy.mean(1))
+    assert printed["rows"][0]["to_free"] is None
+    for name in found.variables:
+        assert set(found[name].attrs) == {"long_name", "units", "description"}, name
+    with pytest.raises(qkjax.QkjaxError, match=r"--learning-rate -1\.0: expected a number above 0"):
+        command(tmp_path, ("free",), run=replace(config, learning_rate=-1.0))
+    with pytest.raises(qkjax.QkjaxError, match="expected one or more, each once"):
         sweep(config, ("free", "free"), 3, tmp_path)
 
     assert set(by_name([qkjax.load(folders[0]), qkjax.load(folders[3])])) == {"free-seed0", "0_tied_1_repulsive-seed0"}
@@ -434,22 +457,24 @@ def test_sweep_says_what_its_runs_say(tmp_path, capsys):
 
 def test_presets_and_files_of_configurations(tmp_path):
     for name in PRESET_RUNS:
-        assert named(name).checked() == PRESET_RUNS[name]
-    assert vit_config(named("imagenet-s16"), (224, 224, 3), 1000).rep_size == 384
+        assert load_preset(name).checked() == PRESET_RUNS[name]
+    assert vit_config(load_preset("imagenet-s16"), (224, 224, 3), 1000).rep_size == 384
     (tmp_path / "run.toml").write_text('steps = 9\nwarmup = 3\nconstraint = "tied"\nlearning_rate = 1')
-    assert named(str(tmp_path / "run.toml")) == TrainConfig(steps=9, warmup=3, constraint="tied", learning_rate=1.0)
+    assert load_preset(str(tmp_path / "run.toml")) == TrainConfig(
+        steps=9, warmup=3, constraint="tied", learning_rate=1.0
+    )
     (tmp_path / "run.json").write_text(json.dumps(SMALL.to_dict()))
-    assert named(str(tmp_path / "run.json")) == SMALL
+    assert load_preset(str(tmp_path / "run.json")) == SMALL
     (tmp_path / "other.toml").write_text("stepps = 9")
     (tmp_path / "broken.toml").write_text("steps = ")
     for name, says in {
-        "digit": "there is no preset 'digit' \\(nearest: 'digits'\\)",
+        "digit": "unknown preset 'digit' \\(nearest: 'digits'\\)",
         tmp_path / "none.json": "cannot read the configuration .*No such file",
-        tmp_path / "other.toml": "a training run has no 'stepps'",
+        tmp_path / "other.toml": "unknown setting 'stepps' .nearest: 'steps'.",
         tmp_path / "broken.toml": "cannot read the configuration .*Invalid value",
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
-            named(str(name))
+            load_preset(str(name))
 
 
 def test_last_and_best_checkpoints_stay_and_no_others(tmp_path):
@@ -471,3 +496,35 @@ def test_last_and_best_checkpoints_stay_and_no_others(tmp_path):
             {"count": jax.ShapeDtypeStruct((2,), jnp.float32)}, {},
         )  # fmt: skip
         assert int(restore_state(manager, shapes).step) == 50
+
+
+def test_summaries_state_numbers_with_chance_and_interval():
+    rows = [
+        {"constraint": name, "seeds": seeds, "accuracy": mean, "low": mean - 1, "high": mean + 1,
+         "to_free": mean - 98, "to_free_low": mean - 98 - 0.5, "to_free_high": mean - 98 + 0.5}
+        for name, mean, seeds in (("free", 98.0, 5), ("tied", 53.5, 5), ("flat", 98.25, 4), ("repulsive", 99.0, 5))
+    ]  # fmt: skip
+    text = sweep_summary(rows, {"classes": 17, "largest_class": 0.5})
+    assert text == (
+        "The accuracy of free is 98.0% [97.0, 99.0] over 5 seeds (95% interval); chance is 5.9% (17 classes), and "
+        "always answering the most frequent class gives 50.0%. Less accurate than free (points, 95% interval over "
+        "seeds, not corrected for 3 comparisons): tied -44.5 [-45.0, -44.0]. More accurate than free (points, 95% "
+        "interval over seeds, not corrected for 3 comparisons): repulsive +1.0 [+0.5, +1.5]. No difference to free"
+        " beyond the interval (points, 95% interval over seeds, not corrected for 3 comparisons): flat +0.2 [-0.2,"
+        " +0.8]. Runs of flat diverged and are left out."
+    )
+    assert "That of tied is the lowest: 53.5 [52.5, 54.5] (in %)." in sweep_summary(rows[1:], {})
+    last = {"accuracy": 0.9, "step": 300, "weighted_cosine": [0.5, None, -0.25], "held_out": 359, "classes": 10}
+    low, high = (100 * x for x in scipy.stats.binomtest(323, 359).proportion_ci(method="wilson"))
+    text = run_summary(last | {"accuracy": 323 / 359})
+    assert f"Accuracy is 90.0% [{low:.1f}, {high:.1f}] on 359 held-out images" in text
+    assert "highest in layer 0 (0.50) and lowest in layer 2 (-0.25)" in text
+    assert run_summary({"accuracy": 0.5, "step": 4, "weighted_cosine": [None]}) == (
+        "Accuracy is 50.0% on held-out images after 4 steps."
+    ), "a run of version 0.1.0"
+
+
+def test_the_package_is_called_as_its_main_function(tmp_path):
+    with pytest.raises(qkjax.QkjaxError, match="data='mnist' is not a known task"):
+        qkjax.train(TrainConfig(data="mnist"), tmp_path)
+    assert qkjax.train.run.train is train

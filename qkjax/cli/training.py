@@ -1,7 +1,11 @@
 """`qkjax train`, `sweep`: ViTs whose query-key interaction is constrained."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -9,22 +13,22 @@ from tyro.conf import Positional, arg
 
 from qkjax.errors import QkjaxError
 from qkjax.train.config import TrainConfig
-from qkjax.train.presets import named
+from qkjax.train.presets import load_preset
 
 Folder = Annotated[Positional[Path], arg(metavar="FOLDER")]
 
 
 def training_commands(arguments: Sequence[str]) -> dict[str, Callable]:
-    """The commands, whose options have for defaults what `--config` names in the arguments.
+    """The commands; the defaults of their options are the values of the preset or file that `--config` names.
 
     Raises:
-      QkjaxError: there is no such preset or file.
+      QkjaxError: an unknown preset, or a file that cannot be read.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", default="digits")
     trains = bool(arguments) and arguments[0] in ("train", "sweep")
     try:
-        base = named(parser.parse_known_args(arguments)[0].config) if trains else TrainConfig()
+        base = load_preset(parser.parse_known_args(arguments)[0].config) if trains else TrainConfig()
     except argparse.ArgumentError as error:
         raise QkjaxError(f"{error}: give a preset or a file") from error
     return {"train": _train(base), "sweep": _sweep(base)}
@@ -36,27 +40,36 @@ def _train(base: TrainConfig) -> Callable:
         /,
         config: str = "digits",
         distributed: bool = False,
+        json: bool = False,
         run: Annotated[TrainConfig, arg(name="")] = base,
     ) -> None:
-        """Train a ViT whose query-key interaction is constrained; the folder then serves as a MODEL.
+        """Train a ViT whose query-key interaction is constrained. The folder can then be used as a MODEL.
 
-        The same command goes on with a run that was stopped, to the same bits.
+        The same command resumes an interrupted run, with bit-identical results.
 
         Args:
           out: folder of the run: config.json, metrics.jsonl, checkpoints, and at the end model.npz.
-          config: where the values below start from: digits (a demonstration), digits-study,
+          config: preset or file with the defaults of the options below: digits (a demonstration), digits-study,
             odd-one-out-study, imagenet-s16, or a .json or .toml file, such as another run's config.json.
-          distributed: train on the devices of several processes that run this command (jax.distributed).
+          distributed: train on the devices of several processes that all run this command (jax.distributed).
+          json: print the last evaluation and the findings as JSON.
           run: the run.
         """
         if distributed:
             from qkjax.runtime.hosts import join
 
             join()
+        import xarray as xr
+
+        from qkjax.train.findings import run_summary
         from qkjax.train.run import train as train_one
 
-        last = train_one(run, out)
-        print(f"{out}: accuracy {last['accuracy']:.4f} on held-out images after {last['step']} steps")
+        with _errors_in_options():
+            last = train_one(run, out)
+        dataset = xr.Dataset(attrs={"summary": run_summary(last)})
+        cosines = {f"cosine_{layer}": _or_nan(value) for layer, value in enumerate(last.pop("weighted_cosine"))}
+        row = {name: _or_nan(value) for name, value in last.items()} | cosines
+        _print(out, dataset, "", [row], {}, json, out)
 
     return train
 
@@ -68,22 +81,60 @@ def _sweep(base: TrainConfig) -> Callable:
         /,
         seeds: int = 5,
         config: str = "digits",
+        json: bool = False,
         run: Annotated[TrainConfig, arg(name="")] = base,
     ) -> None:
-        """Train with each constraint from each of several seeds; one table, and figures.
+        """Train with several constraints and seeds, and compare them: one table, three figures.
 
-        The same command goes on with a sweep that was stopped. Tells accuracies with 95% intervals over
-        seeds, and the differences to "free" seed by seed.
+        The same command resumes an interrupted sweep. The table has the accuracy of each constraint with its 95%
+        interval over seeds, and the difference to "free", paired by seed.
 
         Args:
-          out: folder of the sweep: a folder for each run, sweep.nc, sweep.csv, figures.
-          constraints: one or more, or schedules, such as: free tied "0-2:tied 3-5:free".
-          seeds: from 0 up to so many.
-          config: where the values below start from, as for train.
-          run: what all runs have in common; constraint and seed are the sweep's.
+          out: folder of the sweep: one folder per run, sweep.nc, sweep.csv, figures.
+          constraints: one or more constraints or schedules, such as: free tied "0-2:tied 3-5:free".
+          seeds: the number of seeds per constraint: 0, 1, ...
+          config: preset or file with the defaults of the options below, as for train.
+          json: print the table and the findings as JSON.
+          run: what all runs have in common; the sweep sets constraint and seed.
         """
+        from qkjax.train.findings import format_table, table
+        from qkjax.train.sweep import run_folder, sweep_figures
         from qkjax.train.sweep import sweep as sweep_all
 
-        sweep_all(run, constraints, seeds, out)
+        with _errors_in_options():
+            dataset = sweep_all(run, constraints, seeds, out)
+        rows = table(dataset)
+        best = max((row for row in rows if row["seeds"]), key=lambda row: row["accuracy"], default=rows[0])
+        model = run_folder(out, best["constraint"], 0)
+        _print(out, dataset, format_table(rows), rows, sweep_figures(dataset, rows), json, model)
 
     return sweep
+
+
+def _print(out: Path, dataset, text: str, rows: list, figures: dict, as_json: bool, model: Path) -> None:
+    from qkjax.analyses.outcome import Description, Written, print_outcome
+
+    description = Description(text, rows, {"sweep": rows} if figures else {}, figures)
+    next_step = f"qkjax analyze {shlex.quote(str(model))}"
+    print_outcome(str(out), Written(dataset, description, out), as_json=as_json, next_step=next_step)
+
+
+def _or_nan(value):
+    """JSON's null as the NaN that a table has in its place."""
+    return float("nan") if value is None else value
+
+
+@contextmanager
+def _errors_in_options() -> Iterator[None]:
+    """Library errors, which name settings as `learning_rate=0`, in terms of options: `--learning-rate 0`."""
+    try:
+        yield
+    except QkjaxError as error:
+        names = "|".join(sorted((field.name for field in fields(TrainConfig)), key=len, reverse=True))
+
+        def option(match: re.Match) -> str:
+            name, value = match[1].replace("_", "-"), match[2]
+            return {"True": f"--{name}", "False": f"--no-{name}"}.get(value, f"--{name} {value}")
+
+        text = re.sub(rf"(?<![\w.\"'-])({names})=(True\b|False\b|(?=\S))", option, str(error))
+        raise QkjaxError(text) from error

@@ -1,5 +1,5 @@
-"""What is done to training images: moved, cut, mirrored, distorted (RandAugment), mixed in pairs. In numpy and Pillow,
-on the host, from a generator that the step determines."""
+"""Augmentation of training images: shifts, crops, mirroring, RandAugment, mixup. In numpy and Pillow, on the host,
+with a random generator that depends only on the step."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,15 @@ Values = Float[np.ndarray, "height width channels"]
 Pixels = UInt8[np.ndarray, "height width 3"]
 
 AREA, ASPECT, TRIES = (0.05, 1.0), (0.75, 1.33), 100
-"""Of a cut: its share of the picture, its width to its height, and how often one that does not fit is drawn anew."""
+"""Random crops: range of the area as a share of the image, range of width / height, and the number of attempts."""
 GRAY, LEVELS = 128, 10
 CUTOUT, TRANSLATE = 40 / 224, 100 / 224
-"""At full strength, of a side: half of what is cut out, and how far a picture is moved; big_vision's pixels at 224."""
+"""At full strength, as shares of a side: half the side of the cutout square, and the translation. They are big_vision's
+pixels at resolution 224."""
 
 
-def moved(image: Values, down: int, right: int) -> Values:
-    """An image moved by so many pixels; what moves in is the darkest value."""
+def shift_image(image: Values, down: int, right: int) -> Values:
+    """The image shifted by `down` and `right` pixels; new pixels are -1, the darkest value."""
     height, width, _ = image.shape
     result = np.full_like(image, -1.0)
     rows, columns = ((max(n, 0), min(n, 0)) for n in (down, right))
@@ -28,8 +29,8 @@ def moved(image: Values, down: int, right: int) -> Values:
 
 
 def inception_crop(image: "PIL.Image.Image", side: int, rng: np.random.Generator) -> "PIL.Image.Image":
-    """A random part of a picture, of 5 to 100% of its area, as a square of `side` pixels (Szegedy et al. 2015, as
-    in big_vision, but antialiased)."""
+    """A random crop with 5 to 100% of the image's area, resized to a square of `side` pixels (Szegedy et al. 2015;
+    as in big_vision, but antialiased)."""
     from PIL import Image
 
     width, height = image.size
@@ -45,10 +46,10 @@ def inception_crop(image: "PIL.Image.Image", side: int, rng: np.random.Generator
 
 
 def rand_augment(image: "PIL.Image.Image", layers: int, level: float, rng: np.random.Generator) -> "PIL.Image.Image":
-    """So many distortions, drawn from 16, one after the other (Cubuk et al. 2020, section 3).
+    """Applies `layers` random distortions out of 16, one after the other (Cubuk et al. 2020, section 3).
 
-    Strengths by level, 0 to 10, are big_vision's. Its solarize at level 10 inverts every pixel by an overflow
-    and its contrast takes a constant for the picture's mean gray; here both are Pillow's.
+    The strengths for levels 0 to 10 are big_vision's. There, solarize at level 10 inverts every pixel because of an
+    overflow, and contrast uses a constant in place of the image's mean gray; here both are Pillow's.
     """
     for _ in range(layers):
         image = _DISTORTIONS[int(rng.integers(len(_DISTORTIONS)))](image, level / LEVELS, rng)
@@ -84,7 +85,7 @@ def _operation(name: str, *arguments: Callable[[float], int]) -> Callable:
 
 
 def _solarize_add(image, strength, rng):
-    """Brighter where dark."""
+    """Brightens dark pixels."""
     return image.point([min(i + int(110 * strength), 255) if i < 128 else i for i in range(256)] * 3)
 
 
@@ -120,8 +121,8 @@ def mixup(
     concentration: float,
     rng: np.random.Generator,
 ) -> tuple[Float[np.ndarray, "rows height width channels"], Float[np.ndarray, "rows classes"]]:
-    """Each image with the one before it, all in one share a >= 1/2 drawn from Beta(concentration, concentration)
-    (Zhang et al. 2018; once per batch as in big_vision)."""
-    share = rng.beta(concentration, concentration)
-    share = np.float32(max(share, 1 - share))
-    return tuple(share * x + (1 - share) * np.roll(x, 1, axis=0) for x in (images, targets))
+    """Mixes each image and its target with the one before it, a x + (1 - a) x'. The weight a >= 1/2 is drawn from
+    Beta(concentration, concentration) once per batch, as in big_vision (Zhang et al. 2018)."""
+    weight = rng.beta(concentration, concentration)
+    weight = np.float32(max(weight, 1 - weight))
+    return tuple(weight * x + (1 - weight) * np.roll(x, 1, axis=0) for x in (images, targets))

@@ -1,10 +1,10 @@
-"""What a training run is: one page of values."""
+"""The configuration of a training run."""
 
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
 
-from qkjax.errors import QkjaxError
+from qkjax.errors import QkjaxError, nearest
 from qkjax.vit.config import ViTConfig
 
 
@@ -13,47 +13,50 @@ class TrainConfig:
     """A training run. The defaults are the demonstration: digits, under two minutes on two CPU cores.
 
     Attributes:
-      constraint: of the query-key interaction, one for all layers or a schedule: "0-2:tied 3-5:free".
-      pull: weight of the soft constraint pull(target): the mean squared distance of the layers' weighted
-        cosines from their targets times this is added to the loss.
-      match: widen the MLPs until there are as many parameters as without constraints.
-      bias: queries and keys have biases; without them a head attends by Wq Wk^T alone.
-      init: of queries and keys: "xavier" as big_vision, or "mimetic" (Trockman and Kolter 2023), also of
-        values and outputs; then, as with `start`, the nearest that satisfies the constraint.
-      start: a checkpoint, by name or path, to start from; its shape must be this run's. Without --bias its
-        query and key biases are left out.
-      data: what is learned: "digits" (scikit-learn's 1,797), "odd-one-out" (generated), a folder of photographs
-        in a folder for each class, "tfds:NAME" (TensorFlow Datasets) or "hf:NAME" (Hugging Face).
-      resolution: of photographs, in pixels of a side; for training a random part of each is cut out and
-        mirrored at random.
-      rand_augment: distortions of each photograph while training (RandAugment).
-      rand_level: how strong they are, 0 to 10.
-      patch: pixels of a side of a patch.
-      width: of the embedding.
-      depth: layers.
-      heads: of a layer; they divide the width.
-      mlp_dim: outputs of the first dense layer of an MLP.
-      posemb: learned position embedding, or the fixed sine-cosine one.
-      rep_size: a tanh layer as wide as the model before the head.
-      steps: of the optimiser.
-      batch: images of a step, on all devices together.
-      accumulate: parts in which a batch is worked through, one after the other, to save memory.
-      optimizer: "adamw", or "adafactor" as big_vision scales it.
+      constraint: constraint on the query-key interaction, one for all layers or a schedule by layer such as "0-2:tied
+        3-5:free".
+      pull: weight of the penalty of pull(c): the mean squared difference between the layers' weighted cosines and c is
+        multiplied by this weight and added to the loss.
+      match: widen the MLPs until the model has as many trained values as without constraints.
+      bias: give queries and keys biases; without them attention depends on Wq Wk^T alone.
+      init: initialisation of queries and keys, "xavier" as in big_vision or "mimetic" (Trockman and Kolter 2023), which
+        also initialises values and outputs; the constraint then starts from the nearest kernels that satisfy it.
+      start: name or path of a checkpoint to start from, with the same shape as this run. Its query and key biases are
+        dropped unless `bias` is set.
+      data: training data: "digits" (scikit-learn's 1,797 images), "odd-one-out" (generated), a folder that has one
+        folder of images per class, "tfds:NAME" (TensorFlow Datasets) or "hf:NAME" (Hugging Face).
+      resolution: side of photographs in pixels; training uses random crops, mirrored at random.
+      rand_augment: the number of RandAugment distortions of each training photograph.
+      rand_level: strength of the distortions, 0 to 10.
+      patch: side of a patch in pixels.
+      width: embedding dimension.
+      depth: the number of layers.
+      heads: the number of heads per layer; width must be a multiple of it.
+      mlp_dim: hidden dimension of the MLPs.
+      posemb: learned or fixed sine-cosine position embedding.
+      rep_size: add a tanh layer of the embedding dimension before the classifier.
+      steps: the number of training steps.
+      batch: images per step, over all devices.
+      accumulate: split each batch into this many parts, processed one after the other to save memory.
+      optimizer: optimiser, "adamw", or "adafactor" with big_vision's scaling.
       b2: decay of AdamW's second moment; 0.999 suits long runs.
-      learning_rate: its peak, after the warm-up from 0 and before a cosine to 0.
-      weight_decay: of kernels alone, as big_vision does; follows the learning rate's schedule, not its peak.
-      warmup: steps from 0 to the peak.
+      learning_rate: peak of the schedule, which rises from 0 in the warm-up and falls to 0 as a cosine.
+      weight_decay: weight decay of kernels only, as in big_vision; it follows the shape of the learning rate's
+        schedule but is not multiplied by its peak.
+      warmup: the number of warm-up steps.
       clip: largest global norm of the gradient.
-      label_smoothing: share of the target spread over all classes.
-      mixup: images and targets are mixed in pairs, with a share from Beta(mixup, mixup); 0 for not.
-      shift: digits are moved by up to so many pixels either way while training.
-      average: decay of a moving average of the parameters, which is then what is evaluated and exported;
-        0 for none.
-      dtype: of the matrix products; parameters are float32.
-      parallel: over several devices, "data" copies the parameters to each, "fsdp" splits them.
-      every: steps between two evaluations, each with a checkpoint.
+      label_smoothing: share of the target that is spread over all classes.
+      mixup: concentration of the Beta distribution for mixing pairs of images; 0 turns mixup off.
+      shift: training digits are shifted by up to this many pixels in each direction.
+      average: decay of a moving average of the parameters, which is then evaluated and exported; 0 turns it off.
+      dtype: number format of the matrix products; parameters are float32.
+      parallel: use of several devices: "data" copies the parameters to each, "fsdp" splits them.
+      every: the number of steps between two evaluations, each with a checkpoint.
       tensorboard: also write the metrics for TensorBoard.
-      seed: of the initialisation, the split and the order of the images.
+      seed: seed of the initialisation, the data split and the order of the images.
+
+    Example:
+      config = TrainConfig(constraint="0-2:tied 3-5:free", steps=300)
     """
 
     constraint: str = "free"
@@ -93,31 +96,33 @@ class TrainConfig:
     seed: int = 0
 
     def checked(self) -> "TrainConfig":
-        """Itself, if it can be run.
+        """The configuration itself, after checking it.
 
         Raises:
-          QkjaxError: a value out of its range, or a constraint or a schedule that cannot be.
+          QkjaxError: a value out of range, or an invalid constraint or schedule.
         """
-        from qkjax.train.constraints import rank  # and jax with it, which the command line starts without
+        from qkjax.train.constraints import constraint  # it imports jax, which `qkjax --help` does without
 
-        for name, wanted, fine in _RANGES:
-            if not fine(getattr(self, name)):
-                raise QkjaxError(f"{name} is {getattr(self, name)}, wanted {wanted}")
+        for name, expected, is_valid in _RANGES:
+            if not is_valid(getattr(self, name)):
+                raise QkjaxError(f"{name}={getattr(self, name)}: expected {expected}")
         if self.width % self.heads:
-            raise QkjaxError(f"{self.heads} heads do not divide the width {self.width}")
+            raise QkjaxError(f"width={self.width}, heads={self.heads}: expected a width that is a multiple of heads")
         if self.batch % self.accumulate:
-            raise QkjaxError(f"a batch of {self.batch} cannot be worked through in {self.accumulate} equal parts")
-        if not 0 <= self.warmup < self.steps:
-            raise QkjaxError(f"warmup is {self.warmup} of {self.steps} steps: wanted 0 up to below that")
-        if self.posemb == "sincos2d" and self.width % 4:
-            raise QkjaxError(f"width is {self.width}, and sine-cosine positions want a multiple of 4")
-        if self.start and (self.match or self.rep_size or self.init != "xavier" or self.posemb != "learn"):
             raise QkjaxError(
-                "a run that starts from a checkpoint has its parts: no --match, --rep-size, --init, --posemb"
+                f"batch={self.batch}, accumulate={self.accumulate}: expected a batch that is a multiple of accumulate"
+            )
+        if not 0 <= self.warmup < self.steps:
+            raise QkjaxError(f"warmup={self.warmup}: expected 0 or more, and less than steps={self.steps}")
+        if self.posemb == "sincos2d" and self.width % 4:
+            raise QkjaxError(f"width={self.width}: expected a multiple of 4 for sine-cosine position embeddings")
+        fixed = {"match": False, "rep_size": False, "init": "xavier", "posemb": "learn"}
+        if self.start and (other := [name for name, value in fixed.items() if getattr(self, name) != value]):
+            raise QkjaxError(
+                f"start={self.start!r} fixes the architecture and the initial values: leave out {', '.join(other)}"
             )
         for name in self.constraints():
-            if rank(name) > self.width // self.heads:
-                raise QkjaxError(f"{name} is more than the {self.width // self.heads} columns of a head: choose less")
+            constraint(name, self.width // self.heads)
         return self
 
     def constraints(self) -> tuple[str, ...]:
@@ -127,11 +132,11 @@ class TrainConfig:
         return schedule(self.constraint, self.depth)
 
     def targets(self) -> dict[int, float]:
-        """The weighted cosine to which layers are pulled, by layer."""
-        from qkjax.train.constraints import target
+        """By layer, the weighted cosine that a soft constraint pulls it to."""
+        from qkjax.train.constraints import constraint
 
-        found = {layer: target(name) for layer, name in enumerate(self.constraints())}
-        return {layer: value for layer, value in found.items() if value is not None}
+        constraints = map(constraint, self.constraints())
+        return {layer: own.target() for layer, own in enumerate(constraints) if own.target is not None}
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
@@ -155,33 +160,38 @@ _RANGES = [
 
 
 def from_dict(values: dict) -> TrainConfig:
-    """A configuration from plain values; those of the demonstration hold where nothing is said.
+    """A configuration from plain values, with `TrainConfig`'s defaults for the others.
 
     Raises:
-      QkjaxError: a value that does not exist, or of the wrong type.
+      QkjaxError: an unknown name, or a value of the wrong type or out of range.
     """
-    known, said = {field.name: field for field in fields(TrainConfig)}, {}
+    known, given = {field.name: field for field in fields(TrainConfig)}, {}
     for name, value in values.items():
         if name not in known:
-            raise QkjaxError(f"a training run has no {name!r}; it has {', '.join(known)}")
+            raise QkjaxError(f"unknown setting {name!r}{nearest(name, known)}; choose from {', '.join(known)}")
         kind = type(known[name].default)
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise QkjaxError(f"{name} is {value!r}, wanted {kind.__name__}")
+            raise QkjaxError(f"{name}={value!r}: expected {kind.__name__}")
         if (choices := get_args(known[name].type)) and value not in choices:
-            raise QkjaxError(f"{name} is {value!r}, wanted {' or '.join(choices)}")
-        said[name] = kind(value)
-    return TrainConfig(**said).checked()
+            raise QkjaxError(f"{name}={value!r}: expected {' or '.join(choices)}")
+        given[name] = kind(value)
+    return TrainConfig(**given).checked()
 
 
 def vit_config(config: TrainConfig, pixels: tuple[int, int, int], classes: int) -> ViTConfig:
-    """The ViT of a run on images of (height, width, channels).
+    """The ViT of a run.
+
+    Args:
+      config: the run.
+      pixels: height, width and channels of the images.
+      classes: the number of classes.
 
     Raises:
-      QkjaxError: patches do not fill the image.
+      QkjaxError: the image is not a whole number of patches high and wide.
     """
     height, width, channels = pixels
     if height % config.patch or width % config.patch:
-        raise QkjaxError(f"patches of {config.patch} pixels do not fill images of {height} x {width}")
+        raise QkjaxError(f"patch={config.patch}: expected a divisor of {height} and {width}, the sides of the images")
     return ViTConfig(
         width=config.width,
         depth=config.depth,

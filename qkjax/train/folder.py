@@ -1,4 +1,4 @@
-"""The folder of a run: what it is, how far it is, and the lock on it."""
+"""The folder of a run: its configuration, its metrics, its checkpoints, and the lock on it."""
 
 import json
 import logging
@@ -14,39 +14,41 @@ from qkjax.train.config import TrainConfig, from_dict
 from qkjax.train.step import State
 
 CONFIG, METRICS, CHECKPOINTS, MODEL, BOARD = "config.json", "metrics.jsonl", "checkpoints", "model.npz", "tensorboard"
-DATA, LOCK = "data.txt", ".lock"
+DATA, FACTS, LOCK = "data.txt", "task.json", ".lock"
 
 
-def claimed(folder: Path, config: TrainConfig) -> bool:
-    """Whether the folder holds this run; one of other values that came to no checkpoint is as nothing.
+def holds_run(folder: Path, config: TrainConfig) -> bool:
+    """Whether the folder holds this run. A run without a checkpoint does not count.
 
     Raises:
-      QkjaxError: it holds another.
+      QkjaxError: the folder holds another run.
     """
     path = folder / CONFIG
-    if not path.exists() or not _begun(folder):
+    if not path.exists() or not _has_checkpoint(folder):
         return False
     try:
-        was = from_dict(json.loads(path.read_text()))
+        earlier = from_dict(json.loads(path.read_text())).to_dict()
     except (OSError, ValueError, AttributeError) as error:
-        raise QkjaxError(f"{path} is no configuration of a run ({error}); remove it, or give another folder") from error
-    other = [name for name, value in config.to_dict().items() if was.to_dict()[name] != value]
+        raise QkjaxError(
+            f"{path} is not a valid configuration of a run ({error}); remove it, or choose another folder"
+        ) from error
+    other = [f"{name}={earlier[name]!r}" for name, value in config.to_dict().items() if earlier[name] != value]
     if other:
-        raise QkjaxError(f"{folder} holds a run with another {', '.join(other)}: give another folder, or remove it")
+        raise QkjaxError(f"{folder} holds a run with {', '.join(other)}: choose another folder, or remove it")
     return True
 
 
-def claim(folder: Path, config: TrainConfig, fingerprint: str) -> None:
-    """Writes the run's configuration and its data's fingerprint where they are not yet.
+def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
+    """Writes the run's configuration and the fingerprint of its data, unless it has a checkpoint.
 
     Raises:
-      QkjaxError: the run was begun with other data.
+      QkjaxError: the run has a checkpoint that was trained on other data.
     """
-    path, begun = folder / DATA, _begun(folder)
+    path, begun = folder / DATA, _has_checkpoint(folder)
     if begun and path.exists() and path.read_text() != fingerprint:
         raise QkjaxError(
-            f"{config.data} is not what it was when {folder} was begun: files came, went or changed; bring them back, "
-            "or give another folder"
+            f"data={config.data!r} has changed since the run in {folder} began: restore its files, or choose another "
+            "folder"
         )
     if jax.process_index() == 0 and not begun:
         for target, text in ((folder / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n"), (path, fingerprint)):
@@ -54,17 +56,38 @@ def claim(folder: Path, config: TrainConfig, fingerprint: str) -> None:
                 temporary.write_text(text)
 
 
-def _begun(folder: Path) -> bool:
-    """Whether there is a checkpoint."""
+def _has_checkpoint(folder: Path) -> bool:
     return any((folder / CHECKPOINTS).glob("[0-9]*"))
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """While no other process trains in the folder; of several hosts the first one asks for all.
+def write_facts(folder: Path, facts: dict) -> None:
+    """Writes what is known of a run besides its configuration: classes, number of held-out images, ... Atomic."""
+    if jax.process_index() == 0:
+        with atomic_path(folder / FACTS) as temporary:
+            temporary.write_text(json.dumps(facts) + "\n")
+
+
+def read_facts(folder: Path) -> dict:
+    """What `write_facts` wrote; empty for a run of version 0.1.0.
 
     Raises:
-      QkjaxError: one does.
+      QkjaxError: the file is not valid.
+    """
+    path = folder / FACTS
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise QkjaxError(f"{path} is not a valid JSON object ({error}): remove it") from error
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Locks the folder against other processes; with several hosts the first one holds the lock for all.
+
+    Raises:
+      QkjaxError: another process trains in the folder.
     """
     if jax.process_index() > 0:
         yield
@@ -72,12 +95,12 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         from filelock import FileLock, Timeout
     except ImportError as error:
-        raise QkjaxError("training needs filelock, which is not here: pip install 'qkjax[train]'") from error
+        raise QkjaxError("training needs filelock, which is not installed: pip install 'qkjax[train]'") from error
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise QkjaxError(f"another process trains in {folder}: wait for it, or give another folder") from error
+        raise QkjaxError(f"another process trains in {folder}: wait for it, or choose another folder") from error
     try:
         yield
     finally:
@@ -85,10 +108,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a run, one for each evaluation; none where it has none yet.
+    """The lines of a run, one per evaluation; empty without a file.
 
     Raises:
-      QkjaxError: it is no such file.
+      QkjaxError: the file is not valid.
     """
     if not path.exists():
         return []
@@ -97,7 +120,7 @@ def read_metrics(path: Path) -> list[dict]:
         return [line for line in lines if isinstance(line["step"], int)]
     except (ValueError, KeyError, TypeError) as error:
         raise QkjaxError(
-            f"{path} is no file of metrics ({error}): bring it back, or remove the run's folder"
+            f"{path} is not a valid file of metrics ({error}): restore it, or remove the run's folder"
         ) from error
 
 
@@ -108,7 +131,7 @@ def write_metrics(path: Path, lines: list[dict]) -> None:
 
 
 def checkpoints(folder: Path):
-    """Orbax's: writes to a temporary name first, keeps the last and the best."""
+    """Orbax's checkpoint manager: writes to a temporary name first, keeps the last and the best checkpoint."""
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
 
@@ -118,11 +141,11 @@ def checkpoints(folder: Path):
         return metrics["accuracy"]
 
     keep = policies.AnyPreservationPolicy([policies.LatestN(1), policies.BestN(get_metric_fn=accuracy, n=1)])
-    # Without best_fn metrics are not written, and those of before are forgotten when a run goes on.
+    # Without best_fn metrics are not written, and earlier ones are forgotten when a run resumes.
     options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=accuracy, cleanup_tmp_directories=True)
     manager = ocp.CheckpointManager(folder.resolve(), options=options)
     for step in set(manager.all_steps()) - {manager.latest_step(), manager.best_step()}:
-        manager.delete(step)  # left by a run that was killed before it came to that
+        manager.delete(step)  # left by a run that was killed before it could delete it
     return manager
 
 
@@ -136,7 +159,7 @@ def save_state(manager, state: State, metrics: dict) -> None:
 
 
 def restore_state(manager, shapes: State) -> State | None:
-    """The state of the last checkpoint, laid on the devices as the shapes say; None where there is none."""
+    """The state of the last checkpoint, placed on the devices as `shapes` says; None without a checkpoint."""
     import orbax.checkpoint as ocp
 
     if manager.latest_step() is None:
@@ -145,8 +168,13 @@ def restore_state(manager, shapes: State) -> State | None:
 
 
 @contextmanager
-def tensorboard(folder: Path, config: TrainConfig, at: int) -> Iterator[Callable[[dict], None]]:
-    """Gives a function that writes a line of the metrics for TensorBoard too, where the run asks for it.
+def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callable[[dict], None]]:
+    """Gives a function that writes a line of the metrics for TensorBoard if `config.tensorboard`, and else nothing.
+
+    Args:
+      folder: of the run.
+      config: the run.
+      step: that the run resumes after; later entries of an earlier process are dropped.
 
     Raises:
       QkjaxError: tensorboardX is not installed.
@@ -157,7 +185,9 @@ def tensorboard(folder: Path, config: TrainConfig, at: int) -> Iterator[Callable
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise QkjaxError("--tensorboard needs tensorboardX, which is not here: pip install tensorboardX") from error
+        raise QkjaxError(
+            "tensorboard=True needs tensorboardX, which is not installed: pip install tensorboardX"
+        ) from error
 
     def write(line: dict) -> None:
         layers = {f"weighted_cosine/layer_{layer}": value for layer, value in enumerate(line["weighted_cosine"])}
@@ -166,5 +196,5 @@ def tensorboard(folder: Path, config: TrainConfig, at: int) -> Iterator[Callable
                 writer.add_scalar(name, value, line["step"])
         writer.flush()
 
-    with SummaryWriter(str(folder / BOARD), purge_step=at + 1) as writer:
+    with SummaryWriter(str(folder / BOARD), purge_step=step + 1) as writer:
         yield write

@@ -1,8 +1,7 @@
-"""Generated odd-one-out images: bars on a grid, all alike but for one, or all alike. Is there one, and where?
+"""Generated odd-one-out images: identical bars on a grid, one of which may differ. Is there an odd one, and where?
 
-In the manner of psychophysical search displays (and of the paper's figure 2): what is odd about a bar shows
-only beside the others, since colour and orientation of the many are drawn anew for every image. A token that
-sees its own patch alone cannot tell; the answer needs context.
+As in psychophysical search displays (and the paper's figure 2), a bar is odd only in comparison with the others, since
+their colour and orientation are random for every image. One patch alone does not contain the answer; it needs context.
 """
 
 import colorsys
@@ -14,9 +13,9 @@ from jaxtyping import Float
 CELLS = 4
 """Rows and columns of the grid."""
 CELL = 8
-"""Pixels of a side of a cell, in which a bar is moved about by up to a pixel either way."""
+"""Side of a cell in pixels; the bar is shifted in it by up to one pixel in each direction."""
 CLASSES = CELLS * CELLS + 1
-"""0: all alike; 1 + cell, by rows: where the odd one is."""
+"""0: no odd bar; 1 + cell, row by row: the odd bar is in this cell."""
 HALF_LENGTH, HALF_WIDTH, GRAY = 2.5, 0.75, 0.5
 
 Image = Float[np.ndarray, "height width 3"]
@@ -24,11 +23,11 @@ Image = Float[np.ndarray, "height width 3"]
 
 @dataclass(frozen=True)
 class OddOneOut:
-    """A set of such images, each made when it is asked for, from the seed and its number alone.
+    """A set of odd-one-out images, each generated on access from the seed and its index alone.
 
     Attributes:
-      count: images in the set; every other one has an odd bar.
-      seed, part: of the set; parts of one seed have no image in common.
+      count: the number of images; every second one has an odd bar.
+      seed, part: of the set; parts with the same seed have no image in common.
     """
 
     count: int
@@ -42,12 +41,17 @@ class OddOneOut:
         """An image in -1..1 and its class."""
         return odd_one_out(np.random.default_rng([self.seed, self.part, index]), odd=index % 2 == 1)
 
+    @property
+    def largest_class(self) -> float:
+        """Share of the images without an odd bar, the most frequent class."""
+        return (self.count + 1) // 2 / self.count
+
 
 def odd_one_out(rng: np.random.Generator, odd: bool) -> tuple[Image, int]:
     """One image, with an odd bar or without.
 
-    The odd one differs from the others in hue, by a twelfth of the circle or more, or in orientation, by 15
-    degrees or more; in the other property it is like them.
+    The odd bar differs from the others in hue, by 1/12 of the circle or more, or in orientation, by 15 degrees or more,
+    but not in both.
 
     Returns:
       The image (32, 32, 3) in -1..1, and its class.
@@ -63,11 +67,11 @@ def odd_one_out(rng: np.random.Generator, odd: bool) -> tuple[Image, int]:
 
 
 def _draw(
-    hue: Float[np.ndarray, "cells"], angle: Float[np.ndarray, "cells"], moved: Float[np.ndarray, "2 cells"]
+    hue: Float[np.ndarray, "cells"], angle: Float[np.ndarray, "cells"], shift: Float[np.ndarray, "2 cells"]
 ) -> Image:
-    """Bars with soft edges on gray, each within its cell."""
+    """Bars with soft edges on gray, each in its cell; `shift` is (down, right) in pixels."""
     middle = np.arange(CELL) + 0.5 - CELL / 2
-    down, right = middle[None, :, None] - moved[0, :, None, None], middle[None, None, :] - moved[1, :, None, None]
+    down, right = middle[None, :, None] - shift[0, :, None, None], middle[None, None, :] - shift[1, :, None, None]
     cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
     along, across = abs(right * cos + down * sin), abs(down * cos - right * sin)
     cover = np.clip(HALF_LENGTH + 0.5 - along, 0, 1) * np.clip(HALF_WIDTH + 0.5 - across, 0, 1)

@@ -1,36 +1,35 @@
-"""The optimisers, scaled as big_vision does: clip, Adam or Adafactor, learning rate, weight decay, schedule.
+"""The optimisers, scaled as in big_vision: clip, Adam or Adafactor, learning rate, weight decay, schedule.
 
-One update is -s(t) (lr u + wd theta): with s the schedule from 0 to 1 and back, u what the optimiser makes of
-the clipped gradient. So weight decay is not multiplied by the learning rate; torch's AdamW would be given
-wd / lr.
+One update is -s(t) (lr u + wd theta), where s is the schedule from 0 to 1 and back, and u is the optimiser's update for
+the clipped gradient. Weight decay is therefore not multiplied by the learning rate; the equivalent value for torch's
+AdamW is wd / lr.
 """
-
-from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from qkjax.train.config import TrainConfig
+from qkjax.train.constraints.registry import constraint
+from qkjax.train.model import INTERACTION
+from qkjax.vit.tree import block_name
 
 
 def schedule(config: TrainConfig) -> optax.Schedule:
-    """s(t): linear from 0 over the warm-up, times half a cosine that ends at 0 with the last step."""
+    """s(t): linear from 0 over the warm-up, then half a cosine that ends at 0 with the last step."""
     return optax.warmup_cosine_decay_schedule(0.0, 1.0, config.warmup, config.steps)
 
 
-def optimizer(config: TrainConfig, frozen: Collection[str]) -> optax.GradientTransformation:
-    """The optimiser of a run.
-
-    Args:
-      frozen: names of the blocks whose interaction is not trained; it does not decay either.
-    """
+def optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """The optimiser of a run."""
+    constraints = {block_name(layer): constraint(name) for layer, name in enumerate(config.constraints())}
 
     def decays(path, _) -> bool:
-        """Kernels alone: not biases, norms, position embeddings or strengths."""
+        """Kernels alone: not biases, norms, position embeddings or strengths, nor what is not trained."""
         *above, name = (part.key for part in path)
-        if "interaction" in above:
-            return name != "strength" and not set(above) & set(frozen)
+        if INTERACTION in above:
+            own = next(constraints[part] for part in above if part in constraints)
+            return own.trained and own.parameters[name].decays
         return name == "kernel"
 
     return optax.chain(

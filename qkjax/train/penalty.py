@@ -7,17 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qkjax.interaction.modes import decompose_head
-from qkjax.train.constraints import dot
-from qkjax.train.model import ATTENTION
+from qkjax.train.constraints.record import dot
+from qkjax.vit.tree import attention_parameters
 
 Kernels = Float[Array, "layers embed heads head_dim"]
 
 
 def weighted_cosine(query: Kernels, key: Kernels) -> Float[Array, "layers heads"]:
     """tr(M) / ||M||_nuclear of each head, M = Wq Wk^T: the mean cosine of its modes, weighted by their singular
-    values, as `measure` gives it; differentiable here.
+    values, as in `measure`; this form is differentiable.
 
-    The gradient of ||M||_nuclear is U V^T: so U and V may be taken as constants in tr(U^T M V) = sum of s.
+    The gradient of ||M||_nuclear is U V^T, so U and V are constants in tr(U^T M V) = sum of s.
     """
     heads = jax.vmap(jax.vmap(decompose_head, in_axes=1))
     u, _, v = jax.lax.stop_gradient(heads(*jax.lax.stop_gradient((query, key))))
@@ -26,19 +26,17 @@ def weighted_cosine(query: Kernels, key: Kernels) -> Float[Array, "layers heads"
 
 
 def penalty(plain: Mapping, targets: Mapping[int, float]) -> Float[Array, ""]:
-    """Mean over the layers with a target of the squared distance of the layer's weighted cosine, itself the
-    mean over heads, from it.
+    """Mean squared distance between the layers' weighted cosines (each the mean over its heads) and their targets.
 
     Args:
       plain: the plain tree of a ViT.
-      targets: by layer.
+      targets: by layer; layers without a target do not count.
     """
-    # All kernels first: a QR of this penalty and one of a constraint could else run at the same time,
-    # which can deadlock XLA on CPUs with few cores.
-    blocks = plain["Transformer"]
-    kernels = {name: [part["kernel"] for part in (block[ATTENTION]["query"], block[ATTENTION]["key"])]
-               for name, block in blocks.items() if name.startswith("encoderblock_")}  # fmt: skip
-    kernels = jax.lax.optimization_barrier(kernels)
-    query, key = (jnp.stack([kernels[f"encoderblock_{layer}"][i] for layer in targets]) for i in (0, 1))
+    # All kernels first: otherwise a QR of this penalty and one of a constraint could run at the same time, which can
+    # deadlock XLA on CPUs with few cores.
+    kernels = jax.lax.optimization_barrier(
+        [[parts[name]["kernel"] for name in ("query", "key")] for parts in attention_parameters(plain)]
+    )
+    query, key = (jnp.stack([kernels[layer][i] for layer in targets]) for i in (0, 1))
     distance = weighted_cosine(query, key).mean(axis=-1) - jnp.asarray(list(targets.values()))
     return (distance**2).mean()

@@ -8,8 +8,8 @@ from pathlib import Path
 from qkjax.errors import QkjaxError, nearest
 from qkjax.train.config import TrainConfig, from_dict
 
-# Six layers that two CPU cores train in about a minute: small enough for dozens of runs, deep enough to ask where
-# in depth a constraint hurts. MLPs are widened so that all constraints learn as many numbers.
+# Six layers that two CPU cores train in about a minute: small enough for dozens of runs, deep enough to compare
+# constraints of early and late layers. MLPs are widened so that all constraints have equally many trained values.
 _STUDY = TrainConfig(width=48, mlp_dim=96, batch=64, match=True)
 
 PRESETS = {
@@ -18,9 +18,9 @@ PRESETS = {
     "digits-study": replace(_STUDY, steps=1500, every=150),
     "odd-one-out-study": replace(_STUDY, data="odd-one-out", patch=8, steps=2000, every=200, label_smoothing=0.0),
     # big_vision's recipe for a ViT-S/16 on ImageNet-1k from scratch, 90 epochs (Beyer et al. 2022, arXiv
-    # 2205.01580): 76.5% there, in 6 to 7 hours on a TPU v3-8. Not run here. Unlike there the held-out images
-    # are ImageNet's own validation set alone, and nothing is left out of training. Queries and keys have biases, as
-    # there: with a constraint say --no-bias, since a key bias escapes every constraint on Wq Wk^T.
+    # 2205.01580): 76.5% there, in 6 to 7 hours on a TPU v3-8. Not run here. In contrast to it, the held-out
+    # images are ImageNet's own validation set only, and all training images are used. Queries and keys have biases, as
+    # there; with a constraint set bias=False, since no constraint on Wq Wk^T acts on the biases.
     "imagenet-s16": TrainConfig(
         data="tfds:imagenet2012",
         resolution=224,
@@ -49,18 +49,24 @@ PRESETS = {
 }
 
 
-def named(name: str) -> TrainConfig:
-    """The preset of a name, or what a .json or .toml file says, over the demonstration's values.
+def load_preset(name: str) -> TrainConfig:
+    """A configuration by name or from a file.
+
+    Args:
+      name: of a preset, or the path of a .json or .toml file; values that the file lacks are `TrainConfig`'s defaults.
 
     Raises:
-      QkjaxError: there is none, or the file says what a run has not.
+      QkjaxError: an unknown preset, or a file that cannot be read or has invalid values.
+
+    Example:
+      config = replace(load_preset("odd-one-out-study"), constraint="tied", seed=3)
     """
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name)
     if path.suffix not in (".json", ".toml"):
         raise QkjaxError(
-            f"there is no preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}, "
+            f"unknown preset {name!r}{nearest(name, PRESETS)}; choose from {', '.join(PRESETS)}, "
             "or give a .json or .toml file"
         )
     try:

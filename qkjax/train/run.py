@@ -1,7 +1,6 @@
-"""A training run in a folder: goes on from where it was stopped, and ends as a checkpoint like any other."""
+"""A training run in a folder: resumes after an interruption, and ends as a checkpoint like any other."""
 
 import os
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,19 +19,21 @@ from qkjax.runtime.files import make_folder
 from qkjax.runtime.interrupt import held
 from qkjax.train.config import TrainConfig, vit_config
 from qkjax.train.data import Task, held_out_batches, training_batches
-from qkjax.train.devices import spread
+from qkjax.train.devices import distribute
 from qkjax.train.folder import (
     CHECKPOINTS,
     METRICS,
     MODEL,
-    alone,
     checkpoints,
-    claim,
-    claimed,
+    exclusive,
+    holds_run,
+    identify,
+    read_facts,
     read_metrics,
     restore_state,
     save_state,
     tensorboard,
+    write_facts,
     write_metrics,
 )
 from qkjax.train.model import count, initial, matched, needs_lapack
@@ -40,6 +41,7 @@ from qkjax.train.start import starting_tree
 from qkjax.train.step import Program, State
 from qkjax.train.step import program as make_program
 from qkjax.train.tasks import PRESET, load_task
+from qkjax.vit.config import ViTConfig
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.checkpoint import write_checkpoint
 from qkjax.weights.preprocessing import with_resolution
@@ -48,72 +50,102 @@ NPROC = "PJRT_NPROC"  # threads that XLA has on a CPU
 
 
 class DivergedError(QkjaxError):
-    """The loss of a run is no finite number."""
+    """The loss of a run is not finite."""
 
 
-def train(config: TrainConfig, folder: Path) -> dict:
-    """Trains, or goes on training, in a folder; returns the last line of its metrics.
+def train(config: TrainConfig, folder: str | Path, *, label: str = "") -> dict:
+    """Trains a ViT in a folder, or resumes a run there. Prints nothing; a progress bar is on standard error.
 
-    The folder holds config.json, metrics.jsonl (a line for each evaluation), the state at the last and at
-    the best evaluation, and at the end model.npz, which `load` reads and big_vision too. Where several
-    processes were joined by `hosts.join`, they train one model, in a folder that all of them see.
+    The folder holds config.json, metrics.jsonl (one line per evaluation), the states at the last and at the best
+    evaluation, and at the end model.npz, which `qkjax.load(folder)` and big_vision read. An interrupted run resumes
+    with the same call and gives bit-identical results; a finished one is not trained again. If several processes were
+    joined by `hosts.join`, they train one model, in a folder that all of them can access.
+
+    Args:
+      config: the run.
+      folder: of the run.
+      label: text in front of the progress bar.
+
+    Returns:
+      The last evaluation: "step"; "loss" of the last training batch, in nats; "accuracy" (0 to 1) and
+      "validation_loss" (nats) on the held-out images; "weighted_cosine", a list over layers, each the mean over heads
+      (None if undefined). Also what is known of the task: "classes", "held_out" (number of held-out images),
+      "largest_class" (accuracy of always answering the most frequent class; None if unknown) and "parameters" (number
+      of trained values).
 
     Raises:
-      QkjaxError: a configuration that cannot be, another run in the folder, or a file that cannot be written.
-      KeyboardInterrupt: between two steps; the last evaluation's state is kept.
+      QkjaxError: an invalid configuration, another run in the folder, or a file that cannot be written.
+      DivergedError: the loss is not finite.
+      KeyboardInterrupt: between two steps; the state of the last evaluation is kept.
+
+    Example:
+      last = train(TrainConfig(constraint="tied", steps=300), "runs/tied")
+      checkpoint = qkjax.load("runs/tied")
     """
-    config = config.checked()
-    lines = read_metrics(folder / METRICS) if claimed(folder, config) else []
+    config, folder = config.checked(), Path(folder)
+    lines = read_metrics(folder / METRICS) if holds_run(folder, config) else []
     finished = bool(lines) and (folder / MODEL).exists() and lines[-1]["step"] == config.steps
     task = None if finished else load_task(config)
     _check_devices(config, finished, task)
-    if finished:
-        return lines[-1]
+    if task is not None:
+        vit, tree = starting_tree(config, _matched_vit(config, task))
+        lines = _train_in(folder, config, task, vit, tree, lines, label)
+    return lines[-1] | read_facts(folder)
+
+
+def _matched_vit(config: TrainConfig, task: Task) -> ViTConfig:
     vit = vit_config(config, task.pixels, task.classes)
-    vit = matched(vit, config.constraints(), config.bias) if config.match else vit
-    vit, tree = starting_tree(config, vit)
+    return matched(vit, config.constraints(), config.bias) if config.match else vit
+
+
+def _train_in(
+    folder: Path, config: TrainConfig, task: Task, vit: ViTConfig, tree: dict | None, lines: list[dict], label: str
+) -> list[dict]:
+    """Trains to the end and exports the model; returns one line per evaluation."""
     program = make_program(config, vit)
     params = initial(jax.random.key(config.seed), vit, config.constraints(), tree, config.bias)
     make_folder(folder)
-    with alone(folder), checkpoints(folder / CHECKPOINTS) as manager:
-        claim(folder, config, task.fingerprint)
+    with exclusive(folder), checkpoints(folder / CHECKPOINTS) as manager:
+        identify(folder, config, task.fingerprint)
         if jax.process_count() > 1:
             hosts.agree({"folder": str(manager.latest_step())})
         state = restore_state(manager, program.shapes) or program.begin(params)
         lines = [line for line in lines if line["step"] <= int(state.step)]
-        learned = count(state.params, config.constraints())
-        print(f"{folder}: {learned:,} parameters, from step {int(state.step)} to {config.steps}", file=sys.stderr)
-        state = _go_on(config, task, program, state, manager, lines, folder)
-        exported = program.export(state.tried)
+        facts = {"classes": task.classes, "held_out": len(task.held_out), "largest_class": task.largest_class}
+        write_facts(folder, facts | {"parameters": count(state.params, config.constraints())})
+        state = _run_steps(config, task, program, state, manager, lines, folder, label)
+        exported = program.export(state.evaluated)
         if jax.process_index() == 0:
             write_checkpoint(
                 folder / MODEL, vit, jax.tree.map(np.asarray, exported), with_resolution(PRESET, task.pixels[0])
             )
-    return lines[-1]
+    return lines
 
 
-def _go_on(config: TrainConfig, task: Task, program: Program, state: State, manager, lines: list, folder: Path):
-    """Steps to the end, with an evaluation, its line and a checkpoint every so many.
+def _run_steps(
+    config: TrainConfig, task: Task, program: Program, state: State, manager, lines: list, folder: Path, label: str
+) -> State:
+    """Runs the remaining steps; every `config.every` steps evaluates, appends a line, and saves a checkpoint.
 
-    The bar says for what share of the time the device had nothing to do until a batch came, at most: where it is large,
-    images are made too slowly.
+    The bar states for what share of the time, at most, the device waits for batches: if it is large, images are
+    prepared too slowly.
     """
     done, host = int(state.step), (jax.process_index(), jax.process_count())
     batches = training_batches(task, config, done, *host)
-    bar = tqdm(total=config.steps, initial=done, unit="step", disable=host[0] > 0)
+    bar = tqdm(total=config.steps, initial=done, unit="step", desc=label or None, disable=host[0] > 0)
     began, idle, value, accuracy = time.monotonic(), 0.0, None, ""
     with held() as interrupted, bar, tensorboard(folder, config, done) as board:
         for number, (waited, batch) in enumerate(with_waits(batches), start=done + 1):
-            if value is None or value.is_ready():  # the step before had ended while this one's batch was waited for
+            if value is None or value.is_ready():  # the previous step ended while this batch was being prepared
                 idle += waited
-            state, value = program.step(state, *spread(batch))
+            state, value = program.step(state, *distribute(batch))
             bar.set_postfix_str(f"{accuracy}device idle {idle / (time.monotonic() - began):.0%}", refresh=False)
             bar.update()
             if number % config.every == 0 or number == config.steps:
                 held_out = held_out_batches(task, config.batch // config.accumulate, *host)
-                lines.append(_measure(state, value, program, held_out))
+                lines.append(_evaluation(state, value, program, held_out))
                 accuracy = f"accuracy={lines[-1]['accuracy']:.4f}, "
-                # Lines beyond the last checkpoint are dropped on resuming; a checkpoint without its line would lack it.
+                # The line first: resuming drops lines after the last checkpoint, but cannot add a missing one.
                 if host[0] == 0:
                     write_metrics(folder / METRICS, lines)
                 board(lines[-1])
@@ -123,39 +155,41 @@ def _go_on(config: TrainConfig, task: Task, program: Program, state: State, mana
     return state
 
 
-def _measure(state: State, value, program: Program, held_out: Iterable) -> dict:
-    """A line of the metrics: what was learned, and the cosine profile by the analysis of any checkpoint."""
-    sums = [program.evaluate(state.tried, *spread(batch)) for batch in held_out]
+def _evaluation(state: State, value, program: Program, held_out: Iterable) -> dict:
+    """A line of the metrics; the cosines come from the same functions as those of any checkpoint."""
+    sums = [program.evaluate(state.evaluated, *distribute(batch)) for batch in held_out]
     total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
     if not np.isfinite(float(value) + total["loss"]):
-        raise DivergedError(f"the loss is no finite number at step {int(state.step)}: give a smaller learning rate")
-    kernels = query_key_kernels(program.export(state.tried))
+        raise DivergedError(f"the loss is not finite at step {int(state.step)}: choose a smaller learning_rate")
+    kernels = query_key_kernels(program.export(state.evaluated))
     cosines = head_mean(measure(decompose(*kernels)).weighted_cosine)
     return {
         "step": int(state.step),
         "loss": float(value),
-        "accuracy": total["right"] / total["count"],
+        "accuracy": total["correct"] / total["count"],
         "validation_loss": total["loss"] / total["count"],
         "weighted_cosine": [float(c) if np.isfinite(c) else None for c in cosines],  # JSON has no NaN
     }
 
 
 def _check_devices(config: TrainConfig, finished: bool, task: Task | None) -> None:
-    """The same run, folder and data on all hosts, and devices that can share its batch.
+    """Checks that all hosts have the same run, folder and data, and that the devices can share a batch.
 
     Raises:
-      QkjaxError: it is not, or they cannot.
+      QkjaxError: they do not, or cannot.
     """
     if jax.process_count() > 1:
         values = config.to_dict() | {"finished": finished, "data set": task.fingerprint if task else ""}
         hosts.agree({name: str(value) for name, value in values.items()})
-    if (config.batch // config.accumulate) % jax.device_count():
+    rows, devices = config.batch // config.accumulate, jax.device_count()
+    if rows % devices:
         raise QkjaxError(
-            f"{jax.device_count()} devices do not divide the {config.batch // config.accumulate} images worked "
-            "through at once: give another --batch or --accumulate"
+            f"batch={config.batch}, accumulate={config.accumulate}: {rows} images at a time cannot be split over "
+            f"{devices} devices; choose a multiple of {devices}"
         )
     virtual = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     if virtual and NPROC not in os.environ and needs_lapack(config.constraints()):
         raise QkjaxError(
-            f"virtual devices of a CPU would wait for each other for ever in LAPACK: set {NPROC} to twice their number"
+            f"constraint={config.constraint!r} needs LAPACK, in which virtual devices of a CPU can deadlock: set "
+            f"{NPROC} to twice their number"
         )

@@ -1,5 +1,4 @@
-"""One step of training, and what a model is worth on images that are not learned from: pure functions, and
-their jitted form on all devices."""
+"""One step of training and the evaluation on held-out images: pure functions, and their jitted form on all devices."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,8 +11,8 @@ import optax
 from jaxtyping import Array, Float, Int32
 
 from qkjax.train.config import TrainConfig
-from qkjax.train.devices import copied, placement
-from qkjax.train.model import frozen_layers, initial, plain
+from qkjax.train.devices import placement, replicated
+from qkjax.train.model import initial, plain
 from qkjax.train.optimizer import optimizer
 from qkjax.train.penalty import penalty
 from qkjax.vit.config import ViTConfig
@@ -24,8 +23,14 @@ Targets = Float[Array, "batch classes"]
 
 
 class State(NamedTuple):
-    """All that changes in training: steps done, the training tree, the optimiser's state, and the moving
-    average of the tree (empty without one)."""
+    """Everything that changes in training.
+
+    Attributes:
+      step: the number of finished steps.
+      params: the training tree.
+      optimizer: the optimiser's state.
+      average: moving average of the training tree; empty without one.
+    """
 
     step: Int32[Array, ""]
     params: Mapping
@@ -33,20 +38,20 @@ class State(NamedTuple):
     average: Mapping
 
     @property
-    def tried(self) -> Mapping:
+    def evaluated(self) -> Mapping:
         """The training tree that is evaluated and exported."""
         return self.average or self.params
 
 
 class Program(NamedTuple):
-    """The jitted functions of a run; runs that differ in their seed alone share one.
+    """The jitted functions of a run; runs that differ only in their seed share one.
 
     Attributes:
       begin: State from a training tree, on all devices.
       step: (state, images, targets) -> (next state, loss before it).
       evaluate: (training tree, images, labels) -> sums over the images, see `evaluate`.
-      export: the plain tree of a training tree, the whole on every device.
-      shapes: of the State, with how each array lies on the devices.
+      export: the plain tree of a training tree, complete on every device.
+      shapes: of the State, with the sharding of each array.
     """
 
     begin: Callable[[Mapping], State]
@@ -57,7 +62,7 @@ class Program(NamedTuple):
 
 
 def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets) -> Float[Array, ""]:
-    """Mean cross-entropy against smoothed targets, and the pull on the cosines where the run has one."""
+    """Mean cross-entropy with smoothed targets, plus the penalty on the cosines of soft constraints."""
     tree = plain(params, vit, config.constraints())
     logits = ViT(vit, config.dtype).apply({"params": tree}, images)[0].astype(jnp.float32)
     smoothed = optax.smooth_labels(targets, config.label_smoothing)
@@ -67,18 +72,18 @@ def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, t
 
 
 def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets):
-    """(loss, its gradient) of a batch, worked through in `config.accumulate` parts.
+    """(loss, its gradient) of a batch, processed in `config.accumulate` parts.
 
-    Part i has rows i, i + parts, ...: then each device has rows of every part.
+    Part i has rows i, i + parts, ..., so that each device has rows of every part.
     """
     parts = config.accumulate
-    of = jax.value_and_grad(partial(loss, config, vit))
+    loss_and_gradient = jax.value_and_grad(partial(loss, config, vit))
     if parts == 1:
-        return of(params, images, targets)
+        return loss_and_gradient(params, images, targets)
     images, targets = (jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for x in (images, targets))
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, of(params, *part)), None
+        return jax.tree.map(jnp.add, total, loss_and_gradient(params, *part)), None
 
     zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
     total, _ = jax.lax.scan(add, zero, (images, targets))
@@ -88,7 +93,7 @@ def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Image
 def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, targets: Targets) -> tuple[State, Array]:
     """The next state, and the loss before it."""
     value, slope = gradient(config, vit, state.params, images, targets)
-    transform = optimizer(config, frozen_layers(config.constraints()))
+    transform = optimizer(config)
     updates, optimizer_state = transform.update(slope, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average = optax.incremental_update(params, state.average, 1 - config.average) if config.average else {}
@@ -98,20 +103,20 @@ def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, ta
 def evaluate(
     config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, labels: Int32[Array, "batch"]
 ) -> dict[str, Array]:
-    """Images that count (labels from 0), those of them told right, and the sum of their cross-entropies."""
+    """Sums over a batch: images that count (label 0 or more), correctly classified ones, cross-entropy in nats."""
     logits = ViT(vit, config.dtype).apply({"params": plain(params, vit, config.constraints())}, images)[0]
     logits, counts = logits.astype(jnp.float32), labels >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     return {
         "count": counts.sum(),
-        "right": (counts & (logits.argmax(-1) == labels)).sum(),
+        "correct": (counts & (logits.argmax(-1) == labels)).sum(),
         "loss": jnp.where(counts, losses, 0).sum(),
     }
 
 
 def begin(config: TrainConfig, params: Mapping) -> State:
     """The state before the first step."""
-    transform = optimizer(config, frozen_layers(config.constraints()))
+    transform = optimizer(config)
     average = jax.tree.map(jnp.copy, params) if config.average else {}
     return State(jnp.zeros((), jnp.int32), params, transform.init(params), average)
 
@@ -125,13 +130,13 @@ def program(config: TrainConfig, vit: ViTConfig) -> Program:
 def _program(config: TrainConfig, vit: ViTConfig) -> Program:
     params = jax.eval_shape(lambda: initial(jax.random.key(0), vit, config.constraints(), bias=config.bias))
     shapes = jax.eval_shape(partial(begin, config), params)
-    lie = placement(shapes, config.parallel)
-    # A CPU shares the buffers with numpy, and so with a checkpoint that is still being written.
+    shardings = placement(shapes, config.parallel)
+    # On a CPU jax shares the buffers with numpy, and therefore with a checkpoint that is still being written.
     donate = {} if jax.default_backend() == "cpu" else {"donate_argnums": 0}
     return Program(
-        begin=jax.jit(partial(begin, config), out_shardings=lie),
-        step=jax.jit(partial(update, config, vit), out_shardings=(lie, copied()), **donate),
-        evaluate=jax.jit(partial(evaluate, config, vit), out_shardings=copied()),
-        export=jax.jit(partial(plain, config=vit, names=config.constraints()), out_shardings=copied()),
-        shapes=jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, lie),
+        begin=jax.jit(partial(begin, config), out_shardings=shardings),
+        step=jax.jit(partial(update, config, vit), out_shardings=(shardings, replicated()), **donate),
+        evaluate=jax.jit(partial(evaluate, config, vit), out_shardings=replicated()),
+        export=jax.jit(partial(plain, config=vit, names=config.constraints()), out_shardings=replicated()),
+        shapes=jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings),
     )

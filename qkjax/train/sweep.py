@@ -1,8 +1,7 @@
-"""Many runs that differ in their constraint and their seed, and what they say together."""
+"""Many runs that differ in their constraint and their seed, and their joint results."""
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -10,61 +9,91 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
 
 from qkjax import figures
 from qkjax.errors import QkjaxError
-from qkjax.results.rows import Row, format_rows, write_csv
+from qkjax.results.annotate import Label, annotated
+from qkjax.results.rows import Row, write_csv
 from qkjax.results.store import versions, write_dataset
 from qkjax.train.config import TrainConfig
-from qkjax.train.folder import METRICS, read_metrics
+from qkjax.train.findings import sweep_summary, table
+from qkjax.train.folder import METRICS, read_facts, read_metrics
 from qkjax.train.run import DivergedError, train
 
-REFERENCE = "free"
+LABELS = {
+    "loss": Label("training loss", "nat", "Loss of the last training batch before the evaluation."),
+    "accuracy": Label("accuracy", "1", "Share of the held-out images that are classified correctly."),
+    "validation_loss": Label("validation loss", "nat", "Mean cross-entropy on the held-out images."),
+    "weighted_cosine": Label(
+        "weighted cosine", "1", "Cosine of query and key direction, weighted by singular value, mean over heads."
+    ),
+    "constraint": Label("constraint", "1", "Constraint on the query-key interaction, or a schedule of them by layer."),
+    "seed": Label("seed", "1", "Seed of the initialisation, the data split and the order of the images."),
+    "step": Label("step", "1", "Training steps before the evaluation."),
+}
 MEASURES = ("loss", "accuracy", "validation_loss")
 
 
-def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: Path) -> xr.Dataset:
-    """Trains every constraint from every seed from 0 up, seed by seed, and writes what they say together.
+def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: str | Path) -> xr.Dataset:
+    """Trains with every constraint from every seed, and writes the joint results. Prints nothing; progress bars are on
+    standard error.
 
-    Runs that are finished are passed over, the one that was stopped goes on. The folder holds a folder for each
-    run, sweep.nc, sweep.csv and the figures; the table is printed.
+    The same call resumes an interrupted sweep: finished runs are not trained again. The folder holds one folder per
+    run, sweep.nc (the returned dataset), sweep.csv (see `table`) and the figures accuracy, curves and cosines. A run
+    that diverges does not stop the others; its values are NaN.
+
+    Args:
+      config: what all runs have in common; its constraint and seed are replaced.
+      constraints: one or more constraints or schedules, such as ("free", "tied", "0-2:tied 3-5:free").
+      seeds: the number of seeds, which are 0, 1, ...
+      folder: of the sweep.
+
+    Returns:
+      The dataset of `collect`; its attribute `summary` states the findings in a few sentences.
 
     Raises:
-      QkjaxError: no constraint, twice the same, no seed, or whatever `train` raises; runs before it are kept.
+      QkjaxError: no constraint, a repeated one, no seed, or whatever `train` raises; finished runs are kept.
+
+    Example:
+      dataset = sweep(TrainConfig(steps=300), ("free", "tied"), 3, "runs/two")
+      print(dataset.attrs["summary"])
     """
-    if not constraints or len(set(constraints)) < len(constraints) or seeds < 1:
-        raise QkjaxError("a sweep wants one constraint or more, each once, and one seed or more")
+    folder = Path(folder)
+    if not constraints or len(set(constraints)) < len(constraints):
+        raise QkjaxError(f"constraints={tuple(constraints)!r}: expected one or more, each once")
+    if seeds < 1:
+        raise QkjaxError(f"seeds={seeds}: expected a whole number from 1 up")
     runs = [
         replace(config, constraint=constraint, seed=seed).checked()
         for seed in range(seeds)
         for constraint in constraints
     ]
     for number, run in enumerate(runs, start=1):
-        print(f"run {number} of {len(runs)}: {run.constraint}, seed {run.seed}", file=sys.stderr)
         try:
-            train(run, run_folder(folder, run.constraint, run.seed))
-        except DivergedError as error:  # that it does is a result, and no reason not to have the others
-            print(f"{error}; the sweep goes on without it", file=sys.stderr)
+            label = f"run {number} of {len(runs)}: {run.constraint}, seed {run.seed}"
+            train(run, run_folder(folder, run.constraint, run.seed), label=label)
+        except DivergedError:
+            pass  # a result like any other: NaN in the dataset
     dataset = collect(config, constraints, seeds, folder)
     rows = table(dataset)
-    numbers = {name: ".2f" for name, value in rows[0].items() if isinstance(value, float)}
-    print(format_rows(rows, {"constraint": "", **numbers}))
     write_dataset(dataset, folder / "sweep.nc")
     write_csv(rows, folder / "sweep.csv")
-    drawn = {
-        "accuracy": figures.sweep_accuracy(dataset, rows),
-        "curves": figures.sweep_curves(dataset),
-        "cosines": figures.sweep_cosines(dataset),
-    }
-    for stem, figure in drawn.items():
-        figures.save(figure, folder / stem)
-    print(f"wrote sweep.nc, sweep.csv and {len(drawn)} figures (png, pdf) to {folder}", file=sys.stderr)
+    for stem, draw in sweep_figures(dataset, rows).items():
+        figures.save(draw(), folder / stem)
     return dataset
 
 
+def sweep_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict:
+    """Functions that draw the figures of a sweep, by the stems of their files."""
+    return {
+        "accuracy": lambda: figures.sweep_accuracy(dataset, rows),
+        "curves": lambda: figures.sweep_curves(dataset),
+        "cosines": lambda: figures.sweep_cosines(dataset),
+    }
+
+
 def run_folder(folder: Path, constraint: str, seed: int) -> Path:
-    """Where the run of a constraint and a seed lies in a sweep's folder."""
+    """Folder of one run in a sweep's folder."""
     return folder / re.sub(r"[^\w().-]+", "_", constraint) / f"seed{seed}"
 
 
@@ -72,22 +101,25 @@ def collect(config: TrainConfig, constraints: Sequence[str], seeds: int, folder:
     """The metrics of a sweep's finished runs.
 
     Returns:
-      A dataset with dims constraint, seed, step (of the evaluations) and layer: `accuracy` and `validation_loss`
-      on held-out images, `loss` of a training batch, `weighted_cosine` (mean over heads) as `measure` gives it.
-      NaN where a run has diverged.
+      A dataset with the dimensions constraint, seed, step (of the evaluations) and layer. `accuracy` (0 to 1) and
+      `validation_loss` (nats) on held-out images and `loss` (nats) of a training batch have (constraint, seed, step);
+      `weighted_cosine`, the mean over heads as `measure` defines it, has (constraint, seed, step, layer). NaN if a run
+      diverged. Attributes: `summary`, `config` (JSON), `classes` and `chance` if they are known, versions.
     """
     steps = [*range(config.every, config.steps, config.every), config.steps]
     shape, dims = (len(constraints), seeds, len(steps)), ("constraint", "seed", "step")
     values = {name: np.full(shape, np.nan) for name in MEASURES}
     cosines = np.full((*shape, config.depth), np.nan)
+    facts: dict = {}
     for (row, name), seed in product(enumerate(constraints), range(seeds)):
-        for place, line in enumerate(read_metrics(run_folder(folder, name, seed) / METRICS)):
+        own = run_folder(folder, name, seed)
+        facts = facts or read_facts(own)
+        for place, line in enumerate(read_metrics(own / METRICS)):
             cosines[row, seed, place] = line["weighted_cosine"]
-            for measure, found in values.items():
-                found[row, seed, place] = line[measure]
-    variables = {name: (dims, found) for name, found in values.items()}
-    return xr.Dataset(
-        {**variables, "weighted_cosine": ((*dims, "layer"), cosines)},
+            for measure, array in values.items():
+                array[row, seed, place] = line[measure]
+    dataset = xr.Dataset(
+        {**{name: (dims, array) for name, array in values.items()}, "weighted_cosine": ((*dims, "layer"), cosines)},
         coords={
             "constraint": list(constraints),
             "seed": np.arange(seeds),
@@ -96,39 +128,6 @@ def collect(config: TrainConfig, constraints: Sequence[str], seeds: int, folder:
         },
         attrs={"config": json.dumps(config.to_dict()), **versions()},
     )
-
-
-def table(dataset: xr.Dataset) -> list[Row]:
-    """A row for each constraint, at the last evaluation, all in percent: accuracy with its 95% interval over seeds,
-    and the difference to `free`, paired by seed, with its own (Student's t; not corrected for the number of rows).
-    NaN where there is one seed, or no `free`; `seeds` are those that did not diverge."""
-    last = 100 * dataset.accuracy.isel(step=-1)
-    free = last.sel(constraint=REFERENCE).values if REFERENCE in last.constraint.values else np.nan * last[0].values
-    rows = []
-    for name in dataset.constraint.values:
-        values = last.sel(constraint=name).values
-        cosine = dataset.weighted_cosine.sel(constraint=name).isel(step=-1).mean("seed").values
-        mean, low, high = interval(values)
-        difference, below, above = interval(values - free) if name != REFERENCE else (np.nan,) * 3
-        rows.append(
-            {
-                "constraint": str(name), "seeds": int(np.isfinite(values).sum()),
-                "accuracy": mean, "low": low, "high": high,
-                "to_free": difference, "to_free_low": below, "to_free_high": above,
-                **{f"cosine_{layer}": float(value) for layer, value in enumerate(cosine)},
-            }
-        )  # fmt: skip
-    return rows
-
-
-def interval(values: Float[np.ndarray, "seeds"]) -> tuple[float, float, float]:
-    """Mean of the finite values, and the ends of its 95% interval by Student's t; NaN ends for one value."""
-    from scipy.stats import t
-
-    values = values[np.isfinite(values)]
-    count = len(values)
-    mean = float(np.mean(values)) if count else np.nan
-    if count < 2:
-        return mean, np.nan, np.nan
-    half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
-    return mean, mean - half, mean + half
+    known = {"classes": facts["classes"], "chance": 1 / facts["classes"]} if facts.get("classes") else {}
+    summary = sweep_summary(table(dataset), facts)
+    return annotated(dataset, LABELS).assign_attrs(known | {"summary": summary})

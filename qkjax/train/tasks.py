@@ -1,7 +1,7 @@
-"""What can be learned, by name: digits, generated odd-one-out images, folders of photographs by class, data sets of
+"""Classification tasks by name: digits, generated odd-one-out images, folders of photographs by class, data sets of
 TensorFlow Datasets and of Hugging Face."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,24 @@ import numpy as np
 from qkjax.errors import QkjaxError
 from qkjax.images.labels import by_folder
 from qkjax.images.preprocess import PRESETS, normalise, preprocess
-from qkjax.images.sources import ImageSet, open_images
-from qkjax.train.augment import inception_crop, moved, rand_augment
+from qkjax.images.sources import open_images
+from qkjax.train.augment import inception_crop, rand_augment, shift_image
 from qkjax.train.config import TrainConfig
 from qkjax.train.data import Examples, Image, Task
 from qkjax.train.odd_one_out import CELL, CELLS, CLASSES, OddOneOut
+from qkjax.train.splits import Labelled, largest_class, split
 
-HELD_OUT = 5  # one of so many, where a data set does not say itself
-GENERATED = 1_000_000, 2_000  # odd-one-out images to learn from, and to be tried on
-TRAIN, TRIED = ("train", "training"), ("validation", "val", "valid", "test")
+GENERATED = 1_000_000, 2_000  # odd-one-out images for training, and held out
+TRAIN, VALIDATION = ("train", "training"), ("validation", "val", "valid", "test")
 PRESET = PRESETS["bigvision-small-crop"]
-Found = tuple[Examples, Examples, int, str]  # to learn from, to be tried on, how many classes, fingerprint
+Photographs = tuple[Examples, Examples, int, str]  # for training, held out, number of classes, fingerprint
 
 
 def load_task(config: TrainConfig) -> Task:
-    """The task that a run names.
+    """The task of a run.
 
     Raises:
-      QkjaxError: there is none of this name, or it cannot be read, or what it needs is not installed.
+      QkjaxError: an unknown name, data that cannot be read, or a missing library.
     """
     name = config.data
     if name in TASKS:
@@ -39,8 +39,8 @@ def load_task(config: TrainConfig) -> Task:
     if Path(name).is_dir():
         return _photographs(*_class_folders(Path(name), config.seed), config)
     raise QkjaxError(
-        f"there is no task {name!r}; there is {', '.join(TASKS)}, a folder with one of photographs for each class, "
-        "tfds:NAME or hf:NAME"
+        f"data={name!r} is not a known task; choose from {', '.join(TASKS)}, a folder that has one folder of images "
+        "per class, tfds:NAME or hf:NAME"
     )
 
 
@@ -48,36 +48,47 @@ def _digits(config: TrainConfig) -> Task:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise QkjaxError("digits come with scikit-learn, which is not here: pip install 'qkjax[train]'") from error
-    found = load_digits()
-    images = (found.images[..., None] / 8 - 1).astype(np.float32)  # their values run from 0 to 16
-    examples = [(image, int(label)) for image, label in zip(images, found.target, strict=True)]
+        raise QkjaxError("digits need scikit-learn, which is not installed: pip install 'qkjax[train]'") from error
+    digits = load_digits()
+    images = (digits.images[..., None] / 8 - 1).astype(np.float32)  # from 0..16 to -1..1
+    examples = [(image, int(label)) for image, label in zip(images, digits.target, strict=True)]
 
     if config.shift >= images.shape[1]:
-        raise QkjaxError(f"shift is {config.shift}, and digits have {images.shape[1]} pixels: give less")
+        raise QkjaxError(f"shift={config.shift}: expected less than {images.shape[1]}, the side of a digit in pixels")
 
-    def vary(image: Image, rng: np.random.Generator) -> Image:
+    def augment(image: Image, rng: np.random.Generator) -> Image:
         down, right = rng.integers(-config.shift, config.shift + 1, size=2)
-        return moved(image, int(down), int(right))
+        return shift_image(image, int(down), int(right))
 
-    return Task(*_split(examples, config.seed), 10, images.shape[1:], vary, fit=lambda image: image)
+    train, held_out = split(examples, config.seed)
+    return Task(
+        train, held_out, 10, images.shape[1:], augment, fit=lambda image: image, largest_class=largest_class(held_out)
+    )
 
 
 def _odd_one_out(config: TrainConfig) -> Task:
-    parts = [OddOneOut(count, config.seed, part) for part, count in enumerate(GENERATED)]
+    train, held_out = (OddOneOut(count, config.seed, part) for part, count in enumerate(GENERATED))
     side = CELLS * CELL
-    return Task(*parts, CLASSES, (side, side, 3), vary=lambda image, _: image, fit=lambda image: image)
+    return Task(
+        train,
+        held_out,
+        CLASSES,
+        (side, side, 3),
+        augment=lambda image, _: image,
+        fit=lambda image: image,
+        largest_class=held_out.largest_class,
+    )
 
 
 TASKS: dict[str, Callable[[TrainConfig], Task]] = {"digits": _digits, "odd-one-out": _odd_one_out}
 
 
 def _photographs(train: Examples, held_out: Examples, classes: int, fingerprint: str, config: TrainConfig) -> Task:
-    """Cut, mirrored and distorted for training; for trying as big_vision does: the small side resized, the middle cut
-    out."""
+    """Random crops, mirroring and RandAugment for training; held-out images as in big_vision: small side resized,
+    central crop."""
     side = config.resolution
 
-    def vary(image: "PIL.Image.Image", rng: np.random.Generator) -> Image:
+    def augment(image: "PIL.Image.Image", rng: np.random.Generator) -> Image:
         image = inception_crop(image, side, rng)
         pixels = np.asarray(rand_augment(image, config.rand_augment, config.rand_level, rng))
         return normalise(pixels[:, ::-1] if rng.random() < 0.5 else pixels, PRESET)
@@ -85,65 +96,31 @@ def _photographs(train: Examples, held_out: Examples, classes: int, fingerprint:
     def fit(image: "PIL.Image.Image") -> Image:
         return preprocess(image, PRESET, side)
 
-    return Task(train, held_out, classes, (side, side, 3), vary, fit, fingerprint)
+    shape = (side, side, 3)
+    return Task(train, held_out, classes, shape, augment, fit, fingerprint, largest_class(held_out))
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """Examples of a set by their numbers in it."""
-
-    of: Examples
-    numbers: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int):
-        return self.of[int(self.numbers[index])]
-
-
-def _split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """What is learned from, and every fifth, drawn by the seed, to be tried on."""
-    order = np.random.default_rng(seed).permutation(len(examples))
-    held_out = len(order) // HELD_OUT
-    if not held_out:
-        raise QkjaxError(f"{len(examples)} images are too few to hold out one of {HELD_OUT} to be tried on")
-    return _Chosen(examples, order[held_out:]), _Chosen(examples, order[:held_out])
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """Photographs of a set, read when they are asked for, with the numbers of their classes."""
-
-    images: ImageSet
-    labels: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int):
-        return self.images.read(index), self.labels[index]
-
-
-def _class_folders(path: Path, seed: int) -> Found:
-    """ImageNet's layout: a folder for each class, in folders train and val or without them; in a zip or tar too."""
-    parts = {names: next((path / n for n in names if (path / n).is_dir()), None) for names in (TRAIN, TRIED)}
+def _class_folders(path: Path, seed: int) -> Photographs:
+    """ImageNet's layout: one folder per class, with or without the folders train and val; also in a zip or tar file."""
+    parts = {names: next((path / n for n in names if (path / n).is_dir()), None) for names in (TRAIN, VALIDATION)}
     if None in parts.values():
         images = open_images(path)
         labels, classes = by_folder(path, images)
-        return *_split(_Labelled(images, labels), seed), len(classes), images.fingerprint
-    found = [open_images(part) for part in parts.values()]
-    (labels, classes), (tried, others) = (by_folder(path, images) for images in found)
+        return *split(Labelled(images, labels), seed), len(classes), images.fingerprint
+    sets = [open_images(part) for part in parts.values()]
+    (labels, classes), (held_out, others) = (by_folder(path, images) for images in sets)
     if others != classes:
         odd = sorted(set(others) ^ set(classes))[0]
-        raise QkjaxError(f"{path} has the class {odd} in only one of its folders to learn from and to be tried on")
-    fingerprint = " ".join(images.fingerprint for images in found)
-    return *(_Labelled(*pair) for pair in zip(found, (labels, tried), strict=True)), len(classes), fingerprint
+        raise QkjaxError(
+            f"{path} has the class {odd} in only one of its training and validation folders: add the other"
+        )
+    fingerprint = " ".join(images.fingerprint for images in sets)
+    return *(Labelled(*pair) for pair in zip(sets, (labels, held_out), strict=True)), len(classes), fingerprint
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """Rows, by index, of a data set that decodes images itself; under which names they have image and label."""
+    """Rows of a data set whose library decodes the images; `image` and `label` are the names of its columns."""
 
     rows: Any
     image: str
@@ -158,46 +135,49 @@ class _Decoded:
         row = self.rows[index]
         image = row[self.image]
         if row[self.label] < 0:
-            raise QkjaxError(f"image {index} of the data set has no label: choose a data set with labels")
+            raise QkjaxError(f"image {index} of the data set has no label: choose a labelled data set")
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         return image.convert("RGB"), int(row[self.label])
 
 
-def _tfds(name: str, seed: int) -> Found:
-    """A data set of TensorFlow Datasets, prepared as array_record; TensorFlow itself is not needed to read it."""
+def _tfds(name: str, seed: int) -> Photographs:
+    """A data set of TensorFlow Datasets, prepared as array_record, which can be read without TensorFlow."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise QkjaxError("this needs TensorFlow Datasets: pip install tensorflow-datasets array_record") from error
+        raise QkjaxError(
+            "tfds:NAME needs TensorFlow Datasets, which is not installed: pip install tensorflow-datasets array_record"
+        ) from error
     try:
         builder = tfds.builder(name, file_format="array_record")
         builder.download_and_prepare()
         parts = {split: builder.as_data_source(split) for split in builder.info.splits}
         features = builder.info.features
         names = _columns(features, tfds.features.Image, tfds.features.ClassLabel)
-    except Exception as error:  # the library raises whatever its parts do
+    except Exception as error:  # the library raises errors of many types
         raise QkjaxError(f"cannot read {name} with TensorFlow Datasets: {_first_line(error)}") from error
     return *_parts(parts, names, name, seed), features[names[1]].num_classes, _lengths(parts, builder.info.full_name)
 
 
-def _hugging_face(name: str, seed: int) -> Found:
-    """A data set of the Hugging Face hub, or of a local folder that its library reads; NAME:CONFIG chooses one."""
+def _hugging_face(name: str, seed: int) -> Photographs:
+    """A data set of the Hugging Face hub, or of a local folder that its library reads; NAME:CONFIG selects a
+    configuration."""
     try:
         import datasets
     except ImportError as error:
-        raise QkjaxError("this needs Hugging Face's library: pip install datasets") from error
+        raise QkjaxError("hf:NAME needs the library datasets, which is not installed: pip install datasets") from error
     repository, _, config = name.partition(":")
     try:
         parts = datasets.load_dataset(repository, config or None)
         features = next(iter(parts.values())).features
         names = _columns(features, datasets.Image, datasets.ClassLabel)
-    except Exception as error:  # the library raises whatever its parts do
+    except Exception as error:  # the library raises errors of many types
         raise QkjaxError(f"cannot read {name} with Hugging Face's datasets: {_first_line(error)}") from error
     return *_parts(parts, names, name, seed), features[names[1]].num_classes, _lengths(parts, name)
 
 
-SOURCES: dict[str, Callable[[str, int], Found]] = {"tfds": _tfds, "hf": _hugging_face}
+SOURCES: dict[str, Callable[[str, int], Photographs]] = {"tfds": _tfds, "hf": _hugging_face}
 
 
 def _first_line(error: Exception) -> str:
@@ -209,21 +189,21 @@ def _lengths(parts, name: str) -> str:
 
 
 def _columns(features, *kinds: type) -> tuple[str, ...]:
-    """The first column of each kind.
+    """The first column of each type.
 
     Raises:
-      ValueError: there is none.
+      ValueError: no column of a type.
     """
-    found = [next((name for name, feature in features.items() if isinstance(feature, kind)), None) for kind in kinds]
-    if None in found:
-        raise ValueError(f"it has no column of images and one of class labels, but {', '.join(features)}")
-    return tuple(found)
+    columns = [next((name for name, feature in features.items() if isinstance(feature, kind)), None) for kind in kinds]
+    if None in columns:
+        raise ValueError(f"expected a column of images and one of class labels, found {', '.join(features)}")
+    return tuple(columns)
 
 
 def _parts(parts, columns: tuple[str, ...], name: str, seed: int) -> tuple[Examples, Examples]:
-    """What a data set says is to be learned from and to be tried on; where it has only the first, a split of it."""
-    train, tried = (next((part for part in names if part in parts), None) for names in (TRAIN, TRIED))
+    """Training and validation part of a data set, or a split of the training part if it has no other."""
+    train, validation = (next((part for part in names if part in parts), None) for names in (TRAIN, VALIDATION))
     if train is None:
-        raise QkjaxError(f"{name} has no part train, but {', '.join(parts)}")
-    learned = _Decoded(parts[train], *columns)
-    return (learned, _Decoded(parts[tried], *columns)) if tried else _split(learned, seed)
+        raise QkjaxError(f"{name} has the parts {', '.join(parts)}, expected one named train")
+    training = _Decoded(parts[train], *columns)
+    return (training, _Decoded(parts[validation], *columns)) if validation else split(training, seed)

@@ -1,1 +1,1 @@
-"""The vision transformer: configuration, Linen model, and where things lie in its parameter tree."""
+"""The vision transformer: configuration, Linen model, and the names in its parameter tree."""

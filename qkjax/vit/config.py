@@ -1,4 +1,4 @@
-"""What a ViT is, apart from its weights."""
+"""The architecture of a ViT, without its weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,35 +13,38 @@ Resample = Literal["linear", "bicubic", "bicubic_antialias"]
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Architecture of a plain ViT: big_vision's, and what other families add to it.
+    """Architecture of a plain ViT: big_vision's, with the parts that other families add to it.
 
     Attributes:
-      width: embedding width D.
+      width: embedding dimension D.
       depth: number of layers L.
-      heads: attention heads H of a layer.
-      head_dim: width d of a head.
-      mlp_dim: outputs of the first dense layer of the MLP.
+      heads: number of attention heads H per layer.
+      head_dim: dimension d of a head.
+      mlp_dim: number of outputs of the first dense layer of the MLP.
       patch_size: (height, width) of a patch in pixels.
-      channels: channels of an image.
-      grid: (rows, columns) that a learned position embedding or relative position bias is for.
-      posemb: learned, fixed sine-cosine in two dimensions, or none.
-      posemb_resample: how a learned position embedding is brought to another grid: "linear" with
+      channels: number of image channels.
+      grid: (rows, columns) of the learned position embedding or of the relative position bias.
+      posemb: position embedding: learned, fixed sine-cosine in two dimensions, or none.
+      posemb_resample: how a learned position embedding is resampled to another grid: "linear" with
         aligned corners (big_vision), or torch's "bicubic" with half-pixel centres and a = -0.75, or its
-        "bicubic_antialias", a = -0.5 and as wide as a pixel of the new grid.
-      pool: class token, mean of the patches, attention pooling, no pooling (the head acts on every
-        token), or the first token ("0").
-      class_token: there is one, before all other tokens.
-      registers: tokens between class token and patches: registers, or DeiT's distillation token.
-      distilled: a second head on the first of them; the output is the mean of both (DeiT).
-      rep_size: width of the tanh layer before the head; None without one.
-      classes: outputs of the head; None without one.
+        "bicubic_antialias", with a = -0.5 and at least as wide as a pixel of the new grid.
+      pool: class token ("tok"), mean of the patches ("gap"), attention pooling ("map"), no pooling ("none": the head
+        acts on every token), or the first token ("0").
+      class_token: whether there is a class token, before all other tokens.
+      registers: number of tokens between class token and patches: registers, or DeiT's distillation token.
+      distilled: whether the first of these tokens has a second head; the output is the mean of both heads (DeiT).
+      rep_size: dimension of a tanh layer before the head; None without one.
+      classes: number of outputs of the head; None without a head.
       layer_scale: each residual branch ends in a learned scale per channel (DINOv2, BEiT).
       pre_norm: a LayerNorm before the first layer (CLIP).
-      pool_norm: the last LayerNorm acts on the pooled token alone (SimMIM fine-tuned).
+      pool_norm: the last LayerNorm acts only on the pooled token (fine-tuned SimMIM).
       relative_positions: a bias of the logits for each offset between patches (BEiT, SimMIM).
       norm_eps: epsilon of every LayerNorm.
-      activation: of the MLP: GELU by tanh (big_vision) or exact, x sigmoid(1.702 x) (CLIP), or
-        silu(a) * b of the two halves (a, b) of the first layer (DINOv2 giant).
+      activation: of the MLP: tanh-approximated GELU (big_vision) or exact GELU, x sigmoid(1.702 x) (CLIP), or
+        silu(a) * b of the two halves (a, b) of the first layer's output (DINOv2 giant).
+
+    Example:
+      ViTConfig(width=64, depth=4, heads=4, head_dim=16, mlp_dim=128, patch_size=(8, 8), grid=(4, 4), classes=10)
     """
 
     width: int
@@ -69,7 +72,7 @@ class ViTConfig:
 
     @property
     def prefix_tokens(self) -> int:
-        """Tokens before the patches: class token and registers."""
+        """Number of tokens before the patches: class token and registers."""
         return self.class_token + self.registers
 
     def to_dict(self) -> dict:
@@ -85,24 +88,27 @@ SETTINGS = {
     "posemb_resample": get_args(Resample),
     "heads": "a positive whole number",
 }
-"""What the shapes of a tree do not show, and so may be said on loading."""
+"""Settings that cannot be inferred from the shapes of a parameter tree and can be passed to `load`."""
 
 
 def check_settings(settings: Mapping) -> dict:
-    """The settings, with lists made tuples.
+    """Checks settings for `load`.
+
+    Returns:
+      The settings, with lists converted to tuples.
 
     Raises:
-      QkjaxError: a setting that does not exist, or a value it cannot have.
+      QkjaxError: an unknown setting, or an invalid value.
     """
     checked = {}
     for name, value in settings.items():
         if name not in SETTINGS:
-            raise QkjaxError(f"there is no setting {name!r}{nearest(name, SETTINGS)}; there are {', '.join(SETTINGS)}")
+            raise QkjaxError(f"unknown setting {name!r}{nearest(name, SETTINGS)}; choose from {', '.join(SETTINGS)}")
         checked[name] = tuple(value) if name == "grid" and isinstance(value, list) else value
         if not _is_allowed(name, checked[name]):
             allowed = SETTINGS[name]
             choice = allowed if isinstance(allowed, str) else f"one of {', '.join(allowed)}"
-            raise QkjaxError(f"{name} is {value!r}, wanted {choice}")
+            raise QkjaxError(f"{name}={value!r}: expected {choice}")
     return checked
 
 

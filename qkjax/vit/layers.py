@@ -1,6 +1,6 @@
-"""The layers of the vision transformer, in Flax Linen, under big_vision's names.
+"""The layers of the vision transformer in Flax Linen, with big_vision's names.
 
-Letters: B images, N tokens, D width, H heads, d head_dim. Layers return their intermediates.
+Letters: B images, N tokens, D embedding, H heads, d head_dim. Layers return their intermediates.
 """
 
 from collections.abc import Collection
@@ -30,14 +30,14 @@ ACTIVATIONS = {
 
 
 def precision(dtype: str) -> jax.lax.Precision | None:
-    """float32 means float32: without this, GPUs and TPUs round the factors of a product."""
+    """Full precision for float32: by default, GPUs and TPUs round the factors of a float32 product."""
     return None if dtype == "bfloat16" else jax.lax.Precision.HIGHEST
 
 
 class MultiHeadDotProductAttention(nn.Module):
-    """Attention whose queries, keys, logits and weights can be looked at.
+    """Attention that also returns its queries, keys, logits and weights.
 
-    Logits are always computed in full and the softmax in float32: fused attention would hide them.
+    The logits are always materialised, and the softmax is in float32; fused attention would not return them.
     """
 
     heads: int
@@ -114,11 +114,11 @@ class Encoder1DBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
         c = self.config
-        seen = {"residual": x}
-        seen["norm"] = y = nn.LayerNorm(epsilon=c.norm_eps)(x)
+        captured = {"residual": x}
+        captured["norm"] = y = nn.LayerNorm(epsilon=c.norm_eps)(x)
         relative_grid = c.grid if c.relative_positions else None
-        y, inside = MultiHeadDotProductAttention(c.heads, c.head_dim, self.dtype, relative_grid)(y, y)
-        seen |= inside
+        y, intermediates = MultiHeadDotProductAttention(c.heads, c.head_dim, self.dtype, relative_grid)(y, y)
+        captured |= intermediates
         if c.layer_scale:
             y = LayerScale()(y)
         out = {"sa": y}
@@ -129,11 +129,11 @@ class Encoder1DBlock(nn.Module):
             y = LayerScale()(y)
         out["mlp"] = y
         x = out["+mlp"] = x + y
-        return x, out | {name: seen[name] for name in capture}
+        return x, out | {name: captured[name] for name in capture}
 
 
 class Encoder(nn.Module):
-    """All layers, and the last LayerNorm unless it acts on the pooled token alone."""
+    """All layers, and the last LayerNorm unless it acts only on the pooled token."""
 
     config: ViTConfig
     dtype: str

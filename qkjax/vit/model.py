@@ -1,7 +1,7 @@
 """The vision transformer in Flax Linen, with big_vision's parameter tree.
 
-Letters: B images, N tokens, D width, H heads, d head_dim, L layers. The model returns its
-intermediates; nothing hooks into it.
+Letters: B images, N tokens, D embedding, H heads, d head_dim, L layers. The model returns its intermediates, so that
+no hooks are needed.
 """
 
 from collections.abc import Collection
@@ -19,15 +19,15 @@ from qkjax.vit.config import ViTConfig
 from qkjax.vit.layers import Encoder, MAPHead, precision
 
 CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
-"""What each layer can hand out, see `forward`."""
+"""Intermediates that each layer can return, see `forward`."""
 
 
 class ViT(nn.Module):
-    """A ViT whose tree is that of `big_vision.models.vit.Model`, plus what `ViTConfig` says beyond it.
+    """A ViT with the parameter tree of `big_vision.models.vit.Model`, extended by the other parts of `ViTConfig`.
 
     Attributes:
       config: the architecture.
-      dtype: "float32" or "bfloat16", type of the matrix products; parameters keep their own.
+      dtype: "float32" or "bfloat16", number format of the matrix products; parameters keep their own.
     """
 
     config: ViTConfig
@@ -35,14 +35,15 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array | np.ndarray, "B height width channels"], *, capture: Collection[str] = ()):
-        """Returns (logits or representation, intermediates).
+        """The forward pass.
 
         Args:
-          images: preprocessed, channels last. Rows and columns that fill no patch are dropped.
-          capture: names out of `CAPTURES` to add to each layer's intermediates.
+          images: preprocessed, channels last. Rows and columns beyond the last whole patch are dropped.
+          capture: names from `CAPTURES` that are added to each layer's intermediates.
 
         Returns:
-          The output, and a nested dict with big_vision's names: "stem", "with_posemb",
+          The output (logits, or the representation without a head), and the intermediates, a nested dict with
+          big_vision's names: "stem", "with_posemb",
           "encoder" -> "block00" -> "sa", "+sa", "mlp", "+mlp"; "encoded", "head_input",
           "pre_logits", "pre_logits_2d", "logits", "logits_2d".
         """
@@ -96,7 +97,7 @@ class ViT(nn.Module):
         return table.astype(dtype)
 
     def _with_prefix(self, x):
-        """Class token, then registers, then patches; position embeddings are on the patches alone."""
+        """Class token, then registers, then patches; only the patches have position embeddings."""
         c, prefix = self.config, []
         if c.class_token:
             prefix.append(self.param("cls", nn.initializers.zeros, (1, 1, c.width)))
@@ -117,16 +118,18 @@ class ViT(nn.Module):
 
 
 def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of the patches of an image of (height, width) pixels; what fills no patch is dropped.
+    """Rows and columns of the patches of an image of (height, width) pixels, without incomplete patches.
 
     Raises:
-      QkjaxError: smaller than a patch, or not the one grid that relative position biases are for.
+      QkjaxError: the image is smaller than a patch, or its grid is not that of the relative position biases.
     """
     rows, columns = (n // p for n, p in zip(pixels, config.patch_size, strict=True))
     if min(rows, columns) < 1:
-        raise QkjaxError(f"images of {tuple(pixels)} pixels are smaller than a patch of {config.patch_size}")
+        raise QkjaxError(f"images of {tuple(pixels)} pixels are smaller than a patch {config.patch_size}: enlarge them")
     if config.relative_positions and (rows, columns) != config.grid:
-        raise QkjaxError(f"this ViT's relative position biases are for {config.grid} patches, got {(rows, columns)}")
+        raise QkjaxError(
+            f"images with {(rows, columns)} patches: expected {config.grid}, the grid of the relative position biases"
+        )
     return rows, columns
 
 
@@ -139,28 +142,31 @@ def _forward(model: ViT, params, images, capture: tuple[str, ...]):
 def forward(
     model: ViT, params, images: Float[Array | np.ndarray, "B height width channels"], capture: Collection[str] = ()
 ) -> tuple[Array, dict[str, Array]]:
-    """One jitted forward pass that returns only what was asked for.
+    """One jitted forward pass that returns only the requested intermediates.
 
     Args:
-      model: the module; its `dtype` says float32 or bfloat16 products.
-      params: its parameters, as `load` gives them.
-      images: preprocessed, channels last, any size from one patch up.
+      model: the module; its `dtype` is the number format of the products, float32 or bfloat16.
+      params: its parameters, as in `Checkpoint.params`.
+      images: preprocessed, channels last, of any size of at least one patch.
       capture: any of
-        "norm" (L, B, N, D): LayerNorm output that feeds the queries and keys;
-        "query", "key" (L, B, N, H, d): with their biases, not scaled;
+        "norm" (L, B, N, D): output of the LayerNorm before queries and keys;
+        "query", "key" (L, B, N, H, d): with biases, unscaled;
         "attention_logits" (L, B, H, N, N): query . key / sqrt(d), float32;
         "attention" (L, B, H, N, N): softmax of the logits over keys;
         "residual" (L, B, N, D): the residual stream that enters the layer.
 
     Returns:
-      The logits (or the representation, without a head), and a dict of the captured arrays
-      together with "encoded" (B, N, D), the tokens after the last LayerNorm.
+      The logits (B, classes), or the representation (B, D) without a head; and a dict of the captured arrays and
+      "encoded" (B, N, D), the tokens after the last LayerNorm.
 
     Raises:
-      QkjaxError: an unknown name in `capture`, images smaller than a patch, or not of the one grid that
-        relative position biases are for.
+      QkjaxError: an unknown name in `capture`, images smaller than a patch, or a grid that differs from that of the
+        relative position biases.
+
+    Example:
+      logits, captured = forward(ViT(checkpoint.config), checkpoint.params, images, capture=("attention",))
     """
     if unknown := set(capture) - set(CAPTURES):
-        raise QkjaxError(f"cannot capture {', '.join(sorted(unknown))}: the names are {', '.join(CAPTURES)}")
+        raise QkjaxError(f"cannot capture {', '.join(sorted(unknown))}: choose from {', '.join(CAPTURES)}")
     patch_grid(model.config, images.shape[1:3])
     return _forward(model, params, images, tuple(capture))

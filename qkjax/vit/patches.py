@@ -1,4 +1,4 @@
-"""Places on the patch grid."""
+"""Positions on the patch grid."""
 
 import numpy as np
 from jaxtyping import Int
@@ -7,18 +7,17 @@ from qkjax.errors import QkjaxError
 
 
 def query_places(grid: tuple[int, int], count: int) -> Int[np.ndarray, "queries"]:
-    """About so many places of patches, by rows, spread evenly over the grid in both directions; all of them where they
-    are fewer.
+    """Indices of about `count` patches, row by row, evenly spaced in both directions; all patches if there are fewer.
 
     Raises:
-      QkjaxError: less than one.
+      QkjaxError: `count` is less than 1.
     """
     if count < 1:
-        raise QkjaxError("queries is a whole number from 1 up")
+        raise QkjaxError(f"queries={count}: expected a whole number from 1 up")
     rows, columns = grid
     if count >= rows * columns:
         return np.arange(rows * columns)
-    # As many rows as columns in proportion, each in the middle of its share of the grid.
+    # Rows and columns in proportion to the grid, each in the middle of its share.
     down = min(rows, max(1, round(np.sqrt(count * rows / columns))))
     across = min(columns, -(-count // down))
     at = [((np.arange(n) + 0.5) * length / n).astype(int) for n, length in ((down, rows), (across, columns))]

@@ -26,7 +26,7 @@ def _linear_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 
 def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Cubic convolution (a = -0.75), half-pixel centres, edge repeated, no antialiasing: as torch."""
+    """Cubic convolution (a = -0.75), half-pixel centres, edges repeated, no antialiasing, as in torch."""
     a = -0.75
     centre = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
@@ -40,7 +40,7 @@ def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 
 def _antialiased_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Cubic convolution (a = -0.5) as wide as the coarser grid's pixel, normalised: torch's antialias."""
+    """Cubic convolution (a = -0.5) as wide as a pixel of the coarser grid, normalised, as torch with antialias=True."""
     a, scale = -0.5, old / new
     centre = (np.arange(new) + 0.5) * scale
     t = np.abs(np.arange(old)[None] + 0.5 - centre[:, None]) / max(scale, 1)
@@ -56,15 +56,15 @@ RESAMPLERS = {"linear": _linear_weights, "bicubic": _bicubic_weights, "bicubic_a
 def resample(
     posemb: Float[Array | np.ndarray, "1 tokens width"], old: Grid, new: Grid, method: str
 ) -> Float[Array | np.ndarray, "1 new_tokens width"]:
-    """Brings a learned position embedding (no class row) from one grid to another.
+    """Resamples a learned position embedding (without a row for the class token) to another grid.
 
     Args:
-      posemb: one row per patch of `old`, row by row.
-      old, new: (rows, columns), any, not only square.
-      method: of `RESAMPLERS`: "linear" is what big_vision does on loading, the others are torch's.
+      posemb: one vector per patch of `old`, row by row.
+      old, new: (rows, columns); grids need not be square.
+      method: one of `RESAMPLERS`: "linear" as big_vision does on loading, the others as torch.
 
     Returns:
-      The embedding of the patches of `new`; the input itself where the grids are equal.
+      The embedding of the patches of `new`; the input itself if the grids are equal.
     """
     if old == new:
         return posemb
@@ -75,9 +75,9 @@ def resample(
 
 
 def relative_index(grid: Grid) -> Int[np.ndarray, "tokens tokens"]:
-    """Row of the relative position bias table for each query (row) and key (column) token.
+    """For each query token (row) and key token (column), the row of the relative position bias table.
 
-    Offsets (query - key) of patches, row by row; then three entries: class token to patch, patch to
+    The table has the offsets (query - key) of patches, row by row, then three entries: class token to patch, patch to
     class token, class token to itself (BEiT, SimMIM).
     """
     rows, columns = grid

@@ -1,0 +1,81 @@
+"""All constraints by name, and schedules that give each layer its own."""
+
+import re
+from collections.abc import Mapping
+
+from qkjax.errors import QkjaxError, nearest
+from qkjax.train.constraints import coordinates, spectrum, symmetry, unconstrained
+from qkjax.train.constraints.record import Constraint
+
+
+def _merge(*families: Mapping[str, Constraint]) -> dict[str, Constraint]:
+    names = [name for family in families for name in family]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise TypeError(f"two constraints have the name {', '.join(sorted(repeated))}")
+    return {name: entry for family in families for name, entry in family.items()}
+
+
+CONSTRAINTS = _merge(unconstrained.CONSTRAINTS, symmetry.CONSTRAINTS, spectrum.CONSTRAINTS, coordinates.CONSTRAINTS)
+"""By name without an argument: "low_rank" is the entry of "low_rank(8)"."""
+
+
+def example_name(name: str) -> str:
+    """A complete name of an entry, such as "tied", or "low_rank(8)" if it takes an argument."""
+    argument = CONSTRAINTS[name].argument
+    return name if argument is None else f"{name}({argument.example:g})"
+
+
+def constraint(name: str, head_dim: int | None = None) -> Constraint:
+    """The constraint of a name, without an argument left to fix.
+
+    Args:
+      name: such as "tied" or "low_rank(8)".
+      head_dim: columns of a head, if the argument is to be checked against it.
+
+    Raises:
+      QkjaxError: an unknown name (the error suggests the nearest one), or an argument out of range.
+
+    Example:
+      query, key = constraint("low_rank(8)").kernels(parameters, (embed, heads, head_dim))
+    """
+    match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", name)
+    entry = CONSTRAINTS.get(match[1]) if match else None
+    if entry is None or (entry.argument is None) != (match[2] is None):
+        known = [example_name(known) for known in CONSTRAINTS]
+        raise QkjaxError(f"unknown constraint {name!r}{nearest(name, known)}; choose from {', '.join(known)}")
+    return entry if entry.argument is None else entry.bind(entry.argument.parse(match[2], head_dim))
+
+
+def schedule(text: str, depth: int) -> tuple[str, ...]:
+    """The name of each layer's constraint.
+
+    Args:
+      text: one name for all layers, or parts such as "0-3:tied 4-7:free" that cover every layer once.
+      depth: number of layers.
+
+    Raises:
+      QkjaxError: not of this form, an unknown constraint, or a layer without one, with two, or beyond the depth.
+
+    Example:
+      schedule("0-1:tied 2:free", 3)  # ("tied", "tied", "free")
+    """
+    if ":" not in text:
+        constraint(text)
+        return (text,) * depth
+    names: dict[int, str] = {}
+    for part in text.split():
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?:(\S+)", part)
+        if not match:
+            raise QkjaxError(f"{part!r} is not a part of a schedule; expected parts such as 0-3:tied or 4:free")
+        constraint(match[3])
+        for layer in range(int(match[1]), int(match[2] or match[1]) + 1):
+            if layer >= depth:
+                raise QkjaxError(
+                    f"the schedule {text!r} names layer {layer}, but the model has {depth} layers: use 0 to {depth - 1}"
+                )
+            if layer in names:
+                raise QkjaxError(f"the schedule {text!r} gives layer {layer} two constraints: give it one")
+            names[layer] = match[3]
+    if missing := sorted(set(range(depth)) - set(names)):
+        raise QkjaxError(f"the schedule {text!r} has no constraint for layer {missing[0]}: use free for none")
+    return tuple(names[layer] for layer in range(depth))

@@ -1,0 +1,133 @@
+"""Constraints on the symmetry of M = Wq Wk^T, and thereby on the sign of the modes' cosines.
+
+u . v is 0 for every mode of an antisymmetric M, since v = M^T u / s and u^T M u = 0. For the nearest M: the symmetric
+and the antisymmetric part of M lie in the span of [Wq, Wk], so that matrices of 2d x 2d suffice.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from qkjax.train.constraints.record import KERNEL, MIX, QUERY, Constraint, Head, Kernel, Parameters, Shape, dot, xavier
+
+QUERY_AND_MIX = {"query": KERNEL, "mix": MIX}
+
+
+def _draw_query(key: Array, shape: Shape) -> dict[str, Array]:
+    return {"query": xavier(key, shape)}
+
+
+def _draw_mixed(key: Array, shape: Shape, mix: np.ndarray) -> dict[str, Array]:
+    return {
+        "query": xavier(key, shape),
+        "mix": jnp.broadcast_to(jnp.asarray(mix, jnp.float32), (shape[1], *mix.shape)),
+    }
+
+
+def _mixed(parameters: Parameters, sign: int) -> tuple[Kernel, Kernel]:
+    """Wk = Wq (B + B^T) / 2 for sign 1, Wq (B - B^T) / 2 for -1."""
+    query, mix = parameters["query"], parameters["mix"]
+    return query, dot("dhk,hkm->dhm", query, (mix + sign * jnp.swapaxes(mix, 1, 2)) / 2)
+
+
+def _alternating_signs(head_dim: int) -> np.ndarray:
+    """Half of the modes start with cosine +1, half with -1."""
+    return np.diag(np.where(np.arange(head_dim) % 2, -1.0, 1.0))
+
+
+def _quarter_turns(head_dim: int) -> np.ndarray:
+    """B with (B - B^T) / 2 orthogonal: quarter turns in planes of two coordinates (an odd last one is 0)."""
+    turn = np.zeros((head_dim, head_dim))
+    first = np.arange(0, head_dim - 1, 2)
+    turn[first, first + 1] = 2.0
+    return turn
+
+
+def _in_span(head: Head) -> tuple[np.ndarray, np.ndarray]:
+    """An orthonormal basis P (D, 2d) of the span of both kernels, and P^T M P."""
+    basis, _ = np.linalg.qr(np.concatenate([head.query, head.key], axis=1))
+    return basis, (basis.T @ head.query) @ (basis.T @ head.key).T
+
+
+def _symmetric_part(head: Head) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues of (M + M^T) / 2 and their vectors (D, 2d); all other eigenvalues are 0."""
+    basis, small = _in_span(head)
+    values, vectors = np.linalg.eigh((small + small.T) / 2)
+    return values, basis @ vectors
+
+
+def _nearest_definite(head: Head, sign: int) -> dict[str, np.ndarray]:
+    """The d largest eigenvalues of one sign; if there are fewer, the other columns are 0."""
+    values, vectors = _symmetric_part(head)
+    best = np.argsort(-sign * values)[: head.query.shape[1]]
+    return {"query": vectors[:, best] * np.sqrt(np.maximum(sign * values[best], 0))}
+
+
+def _nearest_symmetric(head: Head) -> dict[str, np.ndarray]:
+    values, vectors = _symmetric_part(head)
+    best = np.argsort(-abs(values))[: head.query.shape[1]]
+    return {"query": vectors[:, best] * np.sqrt(abs(values[best])), "mix": np.diag(np.sign(values[best]))}
+
+
+def _nearest_antisymmetric(head: Head) -> dict[str, np.ndarray]:
+    """The d // 2 strongest planes of K = (M - M^T) / 2. iK is Hermitian; z = (a + ib) / sqrt(2) of a positive
+    eigenvalue w has K a = w b, K b = -w a: the plane's part of K is w (b a^T - a b^T)."""
+    basis, small = _in_span(head)
+    values, vectors = np.linalg.eigh(1j * (small - small.T) / 2)
+    head_dim = head.query.shape[1]
+    best = np.argsort(-values)[: head_dim // 2]
+    strength = np.sqrt(np.maximum(values[best], 0))
+    planes = np.sqrt(2) * basis @ vectors[:, best] * strength
+    kernel, mix = np.zeros((len(head.query), head_dim)), np.zeros((head_dim, head_dim))
+    first = 2 * np.arange(len(best))
+    kernel[:, first], kernel[:, first + 1] = planes.real, planes.imag
+    mix[first, first + 1] = 2.0
+    return {"query": kernel, "mix": mix}
+
+
+CONSTRAINTS = {
+    "tied": Constraint(
+        description="Wk = Wq: M symmetric and positive, every cosine +1",
+        parameters=QUERY,
+        init=_draw_query,
+        kernels=lambda p, shape: (p["query"], p["query"]),
+        nearest=lambda head: _nearest_definite(head, 1),
+        factored=False,
+        trained=True,
+        target=None,
+        argument=None,
+    ),
+    "repulsive": Constraint(
+        description="Wk = -Wq: M symmetric and negative, every cosine -1",
+        parameters=QUERY,
+        init=_draw_query,
+        kernels=lambda p, shape: (p["query"], -p["query"]),
+        nearest=lambda head: _nearest_definite(head, -1),
+        factored=False,
+        trained=True,
+        target=None,
+        argument=None,
+    ),
+    "symmetric": Constraint(
+        description="Wk = Wq S, S = S^T: M symmetric, every cosine +1 or -1",
+        parameters=QUERY_AND_MIX,
+        init=lambda key, shape: _draw_mixed(key, shape, _alternating_signs(shape[2])),
+        kernels=lambda p, shape: _mixed(p, 1),
+        nearest=_nearest_symmetric,
+        factored=False,
+        trained=True,
+        target=None,
+        argument=None,
+    ),
+    "antisymmetric": Constraint(
+        description="Wk = Wq A, A = -A^T: M = -M^T, every cosine 0",
+        parameters=QUERY_AND_MIX,
+        init=lambda key, shape: _draw_mixed(key, shape, _quarter_turns(shape[2])),
+        kernels=lambda p, shape: _mixed(p, -1),
+        nearest=_nearest_antisymmetric,
+        factored=False,
+        trained=True,
+        target=None,
+        argument=None,
+    ),
+}

@@ -1,0 +1,176 @@
+"""The findings of a run or a sweep: tables with confidence intervals, and plain sentences with their numbers."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from qkjax.results.rows import Row, format_rows
+
+REFERENCE = "free"
+LISTED = 4
+"""Constraints that a sentence lists before it counts the rest."""
+
+
+def table(dataset: xr.Dataset) -> list[Row]:
+    """One row per constraint, at the last evaluation.
+
+    Args:
+      dataset: of a sweep, see `train.sweep.collect`.
+
+    Returns:
+      Rows with "constraint"; "seeds", the number that did not diverge; "accuracy" in percent with the ends of its 95%
+      interval over seeds, "low" and "high" (Student's t); "to_free", "to_free_low" and "to_free_high", the difference
+      to `free` in percentage points, paired by seed, not corrected for the number of rows; and the mean weighted cosine
+      of each layer, "cosine_0", ... NaN for intervals of a single seed, and for differences without `free`.
+    """
+    last = 100 * dataset.accuracy.isel(step=-1)
+    free = last.sel(constraint=REFERENCE).values if REFERENCE in last.constraint.values else np.nan * last[0].values
+    rows = []
+    for name in dataset.constraint.values:
+        values = last.sel(constraint=name).values
+        cosine = dataset.weighted_cosine.sel(constraint=name).isel(step=-1).mean("seed").values
+        mean, low, high = interval(values)
+        difference, below, above = interval(values - free) if name != REFERENCE else (np.nan,) * 3
+        rows.append(
+            {
+                "constraint": str(name), "seeds": int(np.isfinite(values).sum()),
+                "accuracy": mean, "low": low, "high": high,
+                "to_free": difference, "to_free_low": below, "to_free_high": above,
+                **{f"cosine_{layer}": float(value) for layer, value in enumerate(cosine)},
+            }
+        )  # fmt: skip
+    return rows
+
+
+def interval(values: Float[np.ndarray, "seeds"]) -> tuple[float, float, float]:
+    """Mean of the finite values, and the ends of its 95% interval by Student's t; NaN ends for one value."""
+    from scipy.stats import t
+
+    values = values[np.isfinite(values)]
+    count = len(values)
+    mean = float(np.mean(values)) if count else np.nan
+    if count < 2:
+        return mean, np.nan, np.nan
+    half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
+    return mean, mean - half, mean + half
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Ends of the 95% interval of a share of `count` independent images (Wilson 1927)."""
+    from scipy.stats import norm
+
+    z = float(norm.ppf(0.975))
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return float(centre - half), float(centre + half)
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows of a sweep as text, at most 80 columns wide for names of up to 23 characters."""
+    short = [
+        {
+            "constraint": row["constraint"],
+            "seeds": row["seeds"],
+            "accuracy, %": _number(row["accuracy"], row["low"], row["high"]),
+            "to free, points": _number(row["to_free"], row["to_free_low"], row["to_free_high"], "+"),
+        }
+        for row in rows
+    ]
+    return format_rows(short, {"constraint": "", "accuracy, %": "", "to free, points": ""})
+
+
+def _number(value: float, low: float, high: float, sign: str = "") -> str:
+    """A value with its interval, if it has one; "" for NaN."""
+    if not np.isfinite(value):
+        return ""
+    ends = f" [{low:{sign}.1f}, {high:{sign}.1f}]" if np.isfinite(low) else ""
+    return f"{value:{sign}.1f}{ends}"
+
+
+def run_summary(last: Mapping) -> str:
+    """One to three sentences on a finished run.
+
+    Args:
+      last: what `train.run.train` returns.
+    """
+    accuracy, count = last["accuracy"], last.get("held_out")
+    ends = " [{:.1f}, {:.1f}]".format(*(100 * end for end in wilson(accuracy, count))) if count else ""
+    images = f"{count:,} held-out images (95% interval over images)" if count else "held-out images"
+    sentences = [f"Accuracy is {100 * accuracy:.1f}%{ends} on {images} after {last['step']:,} steps{_chance(last)}."]
+    cosines = {layer: value for layer, value in enumerate(last["weighted_cosine"]) if value is not None}
+    if len(cosines) > 1:
+        high, low = (pick(cosines, key=cosines.get) for pick in (max, min))
+        sentences.append(
+            f"The weighted cosine of query and key directions is highest in layer {high} ({cosines[high]:.2f}) and "
+            f"lowest in layer {low} ({cosines[low]:.2f})."
+        )
+    return " ".join(sentences)
+
+
+def _chance(facts: Mapping) -> str:
+    """Chance level, as the end of a sentence; also that of the most frequent class, if it is clearly higher."""
+    classes, largest = facts.get("classes"), facts.get("largest_class")
+    if not classes:
+        return ""
+    often = f", and always answering the most frequent class gives {100 * largest:.1f}%" if largest else ""
+    return f"; chance is {100 / classes:.1f}% ({classes} classes){often if (largest or 0) > 1.5 / classes else ''}"
+
+
+def sweep_summary(rows: Sequence[Row], facts: Mapping) -> str:
+    """One to five sentences on a sweep.
+
+    Args:
+      rows: what `table` returns.
+      facts: "classes" and "largest_class" of the task, if they are known.
+    """
+    finished = [row for row in rows if row["seeds"]]
+    if not finished:
+        return "All runs diverged."
+    reference = next((row for row in finished if row["constraint"] == REFERENCE), None)
+    first = reference or max(finished, key=lambda row: row["accuracy"])
+    text = _number(first["accuracy"], first["low"], first["high"])
+    seeds = f"{first['seeds']} seeds (95% interval)" if first["seeds"] > 1 else "one seed, which gives no interval"
+    best = "" if reference else ", the highest"
+    value, space, ends = text.partition(" ")
+    sentences = [f"The accuracy of {first['constraint']} is {value}%{space}{ends} over {seeds}{best}{_chance(facts)}."]
+    others = [row for row in finished if row is not reference]
+    sentences += _against_free(others) if reference and others else _lowest(others, first)
+    if diverged := [str(row["constraint"]) for row in rows if row["seeds"] < max(row["seeds"] for row in rows)]:
+        sentences.append(f"Runs of {', '.join(diverged)} diverged and are left out.")
+    return " ".join(sentences)
+
+
+def _against_free(others: Sequence[Row]) -> list[str]:
+    """Which constraints lose, gain, or do not differ from `free` by more than their interval."""
+    if not any(np.isfinite(row["to_free_low"]) for row in others):
+        listed = _list(sorted(others, key=lambda row: row["to_free"]))
+        return [f"Differences to free, in points and without intervals: {listed}."]
+    lower = sorted((row for row in others if row["to_free_high"] < 0), key=lambda row: row["to_free"])
+    higher = sorted((row for row in others if row["to_free_low"] > 0), key=lambda row: -row["to_free"])
+    rest = [row for row in others if not (row["to_free_high"] < 0 or row["to_free_low"] > 0)]
+    count = f", not corrected for {len(others)} comparisons" if len(others) > 1 else ""
+    how = f"points, 95% interval over seeds{count}"
+    groups = (
+        (lower, f"Less accurate than free ({how})"),
+        (higher, f"More accurate than free ({how})"),
+        (rest, f"No difference to free beyond the interval ({how})"),
+    )
+    return [f"{words}: {_list(group)}." for group, words in groups if group]
+
+
+def _lowest(others: Sequence[Row], first: Row) -> list[str]:
+    rest = [row for row in others if row is not first]
+    if not rest:
+        return []
+    row = min(rest, key=lambda row: row["accuracy"])
+    return [f"That of {row['constraint']} is the lowest: {_number(row['accuracy'], row['low'], row['high'])} (in %)."]
+
+
+def _list(rows: Sequence[Row]) -> str:
+    named = [
+        f"{row['constraint']} {_number(row['to_free'], row['to_free_low'], row['to_free_high'], '+')}"
+        for row in rows[:LISTED]
+    ]
+    return ", ".join(named) + (f", and {len(rows) - LISTED} more" if len(rows) > LISTED else "")

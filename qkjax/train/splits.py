@@ -1,0 +1,67 @@
+"""Training and held-out parts of a set of examples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qkjax.errors import QkjaxError
+from qkjax.images.sources import ImageSet
+from qkjax.train.data import Examples
+
+HELD_OUT = 5  # one of 5 images is held out if a data set has no validation part
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some examples of a set, by their indices in it."""
+
+    examples: Examples
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int):
+        return self.examples[int(self.indices[index])]
+
+
+def split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
+    """Training and held-out examples: a random fifth, by the seed, is held out."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    held_out = len(order) // HELD_OUT
+    if not held_out:
+        raise QkjaxError(f"{len(examples)} images are too few to hold out one of {HELD_OUT}: give at least {HELD_OUT}")
+    return Subset(examples, order[held_out:]), Subset(examples, order[:held_out])
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Photographs of a set, read on access, with the numbers of their classes."""
+
+    images: ImageSet
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int):
+        return self.images.read(index), self.labels[index]
+
+
+def largest_class(examples: Examples) -> float | None:
+    """Share of the most frequent class; None if the labels cannot be read without the images."""
+    labels = _labels(examples)
+    return None if labels is None else float(np.bincount(labels).max() / len(labels))
+
+
+def _labels(examples: Examples) -> np.ndarray | None:
+    match examples:
+        case Subset(of, indices):
+            labels = _labels(of)
+            return None if labels is None else labels[indices]
+        case Labelled(_, labels):
+            return np.asarray(labels)
+        case list():
+            return np.array([label for _, label in examples])
+    return None
