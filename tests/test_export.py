@@ -52,7 +52,7 @@ def test_images_of_an_altered_file(tmp_path, change):
     text = change if isinstance(change, str) else json.dumps(asdict(checkpoint.preprocess) | change)
     arrays = {f"params/{name}": leaf for name, leaf in flatten_dict(checkpoint.params, sep="/").items()}
     np.savez(tmp_path / "x.npz", **arrays, **{"qkjax/preprocess": np.asarray(text)})
-    with pytest.raises(qkjax.QkjaxError, match=r"x\.npz: its member on images"):
+    with pytest.raises(qkjax.QkjaxError, match=r"x\.npz: its preprocessing"):
         qkjax.load(tmp_path / "x.npz")
 
 

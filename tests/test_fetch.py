@@ -118,7 +118,7 @@ def test_broken_file_on_disk_is_named(tmp_path, monkeypatch):
 
 def test_graph_that_is_not_the_expected_one():
     for data in (b"", b"\xff\xff\xff", b"not a graph" * 100):
-        with pytest.raises(qkjax.QkjaxError, match="not the DINOv2 graph"):
+        with pytest.raises(qkjax.QkjaxError, match="not a DINOv2 graph"):
             read_dinov2(data)
 
 

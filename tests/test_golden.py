@@ -155,7 +155,7 @@ def test_grid_that_is_not_square_is_asked_for(tmp_path):
     assert np.isfinite(logits).all()
     flat["pos_embedding"] = flat["pos_embedding"][:, :6]
     np.savez(tmp_path / "odd.npz", **flat)
-    with pytest.raises(qkjax.QkjaxError, match="6 tokens, which is no square"):
+    with pytest.raises(qkjax.QkjaxError, match="6 tokens, which is not a square"):
         qkjax.load(tmp_path / "odd.npz")
     with pytest.raises(qkjax.QkjaxError, match="6 tokens, not 2 x 2"):
         qkjax.load(tmp_path / "odd.npz", grid=(2, 2))

@@ -50,7 +50,7 @@ def test_missing_file(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    assert "holds no checkpoint" in refusal(tmp_path)
+    assert "is not a checkpoint" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0.999, 0.5, 0.01])
@@ -74,7 +74,7 @@ def test_missing_key_names_the_nearest(saved):
 
 
 def test_unexpected_key(saved):
-    assert "'head/gamma' has no place" in refusal(saved(**{"head/gamma": np.ones(3, np.float32)}))
+    assert "'head/gamma' is not part of this ViT" in refusal(saved(**{"head/gamma": np.ones(3, np.float32)}))
 
 
 def test_missing_block(saved):
@@ -83,10 +83,10 @@ def test_missing_block(saved):
 
 
 def test_wrong_shapes(saved):
-    assert f"{QUERY!r} has shape (64, 2, 32), wanted (64, 4, 16)" in refusal(
+    assert f"{QUERY!r} has shape (64, 2, 32), expected (64, 4, 16)" in refusal(
         saved(**{QUERY: arrays()[QUERY].reshape(64, 2, 32)})
     )
-    assert "wanted 4 axes" in refusal(saved(**{"embedding/kernel": np.ones((3, 3, 3), np.float32)}))
+    assert "expected 4 axes" in refusal(saved(**{"embedding/kernel": np.ones((3, 3, 3), np.float32)}))
     assert "NaFlex" in refusal(saved(**{"embedding/kernel": np.ones((192, 64), np.float32)}))
 
 
@@ -98,7 +98,7 @@ def test_values_that_are_no_numbers(saved, value):
 
 
 def test_integers_are_no_weights(saved):
-    assert "is of type int64" in refusal(saved(**{QUERY: np.ones((64, 4, 16), np.int64)}))
+    assert "has dtype int64" in refusal(saved(**{QUERY: np.ones((64, 4, 16), np.int64)}))
 
 
 def test_objects_are_never_unpickled(tmp_path):
@@ -126,7 +126,7 @@ def test_hybrid_is_refused_by_name(saved, key):
 def test_two_towers(tmp_path):
     np.savez(tmp_path / "x.npz", **{f"params/img/{k}": v for k, v in arrays().items()}, **{"params/txt/t": np.ones(1)})
     assert "x.npz:img" in refusal(tmp_path / "x.npz")
-    with pytest.raises(qkjax.QkjaxError, match=r"no sub-model 'image'; at its top are: img, txt"):
+    with pytest.raises(qkjax.QkjaxError, match=r"no sub-model 'image'; it has img, txt"):
         qkjax.load(f"{tmp_path}/x.npz:image")
 
 
@@ -169,7 +169,7 @@ def test_consistent_but_too_large_for_the_machine(tmp_path, monkeypatch):
 def test_stored_configuration_is_checked(saved):
     assert "not a configuration in JSON" in refusal(saved(**{CONFIG_KEY: np.array("{")}))
     assert "not a configuration in JSON" in refusal(saved(**{CONFIG_KEY: np.array("[1]")}))
-    assert "not a short text" in refusal(saved(**{CONFIG_KEY: np.ones(3)}))
+    assert "expected a short text" in refusal(saved(**{CONFIG_KEY: np.ones(3)}))
     assert "from another version of qkjax" in refusal(saved(**{CONFIG_KEY: np.array(json.dumps({"gelu": "exact"}))}))
     for broken in ({"pool": "sum"}, {"grid": [0, 9]}, {"grid": "ab"}, {"norm_eps": -1.0}, {"activation": []}):
         assert f"{next(iter(broken))}=" in refusal(saved(**{CONFIG_KEY: np.array(json.dumps(broken))}))
@@ -209,7 +209,7 @@ def test_directory_that_swallows_its_last_members(tmp_path):
     data[at + 32 : at + 34] = last.to_bytes(2, "little")
     path = tmp_path / "x.npz"
     path.write_bytes(data)
-    with pytest.raises(qkjax.QkjaxError, match="its directory leaves out members; fetch or copy it again"):
+    with pytest.raises(qkjax.QkjaxError, match="its directory omits members; download or copy it again"):
         qkjax.load(path)
 
 
@@ -271,7 +271,7 @@ def test_every_byte_of_a_stored_header(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["V4", "V8", [("a", "<f4")], [("a", "<f2")], "<c8", "<U1", "|b1", "<f16"])
 def test_types_that_are_no_weights(saved, dtype):
-    assert "wanted floating point numbers" in refusal(saved(**{QUERY: np.zeros((64, 4, 16), np.dtype(dtype))}))
+    assert "expected floating point numbers" in refusal(saved(**{QUERY: np.zeros((64, 4, 16), np.dtype(dtype))}))
 
 
 def _scanned(**changes) -> dict[str, np.ndarray]:
@@ -293,7 +293,7 @@ def test_scanned_blocks_of_unequal_depth(tmp_path, layers):
 
 def test_axes_without_length(saved):
     for name, shape in ((QUERY, (64, 0, 16)), ("embedding/kernel", (0, 8, 3, 64)), ("head/kernel", (64, 0))):
-        assert "an axis without length" in refusal(saved(**{name: np.ones(shape, np.float32)}))
+        assert "an empty axis" in refusal(saved(**{name: np.ones(shape, np.float32)}))
 
 
 def test_negative_axes(tmp_path):
@@ -305,12 +305,12 @@ def test_negative_axes(tmp_path):
 def test_two_arrays_for_one_parameter(saved, tmp_path):
     tree = arrays()
     twice = refusal(saved(**{"Transformer/posembed_input/pos_embedding": tree["pos_embedding"]}))
-    assert "are parameter 'pos_embedding': keep one" in twice
+    assert "are parameter 'pos_embedding'; remove one" in twice
     assert "MAPHead_0/probe" in refusal(saved(probe=tree["MAPHead_0/probe"]))
     with zipfile.ZipFile(tmp_path / "y.npz", "w") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr("head/bias.npy", b"1")
         file.writestr("head/bias.npy", b"2")
-    assert "two members of one name" in refusal(tmp_path / "y.npz")
+    assert "two members with the same name" in refusal(tmp_path / "y.npz")
 
 
 @pytest.mark.parametrize("first", [0, 2])
@@ -324,7 +324,7 @@ def test_width_without_sine_cosine(tmp_path):
         name: np.ones(shape, np.float32) for name, shape in expected_shapes(config).items() if name != "pos_embedding"
     }
     np.savez(tmp_path / "x.npz", **tree)
-    assert "must be a multiple of 4" in refusal(tmp_path / "x.npz")
+    assert "is not a multiple of 4" in refusal(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("metadata", [
@@ -363,7 +363,7 @@ def tensorstore_folder(tmp_path, separator: str):
 @pytest.mark.parametrize("step", ["../x", "a/b", "/etc", "", "12x"])
 def test_last_file_that_names_no_step(tmp_path, step):
     (tmp_path / "ckpt-LAST").write_text(step)
-    assert "wanted a step such as" in refusal(tmp_path / "ckpt")
+    assert "expected a step such as" in refusal(tmp_path / "ckpt")
 
 
 def test_paths_that_are_no_files(tmp_path):

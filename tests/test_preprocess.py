@@ -122,7 +122,7 @@ def test_processor_config_without_resizing_only_cuts():
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"image_processor_type": "Siglip2ImageProcessor"}, "names Siglip2ImageProcessor; known are those of ViT"),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "has the class Siglip2ImageProcessor; expected one of ViT"),
         ({"image_processor_type": "ViTImageProcessor", "do_pad": True}, "do_pad=true"),
         ({"image_processor_type": "ViTImageProcessor", "resample": 0}, "resample=0"),
         ({"image_processor_type": "ViTImageProcessor", "size": {"longest_edge": 9}}, "size={'longest_edge': 9}"),

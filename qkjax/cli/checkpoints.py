@@ -100,16 +100,16 @@ def _table(entries: "dict[str, Entry]", columns: int) -> list[str]:
 
 
 def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")], /) -> None:
-    """Download checkpoints of the catalogue.
+    """Download models of the catalogue, and print their paths. Interrupted downloads resume.
 
     Args:
-      names: names from `qkjax models`.
+      names: names from `qkjax models`, or ids of Hugging Face repositories.
     """
     from qkjax.weights import catalogue
     from qkjax.weights.download.fetch import fetch as fetch_one
 
     if not names:
-        raise QkjaxError("no name given; `qkjax models` lists them")
+        raise QkjaxError("no name given, expected one or more; `qkjax models` lists them")
     for name in names:
         catalogue.entry(name)
     for name in names:
@@ -128,23 +128,24 @@ def export(
     pool: Pool | None = None,
     heads: int | None = None,
 ) -> None:
-    """Write a checkpoint as an npz that big_vision's vit.load reads; edited, if asked for.
+    """Write a checkpoint as an npz that big_vision's vit.load reads; optionally edit its modes first.
 
     Args:
       model: a name from `qkjax models`, or a path.
       path: the npz file to write.
-      edit: what to do to the modes selected: drop them, or all others of their heads (keep); flip their sign, rotate
-        their key direction onto the query direction, equalize their strengths; or, of their heads, take the
-        symmetric or antisymmetric part of M, or take out what the query bias makes of keys (unbias).
-      select: the modes: terms such as "cosine>0.5 layers=0-3 heads=1,4 modes=0-9", all of which hold;
-        "grouping=0.3", "contextual=0.3", "strongest=0.3" and "weakest=0.3" are the first modes by cosine or
-        singular value that hold 0.3 of their head's squared strength.
-      control: edit random modes as strong in their place, drawn by this seed.
-      key_bias: the query bias makes some keys attractive to all queries; without it that is taken out of the edited
-        heads.
-      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
-      pool: pooling, where it is not the one that the tree shows ("gap" stands for "none" and "0").
-      heads: attention heads, for a torch file that neither config.json nor the width tells them of.
+      edit: the edit of the selected modes: drop them, or keep only them in their heads; flip their sign, rotate
+        their key direction onto the query direction, or equalize their strengths. Three edits act on the whole heads
+        of the selected modes: replace M by its symmetric or antisymmetric part, or remove the part of the logits
+        that depends on the query bias and the key (unbias).
+      select: the modes that satisfy all terms, such as "cosine>0.5 layers=0-3 heads=1,4 modes=0-9";
+        "grouping=0.3", "contextual=0.3", "strongest=0.3" and "weakest=0.3" select the first modes by cosine or
+        singular value that have 0.3 of the squared strength of their head.
+      control: edit strength-matched random modes instead, drawn with this seed.
+      key_bias: keep the part of the logits that depends on the query bias and the key in the edited heads; it
+        attracts all queries to some keys.
+      grid: rows and columns of the position embedding, if its grid is not square.
+      pool: pooling, if it is not the one inferred from the parameters ("gap" is inferred for "none" and "0", too).
+      heads: number of attention heads of a torch file, if neither its config.json nor its width determines it.
     """
     from qkjax.weights.export import export as export_checkpoint
     from qkjax.weights.load import load

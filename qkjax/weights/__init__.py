@@ -1,1 +1,1 @@
-"""From a name, a file or a folder to a checked parameter tree, and back to a file."""
+"""Reads checkpoints from names, files and folders into checked parameter trees, and writes them."""

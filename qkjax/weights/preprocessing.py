@@ -1,4 +1,4 @@
-"""How a checkpoint's images are prepared: by what lies beside it, else the catalogue, else its tree."""
+"""The preprocessing of a checkpoint's images: from its folder, else the catalogue, else its architecture."""
 
 import json
 from dataclasses import replace
@@ -15,15 +15,15 @@ from qkjax.weights.formats.json_object import read_json
 
 
 def from_folder(folder: Path) -> Preprocess | None:
-    """What a folder's preprocessor_config.json says, or config.json if it is timm's; None where a `Preprocess`
-    cannot hold that, or nothing is said.
+    """Preprocessing from a folder's preprocessor_config.json, or from timm's config.json; None if both are missing
+    or `Preprocess` cannot express it.
 
     Raises:
-      QkjaxError: a file is no JSON object.
+      QkjaxError: a file does not hold a JSON object.
     """
-    said, config = folder / "preprocessor_config.json", folder / "config.json"
-    if said.is_file():
-        values = read_json(said)
+    processor, config = folder / "preprocessor_config.json", folder / "config.json"
+    if processor.is_file():
+        values = read_json(processor)
         try:
             return from_processor_config(values)
         except QkjaxError:
@@ -32,10 +32,10 @@ def from_folder(folder: Path) -> Preprocess | None:
 
 
 def from_json(text: str) -> Preprocess:
-    """What our own npz holds, a `Preprocess` as JSON.
+    """The `Preprocess` that an npz of qkjax holds as JSON.
 
     Raises:
-      QkjaxError: it is none.
+      QkjaxError: the text is not a valid `Preprocess`.
     """
     try:
         preset = Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
@@ -45,34 +45,34 @@ def from_json(text: str) -> Preprocess:
             getattr(preset, name) in get_args(Preprocess.__annotations__[name]) for name in ("resize", "filter")
         )
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise QkjaxError(f"its member on images is damaged ({error}); fetch or save it anew") from error
+        raise QkjaxError(f"its preprocessing is damaged ({error}); download or save the file again") from error
     if not (sides and known and len(colours) == 6 and all(colours[3:]) and type(preset.crop) is int):
-        raise QkjaxError(f"its member on images says {preset}, which cannot be; fetch or save it anew")
+        raise QkjaxError(f"its preprocessing {preset} is invalid; download or save the file again")
     return preset
 
 
 def from_entry(entry: Entry) -> Preprocess | None:
-    """What the catalogue says; None of a repository of the hub that is not in it."""
+    """Preprocessing from the catalogue; None for a repository of the hub that is not in it."""
     return with_resolution(PRESETS[entry.preprocess], entry.resolution) if entry.preprocess in PRESETS else None
 
 
 def from_architecture(config: ViTConfig) -> Preprocess:
-    """What the tree is taken for where nothing says more: its family's preset, for the images it was trained on."""
+    """The preset of the family that the architecture belongs to, at the resolution of its position embedding."""
     preset = PRESETS[_family(config)]
     height, width = (n * size for n, size in zip(config.grid or (0, 0), config.patch_size, strict=True))
-    # DINOv2's grids are for 518 pixels, where its training ended; it is evaluated at 224
+    # DINOv2's grid is for 518 pixels, with which its training ended; it is evaluated at 224
     return (
         preset if height != width or not height or preset is PRESETS["hf-dinov2"] else with_resolution(preset, height)
     )
 
 
 def with_resolution(preset: Preprocess, resolution: int) -> Preprocess:
-    """The preset for pictures of `resolution` pixels a side, with the margin around them scaled."""
+    """The preset for images of `resolution` x `resolution` pixels; the margin that is cropped scales with it."""
     return replace(preset, crop=resolution, resize_to=round(preset.resize_to * resolution / preset.crop))
 
 
 def _family(config: ViTConfig) -> str:
-    """The name of a preset. Google's own trees are known by their resampling of position embeddings."""
+    """The name of a preset. Google's models are recognised by the resampling of position embeddings."""
     if config.posemb_resample == "linear":
         return "squash" if config.pool == "map" else "bigvision-small-crop"
     traits = {

@@ -1,4 +1,4 @@
-"""The 52,268 files of gs://vit_models/augreg/, known by the pattern of their names."""
+"""The 52,268 files of gs://vit_models/augreg/, described by their names."""
 
 import re
 
@@ -7,7 +7,7 @@ from qkjax.errors import QkjaxError
 FOLDER = "vit_models/augreg/"
 HYBRIDS = ("R_Ti_16", "R26_S_32", "R50_L_32")
 _VARIANT = r"(?P<variant>Ti_16|S_32|S_16|B_32|B_16|B_8|L_16|R_Ti_16|R26_S_32|R50_L_32)"
-# How the 30-epoch runs on ImageNet-21k, "i21k_30" in the index, spell it in the file name is not known here.
+# The index calls the 30-epoch runs on ImageNet-21k "i21k_30"; whether their file names do is unknown.
 _UPSTREAM = (
     r"(?P<data>i1k|i21k)(_30)?-(?P<epochs>\d+)ep-lr_[\d.]+-aug_(none|light[12]|medium[12]|strong[12])"
     r"-wd_[\d.]+-do_[\d.]+-sd_[\d.]+"
@@ -18,26 +18,26 @@ _DATA = {"i1k": "ImageNet-1k", "i21k": "ImageNet-21k"}
 
 
 def stem(text: str) -> str | None:
-    """The file name without folder and suffix, where `text` is meant as a file of this bucket."""
+    """The file name without folder and suffix; None if `text` does not look like a file of this folder."""
     text = text.removeprefix(FOLDER).removesuffix(".npz")
     return text if re.match(rf"{_VARIANT}-i(1|21)k", text) else None
 
 
 def fields(text: str) -> dict:
-    """What the catalogue says of a file, from its name alone; keys are those of `catalogue.Entry`.
+    """The fields of a file's `catalogue.Entry`, from its name alone.
 
     Raises:
-      QkjaxError: the name starts like one of this bucket's but goes on otherwise.
+      QkjaxError: the name begins like that of a file of this folder but is not valid.
     """
     match = _NAME.fullmatch(stem(text) or "")
     if not match:
         raise QkjaxError(
-            f"{text!r} is not the name of a file in gs://{FOLDER}; they are like "
+            f"{text!r} is not the name of a file in gs://{FOLDER}; a valid name is "
             "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0[--imagenet2012-steps_20k-lr_0.03-res_384]"
         )
     variant, pixels = match["variant"], int(match["px"] or 224)
     adapted = f", fine-tuned to {match['task']} at {pixels} px" if match["task"] else ""
-    hybrid = "a hybrid: a ResNet comes before the transformer, which qkjax does not run; take a plain ViT such as B_16"
+    hybrid = "a hybrid: a ResNet precedes the transformer, which qkjax does not support; use a plain ViT such as B_16"
     return {
         "name": match[0],
         "title": f"ViT-{variant.replace('_', '/')}, AugReg, {_DATA[match['data']]}, {match['epochs']} epochs{adapted}",

@@ -18,10 +18,10 @@ _FILE = re.compile(r".*\.(npz\b.*|safetensors|json|bin|pth?|onnx|zarr)")  # "x.n
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the catalogue; see the head of `catalogue.toml` for the meaning of the values.
+    """An entry of the catalogue; the head of `catalogue.toml` explains the fields.
 
-    The fields from `kind` to `member` are the entry's `source`; those that its kind does not have
-    are empty. `bytes` and `heads` are 0 where they are not published, or seen in the file itself.
+    The fields from `kind` to `member` are the entry's `source`; fields that do not apply to its kind are
+    empty. `bytes` is 0 if the size is not published, `heads` is 0 if the file or its width determines it.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Entry:
 
 @cache
 def entries() -> dict[str, Entry]:
-    """The whole catalogue by name."""
+    """All entries of the catalogue, by name."""
     table = tomllib.loads(resources.files("qkjax.weights.catalogue").joinpath("catalogue.toml").read_text())
     return {name: _entry(name, values) for name, values in table.items()}
 
@@ -66,16 +66,16 @@ def _entry(name: str, values: dict) -> Entry:
 
 @cache
 def _index() -> dict[str, Entry]:
-    """Every text that means an entry: name, alias, hub id, path in Google's storage."""
+    """Entries by every text that refers to them: name, alias, hub id, path in Google's storage."""
     index = {}
-    for name, found in entries().items():
-        sub_model = f"{found.path}:{found.sub}" if found.sub else ""
-        index |= {text: found for text in (name, *found.aliases, found.repo, found.path, sub_model) if text}
+    for name, entry in entries().items():
+        submodel = f"{entry.path}:{entry.sub}" if entry.sub else ""
+        index |= {text: entry for text in (name, *entry.aliases, entry.repo, entry.path, submodel) if text}
     return index
 
 
 def _find(text: str) -> Entry | None:
-    """The entry that `text` means, also of a file or hub repository that is not in the catalogue."""
+    """The entry that `text` refers to; made on the fly for other AugReg files and other hub repositories."""
     known = _ADDRESS.sub("", text, count=1) if _ADDRESS.match(text) else text
     if known in _index():
         return _index()[known]
@@ -87,58 +87,58 @@ def _find(text: str) -> Entry | None:
 
 
 def _hub_entry(repo: str) -> Entry:
-    """A repository of the Hugging Face hub of which nothing is known but its id."""
+    """A repository of the Hugging Face hub that is not in the catalogue: only its id is known."""
     unknown = dict.fromkeys(("family", "objective", "pool", "preprocess", "licence", "facts"), "not stated")
     return Entry(name=repo, title=repo, resolution=0, kind="hf", repo=repo, revision="main", **unknown)
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` is meant as a name, not as a path.
+    """Whether `text` is a name rather than a path.
 
-    Names of the catalogue come first, then what is on disk. A hub id that is not in the catalogue
-    counts as a name unless its owner is a folder here: "checkpoints/vit" is then a mistyped path.
+    Names of the catalogue take precedence, then existing paths. A hub id that is not in the catalogue
+    counts as a name unless a folder has the name of its owner: "checkpoints/vit" is then a mistyped path.
 
     Raises:
-      QkjaxError: like no path, and not in the catalogue; says the nearest name.
+      QkjaxError: it does not look like a path and is not in the catalogue; names the nearest entry.
     """
     if text in entries():
         return True
-    # a tensorstore checkpoint is named through its -LAST file
+    # a tensorstore checkpoint may be given by the name of its -LAST file
     if os.path.exists(text) or os.path.exists(f"{text}-LAST"):
         return False
-    found = _find(text)
-    if found:
-        return found.name != text or found.kind != "hf" or not os.path.isdir(os.path.dirname(text))
+    match = _find(text)
+    if match:
+        return match.name != text or match.kind != "hf" or not os.path.isdir(os.path.dirname(text))
     if any(mark in text for mark in (os.sep, "/", ".", ":")):
         return False
     raise _unknown(text)
 
 
 def entry(name: str) -> Entry:
-    """One entry, by its name, an alias, a hub id, its address, or the file name of an AugReg model.
+    """The entry with this name, alias, hub id or address, or of the AugReg model with this file name.
 
     Raises:
-      QkjaxError: not in the catalogue; says the nearest name.
+      QkjaxError: not in the catalogue; names the nearest entry.
     """
-    found = _find(name)
-    if found is None:
+    match = _find(name)
+    if match is None:
         raise _unknown(name)
-    return found
+    return match
 
 
 def _unknown(name: str) -> QkjaxError:
     longer = [known for known in _index() if known.startswith(name)]
     hint = nearest(name, longer) or nearest(name, _index())
-    return QkjaxError(f"no model {name!r} in the catalogue{hint}; `qkjax models` lists them all")
+    return QkjaxError(f"no model {name!r} in the catalogue{hint}; `qkjax models` lists all")
 
 
 def supported(name: str) -> Entry:
-    """One entry, as `entry` finds it, that `load` can read.
+    """Like `entry`, for entries that `load` can read.
 
     Raises:
-      QkjaxError: not in the catalogue, or listed but not supported; says why.
+      QkjaxError: not in the catalogue, or not supported; states the reason.
     """
-    found = entry(name)
-    if found.unsupported:
-        raise QkjaxError(f"{found.name} cannot be loaded: {found.unsupported}")
-    return found
+    match = entry(name)
+    if match.unsupported:
+        raise QkjaxError(f"{match.name} cannot be loaded: {match.unsupported}")
+    return match

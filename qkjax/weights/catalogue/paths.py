@@ -11,8 +11,8 @@ from qkjax.weights.catalogue.lookup import entry
 
 
 def folder() -> Path:
-    """Where fetched checkpoints lie: `QKJAX_CHECKPOINTS`, else `checkpoints/` of the checkout that
-    this package runs from, else the user's cache folder."""
+    """The folder of downloaded checkpoints: `QKJAX_CHECKPOINTS`, else `checkpoints/` of the repository's
+    checkout that this package runs from, else the user's cache folder."""
     if chosen := os.environ.get("QKJAX_CHECKPOINTS"):
         return Path(chosen).expanduser()
     checkout = Path(__file__).resolve().parents[3]
@@ -22,19 +22,22 @@ def folder() -> Path:
 
 
 def path_of(name: str) -> Path:
-    """Where a checkpoint lies once it is fetched; the path exists only if it is there and whole.
+    """The path of a downloaded checkpoint; it exists only if the download is complete.
 
-    A file of Google's storage lies under `gs/` at its path there, so that a mirror of the bucket
-    serves, and a file of another server likewise under `https/`, one for all entries in it; a hub
-    repository is a folder with config.json and weights, in `hf/`, laid out as huggingface_hub does.
-    What is put there by hand is NAME.pth, what is converted from a package NAME.npz.
+    Files of Google's storage keep their path below `gs/`, so a mirror of the bucket can be put there; files of
+    other servers keep theirs below `https/`, and entries that share a file share the download. A hub repository
+    is a folder with config.json and weights below `hf/`, in the layout of huggingface_hub. Files that a person
+    downloads are NAME.pth, files that are converted from a package NAME.npz.
+
+    Raises:
+      QkjaxError: not in the catalogue.
     """
-    found = entry(name)
-    if found.kind == "gs":
-        return folder() / "gs" / found.path
-    if found.kind == "hf":
-        return snapshot(folder() / "hf", found.repo, (found.revision, found.safetensors))
-    if found.kind == "https":
-        parts = urlsplit(found.url)
+    match = entry(name)
+    if match.kind == "gs":
+        return folder() / "gs" / match.path
+    if match.kind == "hf":
+        return snapshot(folder() / "hf", match.repo, (match.revision, match.safetensors))
+    if match.kind == "https":
+        parts = urlsplit(match.url)
         return folder() / "https" / parts.netloc.replace(":", "-") / parts.path.lstrip("/")
-    return folder() / f"{found.name}{'.pth' if found.kind == 'hand' else '.npz'}"
+    return folder() / f"{match.name}{'.pth' if match.kind == 'hand' else '.npz'}"

@@ -1,1 +1,1 @@
-"""Downloads: from Google's storage, the Hugging Face hub, other servers and package indices to the local folder."""
+"""Downloads checkpoints from Google's storage, the Hugging Face hub, other servers and package indices."""

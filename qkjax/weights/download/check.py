@@ -1,4 +1,4 @@
-"""Asks servers whether they still have the files of the catalogue."""
+"""Checks that servers still have the files of the catalogue."""
 
 import os
 from collections.abc import Iterable
@@ -11,30 +11,32 @@ from qkjax.weights.catalogue.hub_cache import INDEX, PYTORCH, SINGLE
 from qkjax.weights.download.address import address
 from qkjax.weights.download.http import head
 
-HUB = "https://huggingface.co"  # HF_ENDPOINT takes its place
+HUB = "https://huggingface.co"  # HF_ENDPOINT replaces it
 
 
 def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Asks every server whether it still has what the catalogue says; downloads nothing.
+    """Checks that servers still have the files of entries; downloads nothing.
 
-    Of a hub repository config.json and the weights are asked for. Entries from package indices are
-    left out, since it is pip that knows where those are.
+    It requests config.json and the weights of a hub repository, and skips entries from package indices, whose
+    address only pip knows.
 
     Args:
-      names: of entries.
+      names: names of entries.
 
     Returns:
-      (name, problem) of those that have one.
+      (name, problem) for each entry with a problem.
+
+    Raises:
+      QkjaxError: an unknown name.
     """
-    found = [catalogue.entry(name) for name in names]
-    found = [entry for entry in found if entry.kind != "pypi"]
+    entries = [entry for entry in map(catalogue.entry, names) if entry.kind != "pypi"]
     with ThreadPoolExecutor(8) as pool:
-        problems = list(pool.map(_problem, found))
-    return [(entry.name, problem) for entry, problem in zip(found, problems, strict=True) if problem]
+        problems = list(pool.map(_problem, entries))
+    return [(entry.name, problem) for entry, problem in zip(entries, problems, strict=True) if problem]
 
 
 def _problem(entry: Entry) -> str:
-    """What is wrong with an entry's source, or ""; a hub repository's weights may be in any of three files."""
+    """The problem with an entry's source, or ""; the weights of a hub repository may be in any of three files."""
     if entry.kind != "hf":
         return head(address(entry))
     hub = f"{os.environ.get('HF_ENDPOINT', HUB).rstrip('/')}/{entry.repo}/resolve"

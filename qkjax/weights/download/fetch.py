@@ -1,4 +1,4 @@
-"""Fetching: a checkpoint of the catalogue from wherever it lies to where `load` finds it."""
+"""Downloads checkpoints of the catalogue to where `load` looks for them."""
 
 import sys
 from pathlib import Path
@@ -13,13 +13,17 @@ from qkjax.weights.download.hub import fetch_repository
 def fetch(name: str) -> Path:
     """Downloads a checkpoint of the catalogue; does nothing, and needs no connection, if it is on disk.
 
+    A file has its final name only when it is complete and verified.
+
+    Args:
+      name: a name, an alias or a hub id.
+
     Returns:
-      Its file, or the folder of a hub repository.
+      The file, or the folder of a hub repository.
 
     Raises:
-      QkjaxError: unknown name, or one that is listed but not supported; one that only a person can
-        get, with what to do; no connection, a download cut off or altered, a full disk. What is on
-        disk under the final name is always whole.
+      QkjaxError: an unknown name; an entry that is not supported; a file that only a browser can download (the
+        message has the instructions); no connection, an interrupted or altered download, a full disk.
     """
     entry = catalogue.supported(name)
     path = catalogue.path_of(name)
@@ -27,7 +31,7 @@ def fetch(name: str) -> Path:
         return path
     if entry.kind == "hand":
         raise QkjaxError(
-            f"{entry.name} lies where only a browser gets it: download {entry.url}, save it as {path}, then run again"
+            f"only a browser can download {entry.name}: open {entry.url}, save the file as {path}, then run again"
         )
     size = f" ({entry.bytes / 1e6:.0f} MB)" if entry.bytes else ""
     print(f"fetching {entry.name}{size} to {catalogue.folder()}", file=sys.stderr)
@@ -42,10 +46,10 @@ def fetch(name: str) -> Path:
 
 
 def local_file(name: str) -> Path:
-    """The file, or the folder of a hub repository, of a checkpoint; fetched first if it is not on disk.
+    """The file of a checkpoint, or the folder of a hub repository; downloaded first if it is not on disk.
 
     Raises:
-      QkjaxError: listed but not supported; or it cannot be fetched.
+      QkjaxError: not supported, or the download failed; see `fetch`.
     """
     path = catalogue.path_of(catalogue.supported(name).name)
     return path if path.exists() else fetch(name)

@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed where it was cut off, and under its name only when it is whole and checked."""
+"""Downloads one file over HTTP; resumes after interruptions, names the file only when it is complete and verified."""
 
 import base64
 import hashlib
@@ -13,29 +13,32 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 from qkjax.errors import QkjaxError
-from qkjax.weights.download.partial_file import TryAgainError, finish, opened, prepare, size, writing
+from qkjax.weights.download.partial_file import TryAgainError, finish, open_partial, prepare, size, writing
 
 CHUNK = 1 << 20
-HEADERS = {"User-Agent": "qkjax", "Accept-Encoding": "identity"}  # a length is of no use if the body is compressed
-PASSING = (408, 416, 425, 429, 500, 502, 503, 504)  # answers that a later attempt may not get
+HEADERS = {
+    "User-Agent": "qkjax",
+    "Accept-Encoding": "identity",
+}  # the length of a compressed body says nothing about the file
+PASSING = (408, 416, 425, 429, 500, 502, 503, 504)  # status codes after which another attempt may succeed
 
 
 def download(
     url: str, path: Path, sha256: str = "", stall: float = 30.0, attempts: int = 5, pause: float = 1.0
 ) -> Path:
-    """Gets `url` as `path`; does nothing if `path` is there.
+    """Downloads `url` to `path`; does nothing if `path` exists.
 
     Args:
       url: http or https.
-      path: the file to make.
-      sha256: of the whole file, where it is known; an MD5 that Google's storage states is checked too.
-      stall: seconds without a byte after which an attempt is given up.
-      attempts: how many may fail in a row; one that brought a mebibyte is not counted.
-      pause: seconds before the second attempt, doubled for every further one.
+      path: the file to write.
+      sha256: hexadecimal digest of the file, "" if unknown; the MD5 that Google's storage sends is verified, too.
+      stall: seconds without a byte after which an attempt fails.
+      attempts: attempts that may fail in a row; one that received a mebibyte starts the count again.
+      pause: seconds before the second attempt, doubled for each further one.
 
     Raises:
-      QkjaxError: no such file, no connection, a transfer cut off again and again, a wrong checksum,
-        a full disk. What has come of a whole file is kept beside `path` for the next call.
+      QkjaxError: no such file, no connection, repeated interruptions, a wrong checksum, a full disk. The part
+        that was received stays next to `path`, and the next call resumes from it.
     """
     failures = 0
     while not path.exists():
@@ -44,16 +47,16 @@ def download(
         except TryAgainError as error:
             failures = 1 if error.gained >= CHUNK else failures + 1
             if failures >= attempts and not path.exists():
-                raise QkjaxError(f"cannot download {url}: {error}; try again, what has come is kept") from error
+                raise QkjaxError(f"cannot download {url}: {error}; try again, the download resumes") from error
             if not path.exists():
                 time.sleep(min(pause * 2 ** (failures - 1), 60))
-    for old in path.parent.glob(f"{escape(path.name)}.*.partial"):  # of other versions, or of other processes
+    for old in path.parent.glob(f"{escape(path.name)}.*.partial"):  # of other versions or other processes
         old.unlink(missing_ok=True)
     return path
 
 
 def head(url: str, timeout: float = 30.0) -> str:
-    """What is wrong with `url`, or "" if the server has it."""
+    """The problem with `url`, or "" if the server has the file."""
     try:
         with _open(url, timeout, method="HEAD"):
             return ""
@@ -64,7 +67,7 @@ def head(url: str, timeout: float = 30.0) -> str:
 def _attempt(url: str, path: Path, sha256: str, stall: float) -> None:
     with _open(url, stall) as response:
         length, tag, md5 = _length(response, url), _strong_tag(response), _md5(response)
-        # Without a tag nothing tells one version from another: such a file is never resumed.
+        # Without a tag two versions cannot be distinguished: such a file is never resumed.
         version = hashlib.sha256(f"{url} {tag} {length}".encode()).hexdigest()[:12] if tag else uuid.uuid4().hex
         partial = path.with_name(f"{path.name}.{version}.partial")
         have = prepare(partial, length)
@@ -85,25 +88,25 @@ def _attempt(url: str, path: Path, sha256: str, stall: float) -> None:
 
 
 def _resume(url: str, partial: Path, have: int, length: int, tag: str, stall: float) -> None:
-    """Gets the rest, or all of it from a server that knows no ranges, if it is still the same version."""
+    """Downloads the rest (or everything, if the server does not support ranges) of the same version."""
     try:
         with _open(url, stall, {"Range": f"bytes={have}-", "If-Range": tag}) as response:
-            whole = response.status != 206
-            wanted = str(length) if whole else f"bytes {have}-{length - 1}/{length}"
-            stated = response.headers.get("Content-Length" if whole else "Content-Range")
-            if stated != wanted or _strong_tag(response) != tag:
-                raise TryAgainError("the file changed on the server meanwhile")
-            _stream(response, partial, 0 if whole else have, length)
+            complete = response.status != 206
+            expected = str(length) if complete else f"bytes {have}-{length - 1}/{length}"
+            stated = response.headers.get("Content-Length" if complete else "Content-Range")
+            if stated != expected or _strong_tag(response) != tag:
+                raise TryAgainError("the file changed on the server during the download")
+            _stream(response, partial, 0 if complete else have, length)
     except TryAgainError as error:
-        if error.code == 416:  # the server has less than it said: start afresh
+        if error.code == 416:  # the server has fewer bytes than it stated: start again
             partial.unlink(missing_ok=True)
         raise
 
 
 def _open(url: str, stall: float, headers: Mapping[str, str] | None = None, method: str = "GET") -> HTTPResponse:
-    """An answer of the server to read from; redirects are followed, but not out of encryption."""
+    """An open response; follows redirects, but not from https to http."""
     if not url.startswith(("http://", "https://")):
-        raise QkjaxError(f"cannot download {url}: only http and https are known")
+        raise QkjaxError(f"cannot download {url}: expected an address that begins with http:// or https://")
     request = urllib.request.Request(url, headers=HEADERS | dict(headers or {}), method=method)
     try:
         response = urllib.request.urlopen(request, timeout=stall)
@@ -124,29 +127,31 @@ def _open(url: str, stall: float, headers: Mapping[str, str] | None = None, meth
 def _reason(error: Exception) -> str:
     inner = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(inner, TimeoutError):
-        return "nothing came for too long"
+        return "the server sent nothing for too long"
     return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
 
 
 def _length(response: HTTPResponse, url: str) -> int:
     text = response.headers.get("Content-Length") or ""
     if not text.isdecimal() or int(text) == 0:
-        raise QkjaxError(f"cannot download {url}: the server does not say how long the file is, so half of it may pass")
+        raise QkjaxError(
+            f"cannot download {url}: the server does not state the length of the file, so that it cannot be verified"
+        )
     return int(text)
 
 
 def _strong_tag(response: HTTPResponse) -> str:
-    """The ETag, or "" where there is none or a weak one, which two versions may share."""
+    """The ETag; "" if it is missing or weak, since two versions may share a weak one."""
     tag = response.headers.get("ETag") or ""
     return "" if tag.startswith("W/") else tag
 
 
 def _md5(response: HTTPResponse) -> str:
-    """The MD5 of the content that Google's storage states, in hexadecimal, or ""."""
+    """The MD5 that Google's storage sends, in hexadecimal, or ""."""
     for part in ",".join(response.headers.get_all("x-goog-hash") or []).split(","):
         kind, _, value = part.strip().partition("=")
         if kind == "md5":
-            with suppress(ValueError):  # not base64: as good as not stated
+            with suppress(ValueError):  # not base64: treated as missing
                 return base64.b64decode(value).hex()
     return ""
 
@@ -157,7 +162,7 @@ def _stream(response: HTTPResponse, partial: Path, start: int, length: int) -> N
     name = partial.name.rsplit(".", 2)[0]
     with (
         writing(partial),
-        opened(partial, start) as file,
+        open_partial(partial, start) as file,
         tqdm(total=length, initial=start, desc=name, unit="B", unit_scale=True, disable=None) as bar,
     ):
         file.seek(start)
@@ -174,6 +179,6 @@ def _chunks(response: HTTPResponse, length: int) -> Iterator[bytes]:
         except (OSError, HTTPException) as error:
             raise TryAgainError(_reason(error)) from error
         if not chunk:
-            raise TryAgainError(f"cut off {length - received} bytes before the end")
+            raise TryAgainError(f"the connection ended {length - received} bytes before the end of the file")
         received += len(chunk)
         yield chunk

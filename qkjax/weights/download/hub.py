@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub: config and weights, one snapshot each, in our own cache."""
+"""Downloads config.json and weights of repositories of the Hugging Face hub."""
 
 from pathlib import Path
 from types import ModuleType
@@ -10,11 +10,11 @@ SMALL = ["config.json", "preprocessor_config.json"]
 
 
 def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
-    """Downloads config and weights; safetensors of any revision before a PyTorch file of the first that has one.
+    """Downloads config and weights: safetensors of any revision if there are some, else a PyTorch file.
 
     Raises:
-      QkjaxError: huggingface_hub is not installed; no connection, or HF_HUB_OFFLINE; no such
-        repository, or a gated one; no weights in it.
+      QkjaxError: huggingface_hub is not installed; no connection, or HF_HUB_OFFLINE is set; the repository does
+        not exist, is gated, or holds no weights.
     """
     hub = _library()
     try:
@@ -26,17 +26,17 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path
         chosen = next((r for r in reversed(listed) if _weights(listed[r])), None)
         if chosen is None:
             raise QkjaxError(f"{repo} on the hub holds neither {SINGLE} nor {PYTORCH}; choose another repository")
-        # The small files first: once the weights are there, the snapshot counts as whole.
+        # The small files first: once the weights exist, the snapshot counts as complete.
         small = Path(hub.snapshot_download(repo, revision=chosen, cache_dir=cache, allow_patterns=SMALL))
         hub.snapshot_download(repo, revision=small.name, cache_dir=cache, allow_patterns=_weights(listed[chosen]))
     except QkjaxError:
         raise
-    # The errors of its HTTP client come through, and the client has changed from version to version.
+    # The exceptions of its HTTP client differ between versions.
     except Exception as error:
         raise QkjaxError(f"cannot fetch {repo} from the hub: {_reason(error)}") from error
     path = snapshot(cache, repo, (chosen,))
     if not path.exists():
-        raise QkjaxError(f"{repo} on the hub has no config.json, or files went missing on the way; try again")
+        raise QkjaxError(f"{repo} on the hub has no config.json, or the download is incomplete; try again")
     return path
 
 
@@ -45,13 +45,13 @@ def _library() -> ModuleType:
         import huggingface_hub
     except ImportError as error:
         raise QkjaxError(
-            "models of the Hugging Face hub need huggingface_hub, which is not here: pip install 'qkjax[hf]'"
+            "models of the Hugging Face hub need huggingface_hub, which is not installed: pip install 'qkjax[hf]'"
         ) from error
     return huggingface_hub
 
 
 def _weights(files: list[str]) -> list[str]:
-    """Of a repository's files, those that hold the weights; [] if there are none that we can read."""
+    """The files of a repository that hold its weights; [] if none can be read."""
     top = [name for name in files if "/" not in name]
     if SINGLE in top:
         return [SINGLE]
@@ -61,13 +61,13 @@ def _weights(files: list[str]) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong and what to do, in a few words; the library's own messages are long."""
+    """The problem and what to do; the messages of huggingface_hub are long."""
     advice = {
         "GatedRepoError": "it is gated: accept its licence on its page, then log in with `hf auth login`",
-        "RepositoryNotFoundError": "no such repository, or a private one; and no file or folder here has this name",
-        "RevisionNotFoundError": "it has no such revision",
-        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set and it is not on disk",
-        "LocalEntryNotFoundError": "no connection to the hub, or HF_HUB_OFFLINE is set, and it is not on disk",
+        "RepositoryNotFoundError": "there is no public repository, file or folder with this name",
+        "RevisionNotFoundError": "the revision does not exist",
+        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set and the files are not on disk",
+        "LocalEntryNotFoundError": "no connection to the hub, or HF_HUB_OFFLINE is set, and the files are not on disk",
     }
     for kind in type(error).__mro__:
         if kind.__name__ in advice:

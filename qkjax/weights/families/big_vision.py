@@ -34,7 +34,7 @@ def read_vit(
     by_key = {full: container.header(full) for full in keys.values()}
     for full, header in by_key.items():
         if weight_dtype(header.dtype) is None:
-            raise QkjaxError(f"parameter {full!r} is of type {header.dtype}, wanted floating point numbers")
+            raise QkjaxError(f"parameter {full!r} has dtype {header.dtype}, expected floating point numbers")
     stored = names.canonical(keys, {full: header.shape for full, header in by_key.items()})
     headers = {name: by_key[s.key] for name, s in stored.items()}
     shapes = {name: h.shape if stored[name].layer is None else h.shape[1:] for name, h in headers.items()}
@@ -55,7 +55,7 @@ def read_vit(
 def _check_memory(needed: float) -> None:
     try:
         have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on this platform: the allocation itself will tell
+    except (AttributeError, ValueError, OSError):  # not available on this platform: the allocation may fail later
         return
     if needed > have:
         raise QkjaxError(f"the parameters need {needed / 2**30:.0f} GiB and this machine has {have / 2**30:.0f} GiB")
@@ -78,5 +78,5 @@ def check_finite(name: str, array: np.ndarray) -> np.ndarray:
       QkjaxError: it holds NaN or infinite values.
     """
     if not np.isfinite(array).all():
-        raise QkjaxError(f"parameter {name!r} holds NaN or infinite values: the checkpoint is broken")
+        raise QkjaxError(f"parameter {name!r} holds NaN or infinite values; download or copy the checkpoint again")
     return array

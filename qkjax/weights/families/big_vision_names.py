@@ -1,7 +1,6 @@
-"""All the names that Google's ViT checkpoints have had for a parameter, brought to one.
+"""Converts all names that Google's ViT checkpoints have used for a parameter to one canonical name.
 
-Only strings and shapes are handled here, no data: big_vision's present names are the canonical
-ones, and every older or foreign layout ends at this border.
+The functions handle names and shapes, no data. The canonical names are those of the current big_vision.
 """
 
 import re
@@ -20,27 +19,27 @@ MOST_LAYERS = 1000
 
 
 class Stored(NamedTuple):
-    """Where a canonical parameter lies: a key of the file, and a slice of its first axis if scanned."""
+    """The place of a canonical parameter: a key of the file, and the index on its first axis if blocks are scanned."""
 
     key: str
     layer: int | None = None
 
 
 def params_prefix(keys: Iterable[str]) -> str:
-    """What precedes the parameters: "params/" (trainer), "opt/target/" (Flax optimizers), or "" (bare)."""
+    """The prefix of parameters: "params/" (trainer), "opt/target/" (Flax optimizers), or "" (bare tree)."""
     keys = list(keys)
     return next((p for p in ("params/", "opt/target/") if any(k.startswith(p) for k in keys)), "")
 
 
 def subtree(keys: Iterable[str], sub: str | None, where: str) -> dict[str, str]:
-    """Keys of the ViT, with its own prefix taken off, mapped to the file's keys.
+    """Keys of the ViT without its prefix, mapped to keys of the file.
 
     Args:
-      sub: the sub-model after the colon of a path, such as "img"; None where the ViT is the whole.
+      sub: the sub-model after the colon of a path, such as "img"; None if the ViT is the whole.
       where: the file, for messages.
 
     Raises:
-      QkjaxError: no such sub-model, or two towers and none chosen.
+      QkjaxError: there is no such sub-model, or there are two towers and `sub` is None.
     """
     keys = list(keys)
     prefix = params_prefix(keys)
@@ -49,24 +48,26 @@ def subtree(keys: Iterable[str], sub: str | None, where: str) -> dict[str, str]:
         chosen = {k.removeprefix(f"{sub}/"): full for k, full in inside.items() if k.startswith(f"{sub}/")}
         if not chosen:
             tops = sorted({k.split("/")[0] for k in inside})
-            raise QkjaxError(f"{where} has no sub-model {sub!r}; at its top are: {', '.join(tops[:12])}")
+            raise QkjaxError(f"{where} has no sub-model {sub!r}; it has {', '.join(tops[:12])}")
         return chosen
     if any(k.startswith("img/") for k in inside):
-        raise QkjaxError(f"{where} holds several models ({', '.join(TOWERS)}): name the image tower, {where}:img")
+        raise QkjaxError(f"{where} holds several models ({', '.join(TOWERS)}): choose the image tower, {where}:img")
     return inside
 
 
 def scan_depth(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Layers of scanned blocks: the leading axis that all their arrays share; None without them.
+    """Layers of scanned blocks: the leading axis that all their arrays share; None if no blocks are scanned.
 
     Raises:
-      QkjaxError: the arrays do not agree.
+      QkjaxError: the arrays differ in it.
     """
     scanned = [full for key, full in keys.items() if key.startswith(f"{BLOCK}/")]
     depths = {full: shapes[full][0] if shapes[full] else 0 for full in scanned}
     for full, layers in depths.items():
         if layers != depths[scanned[0]] or not 0 < layers <= MOST_LAYERS:
-            raise QkjaxError(f"{full!r} has {layers} layers, and {scanned[0]!r} {depths[scanned[0]]}")
+            raise QkjaxError(
+                f"{full!r} has {layers} layers and {scanned[0]!r} has {depths[scanned[0]]}; expected equal numbers"
+            )
     return depths[scanned[0]] if scanned else None
 
 
@@ -82,7 +83,7 @@ def canonical(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> di
     """
     if hybrid := [k for k in keys if k.split("/")[0] in HYBRID]:
         raise QkjaxError(
-            f"this is a hybrid ResNet-ViT (it has {hybrid[0]!r}): its tokens come from a ResNet; use a plain ViT file"
+            f"this is a hybrid ResNet-ViT (it has {hybrid[0]!r}): a ResNet computes its tokens; use a plain ViT"
         )
     old_blocks = {k.split("/")[1] for k in keys if k.startswith(BLOCK) and k.split("/")[2:3] == ["LayerNorm_2"]}
     layers = scan_depth(keys, shapes)
@@ -96,13 +97,13 @@ def canonical(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> di
         elif len(parts) > 2 and parts[1] in old_blocks:
             parts[2] = PRE_LINEN.get(parts[2], parts[2])
         if layers and parts[:2] == BLOCK.split("/"):
-            found = {"/".join([f"{BLOCK}_{i}", *parts[2:]]): Stored(full, i) for i in range(layers)}
+            stored = {"/".join([f"{BLOCK}_{i}", *parts[2:]]): Stored(full, i) for i in range(layers)}
         else:
-            found = {"/".join(parts): Stored(full)}
-        if twice := named.keys() & found.keys():
+            stored = {"/".join(parts): Stored(full)}
+        if twice := named.keys() & stored.keys():
             name = min(twice)
-            raise QkjaxError(f"both {named[name].key!r} and {full!r} are parameter {name!r}: keep one")
-        named |= found
+            raise QkjaxError(f"both {named[name].key!r} and {full!r} are parameter {name!r}; remove one")
+        named |= stored
     return named
 
 
@@ -112,8 +113,8 @@ def depth(names: Iterable[str]) -> int:
     Raises:
       QkjaxError: the block indices have a gap, or there are none.
     """
-    found = {int(m[1]) for name in names if (m := re.match(rf"{BLOCK}_(\d{{1,6}})/", name))}
-    absent = min(set(range(len(found) or 1)) - found, default=None)
+    indices = {int(m[1]) for name in names if (m := re.match(rf"{BLOCK}_(\d{{1,6}})/", name))}
+    absent = min(set(range(len(indices) or 1)) - indices, default=None)
     if absent is not None:
         raise QkjaxError(f"parameters '{BLOCK}_{absent}/...' are missing")
-    return len(found)
+    return len(indices)

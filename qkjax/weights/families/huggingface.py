@@ -16,16 +16,19 @@ ACTIVATIONS = {
 
 
 def settings_of(config: Mapping) -> dict:
-    """What a Hugging Face or timm config.json says of a ViT beyond its shapes.
+    """Settings of a ViT from the config.json of Hugging Face or timm, as far as shapes do not determine them.
 
     Raises:
-      QkjaxError: an activation that is not known, or a value of the wrong kind.
+      QkjaxError: rotary position embeddings, an unknown activation, or a value of the wrong type.
     """
     inner = config.get("vision_config")
     config = inner if isinstance(inner, dict) and inner else config
     kind = f"{config.get('model_type')} {config.get('architecture')}"
     if "dinov3" in kind or "rope" in kind or "eva" in kind:
-        raise QkjaxError(f"config.json says {kind}: rotary position embeddings leave a head without one matrix Wq Wk^T")
+        raise QkjaxError(
+            f"config.json is for {kind}, with rotary position embeddings, which are not supported: a head then has no "
+            "single matrix Wq Wk^T"
+        )
     if "architecture" in config:
         return timm.settings_of(config)
     settings = {}
@@ -36,7 +39,7 @@ def settings_of(config: Mapping) -> dict:
         act = "swiglu" if config.get("use_swiglu_ffn") else ACTIVATIONS.get(str(config["hidden_act"]))
         if act is None:
             act, known = config["hidden_act"], ", ".join(ACTIVATIONS)
-            raise QkjaxError(f"config.json has activation {act!r}, known are {known}")
+            raise QkjaxError(f"config.json has activation {act!r}, expected one of {known}")
         settings["activation"] = act
     if "layer_norm_eps" in config:
         settings["norm_eps"] = config["layer_norm_eps"]

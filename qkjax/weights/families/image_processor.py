@@ -1,4 +1,4 @@
-"""What the preprocessor_config.json of a Hugging Face repository says, as a `Preprocess`."""
+"""Converts the preprocessor_config.json of a Hugging Face repository to a `Preprocess`."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import CLIP, HALF, IMAGENET, RGB, Preprocess
 
-# What the classes of transformers assume where the file says nothing; of an int whether it means a square.
+# Defaults of the classes of transformers; `default_to_square` tells whether a size that is an int is a square.
 _KEYS = ("size", "default_to_square", "do_center_crop", "crop_size", "resample", "image_mean", "image_std")
 _CLASSES = {
     "ViT": (224, True, False, None, 2, *HALF),
@@ -23,61 +23,61 @@ _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_conve
 
 
 def from_processor_config(config: Mapping[str, Any]) -> Preprocess:
-    """What the JSON of a Hugging Face preprocessor_config.json, old or new, says.
+    """The preprocessing that a preprocessor_config.json specifies, in the old or the new format.
 
     Raises:
-      QkjaxError: an unknown class, step, size or filter; a missing key; pictures that are not square.
+      QkjaxError: an unknown class, step, size or filter; a missing key; images that are not square.
     """
     try:
         return _read(config)
-    except TypeError as error:  # a list where a word or a number is wanted
-        raise _unknown(f"holds a value of the wrong kind ({error})") from error
+    except TypeError as error:  # a list instead of a string or a number
+        raise _unknown(f"holds a value of the wrong type ({error})") from error
 
 
 def _read(config: Mapping[str, Any]) -> Preprocess:
     kind = config.get("image_processor_type") or config.get("feature_extractor_type")
     name = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind or "")
     if kind and name not in _CLASSES:
-        raise _unknown(f"names {kind}; known are those of {', '.join(_CLASSES)}")
-    said = dict(zip(_KEYS, _CLASSES.get(name, ()), strict=False))
-    said |= {key: value for key, value in config.items() if value is not None}
-    steps = {key for key, value in said.items() if key.startswith("do_") and value} - _STEPS
+        raise _unknown(f"has the class {kind}; expected one of {', '.join(_CLASSES)}")
+    values = dict(zip(_KEYS, _CLASSES.get(name, ()), strict=False))
+    values |= {key: value for key, value in config.items() if value is not None}
+    steps = {key for key, value in values.items() if key.startswith("do_") and value} - _STEPS
     if steps:
         raise _unknown(f"has {min(steps)}=true, which is not supported")
-    crop = _side(said, "crop_size")[0] if said.get("do_center_crop") else None
-    resize_to, square = _side(said, "size") if said.get("do_resize", True) else (crop, False)
+    crop = _side(values, "crop_size")[0] if values.get("do_center_crop") else None
+    resize_to, square = _side(values, "size") if values.get("do_resize", True) else (crop, False)
     if not (crop or square) or (crop or 0) > resize_to:
-        raise _unknown("makes pictures that are not square, or pads them")
-    resize = "none" if not said.get("do_resize", True) else "squash" if square else "small side"
+        raise _unknown("produces images that are not square, or pads them")
+    resize = "none" if not values.get("do_resize", True) else "squash" if square else "small side"
     filters = {2: "pil-bilinear", 3: "pil-bicubic"}
-    if said.get("resample") not in filters:
-        raise _unknown(f"has resample={said.get('resample')}; known are 2 (bilinear) and 3 (bicubic)")
-    return Preprocess(resize, filters[said["resample"]], resize_to, crop or resize_to, *_mean_std(said))
+    if values.get("resample") not in filters:
+        raise _unknown(f"has resample={values.get('resample')}; expected 2 (bilinear) or 3 (bicubic)")
+    return Preprocess(resize, filters[values["resample"]], resize_to, crop or resize_to, *_mean_std(values))
 
 
 def _unknown(what: str) -> QkjaxError:
-    return QkjaxError(f"preprocessor_config.json {what}; correct it or give a `Preprocess` of your own")
+    return QkjaxError(f"preprocessor_config.json {what}; correct it, or pass your own `Preprocess`")
 
 
-def _side(said: Mapping[str, Any], key: str) -> tuple[int, bool]:
-    """Pixels, and whether of a square (else of the short side)."""
-    size, square = said.get(key), key == "crop_size" or said.get("default_to_square", True)
+def _side(values: Mapping[str, Any], key: str) -> tuple[int, bool]:
+    """Pixels, and whether they are the side of a square (else the short side)."""
+    size, square = values.get(key), key == "crop_size" or values.get("default_to_square", True)
     if isinstance(size, Mapping):
         given = {k: v for k, v in size.items() if v is not None}
         square = given.keys() == {"height", "width"} and given["height"] == given["width"]
         size = next(iter(given.values())) if square or given.keys() == {"shortest_edge"} else None
     if not isinstance(size, int) or size < 1:
-        raise _unknown(f"has {key}={said.get(key)}; known are a number, one shortest_edge, or a square")
+        raise _unknown(f"has {key}={values.get(key)}; expected a number, a shortest_edge, or a square")
     return size, square
 
 
-def _mean_std(said: Mapping[str, Any]) -> tuple[RGB, RGB]:
-    """Of values in 0..1, whatever the file rescales to."""
+def _mean_std(values: Mapping[str, Any]) -> tuple[RGB, RGB]:
+    """Mean and standard deviation for values in 0..1, for any rescale_factor."""
     try:
-        mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize", True) else (0, 1)
-        factor = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
+        mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize", True) else (0, 1)
+        factor = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1
         scale = round(255 * factor, 9)  # exactly 1 for the usual 1/255
-        mean, std = (tuple(float(x) / scale for x in np.broadcast_to(values, 3)) for values in (mean, std))
+        mean, std = (tuple(float(x) / scale for x in np.broadcast_to(colour, 3)) for colour in (mean, std))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise _unknown("has no usable image_mean, image_std and rescale_factor") from error
     return mean, std

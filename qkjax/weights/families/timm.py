@@ -1,4 +1,4 @@
-"""What the config.json of a timm repository says: an architecture's name, and how its images are prepared."""
+"""Reads the config.json of a timm repository: activation, resampling, preprocessing."""
 
 import re
 from collections.abc import Mapping
@@ -7,13 +7,14 @@ from math import floor
 from qkjax.images.preprocess import Preprocess
 
 TANH = r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip(_gap)?_512"
-"""The SigLIPs that timm gives GELU by tanh; the others have the exact one there, though trained with tanh."""
+"""SigLIP models for which timm uses the tanh approximation of GELU. It uses exact GELU for the others, although
+they were trained with the approximation."""
 
 
 def settings_of(config: Mapping) -> dict:
     """Parts of `ViTConfig` that follow from an architecture's name; timm antialiases position embeddings.
 
-    OpenAI's CLIP goes by names with and without "quickgelu"; the notes say that it was trained with that.
+    The names of OpenAI's CLIP may lack "quickgelu", which it was trained with; the notes of config.json mention it.
     """
     name, notes = str(config["architecture"]), str(_pretrained(config).get("notes", ""))
     settings = {"posemb_resample": "bicubic_antialias"}
@@ -21,19 +22,19 @@ def settings_of(config: Mapping) -> dict:
         return settings | {"activation": "quick_gelu"}
     if re.search(TANH, name):
         return settings | {"activation": "gelu_tanh"}
-    # Where the tree alone would be taken for OpenAI's CLIP or Google's SigLIP.
+    # Without this, the parameters would be taken for those of OpenAI's CLIP or Google's SigLIP.
     return settings | ({"activation": "gelu"} if re.search("clip|siglip|_map_", name) else {})
 
 
 def preprocess_of(config: Mapping) -> Preprocess | None:
-    """How timm evaluates the model; None where it is not said, or is what a `Preprocess` cannot hold."""
-    said = _pretrained(config)
+    """The preprocessing of timm's evaluation; None if it is missing or `Preprocess` cannot express it."""
+    values = _pretrained(config)
     try:
-        _, height, width = said["input_size"]
-        resize = {"center": "small side", "squash": "squash"}[said.get("crop_mode") or "center"]
-        filter = {"bicubic": "pil-bicubic", "bilinear": "pil-bilinear"}[said["interpolation"]]
-        mean, std = (tuple(float(x) for x in said[key]) for key in ("mean", "std"))
-        resize_to = floor(height / said["crop_pct"])
+        _, height, width = values["input_size"]
+        resize = {"center": "small side", "squash": "squash"}[values.get("crop_mode") or "center"]
+        filter = {"bicubic": "pil-bicubic", "bilinear": "pil-bilinear"}[values["interpolation"]]
+        mean, std = (tuple(float(x) for x in values[key]) for key in ("mean", "std"))
+        resize_to = floor(height / values["crop_pct"])
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
     fits = type(height) is int and 0 < height == width <= resize_to and len(mean) == len(std) == 3 and 0 not in std
@@ -41,6 +42,6 @@ def preprocess_of(config: Mapping) -> Preprocess | None:
 
 
 def _pretrained(config: Mapping) -> Mapping:
-    """The part about the weights; old files have it at the top."""
+    """The part about the weights; old files have it at the top level."""
     inner = config.get("pretrained_cfg", config)
     return inner if isinstance(inner, Mapping) else {}

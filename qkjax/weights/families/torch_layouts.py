@@ -1,6 +1,6 @@
-"""State dicts of torch models, as Hugging Face, timm and Meta store them, to big_vision's tree.
+"""Converts state dicts of torch models (Hugging Face, timm, Meta) to big_vision's tree.
 
-Linear weights are (out, in) there and (in, out) here, and split into heads here.
+Linear weights are (out, in) in torch; here they are (in, out) and split into heads.
 """
 
 import re
@@ -16,7 +16,7 @@ from qkjax.weights.families.big_vision_names import BLOCK
 from qkjax.weights.families.torch_names import ATTENTION, our_name
 
 HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
-"""Heads by width, where every published ViT of that width has the same number."""
+"""Number of heads by width, for widths of which all published ViTs have the same number."""
 
 
 def to_vit(
@@ -25,12 +25,12 @@ def to_vit(
     """The architecture and the checked flat canonical arrays of a state dict.
 
     Args:
-      keys: its names.
-      read: gives the array of a name.
-      settings: what is said of it; the rest is inferred, or as its family has it.
+      keys: names of its parameters.
+      read: returns the array of a name.
+      settings: parts of `ViTConfig` that are given; the rest is inferred, or the default of the family.
 
     Raises:
-      QkjaxError: as `to_tree`, `infer_config` and `check_shapes`.
+      QkjaxError: see `to_tree`, `infer_config` and `check_shapes`.
     """
     flat = to_tree(keys, read, settings.get("heads"))
     shapes = {name: array.shape for name, array in flat.items()}
@@ -43,31 +43,35 @@ def to_tree(keys: Iterable[str], read: Callable[[str], np.ndarray], heads: int |
     """Reads a state dict into flat canonical arrays, one at a time.
 
     Args:
-      keys: its names.
-      read: gives the array of a name.
-      heads: attention heads; None where no configuration says, and then those of `HEADS`.
+      keys: names of its parameters.
+      read: returns the array of a name.
+      heads: number of attention heads; if None, that of `HEADS` for the width.
 
     Raises:
-      QkjaxError: an unknown name, a part that is missing, or heads that do not divide the width.
+      QkjaxError: an unknown name, a missing part, or a number of heads that does not divide the width.
     """
     named = {key: ours for key in sorted(keys) if (ours := our_name(key)) is not None}
     first = {ours: key for key, ours in reversed(named.items())}
     if second := next((key for key, ours in named.items() if first[ours] != key), None):
-        raise QkjaxError(f"both {first[named[second]]!r} and {second!r} are {named[second]!r}: two models in one file")
+        raise QkjaxError(
+            f"both {first[named[second]]!r} and {second!r} are {named[second]!r}: the file holds two models"
+        )
     flat = {ours: read(key) for key, ours in named.items()}
     if "embedding/kernel" not in flat:
         raise QkjaxError(f"no patch embedding among the parameters{nearest('patch_embed.proj.weight', named)}")
     is_predictor = any("predictor_embed" in key for key in named)
     kernel = flat["embedding/kernel"]
     if kernel.ndim != (2 if is_predictor else 4):
-        raise QkjaxError(f"the patch embedding has shape {kernel.shape}: a NaFlex ViT's, or no ViT's; not supported")
+        raise QkjaxError(
+            f"the patch embedding has shape {kernel.shape}: expected a convolution; NaFlex ViTs are not supported"
+        )
     flat["embedding/kernel"] = kernel.T[None, None] if is_predictor else kernel.transpose(2, 3, 1, 0)
     width = kernel.shape[0]
     heads = heads or (None if is_predictor else HEADS.get(width))
     if heads is None:
-        raise QkjaxError(f"nothing says how many heads a width of {width} has: say heads=... (--heads)")
+        raise QkjaxError(f"the number of heads is unknown for width {width}: pass heads=...")
     if width % heads:
-        raise QkjaxError(f"{heads} heads do not divide the width {width}: say heads=..., or mend config.json")
+        raise QkjaxError(f"{heads} heads do not divide the width {width}: pass heads=..., or correct config.json")
     _split_fused(flat, width)
     _join_gated(flat)
     _fill_missing_biases(flat, width)
@@ -78,8 +82,8 @@ def to_tree(keys: Iterable[str], read: Callable[[str], np.ndarray], heads: int |
 
 
 def _drop_foreign_head(flat: dict[str, np.ndarray], width: int) -> None:
-    """Leaves out classifiers that no plain head is: DINOv2's takes class token and mean side by side,
-    those that transformers puts on CLIP and SigLIP the mean of the patches."""
+    """Removes classifiers that are not plain heads: DINOv2's takes the class token concatenated with the mean of the
+    patches, those of CLIP and SigLIP in transformers the mean of the patches."""
     head = flat.get("head/kernel")
     if head is None or head.ndim != 2:
         return
@@ -88,28 +92,30 @@ def _drop_foreign_head(flat: dict[str, np.ndarray], width: int) -> None:
 
 
 def _split_fused(flat: dict[str, np.ndarray], width: int) -> None:
-    """Query, key and value in one, in timm's layers and torch's own attention; key and value in timm's pooling."""
+    """Splits fused weights: query, key and value of layers, and key and value of timm's pooling."""
     for name in [n for n in flat if "/qkv/" in n or "/kv/" in n]:
         fused, parts = flat.pop(name), ("query", "key", "value") if "/qkv/" in name else ("key", "value")
         if fused.ndim == 0 or fused.shape[0] != len(parts) * width:
-            raise QkjaxError(f"{name!r} has shape {fused.shape}, wanted {len(parts) * width} rows: {', '.join(parts)}")
+            raise QkjaxError(
+                f"{name!r} has shape {fused.shape}, expected {len(parts) * width} rows: {', '.join(parts)}"
+            )
         for part, array in zip(parts, np.split(fused, len(parts)), strict=True):
             flat[re.sub("/q?kv/", f"/{part}/", name)] = array
 
 
 def _join_gated(flat: dict[str, np.ndarray]) -> None:
-    """The two halves of a gated MLP's first layer, where they are stored apart: the gate comes first."""
+    """Concatenates the two halves of a gated MLP's first layer if they are stored separately, the gate first."""
     for name in [n for n in flat if "/gate/" in n]:
         value = name.replace("/gate/", "/value/")
         if value not in flat:
-            raise QkjaxError(f"parameter {value!r} is missing beside {name!r}")
+            raise QkjaxError(f"parameter {value!r} is missing next to {name!r}")
         flat[name.replace("/gate/", "/Dense_0/")] = np.concatenate([flat.pop(name), flat.pop(value)])
 
 
 def _fill_missing_biases(flat: dict[str, np.ndarray], width: int) -> None:
-    """BEiT and SimMIM have no key bias, CLIP no patch bias: zeros are the same function.
+    """Adds zeros for the key bias that BEiT and SimMIM lack, and the patch bias that CLIP lacks: the same function.
 
-    A bias that only some layers lack is left missing, which is an error further on.
+    A bias that only some layers lack is not added, and so causes an error later.
     """
     for part in ("query", "key", "value"):
         if not any(name.startswith(BLOCK) and name.endswith(f"{part}/bias") for name in flat):
@@ -120,7 +126,7 @@ def _fill_missing_biases(flat: dict[str, np.ndarray], width: int) -> None:
 
 
 def _share_relative_bias(flat: dict[str, np.ndarray]) -> None:
-    """SimMIM's pre-training shares one table of relative position biases among all layers."""
+    """Copies the table of relative position biases that all layers of SimMIM's pre-training share to each layer."""
     shared = flat.pop("relative_position_bias", None)
     for name in [n for n in flat if shared is not None and n.endswith("query/kernel") and BLOCK in n]:
         own = name.replace("query/kernel", "relative_position_bias")
@@ -128,8 +134,8 @@ def _share_relative_bias(flat: dict[str, np.ndarray]) -> None:
 
 
 def _fold_prefix_positions(flat: dict[str, np.ndarray], width: int) -> None:
-    """Adds the positions of class and distillation token to them: the same function. DeiT's
-    distillation token then stands where registers stand."""
+    """Adds the positions of class and distillation token to the tokens: the same function. DeiT's distillation
+    token then becomes a register."""
     for name in ("cls", "distillation", "registers"):
         if name in flat:
             flat[name] = flat[name].reshape(1, -1, width)
@@ -137,26 +143,28 @@ def _fold_prefix_positions(flat: dict[str, np.ndarray], width: int) -> None:
     prefix = [name for name in ("cls", "distillation") if name in flat]
     if positions is not None:
         positions = positions.reshape(1, -1, width)
-        # timm may leave the special tokens without positions, or give registers some too
+        # in timm, special tokens may have no positions, and registers may have some
         choices = (prefix, [], [*prefix, "registers"] if "registers" in flat else prefix)
         counts = [sum(flat[name].shape[1] for name in names) for names in choices]
         rows = [max(positions.shape[1] - count, 0) for count in counts]
         chosen = next((i for i, n in enumerate(rows) if n and isqrt(n) ** 2 == n), 0)
         at = 0
-        for name in choices[chosen]:  # in float32: the sum of two half precision numbers is none
+        for name in choices[chosen]:  # in float32: half precision would round the sum
             part = positions[:, at : at + flat[name].shape[1]].astype(np.float32)
             flat[name], at = flat[name].astype(np.float32) + part, at + flat[name].shape[1]
         flat["pos_embedding"] = positions[:, at:]
         if not flat["pos_embedding"].size:
-            raise QkjaxError(f"the position embedding has {at} rows, no more than there are special tokens")
+            raise QkjaxError(f"the position embedding has {at} rows, expected more than the special tokens need")
     elif not any("relative_position_bias" in name for name in flat):
-        raise QkjaxError("no position embedding: rotary ones (DINOv3) make the interaction depend on the offset")
+        raise QkjaxError(
+            "no position embedding: rotary ones (DINOv3) are not supported: the interaction depends on the offset"
+        )
     if "distillation" in flat:
         flat["registers"] = flat.pop("distillation")
 
 
 def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
-    """(out, in) -> (in, out), and query, key, value, out split into heads."""
+    """Transposes (out, in) to (in, out), and splits query, key, value and out into heads."""
     kernel = name.endswith("/kernel") and array.ndim == 2
     array = array.T if kernel else array
     if f"{ATTENTION}/out/kernel" in name:
@@ -167,19 +175,19 @@ def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
 
 
 def defaults(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """What a file without config.json is taken to be; torch resamples position embeddings by bicubic."""
+    """Settings of a file without config.json; torch uses bicubic resampling of position embeddings."""
     if "pre_norm/scale" in shapes:
         own = {"activation": "quick_gelu", "norm_eps": 1e-5}  # CLIP
     elif "MAPHead_0/probe" in shapes:
         own = {"activation": "gelu_tanh"}  # SigLIP
     else:
         own = {"activation": "swiglu" if _is_gated(shapes) else "gelu"}
-    # DINOv2's models with registers antialias, in transformers and at Meta; the others do not.
+    # DINOv2's models with registers use antialiasing, in transformers and Meta's code; the others do not.
     antialias = "registers" in shapes and "LayerScale_0/scale" in " ".join(shapes)
     return {"posemb_resample": "bicubic_antialias" if antialias else "bicubic", **own}
 
 
 def _is_gated(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether the second layer of the MLP takes half of what the first gives."""
+    """Whether the second layer of the MLP has half as many inputs as the first has outputs."""
     first, second = (shapes.get(f"{BLOCK}_0/MlpBlock_0/Dense_{i}/kernel", ()) for i in (0, 1))
     return len(first) == len(second) == 2 and first[1] == 2 * second[0]

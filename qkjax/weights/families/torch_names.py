@@ -1,7 +1,7 @@
-"""The names that torch models' state dicts have for the parameters of a ViT, brought to big_vision's.
+"""Converts names of parameters in state dicts of torch models to the names of big_vision.
 
-Each family is a few lines of a table. The tables do not clash, so they are one, and a file says by
-its own names what it is.
+Each family is a few lines of a table. The families share one table, since their names do not conflict, and the
+names in a file determine the family.
 """
 
 import re
@@ -65,7 +65,7 @@ TOP = {
     "predictor_norm": "Transformer/encoder_norm",
 }
 IN_BLOCK = {
-    # Hugging Face: ViT, DINO, DeiT, MAE, I-JEPA, BEiT (files), and as transformers 5 calls them
+    # Hugging Face: ViT, DINO, DeiT, MAE, I-JEPA, BEiT (files), and the names of transformers 5
     "layernorm_before": "LayerNorm_0",
     "attention.attention.query": f"{ATTENTION}/query",
     "attention.attention.key": f"{ATTENTION}/key",
@@ -78,7 +78,7 @@ IN_BLOCK = {
     "attention.k_proj": f"{ATTENTION}/key",
     "attention.v_proj": f"{ATTENTION}/value",
     "attention.o_proj": f"{ATTENTION}/out",
-    # DINOv2, also giant's gated MLP; BEiT; in both what only transformers 5 calls so
+    # DINOv2, also giant's gated MLP; BEiT; some names only in transformers 5
     "norm1": "LayerNorm_0",
     "norm2": "LayerNorm_1",
     "layer_scale1.lambda1": "LayerScale_0/scale",
@@ -113,18 +113,18 @@ IN_BLOCK = {
     "gamma_2": "LayerScale_1/scale",
 }
 BLOCKS = re.compile(r"(?:layers?|blocks|predictor_blocks)\.(\d{1,4})\.(.+)")
-# Parts that take no part in the encoder: text towers, decoders, projections, buffers, mask tokens.
-PASSED_OVER = re.compile(
+# Parts that the encoder does not use: text towers, decoders, projections, buffers, mask tokens.
+IGNORED = re.compile(
     r"(?:text_model|text_projection|visual_projection|logit_scale|logit_bias|decoder|pooler|predictor|lm_head|"
     r"cls\.predictions)\b|.*(?:mask_token|position_ids|relative_position_index|predictor_proj).*"
 )
 
 
 def our_name(name: str) -> str | None:
-    """A canonical name for a name of a state dict, kernel or bias included; None for what is passed over.
+    """The canonical name of a parameter, with kernel or bias; None if it is ignored.
 
     Raises:
-      QkjaxError: a name of no family we know; says the nearest.
+      QkjaxError: the name belongs to no known family; the message has the nearest known name.
     """
     bare, shorter = name, True
     while shorter and bare not in TOP:
@@ -140,9 +140,9 @@ def our_name(name: str) -> str | None:
     else:
         ours, known = TOP.get(stem), TOP
     if ours is None:
-        if PASSED_OVER.match(bare):
+        if IGNORED.match(bare):
             return None
-        raise QkjaxError(f"parameter {name!r} belongs to no ViT family that is known{nearest(stem, known)}")
+        raise QkjaxError(f"parameter {name!r} belongs to no known ViT family{nearest(stem, known)}")
     if not leaf:
         return ours
     normed = leaf == "weight" and ("norm" in ours.lower().rsplit("/", 1)[-1])

@@ -1,1 +1,1 @@
-"""Files and folders to arrays: npz, tensorstore, safetensors, PyTorch's own files, ONNX."""
+"""Readers of files and folders that return arrays: npz, tensorstore, safetensors, PyTorch files, ONNX."""

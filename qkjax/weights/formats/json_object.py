@@ -7,15 +7,15 @@ from qkjax.errors import QkjaxError
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object.
+    """Reads a JSON object.
 
     Raises:
-      QkjaxError: not readable, or no object.
+      QkjaxError: the file cannot be read, or holds something else.
     """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise QkjaxError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
-        raise QkjaxError(f"{path} holds {type(value).__name__}, wanted an object")
+        raise QkjaxError(f"{path} holds {type(value).__name__}, expected a JSON object")
     return value

@@ -1,8 +1,8 @@
-"""Reading npz files that nobody vouches for: headers first, then only the members asked for.
+"""Reads and writes npz files. The reader does not trust the file: it reads headers first, then single members.
 
-`numpy.load` would do for a good file. Here every member's shape and type are known, and checked
-by the caller, before a byte of its data is inflated, so that a small hostile file cannot fill the
-memory; nothing is ever unpickled; and any damage ends in one clear line.
+`numpy.load` is enough for a valid file. Here the caller knows and checks the shape and dtype of every
+member before its data is decompressed, so that a small hostile file cannot fill the memory. Nothing
+is unpickled, and any damage raises an error of one line.
 """
 
 import io
@@ -20,22 +20,22 @@ from numpy.lib import format as npy
 from qkjax.errors import QkjaxError
 from qkjax.runtime.files import atomic_path
 
-HEADER_BYTES = 65536  # numpy writes 128 for these arrays; more than this is not a header
-UNTOLD = 0xFFFF  # stands for a count that is elsewhere (zip64)
-CHUNK = 1 << 20  # stays in the cache between zipfile's copy and ours
+HEADER_BYTES = 65536  # largest accepted header; numpy writes 128 bytes for these arrays
+ZIP64_COUNT = 0xFFFF  # the count of members is stored elsewhere (zip64)
+CHUNK = 1 << 20  # small enough to stay in the processor's cache between two copies
 
 
 class Header(NamedTuple):
-    """Shape and type of a stored array; bfloat16 is recognised."""
+    """Shape and dtype of a stored array, bfloat16 included."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 def weight_dtype(dtype: np.dtype) -> np.dtype | None:
-    """The type of stored weights; None where it cannot be one.
+    """The dtype of stored weights; None if weights cannot have it.
 
-    numpy cannot name bfloat16, so big_vision's files hold it as the void type '|V2'.
+    numpy has no name for bfloat16, so files of big_vision store it as the void type '|V2'.
     """
     if dtype == np.dtype("V2"):
         return np.dtype(ml_dtypes.bfloat16)
@@ -44,10 +44,10 @@ def weight_dtype(dtype: np.dtype) -> np.dtype | None:
 
 
 class NpzFile:
-    """An open npz file: `headers` by key, `read(key)`, `text(key)`. Use it in a `with` block.
+    """An open npz file with `keys()`, `header(key)`, `read(key)` and `text(key)`, for a `with` block.
 
     Raises (all methods):
-      QkjaxError: no zip file, truncated or damaged, or a member that is not a plain array.
+      QkjaxError: the file is not a zip file, truncated or damaged, or a member is not a plain array.
     """
 
     def __init__(self, path: Path):
@@ -55,19 +55,19 @@ class NpzFile:
         try:
             self._zip = zipfile.ZipFile(path)
         except FileNotFoundError:
-            raise QkjaxError(f"no file {path}: check the path, or give a name from `qkjax models`") from None
-        except Exception as error:  # a border of trust: zipfile raises whatever it trips over
-            raise QkjaxError(self._what_it_is(error)) from error
+            raise QkjaxError(f"no file {path}: check the path, or use a name from `qkjax models`") from None
+        except Exception as error:  # damaged files make zipfile raise exceptions of many kinds
+            raise QkjaxError(self._problem(error)) from error
         self._members = {info.filename.removesuffix(".npy"): info for info in self._zip.infolist()}
         if len(self._members) < len(self._zip.infolist()):
-            raise QkjaxError(f"{path} holds two members of one name: it was tampered with or badly made")
-        if self._announced() not in (len(self._members), UNTOLD):
-            raise QkjaxError(f"{path} is damaged: its directory leaves out members; fetch or copy it again")
+            raise QkjaxError(f"{path} holds two members with the same name; download or copy it again")
+        if self._stated_count() not in (len(self._members), ZIP64_COUNT):
+            raise QkjaxError(f"{path} is damaged: its directory omits members; download or copy it again")
         self._check_names()
 
-    def _announced(self) -> int:
-        """How many members the end of the file tells of. zipfile does not look: a length altered in the
-        directory makes it pass over the members that follow."""
+    def _stated_count(self) -> int:
+        """The number of members that the end of the file states. zipfile does not check it: an altered length in
+        the directory makes it skip the members that follow."""
         with open(self.path, "rb") as file:
             file.seek(-22 - len(self._zip.comment), io.SEEK_END)
             return int.from_bytes(file.read(22)[10:12], "little")
@@ -83,13 +83,13 @@ class NpzFile:
                 if file.read(length).decode(encoding, "replace") != info.orig_filename:
                     raise self._damaged(info.filename, "its name differs between the directory and the member")
 
-    def _what_it_is(self, error: Exception) -> str:
+    def _problem(self, error: Exception) -> str:
         if not isinstance(error, zipfile.BadZipFile):
             return f"cannot read {self.path}: {getattr(error, 'strerror', None) or error}"
         with open(self.path, "rb") as file:
             start = file.read(4)
         if start == b"PK\x03\x04":
-            return f"{self.path} is truncated: the end of the npz is missing; fetch or copy it again"
+            return f"{self.path} is truncated: the end of the npz is missing; download or copy it again"
         return f"{self.path} is not an npz file: it begins with {start!r}, not with b'PK\\x03\\x04'"
 
     def __enter__(self):
@@ -103,11 +103,11 @@ class NpzFile:
         return list(self._members)
 
     def _damaged(self, key: str, error: Exception | str) -> QkjaxError:
-        return QkjaxError(f"{self.path}: member {key!r} is damaged ({error}); fetch or copy the file again")
+        return QkjaxError(f"{self.path}: member {key!r} is damaged ({error}); download or copy the file again")
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[tuple[zipfile.ZipExtFile, Header, np.dtype, bool]]:
-        """A member at the start of its data; any damage met in the block is told in one line."""
+        """A member at the start of its data; converts any exception of the block to `QkjaxError`."""
         try:
             with self._zip.open(self._members[key]) as member:
                 shape, fortran, stored = _read_header(member)
@@ -116,20 +116,20 @@ class NpzFile:
             raise
         except MemoryError as error:
             raise QkjaxError(f"{self.path}: {key!r} does not fit into memory") from error
-        except Exception as error:  # a border of trust, as above: also numpy's tokenizer, lzma, bz2
+        except Exception as error:  # many kinds, as above; also from numpy's tokenizer, lzma, bz2
             raise self._damaged(key, error) from error
 
     def header(self, key: str) -> Header:
-        """Shape and type of a member, from its first bytes alone."""
+        """Shape and dtype of a member, from its first bytes."""
         with self._opened(key) as (member, header, _, _):
-            promised = self._members[key].file_size - member.tell()
+            stored_size = self._members[key].file_size - member.tell()
         if header.dtype.hasobject:
             raise QkjaxError(f"{self.path}: {key!r} holds Python objects, which are never unpickled; save plain arrays")
         if any(length < 1 for length in header.shape):
-            raise self._damaged(key, f"shape {header.shape} has an axis without length")
+            raise self._damaged(key, f"shape {header.shape} has an empty axis")
         size = _bytes(header)
-        if promised != size:
-            raise self._damaged(key, f"{promised} bytes of data where shape {header.shape} needs {size}")
+        if stored_size != size:
+            raise self._damaged(key, f"{stored_size} bytes of data where shape {header.shape} needs {size}")
         return header
 
     def read(self, key: str) -> np.ndarray:
@@ -141,28 +141,28 @@ class NpzFile:
             while at < len(data) and (count := member.readinto(view[at : at + CHUNK])):
                 at += count
             if at < len(data) or member.read(1):
-                raise EOFError(f"{at} bytes of data where {len(data)} are promised")
+                raise EOFError(f"{at} bytes of data where {len(data)} are expected")
         array = data.view(stored).reshape(header.shape[::-1] if fortran else header.shape)
         array = array.T if fortran else array
         return array.view(header.dtype) if stored.kind == "V" else array.astype(header.dtype, copy=False)
 
     def text(self, key: str) -> str:
-        """A member that holds one string (ours alone: the configuration as JSON)."""
+        """A member that holds one string, such as the configuration that qkjax stores as JSON."""
         header = self.header(key)
         if header.dtype.kind != "U" or header.shape or header.dtype.itemsize > HEADER_BYTES:
-            raise self._damaged(key, "not a short text")
+            raise self._damaged(key, "expected a short text")
         return str(self.read(key))
 
 
 def _read_header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and type. Reads no byte beyond the header: seeking would end the checksum."""
+    """Shape, order and dtype. Reads no byte beyond the header, since seeking would disable the checksum."""
     version = npy.read_magic(io.BytesIO(member.read(npy.MAGIC_LEN)))
     length = member.read(2 if version == (1, 0) else 4)
     if (size := int.from_bytes(length, "little")) > HEADER_BYTES:
         raise ValueError(f"a header of {size} bytes")
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy tries damaged headers a second way, and says so
+        warnings.simplefilter("ignore")  # numpy warns when it parses a damaged header in a second way
         return read(io.BytesIO(length + member.read(size)))
 
 
@@ -175,10 +175,10 @@ def _bytes(header: Header) -> int:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as big_vision's trainer did: plain `np.savez`, '/'-joined keys. Atomic.
+    """Writes arrays atomically, in the format of big_vision's trainer: `np.savez`, keys joined by '/'.
 
     Raises:
-      QkjaxError: the file cannot be written; nothing is left behind.
+      QkjaxError: the file cannot be written; no partial file remains.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)

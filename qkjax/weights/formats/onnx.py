@@ -1,4 +1,4 @@
-"""Reading a DINOv2 backbone out of an ONNX graph that torch exported."""
+"""Reads a DINOv2 backbone from an ONNX graph that torch exported."""
 
 import numpy as np
 
@@ -11,11 +11,11 @@ def read_dinov2(data: bytes) -> tuple[dict[str, np.ndarray], int]:
     """State dict and number of heads of the DINOv2 model under `backbone.` in an ONNX file.
 
     Named initializers keep their Hugging Face names. The weights of matrix products have lost
-    theirs (the exporter transposed them): each is found as the other factor of the product whose
-    sum with a named bias stands in the graph.
+    theirs (the exporter transposed them): each is identified by the named bias that the graph adds to
+    its product.
 
     Raises:
-      QkjaxError: the `onnx` package is not installed, or this is no such graph.
+      QkjaxError: the `onnx` package is not installed, or the file does not hold such a graph.
     """
     try:
         import onnx
@@ -30,14 +30,14 @@ def read_dinov2(data: bytes) -> tuple[dict[str, np.ndarray], int]:
         state |= _anonymous_weights(graph, arrays) | {"embeddings.position_embeddings": _positions(graph, arrays)}
         heads = _head_count(graph)
     except (DecodeError, ValueError, KeyError, StopIteration) as error:
-        raise QkjaxError(f"not the DINOv2 graph that was expected: {error!r}") from error
+        raise QkjaxError(f"not a DINOv2 graph with the expected nodes: {error!r}") from error
     return state, heads
 
 
 def _anonymous_weights(graph, arrays: dict) -> dict[str, np.ndarray]:
-    """ "layer.0...query.weight" (out, in), as in a state dict, by the bias it is summed with."""
+    """Weights (out, in) by their names in a state dict, "layer.0...query.weight", from the biases added to them."""
     producer = {out: node for node in graph.node for out in node.output}
-    found = {}
+    weights = {}
     for node in graph.node:
         bias = next((i for i in node.input if i.startswith(PREFIX) and i.endswith(".bias")), None)
         if node.op_type != "Add" or bias is None:
@@ -45,12 +45,12 @@ def _anonymous_weights(graph, arrays: dict) -> dict[str, np.ndarray]:
         product = producer.get(next(i for i in node.input if i != bias))
         if product is not None and product.op_type == "MatMul":
             weight = next(i for i in product.input if i in arrays)
-            found[bias.removeprefix(PREFIX).removesuffix("bias") + "weight"] = arrays[weight].T
-    return found
+            weights[bias.removeprefix(PREFIX).removesuffix("bias") + "weight"] = arrays[weight].T
+    return weights
 
 
 def _positions(graph, arrays: dict) -> np.ndarray:
-    """Position embedding (1, 1 + tokens, D): the exporter split off the class row to resize the rest."""
+    """Position embedding (1, 1 + tokens, D): the exporter separated the class row in order to resize the rest."""
 
     def constant(op: str) -> np.ndarray:
         return next(

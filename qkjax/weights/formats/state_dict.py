@@ -1,7 +1,7 @@
-"""Reading torch models' parameters: safetensors (one file or shards), and PyTorch's own files.
+"""Reads the parameters of torch models: safetensors (one file or shards) and PyTorch files.
 
-Safetensors need no torch. PyTorch's `.bin` and `.pth` are pickles: torch's own reader of weights
-alone (`weights_only=True`) is the one thing that may open them, when torch is installed.
+Safetensors need no torch. PyTorch's `.bin` and `.pth` are pickles: only torch's reader for weights
+(`weights_only=True`) opens them, if torch is installed.
 """
 
 import re
@@ -17,21 +17,21 @@ from qkjax.weights.formats.json_object import read_json
 
 INDEX = "model.safetensors.index.json"
 FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
-PICKLED = (".bin", ".pt", ".pth", ".tar")  # how the names of PyTorch's own files end
-# Stands in for the configuration that Microsoft's code saves with its models, and which is not looked at.
+PICKLED = (".bin", ".pt", ".pth", ".tar")  # suffixes of PyTorch files
+# Replaces the configuration that Microsoft's code saves with its models, which is not used.
 HARMLESS = [(OrderedDict, "yacs.config.CfgNode")]
 READABLE = ("F64", "F32", "F16", "BF16")
 
 
 def find(folder: Path) -> Path | None:
-    """The file of a model's folder that holds its parameters, or the index of its shards."""
+    """The file in a folder that holds the parameters, or the index of its shards; None if there is none."""
     named = next((folder / name for name in FILES if (folder / name).is_file()), None)
     others = sorted(folder.glob("*.safetensors"))
     return named or (others[0] if len(others) == 1 else None)
 
 
 def is_torch_file(path: Path) -> bool:
-    """By content: a safetensors header, a pickle, or a zip with a pickle in it."""
+    """Whether the content is a safetensors header, a pickle, or a zip with a pickle in it."""
     if path.name.endswith(".index.json"):
         return True
     try:
@@ -41,18 +41,18 @@ def is_torch_file(path: Path) -> bool:
             with zipfile.ZipFile(path) as archive:
                 return any(name.endswith("/data.pkl") for name in archive.namelist())
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False  # the npz reader says what is wrong
+        return False  # the npz reader reports the problem
     return start[8:9] == b"{" or start[:2] in (b"\x80\x02", b"\x80\x04")
 
 
 def open_state(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """A reader for each parameter by its name; arrays are read when their reader is called.
+    """One reader per parameter, by name; an array is read when its reader is called.
 
     Args:
       path: a safetensors file, the index of shards, or a PyTorch file.
 
     Raises:
-      QkjaxError: damaged, a shard missing, or a PyTorch file without torch.
+      QkjaxError: damaged, a missing shard, or a PyTorch file if torch is not installed.
     """
     if path.name.endswith(".index.json"):
         return _open_shards(path)
@@ -69,8 +69,8 @@ def _open_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     def reader(name: str, stored: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
             if stored not in READABLE:
-                raise QkjaxError(f"{path}: {name!r} is stored as {stored}, readable are {', '.join(READABLE)}")
-            # Opened anew for each array: the pages of the last one leave the memory with its map.
+                raise QkjaxError(f"{path}: {name!r} is stored as {stored}, expected one of {', '.join(READABLE)}")
+            # Opened for each array: closing the map frees the pages of the last one.
             with safe_open(path, "np") as file:
                 return file.get_tensor(name)
 
@@ -80,21 +80,23 @@ def _open_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         with safe_open(path, "np") as file:
             return {name: reader(name, file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise QkjaxError(f"{path} is damaged ({error}); fetch or copy it again") from error
+        raise QkjaxError(f"{path} is damaged ({error}); download or copy it again") from error
 
 
 def _open_shards(index: Path) -> dict[str, Callable[[], np.ndarray]]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise QkjaxError(f"{index} has no 'weight_map' from parameters to shards")
+        raise QkjaxError(f"{index} has no 'weight_map' of parameters to shards; download or copy the model again")
     shards = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name or not (index.parent / name).is_file():
-            raise QkjaxError(f"{index.parent}: shard {name!r} is missing; fetch or copy the model again")
+            raise QkjaxError(f"{index.parent}: shard {name!r} is missing; download or copy the model again")
         shards[name] = _open_safetensors(index.parent / name)
     for parameter, name in places.items():
         if parameter not in shards[name]:
-            raise QkjaxError(f"{index.parent}: {parameter!r} is not in shard {name!r}: shards of different models")
+            raise QkjaxError(
+                f"{index.parent}: {parameter!r} is not in shard {name!r}: the shards belong to different models"
+            )
     return {parameter: shards[name][parameter] for parameter, name in places.items()}
 
 
@@ -104,18 +106,18 @@ def _open_torch(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     except ImportError as error:
         raise QkjaxError(f"{path} is a PyTorch file, which only torch can read: pip install 'qkjax[torch]'") from error
     try:
-        is_zip = zipfile.is_zipfile(path)  # files of before 2020 are none, and cannot be mapped
+        is_zip = zipfile.is_zipfile(path)  # files from before 2020 are not zip files, and cannot be memory-mapped
         with torch.serialization.safe_globals(HARMLESS):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # torch raises whatever its unpickler meets
-        # Of torch's many lines the one that says what, not those on how to unpickle it all the same.
-        said = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
-        reason = (said[1] if said else str(error).partition("\n")[0])[:200]
-        raise QkjaxError(f"torch cannot read {path} as weights alone ({reason})") from error
+    except Exception as error:  # the unpickler raises exceptions of many kinds
+        # The one line of torch's message that names the problem, not those on unpickling anyway.
+        match = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
+        reason = (match[1] if match else str(error).partition("\n")[0])[:200]
+        raise QkjaxError(f"torch cannot read {path} with weights_only=True ({reason})") from error
     for inner in ("model", "state_dict"):
         state = state[inner] if isinstance(state, dict) and isinstance(state.get(inner), dict) else state
     if not isinstance(state, dict):
-        raise QkjaxError(f"{path} holds {type(state).__name__}, wanted a state dict")
+        raise QkjaxError(f"{path} holds {type(state).__name__}, expected a state dict")
     parts = {k: v for k, v in state.items() if isinstance(v, dict) and any(torch.is_tensor(t) for t in v.values())}
     tensors = state | {f"{part}/{name}": t for part, inner in parts.items() for name, t in inner.items()}
     tensors = {str(name): t for name, t in tensors.items() if torch.is_tensor(t)}
@@ -128,7 +130,7 @@ def _to_numpy(what: str, tensor) -> np.ndarray:
 
     known = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     if tensor.layout != torch.strided or tensor.dtype not in known:
-        raise QkjaxError(f"{what} is {tensor.dtype}, {tensor.layout}; wanted a dense tensor of 16 to 64 bit floats")
+        raise QkjaxError(f"{what} is {tensor.dtype}, {tensor.layout}; expected a dense tensor of 16 to 64 bit floats")
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

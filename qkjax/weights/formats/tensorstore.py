@@ -1,7 +1,7 @@
-"""Reading the tensorstore folders that big_vision writes since October 2023.
+"""Reads the tensorstore folders that big_vision has written since October 2023.
 
-A checkpoint is a folder with one zarr array per parameter, '/' in its key written as '~'. Beside
-it lies a text file `NAME-LAST` with the step number that completes the folder's name.
+A checkpoint is a folder with one zarr array per parameter; '~' replaces '/' in the key. A text file
+`NAME-LAST` next to it holds the step number that completes the folder's name.
 """
 
 import json
@@ -15,10 +15,10 @@ from qkjax.weights.formats.npz import Header, weight_dtype
 
 
 def resolve(path: Path) -> Path | None:
-    """The folder that `path` names, itself or through `path-LAST`; None where there is none.
+    """The folder `path`, or the one that `path-LAST` refers to; None if neither exists.
 
     Raises:
-      QkjaxError: `path-LAST` holds no step, or names a folder that does not exist.
+      QkjaxError: `path-LAST` does not hold a step, or refers to a folder that does not exist.
     """
     if path.is_dir():
         return path
@@ -27,25 +27,25 @@ def resolve(path: Path) -> Path | None:
         return None
     step = last.read_text(errors="replace").strip()
     if not re.fullmatch(r"\d{1,20}(-tmp)?", step):
-        raise QkjaxError(f"{last} holds {step[:40]!r}, wanted a step such as 000012345")
+        raise QkjaxError(f"{last} holds {step[:40]!r}, expected a step such as 000012345")
     folder = path.with_name(f"{path.name}-{step}")
     if not folder.is_dir():
-        raise QkjaxError(f"{last} names {folder.name}, which is not there: the checkpoint is incomplete")
+        raise QkjaxError(f"{last} refers to {folder.name}, which does not exist: the checkpoint is incomplete")
     return folder
 
 
 class TensorstoreFolder:
-    """An open folder with the same face as `NpzFile`: `keys`, `header`, `read`.
+    """An open folder with the methods `keys`, `header` and `read` of `NpzFile`.
 
     Raises (all methods):
-      QkjaxError: no arrays in the folder, or damaged ones.
+      QkjaxError: the folder holds no arrays, or damaged ones.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._folders = {f.parent.name.replace("~", "/"): f.parent for f in sorted(path.glob("*/.zarray"))}
         if not self._folders:
-            raise QkjaxError(f"{path} holds no checkpoint: no '<parameter>/.zarray' in it")
+            raise QkjaxError(f"{path} is not a checkpoint: it holds no '<parameter>/.zarray'")
         self._open: dict = {}
 
     def __enter__(self):
@@ -71,7 +71,7 @@ class TensorstoreFolder:
         return self._open[key]
 
     def _check_metadata(self, key: str) -> dict:
-        """The array's `.zarray`, so that nothing in it makes tensorstore take more memory than the array."""
+        """The `.zarray` of an array, checked so that tensorstore cannot need more memory than the array."""
         try:
             metadata = json.loads((self._folders[key] / ".zarray").read_text())
             shape, chunks = metadata["shape"], metadata["chunks"]
@@ -87,15 +87,15 @@ class TensorstoreFolder:
         return QkjaxError(f"{self.path}: array {key!r} is damaged ({str(error).splitlines()[0][:200]}); copy it again")
 
     def header(self, key: str) -> Header:
-        """Shape and type of an array."""
+        """Shape and dtype of an array."""
         array = self._array(key)
         dtype = array.dtype.numpy_dtype
         return Header(tuple(array.shape), weight_dtype(dtype) or dtype)
 
     def read(self, key: str) -> np.ndarray:
-        """One whole array, however many chunks it was saved in.
+        """An array, from all its chunks.
 
-        A chunk that is missing is an error, not the zeros that zarr would read there.
+        A missing chunk is an error; zarr would read zeros.
         """
         array = self._array(key)
         try:
