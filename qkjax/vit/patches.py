@@ -14,7 +14,7 @@ def query_places(grid: tuple[int, int], count: int) -> Int[np.ndarray, "queries"
       QkjaxError: less than one.
     """
     if count < 1:
-        raise QkjaxError("queries is a whole number from 1 up")
+        raise QkjaxError(f"queries={count}: expected a whole number from 1 up")
     rows, columns = grid
     if count >= rows * columns:
         return np.arange(rows * columns)
