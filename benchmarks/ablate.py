@@ -25,7 +25,7 @@ import qkjax
 from qkjax.analyses.ablate.ablator import AblationOptions
 from qkjax.analyses.ablate.job import ImagesWanted, ablate_model
 from qkjax.analyses.ablate.plan import expand
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.prefetch import batches
 from qkjax.passes.settings import batch_size
 
@@ -51,7 +51,7 @@ def main(ablations: int = 100, images: int = 64, queries: int = 16) -> None:
     """Prints seconds and the ratio."""
     device = jax.devices()[0]
     print(f"{device.device_kind}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}")
-    checkpoint, pictures = qkjax.load(MODEL), photographs()
+    checkpoint = qkjax.load(MODEL)
     size = batch_size(None)
     groups = [range(i, i + size) for i in range(0, images - images % size, size)]
     made = [batch.pixels for batch in batches(photographs, groups, size, checkpoint.preprocess, None)]

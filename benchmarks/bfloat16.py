@@ -23,7 +23,7 @@ from PIL import Image
 
 import qkjax
 from qkjax.analyses.top_images.scan import ScanOptions, scan_images
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.sources import ImageSet, image_set
 from qkjax.weights.load import Checkpoint
 

@@ -30,7 +30,7 @@ from table import Line
 import qkjax
 from qkjax.activations.top_k import empty
 from qkjax.analyses.top_images.scan import Scanner, ScanOptions, scan_images
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.prefetch import batches
 from qkjax.images.preprocess import PRESETS
 from qkjax.images.sources import ImageSet, open_images

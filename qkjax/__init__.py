@@ -52,7 +52,7 @@ _RENAMED = {
     "dissect": ("analyses.image", "attribute_logits"),
     "edited": ("analyses.edit", "edit_with_notes"),
     "open_images": ("images.sources", "open_images"),
-    "photographs": ("images.photographs", "photographs"),
+    "photographs": ("images.default_set", "photographs"),
     "query_key_kernels": ("vit.tree", "query_key_kernels"),
     "scan_images": ("analyses.top_images.compute", "top_images"),
 }

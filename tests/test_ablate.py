@@ -290,7 +290,7 @@ def test_the_files_say_what_was_found(checkpoint, folder, whole):
     names = ("dose_response", "layer_map", "attention_by_layer")
     assert figures == {name + ending for name in names for ending in (".png", ".pdf")}
     other = AblationArguments(folder, labels=True, queries=5, options=qkjax.PassOptions(batch=4))
-    with pytest.raises(qkjax.QkjaxError, match=r"has the result of other settings \(queries\): remove it, or write"):
+    with pytest.raises(qkjax.QkjaxError, match=r"has other settings \(queries\): remove it, or write"):
         write_ablations(checkpoint, LINES, other, path, {})
     assert json.loads(data.attrs["settings"])["labels"] == "true"
 
@@ -349,7 +349,7 @@ def test_intervals_over_few_seeds_hold_what_they_say(seeds):
         ([], {"limit": 0}, "limit=0: expected a whole number from 1 up"),
         ([], {"queries": 0}, "queries=0: expected a whole number from 1 up"),
         (expand([{"edit": "dro"}]), {}, r"unknown edit 'dro' \(nearest: 'drop'\)"),
-        ([], {"labels": True, "path": "first"}, "wants a folder of images for each class"),
+        ([], {"labels": True, "path": "first"}, "needs a folder of images for each class"),
     ],
 )
 def test_invalid_arguments_are_refused_before_any_work(checkpoint, folder, specs, arguments, says, tmp_path):

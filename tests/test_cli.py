@@ -341,9 +341,7 @@ def test_images_of_modes_that_change_or_cannot_be_read(tmp_path):
     assert "left out of the sheets, though it was scanned: cannot read image 1.png" in done.stderr
     (images / "1.png").unlink()
     before = (out / "top_images.nc").read_bytes()
-    assert_one_clear_line(
-        run(*command), "has the result of other settings (images): remove it, or write to another folder, which --out"
-    )
+    assert_one_clear_line(run(*command), "has other settings (images): remove it, or write to another folder")
     assert (out / "top_images.nc").read_bytes() == before
     (out / "top_images.nc").write_bytes(b"junk")
     assert_one_clear_line(run(*command), "is no result that can be read", "remove it")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from qkjax import QkjaxError
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.prefetch import photograph_batches
 from qkjax.images.preprocess import PRESETS, picture
 from qkjax.images.sources import open_images
@@ -82,8 +82,8 @@ def test_one_archive_and_one_file(tree):
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
-        ("x.zip", b"PK no zip", "x.zip is no zip that can be listed"),
-        ("x.tar", b"x" * 2000, "x.tar is no tar that can be listed"),
+        ("x.zip", b"PK no zip", "cannot list the zip file .*x.zip"),
+        ("x.tar", b"x" * 2000, "cannot list the tar file .*x.tar"),
         ("x.tar.gz", b"", "is compressed, and images in it cannot be read one by one: unpack it"),
         ("x.txt", b"", "no image in"),
     ],

@@ -1,11 +1,15 @@
 """The model: captures, types, sizes. Values are tested against the golden files and other libraries."""
 
+from dataclasses import replace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import qkjax
 from conftest import DATA
+from qkjax.vit import tree
 from qkjax.vit.model import CAPTURES, forward
 
 
@@ -70,10 +74,51 @@ def test_registers_and_layer_scale_have_a_place():
         width=24, depth=2, heads=3, head_dim=8, mlp_dim=48, patch_size=(4, 4), grid=(2, 2), pool="tok",
         class_token=True, registers=4, layer_scale=True, activation="gelu", posemb_resample="bicubic",
     )  # fmt: skip
-    import jax
 
     model, images = qkjax.ViT(config), np.ones((2, 8, 12, 3), np.float32)
     params = model.init(jax.random.key(0), images[:, :, :8])["params"]
     output, seen = forward(model, params, images)
     assert output.shape == (2, 24)
     assert seen["encoded"].shape == (2, 1 + 4 + 6, 24)
+
+
+def test_layer_outputs_are_those_that_forward_returns(small):
+    checkpoint, images = small
+    model = qkjax.ViT(checkpoint.config)
+    _, out = model.apply({"params": checkpoint.params}, images, capture=("norm", "attention"))
+    _, captured = forward(model, checkpoint.params, images, ("norm", "attention"))
+    for name in ("norm", "attention"):
+        assert len(tree.layer_outputs(out, name)) == checkpoint.config.depth
+        np.testing.assert_allclose(tree.stacked_outputs(out, name), captured[name], atol=1e-5)
+    with pytest.raises(KeyError, match="query"):
+        tree.layer_outputs(out, "query")
+
+
+def test_trees_with_other_queries_and_keys(small):
+    """The tree's own parts change nothing; wider heads with zeros give the same attention weights and outputs."""
+    checkpoint, images = small
+    own = qkjax.query_key(checkpoint.params)
+    same = tree.with_query_key(checkpoint.params, own)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == np.asarray(b)).all(), same, checkpoint.params))
+
+    columns, d = 24, checkpoint.config.head_dim
+    wide = [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, columns - d)]) for x in own[:4]]
+    factor = np.sqrt(columns / d).astype(np.float32)  # the softmax divides by sqrt(columns)
+    parts = qkjax.QueryKey(wide[0] * factor, wide[1], wide[2] * factor, wide[3], *own[4:])
+    params = tree.with_query_key(tree.widened_heads(checkpoint.params, columns), parts)
+    model = qkjax.ViT(replace(checkpoint.config, head_dim=columns))
+    outputs = [
+        forward(m, p, images)[0] for m, p in ((qkjax.ViT(checkpoint.config), checkpoint.params), (model, params))
+    ]
+    np.testing.assert_allclose(*outputs, atol=1e-4)
+
+
+def test_parts_of_a_tree_can_be_read_and_replaced(small):
+    params = small[0].params
+    other = tree.with_patch_embedding(params, kernel=2 * tree.patch_kernel(params))
+    np.testing.assert_array_equal(tree.patch_kernel(other), 2 * tree.patch_kernel(params))
+    assert tree.patch_bias(other) is tree.patch_bias(params)
+    table = tree.position_embedding(params)
+    np.testing.assert_array_equal(tree.position_embedding(tree.with_position_embedding(params, 2 * table)), 2 * table)
+    assert set(params) - set(tree.without_heads(params)) == {"head", "pre_logits"}
+    assert tree.depth_of(params) == small[0].config.depth

@@ -44,7 +44,7 @@ def test_labels_are_cut_as_pictures_are():
 
 
 def test_a_pass_is_a_plain_loop(tmp_path, monkeypatch, capsys):
-    """Top images, and whether their objects are the same, mode by mode in float64; the command's table from its file."""
+    """Top images, and whether their objects are the same, mode by mode in float64; the command's table."""
     rng = np.random.default_rng(0)
     tree = qkjax.ViT(SMALL).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))["params"]
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
@@ -137,7 +137,7 @@ def test_ade20k_in_its_layouts_and_folders_of_ones_own(tmp_path):
     with pytest.raises(qkjax.QkjaxError, match="a: its mask has 64 x 40 pixels, and the image 64 x 64"):
         crop_objects(open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
     write(tmp_path / "own" / "masks" / "a.png", 0 * classes + 1)
-    with pytest.raises(qkjax.QkjaxError, match="a: 1 objects of a patch's area in what the model sees, and two"):
+    with pytest.raises(qkjax.QkjaxError, match="a: 1 objects of at least a patch's area in the crop that the model"):
         crop_objects(open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
     write(tmp_path / "own" / "masks" / "b.jpg", classes)
     write(tmp_path / "own" / "images" / "b.jpg", photograph)

@@ -83,7 +83,7 @@ def test_folders_of_classes(folder, tmp_path):
 
 
 def test_folders_that_cannot_be(folder, tmp_path, pictures):
-    with pytest.raises(qkjax.QkjaxError, match="wants a folder of images for each class, and two classes or more"):
+    with pytest.raises(qkjax.QkjaxError, match="needs a folder of images for each class, and at least two classes"):
         load_task(TrainConfig(data=str(folder / "china")))
     for part, name in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "c")):
         (tmp_path / part / name).mkdir(parents=True)

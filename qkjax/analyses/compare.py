@@ -140,4 +140,4 @@ def objective_of(name: str) -> str:
     try:
         return catalogue.entry(name).objective
     except QkjaxError:
-        return "not stated"
+        return "objective not stated"

@@ -16,7 +16,7 @@ from qkjax.interaction.metrics import Metrics, measure
 from qkjax.interaction.modes import Modes, decompose
 from qkjax.interaction.query_key import QueryKey
 from qkjax.interaction.select import Weights, heads_of, random_modes, select, strength
-from qkjax.vit.tree import query_key, with_attention
+from qkjax.vit.tree import query_key, widened_heads, with_query_key
 from qkjax.weights.load import Checkpoint
 
 KINDS = ("keep", *EDITS)
@@ -180,7 +180,7 @@ def edit_with_notes(
         notes.append(IDLE_CONTROL)
     if exact:
         checkpoint, heads = widened(checkpoint, columns), scaled(heads, checkpoint)
-    return replace(checkpoint, params=with_edited(checkpoint.params, jax.tree.map(np.asarray, heads))), notes
+    return replace(checkpoint, params=with_query_key(checkpoint.params, jax.tree.map(np.asarray, heads))), notes
 
 
 def notes_on(plan: ResolvedEdit, heads: Edited, head_dim: int) -> list[str]:
@@ -197,15 +197,6 @@ def notes_on(plan: ResolvedEdit, heads: Edited, head_dim: int) -> list[str]:
     return notes
 
 
-def with_edited(params: dict, heads: Edited) -> dict:
-    """The parameter tree with the edited kernels and biases; may be traced."""
-    parts = {
-        "query": {"kernel": heads.query_kernel, "bias": heads.query_bias},
-        "key": {"kernel": heads.key_kernel, "bias": heads.key_bias},
-    }
-    return with_attention(params, parts)
-
-
 def wide_columns(checkpoint: Checkpoint) -> int:
     """Columns that hold any edit exactly: rank twice as high, and the bias term."""
     return 2 * checkpoint.config.head_dim + 1
@@ -218,23 +209,6 @@ def scaled(heads: Edited, checkpoint: Checkpoint) -> Edited:
 
 
 def widened(checkpoint: Checkpoint, columns: int) -> Checkpoint:
-    """With heads of more columns: values get columns of 0. Queries and keys are as they were, and do not fit: they are
-    to be put in their place."""
-    blocks = dict(checkpoint.params["Transformer"])
-    for layer in range(checkpoint.config.depth):
-        block = blocks[f"encoderblock_{layer}"]
-        own = dict(block["MultiHeadDotProductAttention_0"])
-        own["value"] = {name: _padded(leaf, -1, columns) for name, leaf in own["value"].items()}
-        own["out"] = {**own["out"], "kernel": _padded(own["out"]["kernel"], 1, columns)}
-        blocks[f"encoderblock_{layer}"] = {**block, "MultiHeadDotProductAttention_0": own}
-    return replace(
-        checkpoint,
-        config=replace(checkpoint.config, head_dim=columns),
-        params={**checkpoint.params, "Transformer": blocks},
-    )
-
-
-def _padded(leaf: np.ndarray, axis: int, size: int) -> np.ndarray:
-    widths = [(0, 0)] * leaf.ndim
-    widths[axis] = (0, size - leaf.shape[axis])
-    return np.pad(np.asarray(leaf), widths)
+    """The checkpoint with heads of more columns, 0 for values; its queries and keys have yet to be replaced."""
+    params = widened_heads(checkpoint.params, columns)
+    return replace(checkpoint, config=replace(checkpoint.config, head_dim=columns), params=params)

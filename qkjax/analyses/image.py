@@ -18,7 +18,7 @@ from qkjax.activations.project import Maps, Stream
 from qkjax.analyses.decomposition import bias_terms, decompose
 from qkjax.errors import QkjaxError, nearest
 from qkjax.figures.sheets import SheetRow, Tile
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.preprocess import Photograph, normalise, open_image, picture
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.mode_name import ModeName
@@ -29,6 +29,7 @@ from qkjax.results.modes import PER_HEAD, PER_MODE
 from qkjax.results.rows import Row, head_mean
 from qkjax.results.store import versions
 from qkjax.vit.model import ViT, forward
+from qkjax.vit.tree import layer_outputs
 from qkjax.weights.load import Checkpoint
 
 Contribution = Literal["variance", "attention"]
@@ -168,11 +169,11 @@ def _contributions(model: ViT, params, images, modes: Modes, key_direction) -> C
     """Logits and attention of a layer are used up before the next: together they would not fit in memory."""
     names = ("norm", "attention_logits", "attention")
     _, out = model.apply({"params": params}, images, capture=names)
-    blocks = [out["encoder"][f"block{layer:02d}"] for layer in range(model.config.depth)]
+    captured = zip(*(layer_outputs(out, name) for name in names), strict=True)
     u, s, v = modes
     layers = [
-        contributions(*(b[name] for name in names), u[i], s[i], v[i], key_direction[i], model.config.head_dim)
-        for i, b in enumerate(blocks)
+        contributions(*arrays, u[i], s[i], v[i], key_direction[i], model.config.head_dim)
+        for i, arrays in enumerate(captured)
     ]
     return Contributions(*map(jnp.stack, zip(*layers, strict=True)))
 

@@ -231,7 +231,7 @@ def top_images(
         pages_of,
         write_top_images,
     )
-    from qkjax.images.photographs import photographs
+    from qkjax.images.default_set import photographs
     from qkjax.images.sources import open_images
     from qkjax.passes.inputs import for_photographs
     from qkjax.passes.options import PassOptions

@@ -13,7 +13,7 @@ _HOME = {
     "open_o3": "o3",
     "open_objects": "segmented",
     "patterns": "generated",
-    "photographs": "photographs",
+    "photographs": "default_set",
 }
 
 __all__ = [*_HOME]  # noqa: PLE0604
@@ -22,6 +22,4 @@ __all__ = [*_HOME]  # noqa: PLE0604
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module 'qkjax.images' has no attribute {name!r}")
-    value = getattr(import_module(f"qkjax.images.{_HOME[name]}"), name)
-    globals()[name] = value  # a submodule of the same name must not take its place
-    return value
+    return getattr(import_module(f"qkjax.images.{_HOME[name]}"), name)

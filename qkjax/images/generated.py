@@ -1,5 +1,5 @@
-"""Generated scenes with one odd object among alike ones, and exact masks: psychophysical patterns in the manner of the
-P3 data set, and pieces of photographs. Each is made when it is asked for, from the seed and its number alone."""
+"""Generated scenes with one odd object among identical ones, and exact masks: psychophysical patterns similar to the P3
+data set, and pieces of photographs. Each scene is generated when it is read, from the seed and its index alone."""
 
 import colorsys
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.scenes import Scene
 from qkjax.images.sets import ImageSet
 
@@ -17,13 +17,14 @@ SIDE, CELLS, FINE = 448, 4, 2
 """Pixels of a side; objects in a row, in a jittered grid; parts of a pixel that masks are drawn with."""
 KINDS = ("colour", "orientation", "size")
 JITTER, EDGE = 0.06, 0.1
-"""Of a cell, by which objects are moved either way; of the image, left free around them: models see the middle."""
+"""Largest shift of an object, as a share of its cell; margin around all objects, as a share of the image, since models
+see the middle."""
 
 Plane = Float[np.ndarray, "height width"]
 
 
 def patterns(count: int, seed: int, kind: Literal["patterns", "pasted"] = "patterns") -> ImageSet[Scene]:
-    """So many scenes.
+    """`count` generated scenes.
 
     Args:
       kind: "patterns": bars on a faint texture, of which one differs in colour, orientation or size, in turn.
@@ -135,7 +136,7 @@ def _pasted(rng: np.random.Generator, _: int) -> Scene:
 
 
 def _corner(rng: np.random.Generator, photograph: np.ndarray, side: int) -> np.ndarray:
-    """Of eight random squares the corner of the one with the most contrast, so that there is something on it."""
+    """The corner of the square with the most contrast among eight random ones, so that it is not empty."""
     corners = rng.integers(0, SIDE - side, (8, 2))
     return max(corners, key=lambda at: photograph[at[0] : at[0] + side, at[1] : at[1] + side].std())
 

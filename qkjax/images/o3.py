@@ -34,7 +34,7 @@ def open_o3(path: str | Path) -> ImageSet[Scene]:
         raise QkjaxError(f"there is no folder {path}: give the unpacked O3 data set; {LAYOUT}")
     roots = _roots(path) or next((found for folder in _folders(path) if (found := _roots(folder))), [])
     if not roots:
-        raise QkjaxError(f"{path} is no O3 data set: {LAYOUT}")
+        raise QkjaxError(f"{path} is not the O3 data set: {LAYOUT}")
     found, left_out = [], []
     for root in roots:
         prefix = f"{root.name}/" if len(roots) > 1 else ""
@@ -64,7 +64,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _roots(path: Path) -> list[Path]:
-    """The folder itself, or the parts of P3 in it, where they have images and masks."""
+    """The folder itself, or the parts of P3 in it, if they have images and masks."""
 
     def whole(folder: Path) -> bool:
         return (folder / "images").is_dir() and all(
@@ -83,7 +83,7 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Path]]:
 
 
 def _text(name: str) -> str:
-    """Bytes that are no text become question marks."""
+    """The name with question marks for bytes that are not text."""
     return name.encode(errors="replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Images with masks of an odd object and of its distractors, and what of them each patch covers."""
+"""Images with masks of an odd object and of its distractors, and the share of each mask in each patch."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,7 +15,7 @@ Regions = Float[np.ndarray, "regions rows columns"]
 
 
 class Scene(NamedTuple):
-    """An image in RGB and, of its size, how much of each pixel is target, and distractor: 0 nothing, 255 all."""
+    """An image in RGB, and two masks of its size: 0 for pixels outside of the target or the distractors, 255 inside."""
 
     image: "PIL.Image.Image"
     target: Mask
@@ -27,10 +27,10 @@ def crop_to_model(
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Regions]:
     """The picture that a model sees, and the share of each region in each patch.
 
-    Masks are resized and cut as the picture is, then averaged over each patch.
+    Masks are resized and cropped as the picture is, then averaged over each patch.
 
     Raises:
-      QkjaxError: masks of another size than the image, that overlap, or that are empty, also after the cut.
+      QkjaxError: the masks differ from the image in size, overlap, or are empty before or after cropping.
     """
     target, distractors = scene.target, scene.distractors
     for what, mask in (("target", target), ("distractors", distractors)):
@@ -47,14 +47,14 @@ def crop_to_model(
     shares = [_patch_means(_cut(mask, preset, resolution), patch_size) for mask in (target, distractors)]
     for what, share in zip(REGIONS, shares, strict=False):
         if not share.any():
-            raise QkjaxError(f"{name}: its {what} is outside of what the model sees, or too small to be seen there")
+            raise QkjaxError(f"{name}: its {what} is outside of the crop that the model sees, or too small in it")
     background = np.clip(1 - shares[0] - shares[1], 0, 1)
     regions = np.stack([*shares, background])
     return picture(scene.image, preset, resolution), (regions / regions.sum(0)).astype(np.float32)
 
 
 def _cut(mask: Mask, preset: Preprocess, resolution: Resolution | None) -> Float[np.ndarray, "_ _"]:
-    """As the picture is cut; from 0 to 1. Averaged where the picture is sampled: points would miss small objects."""
+    """The mask resized and cropped as the picture is, 0 to 1. It is averaged, not sampled, to keep small objects."""
     preset = replace(preset, filter="area")
     return picture(np.repeat(mask[..., None], 3, axis=2), preset, resolution)[..., 0] / 255
 

@@ -1,4 +1,4 @@
-"""Images in which every object is marked: ADE20K in its layouts, any images beside masks, and composed scenes."""
+"""Images in which every object is marked: ADE20K in its layouts, any images with masks, and composed scenes."""
 
 from functools import partial
 from pathlib import Path
@@ -8,18 +8,18 @@ import numpy as np
 from jaxtyping import Int
 
 from qkjax.errors import QkjaxError
+from qkjax.images.default_set import photographs
 from qkjax.images.generated import SIDE, squares
-from qkjax.images.photographs import photographs
 from qkjax.images.preprocess import Preprocess, Resolution, open_image, picture, side_lengths, source_pixels
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import SUFFIXES, digest_of, files_in, refuse_turned
 
 MASKS = ("annotations_instance", "masks", "annotations")
-"""Folders of masks beside `images`, the first that is there: ADE20K's instances, one's own, ADE20K's classes."""
+"""Folders of masks next to `images`, in order of preference: ADE20K's instances, your own masks, ADE20K's classes."""
 SEGMENTED = "_seg.png"
-"""End of the name of a mask that lies beside its image, as in the full ADE20K."""
+"""End of the name of a mask in the same folder as its image, as in the full ADE20K."""
 MOST = 40
-"""Objects of an image that are looked at, the largest."""
+"""The largest objects of an image, up to this number, are used."""
 PIECES = 5
 
 Labels = Int[np.ndarray, "height width"]
@@ -39,7 +39,8 @@ def crop_objects(
     resolution: Resolution | None,
     patch_size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the model sees, and its objects of at least a patch's area, by the pixels that they have in each patch."""
+    """The pixels that the model sees, and the share of each patch that each object covers; objects smaller than a patch
+    are left out."""
     image, labels = segmented
     if labels.shape != (image.height, image.width):
         raise QkjaxError(
@@ -55,7 +56,9 @@ def crop_objects(
     whole = (numbers != 0) & (counts >= blocks.shape[1])
     largest = numbers[whole][np.argsort(-counts[whole], kind="stable")][:MOST]
     if len(largest) < 2:
-        raise QkjaxError(f"{name}: {len(largest)} objects of a patch's area in what the model sees, and two are wanted")
+        raise QkjaxError(
+            f"{name}: {len(largest)} objects of at least a patch's area in the crop that the model sees; expected two"
+        )
     objects = np.zeros((MOST, len(blocks)), np.float32)
     for place, number in enumerate(largest):
         objects[place] = (blocks == number).mean(1)
@@ -63,17 +66,19 @@ def crop_objects(
 
 
 def open_objects(path: str | Path) -> ImageSet[Segmented]:
-    """ADE20K (the scene parsing benchmark: images/ beside annotations_instance/ or annotations/; or the full one, whose
-    masks are NAME_seg.png beside NAME.jpg), or any folder with images/ and masks/ of the same names.
+    """Opens ADE20K, or any folder with images/ and masks/ of the same names.
 
-    Two pixels are of one object where their masks have the same value (in all channels); black is none.
+    ADE20K is the scene parsing benchmark (images/ and annotations_instance/ or annotations/), or the full data set,
+    with masks NAME_seg.png next to NAME.jpg.
+
+    Pixels of one value (in all channels) belong to one object; black belongs to none.
 
     Raises:
-      QkjaxError: none of these, or no image with a mask.
+      QkjaxError: the folder has another layout, or no image with a mask.
     """
     path = Path(path)
     if not path.is_dir():
-        raise QkjaxError(f"there is no folder {path}: give one with images and masks, such as ADE20K's")
+        raise QkjaxError(f"there is no folder {path}: give a folder of images and masks, such as ADE20K's")
     folder = next((path / name for name in MASKS if (path / name).is_dir()), None)
     if (path / "images").is_dir() and folder:
         images, masks = (_files(part) for part in (path / "images", folder))
@@ -85,7 +90,7 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
     if not pairs:
         raise QkjaxError(
             f"{path} has no image with a mask: looked for folders images and {', '.join(MASKS)} with files of the same "
-            f"names, and for NAME{SEGMENTED} beside images"
+            f"names, and for NAME{SEGMENTED} next to images"
         )
     left_out = tuple((name, "no mask of its name") for name in sorted(images) if name not in masks)
     readers = [partial(_read, *pair) for pair in pairs]
@@ -95,7 +100,7 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Images by their paths in the folder, without the ending; names of bytes that are no text have question marks."""
+    """Images by their paths in the folder, without the suffix; bytes that are not text become question marks."""
     found = (file for file in files_in(folder) if file.suffix.lower() in SUFFIXES)
     return {str(f.relative_to(folder).with_suffix("")).encode(errors="replace").decode(): f for f in found}
 
@@ -106,7 +111,7 @@ def _read(name: str, image: Path, mask: Path) -> Segmented:
 
 
 def _labels(mask: Path) -> Labels:
-    """A number for each value; read as it is: colours of a palette or of transparency are no labels."""
+    """A number for each value of the mask. Palettes and transparency are ignored."""
     from PIL import Image
 
     try:
@@ -122,7 +127,7 @@ def _labels(mask: Path) -> Labels:
 
 
 def mosaics(count: int, seed: int) -> ImageSet[Segmented]:
-    """Composed scenes: five pieces of five photographs, each with all that is nearest to a random point."""
+    """Composed scenes of five pieces of five photographs; each piece holds the pixels nearest to a random point."""
     names, made_of = tuple(f"{index:05d}" for index in range(count)), photographs(crops=False).fingerprint
     return ImageSet(f"mosaics, seed {seed}", names, partial(_mosaic, seed), f"mosaics {count} {seed} {made_of}")
 

@@ -1,4 +1,4 @@
-"""Sets of images: a folder, a zip, a webdataset's tar, found once and then read one by one in any order."""
+"""Sets of images: a folder, a zip, a webdataset's tar, listed once and then read one by one in any order."""
 
 import hashlib
 import os
@@ -16,13 +16,13 @@ from qkjax.images.sets import ImageSet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 MAX_BYTES = 1 << 28  # of one image in an archive: a small archive may unpack to any size
-OPEN_ARCHIVES = 64  # zips kept open, since listing one anew for each of its images would take longer
+OPEN_ARCHIVES = 64  # zips kept open, since listing one again for each of its images would take longer
 
 Listed = tuple[str, int, Callable[[], "PIL.Image.Image"]]  # name, bytes, reader
 
 
 def image_set(name: str, found: list[Listed]) -> ImageSet:
-    """A set of images in the order given; bytes in their names that are no text become question marks."""
+    """A set of images in the given order; bytes in their names that are not text become question marks."""
     found = [(item.encode(errors="replace").decode(), *rest) for item, *rest in found]
     listed = "\n".join(f"{item}\0{size}" for item, size, _ in found)
     readers = [reader for *_, reader in found]
@@ -68,7 +68,7 @@ def files_in(folder: Path) -> Iterator[Path]:
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         for name in [] if real in seen else files:
             path = Path(root, name)
-            # A link to nothing is an image that cannot be read; a pipe or a device is no image.
+            # A link to nothing is an image that cannot be read; a pipe or a device is not an image.
             if not name.startswith(".") and (path.is_file() or not path.exists()):
                 yield path
         seen.add(real)
@@ -79,8 +79,8 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def digest_of(files: Sequence[tuple[str | Path, ...]], told: object = ()) -> str:
-    """Of names and of what the files beside them hold, which may change and keep its size; and of what else is told."""
+def digest_of(files: Sequence[tuple[str | Path, ...]], more: object = ()) -> str:
+    """A digest of names, of the contents of their files (which may change at equal size), and of `more`."""
 
     def held(path: Path) -> bytes:
         try:
@@ -88,7 +88,7 @@ def digest_of(files: Sequence[tuple[str | Path, ...]], told: object = ()) -> str
         except OSError:
             return b"none"  # who reads the image says what is wrong with it
 
-    digest = hashlib.sha256(repr([told, [str(name) for name, *_ in files]]).encode(errors="replace"))
+    digest = hashlib.sha256(repr([more, [str(name) for name, *_ in files]]).encode(errors="replace"))
     with ThreadPoolExecutor() as pool:
         for found in pool.map(held, [path for _, *paths in files for path in paths]):
             digest.update(found)
@@ -109,7 +109,7 @@ def refuse_turned(path: Path, name: str) -> None:
     except Exception:  # who reads the image says what is wrong with it
         return
     if turned:
-        raise QkjaxError(f"{name}: its EXIF says that it is to be turned, and masks do not: save it upright")
+        raise QkjaxError(f"{name}: its EXIF orientation turns it, and masks have none; save it upright")
 
 
 def _in_folder(folder: Path) -> Iterator[Listed]:
@@ -142,7 +142,7 @@ def _in_zip(path: Path, name: str) -> Iterator[Listed]:
     try:
         listed = _zip(path, changed).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise QkjaxError(f"{path} is no zip that can be listed ({error}); copy or make it again") from error
+        raise QkjaxError(f"cannot list the zip file {path} ({error}); copy or make it again") from error
     for info in listed:
         if _is_image(info.filename):
             member = f"{name}/{info.filename}"
@@ -160,12 +160,12 @@ def _in_open_zip(path: Path, changed: int, info: zipfile.ZipInfo):
 
 
 def _in_tar(path: Path, name: str) -> Iterator[Listed]:
-    """Only the headers are read; a file is opened anew for each image, since webdatasets have many."""
+    """Only the headers are read. The file is opened again for each image, since webdatasets have many files."""
     try:
         with tarfile.open(path, "r:") as archive:
             members = [(m.name, m.offset_data, m.size) for m in archive if m.isreg() and not m.issparse()]
     except (tarfile.TarError, ValueError) as error:
-        raise QkjaxError(f"{path} is no tar that can be listed ({error}); copy or make it again") from error
+        raise QkjaxError(f"cannot list the tar file {path} ({error}); copy or make it again") from error
     for member, offset, size in members:
         if _is_image(member):
             full = f"{name}/{member}"
@@ -173,7 +173,7 @@ def _in_tar(path: Path, name: str) -> Iterator[Listed]:
 
 
 def _at(path: Path, offset: int):
-    file = open(path, "rb")  # noqa: SIM115 (closed by who asks for it)
+    file = open(path, "rb")  # noqa: SIM115 (closed by the caller)
     file.seek(offset)
     return file
 

@@ -1,4 +1,4 @@
-"""Photographs as a checkpoint sees them: their channels, their resolution, how their pixels are normalised."""
+"""Images as a checkpoint takes them: channels, resolution, normalisation, batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -13,18 +13,17 @@ from qkjax.images.preprocess import Pixels
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.vit.model import patch_grid
+from qkjax.vit.tree import patch_kernel, with_patch_embedding
 from qkjax.weights.load import Checkpoint
 
 
 def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
-    """The same model for photographs in colour: one of gray images (such as digits) sees the mean of red, green and
-    blue. Exact, since the patch embedding is linear; all others are left as they are."""
+    """The same model for colour photographs: a model of gray images (such as digits) gets the mean of red, green and
+    blue. This is exact, since the patch embedding is linear. Other models are returned as they are."""
     if checkpoint.config.channels != 1:
         return checkpoint
-    kernel = np.repeat(checkpoint.params["embedding"]["kernel"] / 3, 3, axis=2)
-    embedding = {**checkpoint.params["embedding"], "kernel": kernel}
-    config, params = replace(checkpoint.config, channels=3), {**checkpoint.params, "embedding": embedding}
-    return replace(checkpoint, config=config, params=params)
+    params = with_patch_embedding(checkpoint.params, kernel=np.repeat(patch_kernel(checkpoint.params) / 3, 3, axis=2))
+    return replace(checkpoint, config=replace(checkpoint.config, channels=3), params=params)
 
 
 def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) -> tuple[int, int]:
@@ -54,7 +53,7 @@ def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> 
 
 
 def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
-    """Of a preprocessed picture what the model sees: without the rows and columns that fill no patch."""
+    """The picture that the model sees: without the rows and columns that fill no patch."""
     height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
     return picture[:height, :width]
 

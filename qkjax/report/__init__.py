@@ -1,1 +1,1 @@
-"""Results as a static site that opens from disk: modes, images, attention, to be looked at in a browser."""
+"""Results as a static site that opens from disk in a browser: modes, images, attention."""

@@ -1,4 +1,4 @@
-"""One image under all modes: all that a page needs to say where any patch attends, and by which modes."""
+"""One image under all modes: what a page needs to show where any patch attends, and through which modes."""
 
 from functools import partial
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from qkjax.images.preprocess import Pixels, normalise
 from qkjax.interaction.modes import Modes
 from qkjax.report.pack import FINE, quantised
 from qkjax.vit.model import ViT
+from qkjax.vit.tree import layer_outputs
 from qkjax.weights.load import Checkpoint
 
 
@@ -27,7 +28,7 @@ class Attended(NamedTuple):
     Attributes:
       query, key: int16, see `qkjax.report.pack.quantised`: a term is wrong by about 3e-5 of its mode's largest.
       bias: y_j . b of the key bias, b as in `bias_terms`, divided by sqrt(d).
-      other: times `other_step` (layers, heads): relative position biases, less their mean over keys; empty where the
+      other: times `other_step` (layers, heads): relative position biases, less their mean over keys; empty if the
         model has none.
       share: of each mode in the variance of the logits, see `qkjax.activations.contribution`.
       bias_share: of the key bias.
@@ -66,7 +67,7 @@ def _attended(model: ViT, params, images, modes: Modes, key_direction) -> Attend
     root = np.sqrt(model.config.head_dim).astype(np.float32)
     layers = []
     for layer in range(model.config.depth):
-        tokens, logits, attention = (out["encoder"][f"block{layer:02d}"][name] for name in seen)
+        tokens, logits, attention = (layer_outputs(out, name)[layer] for name in seen)
         u, s, v = (x[layer] for x in modes)
         maps = project(tokens, u, v)[0]  # (tokens, 2, heads, modes)
         query, key = (maps[:, 0] * (s / root)[None]).transpose(1, 0, 2), maps[:, 1].transpose(1, 0, 2)

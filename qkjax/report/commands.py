@@ -1,4 +1,4 @@
-"""The commands by which more is learned of a mode, as a page shows them."""
+"""The commands that analyse a mode further, as a page shows them."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from qkjax.report.subject import ModelData
 
 
 def commands(found: ModelData) -> dict[str, str]:
-    """`modes`, which reads the same scan, and `ablate`, for the shell, in the folder that the report was made in: each
-    up to what it selects."""
+    """Shell commands for the folder in which the report was written: `top-images`, which reads the same scan, and
+    `ablate`; each lacks only the selection."""
     subject, scan, usual = found.subject, found.scan, ScanOptions()
     seen = {"images": found.images, "resolution": scan.options.resolution, **json.loads(subject.origin["loaded_with"])}
     every = {"dtype": scan.options.dtype, "score": scan.scores, "top": scan.top, "stream": scan.stream}

@@ -13,7 +13,7 @@ from qkjax.analyses.image import open_photo
 from qkjax.analyses.top_images.pages import ScanOptions, write_top_images
 from qkjax.analyses.top_images.sheets import options_of
 from qkjax.errors import QkjaxError
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
 from qkjax.interaction.modes import decompose

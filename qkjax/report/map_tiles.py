@@ -26,6 +26,7 @@ from qkjax.runtime import hosts
 from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
+from qkjax.vit.tree import layer_outputs
 from qkjax.weights.load import Checkpoint
 
 DIMS = ("layer", "head", "mode", "sign", "place")
@@ -127,9 +128,8 @@ def _maps(model: ViT, params, modes: Modes, scaling, pixels, stream: Stream):
     """
     _, out = model.apply({"params": params}, normalised_pixels(pixels, scaling), capture=(stream,))
     found = []
-    for layer in range(model.config.depth):
-        tokens = out["encoder"][f"block{layer:02d}"][stream][:, model.config.prefix_tokens :]
-        maps = project(tokens, modes.u[layer], modes.v[layer])
+    for layer, tokens in enumerate(layer_outputs(out, stream)):
+        maps = project(tokens[:, model.config.prefix_tokens :], modes.u[layer], modes.v[layer])
         found.append(quantised(maps.transpose(2, 3, 4, 0, 1), (4,), COARSE))
     return found
 

@@ -1,4 +1,4 @@
-"""What a page says of a model: its card, its measures, and the results that lie beside them."""
+"""A page's facts about a model: its card, its metrics, and the results of other commands."""
 
 import csv
 import json
@@ -20,25 +20,25 @@ from qkjax.weights import catalogue
 from qkjax.weights.load import Checkpoint
 
 OTHERS = (
-    ("Whom tokens attend to", "preference", {
-        "preference_by_layer": "Attention of tokens to their own kind of object, to another and to the background",
+    ("Which tokens attend to which", "preference", {
+        "preference_by_layer": "Attention of tokens to their own category, to another and to the background",
         "links": "Attention preference of each head against the weighted cosine of its modes",
         "anisotropy": "Mean cosine of tokens of different images, by layer",
         "example": "Attention of a target's and a distractor's token on one scene"}),
-    ("Parts of one object, or two objects", "objects", {
+    ("Same object or two objects", "objects", {
         "same_object": "Probability that query and key of a mode lie on the same object, by layer"}),
     ("Without some modes", "ablations", {
-        name: f"Effects of taking modes away: {name.replace('_', ' ')}" for name in ABLATIONS}),
+        name: f"Effects of ablations: {name.replace('_', ' ')}" for name in ABLATIONS}),
 )  # fmt: skip
 """Title, folder and name of the table, and figures with what they show."""
 
 
 def facts(found: ModelData, images: Sequence[str], metrics: Metrics, looked_at: Sequence[str]) -> dict:
-    """All of a model that is no large array.
+    """Facts about a model, without large arrays.
 
     Args:
-      images: names of those that were scanned.
-      looked_at: names of those in which patches can be picked.
+      images: names of the images that were scanned.
+      looked_at: names of the images in which patches can be picked.
     """
     subject, top, maps = found.subject, found.top, found.maps
     config, missing = subject.checkpoint.config, set(maps.left_out.values)
@@ -64,8 +64,8 @@ def facts(found: ModelData, images: Sequence[str], metrics: Metrics, looked_at: 
 
 
 def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.ndarray) -> dict[str, np.ndarray]:
-    """Per head and per mode, float32; `share` of modes and of the key bias in the logits of the images looked at, NaN
-    where an image gives none."""
+    """Metrics per head and per mode, float32. `share` is that of a mode in the logits of the images in which patches
+    can be picked, `bias_share` that of the key bias; NaN if an image has none."""
     names = ("weighted_cosine", "mean_cosine", "effective_rank", "stable_rank", "symmetric_share", "singular_value",
              "cosine")  # fmt: skip
     found = {name: getattr(metrics, name) for name in names} | {"key_bias": relative_spreads(bias)[1]}
@@ -77,7 +77,7 @@ def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.
 def results_of(gathered: ModelData, site: Path) -> list[dict]:
     """Figures and tables of other commands in a folder of results; the figures are copied to the site.
 
-    What is of a model with other parameters is left out, and that is said.
+    Results of a model with other parameters are left out, with a note on standard error.
 
     Raises:
       QkjaxError: one cannot be read.
@@ -105,7 +105,7 @@ def results_of(gathered: ModelData, site: Path) -> list[dict]:
 
 
 def _card(checkpoint: Checkpoint, where: str) -> list[list[str]]:
-    """Lines of name and value; a file of one's own has no line in the catalogue, whatever its name."""
+    """Pairs of name and value. A file outside the catalogue has no catalogue entry, whatever its name."""
     c, entry = checkpoint.config, None if os.path.isabs(where) else catalogue.entry(where)
     known = {"what": entry.title, "family": entry.family, "objective": entry.objective, "licence": entry.licence,
              "source": entry.url or entry.repo or entry.path or f"{entry.package} {entry.version}"} if entry else {

@@ -1,4 +1,4 @@
-"""The data of one model's pages: files that the page loads as it is looked at."""
+"""The data of one model's pages: files that the page loads on demand."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from qkjax.runtime.interrupt import held
 from qkjax.vit.tree import query_key
 
 LOOKED_AT = 2
-"""Images in which patches can be picked, where none is named: each takes 8.6 MB of a ViT-B's report."""
+"""Number of images in which patches can be picked by default: each takes 8.6 MB of a ViT-B's report."""
 ROOM = (10e6, 97e6)
 """Bytes that small pictures may take at least, and that all of a model's files may take with them: the size of
 pictures is foreseen from a sample, and so a little less than 100 MB."""
@@ -34,11 +34,11 @@ def write_model(folder: Path, found: ModelData, images: ImageSet, looked_at: Pho
     """Writes all of a model into a new folder.
 
     Args:
-      images: those that were scanned.
-      looked_at: names and photographs in which patches can be picked; none for some of the images.
+      images: the images that were scanned.
+      looked_at: names and photographs in which patches can be picked; empty: some of the images.
 
     Returns:
-      Bytes that it takes.
+      Its size in bytes.
 
     Raises:
       QkjaxError: a result of another command cannot be read.
@@ -68,7 +68,7 @@ def _size(folder: Path) -> int:
 
 
 def _seen(found: ModelData, photo: "PIL.Image.Image") -> Pixels:
-    """What the model sees of a photograph."""
+    """The pixels of a photograph that the model sees."""
     checkpoint = found.subject.checkpoint
     resolution = resolution_of(checkpoint, found.scan.options.resolution)
     return crop_to_patches(checkpoint, picture(photo, checkpoint.preprocess, resolution))
@@ -83,7 +83,7 @@ def _some(images: ImageSet, found: ModelData) -> Photographs:
 
 
 def _write_looks(folder: Path, found: ModelData, photos: Photographs, bias: BiasTerms, interrupted) -> list[Attended]:
-    """Of each image in which patches can be picked the picture, and a script for each layer."""
+    """The picture, and a script for each layer, of each image in which patches can be picked."""
     terms = []
     for place, (_, photo) in enumerate(tqdm(photos, desc="images", unit="img", disable=len(photos) < 3)):
         pixels = _seen(found, photo)
@@ -117,7 +117,7 @@ def _write_heads(folder: Path, found: ModelData, interrupted) -> None:
 
 
 def _write_pictures(folder: Path, found: ModelData, images: ImageSet, interrupted) -> None:
-    """The images that are shown, small, in the room that all else leaves; and their names."""
+    """Thumbnails of the images on the page, in the room that all other files leave; and the images' names."""
     _, _, modes, _, places = found.maps.query_step.shape
     index = found.top.image_index.values[0, :, :, :modes, :, :places]
     shown = [int(i) for i in np.unique(index[index >= 0])]

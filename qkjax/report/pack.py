@@ -1,4 +1,4 @@
-"""Arrays as JavaScript files: what a page opened from disk may load as it goes (it may not fetch anything else)."""
+"""Arrays as JavaScript files: the only files that a page opened from disk may load on demand."""
 
 import json
 import zlib
@@ -19,7 +19,7 @@ def quantised(
     """Whole numbers, and the steps between them: values are about numbers * steps, wrong by half a step at most.
 
     Args:
-      axes: over which a step is shared; the largest size among them is so many `levels`.
+      axes: axes that share a step; the largest magnitude along them is `levels` steps.
       levels: `FINE` or `COARSE`, which fit into 2 bytes and 1.
 
     Returns:

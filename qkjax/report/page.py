@@ -5,13 +5,13 @@ from pathlib import Path
 
 MARK, DATA = "index.html", "data"
 OURS = (MARK, 'content="qkjax report"', (MARK, DATA))
-"""By which a report is known to be one, and so may be replaced; see `qkjax.runtime.files.atomic_folder`."""
+"""The mark by which a folder is recognised as a report, and may be replaced; see `atomic_folder`."""
 SCRIPTS = ("dom.js", "data.js", "places.js", "colours.js", "charts.js", "tiles.js", "overview.js", "head.js",
            "mode.js", "look.js", "results.js", "main.js")  # fmt: skip
 
 
 def write(folder: Path, count: int) -> None:
-    """Writes index.html for so many models, whose data lie in data/m0, data/m1 and so on."""
+    """Writes index.html for `count` models, whose data are in data/m0, data/m1 and so on."""
     site = resources.files("qkjax.report").joinpath("site")
     # One script, not modules: a browser does not load modules from a file opened from disk.
     code = "\n".join(site.joinpath(name).read_text() for name in SCRIPTS)

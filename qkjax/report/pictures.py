@@ -26,7 +26,7 @@ def webp(pixels: Pixels, side: int, quality: int = 75) -> bytes:
 def small_pictures(
     images: ImageSet, wanted: Sequence[int], read: Callable[[int], Pixels], room: float
 ) -> Iterator[tuple[int, bytes]]:
-    """The wanted images of a set, in order, at the finest of `SIDES` at which all together fit into the room.
+    """Thumbnails of some images of a set, in order, at the finest of `SIDES` at which all of them fit into the room.
 
     Args:
       read: gives the pixels of an image, and raises QkjaxError where it cannot; such images are left out.

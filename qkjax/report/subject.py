@@ -1,4 +1,4 @@
-"""What a report is of: a model, and the folder where its results lie."""
+"""The subject of a report: a model, and the folder of its results."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from qkjax.passes.inputs import for_photographs
 from qkjax.weights.load import Checkpoint, load, origin
 
 RESULTS = ("modes.nc", "top_images/top_images.nc", "modes/top_images.nc", "top_images.nc")
-"""By which a folder of results is known; each says what model it is of."""
+"""Files that a folder of results has; each names its model."""
 
 
 class Subject(NamedTuple):
@@ -39,7 +39,7 @@ class Subject(NamedTuple):
 
 
 class ModelData(NamedTuple):
-    """Of one model all that its pages are made of.
+    """Everything that one model's pages are made from.
 
     Attributes:
       scan: how the scan was made.
@@ -56,7 +56,7 @@ class ModelData(NamedTuple):
 
 
 def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
-    """The models that are meant, by folders of results or as `load` takes them.
+    """The models of the targets, which are folders of results, or what `load` takes.
 
     Args:
       settings: for `load`, of a single model; a folder of results has its model's own.
@@ -66,9 +66,9 @@ def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
         settings for several models.
     """
     if settings and len(targets) > 1:
-        said = ", ".join(f"--{name}" for name in settings)
+        names = ", ".join(f"{name}=..." for name in settings)
         raise QkjaxError(
-            f"{said} would hold for all models: make a report of each first, and then one of their results"
+            f"{names} would apply to all models: write a report of each first, and then one of their results"
         )
     earlier = [_of_results(Path(target), settings) for target in targets]
     pairs = list(zip(targets, earlier, strict=True))
@@ -90,7 +90,7 @@ def _loaded(target: str, found: Mapping[str, str] | None, settings: Mapping) -> 
 
 
 def _of_results(folder: Path, settings: Mapping) -> dict[str, str] | None:
-    """The `origin` of the model of a folder of results, with these settings, too; None if it is no such folder.
+    """The `origin` of the model of a folder of results, with these settings added; None if it is not such a folder.
 
     Raises:
       QkjaxError: a result cannot be read, or none says where its model is.
@@ -108,7 +108,7 @@ def _of_results(folder: Path, settings: Mapping) -> dict[str, str] | None:
 
 
 def attributes(path: Path) -> dict:
-    """Of a result (netCDF).
+    """Attributes of a result (netCDF).
 
     Raises:
       QkjaxError: it cannot be read.
@@ -117,4 +117,4 @@ def attributes(path: Path) -> dict:
         with xr.open_dataset(path, engine="h5netcdf") as data:
             return dict(data.attrs)
     except Exception as error:  # h5netcdf raises whatever it stumbles over
-        raise QkjaxError(f"{path} is no result that can be read ({error}); remove it") from error
+        raise QkjaxError(f"cannot read the result {path} ({error}); remove it") from error

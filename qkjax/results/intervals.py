@@ -14,8 +14,8 @@ Interval = tuple[float, float, float]
 def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
     """Mean of all values; images and seeds are resampled together, each as a whole.
 
-    Few seeds hide how far others would lie: what they differ by is widened as Student's t widens an interval. Of one
-    image there is no interval: NaN.
+    Few seeds underestimate the spread between seeds, so their differences are widened as Student's t widens an
+    interval. One image has no interval: NaN.
     """
     seeds = len(values)
     if seeds > 1:
@@ -30,7 +30,7 @@ def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
 
 def ratio_interval(above: Float[np.ndarray, "terms images"], below: Float[np.ndarray, "terms images"]) -> Interval:
     """Mean over terms of the mean of `above` over that of `below`, images resampled: stable where single values of
-    `below` are near 0. Of one image there is no interval: NaN."""
+    `below` are near 0. One image has no interval: NaN."""
     mean = float((above.mean(1) / below.mean(1)).mean())
     if above.shape[1] < 2:
         return mean, np.nan, np.nan
@@ -40,12 +40,12 @@ def ratio_interval(above: Float[np.ndarray, "terms images"], below: Float[np.nda
 
 
 def ends_of(estimates: Float[np.ndarray, "resamples"]) -> tuple[float, float]:
-    """Of the 95% interval."""
+    """Ends of the 95% interval."""
     low, high = np.quantile(estimates, [0.025, 0.975])
     return float(low), float(high)
 
 
 @lru_cache(maxsize=8)
 def resamples(count: int, seed: int) -> Float[np.ndarray, "resamples count"]:
-    """Weights of so many things in each resample."""
+    """The weight of each of `count` items in each resample."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count

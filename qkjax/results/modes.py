@@ -56,7 +56,7 @@ def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[s
     Returns:
       A dataset with dims layer, head, mode, embed (and eigen, pair): `u`, `v`, `singular_value`,
       `cosine`, the other `Metrics`, the bias terms as `bias_*`, the null as attributes `null_*`,
-      and the versions of the libraries that made it.
+      and the versions of the libraries that computed it.
     """
     variables = {"u": (VECTORS, modes.u), "v": (VECTORS, modes.v)}
     for name, value in metrics._asdict().items():

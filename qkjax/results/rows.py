@@ -33,22 +33,22 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
-def list_unreadable(data: xr.Dataset, path: Path, names: str = "unreadable", said: str = "could not be read") -> None:
+def list_unreadable(data: xr.Dataset, path: Path, names: str = "unreadable", what: str = "could not be read") -> None:
     """Writes the images that could not be read, with the reasons, or removes what an earlier scan wrote.
 
     Args:
       names: variable that has the images' names; their reasons are in `reason`.
-      said: what is said of them.
+      what: what happened to them, for the message.
     """
     remove(path)
     if broken := [str(name) for name in data[names].values]:
         rows = [{"image": n, "reason": str(r)} for n, r in zip(broken, data.reason.values, strict=True)]
         write_csv(rows, path)
-        print(f"{len(broken)} images {said}; {path} says why", file=sys.stderr)
+        print(f"{len(broken)} images {what}; {path} says why", file=sys.stderr)
 
 
 def format_rows(rows: list[Row], formats: Mapping[str, str] | None = None) -> str:
-    """Rows as text under their column names, right-aligned; numbers to three places unless said."""
+    """Rows as text under their column names, right-aligned; numbers to three decimal places by default."""
     heads = list(rows[0])
     spec = {head: "d" if isinstance(rows[0][head], int) else ".3f" for head in heads} | dict(formats or {})
     cells = [[format(row[head], spec[head]) for head in heads] for row in rows]

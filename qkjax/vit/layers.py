@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qkjax.vit import posemb
+from qkjax.vit import posemb, tree
 from qkjax.vit.config import ViTConfig
 
 
@@ -142,8 +142,8 @@ class Encoder(nn.Module):
     def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
         out = {}
         for layer in range(self.config.depth):
-            block = Encoder1DBlock(self.config, self.dtype, name=f"encoderblock_{layer}")
-            x, out[f"block{layer:02d}"] = block(x, capture)
+            block = Encoder1DBlock(self.config, self.dtype, name=tree.block_name(layer))
+            x, out[tree.output_name(layer)] = block(x, capture)
         out["pre_ln"] = x
         if not self.config.pool_norm:
             x = nn.LayerNorm(epsilon=self.config.norm_eps, name="encoder_norm")(x)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
-from qkjax.vit import posemb
+from qkjax.vit import posemb, tree
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.layers import Encoder, MAPHead, precision
 
@@ -53,7 +53,7 @@ class ViT(nn.Module):
         x = self._with_prefix(x)
         if c.pre_norm:
             x = nn.LayerNorm(epsilon=c.norm_eps, name="pre_norm")(x)
-        x, out["encoder"] = Encoder(c, self.dtype, name="Transformer")(x, capture)
+        x, out["encoder"] = Encoder(c, self.dtype, name=tree.ENCODER)(x, capture)
         out["encoded"] = tokens = x
         patches = tokens[:, c.prefix_tokens :].reshape(batch, rows, columns, -1)
         x = self._pool(tokens)
@@ -80,9 +80,8 @@ class ViT(nn.Module):
 
     def _patches(self, images):
         size = self.config.patch_size
-        conv = nn.Conv(
-            self.config.width, size, size, "VALID", name="embedding", dtype=self.dtype, precision=precision(self.dtype)
-        )
+        kwargs = {"dtype": self.dtype, "precision": precision(self.dtype)}
+        conv = nn.Conv(self.config.width, size, size, "VALID", name=tree.PATCH_EMBEDDING, **kwargs)
         return conv(jnp.asarray(images, self.dtype))
 
     def _positions(self, grid, dtype):
@@ -92,7 +91,7 @@ class ViT(nn.Module):
         if c.posemb == "sincos2d":
             return jnp.asarray(posemb.sincos_2d(grid, c.width), dtype)
         shape = (1, c.grid[0] * c.grid[1], c.width)
-        table = self.param("pos_embedding", nn.initializers.normal(stddev=1 / np.sqrt(c.width)), shape)
+        table = self.param(tree.POSITION_EMBEDDING, nn.initializers.normal(stddev=1 / np.sqrt(c.width)), shape)
         table = posemb.resample(jnp.asarray(table, jnp.float32), c.grid, grid, c.posemb_resample)
         return table.astype(dtype)
 
@@ -134,9 +133,7 @@ def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
 @partial(jax.jit, static_argnames=("model", "capture"))
 def _forward(model: ViT, params, images, capture: tuple[str, ...]):
     output, out = model.apply({"params": params}, images, capture=capture)
-    blocks = out["encoder"]
-    layers = [blocks[f"block{layer:02d}"] for layer in range(model.config.depth)]
-    return output, {"encoded": out["encoded"]} | {name: jnp.stack([b[name] for b in layers]) for name in capture}
+    return output, {"encoded": out["encoded"]} | {name: tree.stacked_outputs(out, name) for name in capture}
 
 
 def forward(

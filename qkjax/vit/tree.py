@@ -1,14 +1,103 @@
-"""Where the parts of the query-key interaction lie in the parameter tree."""
+"""The names of parameters and of intermediates: no other module of the model or the analyses spells them.
 
-from collections.abc import Mapping
+The parameter tree is big_vision's. Functions that change a tree return a new one that shares all other leaves; they
+work on numpy arrays, on jax arrays and within `jit`. Letters: L layers, D embed, H heads, d head_dim.
+"""
 
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction.query_key import QueryKey
 
 Stack = np.ndarray
+ENCODER = "Transformer"
+ATTENTION = "MultiHeadDotProductAttention_0"
+NORM = "LayerNorm_0"
+"""LayerNorm whose output the queries and keys are computed from."""
+PATCH_EMBEDDING, POSITION_EMBEDDING = "embedding", "pos_embedding"
+HEADS = ("head", "head_dist", "pre_logits")
+"""Dense layers after pooling: classifier, DeiT's second classifier, and the tanh layer before them."""
+
+
+@runtime_checkable
+class QueryKeyParts(Protocol):
+    """Query and key parameters of all layers, such as a `QueryKey` or an edited one."""
+
+    query_kernel: Any
+    key_kernel: Any
+    query_bias: Any
+    key_bias: Any
+
+
+def block_name(layer: int) -> str:
+    """Name of a layer in the parameter tree."""
+    return f"encoderblock_{layer}"
+
+
+def output_name(layer: int) -> str:
+    """Name of a layer among the intermediates of the encoder."""
+    return f"block{layer:02d}"
+
+
+def depth_of(params: Mapping) -> int:
+    """Number of layers of a parameter tree."""
+    return sum(name.startswith("encoderblock_") for name in params[ENCODER])
+
+
+def layer_outputs(intermediates: Mapping, name: str) -> list[Array]:
+    """One intermediate of every layer, from the first layer to the last.
+
+    Args:
+      intermediates: the second result of `ViT.apply`.
+      name: "sa", "+sa", "mlp", "+mlp", or a name that was passed as `capture`; `forward` lists their shapes.
+
+    Raises:
+      KeyError: the name was not captured.
+
+    Example:
+      _, out = model.apply({"params": params}, images, capture=("norm", "attention"))
+      for tokens, attention in zip(layer_outputs(out, "norm"), layer_outputs(out, "attention")):
+          ...
+    """
+    encoder = intermediates["encoder"]
+    depth = sum(key.startswith("block") for key in encoder)
+    return [encoder[output_name(layer)][name] for layer in range(depth)]
+
+
+def stacked_outputs(intermediates: Mapping, name: str) -> Float[Array, "layers ..."]:
+    """One intermediate of all layers as a single array; see `layer_outputs`."""
+    return jnp.stack(layer_outputs(intermediates, name))
+
+
+def attention_parameters(params: Mapping) -> Iterator[Mapping]:
+    """The parameters of each layer's attention, from the first layer to the last.
+
+    Yields:
+      A dict with "query", "key", "value" and "out", each with a "kernel" and a "bias"; kernels of the first three are
+      (D, H, d), that of "out" is (H, d, D).
+    """
+    for layer in range(depth_of(params)):
+        yield params[ENCODER][block_name(layer)][ATTENTION]
+
+
+def map_attention(params: Mapping, change: Callable[[int, Mapping], Mapping]) -> dict:
+    """The tree with new attention parameters in every layer.
+
+    Args:
+      params: a Linen tree.
+      change: the layer's index and its attention parameters (see `attention_parameters`) -> the new ones. It must not
+        modify its argument.
+    """
+    blocks = dict(params[ENCODER])
+    for layer, attention in enumerate(attention_parameters(params)):
+        name = block_name(layer)
+        blocks[name] = {**blocks[name], ATTENTION: change(layer, attention)}
+    return {**params, ENCODER: blocks}
 
 
 def query_key(params: Mapping) -> QueryKey:
@@ -19,15 +108,18 @@ def query_key(params: Mapping) -> QueryKey:
 
     Raises:
       QkjaxError: no encoder blocks in the tree, or blocks of unequal shapes.
+
+    Example:
+      query, key = qkjax.query_key(checkpoint.params)[:2]  # each (layers, embed, heads, head_dim)
     """
     try:
-        blocks = params["Transformer"]
-        layers = [blocks[f"encoderblock_{i}"] for i in range(sum(k.startswith("encoderblock_") for k in blocks))]
+        blocks = params[ENCODER]
+        layers = [blocks[block_name(layer)] for layer in range(depth_of(params))]
         if not layers:
-            raise KeyError("encoderblock_0")
+            raise KeyError(block_name(0))
         parts = [
             (a["query"]["kernel"], a["key"]["kernel"], a["query"]["bias"], a["key"]["bias"], n["scale"], n["bias"])
-            for a, n in ((block["MultiHeadDotProductAttention_0"], block["LayerNorm_0"]) for block in layers)
+            for a, n in ((block[ATTENTION], block[NORM]) for block in layers)
         ]
         return QueryKey(*(np.stack([np.asarray(x, np.float32) for x in part]) for part in zip(*parts, strict=True)))
     except (KeyError, TypeError, ValueError) as error:
@@ -41,17 +133,92 @@ def query_key_kernels(
     return query_key(params)[:2]
 
 
+def with_query_key(params: Mapping, parts: QueryKeyParts) -> dict:
+    """The tree with other query and key kernels and biases in all layers; LayerNorms stay as they are.
+
+    Args:
+      params: a Linen tree.
+      parts: anything with the fields `query_kernel`, `key_kernel` (L, D, H, d) and `query_bias`, `key_bias`
+        (L, H, d), such as a `QueryKey`. If d differs from the tree's, widen the other parameters with
+        `widened_heads`.
+
+    Example:
+      own = qkjax.query_key(checkpoint.params)
+      params = with_query_key(checkpoint.params, own._replace(key_bias=0 * own.key_bias))
+    """
+    return with_attention(
+        params,
+        {
+            "query": {"kernel": parts.query_kernel, "bias": parts.query_bias},
+            "key": {"kernel": parts.key_kernel, "bias": parts.key_bias},
+        },
+    )
+
+
 def with_attention(params: Mapping, parts: Mapping[str, Mapping]) -> dict:
-    """The tree with other query and key parameters in all layers.
+    """The tree with other query and key parameters in all layers; `with_query_key` does the same from a record.
 
     Args:
       params: a Linen tree.
       parts: for "query" and "key" a "kernel" (layers, embed, heads, head_dim) and a "bias" (layers, heads, head_dim).
     """
-    blocks = dict(params["Transformer"])
-    for layer in range(len(parts["query"]["kernel"])):
-        block = blocks[f"encoderblock_{layer}"]
+
+    def change(layer: int, attention: Mapping) -> Mapping:
         own = {name: {leaf: stack[layer] for leaf, stack in part.items()} for name, part in parts.items()}
-        attention = {**block["MultiHeadDotProductAttention_0"], **own}
-        blocks[f"encoderblock_{layer}"] = {**block, "MultiHeadDotProductAttention_0": attention}
-    return {**params, "Transformer": blocks}
+        return {**attention, **own}
+
+    return map_attention(params, change)
+
+
+def widened_heads(params: Mapping, columns: int) -> dict:
+    """The tree with heads of `columns` columns, filled up with zeros, for values and outputs: what a head computes from
+    given attention weights does not change. Queries and keys stay as narrow as they are; replace them next, with
+    `with_query_key`.
+
+    Args:
+      params: a Linen tree.
+      columns: the new head_dim, at least as large as the old one.
+    """
+
+    def change(layer: int, attention: Mapping) -> Mapping:
+        value = {name: _padded(leaf, -1, columns) for name, leaf in attention["value"].items()}
+        out = {**attention["out"], "kernel": _padded(attention["out"]["kernel"], 1, columns)}
+        return {**attention, "value": value, "out": out}
+
+    return map_attention(params, change)
+
+
+def _padded(leaf: np.ndarray, axis: int, size: int) -> np.ndarray:
+    widths = [(0, 0)] * leaf.ndim
+    widths[axis] = (0, size - leaf.shape[axis])
+    return np.pad(np.asarray(leaf), widths)
+
+
+def patch_kernel(params: Mapping) -> Float[Array | Stack, "height width channels embed"]:
+    """Kernel of the patch embedding."""
+    return params[PATCH_EMBEDDING]["kernel"]
+
+
+def patch_bias(params: Mapping) -> Float[Array | Stack, "embed"]:
+    """Bias of the patch embedding."""
+    return params[PATCH_EMBEDDING]["bias"]
+
+
+def with_patch_embedding(params: Mapping, **parts) -> dict:
+    """The tree with another `kernel` (height, width, channels, embed) or `bias` (embed) of the patch embedding."""
+    return {**params, PATCH_EMBEDDING: {**params[PATCH_EMBEDDING], **parts}}
+
+
+def position_embedding(params: Mapping) -> Float[Array | Stack, "1 patches embed"]:
+    """The learned position embedding of the patches, row by row."""
+    return params[POSITION_EMBEDDING]
+
+
+def with_position_embedding(params: Mapping, table: Float[Array | Stack, "1 patches embed"]) -> dict:
+    """The tree with another learned position embedding."""
+    return {**params, POSITION_EMBEDDING: table}
+
+
+def without_heads(params: Mapping) -> dict:
+    """The tree without its classifiers and without the dense layer before them."""
+    return {name: part for name, part in params.items() if name not in HEADS}

@@ -9,8 +9,8 @@ from qkjax.analyses.ablate.describe import describe
 from qkjax.analyses.ablate.plan import AblationSpec
 from qkjax.analyses.outcome import Written, outcome, report_unreadable
 from qkjax.errors import QkjaxError
+from qkjax.images.default_set import photographs
 from qkjax.images.labels import by_folder
-from qkjax.images.photographs import photographs
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
 from qkjax.passes.inputs import for_photographs

@@ -18,8 +18,8 @@ from qkjax.analyses.ablate.readout import Readout, check_labels
 from qkjax.analyses.ablate.store import Store, same_images
 from qkjax.analyses.ablate.tables import ablations_dataset
 from qkjax.analyses.edit import IDLE_CONTROL, ResolvedEdit, is_idle_control, notes_on, resolve
+from qkjax.images.default_set import photographs, subjects
 from qkjax.images.labels import by_folder
-from qkjax.images.photographs import photographs, subjects
 from qkjax.images.sets import ImageSet
 from qkjax.interaction.edit import edit as edit_heads
 from qkjax.interaction.metrics import measure
@@ -72,7 +72,7 @@ def ablate(
 
     Args:
       checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
-      plan: a TOML file, or its grids as a list of dicts, such as [{"select": "cosine>0.5", "controls": 3}], see
+      plan: a TOML file, or its grids as a list of dicts, such as [{"edit": "drop", "select": "cosine>0.5"}], see
         `qkjax.analyses.ablate.plan`.
       images: by default the photographs of scikit-image and scikit-learn and crops of them.
       labels: True: also measure accuracy; the classes are the default photographs' subjects, or a set's outermost
@@ -93,7 +93,7 @@ def ablate(
       >>> import qkjax
       >>> checkpoint = qkjax.load("dinov2-vits14-focus")
       >>> few, _ = qkjax.images.photographs().spread(4)
-      >>> result = qkjax.ablate(checkpoint, [{"select": "cosine>0.5 layers=0-3"}], few)
+      >>> result = qkjax.ablate(checkpoint, [{"edit": "drop", "select": "cosine>0.5 layers=0-3"}], few)
       >>> result.sizes["ablation"], result.attention_js.dims
       (2, ('ablation', 'image', 'layer', 'head'))
     """

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from qkjax.activations.attention import entropy, jensen_shannon, similarity_preference
 from qkjax.activations.representation import cosine, kullback_leibler
-from qkjax.analyses.edit import with_edited
 from qkjax.interaction.edit import Edited
 from qkjax.passes.inputs import normalised_pixels
 from qkjax.vit.model import ViT
+from qkjax.vit.tree import layer_outputs, with_query_key
 
 Ndarray = np.ndarray
 
@@ -66,13 +66,12 @@ def _outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Arra
     config = model.config
     prefix, first = config.prefix_tokens, int(config.class_token)
     rows = jnp.concatenate([jnp.arange(first), places + prefix])
-    blocks = [out["encoder"][f"block{layer:02d}"] for layer in range(config.depth)]
-    attention = jnp.stack([block["attention"][:, :, rows] for block in blocks], axis=1)
+    attention = jnp.stack([weights[:, :, rows] for weights in layer_outputs(out, "attention")], axis=1)
     of_patches = attention[..., first:, :]
     preferred = jax.vmap(similarity_preference, (0, 0, None))
     preference = [
-        preferred(of_patches[:, layer, ..., prefix:], block["norm"][:, prefix:].astype(jnp.float32), places)
-        for layer, block in enumerate(blocks)
+        preferred(of_patches[:, layer, ..., prefix:], norm[:, prefix:].astype(jnp.float32), places)
+        for layer, norm in enumerate(layer_outputs(out, "norm"))
     ]
     pooled, tokens, logits = (out.get(name) for name in ("pre_logits", "encoded", "logits"))
     # Without pooling there is one of each for every token.
@@ -108,5 +107,5 @@ def edited_outputs(model: ViT, params, heads: Edited, scaling, pixels, places, o
 
     All edits run through one compiled program: the edited kernels are its arguments.
     """
-    outputs, *own = _outputs(model, with_edited(params, heads), scaling, pixels, places)
+    outputs, *own = _outputs(model, with_query_key(params, heads), scaling, pixels, places)
     return _effects(model, original, outputs, *own), outputs.representation, outputs.logits

@@ -14,7 +14,7 @@ FOLDS, NEIGHBOURS = 5, 5
 
 
 def check_labels(labels: Sequence[int], classes: list[str]) -> None:
-    """Whether a probe can be fitted to these, before all the work.
+    """Refuses labels to which no probe can be fitted, before any work.
 
     Raises:
       QkjaxError: scikit-learn is not installed, or a class has one image or none.

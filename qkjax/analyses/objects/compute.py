@@ -29,7 +29,7 @@ from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
 from qkjax.vit.model import ViT
-from qkjax.vit.tree import query_key_kernels
+from qkjax.vit.tree import layer_outputs, query_key_kernels
 from qkjax.weights.load import Checkpoint
 
 
@@ -42,9 +42,8 @@ def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, 
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
     scores, same = [], []
-    for layer in range(model.config.depth):
-        tokens = out["encoder"][f"block{layer:02d}"][stream][:, model.config.prefix_tokens :]
-        maps = project(tokens, modes.u[layer], modes.v[layer])
+    for layer, tokens in enumerate(layer_outputs(out, stream)):
+        maps = project(tokens[:, model.config.prefix_tokens :], modes.u[layer], modes.v[layer])
         scores.append(both_signs("product", maps[:, :, 0], maps[:, :, 1]))
         largest = jax.vmap(chosen_objects)(maps, objects)  # (batch, 2, heads, modes, signs)
         same.append(largest[:, 0] == largest[:, 1])

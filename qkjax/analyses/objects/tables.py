@@ -66,7 +66,7 @@ def objects_dataset(
 
 def summary(rows: Sequence[Row]) -> str:
     """The result in words: in which layers modes join parts of one object, and in which parts of two."""
-    most, least = (choose(rows, key=lambda row: row["same"] - row["chance"]) for choose in (max, min))
+    most, least = (choose(rows, key=_above_chance) for choose in (max, min))
 
     def of(row: Row) -> str:
         return f"{row['same']:.2f} [{row['same_low']:.2f}, {row['same_high']:.2f}], chance {row['chance']:.2f}"
@@ -78,6 +78,10 @@ def summary(rows: Sequence[Row]) -> str:
     )
 
 
+def _above_chance(row: Row) -> float:
+    return row["same"] - row["chance"]
+
+
 def objects_table(dataset: xr.Dataset) -> list[Row]:
     """A row for each layer (the paper, figure 6), of each mode's sign whose best image has the larger score.
 
@@ -85,7 +89,7 @@ def objects_table(dataset: xr.Dataset) -> list[Row]:
     head's sum, mean over heads; `_low`, `_high` the ends of its 95% interval, modes resampled. `chance`: the same for
     two objects drawn at random out of those of the same images, 1 / objects. `plain`: without weights.
     """
-    sign = dataset.score.isel(place=0).argmax("sign")
+    sign = dataset.score.isel(place=0, drop=True).argmax("sign")
     index, same = (dataset[name].isel(sign=sign).values for name in ("image_index", "same"))
     there = index >= 0
     objects = np.maximum(dataset.objects.values[index], 1)

@@ -28,7 +28,7 @@ from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
 from qkjax.vit.model import ViT
-from qkjax.vit.tree import query_key_kernels
+from qkjax.vit.tree import layer_outputs, query_key_kernels
 from qkjax.weights.load import Checkpoint
 
 
@@ -65,8 +65,9 @@ def _step(model: ViT, params, scaling, pixels, regions, present) -> tuple[Measur
     place = flat[:, : len(QUERIES)].argmax(-1)  # of equal ones the first
     centre = special + (rows // 2) * columns + columns // 2
     measures, directions = [], []
+    captured = {name: layer_outputs(out, name) for name in ("attention", *STREAMS)}
     for layer in range(model.config.depth):
-        block = out["encoder"][f"block{layer:02d}"]
+        block = {name: outputs[layer] for name, outputs in captured.items()}
         of_queries = jnp.take_along_axis(block["attention"], special + place[:, None, :, None], axis=2)
         patches = block["norm"][:, special:].astype(jnp.float32)
         preference = jax.vmap(similarity_preference, (0, 0, None))

@@ -15,7 +15,7 @@ from qkjax.activations.top_k import Top, add, empty, merge
 from qkjax.analyses.outcome import require_readable
 from qkjax.analyses.top_images.tables import top_images_dataset
 from qkjax.errors import QkjaxError, nearest
-from qkjax.images.photographs import photographs
+from qkjax.images.default_set import photographs
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
@@ -31,7 +31,7 @@ from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
 from qkjax.vit.model import ViT
-from qkjax.vit.tree import query_key_kernels
+from qkjax.vit.tree import layer_outputs, query_key_kernels
 from qkjax.weights.load import Checkpoint
 
 
@@ -44,9 +44,8 @@ def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, index, st
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
     layers = []
-    for layer in range(model.config.depth):
-        tokens = out["encoder"][f"block{layer:02d}"][stream][:, model.config.prefix_tokens :]
-        maps = project(tokens, modes.u[layer], modes.v[layer])
+    for layer, tokens in enumerate(layer_outputs(out, stream)):
+        maps = project(tokens[:, model.config.prefix_tokens :], modes.u[layer], modes.v[layer])
         layers.append(jnp.stack([both_signs(name, maps[:, :, 0], maps[:, :, 1]) for name in scores], axis=1))
     return add(top, jnp.stack(layers, axis=2), index)
 

@@ -45,7 +45,7 @@ def subjects(images: ImageSet) -> tuple[list[int], list[str]]:
 
 
 def _folder(package: str) -> Path:
-    spec = find_spec(package)  # found, not imported: only its files are wanted
+    spec = find_spec(package)  # located, not imported: only its files are needed
     if spec is None or not spec.submodule_search_locations:
         raise QkjaxError(
             "the default photographs come with scikit-image and scikit-learn, which are not both here: "
