@@ -101,7 +101,7 @@ def head_map(name: str, metrics: Metrics) -> Figure:
             figsize=(max(cell * layers + 1.6, 4), max(cell * 0.75 * heads + 1.2, 2.2)), layout="constrained"
         )
         axes = figure.subplots()
-        image = draw_heads(axes, metrics.weighted_cosine, DIVERGING, -1)
+        image = draw_heads(axes, metrics.weighted_cosine, DIVERGING, -1.0)
         if cell > 0.4:
             for (head, layer), value in np.ndenumerate(values):
                 colour = "white" if abs(value) > 0.6 else "black"
