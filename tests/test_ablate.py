@@ -8,17 +8,18 @@ import pytest
 import scipy.spatial.distance
 import scipy.stats
 import xarray as xr
+from commands import command
 from PIL import Image
+from tqdm import tqdm
 
 import qkjax
 from qkjax.activations.attention import similarity_preference
-from qkjax.analyses.ablate import ablator
-from qkjax.analyses.ablate.ablator import AblationOptions, Ablator
-from qkjax.analyses.ablate.job import ImagesWanted, ablate_model
+from qkjax.analyses.ablate import outputs
+from qkjax.analyses.ablate.ablator import Ablator
+from qkjax.analyses.ablate.command import AblationArguments, write_ablations
 from qkjax.analyses.ablate.plan import expand, read_plan
 from qkjax.analyses.ablate.readout import Readout
 from qkjax.analyses.edit import Edit, edit_with_notes
-from qkjax.cli import main
 from qkjax.figures.ablations import _one_layer, dose_response
 from qkjax.images.labels import head_classes
 from qkjax.images.preprocess import Preprocess, normalise, picture
@@ -72,27 +73,28 @@ def passes(checkpoint, images):
 def test_effects_are_those_of_plain_passes(checkpoint, folder, kind, exact):
     images = open_images(folder)
     readable = [i for i, name in enumerate(images.names) if "broken" not in name]
-    ablator = Ablator(checkpoint, images, AblationOptions(queries=4, batch=4, exact=exact), lambda _: None)
-    assert ablator.names == [images.names[i] for i in readable]
+    ablator = Ablator(checkpoint, images, 4, exact, qkjax.PassOptions(batch=4), {}, tqdm(disable=True))
+    assert ablator.index.tolist() == readable
     assert "broken" in ablator.unreadable[0][1]
     parts = qkjax.query_key(checkpoint.params)
     modes = qkjax.decompose(*parts[:2])
     weights = np.where(np.asarray(qkjax.measure(modes).cosine) > 0, 1, 0).astype(np.float32)
-    found = ablator.ablate(edit(parts, modes, kind, weights, ablator.columns))
+    rows = ablator.ablate(edit(parts, modes, kind, weights, ablator.columns), None, {})
+    fields = outputs.Effects._fields
     other, _ = edit_with_notes(checkpoint, kind, "cosine>0" if kind == "drop" else "all", exact=exact)
     places = query_places((4, 4), 4)
     assert places.tolist() == [5, 7, 13, 15]
     chosen = open_images(folder)
     pairs = list(zip(*(passes(c, _only(chosen, readable)) for c in (checkpoint, other)), strict=True))
     for row, ((logits, was), (edited_logits, now)) in enumerate(pairs):
-        effects = jax.tree.map(lambda leaf, row=row: leaf[row], found.effects)
+        effects = outputs.Effects(*(rows[name][row] for name in fields))
         both = was["encoded"][0], now["encoded"][0]
         cosines = [1 - scipy.spatial.distance.cosine(a, b) for a, b in zip(*both, strict=True)]
         assert effects.representation_cosine == pytest.approx(cosines[0], abs=1e-5)
         assert effects.token_cosine == pytest.approx(np.mean(np.array(cosines)[places + 2]), abs=1e-5)
         probabilities = [scipy.special.softmax(x) for x in (logits, edited_logits)]
         assert effects.logits_kl == pytest.approx(scipy.stats.entropy(*probabilities, base=2), abs=1e-4)
-        np.testing.assert_allclose(found.logits[row], edited_logits, atol=1e-4)
+        np.testing.assert_allclose(rows["logits"][row], edited_logits, atol=1e-4)
         for layer, head in np.ndindex(3, 4):
             a, b = (out["attention"][layer, 0, head] for out in (was, now))
             js = scipy.spatial.distance.jensenshannon(a, b, base=2, axis=1) ** 2
@@ -102,9 +104,8 @@ def test_effects_are_those_of_plain_passes(checkpoint, folder, kind, exact):
             assert effects.attention_entropy[layer, head] == pytest.approx(entropy, abs=1e-4)
             preference = _preference(b[2:, 2:], now["norm"][layer, 0, 2:], places)
             assert effects.preference[layer, head] == pytest.approx(preference, abs=1e-5)
-    same = ablator.unedited.effects
-    np.testing.assert_allclose(same.representation_cosine, 1, atol=1e-6)
-    np.testing.assert_array_equal(same.attention_js, 0)
+    np.testing.assert_allclose(ablator.original["representation_cosine"], 1, atol=1e-6)
+    np.testing.assert_array_equal(ablator.original["attention_js"], 0)
 
 
 def _only(images, chosen):
@@ -170,8 +171,8 @@ def run(checkpoint, folder, tmp_path_factory):
     base = tmp_path_factory.mktemp("ablations")
 
     def run_plan(out, lines):
-        wanted, options = ImagesWanted(folder, labels=True), AblationOptions(queries=4, batch=4)
-        ablate_model(checkpoint.source, lines, wanted, base / out, options, {})
+        arguments = AblationArguments(folder, labels=True, queries=4, options=qkjax.PassOptions(batch=4))
+        write_ablations(checkpoint, lines, arguments, base / out, {})
         with xr.open_dataset(base / out / "ablations.nc", engine="h5netcdf") as data:
             return base / out, data.load()
 
@@ -185,13 +186,15 @@ def whole(run):
 
 def test_a_plan_that_was_stopped_goes_on_to_the_same_bits_and_can_grow(run, whole, folder, monkeypatch):
     path, whole = whole
-    assert ablator._edited._cache_size() <= 2, "one program for all edits (and one for wider heads, of other tests)"
+    assert outputs.edited_outputs._cache_size() <= 2, (
+        "one program for all edits (and one for wider heads, of other tests)"
+    )
     right, done = Ablator.ablate, path.parent / "stopped" / "done"
 
-    def stopped(self, made):
+    def stopped(self, *arguments):
         if len(list(done.iterdir())) == 3:
             raise KeyboardInterrupt
-        return right(self, made)
+        return right(self, *arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(Ablator, "ablate", stopped)
@@ -229,13 +232,13 @@ def test_images_that_change_under_their_names_are_seen(checkpoint, folder, tmp_p
 
     def run(doses, out):
         lines = expand([{"edit": "drop", "select": "grouping={dose}", "dose": doses}])
-        return ablate_model(checkpoint.source, lines, ImagesWanted(images), tmp_path / out, AblationOptions(), {})
+        return write_ablations(checkpoint, lines, AblationArguments(images), tmp_path / out, {}).dataset
 
     draw()
     run([0.3], "grown")
     draw()
     grown, fresh = run([0.3, 0.6], "grown"), run([0.3, 0.6], "fresh")
-    assert "the images are others than before" in capsys.readouterr().err
+    assert "the images have changed under their names; all ablations are computed again" in capsys.readouterr().err
     for name in fresh.data_vars:
         np.testing.assert_array_equal(grown[name], fresh[name])
 
@@ -285,9 +288,9 @@ def test_the_files_say_what_was_found(checkpoint, folder, whole):
     figures = {file.name for file in path.glob("*.p[nd][gf]")}
     names = ("dose_response", "layer_map", "attention_by_layer")
     assert figures == {name + ending for name in names for ending in (".png", ".pdf")}
-    wanted, other = ImagesWanted(folder, labels=True), AblationOptions(queries=5, batch=4)
+    other = AblationArguments(folder, labels=True, queries=5, options=qkjax.PassOptions(batch=4))
     with pytest.raises(qkjax.QkjaxError, match=r"has other settings \(queries\): remove it, or write"):
-        ablate_model(checkpoint.source, LINES, wanted, path, other, {})
+        write_ablations(checkpoint, LINES, other, path, {})
     assert json.loads(data.attrs["settings"])["labels"] == "true"
 
 
@@ -340,59 +343,40 @@ def test_intervals_over_few_seeds_hold_what_they_say(seeds):
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("specs", "arguments", "says"),
     [
-        (lambda c, f: ablate_model(c, [], ImagesWanted(f, limit=0), None, AblationOptions(), {}), "--limit is a whole"),
-        (lambda c, f: ablate_model(c, [], ImagesWanted(f), None, AblationOptions(queries=0), {}), "queries is a whole"),
-        (
-            lambda c, f: ablate_model(c, expand([{"edit": "dro"}]), ImagesWanted(f), None, AblationOptions(), {}),
-            r"there is no edit 'dro' \(nearest: 'drop'\)",
-        ),
-        (
-            lambda c, f: ablate_model(c, [], ImagesWanted(f / "first", labels=True), None, AblationOptions(), {}),
-            "needs a folder of images for each class",
-        ),
+        ([], {"limit": 0}, "limit=0: expected a whole number from 1 up"),
+        ([], {"queries": 0}, "queries=0: expected a whole number from 1 up"),
+        (expand([{"edit": "dro"}]), {}, r"unknown edit 'dro' \(nearest: 'drop'\)"),
+        ([], {"labels": True, "path": "first"}, "needs a folder of images for each class"),
     ],
 )
-def test_wrong_wishes_are_told_at_once(checkpoint, folder, call, says, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_invalid_arguments_are_refused_before_any_work(checkpoint, folder, specs, arguments, says, tmp_path):
+    arguments = AblationArguments(**{**arguments, "path": folder / arguments.get("path", "")})
     with pytest.raises(qkjax.QkjaxError, match=says):
-        call(checkpoint.source, folder)
+        write_ablations(checkpoint, specs, arguments, tmp_path / "out", {})
     assert not list(tmp_path.iterdir())
-
-
-def command(monkeypatch, capsys, *words) -> tuple[int, str]:
-    """Exit code and what is said on standard error by a command, run in this process."""
-    monkeypatch.setattr("sys.argv", ["qkjax", *map(str, words)])
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, capsys.readouterr().err
 
 
 def test_commands(checkpoint, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plan.toml").write_text('[[grid]]\nedit = "flip"\nselect = "modes=0-1"\n')
     shared = ("--images", folder, "--limit", 4, "--queries", 4, "--batch", 4)
-    assert command(monkeypatch, capsys, "ablate", checkpoint.source, "--plan", "plan.toml", *shared)[0] == 0
-    code, _ = command(
-        monkeypatch, capsys, "ablate", checkpoint.source, "--select", "cosine>0", "--controls", 1, *shared
-    )
-    assert code == 0
+    assert command(monkeypatch, capsys, "ablate", checkpoint.source, "--plan", "plan.toml", *shared).code == 0
+    done = command(monkeypatch, capsys, "ablate", checkpoint.source, "--select", "cosine>0", "--controls", 1, *shared)
+    assert done.code == 0, done.err
     with xr.open_dataset("results/small/ablations/ablations.nc", engine="h5netcdf") as data:
         assert data.edit.values.tolist() == ["none", "drop", "drop"]
         assert data.control.values.tolist() == [-1, -1, 0]
     for words, says in {
         (): "nothing is selected; for example: --select",
-        ("--plan", "plan.toml", "--no-key-bias"): "--plan says what is done: leave out --edit, --select",
-        ("--select", "all", "--batch", -1): "--batch is a whole number from 1 up",
+        ("--plan", "plan.toml", "--no-key-bias"): "--plan contains the edits: leave out --edit, --select",
+        ("--select", "all", "--batch", -1): "--batch -1: expected a whole number from 1 up",
     }.items():
-        code, said = command(monkeypatch, capsys, "ablate", checkpoint.source, *words)
-        assert code == 2
-        assert f"qkjax: error: {says}" in said
+        done = command(monkeypatch, capsys, "ablate", checkpoint.source, *words)
+        assert done.code == 2
+        assert f"qkjax: error: {says}" in done.err
     for name, words in {"preference": ("--seed", -1), "objects": ("--count", 0)}.items():
-        code, said = command(monkeypatch, capsys, name, checkpoint.source, *words)
-        assert code == 2
-        assert "--count is a whole number from 1 up, and --seed from 0 up" in said
+        done = command(monkeypatch, capsys, name, checkpoint.source, *words)
+        assert done.code == 2
+        assert f"{words[0]} {words[1]}: expected a whole number from {1 + min(words[1], 0)} up" in done.err

@@ -14,9 +14,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 import xarray as xr
+from commands import command
 
 import qkjax
 from conftest import DATA, DEFAULT
+from qkjax.cli import COMMANDS
 
 FIGURES = {"cosine_by_layer", "cosine_histograms", "spectra", "head_map", "symmetry_by_layer"}
 
@@ -66,8 +68,9 @@ def test_analyze_the_default(default, tmp_path):
     assert_results(tmp_path / "out", 12, 6, 64)
     table = done.stdout.splitlines()
     assert table[0] == DEFAULT
-    assert table[1].split()[:3] == ["layer", "weighted", "cos"]
-    assert [int(line.split()[0]) for line in table[2:]] == list(range(12))
+    assert table[1].split()[:3] == ["layer", "weighted", "plain"]
+    assert [int(line.split()[0]) for line in table[2:14]] == list(range(12))
+    assert " ".join(table[14:]).startswith("Grouping is strongest in layers 0, 1 and 2 (weighted cosine 0.")
 
 
 def test_analyze_several_with_options(tmp_path):
@@ -102,7 +105,7 @@ def test_compare(tmp_path):
         with xr.open_dataset(folder / "difference.nc") as data:
             assert data.match.dims == ("layer", "head", "mode")
             assert least < data.similarity.min() <= data.similarity.max() < most
-    assert_one_clear_line(run("compare", DATA / "a.npz"), "two models or more")
+    assert_one_clear_line(run("compare", DATA / "a.npz"), "at least two models")
 
 
 def test_export_and_models(tmp_path):
@@ -151,8 +154,10 @@ def test_bad_input(tmp_path):
 def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", tmp_path / "file"), "is a file")
-    assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", tmp_path / "file" / "sub"), "cannot write")
-    assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", "/proc/qkjax"), "cannot write /proc/qkjax/modes.nc")
+    assert_one_clear_line(
+        run("analyze", DATA / "a.npz", "--out", tmp_path / "file" / "sub"), "cannot make", "Not a directory"
+    )
+    assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", "/proc/qkjax"), "cannot make /proc/qkjax")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
@@ -239,7 +244,7 @@ def test_image_of_the_default(default, tmp_path):
     done = run("image", DEFAULT, "chelsea", "--layer", 8, "--top", 3, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "contributions.csv", "heads.csv", "layer_08.png", "layer_08.pdf",
+        "contributions.nc", "contributions.csv", "heads.csv", "layer_08.png", "layer_08.pdf",
     }  # fmt: skip
     by_mode, by_head = (rows_of(tmp_path / "out" / f"{name}.csv") for name in ("contributions", "heads"))
     assert (len(by_mode), len(by_head)) == (12 * 6 * 64, 12 * 6)
@@ -249,7 +254,7 @@ def test_image_of_the_default(default, tmp_path):
     of_head = [r for r in by_mode if (r["layer"], r["head"]) == ("8", "4")]
     shares = [float(r["variance_share"]) for r in sorted(of_head, key=lambda r: int(r["place"]))]
     assert shares == sorted(shares, reverse=True)
-    assert [int(line.split()[0]) for line in done.stdout.splitlines()[2:]] == list(range(12))
+    assert [int(line.split()[0]) for line in done.stdout.splitlines()[2:14]] == list(range(12))
     image = matplotlib.image.imread(tmp_path / "out" / "layer_08.png")
     assert image.shape[0] > image.shape[1] > 800
     assert image[..., :3].std() > 0.1
@@ -263,7 +268,11 @@ def test_image_of_a_file_on_a_grid_that_is_not_square(tmp_path):
     done = run("image", DATA / "b.npz", tmp_path / "photo.jpg", *flags)
     assert done.returncode == 0, done.stderr
     sheets = {f"layer_{i:02d}.{end}" for i in range(4) for end in ("png", "pdf")}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == sheets | {"contributions.csv", "heads.csv"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == sheets | {
+        "contributions.nc",
+        "contributions.csv",
+        "heads.csv",
+    }
 
 
 def test_modes_of_a_small_model(tmp_path):
@@ -306,12 +315,12 @@ def test_modes_of_a_small_model(tmp_path):
         (("image", DATA / "a.npz", DATA / "a.npz"), ("cannot read image", "cannot identify")),
         (("image", DATA / "a.npz", "chelsea", "--layer", 4), ("there is no layer 4: the model has 4",)),
         (("image", DATA / "a.npz", "chelsea", "--resolution", 4, 400), ("smaller than a patch",)),
-        (("image", DATA / "a.npz", DATA), ("is no file; `qkjax modes --images` takes folders",)),
+        (("image", DATA / "a.npz", DATA), ("is a folder, and one image is expected",)),
         (("modes", DATA / "a.npz", "--resolution", -32, 32), ("smaller than a patch",)),
         (("modes", DATA / "a.npz", "--images", "nowhere"), ("there is no nowhere: give a folder",)),
         (("modes", DATA / "a.npz", "--images", DATA), ("no image in",)),
         (("modes", DATA / "a.npz", "--select", "L0 H9 M0"), ("there is no mode L0 H9 M0",)),
-        (("modes", DATA / "a.npz", "--score", "best"), ("no score 'best'", "product")),
+        (("modes", DATA / "a.npz", "--score", "best"), ("unknown score 'best'", "product")),
     ],
     ids=lambda value: " ".join(map(str, value[2:])) if value[0] in ("image", "modes") else None,
 )
@@ -344,8 +353,8 @@ def test_images_of_modes_that_change_or_cannot_be_read(tmp_path):
     (images / "bad.png").write_bytes(b"nothing")
     command = ("modes", DATA / "a.npz", "--images", images, "--out", out, "--layer", 0, "--head", 0)
     done = run(*command)
-    assert_one_clear_line(done, "none of the 1 images could be read", "unreadable.csv says why")
-    assert [row["image"] for row in rows_of(out / "unreadable.csv")] == ["bad.png"]
+    assert_one_clear_line(done, "none of the 1 images of images can be used", "bad.png", "cannot identify image file")
+    assert list(out.iterdir()) == [], "the next run tries the images again"
     (images / "bad.png").unlink()
     for i, picture in enumerate((data.coffee(), data.chelsea(), data.astronaut())):
         matplotlib.image.imsave(images / f"{i}.png", picture)
@@ -374,3 +383,111 @@ def test_full_disk_during_modes(kilobytes, tmp_path):
     assert not list(out.glob(".*"))
     for path in out.glob("*.nc"):
         xr.open_dataset(path).close()
+
+
+LONG = "a-model-with-the-long-name-that-a-fine-tuned-checkpoint-may-have"
+SMALL = ("--count", 4, "--batch", 4)
+REPORTING = {
+    "analyze": ("analyze", f"{LONG}.npz"),
+    "compare": ("compare", DATA / "a.npz", f"{LONG}.npz", DATA / "b.npz"),
+    "image": ("image", f"{LONG}.npz", "chelsea", "--layer", 0, "--head", 0),
+    "top-images": ("top-images", f"{LONG}.npz", "--images", "pictures", "--layer", 0, "--head", 0, "--sheet-modes", 1),
+    "preference": ("preference", f"{LONG}.npz", *SMALL),
+    "objects": ("objects", f"{LONG}.npz", *SMALL),
+    "ablate": (
+        "ablate", f"{LONG}.npz", "--limit", 4, "--queries", 4, "--controls", 1, "--labels",
+        "--images", "pictures", "--select", "cosine>0.1 layers=0-3 heads=0,1,2,3 modes=0-9", "strongest=0.3 layers=2",
+    ),
+}  # fmt: skip
+"""Every command that reports numbers."""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with a model of a long name and pictures of two classes."""
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / f"{LONG}.npz").write_bytes((DATA / "a.npz").read_bytes())
+    for index, picture in enumerate((data.coffee(), data.chelsea(), data.astronaut(), data.rocket())):
+        path = folder / "pictures" / "xy"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        matplotlib.image.imsave(path, picture[::4, ::4])
+    return folder
+
+
+def only_document(text: str):
+    """The one JSON document that a text is; NaN and Infinity are no JSON."""
+
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("name", REPORTING)
+def test_tables_findings_next_step_and_json(name, workplace, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    done = command(monkeypatch, capsys, *REPORTING[name], "--out", tmp_path)
+    assert done.code == 0, done.err
+    assert [line for line in done.out.splitlines() if len(line) > 80] == []
+    assert [line for line in done.err.splitlines() if line.startswith("next: qkjax ")], done.err
+    as_json = command(monkeypatch, capsys, *REPORTING[name], "--out", tmp_path, "--json")
+    assert as_json.code == 0, as_json.err
+    documents = only_document(as_json.out)
+    for document in documents if isinstance(documents, list) else [documents]:
+        assert document.keys() == {"model", "summary", "rows"}
+        assert len(document["summary"].split()) >= 8
+        assert document["summary"] in " ".join(done.out.split()), "the findings end the text, too"
+        assert document["rows"]
+        assert all(isinstance(row, dict) for row in document["rows"])
+    assert isinstance(documents, list) == (name == "compare")
+
+
+def test_json_of_several_models_is_one_document(workplace, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    for name in ("analyze", "objects"):
+        command_name, model, *options = REPORTING[name]
+        words = (command_name, model, DATA / "a.npz", *options)
+        done = command(monkeypatch, capsys, *words, "--json", "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        assert [document["model"] for document in only_document(done.out)] == [LONG, "a"]
+
+
+def test_version_help_and_mistyped_commands(monkeypatch, capsys):
+    done = command(monkeypatch, capsys, "--version")
+    assert (done.code, done.out.split()[0], len(done.out.split())) == (0, "qkjax", 2)
+    bare, full = command(monkeypatch, capsys), command(monkeypatch, capsys, "--help")
+    assert bare == full
+    assert bare.code == 0
+    assert all(name in bare.out for name in (*COMMANDS, "train", "sweep"))
+    done = command(monkeypatch, capsys, "anlyze")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("qkjax: error: unknown command 'anlyze' (nearest: 'analyze'); the commands are analyze,")
+    assert command(monkeypatch, capsys, "modes", "--help") == command(monkeypatch, capsys, "top-images", "--help")
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "train", "sweep"])
+def test_help_is_in_plain_words(name, monkeypatch, capsys):
+    done = command(monkeypatch, capsys, name, "--help")
+    assert done.code == 0
+    words = " ".join(line.strip("│ ") for line in done.out.splitlines())
+    for raw in ("{None", "|{", "}|", "None,", "(default: None)", "(default: False)", "(default: )", "INT INT", "[STR"):
+        assert raw not in words, raw
+    if name not in ("train", "sweep"):
+        assert "INT" not in words.split()
+        assert "STR" not in words.split()
+    assert "default: None" not in done.out.replace("\n", " ")
+
+
+def test_errors_name_options(monkeypatch, capsys):
+    for words, message in {
+        ("objects", DATA / "a.npz", "--top", 0): "--top 0: expected a whole number from 1 up",
+        ("analyze", DATA / "a.npz", "--center"): "--center needs --fold-scale: ",
+        ("ablate", DATA / "a.npz", "--select", "all", "--queries", 0): "--queries 0: expected a whole number from 1 up",
+        ("preference", DATA / "a.npz", "--batch", 0): "--batch 0: expected a whole number from 1 up",
+        ("image", DATA / "a.npz", "chelsea", "--top", 0): "--top 0: expected a whole number from 1 up",
+    }.items():
+        done = command(monkeypatch, capsys, *words)
+        assert done.code == 2
+        assert f"qkjax: error: {message}" in done.err

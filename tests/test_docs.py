@@ -40,7 +40,9 @@ def test_every_command_has_its_section():
     usage = subprocess.check_output([sys.executable, "-m", "qkjax", "--help"], text=True)
     commands = set(re.search(r"\{([\w,-]+)\}", usage)[1].split(","))
     page = (ROOT / "docs/commands.md").read_text()
-    assert set(re.findall(r"(?<=qkjax )[\w-]+", "\n".join(re.findall(r"^## .*$", page, flags=re.MULTILINE)))) == commands
+    assert (
+        set(re.findall(r"(?<=qkjax )[\w-]+", "\n".join(re.findall(r"^## .*$", page, flags=re.MULTILINE)))) == commands
+    )
     assert "TODO" not in page
 
 

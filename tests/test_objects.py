@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from commands import command
 from PIL import Image
 
 import qkjax
 from qkjax.activations.largest_object import chosen_objects
-from qkjax.analyses.objects.job import ObjectsWanted, objects_of_models
-from qkjax.analyses.objects.objects_pass import ObjectOptions
+from qkjax.analyses.objects import compute
 from qkjax.images.preprocess import PRESETS, Preprocess, normalise, picture, source_pixels
-from qkjax.images.segmented import _seen, mosaics, open_objects
+from qkjax.images.segmented import crop_objects, mosaics, open_objects
 from qkjax.vit.model import forward
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.checkpoint import write_checkpoint
@@ -43,20 +43,25 @@ def test_labels_are_cut_as_pictures_are():
         assert (np.abs(255.0 * labels[rows[:, None], columns] - seen) > 128).mean() < 0.003, name
 
 
-def test_a_pass_is_a_plain_loop(tmp_path):
-    """Top images, and whether their objects are the same, mode by mode in float64; the job's table from its file."""
+def test_a_pass_is_a_plain_loop(tmp_path, monkeypatch, capsys):
+    """Top images, and whether their objects are the same, mode by mode in float64; the command's table."""
     rng = np.random.default_rng(0)
     tree = qkjax.ViT(SMALL).init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))["params"]
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32), tree)
     write_checkpoint(tmp_path / "small.npz", SMALL, params, PRESET)
-    options = ObjectOptions(top=3, batch=2)
-    small, five = str(tmp_path / "small.npz"), ObjectsWanted(count=5)
-    data = objects_of_models((small,), five, tmp_path / "out", options, {})["small"]
+
+    def run(*words):
+        done = command(monkeypatch, capsys, "objects", *words, "--count", 5, "--top", 3, "--batch", 2)
+        assert done.code == 0, done.err
+
+    small = tmp_path / "small.npz"
+    run(small, "--out", tmp_path / "out")
+    data = xr.load_dataset(tmp_path / "out" / "objects.nc")
     modes = qkjax.decompose(*query_key_kernels(params))
     images = mosaics(5, 0)
     scores, same, objects = [], [], []
     for index in range(5):
-        pixels, masks = _seen(*images.read(index), "", PRESET, None, (8, 8))
+        pixels, masks = crop_objects(images.read(index), "", PRESET, None, (8, 8))
         _, out = forward(qkjax.ViT(SMALL), params, normalise(pixels, PRESET)[None], capture=("norm",))
         y = np.asarray(out["norm"], np.float64)[:, 0, 1:]
         masks = masks[masks.sum(1) > 0]
@@ -84,10 +89,13 @@ def test_a_pass_is_a_plain_loop(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "objects.nc", "objects.csv", "same_object.png", "same_object.pdf",
     }  # fmt: skip
-    xr.testing.assert_equal(objects_of_models((small,), five, tmp_path / "out", options, {})["small"], data)
+    with monkeypatch.context() as patched:
+        patched.setattr(compute, "run_pass", None)  # what is there is not measured again
+        run(small, "--out", tmp_path / "out")
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "out" / "objects.nc"), data)
     (tmp_path / "other.npz").write_bytes((tmp_path / "small.npz").read_bytes())
-    both = objects_of_models((small, str(tmp_path / "other.npz")), five, tmp_path / "two", options, {})
-    np.testing.assert_array_equal(both["other"].same, data.same)
+    run(small, tmp_path / "other.npz", "--out", tmp_path / "two")
+    np.testing.assert_array_equal(xr.load_dataset(tmp_path / "two" / "other" / "objects.nc").same, data.same)
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
         "small", "other", "same_object.png", "same_object.pdf",
     }  # fmt: skip
@@ -115,7 +123,7 @@ def test_ade20k_in_its_layouts_and_folders_of_ones_own(tmp_path):
         write(tmp_path / layout / mask, array)
         images = open_objects(tmp_path / layout)
         assert len(images) == 1
-        _, masks = _seen(*images.read(0), "a", PRESET, None, (8, 8))
+        _, masks = crop_objects(images.read(0), "a", PRESET, None, (8, 8))
         assert (masks.sum(1) > 0).sum() == objects, layout
         assert masks.sum() == pytest.approx(12), "a quarter is none"
     Image.merge("LA", [Image.fromarray(classes), Image.new("L", (64, 64), 255)]).save(tmp_path / "own/masks/a.png")
@@ -127,12 +135,10 @@ def test_ade20k_in_its_layouts_and_folders_of_ones_own(tmp_path):
     assert np.unique(labels).tolist() == [0, 1, 2]
     write(tmp_path / "own" / "masks" / "a.png", classes[:40])
     with pytest.raises(qkjax.QkjaxError, match="a: its mask has 64 x 40 pixels, and the image 64 x 64"):
-        _seen(*open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
+        crop_objects(open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
     write(tmp_path / "own" / "masks" / "a.png", 0 * classes + 1)
-    with pytest.raises(
-        qkjax.QkjaxError, match="a: 1 objects of at least a patch's area in the crop that the model sees; expected two"
-    ):
-        _seen(*open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
+    with pytest.raises(qkjax.QkjaxError, match="a: 1 objects of at least a patch's area in the crop that the model"):
+        crop_objects(open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
     write(tmp_path / "own" / "masks" / "b.jpg", classes)
     write(tmp_path / "own" / "images" / "b.jpg", photograph)
     write(tmp_path / "own" / "images" / "c.jpg", photograph)

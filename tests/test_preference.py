@@ -6,20 +6,19 @@ import numpy as np
 import pytest
 import scipy.stats
 import xarray as xr
+from commands import command
 from PIL import Image
 
 import qkjax
 from qkjax.activations.attention import attended
-from qkjax.analyses.preference import scenes_pass as preference_pass
-from qkjax.analyses.preference.job import ScenesWanted, preference_of_models
-from qkjax.analyses.preference.scenes_pass import PreferenceOptions, anisotropy, measure_scenes
+from qkjax.analyses.preference import compute
+from qkjax.analyses.preference.compute import anisotropy
 from qkjax.analyses.preference.tables import by_head, links, preference_by_head, preference_table
-from qkjax.cli import main
 from qkjax.images.generated import patterns
 from qkjax.images.o3 import open_o3
 from qkjax.images.preprocess import PRESETS, Preprocess, normalise
-from qkjax.images.scenes import Scene, seen
-from qkjax.passes import partial as unfinished
+from qkjax.images.scenes import Scene, crop_to_model
+from qkjax.passes import engine
 from qkjax.vit.model import forward
 from qkjax.weights.checkpoint import write_checkpoint
 
@@ -87,15 +86,14 @@ def test_tables_of_hand_made_attention():
     np.testing.assert_allclose(by_head(dataset)["same_over_different"], [[0], [np.inf]])
 
 
-def test_measures_are_those_of_plain_passes(checkpoint, tmp_path):
+def test_measures_are_those_of_plain_passes(checkpoint):
     """Against float64 arithmetic on attention of single passes, in batches that are not full."""
     scenes = patterns(5, seed=1)
-    options = PreferenceOptions(batch=2)
-    found = measure_scenes(checkpoint, scenes, options, tmp_path / "partial.npz", {})
-    assert found.index.tolist() == [0, 1, 2, 3, 4]
+    result = qkjax.attention_preference(checkpoint, scenes, options=qkjax.PassOptions(batch=2))
+    assert result.image.values.tolist() == list(scenes.names)
     centres = []
     for index in range(5):
-        pixels, regions = seen(scenes.read(index), "", PRESET, None, (8, 8))
+        pixels, regions = crop_to_model(scenes.read(index), "", PRESET, None, (8, 8))
         _, out = forward(
             qkjax.ViT(SMALL), checkpoint.params, normalise(pixels, PRESET)[None],
             capture=("attention", "norm", "residual"),
@@ -105,7 +103,7 @@ def test_measures_are_those_of_plain_passes(checkpoint, tmp_path):
         place = flat[:2].argmax(1)
         share = attention[:, :, 1 + place, 1:]
         share = share / share.sum(-1, keepdims=True)
-        row = jax.tree.map(lambda leaf, index=index: leaf[index], found.measures)
+        row = result.isel(image=index)
         np.testing.assert_array_equal(row.place, place)
         np.testing.assert_allclose(row.mass, share @ flat.T, atol=1e-5)
         np.testing.assert_allclose(row.own, [[[h[0, place[0]], h[1, place[1]]] for h in layer] for layer in share],
@@ -122,14 +120,15 @@ def test_measures_are_those_of_plain_passes(checkpoint, tmp_path):
         centre = np.stack([np.asarray(out[name][:, 0, 1 + 2 * 4 + 2], np.float64) for name in ("residual", "norm")])
         centres.append(centre / np.linalg.norm(centre, axis=-1, keepdims=True))
     pairs = [(a * b).sum(-1) for i, a in enumerate(centres) for j, b in enumerate(centres) if i != j]
-    np.testing.assert_allclose(anisotropy(found.centre_sum, 5), np.mean(pairs, axis=0), atol=1e-5)
-    assert np.isnan(anisotropy(found.centre_sum, 1)).all()
+    np.testing.assert_allclose(result.anisotropy, np.mean(pairs, axis=0), atol=1e-5)
+    assert np.isnan(anisotropy(np.ones((2, 3, 24)), 1)).all()
 
 
 def test_a_pass_that_was_stopped_goes_on_to_the_same_bits(checkpoint, tmp_path, monkeypatch):
-    options, scenes = PreferenceOptions(batch=2), patterns(9, seed=0)
-    whole = measure_scenes(checkpoint, scenes, options, tmp_path / "whole.npz", {"a": "b"})
-    calls, step = [], preference_pass._step
+    scenes, part = patterns(9, seed=0), tmp_path / "part.npz"
+    options = {"options": qkjax.PassOptions(batch=2), "partial": part}
+    whole = qkjax.attention_preference(checkpoint, scenes, options=qkjax.PassOptions(batch=2))
+    calls, step = [], compute._step
 
     def stopped(*arguments):
         calls.append(1)
@@ -138,16 +137,16 @@ def test_a_pass_that_was_stopped_goes_on_to_the_same_bits(checkpoint, tmp_path, 
         return step(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(unfinished, "SAVE_SECONDS", -1.0)
-        patched.setattr(preference_pass, "_step", stopped)
+        patched.setattr(engine, "SAVE_SECONDS", -1.0)
+        patched.setattr(compute, "_step", stopped)
         with pytest.raises(SystemExit):
-            measure_scenes(checkpoint, scenes, options, tmp_path / "part.npz", {"a": "b"})
-    monkeypatch.setattr(preference_pass, "_step", lambda *a: (calls.append(1), step(*a))[1])
-    again = measure_scenes(checkpoint, scenes, options, tmp_path / "part.npz", {"a": "b"})
+            qkjax.attention_preference(checkpoint, scenes, **options)
+    monkeypatch.setattr(compute, "_step", lambda *a: (calls.append(1), step(*a))[1])
+    again = qkjax.attention_preference(checkpoint, scenes, **options)
     assert len(calls) == 3 + 3, "two of five batches were done"
-    jax.tree.map(np.testing.assert_array_equal, again[:3], whole[:3])
-    with pytest.raises(qkjax.QkjaxError, match=r"unfinished scan with other settings \(a\)"):
-        measure_scenes(checkpoint, scenes, options, tmp_path / "part.npz", {"a": "c"})
+    xr.testing.assert_identical(again, whole)
+    with pytest.raises(qkjax.QkjaxError, match=r"interrupted pass with other settings \(images\)"):
+        qkjax.attention_preference(checkpoint, patterns(9, seed=1), **options)
 
 
 def test_attention_is_that_of_transformers(tmp_path):
@@ -199,7 +198,7 @@ def test_o3_in_its_published_layout(tmp_path):
     scene = scenes.read(0)
     assert set(np.unique(scene.target)) == {0, 255}, "the noise of JPEG is gone"
     assert (scene.target > 0).sum() == 24 * 16
-    pixels, regions = seen(scene, "a", PRESET, None, (8, 8))
+    pixels, regions = crop_to_model(scene, "a", PRESET, None, (8, 8))
     assert pixels.shape == (32, 32, 3)
     np.testing.assert_allclose(regions.sum(0), 1, atol=1e-9)
     assert regions[0].mean() == pytest.approx(24 * 16 / (48 * 40), abs=0.01), "areas are kept"
@@ -219,10 +218,9 @@ def test_o3_that_is_not_as_published(tmp_path, capsys, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (48, 48)).save(tmp_path / "images" / "b.jpg", exif=exif)
-    monkeypatch.setattr("sys.argv", ["qkjax", "preference", "any", "--o3", str(tmp_path), "--count", "3"])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "--count is for generated scenes: leave it out with --o3" in capsys.readouterr().err
+    done = command(monkeypatch, capsys, "preference", "any", "--o3", tmp_path, "--count", 3)
+    assert done.code == 2
+    assert "--count is for generated scenes: leave it out with --o3" in done.err
     scenes = open_o3(tmp_path)
     assert scenes.names == ("a.jpg", "b.jpg")
     assert dict(scenes.left_out) == {
@@ -241,7 +239,7 @@ def test_small_targets_have_their_area_whatever_the_filter():
     """Nine pixels of 512 x 512, where bicubic would have lobes around them."""
     target, distractors = (np.zeros((512, 512), np.uint8) for _ in range(2))
     target[200:203, 200:203], distractors[300:400, 300:400] = 255, 255
-    _, regions = seen(
+    _, regions = crop_to_model(
         Scene(Image.new("RGB", (512, 512)), target, distractors), "x", PRESETS["hf-dinov2"], 224, (14, 14)
     )
     assert regions[0].sum() == pytest.approx(9 * (256 / 512) ** 2 / 14**2, rel=0.02)
@@ -265,7 +263,7 @@ def test_scenes_that_are_not_whole_are_explained(tmp_path):
         (Scene(image, corner, one), "x: its target is outside of the crop", cut),
     ):
         with pytest.raises(qkjax.QkjaxError, match=says):
-            seen(scene, "x", preset, None, (8, 8))
+            crop_to_model(scene, "x", preset, None, (8, 8))
     for path, says in {
         "none": "there is no folder .*none: give the unpacked O3 data set",
         ".": "is not the O3 data set: it has folders images, targ_labels and dist_labels",
@@ -289,7 +287,7 @@ def test_generated_scenes_are_the_same_for_everyone_and_their_masks_exact(kind):
         share = [(mask > 127).mean() for mask in (scene.target, scene.distractors)]
         assert 0.0005 < share[0] < share[1] < 0.4
         for preset in (PRESETS["hf-dinov2"], PRESET):
-            seen(scene, scenes.names[index], preset, 224, (14, 14))  # within what any model sees
+            crop_to_model(scene, scenes.names[index], preset, 224, (14, 14))  # within what any model sees
     if kind == "patterns":
         scene = scenes.read(0)  # an odd colour: within each mask the bars are of one colour, and the two differ
         pixels = np.asarray(scene.image, float)
@@ -299,23 +297,29 @@ def test_generated_scenes_are_the_same_for_everyone_and_their_masks_exact(kind):
     assert not np.array_equal(patterns(6, 4, kind).read(0).target, scenes.read(0).target)
 
 
-def test_the_job_writes_tables_figures_and_what_is_left_out(checkpoint, tmp_path, capsys):
+def test_the_command_writes_tables_figures_and_what_is_left_out(checkpoint, tmp_path, monkeypatch, capsys):
     root = tmp_path / "O3"
     write_o3(root, names=("a", "b", "c"))
     Image.fromarray(np.zeros((40, 48), np.uint8)).save(root / "targ_labels" / "c.jpg")
-    options = PreferenceOptions(batch=2)
-    found = preference_of_models((checkpoint.source,), ScenesWanted(root), tmp_path / "out", options, {})
-    data = found["small"]
+
+    def run(models, out, *words):
+        done = command(monkeypatch, capsys, "preference", *models, "--out", tmp_path / out, "--batch", 2, *words)
+        single = tmp_path / out / "preference.nc"
+        return done, xr.load_dataset(single) if single.exists() else None
+
+    done, data = run([checkpoint.source], "out", "--o3", root)
+    assert done.code == 0, done.err
     assert data.image.values.tolist() == ["a.jpg", "b.jpg"]
     assert "c.jpg: the mask of its target is empty" in (tmp_path / "out" / "left_out.csv").read_text()
-    said = capsys.readouterr()
-    assert "1 images are left out" in said.err
+    assert "1 images are left out" in done.err
     files = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {f"{n}.{e}" for n in ("preference_by_layer", "anisotropy", "links", "example") for e in ("png", "pdf")}
     assert files == figures | {"preference.nc", "preference.csv", "heads.csv", "links.csv", "left_out.csv"}
-    again = preference_of_models((checkpoint.source,), ScenesWanted(root), tmp_path / "out", options, {})["small"]
-    np.testing.assert_array_equal(again.mass, data.mass)
-    assert "measuring" not in capsys.readouterr().err, "what is there is not measured again"
+    with monkeypatch.context() as patched:
+        patched.setattr(compute, "run_pass", None)  # what is there is not measured again
+        done, again = run([checkpoint.source], "out", "--o3", root)
+    assert done.code == 0, done.err
+    xr.testing.assert_identical(again, data)
     heads = by_head(data)
     cosine = data.weighted_cosine.values
     rho = scipy.stats.spearmanr(cosine.ravel(), heads["similarity"].ravel()).statistic
@@ -331,11 +335,13 @@ def test_the_job_writes_tables_figures_and_what_is_left_out(checkpoint, tmp_path
     assert (one["layer"], one["head"]) == (1, 1)
     own = [data.mass.values[:, 1, 1, q, q].astype(np.float64) for q in (0, 1)]
     assert one["same"] == pytest.approx(np.mean(own))
-    with pytest.raises(qkjax.QkjaxError, match="other settings"):
-        preference_of_models((checkpoint.source,), ScenesWanted(count=3), tmp_path / "out", options, {})
+    done, _ = run([checkpoint.source], "out", "--count", 3)
+    assert done.code == 2
+    assert "other settings" in done.err
     other = tmp_path / "other.npz"
     write_checkpoint(other, SMALL, checkpoint.params, PRESET)
-    both = preference_of_models((checkpoint.source, str(other)), ScenesWanted(count=2), tmp_path / "two", options, {})
-    assert set(both) == {"small", "other"}
+    done, _ = run([checkpoint.source, other], "two", "--count", 2)
+    assert done.code == 0, done.err
+    assert (tmp_path / "two" / "small" / "preference.nc").exists()
     assert (tmp_path / "two" / "preference_by_layer.pdf").exists()
     assert (tmp_path / "two" / "other" / "preference.nc").exists()

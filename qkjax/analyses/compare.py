@@ -11,6 +11,7 @@ from qkjax.analyses.decomposition import decompose
 from qkjax.analyses.outcome import Description
 from qkjax.errors import QkjaxError
 from qkjax.interaction.difference import difference
+from qkjax.results.annotate import Label, annotated
 from qkjax.results.modes import difference_dataset, difference_of, metrics_of
 from qkjax.results.rows import Row, format_rows, head_mean
 from qkjax.weights import catalogue
@@ -108,6 +109,30 @@ def curve_table(datasets: Mapping[str, xr.Dataset], objectives: Mapping[str, str
         numbers = "".join(f"{v:7.3f}" for v in at)
         lines.append(f"{name[:width]:<{width}}  {objectives[name][:15]:<16}{numbers}")
     return "\n".join(lines)
+
+
+def curves_dataset(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """The mean weighted cosine of each model, with the comparison in words as its `summary`.
+
+    Args:
+      datasets: of `analyze`, by the models' names.
+
+    Returns:
+      A dataset with dim model and `weighted_cosine`, mean over layers of the means over heads.
+    """
+    means = {name: float(np.nanmean(head_mean(data.weighted_cosine.values))) for name, data in datasets.items()}
+    most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    chance = max(float(data.attrs["null_weighted_cosine"]) for data in datasets.values())
+    words = (
+        f"Modes group most in {most} (weighted cosine {means[most]:.3f}, mean over all layers and heads) and least in "
+        f"{least} ({means[least]:.3f}); 95% of chance within {chance:.3f} in a layer."
+    )
+    labels = {
+        "model": Label("model", "1", "Name of the model."),
+        "weighted_cosine": Label("weighted cosine", "1", "Mean over layers of the means over heads."),
+    }
+    variables = {"weighted_cosine": ("model", list(means.values()))}
+    return annotated(xr.Dataset(variables, {"model": list(means)}, {"summary": words}), labels)
 
 
 def objective_of(name: str) -> str:

@@ -83,5 +83,5 @@ def check_frame(fold_scale: bool, center: bool) -> None:
     """
     if center and not fold_scale:
         raise QkjaxError(
-            "center removes a direction of normalised tokens, on which M acts only with fold_scale: give both"
+            "center=True needs fold_scale=True: it removes a direction of normalised tokens, on which the folded M acts"
         )

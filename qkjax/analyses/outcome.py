@@ -161,16 +161,38 @@ def print_outcome(name: str, written: Written, *, as_json: bool = False, next_st
     dataset, description, folder = written
     summary = str(dataset.attrs.get("summary", ""))
     if as_json:
-        rows = [{key: _finite(value) for key, value in row.items()} for row in description.rows]
-        print(json.dumps({"model": name, "summary": summary, "rows": rows}), flush=True)
+        print_json([(name, written)])
     else:
-        print("\n".join(part for part in (name, description.text, textwrap.fill(summary, 80)) if part), flush=True)
+        print(
+            "\n".join(
+                part for part in (name, description.text, textwrap.fill(summary, 80, break_on_hyphens=False)) if part
+            ),
+            flush=True,
+        )
     count = len(description.figures)
     tables = ", ".join(f"{stem}.csv" for stem in description.tables)
     if count:
         print(f"wrote {tables} and {count} figures (png, pdf) to {folder}", file=sys.stderr)
     if next_step:
         print(f"next: {next_step}", file=sys.stderr)
+
+
+def print_json(outcomes: Sequence[tuple[str, Written]]) -> None:
+    """Prints one JSON document: an object with model, summary and rows; for several outcomes a list of them.
+
+    Only the first host prints.
+    """
+    if jax.process_index():
+        return
+    documents = [
+        {
+            "model": name,
+            "summary": str(dataset.attrs.get("summary", "")),
+            "rows": [{key: _finite(value) for key, value in row.items()} for row in description.rows],
+        }
+        for name, (dataset, description, _) in outcomes
+    ]
+    print(json.dumps(documents if len(documents) > 1 else documents[0]), flush=True)
 
 
 def _finite(value: int | float | str) -> int | float | str | None:

@@ -14,6 +14,7 @@ from qkjax.cli.analysis import analyze, compare, image, top_images
 from qkjax.cli.behaviour import ablate, objects, preference
 from qkjax.cli.checkpoints import export, fetch, models
 from qkjax.cli.options import in_options
+from qkjax.cli.plain_help import with_plain_help
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
 from qkjax.errors import QkjaxError, nearest
@@ -79,7 +80,7 @@ def _run(arguments: list[str]) -> None:
         names = [*COMMANDS, *training]
         raise QkjaxError(f"unknown command {command!r}{nearest(command, names)}; the commands are {', '.join(names)}")
     tyro.extras.subcommand_cli_from_dict(
-        {**COMMANDS, **training},
+        {name: with_plain_help(function) for name, function in {**COMMANDS, **training}.items()},
         args=[command, *options],
         prog="qkjax",
         description="Analyses the query-key interaction of vision transformers.",

@@ -42,7 +42,7 @@ def analyze(
     from qkjax.analyses.analyze import analyze as compute
     from qkjax.analyses.analyze import describe, overlay
     from qkjax.analyses.decomposition import check_frame
-    from qkjax.analyses.outcome import outcome, print_outcome
+    from qkjax.analyses.outcome import outcome, print_json, print_outcome
     from qkjax.analyses.targets import load_models
 
     if not models:
@@ -50,16 +50,20 @@ def analyze(
     check_frame(fold_scale, center)
     loaded = load_models(models, given_options(grid=grid, heads=heads))
     _refuse_file(out)
-    base, datasets = out or Path("results"), {}
+    base, results = out or Path("results"), {}
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
     for name, (checkpoint, origin) in loaded.items():
         folder = base if len(loaded) == 1 and out else base / name
         shape = f"{checkpoint.config.depth} x {checkpoint.config.heads}"
         print(f"{name}: decomposing {shape} heads", file=sys.stderr)
         written = outcome(folder, "modes", None, lambda _, c=checkpoint: compute(c, **frame), describe, attrs=origin)
-        print_outcome(name, written, as_json=json, next_step=f"qkjax top-images {origin['checkpoint']}")
-        datasets[name] = written.dataset
-    if len(datasets) > 1:
+        results[name] = written
+        if not json:
+            print_outcome(name, written, next_step=f"qkjax top-images {origin['checkpoint']}")
+    if json:
+        print_json(list(results.items()))
+    if len(results) > 1:
+        datasets = {name: written.dataset for name, written in results.items()}
         for path in figures.save(overlay(datasets), base / "cosine_by_layer"):
             print(f"wrote {path}", file=sys.stderr)
 
@@ -88,7 +92,7 @@ def compare(
     from qkjax.analyses import compare as by_modes
     from qkjax.analyses.analyze import analyze as compute
     from qkjax.analyses.decomposition import check_frame
-    from qkjax.analyses.outcome import Written, outcome, print_outcome, write_description
+    from qkjax.analyses.outcome import Written, outcome, print_json, print_outcome, write_description
     from qkjax.analyses.targets import load_models
     from qkjax.runtime.files import make_folder
 
@@ -106,7 +110,8 @@ def compare(
     make_folder(out)
     write_description(curves, out)
     (first, original), *others = loaded.items()
-    print_outcome("models", Written(next(iter(datasets.values())).drop_attrs(), curves, out), as_json=json)
+    overview = by_modes.curves_dataset(datasets)
+    results = [("models", Written(overview, curves, out))]
     for name, other in others:
         if datasets[name]["u"].shape == datasets[first]["u"].shape:
             folder = out / f"{name}-against-{first}"
@@ -114,7 +119,12 @@ def compare(
             written = outcome(
                 folder, "difference", None, lambda _, both=both: by_modes.compare(*both, **frame), by_modes.describe
             )
-            print_outcome(f"\n{name} against {first}", written, as_json=json)
+            results.append((f"{name} against {first}", written))
+    if json:
+        print_json(results)
+        return
+    for title, written in results:
+        print_outcome(title, written, next_step=f"qkjax image {models[0]} chelsea" * (title == results[-1][0]))
 
 
 def image(
@@ -157,7 +167,7 @@ def image(
     checkpoint = load(model, **given_options(grid=grid, heads=heads))
     shown = ImageSheets(layer, head, top, contribution, stream, resolution)
     name, written = write_image(checkpoint, photo, out, shown)
-    print_outcome(f"{checkpoint.name}, {name}", written, as_json=json)
+    print_outcome(f"{checkpoint.name}, {name}", written, as_json=json, next_step=f"qkjax top-images {model}")
 
 
 def top_images(

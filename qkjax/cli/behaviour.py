@@ -229,8 +229,9 @@ def _join(distributed: bool) -> None:
 def _generated(count: int | None, seed: int | None) -> dict[str, int]:
     """Count and seed of generated images, with their defaults."""
     count, seed = 200 if count is None else count, seed or 0
-    if count < 1 or seed < 0:
-        raise QkjaxError("--count is a whole number from 1 up, and --seed from 0 up")
+    for name, value, least in (("count", count, 1), ("seed", seed, 0)):
+        if value < least:
+            raise QkjaxError(f"{name}={value}: expected a whole number from {least} up")
     return {"count": count, "seed": seed}
 
 
@@ -260,10 +261,10 @@ def _each(
 ) -> None:
     """One analysis of each model, into a folder each; several models are overlaid in one figure."""
     from qkjax import figures
-    from qkjax.analyses.outcome import outcome, print_outcome, report_unreadable
+    from qkjax.analyses.outcome import outcome, print_json, print_outcome, report_unreadable
     from qkjax.analyses.targets import folders
 
-    where, tables = folders(loaded, out, kind), {}
+    where, results = folders(loaded, out, kind), {}
     for name, (checkpoint, origin) in loaded.items():
         print(f"{name}: {kind}", file=sys.stderr)
         written = outcome(
@@ -277,9 +278,13 @@ def _each(
         if written.description.rows:
             stem = "left_out" if "left_out" in written.dataset else "unreadable"
             report_unreadable(written.dataset, where[name], stem, "are left out")
-            print_outcome(name, written, as_json=as_json, next_step=next_step.format(model=origin["checkpoint"]))
-            tables[name] = written.description.rows
+            results[name] = written
+            if not as_json:
+                print_outcome(name, written, next_step=next_step.format(model=origin["checkpoint"]))
+    if as_json and results:
+        print_json(list(results.items()))
     stem, draw = overlay
-    if len(tables) > 1:
+    if len(results) > 1:
+        tables = {name: written.description.rows for name, written in results.items()}
         for path in figures.save(draw(tables), (out or Path("results")) / stem):
             print(f"wrote {path}", file=sys.stderr)

@@ -101,7 +101,7 @@ def head_map(name: str, metrics: Metrics) -> Figure:
             figsize=(max(cell * layers + 1.6, 4), max(cell * 0.75 * heads + 1.2, 2.2)), layout="constrained"
         )
         axes = figure.subplots()
-        image = draw_heads(axes, metrics.weighted_cosine, DIVERGING, -1)
+        image = draw_heads(axes, metrics.weighted_cosine, DIVERGING, -1.0)
         if cell > 0.4:
             for (head, layer), value in np.ndenumerate(values):
                 colour = "white" if abs(value) > 0.6 else "black"
@@ -122,7 +122,7 @@ def difference_map(first: str, second: str, difference: Difference) -> Figure:
         titles = ("similarity of M", "overlap of query spaces", "overlap of key spaces")
         for axes, values, title in zip(panels, (difference.similarity, *overlaps), titles, strict=True):
             signed = values is difference.similarity
-            image = draw_heads(axes, values, DIVERGING if signed else "viridis", -1 if signed else 0)
+            image = draw_heads(axes, values, DIVERGING if signed else "viridis", -1.0 if signed else 0.0)
             axes.set_title(title)
             figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
         for axes in panels[1:]:

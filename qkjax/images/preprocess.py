@@ -73,8 +73,10 @@ def preprocess(image: Photograph, preset: Preprocess, resolution: Resolution | N
     return normalise(picture(image, preset, resolution), preset)
 
 
-def normalise(pixels: Pixels, preset: Preprocess) -> Values:
-    """Pixels 0..255 to the model's range, float32."""
+def normalise(
+    pixels: UInt8[np.ndarray, "*batch height width 3"], preset: Preprocess
+) -> Float[np.ndarray, "*batch height width 3"]:
+    """Pixels 0..255 of one image or of several to the model's range, float32."""
     return ((pixels / 255 - np.asarray(preset.mean)) / np.asarray(preset.std)).astype(np.float32)
 
 

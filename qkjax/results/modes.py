@@ -135,15 +135,15 @@ def difference_of(dataset: xr.Dataset) -> Difference:
 def format_table(rows: list[Row]) -> str:
     """The main columns of the layer table as text, at most 80 columns wide.
 
-    `weighted` and `plain` are mean cosines, `chance` the half width of chance for the first, `half` the number of modes
-    that hold half of the strength.
+    `weighted` and `plain` are mean cosines, `chance` the half width of chance for the first, `rank` the effective rank,
+    `half` the number of modes that hold half of the strength.
     """
     columns = {
         "layer": ("layer", "d"),
         "weighted_cosine": ("weighted", ".3f"),
         "mean_cosine": ("plain", ".3f"),
         "null_weighted_cosine": ("chance", ".3f"),
-        "effective_rank": ("eff. rank", ".1f"),
+        "effective_rank": ("rank", ".1f"),
         "stable_rank": ("stable", ".1f"),
         "half_strength_modes": ("half", ".1f"),
         "symmetric_share": ("symm.", ".2f"),

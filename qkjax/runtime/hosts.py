@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -28,7 +30,8 @@ def join() -> None:
     try:
         if COUNT in os.environ or INDEX in os.environ:
             told = {"num_processes": int(os.environ[COUNT]), "process_id": int(os.environ[INDEX])}
-        jax.distributed.initialize(**told)
+        with _standard_output_free():
+            jax.distributed.initialize(**told)
         gather(np.array(0))  # while all are just starting: later one may be long at work before it asks
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise QkjaxError(
@@ -45,6 +48,23 @@ def own(path: Path) -> Path:
     return path.with_name(f"{path.stem}-{jax.process_index()}{path.suffix}")
 
 
+@contextmanager
+def _standard_output_free() -> Iterator[None]:
+    """Sends what C++ prints to standard error: Gloo reports its connections on standard output, where results go."""
+    sys.stdout.flush()
+    try:
+        output = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+
+
 def gather(value: Tree) -> Tree:
     """Arrays of every process, stacked along a new first axis, on each of them.
 
@@ -54,7 +74,8 @@ def gather(value: Tree) -> Tree:
     from jax.experimental import multihost_utils
 
     try:
-        return multihost_utils.process_allgather(value)
+        with _standard_output_free():
+            return multihost_utils.process_allgather(value)
     except Exception as error:  # each backend has errors of its own
         reason = str(error).partition("\n")[0][:200]
         raise QkjaxError(f"another process has failed, and its own message says why ({reason})") from error

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from qkjax.analyses.ablate.compute import Labels, ablate, ablation_settings, labels_of
+from qkjax.analyses.ablate.compute import Labels, ablate, ablation_settings, check_specs, labels_of
 from qkjax.analyses.ablate.describe import describe
 from qkjax.analyses.ablate.plan import AblationSpec
 from qkjax.analyses.outcome import Written, outcome, report_unreadable
@@ -13,8 +13,9 @@ from qkjax.images.default_set import photographs
 from qkjax.images.labels import by_folder
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
-from qkjax.passes.inputs import for_photographs
+from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.passes.options import PassOptions
+from qkjax.vit.patches import query_places
 from qkjax.weights.checkpoint import Checkpoint
 
 
@@ -53,6 +54,8 @@ def write_ablations(
     _, _, _, queries, exact, options = arguments
     images, labels = images_and_labels(arguments)
     checkpoint = for_photographs(checkpoint)
+    query_places(photograph_grid(checkpoint, options.resolution), queries)
+    check_specs(checkpoint, specs)  # refuses arguments before the folder is made
     choices = {"queries": queries, "exact": exact, "options": options}
     written = outcome(
         folder,

@@ -150,6 +150,19 @@ def labels_of(images: ImageSet) -> Labels:
     return Labels(*(subjects(images) if images.name == "photographs" else by_folder(Path(images.name), images)))
 
 
+def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
+    """Refuses edits and selections that do not fit the checkpoint, before any work.
+
+    Raises:
+      QkjaxError: an unknown edit, or an invalid selection.
+    """
+    parts = query_key(checkpoint.params)
+    modes = decompose(parts.query_kernel, parts.key_kernel)
+    metrics = measure(modes)
+    for spec in specs:
+        resolve(spec.edit, parts, modes, metrics)
+
+
 def _resolved(specs: Sequence[AblationSpec], model: _Model) -> tuple[list[AblationSpec], list[ResolvedEdit]]:
     """The specs and what each does to each mode, without controls that equal their own edits, which a note names."""
     metrics, kept = measure(model.modes), []

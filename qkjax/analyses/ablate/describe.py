@@ -1,15 +1,18 @@
 """Table and figures of ablations."""
 
+import textwrap
+from collections.abc import Sequence
+
 import xarray as xr
 
 from qkjax import figures
 from qkjax.analyses.ablate.tables import ablation_table
 from qkjax.analyses.outcome import Description
 from qkjax.results.labels import in_words
-from qkjax.results.rows import format_rows
+from qkjax.results.rows import Row, format_rows
 
 COLUMNS = {
-    "edit": "edit", "select": "select", "modes": "modes", "seeds": "seeds", "share": "share", "kept": "kept",
+    "modes": "modes", "seeds": "seeds", "share": "share", "kept": "kept",
     "representation": "repr", "attention": "attn", "preference": "pref", "logits": "logits", "head": "head",
     "probe": "probe", "neighbours": "knn",
 }  # fmt: skip
@@ -24,7 +27,20 @@ def describe(dataset: xr.Dataset) -> Description:
     rows = ablation_table(dataset)
     all_kept = min(row["kept"] for row in rows) > 0.9999
     columns = [name for name in COLUMNS if name in rows[0] and not (name == "kept" and all_kept)]
-    short = [{COLUMNS[n]: row[n] for n in columns} | {"edit": in_words(row["edit"], row["key_bias"])} for row in rows]
-    text = f"{dataset.sizes['image']} images\n" + format_rows(short, dict.fromkeys(("edit", "select", "modes"), ""))
+    text = f"{dataset.sizes['image']} images\n" + _table(rows, columns)
     drawn = {name: lambda figure=figure: figure for name, figure in figures.ablation_figures(dataset, rows).items()}
     return Description(text, rows, {"ablations": rows}, drawn, stale=figures.ABLATIONS)
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The rows under the edit and the selection that they are of; at most 80 columns wide."""
+    numbers = format_rows([{COLUMNS[name]: row[name] for name in columns} for row in rows], {"modes": ""})
+    heading, *lines = numbers.split("\n")
+    parts, before = [heading], ""
+    for row, line in zip(rows, lines, strict=True):
+        edit = f"{in_words(row['edit'], row['key_bias'])} {row['select']}".strip()
+        if edit not in (before, "none"):
+            parts.append(textwrap.fill(edit, 80, subsequent_indent="  "))
+        before = edit
+        parts.append(line)
+    return "\n".join(parts)

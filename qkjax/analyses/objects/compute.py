@@ -91,7 +91,7 @@ def same_object(
     """
     options = options or PassOptions()
     if top < 1:
-        raise QkjaxError(f"top is {top}; give a whole number from 1 up")
+        raise QkjaxError(f"top={top}: expected a whole number from 1 up")
     checkpoint = for_photographs(checkpoint)
     photograph_grid(checkpoint, options.resolution)  # refuses a resolution before any work
     images = mosaics(200, 0) if images is None else images

@@ -18,8 +18,8 @@ from qkjax.vit.model import ViT, forward
 from qkjax.weights.checkpoint import Checkpoint
 
 HEADINGS = {
-    "layer": "layer", "same": "same", "different": "differ", "background": "backgr",
-    "same_times_uniform": "same x", "different_times_uniform": "differ x", "background_times_uniform": "backgr x",
+    "layer": "layer", "same": "same", "different": "other", "background": "backgr",
+    "same_times_uniform": "same x", "different_times_uniform": "other x", "background_times_uniform": "backgr x",
     "similarity": "similar", "weighted_cosine": "cosine", "special": "special",
 }  # fmt: skip
 

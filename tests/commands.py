@@ -1,0 +1,25 @@
+"""Commands run in the process of the test, which is faster than a process for each."""
+
+from typing import NamedTuple
+
+from qkjax.cli import main
+
+
+class Done(NamedTuple):
+    """Exit code and output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(monkeypatch, capsys, *words) -> Done:
+    """Runs `qkjax WORDS` in this process."""
+    monkeypatch.setattr("sys.argv", ["qkjax", *map(str, words)])
+    capsys.readouterr()
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return Done(code, *capsys.readouterr())

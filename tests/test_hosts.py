@@ -1,0 +1,133 @@
+"""Passes that are killed and resumed, or shared by two processes, give the same bits as one uninterrupted process."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+from conftest import DATA, UNCACHED
+
+CODE = """
+import sys, time
+from qkjax.passes import engine
+if "--slow" in sys.argv:  # saves after every batch, and leaves time to be killed
+    sys.argv.remove("--slow")
+    write = engine.write_partial
+    engine.SAVE_SECONDS = 0
+    engine.write_partial = lambda *arguments: (write(*arguments), time.sleep(0.2))
+from qkjax.cli import main
+main()
+"""
+ANALYSES = ("preference", "objects", "ablate")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Small pictures in a folder, and a file that cannot be read."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for index in range(21):
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{index:02d}.png")
+    (folder / "05.png").write_bytes(b"no picture")
+    return folder
+
+
+def words_of(name: str, pictures: Path, out: Path) -> list[str]:
+    """A command with 21 or 22 images in batches of 4, of which the last one is not full."""
+    options = {
+        "preference": ("--count", 22),
+        "objects": ("--count", 21, "--top", 3),
+        "ablate": ("--images", pictures, "--select", "cosine>0", "--controls", 1, "--queries", 4),
+    }[name]
+    words = (name, DATA / "a.npz", *options, "--batch", 4, "--out", out)
+    return [sys.executable, "-c", CODE, *map(str, words)]
+
+
+def start(words: list[str], *more: str, **environment: str) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*words, *more], env=os.environ | environment, **pipes)
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory):
+    """The result of one uninterrupted process, by the analysis; computed when first needed."""
+    base, results = tmp_path_factory.mktemp("whole"), {}
+
+    def result(name: str) -> xr.Dataset:
+        if name not in results:
+            with start(words_of(name, pictures, base / name)) as process:
+                _, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+            results[name] = result_of(base / name)
+        return results[name]
+
+    return result
+
+
+def result_of(folder: Path) -> xr.Dataset:
+    (file,) = folder.glob("*.nc")
+    return xr.load_dataset(file)
+
+
+def assert_equal_to_the_bit(first: xr.Dataset, second: xr.Dataset) -> None:
+    assert set(first.variables) == set(second.variables)
+    for name in second.variables:
+        assert first[name].dtype == second[name].dtype, name
+        np.testing.assert_array_equal(first[name].values, second[name].values, err_msg=name)
+    assert first.attrs["settings"] == second.attrs["settings"]
+    assert first.attrs["summary"] == second.attrs["summary"]
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_a_killed_pass_resumes_to_the_same_bits(name, pictures, whole, tmp_path):
+    seed = int(time.time())
+    print("seed of the moments:", seed)
+    seconds, out, done = random.Random(seed), tmp_path / "out", 0
+    for _ in range(2):
+        with start(words_of(name, pictures, out), "--slow", **UNCACHED) as process:
+            while process.poll() is None and batches_done(out) <= done:
+                time.sleep(0.02)
+            time.sleep(seconds.uniform(0, 0.5))
+            process.kill()
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, err
+        done = batches_done(out)
+    assert done >= 2, "the second process resumed where the first one was killed"
+    with start(words_of(name, pictures, out)) as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert_equal_to_the_bit(result_of(out), whole(name))
+    assert not list(out.rglob("*.partial*"))
+
+
+def batches_done(out: Path) -> int:
+    """Batches of passes that are saved; finished ablations count as ten."""
+    partial = [int(np.load(path)["done"]) for path in out.rglob("[!.]*.partial.npz")]
+    finished = [path for path in out.glob("done/[!.]*.npz") if ".partial" not in path.name]
+    return sum(partial) + 10 * max(len(finished) - 1, 0)  # the original model is not resumed
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_two_hosts_give_the_bits_of_one(name, pictures, whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    words = [*words_of(name, pictures, tmp_path / "out"), "--distributed", "--json"]
+    processes = [start(words, JAX_PROCESS_ID=str(index), **shared) for index in range(2)]
+    printed = [process.communicate(timeout=300) for process in processes]
+    for process, (_, err) in zip(processes, printed, strict=True):
+        assert process.returncode == 0, err
+    assert json.loads(printed[0][0])["rows"]
+    assert printed[1][0] == "", "the second host prints no result"
+    assert_equal_to_the_bit(result_of(tmp_path / "out"), whole(name))
+    assert not list((tmp_path / "out").rglob("*.partial*"))
