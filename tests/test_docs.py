@@ -30,8 +30,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)
+    if page.parent.name == "docs":  # the site has copies of the notebooks
+        text = text.replace("](notebooks/", "](../notebooks/")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        target = target.replace("notebooks/", "../notebooks/") if page.parent.name == "docs" else target
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target.split("#")[0]).exists() or target.startswith("#"), target
 

@@ -11,29 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
+from qkjax.interaction.frame import Frame
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 from qkjax.interaction.svd.jacobi import jacobi_svd
 from qkjax.interaction.svd.lapack import modes_of_heads
 
 Kernels = Float[Array | np.ndarray, "layers embed heads head_dim"]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The frame in which M is taken; formulas in `decompose`.
-
-    Attributes:
-      fold_scale: the LayerNorm scale is folded: M acts on normalised tokens.
-      center: the mean direction, which LayerNorm removes, is taken out.
-      normalize: M is divided by sqrt(head_dim).
-    """
-
-    fold_scale: bool = False
-    center: bool = False
-    normalize: bool = False
-
-    def __str__(self) -> str:
-        return ", ".join(name for name, value in vars(self).items() if value) or "plain"
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("u", "s", "v"), meta_fields=("frame",))
