@@ -19,3 +19,7 @@ class Frame:
 
     def __str__(self) -> str:
         return ", ".join(name for name, value in vars(self).items() if value) or "plain"
+
+
+PLAIN = Frame()
+"""M acts on the output of the LayerNorm, as in the paper."""

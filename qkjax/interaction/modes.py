@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
-from qkjax.interaction.frame import Frame
+from qkjax.interaction.frame import PLAIN, Frame
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 from qkjax.interaction.svd.jacobi import jacobi_svd
 from qkjax.interaction.svd.lapack import modes_of_heads
@@ -43,7 +43,7 @@ class Modes:
     u: Float[Array | np.ndarray, "*heads embed rank"]
     s: Float[Array | np.ndarray, "*heads rank"]
     v: Float[Array | np.ndarray, "*heads embed rank"]
-    frame: Frame = Frame()
+    frame: Frame = PLAIN
 
     def __iter__(self) -> Iterator[Array]:
         return iter((self.u, self.s, self.v))
@@ -78,7 +78,7 @@ def require_plain(modes: Modes, what: str) -> None:
     Raises:
       QkjaxError: the frame is another.
     """
-    if modes.frame != Frame():
+    if modes.frame != PLAIN:
         raise QkjaxError(
             f"{what} needs modes in the plain frame, and these are in the frame {modes.frame}: call decompose without "
             "fold_scale, center and normalize"

@@ -5,6 +5,7 @@ const TYPES = { int8: Int8Array, int16: Int16Array, int32: Int32Array, float32: 
 
 const qkjax = {
   arrived: new Map(),
+  inside: null, // of a page in a notebook cell, which has everything inside: { hash, pictures }
   take(key, what, text) {
     this.arrived.set(key, { ...what, text });
   },
@@ -66,7 +67,7 @@ function load(key) {
     known ||
     scriptOf(key).then(() => {
       const packed = qkjax.arrived.get(key);
-      qkjax.arrived.delete(key);
+      if (!qkjax.inside) qkjax.arrived.delete(key);
       if (!packed) throw damaged(key);
       return unpacked(packed).catch(() => Promise.reject(damaged(key)));
     });
@@ -91,7 +92,7 @@ function picture(model, file) {
         const image = new Image();
         image.onload = () => resolve(image);
         image.onerror = () => resolve(null);
-        image.src = path;
+        image.src = qkjax.inside?.pictures[path] ?? path;
       }),
     );
     if (pictures.size > 400) pictures.delete(pictures.keys().next().value);

@@ -13,6 +13,28 @@ const KEYS = {
   },
 };
 
+/** The address of what is shown: the browser's, or the page's own where it is in a notebook cell. */
+const address = {
+  get hash() {
+    return qkjax.inside ? qkjax.inside.hash : location.hash;
+  },
+  go(hash, replace, app) {
+    if (qkjax.inside) {
+      qkjax.inside.hash = hash;
+      app.render();
+    } else if (replace) location.replace(hash);
+    else location.hash = hash;
+  },
+};
+
+/** In a notebook cell a link would lead to the notebook. */
+function followInside(event, app) {
+  const link = event.target.closest?.('a[href^="#"]');
+  if (!link) return;
+  event.preventDefault();
+  address.go(link.getAttribute("href"), false, app);
+}
+
 async function start(count) {
   try {
     const models = await Promise.all([...Array(count).keys()].map((i) => load(`m${i}/model`)));
@@ -20,6 +42,7 @@ async function start(count) {
     document.title = `${models.map((model) => model.facts.name).join(", ")}: qkjax report`;
     const app = new App(models);
     window.addEventListener("hashchange", () => app.render());
+    if (qkjax.inside) document.addEventListener("click", (event) => followInside(event, app));
     window.addEventListener("keydown", (event) => app.pressed(event));
     let width = window.innerWidth;
     let waiting;
@@ -44,7 +67,7 @@ class App {
   }
 
   get places() {
-    return placesFrom(this.models, location.hash, this.kept);
+    return placesFrom(this.models, address.hash, this.kept);
   }
 
   /** The places after a change of one pane; of the other, too, if both move: it goes to the same. */
@@ -60,9 +83,7 @@ class App {
   }
 
   show(places, replace = false) {
-    const address = addressOf(this.models, places);
-    if (replace) location.replace(address);
-    else location.hash = address;
+    address.go(addressOf(this.models, places), replace, this);
   }
 
   /** A step to the next mode, head or layer; if both panes move, each from where it is. */

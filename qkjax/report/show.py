@@ -1,0 +1,150 @@
+"""The report's page in a notebook cell, with everything inside."""
+
+import base64
+import html
+import json
+import os
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+import xarray as xr
+
+from qkjax.analyses.decomposition import decompose
+from qkjax.analyses.image import open_photo
+from qkjax.analyses.top_images.compute import top_images
+from qkjax.analyses.top_images.pages import ScanOptions
+from qkjax.analyses.top_images.sheets import options_of
+from qkjax.errors import QkjaxError
+from qkjax.images.preprocess import Photograph
+from qkjax.images.sets import ImageSet
+from qkjax.interaction.mode_name import ModeName
+from qkjax.passes.inputs import for_photographs
+from qkjax.report import page
+from qkjax.report.map_tiles import map_tiles
+from qkjax.report.model_pages import write_model
+from qkjax.report.subject import ModelData, Subject
+from qkjax.runtime.files import atomic_path
+from qkjax.weights.checkpoint import Checkpoint
+
+MODES = 8
+"""Modes of each head on the page, strongest first, unless one beyond them is named."""
+
+
+class Shown:
+    """A page for a notebook cell; the last expression of a cell displays it.
+
+    Attributes:
+      html: the whole page: markup, scripts, data and pictures. It loads nothing.
+    """
+
+    def __init__(self, text: str, height: int):
+        """Of the page's text and the height of its cell in pixels."""
+        self.html, self.height = text, height
+
+    def __repr__(self) -> str:
+        return f"a page of {len(self.html) / 1e6:.1f} MB; displayed in a notebook, or save(path) and open it"
+
+    def _repr_html_(self) -> str:
+        style = "width: 100%; border: 1px solid #cccccc"
+        return f'<iframe srcdoc="{html.escape(self.html)}" height="{self.height}" style="{style}"></iframe>'
+
+    def save(self, path: str | Path) -> None:
+        """Writes the page as one file that opens from disk.
+
+        Raises:
+          QkjaxError: it cannot be written.
+        """
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_text(self.html, encoding="utf-8")
+
+
+def show(
+    checkpoint: Checkpoint,
+    photograph: Photograph | str | Path = "chelsea",
+    *,
+    mode: str | None = None,
+    top: xr.Dataset | None = None,
+    images: ImageSet | None = None,
+    height: int = 900,
+) -> Shown:
+    """A mode, a head or an image's attention, interactively in a notebook cell: the page of `qkjax report`, offline.
+
+    Without `top` the modes are shown on the photograph alone, which needs one forward pass; with it on the images that
+    excite them most. For DINOv2 ViT-S/14 the page has about 8 MB.
+
+    Args:
+      checkpoint: any, also one that was edited a line earlier.
+      photograph: in which patches can be picked: a picture, an array (height, width, 3) of uint8, a file, or the name
+        of a default photograph.
+      mode: "L8 H4 M2" opens the page at this mode, "L8 H4" at this head; None opens it at the photograph.
+      top: of `top_images`, on `images`.
+      images: those of `top`.
+      height: of the cell in pixels.
+
+    Raises:
+      QkjaxError: an unknown mode, `top` without `images`, or a photograph that cannot be read.
+
+    Example:
+      >>> import qkjax
+      >>> qkjax.show(qkjax.load("dinov2-vits14-focus"), mode="L8 H4 M2")  # doctest: +ELLIPSIS
+      a page of ... MB; displayed in a notebook, or save(path) and open it
+    """
+    if (top is None) != (images is None):
+        raise QkjaxError("show needs top=... and images=... together, or neither")
+    checkpoint = for_photographs(checkpoint)
+    name, photo = open_photo(photograph) if isinstance(photograph, str | Path) else ("image", photograph)
+    if images is None:
+        images = ImageSet(name, (name,), lambda _: photo, name)
+        top = top_images(checkpoint, images, top=1)
+    modes = decompose(checkpoint)
+    rank = modes.s.shape[-1]
+    place = _place(mode, (checkpoint.config.depth, checkpoint.config.heads, rank))
+    count = min(rank, max(MODES, place.mode + 1 if place else 0))
+    stream, options = options_of(top)
+    scan = ScanOptions(top.sizes["place"], tuple(map(str, top.score.values)), stream, options)
+    with tempfile.TemporaryDirectory() as folder:
+        site = Path(folder)
+        origin = {"checkpoint": os.path.abspath(checkpoint.source), "loaded_with": "{}"}
+        subject = Subject(checkpoint.name, checkpoint, origin, site / "results")
+        maps = map_tiles(checkpoint, modes, images, top, (count, top.sizes["place"]), site / "maps")
+        data = ModelData(subject, modes, scan, None, top, maps)
+        write_model(site / page.DATA / "m0", data, images, [(name, photo)])
+        page.write(site, 1)
+        return Shown(_inside(site, _address(checkpoint.name, mode, place)), height)
+
+
+def _place(mode: str | None, shape: tuple[int, int, int]) -> ModeName | None:
+    """The mode that is named, or the first one of a head that is named.
+
+    Raises:
+      QkjaxError: there is no such mode.
+    """
+    if mode is None:
+        return None
+    return ModeName.parse(mode if "M" in mode.upper() else f"{mode} M0", shape)
+
+
+def _address(name: str, mode: str | None, place: ModeName | None) -> str:
+    """Where the page opens, as report/site/places.js reads it."""
+    model = quote(name, safe="")
+    if place is None:
+        return f"#{model}/image0"
+    head = f"L{place.layer}H{place.head}"
+    sign = "-" if place.sign < 0 else "+"
+    return f"#{model}/{head}M{place.mode}{sign}" if "M" in mode.upper() else f"#{model}/{head}"
+
+
+def _inside(site: Path, address: str) -> str:
+    """The page with its data and pictures inside."""
+    text = (site / page.MARK).read_text(encoding="utf-8")
+    pictures = {
+        path.relative_to(site).as_posix(): f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        for path in site.glob(f"{page.DATA}/**/*.webp")
+    }
+    inside = json.dumps({"hash": address, "pictures": pictures}).replace("</", "<\\/")
+    # In base64, since a script within markup may hold no byte 0.
+    scripts = (base64.b64encode(path.read_bytes()).decode() for path in sorted(site.glob(f"{page.DATA}/**/*.js")))
+    markup = f"<script>qkjax.inside = {inside};</script>\n"
+    markup += "".join(f'<script src="data:text/javascript;base64,{script}"></script>\n' for script in scripts)
+    return text.replace(f'<script src="{page.DATA}/m0/model.js"></script>\n', markup)
