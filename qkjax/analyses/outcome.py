@@ -163,12 +163,8 @@ def print_outcome(name: str, written: Written, *, as_json: bool = False, next_st
     if as_json:
         print_json([(name, written)])
     else:
-        print(
-            "\n".join(
-                part for part in (name, description.text, textwrap.fill(summary, 80, break_on_hyphens=False)) if part
-            ),
-            flush=True,
-        )
+        words = textwrap.fill(summary, 80, break_on_hyphens=False)
+        print("\n".join(part for part in (name, description.text, words) if part), flush=True)
     count = len(description.figures)
     tables = ", ".join(f"{stem}.csv" for stem in description.tables)
     if count:
