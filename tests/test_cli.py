@@ -371,7 +371,7 @@ def test_images_of_modes_that_change_or_cannot_be_read(tmp_path):
     assert_one_clear_line(run(*command), "has other settings (images): remove it, or write to another folder")
     assert (out / "top_images.nc").read_bytes() == before
     (out / "top_images.nc").write_bytes(b"junk")
-    assert_one_clear_line(run(*command), "is no result that can be read", "remove it")
+    assert_one_clear_line(run(*command), "cannot read the result", "remove it")
 
 
 @pytest.mark.parametrize("kilobytes", [8, 60])
