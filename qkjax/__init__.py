@@ -31,6 +31,7 @@ _HOME = {
     "bias_terms": "analyses.decomposition",
     "compare": "analyses.compare",
     "decompose": "analyses.decomposition",
+    "describe": "analyses.describe",
     "edit": "analyses.edit",
     "export": "weights.export",
     "forward": "analyses.forward",

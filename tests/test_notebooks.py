@@ -47,7 +47,11 @@ def test_runs(default, path, tmp_path):
     assert texts
     assert not any("nan" in text for text in texts)
     figures = pictures(notebook)
-    assert len(figures) == sum("qkjax.figures." in s for s in sources)
+    assert len(figures) == sum("qkjax.figures." in s or ".figures[" in s for s in sources)
+    imports = [line for s in sources for line in s.splitlines() if line.lstrip().startswith(("import ", "from "))]
+    assert all(line.startswith(("import ", "    import qkjax", "from qkjax.train.")) for line in imports), (
+        "no deep import"
+    )
     if os.environ.get("UPDATE_NOTEBOOKS"):
         nbformat.write(shown(notebook), path)
         return

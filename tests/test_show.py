@@ -35,7 +35,10 @@ def test_the_page_has_everything_inside_and_writes_nothing(checkpoint, tmp_path,
         ({"mode": "L9 H0 M0"}, "L9 H0 M0"),
         ({"mode": "best"}, "'best M0'|'best'"),
         ({"photograph": "chelsee"}, "nearest: 'chelsea'"),
-        ({"images": qkjax.images.ImageSet("x", (), None, "")}, "show needs top=... and images=... together"),
+        (
+            {"images": qkjax.images.ImageSet("x", (), lambda index: index, "")},
+            "show needs top=... and images=...",
+        ),
     ],
 )
 def test_arguments_that_cannot_be(checkpoint, arguments, says):

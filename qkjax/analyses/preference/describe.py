@@ -24,29 +24,33 @@ HEADINGS = {
 }  # fmt: skip
 
 
-def describe(dataset: xr.Dataset, checkpoint: Checkpoint, scenes: ImageSet[Scene], options: PassOptions) -> Description:
-    """Tables by layer and by head, rank correlations with the cosine, and four figures.
+def describe(
+    dataset: xr.Dataset,
+    checkpoint: Checkpoint | None = None,
+    scenes: ImageSet[Scene] | None = None,
+    options: PassOptions | None = None,
+) -> Description:
+    """Tables by layer and by head, rank correlations with the cosine, and figures.
 
     Args:
       dataset: of `attention_preference`.
-      checkpoint, scenes, options: those of the pass; one figure shows attention in the first scene.
+      checkpoint, scenes, options: those of the pass, for the figure of attention in the first scene.
     """
-    name = checkpoint.name
+    name = dataset.attrs["model"]
     rows, linked = preference_table(dataset), links(dataset)
     short = [{title: row[column] for column, title in HEADINGS.items()} for row in rows]
     correlations = [{key: row[key] for key in ("preference", "heads", "all_heads", "within_layers")} for row in linked]
     text = f"{format_rows(short)}\nrank correlation of the weighted cosine with each head's preference:\n"
-    return Description(
-        text + format_rows(correlations, {"preference": ""}),
-        rows,
-        {"preference": rows, "heads": preference_by_head(dataset), "links": linked},
-        {
-            "preference_by_layer": lambda: figures.preference_by_layer({name: rows}),
-            "anisotropy": lambda: figures.anisotropy_by_layer(name, rows),
-            "links": lambda: figures.preference_links(name, dataset.weighted_cosine.values, by_head(dataset), linked),
-            "example": lambda: figures.attended_example(*example(checkpoint, scenes, dataset, options)),
-        },
-    )
+    drawn = {
+        "preference_by_layer": lambda: figures.preference_by_layer({name: rows}),
+        "anisotropy": lambda: figures.anisotropy_by_layer(name, rows),
+        "links": lambda: figures.preference_links(name, dataset.weighted_cosine.values, by_head(dataset), linked),
+    }
+    if checkpoint is not None and scenes is not None:
+        own = checkpoint, scenes, dataset, options or PassOptions()
+        drawn["example"] = lambda: figures.attended_example(*example(*own))
+    tables = {"preference": rows, "heads": preference_by_head(dataset), "links": linked}
+    return Description(text + format_rows(correlations, {"preference": ""}), rows, tables, drawn)
 
 
 def overlay(tables: Mapping[str, list[Row]]):
