@@ -52,9 +52,7 @@ def decompose(
         checkpoint = query_key(checkpoint.params)
     if not isinstance(checkpoint, QueryKey):
         if key_kernel is None or fold_scale:
-            raise QkjaxError(
-                "decompose takes a checkpoint, or two kernels with norm_scale=..., not fold_scale=True"
-            )
+            raise QkjaxError("decompose takes a checkpoint, or two kernels with norm_scale=..., not fold_scale=True")
         how = {"norm_scale": norm_scale, "center": center, "normalize": normalize}
         return modes.decompose(checkpoint, key_kernel, **how)
     if key_kernel is not None or norm_scale is not None:

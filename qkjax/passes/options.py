@@ -35,7 +35,7 @@ def batch_size(requested: int | None) -> int:
       QkjaxError: less than one is requested.
     """
     if requested is not None and requested < 1:
-        raise QkjaxError(f"batch is {requested}; give a whole number from 1 up")
+        raise QkjaxError(f"batch={requested}: expected a whole number from 1 up")
     devices = jax.local_device_count()
     size = requested or (8 if jax.default_backend() == "cpu" else 64 * devices)
     return -(-size // devices) * devices
