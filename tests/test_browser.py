@@ -133,7 +133,7 @@ def test_values_of_patches_are_those_of_the_file(page, site, sign, tile):
     """With the mouse and with the keyboard, to the digits shown: maps.nc holds what the page does."""
     layer, head, mode = 3, 1, 2
     go(page, site, f"#a/L{layer}H{head}M{mode}{'+' if sign > 0 else '-'}/{tile}")
-    with xr.open_dataset(site / "results/a/modes/maps.nc") as data:
+    with xr.open_dataset(site / "results/a/top_images/maps.nc") as data:
         own = data.sel(sign=sign).isel(layer=layer, head=head, mode=mode, place=tile)
         query, key = (sign * own[f"{n}_map"].values * float(own[f"{n}_step"]) for n in ("query", "key"))
     box = page.locator("#p0-large-query-map")
@@ -246,7 +246,7 @@ def pixels_of(page: Page, box: str, rows: int, columns: int) -> np.ndarray:
 
 def test_colours_say_what_the_numbers_say(page, site):
     """Maps orange above 0 and purple below; over the picture red where the query map is high, cyan where the key's."""
-    with xr.open_dataset(site / "results/c/modes/maps.nc") as data:
+    with xr.open_dataset(site / "results/c/top_images/maps.nc") as data:
         own = data.isel(layer=1, head=2, mode=0, sign=0, place=0)
         query, key = (own[f"{n}_map"].values * float(own[f"{n}_step"]) for n in ("query", "key"))
     go(page, site, "#c/L1H2M0+")

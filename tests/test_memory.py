@@ -14,13 +14,14 @@ import pytest
 from test_scan import make_images
 
 from conftest import DATA, DEFAULT
+from qkjax.cli import ALIASES
 from qkjax.weights import catalogue
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 SIZES = ("small", "ViT-S/14")
 FEW = {
     "analyze": [], "compare": ["edited.npz"], "image": ["chelsea", "--layer", "0", "--head", "0"],
-    "modes": ["--images", "images", "--select", "L0 H0 M0"], "preference": ["--count", "8"],
+    "top-images": ["--images", "images", "--select", "L0 H0 M0"], "preference": ["--count", "8"],
     "objects": ["--count", "8"], "report": ["--images", "images", "--modes", "1"],
     "ablate": ["--images", "images", "--select", "modes=0 layers=0", "--controls", "1"],
     "export": ["out.npz", "--edit", "drop", "--select", "grouping=0.4 layers=0-3"],
@@ -40,7 +41,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the units of a proce
 
 def stated(command: str) -> list[float]:
     """Gigabytes, of the smaller case and of the larger one if there are two."""
-    section = re.search(rf"^## qkjax {command}$(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)[1]
+    names = "|".join([command, *(alias for alias, name in ALIASES.items() if name == command)])
+    section = re.search(rf"^## qkjax (?:{names})$(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)[1]
     line = re.search(r"^Peak memory: .*$", section, re.MULTILINE)[0]
     return [float(number) for number in re.findall(r"(\d+\.\d+) GB", line)]
 

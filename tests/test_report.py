@@ -20,7 +20,7 @@ from test_scan import make_images
 
 import qkjax
 from conftest import DATA
-from qkjax.analyses.top_images.job import found_images
+from qkjax.analyses.top_images.pages import ScanOptions, write_top_images
 from qkjax.images.preprocess import PRESETS, normalise, preprocess
 from qkjax.images.sources import open_images
 from qkjax.report.attended import attended
@@ -55,7 +55,7 @@ def unpacked(path: Path) -> dict:
 
 def write_preference(folder: Path, name: str = "preference", of: str | None = None) -> None:
     """A result of another command, as it lies in a folder of results, of the model that was scanned or another."""
-    with xr.open_dataset(folder / "modes" / "top_images.nc") as top:
+    with xr.open_dataset(folder / "top_images" / "top_images.nc") as top:
         parameters = of or json.loads(top.attrs["settings"])["parameters"]
     (folder / name).mkdir()
     (folder / name / f"{name}.csv").write_text("layer,own\n0,0.123456\n1,0.5\n")
@@ -104,8 +104,8 @@ def test_maps_are_those_of_a_plain_pass(site):
     modes = qkjax.decompose(checkpoint)
     images = open_images(site / "images")
     with (
-        xr.open_dataset(site / "results/a/modes/maps.nc") as maps,
-        xr.open_dataset(site / "results/a/modes/top_images.nc") as top,
+        xr.open_dataset(site / "results/a/top_images/maps.nc") as maps,
+        xr.open_dataset(site / "results/a/top_images/top_images.nc") as top,
     ):
         assert dict(maps.sizes) == {"layer": 4, "head": 4, "mode": 5, "sign": 2, "place": 3, "row": 4, "column": 4,
                                     "missing": 0}  # fmt: skip
@@ -192,21 +192,21 @@ def test_a_stopped_report_goes_on_to_the_same_bits(site, tmp_path, monkeypatch):
     """Interrupted between two batches of maps, twice; nothing half-written is left where the site will be."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(site / "images", "images")
-    results = tmp_path / "results" / "a" / "modes"
+    results = tmp_path / "results" / "a" / "top_images"
     results.mkdir(parents=True)
-    (results / "top_images.nc").write_bytes((site / "results/a/modes/top_images.nc").read_bytes())
+    (results / "top_images.nc").write_bytes((site / "results/a/top_images/top_images.nc").read_bytes())
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("qkjax.passes.partial.tqdm.update", lambda *_: signal.raise_signal(signal.SIGINT))
+            patch.setattr("qkjax.passes.engine.tqdm.update", lambda *_: signal.raise_signal(signal.SIGINT))
             report((str(MODEL),), Path("images"), None, ReportOptions(3, 5), {})
         assert not (tmp_path / "results/a/report").exists()
     assert {p.name for p in results.iterdir()} == {"top_images.nc", "maps.partial.npz"}
     report((str(MODEL),), Path("images"), None, ReportOptions(3, 5), {})
-    assert (results / "maps.nc").read_bytes() == (site / "results/a/modes/maps.nc").read_bytes()
+    assert (results / "maps.nc").read_bytes() == (site / "results/a/top_images/maps.nc").read_bytes()
     ours, whole = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()}
                    for f in (tmp_path / "results/a/report", site / "results/a/report"))  # fmt: skip
     assert ours == whole
-    assert {p.name for p in (tmp_path / "results/a").iterdir()} == {"modes", "report"}
+    assert {p.name for p in (tmp_path / "results/a").iterdir()} == {"top_images", "report"}
 
 
 def test_results_are_known_by_their_folder_and_shown(site, tmp_path, monkeypatch):
@@ -261,16 +261,15 @@ def test_a_scan_that_kept_more_is_taken(site, tmp_path, monkeypatch):
     """With fewer images: the first of those that were kept, which are those that a scan for so few keeps."""
     monkeypatch.chdir(site)
     checkpoint, images = qkjax.load(MODEL), open_images("images")
-    modes = qkjax.decompose(checkpoint)
-    folder = site / "results/a/modes"
+    folder = site / "results/a/top_images"
     before = (folder / "top_images.nc").read_bytes()
-    taken = found_images(checkpoint, modes, images, qkjax.ScanOptions(top=4), folder, {})
+    taken = write_top_images(checkpoint, images, ScanOptions(top=4), folder, {}).dataset
     assert (folder / "top_images.nc").read_bytes() == before
-    few = qkjax.scan_images(checkpoint, modes, images, qkjax.ScanOptions(top=4), tmp_path / "p.npz")
-    np.testing.assert_array_equal(few.top.image, taken.image_index.values)
-    np.testing.assert_array_equal(few.top.score, taken["value"].values)
+    few = qkjax.top_images(checkpoint, images, top=4, partial=tmp_path / "p.npz")
+    np.testing.assert_array_equal(few.image_index.values, taken.image_index.values)
+    np.testing.assert_array_equal(few["value"].values, taken["value"].values)
     with pytest.raises(qkjax.QkjaxError, match=r"other settings \(top\)"):
-        found_images(checkpoint, modes, images, qkjax.ScanOptions(top=10), folder, {})
+        write_top_images(checkpoint, images, ScanOptions(top=10), folder, {})
 
 
 def test_commands_of_a_page_can_be_run(tmp_path, monkeypatch):
@@ -282,18 +281,18 @@ def test_commands_of_a_page_can_be_run(tmp_path, monkeypatch):
     report((model.name,), Path("my images"), None, ReportOptions(2, 3), {"grid": (2, 8)})
     data = tmp_path / "results" / model.stem / "report/data/m0"
     said = unpacked(data / "model.js")["commands"]
-    assert said["modes"].startswith("qkjax modes ") and "--grid 2 8" in said["modes"]
+    assert said["modes"].startswith("qkjax top-images ") and "--grid 2 8" in said["modes"]
     for command, select in (("modes", "L1 H1 M1-"), ("ablate", "layers=1 heads=1 modes=1")):
         line = said[command].replace("qkjax", f"{sys.executable} -m qkjax", 1) + f' "{select}"'
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=200)
         assert done.returncode == 0, done.stderr
         assert "scanning" not in done.stderr
-    assert (tmp_path / "results" / model.stem / "modes/chosen.png").exists()
+    assert (tmp_path / "results" / model.stem / "top_images/chosen.png").exists()
     report((str(Path("results") / model.stem),), Path("my images"), None, ReportOptions(2, 3), {})
     facts = unpacked(data / "model.js")
     assert facts["grid"] == [2, 8], "it is remembered"
     assert [shown["title"] for shown in facts["results"]] == ["Without some modes"]
-    with pytest.raises(qkjax.QkjaxError, match="--grid would hold for all models"):
+    with pytest.raises(qkjax.QkjaxError, match=r"grid=\(2, 8\) would apply to all 2 models"):
         report((model.name, str(MODEL)), Path("my images"), None, ReportOptions(2, 3), {"grid": (2, 8)})
 
 
@@ -302,7 +301,7 @@ def test_images_that_can_no_longer_be_read_are_said(site, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(site / "images", "images")
     shutil.copytree(site / "results", "results")
-    modes, pages = Path("results/a/modes"), Path("results/a/report/data/m0")
+    modes, pages = Path("results/a/top_images"), Path("results/a/report/data/m0")
     (modes / "maps.nc").unlink()
     with xr.open_dataset(modes / "top_images.nc") as top:
         gone = int(top.image_index.values[0, 0, 0, 0, 0, 0])
@@ -315,7 +314,7 @@ def test_images_that_can_no_longer_be_read_are_said(site, tmp_path, monkeypatch)
         assert unpacked(pages / "names.js")["names"][str(gone)] == file.name
         assert (pages / "pictures" / f"{gone}.webp").exists() != bool(missing)
         file.write_bytes(content)
-    with xr.open_dataset(modes / "maps.nc") as found, xr.open_dataset(site / "results/a/modes/maps.nc") as whole:
+    with xr.open_dataset(modes / "maps.nc") as found, xr.open_dataset(site / "results/a/top_images/maps.nc") as whole:
         xr.testing.assert_equal(found, whole)
 
 
@@ -358,7 +357,8 @@ def test_bad_input(site, tmp_path):
     for arguments, parts in (
         ((MODEL, "--images", tmp_path / "others"), ("top_images.nc", "is of images 'images'", "--images")),
         (("nothing-like-this",), ("nothing-like-this",)),
-        ((MODEL, "--images", "images", "--top", "0"), ("--top",)),
+        ((MODEL, "--images", "images", "--top", "0"), ("--top 0: expected a whole number from 1 up",)),
+        ((MODEL, "--images", "images", "--modes", "-1"), ("--modes -1: expected a whole number from 1 up",)),
         ((MODEL, "--images", "images", "--out", "."), ("is the folder that this runs in", "--out")),
         ((MODEL, "--images", "images", "--look", "nobody.png"), ("nobody.png",)),
     ):
@@ -366,9 +366,9 @@ def test_bad_input(site, tmp_path):
     done = run("report", MODEL, "--images", "images", "--top", "3", "--modes", "5", cwd=site, kilobytes=20)
     assert_one_clear_line(done, "File too large", "choose another folder or make room")
     assert (site / "results/a/report/index.html").read_bytes() == page
-    assert {p.name for p in (site / "results/a").iterdir()} >= {"modes", "report"}
+    assert {p.name for p in (site / "results/a").iterdir()} >= {"top_images", "report"}
     assert not list((site / "results/a").glob(".report*"))
-    with xr.open_dataset(site / "results/a/modes/top_images.nc") as data:
+    with xr.open_dataset(site / "results/a/top_images/top_images.nc") as data:
         moved = data.load().assign_attrs(checkpoint=str(tmp_path / "gone.npz"))
     (tmp_path / "run").mkdir()
     moved.to_netcdf(tmp_path / "run" / "top_images.nc", engine="h5netcdf")

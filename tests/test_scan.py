@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,18 +18,21 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+from hosts import run_hosts
 from PIL import Image
-from test_cli import interrupt
+from test_cli import assert_one_clear_line, interrupt
 from test_top import plain_score
 
 import qkjax
 from conftest import DATA, UNCACHED
 from qkjax.activations.scores import SCORES
-from qkjax.analyses.top_images import scan
-from qkjax.analyses.top_images.scan import ScanOptions, scan_images
+from qkjax.analyses.top_images import compute
+from qkjax.analyses.top_images.tables import LABELS
 from qkjax.images.preprocess import preprocess
 from qkjax.images.sources import open_images
+from qkjax.passes import engine
 from qkjax.passes.inputs import photograph_grid, resolution_of
+from qkjax.passes.options import PassOptions
 from qkjax.vit.model import forward
 
 MODEL = DATA / "a.npz"
@@ -49,8 +51,7 @@ def make_images(folder: Path, count: int, seed: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def small():
-    checkpoint = qkjax.load(MODEL)
-    return checkpoint, qkjax.decompose(checkpoint)
+    return qkjax.load(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -88,19 +89,39 @@ def plain_scan(checkpoint, modes, images, stream: str, resolution) -> dict[str, 
 @pytest.mark.parametrize(("stream", "resolution", "batch"), [("norm", None, 4), ("residual", (24, 40), 8)])
 def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, resolution, batch):
     """Each score, each sign. Images may change places only where their scores are equal in float32."""
-    checkpoint, modes = small
     images = open_images(folder)
-    options = ScanOptions(ALL, 5, stream, batch, resolution)
-    found = scan_images(checkpoint, modes, images, options, tmp_path / "partial.npz")
-    wanted = plain_scan(checkpoint, modes, images, stream, resolution)
-    assert [i for i, _ in found.unreadable] == [7, 20]
-    assert found.top.score.shape == (7, 4, 4, 16, 2, 5)
+    options = PassOptions(batch=batch, resolution=resolution)
+    result = qkjax.top_images(
+        small, images, top=5, scores=ALL, stream=stream, options=options, partial=tmp_path / "partial.npz"
+    )
+    wanted = plain_scan(small, qkjax.decompose(small), images, stream, resolution)
+    assert list(result.unreadable.values) == [images.names[i] for i in (7, 20)]
+    value, image_index = result["value"].values, result.image_index.values
+    assert value.shape == (7, 4, 4, 16, 2, 5)
     for s, name in enumerate(ALL):
         best = -np.sort(-np.nan_to_num(wanted[name], nan=-np.inf), axis=0)[:5]
         scale = np.nanmax(abs(wanted[name]))
-        np.testing.assert_allclose(found.top.score[s], np.moveaxis(best, 0, -1), atol=3e-6 * scale)
-        of_found = np.take_along_axis(wanted[name], np.moveaxis(found.top.image[s], -1, 0), 0)
-        np.testing.assert_allclose(np.moveaxis(of_found, 0, -1), found.top.score[s], atol=3e-6 * scale)
+        np.testing.assert_allclose(value[s], np.moveaxis(best, 0, -1), atol=3e-6 * scale)
+        of_result = np.take_along_axis(wanted[name], np.moveaxis(image_index[s], -1, 0), 0)
+        np.testing.assert_allclose(np.moveaxis(of_result, 0, -1), value[s], atol=3e-6 * scale)
+
+
+def test_the_dataset_describes_itself(small, folder):
+    """Every variable has a name, a unit and a sentence, every dimension of the scan its labels, and the summary
+    states the counts and the highest score."""
+    result = qkjax.top_images(small, open_images(folder), top=2, options=PassOptions(batch=4))
+    assert set(result.data_vars) == set(LABELS)
+    for name, variable in result.data_vars.items():
+        assert {"long_name", "units", "description"} <= set(variable.attrs), name
+        assert variable.attrs["description"].endswith("."), name
+    assert list(result.image.values) == list(open_images(folder).names)
+    assert list(result.sign.values) == [1, -1] and list(result.score.values) == ["product"]
+    best = result["value"].isel(score=0, place=0)
+    layer, head, mode, sign = (int(i) for i in np.unravel_index(best.values.argmax(), best.shape))
+    image = result.image.values[int(result.image_index.values[0, layer, head, mode, sign, 0])]
+    text = result.attrs["summary"]
+    assert "19 images were scanned for 256 modes" in text
+    assert f"{float(best.max()):.3g}, of mode L{layer} H{head} M{mode}{'+-'[sign]} on {image}" in text
 
 
 def test_a_checkpoint_for_other_shapes_sees_them(folder):
@@ -109,33 +130,31 @@ def test_a_checkpoint_for_other_shapes_sees_them(folder):
     assert resolution_of(checkpoint, None) == (16, 64)
     assert photograph_grid(checkpoint, None) == (2, 8)
     assert photograph_grid(checkpoint, (24, 24)) == (3, 3)
-    modes = qkjax.decompose(checkpoint)
-    key_direction = qkjax.bias_terms(qkjax.query_key(checkpoint.params)).key_direction
-    found = qkjax.dissect(checkpoint, modes, key_direction, open_images(folder).read(0), qkjax.ImageOptions())
-    assert found.picture.shape == (16, 64, 3)
-    assert found.maps.query.shape == (4, 1, 2, 8, 4, 16)
+    photograph = open_images(folder).read(0)
+    assert json.loads(json.loads(qkjax.attribute_logits(checkpoint, photograph).attrs["settings"])["resolution"])[
+        :2
+    ] == [16, 64]
+    assert qkjax.query_key_maps(checkpoint, photograph).query.shape == (4, 1, 2, 8, 4, 16)
 
 
-def test_more_images_wanted_than_there_are(small, tmp_path):
-    checkpoint, modes = small
+def test_more_images_requested_than_there_are(small, tmp_path):
     make_images(tmp_path / "few", 3)
-    found = scan_images(checkpoint, modes, open_images(tmp_path / "few"), ScanOptions(top=5), tmp_path / "p.npz")
-    assert found.top.image.shape[-1] == 3
-    assert sorted(found.top.image[0, 0, 0, 0, 0]) == [0, 1, 2]
+    result = qkjax.top_images(small, open_images(tmp_path / "few"), top=5)
+    assert result.sizes["place"] == 3
+    assert sorted(result.image_index.values[0, 0, 0, 0, 0]) == [0, 1, 2]
 
 
-def test_bfloat16_finds_about_the_same(small, folder, tmp_path):
-    checkpoint, modes = small
+def test_bfloat16_finds_about_the_same(small, folder):
     images = open_images(folder)
     exact, rough = (
-        scan_images(checkpoint, modes, images, ScanOptions(top=3, dtype=dtype), tmp_path / f"{dtype}.npz").top
-        for dtype in ("float32", "bfloat16")
+        qkjax.top_images(small, images, top=3, options=PassOptions(dtype=dtype)) for dtype in ("float32", "bfloat16")
     )
-    assert (exact.image[..., 0] == rough.image[..., 0]).mean() > 0.9
-    np.testing.assert_allclose(exact.score, rough.score, atol=0.05 * abs(exact.score).max())
+    assert (exact.image_index[..., 0] == rough.image_index[..., 0]).mean() > 0.9
+    exact, rough = exact["value"].values, rough["value"].values
+    np.testing.assert_allclose(exact, rough, atol=0.05 * abs(exact).max())
 
 
-def test_the_bar_says_how_idle_the_device_is(small, folder, tmp_path, capsys):
+def test_the_bar_says_how_idle_the_device_is(small, folder, capsys):
     """A set whose images come slowly leaves it idle."""
     images = open_images(folder)
 
@@ -143,43 +162,82 @@ def test_the_bar_says_how_idle_the_device_is(small, folder, tmp_path, capsys):
         time.sleep(0.2)
         return images.read(index)
 
-    scan_images(*small, images, ScanOptions(batch=4), tmp_path / "warm.npz")  # compiles
+    qkjax.top_images(small, images, options=PassOptions(batch=4))  # compiles
     capsys.readouterr()
-    scan_images(*small, replace(images, read=slow), ScanOptions(batch=4), tmp_path / "p.npz")
+    qkjax.top_images(small, replace(images, read=slow), options=PassOptions(batch=4))
     assert int(re.findall(r"device idle (\d+)%", capsys.readouterr().err)[-1]) > 50
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("arguments", "message"),
     [
-        (ScanOptions(("products",)), "no score 'products'; there are product, query_max"),
-        (ScanOptions(top=0), "whole numbers from 1 up"),
-        (ScanOptions(resolution=(4, 32)), "smaller than a patch"),
-        (ScanOptions(resolution=(-32, 32)), "smaller than a patch"),
+        (
+            {"scores": ("products",)},
+            r"^scores='products': unknown score \(nearest: 'product'\); expected product, query_max",
+        ),
+        ({"scores": ()}, r"^scores=\(\): expected one or more of product, query_max"),
+        ({"top": 0}, "^top=0: expected a whole number from 1 up$"),
+        ({"options": PassOptions(batch=-1)}, "^batch=-1: expected a whole number from 1 up$"),
+        ({"options": PassOptions(resolution=(4, 32))}, "smaller than a patch"),
+        ({"options": PassOptions(resolution=(-32, 32))}, "smaller than a patch"),
     ],
 )
-def test_options_that_cannot_be(small, folder, tmp_path, options, says):
-    with pytest.raises(qkjax.QkjaxError, match=says):
-        scan_images(*small, open_images(folder), options, tmp_path / "p.npz")
+def test_impossible_arguments(small, folder, tmp_path, arguments, message):
+    """Refused before any work; the command line says the same of its options."""
+    with pytest.raises(qkjax.QkjaxError, match=message):
+        qkjax.top_images(small, open_images(folder), partial=tmp_path / "p.npz", **arguments)
+    assert not list(tmp_path.iterdir())
 
 
-def test_unfinished_scan_of_other_settings_is_kept(small, folder, tmp_path):
-    """And a damaged one is told of; neither is thrown away, nor mixed with what is scanned now."""
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--top", "0"), "--top 0: expected a whole number from 1 up"),
+        (("--score", "products"), "--score 'products': unknown score (nearest: 'product')"),
+        (("--sheet-modes", "0"), "--sheet-modes 0: expected a whole number from 1 up"),
+    ],
+)
+def test_impossible_options(folder, tmp_path, option, message):
+    arguments = command(folder, tmp_path / "out", *option)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False)
+    assert_one_clear_line(done, message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupted_scan_of_other_settings_is_kept(small, folder, tmp_path):
+    """And a damaged one is reported; neither is removed, nor mixed with what is scanned now."""
     images, path = open_images(folder), tmp_path / "p.npz"
-    scan_images(*small, images, ScanOptions(top=4), path)
+    qkjax.top_images(small, images, top=4, partial=path)
     before = path.read_bytes()
-    with pytest.raises(qkjax.QkjaxError, match=r"other settings \(top\): repeat those, or remove .*p\.npz to begin"):
-        scan_images(*small, images, ScanOptions(top=5), path)
+    with pytest.raises(qkjax.QkjaxError, match=r"other settings \(top\): repeat those, or remove .*p\.npz to start"):
+        qkjax.top_images(small, images, top=5, partial=path)
     assert path.read_bytes() == before
     path.write_bytes(before[: len(before) // 2])
-    with pytest.raises(qkjax.QkjaxError, match=r"p\.npz, of an unfinished scan, cannot be read .*remove"):
-        scan_images(*small, images, ScanOptions(top=4), path)
+    with pytest.raises(qkjax.QkjaxError, match=r"cannot read the interrupted pass .*p\.npz .*remove .*p\.npz to start"):
+        qkjax.top_images(small, images, top=4, partial=path)
+    assert path.read_bytes() == before[: len(before) // 2]
+
+
+def test_partial_file_has_the_documented_arrays(small, folder, tmp_path):
+    path = tmp_path / "p.npz"
+    result = qkjax.top_images(small, open_images(folder), top=4, options=PassOptions(batch=4), partial=path)
+    with np.load(path) as file:
+        assert int(file["done"]) == 6
+        np.testing.assert_array_equal(file["state0"], result["value"].values)
+        np.testing.assert_array_equal(file["state1"], result.image_index.values)
+        assert [index for index, _ in json.loads(str(file["unreadable"]))] == [7, 20]
+
+
+def assert_equal(result: xr.Dataset, expected: xr.Dataset) -> None:
+    for name in ("value", "image_index", "unreadable", "reason"):
+        np.testing.assert_array_equal(result[name].values, expected[name].values)
 
 
 def test_interrupt_between_a_batch_and_its_account_counts_none_twice(small, folder, tmp_path, monkeypatch):
-    """Raised where it would tear a batch from the number of batches done; then gone on with."""
-    options, images = ScanOptions(ALL, 5, batch=4), open_images(folder)
-    whole = scan_images(*small, images, options, tmp_path / "whole.npz")
+    """Raised where it would tear a batch from the number of batches done; then resumed."""
+    arguments = {"top": 5, "scores": ALL, "options": PassOptions(batch=4)}
+    images, partial = open_images(folder), tmp_path / "torn.npz"
+    whole = qkjax.top_images(small, images, **arguments)
     calls = iter(range(100))
 
     def press(bar, n):
@@ -187,44 +245,41 @@ def test_interrupt_between_a_batch_and_its_account_counts_none_twice(small, fold
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("qkjax.passes.partial.tqdm.update", press)
-        scan_images(*small, images, options, tmp_path / "torn.npz")
-    assert int(np.load(tmp_path / "torn.npz")["done"]) == 3
-    again = scan_images(*small, images, options, tmp_path / "torn.npz")
-    np.testing.assert_array_equal(again.top.image, whole.top.image)
-    np.testing.assert_array_equal(again.top.score, whole.top.score)
-    assert again.unreadable == whole.unreadable
+        patch.setattr(engine.tqdm, "update", press)
+        qkjax.top_images(small, images, **arguments, partial=partial)
+    assert int(np.load(partial)["done"]) == 3
+    assert_equal(qkjax.top_images(small, images, **arguments, partial=partial), whole)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_step_that_fails_spoils_nothing_that_was_saved(small, folder, tmp_path, monkeypatch):
     """A step gives the old tops' memory to the new ones: where it fails, neither is there any more."""
-    options, images = ScanOptions(top=5, batch=4), open_images(folder)
-    whole = scan_images(*small, images, options, tmp_path / "whole.npz")
-    taken, step = [], scan._step
+    arguments = {"top": 5, "options": PassOptions(batch=4)}
+    images, partial = open_images(folder), tmp_path / "failed.npz"
+    whole = qkjax.top_images(small, images, **arguments)
+    taken, step = [], compute._step
 
     def fails_at_last(model, params, modes, scaling, top, *rest, **more):
-        found = jax.block_until_ready(step(model, params, modes, scaling, top, *rest, **more))
+        result = jax.block_until_ready(step(model, params, modes, scaling, top, *rest, **more))
         taken.append(top.score.is_deleted())
         if len(taken) == 4:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return found
+        return result
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
-        patch.setattr("qkjax.analyses.top_images.scan._step", fails_at_last)
-        patch.setattr("qkjax.passes.partial.SAVE_SECONDS", 0)
-        scan_images(*small, images, options, tmp_path / "failed.npz")
+        patch.setattr(compute, "_step", fails_at_last)
+        patch.setattr(engine, "SAVE_SECONDS", 0)
+        qkjax.top_images(small, images, **arguments, partial=partial)
     assert taken == [True] * 4
-    assert int(np.load(tmp_path / "failed.npz")["done"]) == 3
-    again = scan_images(*small, images, options, tmp_path / "failed.npz")
-    np.testing.assert_array_equal(again.top.image, whole.top.image)
-    np.testing.assert_array_equal(again.top.score, whole.top.score)
+    assert int(np.load(partial)["done"]) == 3
+    assert_equal(qkjax.top_images(small, images, **arguments, partial=partial), whole)
 
 
 def command(images: Path, out: Path, *more: str, save_seconds: float = 20) -> list[str]:
-    code = f"import sys, qkjax.passes.partial as s; s.SAVE_SECONDS = {save_seconds}; from qkjax.cli import main; main()"
+    code = f"import qkjax.passes.engine as e; e.SAVE_SECONDS = {save_seconds}; from qkjax.cli import main; main()"
     sheet = ["--layer", "0", "--head", "0", "--sheet-modes", "1"]
-    return [sys.executable, "-c", code, "modes", MODEL, "--images", images, "--out", out, "--batch", "4", *sheet, *more]
+    options = ["--images", images, "--out", out, "--batch", "4", *sheet, *more]
+    return [sys.executable, "-c", code, "top-images", MODEL, *options]
 
 
 def run(*arguments, **environment) -> subprocess.CompletedProcess:
@@ -250,7 +305,7 @@ def scanning(images: Path, out: Path) -> Iterator[subprocess.Popen]:
 
 
 def batches_done(out: Path) -> int:
-    partial = out / "scan.partial.npz"
+    partial = out / "top_images.partial.npz"
     return int(np.load(partial)["done"]) if partial.exists() else 0
 
 
@@ -313,27 +368,20 @@ def test_several_devices_find_what_one_does(folder, tmp_path):
 
 
 def run_two_hosts(first: Path, second: Path, out: Path) -> list[tuple[int, str]]:
-    """Exit code and what was said by two processes with images of their own each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    processes = [
-        subprocess.Popen(
-            command(images, out, "--distributed"),
-            env=environment | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True,
-        )
-        for i, images in enumerate((first, second))
-    ]  # fmt: skip
-    said = [process.communicate(timeout=200)[1] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+    """Exit code and standard error of two processes with images of their own each."""
+    return run_hosts(*(command(images, out, "--distributed") for images in (first, second)))
 
 
 def test_several_hosts_find_what_one_does(folder, tmp_path):
-    assert [code for code, _ in run_two_hosts(folder, folder, tmp_path / "two")] == [0, 0]
+    """To the bit: batches are the same, and so is the program that each host runs."""
+    for code, stderr in run_two_hosts(folder, folder, tmp_path / "two"):
+        assert code == 0, stderr
     run(folder, tmp_path / "one")
     assert_same(tmp_path / "two", tmp_path / "one")
-    assert not list((tmp_path / "two").glob("scan.partial*"))
+    two, one = results(tmp_path / "two"), results(tmp_path / "one")
+    xr.testing.assert_identical(two.drop_attrs(), one.drop_attrs())
+    assert two.attrs["settings"] == one.attrs["settings"] and two.attrs["summary"] == one.attrs["summary"]
+    assert not list((tmp_path / "two").glob("top_images.partial*"))
 
 
 def test_hosts_that_see_different_images_say_so(folder, tmp_path):
@@ -352,3 +400,28 @@ def test_host_without_the_others_says_what_to_set(folder, tmp_path):
     )
     assert done.returncode == 2
     assert "set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each" in done.stderr
+
+
+def test_results_in_the_folder_of_version_0_1_are_found(folder, tmp_path):
+    """`qkjax modes` wrote results/MODEL/modes; there is no second scan, and `modes` is still a name of the command."""
+    results_folder = tmp_path / "results" / MODEL.stem
+    run(folder, results_folder / "modes")
+    arguments = ["--images", folder, "--layer", "0", "--head", "0", "--sheet-modes", "1"]
+    arguments += ["--batch", "4"]
+    for name in ("modes", "top-images"):
+        done = subprocess.run(
+            [sys.executable, "-m", "qkjax", name, MODEL, *arguments],
+            capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "scanning" not in done.stderr
+        assert done.stdout.startswith("a\n")
+        assert "19 images were scanned" in done.stdout
+    assert [p.name for p in results_folder.iterdir()] == ["modes"]
+    shutil.rmtree(results_folder / "modes")
+    done = subprocess.run(
+        [sys.executable, "-m", "qkjax", "modes", MODEL, *arguments],
+        capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in results_folder.iterdir()] == ["top_images"]

@@ -93,7 +93,7 @@ def run_pass(
         hosts.agree(settings)
     settings = {**settings, "process": f"{process} of {processes}"}
     own = list(groups[process::processes])
-    progress = _resumed(path, settings, state, len(own)) or _Progress(0, state, [], ())
+    progress = _resumed(path, settings, state, own) or _Progress(0, state, [], ())
     progress = _advance(progress, step, own, batches, lambda p: _save(path, settings, p), bar)
     states, rows, unreadable = [progress.state], progress.rows, progress.unreadable
     rows = [(process + processes * number, row) for number, row in rows]
@@ -156,7 +156,7 @@ def _save(path: Path | None, settings: Mapping[str, str], progress: _Progress) -
     write_partial(path, settings, {"done": np.array(progress.done), **leaves, **rows}, progress.unreadable)
 
 
-def _resumed(path: Path | None, settings: Mapping[str, str], state, batches: int) -> _Progress | None:
+def _resumed(path: Path | None, settings: Mapping[str, str], state, groups: Sequence) -> _Progress | None:
     """Where an interrupted pass stands; None without one.
 
     Raises:
@@ -165,20 +165,32 @@ def _resumed(path: Path | None, settings: Mapping[str, str], state, batches: int
     saved = read_partial(path, settings) if path else None
     if saved is None:
         return None
-    arrays, unreadable = saved
-    leaves, structure = jax.tree.flatten(state)
     try:
-        done = int(arrays["done"])
-        restored = [arrays[f"state{i}"] for i in range(len(leaves))]
-        fit = all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(restored, leaves, strict=True))
-        names = [name.removeprefix("rows/") for name in arrays if name.startswith("rows/")]
-        rows = {name: (arrays[f"rows/{name}"], arrays[f"batch/{name}"]) for name in names}
-        fit = fit and 0 <= done <= batches and all(len(x) == len(numbers) for x, numbers in rows.values())
-        if not fit:
-            raise ValueError("its arrays have other shapes")
-    except (KeyError, ValueError, TypeError) as error:
+        return _restored(*saved, state, groups)
+    except (LookupError, ValueError, TypeError) as error:
         raise QkjaxError(f"cannot resume from {path} ({error}); remove it to start again") from error
-    # All earlier batches as one: their rows are in order already.
+
+
+def _restored(arrays: Rows, unreadable: Unreadable, state, groups: Sequence[Sequence[int]]) -> _Progress:
+    """Progress from its arrays.
+
+    Raises:
+      LookupError, ValueError, TypeError: they do not fit this pass.
+    """
+    leaves, structure = jax.tree.flatten(state)
+    done = int(arrays["done"])
+    restored = [arrays[f"state{i}"] for i in range(len(leaves))]
+    names = [name.removeprefix("rows/") for name in arrays if name.startswith("rows/")]
+    rows = {name: (arrays[f"rows/{name}"], arrays[f"batch/{name}"]) for name in names}
+    images = {int(index) for group in groups[:done] for index in group}
+    if not (
+        0 <= done <= len(groups)
+        and all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(restored, leaves, strict=True))
+        and all(numbers.shape == x.shape[:1] for x, numbers in rows.values())
+        and all(np.isin(numbers, range(done)).all() for _, numbers in rows.values())
+        and images.issuperset(index for index, _ in unreadable)
+    ):
+        raise ValueError("its arrays do not fit this pass")
     by_batch = [(n, {k: x[numbers == n] for k, (x, numbers) in rows.items()}) for n in range(done)] if rows else []
     return _Progress(done, jax.tree.unflatten(structure, restored), by_batch, unreadable)
 

@@ -14,12 +14,13 @@ from qkjax.runtime.files import atomic_path
 def write_partial(
     path: Path, settings: Mapping[str, str], arrays: Mapping[str, np.ndarray], unreadable: Unreadable
 ) -> None:
-    """Writes the arrays of a pass, under any names but "settings" and "unreadable". Atomic.
+    """Writes the arrays of a pass, under any names but "settings", "unreadable" and "layout". Atomic.
 
     Raises:
       QkjaxError: the file cannot be written.
     """
-    texts = {"settings": json.dumps(dict(settings)), "unreadable": json.dumps(unreadable)}
+    values = {"settings": dict(settings), "unreadable": unreadable, "layout": _layout(arrays)}
+    texts = {name: json.dumps(value) for name, value in values.items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays, **{name: np.array(text) for name, text in texts.items()})
 
@@ -28,7 +29,7 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
     """The arrays and the unreadable images of an interrupted pass; None if there is no such file.
 
     Raises:
-      QkjaxError: it has other settings, or cannot be read.
+      QkjaxError: it has other settings, cannot be read, or lacks an array.
     """
     if not path.exists():
         return None
@@ -37,7 +38,10 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
         # numpy leaves a file that it cannot read open, unless it is given an open one
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file}
-        earlier, unreadable = (json.loads(str(arrays.pop(name))) for name in ("settings", "unreadable"))
+        texts = ("settings", "unreadable", "layout")
+        earlier, unreadable, layout = (json.loads(str(arrays.pop(name))) for name in texts)
+        if layout != _layout(arrays):
+            raise ValueError("its arrays are not those that were written")
         unreadable = tuple((int(index), str(reason)) for index, reason in unreadable)
         different = [name for name in settings if settings[name] != earlier.get(name)]
     except Exception as error:  # zipfile, numpy and json raise whatever they stumble over
@@ -47,3 +51,8 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
             f"{path} is an interrupted pass with other settings ({', '.join(different)}): repeat those, or {advice}"
         )
     return arrays, unreadable
+
+
+def _layout(arrays: Mapping[str, np.ndarray]) -> dict[str, list]:
+    """Type and shape of each array, as JSON holds them."""
+    return {name: [str(array.dtype), *array.shape] for name, array in arrays.items()}

@@ -21,6 +21,7 @@ from qkjax.report import page
 from qkjax.report.map_tiles import map_tiles
 from qkjax.report.model_pages import write_model
 from qkjax.report.subject import ModelData, Subject, attributes, subjects_of
+from qkjax.runtime import hosts
 from qkjax.runtime.files import atomic_folder, check_replaceable
 from qkjax.vit.tree import query_key
 
@@ -47,7 +48,8 @@ def report(
 ) -> Path:
     """Writes a static site: index.html, and in `data` what it loads as it is looked at.
 
-    A model that was not scanned yet is, as by `qkjax modes`. Passes can be interrupted, and go on.
+    A model without a scan is scanned first, as by `top_images`. Interrupted passes resume. With several hosts all of
+    them compute, and the first one writes.
 
     Returns:
       The page.
@@ -56,7 +58,8 @@ def report(
       QkjaxError: bad input, or a result cannot be written; what was done is kept, and an earlier report is untouched.
     """
     if options.top < 1 or (options.modes is not None and options.modes < 1):
-        raise QkjaxError(f"top={options.top} and modes={options.modes}: expected whole numbers from 1 up")
+        name, value = ("top", options.top) if options.top < 1 else ("modes", options.modes)
+        raise QkjaxError(f"{name}={value}: expected a whole number from 1 up")
     subjects = subjects_of(targets, settings)
     out = out or (subjects[0].folder if len(subjects) == 1 else Path("results")) / "report"
     check_replaceable(out, *page.OURS)
@@ -68,7 +71,7 @@ def report(
     with atomic_folder(out, *page.OURS) as folder:
         sizes = [write_model(folder / page.DATA / f"m{i}", x, seen, looked_at) for i, x in enumerate(found)]
         page.write(folder, len(subjects))
-    advice = "; with fewer --modes or --top it is smaller" if max(sizes) > LARGE else ""
+    advice = "; with fewer modes, or fewer images of each, it is smaller" if max(sizes) > LARGE else ""
     print(f"wrote a report of {sum(sizes) / 1e6:.1f} MB{advice}: open {out / page.MARK} in a browser", file=sys.stderr)
     return out / page.MARK
 
@@ -90,14 +93,16 @@ def _gather(subject: Subject, images: ImageSet, path: Path | None, options: Repo
 
 
 def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
-    """How the scan whose result is there was made; None without one, and on hosts other than the first.
+    """How the scan was made whose result the first host has; None without one. The same on every host.
 
     Raises:
       QkjaxError: it is of other images, or cannot be read.
     """
-    if not path.exists():
+    attrs = attributes(path) if path.exists() and not jax.process_index() else None
+    if jax.process_count() > 1:
+        attrs = hosts.gather_json(attrs and {name: str(value) for name, value in attrs.items()})[0]
+    if attrs is None:
         return None
-    attrs = attributes(path)
     try:
         settings = json.loads(attrs["settings"])
         scores, top = (json.loads(settings[name]) for name in ("scores", "top"))

@@ -67,9 +67,9 @@ def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
         settings for several models.
     """
     if settings and len(targets) > 1:
-        names = ", ".join(f"{name}=..." for name in settings)
+        given = ", ".join(f"{name}={value}" for name, value in settings.items())
         raise QkjaxError(
-            f"{names} would apply to all models: write a report of each first, and then one of their results"
+            f"{given} would apply to all {len(targets)} models: write a report of each first, then one of their results"
         )
     earlier = [_of_results(Path(target), settings) for target in targets]
     pairs = list(zip(targets, earlier, strict=True))

@@ -126,13 +126,13 @@ def check(checkpoint: Checkpoint, top: int, scores: tuple[str, ...], options: Pa
       QkjaxError: an unknown score, `top` or `batch` below 1, or a resolution that the model cannot take.
     """
     if not scores:
-        raise QkjaxError(f"scores is empty; give one or more of {', '.join(SCORES)}")
+        raise QkjaxError(f"scores=(): expected one or more of {', '.join(SCORES)}")
     if unknown := sorted(set(scores) - set(SCORES)):
         raise QkjaxError(
-            f"unknown score {unknown[0]!r}{nearest(unknown[0], SCORES)}; the scores are {', '.join(SCORES)}"
+            f"scores={unknown[0]!r}: unknown score{nearest(unknown[0], SCORES)}; expected {', '.join(SCORES)}"
         )
     if top < 1:
-        raise QkjaxError(f"top is {top}; give a whole number from 1 up")
+        raise QkjaxError(f"top={top}: expected a whole number from 1 up")
     batch_size(options.batch)
     return photograph_grid(checkpoint, options.resolution)
 

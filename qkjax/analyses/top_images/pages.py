@@ -15,7 +15,7 @@ from qkjax.activations.project import Stream
 from qkjax.analyses.outcome import Description, Written, outcome, report_unreadable
 from qkjax.analyses.top_images.compute import check, scan_settings, top_images
 from qkjax.analyses.top_images.sheets import sheets
-from qkjax.analyses.top_images.tables import mode_table
+from qkjax.analyses.top_images.tables import mode_table, summary
 from qkjax.errors import QkjaxError
 from qkjax.figures.sheets import top_images_sheet
 from qkjax.images.sets import ImageSet
@@ -84,7 +84,8 @@ def write_top_images(
         attrs=attrs,
     )
     report_unreadable(written.dataset, folder)
-    return written._replace(dataset=written.dataset.isel(place=slice(scan.top)))
+    dataset = written.dataset.isel(place=slice(scan.top))
+    return written._replace(dataset=dataset.assign_attrs(summary=summary(dataset)))
 
 
 def pages_of(shown: SheetOptions, shape: tuple[int, int, int]) -> dict[str, list[ModeName]]:
@@ -99,7 +100,7 @@ def pages_of(shown: SheetOptions, shape: tuple[int, int, int]) -> dict[str, list
     if shown.select:
         return {SELECTED: [ModeName.parse(text, shape) for text in shown.select]}
     if shown.modes < 1:
-        raise QkjaxError(f"modes of a sheet are {shown.modes}; give a whole number from 1 up")
+        raise QkjaxError(f"sheet_modes={shown.modes}: expected a whole number from 1 up")
     layers, heads = chosen("layer", shown.layer, shape[0]), chosen("head", shown.head, shape[1])
     modes = range(min(shown.modes, shape[2]))
     return {
@@ -134,6 +135,7 @@ def draw_pages(
 
 
 def earlier_folder(home: Path) -> Path:
-    """Where the scans of a model are: `top_images` in its folder of results, or `modes`, as it was called before."""
-    before = home / "modes"
-    return before if (before / "top_images.nc").exists() and not (home / "top_images").exists() else home / "top_images"
+    """Folder of a model's scan: `top_images` in its results, or `modes`, where version 0.1 wrote it, if only that has
+    one."""
+    folders = home / "top_images", home / "modes"
+    return next((folder for folder in folders if (folder / "top_images.nc").exists()), folders[0])
