@@ -52,6 +52,10 @@ def test_imports_point_one_way():
 
 
 LATE_IMPORTS = {
+    (
+        "qkjax/train/__init__.py",
+        "qkjax.train.run",
+    ): "the package is its main function, too, and imports no jax by itself",
     ("qkjax/train/config.py", "qkjax.train.constraints"): "the configuration is read for --help, constraints need jax",
     (
         "qkjax/weights/download/fetch.py",
@@ -78,3 +82,17 @@ def test_functions_import_no_module_of_qkjax():
     files = [p for p in package.rglob("*.py") if package / "cli" not in p.parents and p != package / "__init__.py"]
     late = {(str(p.relative_to(ROOT)), module) for p in files for module in imports_within_functions(p)}
     assert late == set(LATE_IMPORTS)
+
+
+def test_files_and_functions_are_short():
+    """No file has more than 250 lines, no body of a function more than 40, its docstring apart."""
+    long = []
+    for path in (ROOT / "qkjax").rglob("*.py"):
+        text = path.read_text()
+        long += [f"{path}: {len(text.splitlines())} lines"] if len(text.splitlines()) > 250 else []
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                long += [f"{path}: {node.name} has {lines} lines"] if lines > 40 else []
+    assert not long

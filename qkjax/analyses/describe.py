@@ -6,7 +6,7 @@ from pathlib import Path
 import xarray as xr
 
 from qkjax import figures
-from qkjax.analyses import analyze, compare, image
+from qkjax.analyses import analyze, compare, image, image_tables
 from qkjax.analyses.ablate import describe as ablate
 from qkjax.analyses.objects import describe as objects
 from qkjax.analyses.outcome import Description
@@ -66,8 +66,8 @@ def describe(
 
 
 def _of_photograph(dataset: xr.Dataset, checkpoint, photograph, select: Sequence[str]) -> Description:
-    rows = image.layer_rows(dataset)
-    tables = {"contributions": image.mode_rows(dataset, "variance"), "heads": image.head_rows(dataset)}
+    rows = image_tables.layer_rows(dataset)
+    tables = {"contributions": image_tables.mode_rows(dataset, "variance"), "heads": image_tables.head_rows(dataset)}
     if checkpoint is None or not select:
         return Description("", rows, tables, {})
     shape = tuple(dataset.sizes[name] for name in ("layer", "head", "mode"))
@@ -76,7 +76,9 @@ def _of_photograph(dataset: xr.Dataset, checkpoint, photograph, select: Sequence
     def draw():
         pixels = image.visible_picture(checkpoint, photograph)
         maps = image.query_key_maps(checkpoint, photograph)
-        sheet = [row for layer, head in heads for row in image.contact_rows(dataset, maps, pixels, layer, [head])]
+        sheet = [
+            row for layer, head in heads for row in image_tables.contact_rows(dataset, maps, pixels, layer, [head])
+        ]
         title = f"{dataset.attrs['model']}: modes with the largest share of the logits' variance"
         return figures.contact_sheet(title, pixels, sheet)
 

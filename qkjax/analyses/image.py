@@ -1,10 +1,8 @@
 """Which modes make the attention of one image what it is (the paper's figures 5 and S17 to S19)."""
 
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +14,20 @@ from qkjax.activations import project
 from qkjax.activations.contribution import Contributions, contributions
 from qkjax.activations.project import Maps, Stream
 from qkjax.analyses.decomposition import bias_terms, decompose
+from qkjax.analyses.image_tables import summary
 from qkjax.errors import QkjaxError, nearest
-from qkjax.figures.sheets import SheetRow, Tile
 from qkjax.images.default_set import photographs
 from qkjax.images.preprocess import Photograph, normalise, open_image, picture
 from qkjax.interaction.metrics import measure
-from qkjax.interaction.mode_name import ModeName
 from qkjax.interaction.modes import Modes
 from qkjax.passes.inputs import crop_to_patches, for_photographs, photograph_grid, resolution_of
 from qkjax.results.annotate import Label, annotated
 from qkjax.results.modes import PER_HEAD, PER_MODE
-from qkjax.results.rows import Row, head_mean
 from qkjax.results.store import versions
 from qkjax.vit.model import ViT, forward
 from qkjax.vit.tree import layer_outputs
 from qkjax.weights.checkpoint import Checkpoint
 
-Contribution = Literal["variance", "attention"]
 LABELS = {
     "variance_share": Label("share of the variance", "1", "Share of a mode in the variance of the logits over keys."),
     "attention_share": Label("share, attention-weighted", "1", "The same, with keys weighted by the attention."),
@@ -176,92 +171,3 @@ def _contributions(model: ViT, params, images, modes: Modes, key_direction) -> C
         for i, arrays in enumerate(captured)
     ]
     return Contributions(*map(jnp.stack, zip(*layers, strict=True)))
-
-
-def ranked_modes(dataset: xr.Dataset, contribution: Contribution) -> np.ndarray:
-    """The modes of each head by their share, largest first: (layers, heads, rank)."""
-    return np.argsort(-dataset[f"{contribution}_share"].values, axis=-1, kind="stable")
-
-
-def mode_rows(dataset: xr.Dataset, contribution: Contribution) -> list[Row]:
-    """One row per mode; `place` is its rank in its head, 0 for the largest share."""
-    place = np.argsort(ranked_modes(dataset, contribution), axis=-1)
-    columns = ("singular_value", "cosine", "variance_share", "attention_share")
-    values = {name: dataset[name].values for name in columns}
-    return [
-        {"layer": at[0], "head": at[1], "mode": at[2], "place": int(place[at])}
-        | {name: float(values[name][at]) for name in columns}
-        for at in np.ndindex(place.shape)
-    ]
-
-
-def head_rows(dataset: xr.Dataset) -> list[Row]:
-    """One row per head: shares of all its modes together, and of its key bias."""
-    rows = []
-    for at in np.ndindex(*(dataset.sizes[name] for name in PER_HEAD)):
-        row: Row = {"layer": at[0], "head": at[1]}
-        for kind in ("variance", "attention"):
-            row[f"modes_{kind}_share"] = float(dataset[f"{kind}_share"].values[at].sum())
-            row[f"key_bias_{kind}_share"] = float(dataset[f"key_bias_{kind}_share"].values[at])
-        rows.append(row)
-    return rows
-
-
-def layer_rows(dataset: xr.Dataset, contribution: Contribution = "variance", top: int = 6) -> list[Row]:
-    """One row per layer: shares of the first mode, of the first `top` and of the key bias, means over heads."""
-    shares = dataset[f"{contribution}_share"].values
-    sorted_shares = -np.sort(-shares, axis=-1)
-    columns = {
-        "first mode": sorted_shares[..., 0],
-        f"first {top}": sorted_shares[..., :top].sum(-1),
-        "all modes": shares.sum(-1),
-        "key bias": dataset[f"key_bias_{contribution}_share"].values,
-    }
-    means = {name: head_mean(values) for name, values in columns.items()}
-    return [{"layer": i, **{name: float(v[i]) for name, v in means.items()}} for i in range(len(shares))]
-
-
-def summary(dataset: xr.Dataset) -> str:
-    """The result in words: how concentrated the shares are, and where the key bias counts most."""
-    rows = layer_rows(dataset)
-    most = max(rows, key=lambda row: row["first mode"])
-    bias = max(rows, key=lambda row: row["key bias"])
-    chance = 1 / dataset.sizes["mode"]
-    return (
-        f"One mode holds most of the logits' variance in layer {most['layer']}: {most['first mode']:.0%}, mean over "
-        f"heads (equal shares would be {chance:.1%}). The key bias counts most in layer {bias['layer']}: "
-        f"{bias['key bias']:.0%}. This is one image; there is no interval."
-    )
-
-
-def contact_rows(
-    shares: xr.Dataset,
-    maps: Maps,
-    pixels: UInt8[np.ndarray, "height width 3"],
-    layer: int,
-    heads: Sequence[int],
-    *,
-    top: int = 6,
-    contribution: Contribution = "variance",
-) -> list[SheetRow]:
-    """For each head of a layer, the row that `figures.contact_sheet` draws: the modes with the largest shares.
-
-    Args:
-      shares: of `attribute_logits`.
-      maps: of `query_key_maps`, of the same photograph.
-      pixels: of `visible_picture`.
-    """
-    order = ranked_modes(shares, contribution)
-    cosine, share = shares.cosine.values, shares[f"{contribution}_share"].values
-    rows = []
-    for head in heads:
-        tiles = []
-        for mode in order[layer, head, :top]:
-            query, key = (x[layer, 0, :, :, head, mode] for x in (maps.query, maps.key))
-            # Of the two signs, which are the same mode, the one that this image excites more.
-            sign = 1 if query.max() * key.max() >= query.min() * key.min() else -1
-            name = str(ModeName(layer, head, int(mode), sign)).split()[-1]
-            caption = f"{name}  {share[layer, head, mode]:.0%}\ncos {cosine[layer, head, mode]:.2f}"
-            tiles.append(Tile(pixels, sign * query, sign * key, caption))
-        rows.append(SheetRow(f"L{layer} H{head}", tiles))
-    return rows

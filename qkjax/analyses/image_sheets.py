@@ -9,17 +9,8 @@ from tqdm import tqdm
 
 from qkjax import figures
 from qkjax.activations.project import Stream
-from qkjax.analyses.image import (
-    Contribution,
-    attribute_logits,
-    contact_rows,
-    head_rows,
-    layer_rows,
-    mode_rows,
-    open_photo,
-    query_key_maps,
-    visible_picture,
-)
+from qkjax.analyses.image import attribute_logits, open_photo, query_key_maps, visible_picture
+from qkjax.analyses.image_tables import Contribution, contact_rows, head_rows, layer_rows, mode_rows
 from qkjax.analyses.outcome import Description, Written, outcome
 from qkjax.errors import QkjaxError
 from qkjax.interaction.mode_name import chosen

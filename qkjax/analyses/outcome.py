@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import xarray as xr
 
+from qkjax import figures
 from qkjax.errors import QkjaxError
 from qkjax.images.sets import ImageSet, Unreadable
 from qkjax.results.rows import Row, list_unreadable, write_csv
@@ -119,8 +120,6 @@ def write_description(description: Description, folder: Path) -> None:
     Raises:
       QkjaxError: a file cannot be written.
     """
-    from qkjax import figures  # matplotlib
-
     for name, rows in description.tables.items():
         write_csv(list(rows), folder / f"{name}.csv")
     for name in description.stale:

@@ -10,10 +10,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from qkjax.cli.analysis import analyze, compare, image, top_images
-from qkjax.cli.behaviour import ablate, objects, preference
+from qkjax.cli.ablation import ablate
+from qkjax.cli.analysis import analyze, compare
+from qkjax.cli.behaviour import objects, preference
 from qkjax.cli.checkpoints import export, fetch, models
 from qkjax.cli.options import in_options
+from qkjax.cli.pictures import image, top_images
 from qkjax.cli.plain_help import with_plain_help
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import Dtype, EditKind, Pool, Stream, given_options
+from qkjax.cli.options import Dtype, Stream, given_options
 from qkjax.errors import QkjaxError
 
 Models = Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")]
@@ -55,7 +55,7 @@ def preference(
       heads: attention heads, for a torch file without config.json whose width does not tell.
       json: print the table and the findings as JSON.
     """
-    _join(distributed)
+    join_hosts(distributed)
     from qkjax.analyses.preference.compute import attention_preference
     from qkjax.analyses.preference.describe import describe, overlay
     from qkjax.images.generated import patterns
@@ -122,7 +122,7 @@ def objects(
       heads: attention heads, for a torch file without config.json whose width does not tell.
       json: print the table and the findings as JSON.
     """
-    _join(distributed)
+    join_hosts(distributed)
     from qkjax.analyses.objects.compute import same_object
     from qkjax.analyses.objects.describe import describe, overlay
     from qkjax.images.segmented import mosaics, open_objects
@@ -145,80 +145,7 @@ def objects(
     )
 
 
-def ablate(
-    model: Annotated[Positional[str], arg(metavar="MODEL")],
-    /,
-    edit: EditKind | None = None,
-    select: Annotated[tuple[str, ...], arg(metavar="SELECTION...")] = (),
-    controls: Annotated[int, arg(metavar="N")] = 0,
-    key_bias: bool = True,
-    plan: Annotated[Path | None, arg(metavar="FILE.toml")] = None,
-    images: Annotated[Path | None, arg(metavar="PATH")] = None,
-    limit: Count = None,
-    labels: bool = False,
-    out: Folder = None,
-    queries: Annotated[int, arg(metavar="N")] = 16,
-    exact: bool = False,
-    batch: Count = None,
-    resolution: Resolution = None,
-    dtype: Dtype = "float32",
-    distributed: bool = False,
-    grid: Grid = None,
-    pool: Pool | None = None,
-    heads: Count = None,
-    json: bool = False,
-) -> None:
-    """Edit modes and measure what changes on a set of images: ablations.nc, ablations.csv, figures.
-
-    For example: qkjax ablate dinov2-vits14-focus --select "cosine>0.5 layers=0-3" --controls 3. The same command
-    resumes an interrupted plan, and computes only what is new of a plan that has grown.
-
-    Args:
-      model: a name from `qkjax models`, or a path.
-      edit: as for export; by default drop.
-      select: the modes, as for export; several selections are several ablations.
-      controls: number of ablations of strength-matched random modes for each selection.
-      key_bias: as for export.
-      plan: a TOML file with a grid of ablations, instead of the options above; see docs/ablations.md.
-      images: a folder, a .zip, a .tar or a folder of those; by default the photographs that come with scikit-image
-        and scikit-learn.
-      limit: number of images, evenly spaced; by default all.
-      labels: the folders that images are in are their classes: also measure accuracy, by the model's own head if its
-        outputs are these classes, by a linear probe and by nearest neighbours.
-      out: folder for the results; by default results/MODEL/ablations.
-      queries: number of patches of each image whose attention is compared, evenly spaced.
-      exact: give all heads twice as many columns and one, which hold symmetric parts and rotated modes exactly.
-      batch: images per batch; by default 8 on a CPU, 64 per device elsewhere.
-      resolution: height and width in pixels; by default the model's own.
-      dtype: of the forward pass.
-      distributed: share the images among several processes that run this command (jax.distributed).
-      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
-      pool: pooling, if it is not what the parameters show ("gap" stands for "none" and "0").
-      heads: attention heads, for a torch file without config.json whose width does not tell.
-      json: print the table and the findings as JSON.
-    """
-    if plan and (select or controls or edit or not key_bias):
-        raise QkjaxError("--plan contains the edits: leave out --edit, --select, --controls and --no-key-bias")
-    if not plan and not select:
-        raise QkjaxError('nothing is selected; for example: --select "cosine>0.5 layers=0-3", or a --plan')
-    _join(distributed)
-    from qkjax.analyses.ablate.command import AblationArguments, write_ablations
-    from qkjax.analyses.ablate.compute import specs_of
-    from qkjax.analyses.outcome import print_outcome
-    from qkjax.passes.options import PassOptions
-    from qkjax.weights.load import load, origin
-
-    grids = [{"edit": edit or "drop", "select": list(select), "controls": controls, "key_bias": key_bias}]
-    specs = specs_of(plan or grids)
-    settings = given_options(grid=grid, pool=pool, heads=heads)
-    checkpoint, options = load(model, **settings), PassOptions(batch, resolution, dtype)
-    arguments = AblationArguments(images, limit, labels, queries, exact, options)
-    folder = out or Path("results") / checkpoint.name / "ablations"
-    written = write_ablations(checkpoint, specs, arguments, folder, origin(model, settings))
-    print_outcome(checkpoint.name, written, as_json=json, next_step=f"qkjax report {model}")
-
-
-def _join(distributed: bool) -> None:
+def join_hosts(distributed: bool) -> None:
     """Joins the other processes; before any computation."""
     if distributed:
         from qkjax.runtime.hosts import join

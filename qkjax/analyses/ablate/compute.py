@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from qkjax.activations.representation import linear_cka
 from qkjax.analyses.ablate.ablator import Ablator
-from qkjax.analyses.ablate.plan import AblationSpec, expand, read_plan
+from qkjax.analyses.ablate.plan import AblationSpec, Plan, specs_of
 from qkjax.analyses.ablate.readout import Readout, check_labels
 from qkjax.analyses.ablate.store import Store, same_images
 from qkjax.analyses.ablate.tables import ablations_dataset
@@ -34,7 +34,6 @@ from qkjax.vit.tree import query_key
 from qkjax.weights.checkpoint import Checkpoint
 
 Arrays = dict[str, np.ndarray]
-Plan = str | Path | Sequence[AblationSpec] | Sequence[Mapping]
 
 
 class Labels(NamedTuple):
@@ -127,18 +126,6 @@ def ablation_settings(
 ) -> dict[str, str]:
     """What each ablation depends on besides its edit."""
     return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=labels)
-
-
-def specs_of(plan: Plan) -> list[AblationSpec]:
-    """The ablations of a plan, however it is given.
-
-    Raises:
-      QkjaxError: an invalid plan.
-    """
-    if isinstance(plan, str | Path):
-        return read_plan(Path(plan))
-    plan = list(plan)
-    return plan if plan and isinstance(plan[0], AblationSpec) else expand(plan)
 
 
 def labels_of(images: ImageSet) -> Labels:

@@ -14,7 +14,7 @@ as strong, as `controls` says (seeds 0, 1, ...). A plan may hold several grids.
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +44,22 @@ class AblationSpec(NamedTuple):
     condition: str
     layers: str
     dose: float
+
+
+Plan = str | Path | Sequence[AblationSpec] | Sequence[Mapping]
+"""A TOML file, the ablations themselves, or grids as dicts."""
+
+
+def specs_of(plan: Plan) -> list[AblationSpec]:
+    """The ablations of a plan, however it is given.
+
+    Raises:
+      QkjaxError: an invalid plan.
+    """
+    if isinstance(plan, str | Path):
+        return read_plan(Path(plan))
+    plan = list(plan)
+    return plan if plan and isinstance(plan[0], AblationSpec) else expand(plan)
 
 
 def read_plan(path: Path) -> list[AblationSpec]:

@@ -75,8 +75,7 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
         grid = infer_grid(rows - has_class_row(shapes, grid), grid)
     relative = shapes.get(f"{BLOCK}_0/MultiHeadDotProductAttention_0/relative_position_bias")
     if relative and not grid:
-        side = (isqrt(max(relative[0] - 3, 0)) + 1) // 2  # entries are (2 rows - 1) (2 columns - 1) + 3
-        grid = (side, side)
+        grid = ((isqrt(max(relative[0] - 3, 0)) + 1) // 2,) * 2  # entries are (2 rows - 1) (2 columns - 1) + 3
     inferred = ViTConfig(
         width=width,
         depth=depth(shapes),
