@@ -55,7 +55,7 @@ LATE_IMPORTS = {
     (
         "qkjax/train/__init__.py",
         "qkjax.train.run",
-    ): "the package is its main function, too, and imports no jax by itself",
+    ): "the package can be called, and imports no jax by itself",
     ("qkjax/train/config.py", "qkjax.train.constraints"): "the configuration is read for --help, constraints need jax",
     (
         "qkjax/weights/download/fetch.py",
