@@ -22,12 +22,10 @@ import tyro
 from scan import forward_seconds
 
 import qkjax
-from qkjax.analyses.ablate.ablator import AblationOptions
-from qkjax.analyses.ablate.job import ImagesWanted, ablate_model
 from qkjax.analyses.ablate.plan import expand
 from qkjax.images.default_set import photographs
-from qkjax.images.prefetch import batches
-from qkjax.passes.settings import batch_size
+from qkjax.images.prefetch import photograph_batches
+from qkjax.passes.options import batch_size
 
 MODEL = "dinov2-vits14-focus"
 
@@ -40,10 +38,10 @@ def plan(count: int) -> list:
 
 def job_seconds(lines: list, images: int, queries: int, folder: Path) -> float:
     """Seconds of a whole job; what it prints is left out."""
-    options, wanted = AblationOptions(queries=queries), ImagesWanted(limit=images, labels=True)
+    checkpoint, chosen = qkjax.load(MODEL), photographs().spread(images)[0]
     start = time.perf_counter()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        ablate_model(MODEL, lines, wanted, folder, options, {})
+        qkjax.ablate(checkpoint, lines, chosen, labels=True, queries=queries, partial=folder)
     return time.perf_counter() - start
 
 
@@ -54,7 +52,7 @@ def main(ablations: int = 100, images: int = 64, queries: int = 16) -> None:
     checkpoint = qkjax.load(MODEL)
     size = batch_size(None)
     groups = [range(i, i + size) for i in range(0, images - images % size, size)]
-    made = [batch.pixels for batch in batches(photographs, groups, size, checkpoint.preprocess, None)]
+    made = [batch.pixels for batch in photograph_batches(photographs(), groups, size, checkpoint.preprocess, None)]
     scale = images / (len(made) * size)
     lines = plan(ablations)
     with tempfile.TemporaryDirectory() as name:

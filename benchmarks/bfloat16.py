@@ -22,9 +22,10 @@ import tyro
 from PIL import Image
 
 import qkjax
-from qkjax.analyses.top_images.scan import ScanOptions, scan_images
+from qkjax.activations.top_k import Top
 from qkjax.images.default_set import photographs
-from qkjax.images.sources import ImageSet, image_set
+from qkjax.images.sets import ImageSet
+from qkjax.images.sources import image_set
 from qkjax.weights.checkpoint import Checkpoint
 
 MODEL = "dinov2-vits14-focus"
@@ -68,8 +69,9 @@ def crops(count: int, seed: int) -> ImageSet:
 def scores(checkpoint: Checkpoint, modes: qkjax.Modes, images: ImageSet, dtype: str) -> np.ndarray:
     """Scores (layers, heads, modes, signs, images) of all images."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ScanOptions(top=len(images), dtype=dtype)
-        top = scan_images(checkpoint, modes, images, options, Path(folder) / "partial.npz").top
+        options = qkjax.PassOptions(dtype=dtype)
+        best = qkjax.top_images(checkpoint, images, top=len(images), options=options, partial=Path(folder) / "p.npz")
+        top = Top(best.value.values, best.image_index.values)
     found = np.empty_like(top.score[0])
     np.put_along_axis(found, top.image[0], top.score[0], axis=-1)
     return found

@@ -14,7 +14,7 @@ from decompose import best
 from table import Line, markdown
 
 import qkjax
-from qkjax.passes.settings import batch_size
+from qkjax.passes.options import batch_size
 from qkjax.vit.model import forward
 
 MODEL = "dinov2-vits14-focus"

@@ -19,11 +19,11 @@ import tyro
 from scan import ROUNDS, forward_seconds
 
 import qkjax
-from qkjax.analyses.preference.scenes_pass import PreferenceOptions, measure_scenes
 from qkjax.images.generated import patterns
 from qkjax.images.preprocess import PRESETS
-from qkjax.images.scenes import scene_batches
-from qkjax.passes.settings import batch_size
+from qkjax.images.scenes import blank_scene, crop_to_model
+from qkjax.passes.inputs import batches_with_masks
+from qkjax.passes.options import batch_size
 from qkjax.weights.checkpoint import Checkpoint
 
 BASE = qkjax.ViTConfig(
@@ -40,9 +40,10 @@ def main(images: int = 64, seed: int = 0) -> None:
     checkpoint = Checkpoint("base", BASE, jax.tree.map(np.asarray, params), "", PRESETS["bigvision-small-crop"])
     size = batch_size(None)
     images -= images % size
-    scenes, options = patterns(images, seed), PreferenceOptions()
+    scenes, options = patterns(images, seed), qkjax.PassOptions()
     groups = [range(i, i + size) for i in range(0, images, size)]
-    made = [b.pixels for b in scene_batches(scenes, groups, size, checkpoint.preprocess, None, BASE.patch_size)]
+    batches = batches_with_masks(checkpoint, scenes, options, crop_to_model, blank_scene)
+    made = [batch.pixels for batch in batches(groups)]
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as name:
 
@@ -50,7 +51,7 @@ def main(images: int = 64, seed: int = 0) -> None:
             path = Path(name) / "partial.npz"
             path.unlink(missing_ok=True)
             start = time.perf_counter()
-            measure_scenes(checkpoint, patterns(count, seed), options, path, {})
+            qkjax.attention_preference(checkpoint, patterns(count, seed), options=options, partial=path)
             return time.perf_counter() - start
 
         measured(size)  # compiles

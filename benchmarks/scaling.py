@@ -25,7 +25,7 @@ from scan import save_photographs, step_seconds
 
 import qkjax
 from qkjax.activations.top_k import empty
-from qkjax.analyses.top_images.scan import Scanner, ScanOptions
+from qkjax.analyses.top_images.compute import scan_step
 from qkjax.figures.style import COLOURS, DPI, MARKERS, WIDTH, styled
 from qkjax.images.preprocess import PRESETS, picture
 from qkjax.vit.tree import query_key_kernels
@@ -60,10 +60,11 @@ def scan(rounds: int = 3) -> list[tuple[float, float]]:
         params = jax.jit(qkjax.ViT(config).init)(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.float32))["params"]
         checkpoint = Checkpoint("scaling", config, jax.tree.map(np.asarray, params), "", PRESETS["squash"])
         modes = qkjax.decompose(*query_key_kernels(params))
-        scanner, top = Scanner(checkpoint, modes, ScanOptions()), empty((1, depth, config.heads, HEAD_DIM, 2), 8)
+        step = scan_step(checkpoint, modes, "norm", ("product",), qkjax.PassOptions())
+        top = empty((1, depth, config.heads, HEAD_DIM, 2), 8)
         tokens = (SIDE // PATCH) ** 2 + 1
         forward = depth * tokens * (12 * width**2 + 2 * tokens * width)
-        seconds = min(step_seconds(scanner, top, [pixels] * 2) for _ in range(rounds)) / (2 * BATCH)
+        seconds = min(step_seconds(step, top, [pixels] * 2) for _ in range(rounds)) / (2 * BATCH)
         found.append((forward + 2.0 * depth * tokens * width**2, seconds))
     return found
 

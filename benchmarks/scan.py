@@ -17,6 +17,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -29,13 +30,13 @@ from table import Line
 
 import qkjax
 from qkjax.activations.top_k import empty
-from qkjax.analyses.top_images.scan import Scanner, ScanOptions, scan_images
+from qkjax.analyses.top_images.compute import scan_step
 from qkjax.images.default_set import photographs
-from qkjax.images.prefetch import batches
+from qkjax.images.prefetch import photograph_batches
 from qkjax.images.preprocess import PRESETS
-from qkjax.images.sources import ImageSet, open_images
-from qkjax.passes.settings import batch_size
-from qkjax.vit.tree import query_key_kernels
+from qkjax.images.sets import Batch, ImageSet
+from qkjax.images.sources import open_images
+from qkjax.passes.options import batch_size
 from qkjax.weights.checkpoint import Checkpoint
 
 MODEL = "dinov2-vits14-focus"
@@ -66,23 +67,21 @@ def forward_seconds(checkpoint: Checkpoint, made: list[np.ndarray]) -> float:
     return time.perf_counter() - start
 
 
-def step_seconds(scanner: Scanner, top, made: list[np.ndarray]) -> float:
+def step_seconds(step: Callable, top, made: list[np.ndarray]) -> float:
     """Seconds of the scan's steps alone over the same batches."""
     index = np.arange(len(made[0]), dtype=np.int32)
-    top = jax.block_until_ready(scanner.step(jax.tree.map(jnp.copy, top), made[0], index))  # it uses up its own
+    top, _ = step(jax.tree.map(jnp.copy, top), Batch(made[0], None, index, ()))  # it uses up its own
     start = time.perf_counter()
     for pixels in made:
-        top = jax.block_until_ready(scanner.step(top, pixels, index))
+        top, _ = step(top, Batch(pixels, None, index, ()))
     return time.perf_counter() - start
 
 
-def scan_seconds(
-    checkpoint: Checkpoint, modes: qkjax.Modes, saved: ImageSet, options: ScanOptions, path: Path
-) -> float:
+def scan_seconds(checkpoint: Checkpoint, saved: ImageSet, options: qkjax.PassOptions, path: Path) -> float:
     """Seconds of a whole scan of files; its program is compiled before (by `step_seconds`)."""
     path.unlink(missing_ok=True)
     start = time.perf_counter()
-    scan_images(checkpoint, modes, saved, options, path)
+    qkjax.top_images(checkpoint, saved, options=options, partial=path)
     return time.perf_counter() - start
 
 
@@ -133,9 +132,9 @@ def _peak_memory(count: int) -> float:
         return Image.fromarray(np.random.default_rng(index).integers(0, 256, (96, 128, 3), dtype=np.uint8))
 
     images = ImageSet("synthetic", tuple(f"{i:06d}" for i in range(count)), draw, str(count))
-    modes = qkjax.decompose(*query_key_kernels(params))
     with tempfile.TemporaryDirectory() as folder:
-        scan_images(checkpoint, modes, images, ScanOptions(resolution=(32, 32)), Path(folder) / "partial.npz")
+        options = qkjax.PassOptions(resolution=(32, 32))
+        qkjax.top_images(checkpoint, images, options=options, partial=Path(folder) / "partial.npz")
     return _status("VmHWM") / 1e6
 
 
@@ -151,26 +150,24 @@ def main(images: int | None = None, batch: int | None = None) -> list[Line]:
     print(f"{device.device_kind}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}")
     checkpoint = qkjax.load(MODEL)
     modes = qkjax.decompose(checkpoint)
-    options, rounded = ScanOptions(batch=batch), ScanOptions(batch=batch, dtype="bfloat16")
+    options, rounded = qkjax.PassOptions(batch), qkjax.PassOptions(batch, dtype="bfloat16")
     size, c = batch_size(options.batch), checkpoint.config
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "images").mkdir()
         saved = save_photographs(Path(name) / "images", images - images % size)
         groups = [range(i, i + size) for i in range(0, len(saved), size)]
-        made = [b.pixels for b in batches(saved, groups, size, checkpoint.preprocess, None)]
-        scanner = Scanner(checkpoint, modes, options)
-        top = empty((1, c.depth, c.heads, c.head_dim, 2), options.top)
+        made = [b.pixels for b in photograph_batches(saved, groups, size, checkpoint.preprocess, None)]
+        step = scan_step(checkpoint, modes, "norm", ("product",), options)
+        top = empty((1, c.depth, c.heads, c.head_dim, 2), 9)
         ways = {
             "bare forward pass, decoded batches": lambda: forward_seconds(checkpoint, made),
-            "scan, decoded batches": lambda: step_seconds(scanner, top, made),
-            JPEG: lambda: scan_seconds(checkpoint, modes, saved, options, Path(name) / "partial.npz"),
+            "scan, decoded batches": lambda: step_seconds(step, top, made),
+            JPEG: lambda: scan_seconds(checkpoint, saved, options, Path(name) / "partial.npz"),
         }
         if device.platform != "cpu":  # which makes float32 of bfloat16
-            less = Scanner(checkpoint, modes, rounded)
+            less = scan_step(checkpoint, modes, "norm", ("product",), rounded)
             ways["scan in bfloat16, decoded batches"] = lambda: step_seconds(less, top, made)
-            ways[f"{JPEG}, bfloat16"] = lambda: scan_seconds(
-                checkpoint, modes, saved, rounded, Path(name) / "partial.npz"
-            )
+            ways[f"{JPEG}, bfloat16"] = lambda: scan_seconds(checkpoint, saved, rounded, Path(name) / "partial.npz")
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(ROUNDS):  # in turns, so that a machine that slows down slows all
             for way, seconds in ways.items():

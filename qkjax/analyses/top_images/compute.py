@@ -97,7 +97,7 @@ def top_images(
     modes = decompose(*query_key_kernels(checkpoint.params))
     layers, heads, _, rank = modes.u.shape
     result = run_pass(
-        _on_devices(checkpoint, modes, stream, tuple(scores), options),
+        scan_step(checkpoint, modes, stream, tuple(scores), options),
         empty((len(scores), layers, heads, rank, 2), min(top, len(images))),
         batch_groups(len(images), batch_size(options.batch)),
         batches_of_photographs(checkpoint, images, options),
@@ -137,8 +137,8 @@ def check(checkpoint: Checkpoint, top: int, scores: tuple[str, ...], options: Pa
     return photograph_grid(checkpoint, options.resolution)
 
 
-def _on_devices(checkpoint: Checkpoint, modes: Modes, stream: Stream, scores: tuple[str, ...], options: PassOptions):
-    """The step of the pass, with the model and its modes on all devices of this host."""
+def scan_step(checkpoint: Checkpoint, modes: Modes, stream: Stream, scores: tuple[str, ...], options: PassOptions):
+    """The step of the pass for `run_pass`, with the model and its modes on all devices of this host."""
     split, whole = over_devices(0), over_devices(None)
     on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
