@@ -8,6 +8,14 @@ class QkjaxError(Exception):
     """Bad input or a failed outside operation: one line saying what, where and what to do.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Example:
+      >>> import qkjax
+      >>> try:
+      ...     qkjax.load("dinov2-vits14-fokus")
+      ... except qkjax.QkjaxError as error:
+      ...     print("one line:", len(str(error).splitlines()))
+      one line: 1
     """
 
     def __init__(self, message: str):

@@ -21,6 +21,13 @@ class BiasTerms(NamedTuple):
     The `_spread` values are standard deviations of a term in units of the logit (divided by
     sqrt(d)), over tokens whose normalised form has unit variance in all directions: they compare
     weights with weights, with no image.
+
+    Example:
+      >>> import qkjax
+      >>> terms = qkjax.bias_terms(qkjax.load("dinov2-vits14-focus"))
+      >>> query, key = relative_spreads(terms)
+      >>> bool(key[0].mean() > 1)  # in layer 0 the key bias exceeds the interaction
+      True
     """
 
     query_direction: Float[Array, "layers heads embed"]

@@ -36,6 +36,14 @@ class Metrics(NamedTuple):
       symmetric_eigenvalues: of (M + M^T) / 2, largest first; the other D - 2R are 0.
       antisymmetric_spectrum: w > 0 of the eigenvalue pairs +-iw of (M - M^T) / 2, largest first.
       null: what chance gives for these shapes.
+
+    Example:
+      >>> import numpy as np
+      >>> import qkjax
+      >>> kernel = np.random.default_rng(0).standard_normal((1, 12, 3, 4))
+      >>> metrics = qkjax.measure(qkjax.decompose(kernel, kernel))  # Wq = Wk: every mode groups
+      >>> bool(np.allclose(metrics.cosine, 1, atol=1e-5))
+      True
     """
 
     singular_value: Float[Array, "layers heads rank"]
@@ -118,6 +126,13 @@ def measure(modes: Modes) -> Metrics:
 
     Returns:
       `Metrics`, whose layer values are means over heads: `metrics.weighted_cosine.mean(-1)`.
+
+    Example:
+      >>> import numpy as np
+      >>> import qkjax
+      >>> query, key = np.random.default_rng(0).standard_normal((2, 1, 12, 3, 4))
+      >>> qkjax.measure(qkjax.decompose(query, key)).weighted_cosine.shape  # layers, heads
+      (1, 3)
     """
     _, heads, embed, rank = modes.u.shape
     with one_blas_thread():

@@ -12,6 +12,12 @@ class QueryKey(NamedTuple):
     """What makes the attention logits of all layers: L layers, D embed, H heads, d head_dim.
 
     logit_ij = (y_i Wq + bq) . (y_j Wk + bk) / sqrt(d), y = norm_scale * normalised token + norm_bias.
+
+    Example:
+      >>> import qkjax
+      >>> parts = qkjax.query_key(qkjax.load("dinov2-vits14-focus").params)
+      >>> parts.query_kernel.shape
+      (12, 384, 6, 64)
     """
 
     query_kernel: Float[Stack, "layers embed heads head_dim"]

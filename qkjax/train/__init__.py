@@ -13,7 +13,14 @@ from types import ModuleType
 
 class _CallablePackage(ModuleType):
     def __call__(self, config, folder, *, label: str = "") -> dict:
-        """`qkjax.train.run.train`."""
+        """Trains a ViT, see `qkjax.train.run.train`.
+
+        Example:
+          >>> import qkjax
+          >>> config = qkjax.TrainConfig(width=16, depth=1, heads=2, mlp_dim=16, steps=4, warmup=1, every=4, batch=16)
+          >>> qkjax.train(config, "run")["step"]
+          4
+        """
         from qkjax.train.run import train  # jax
 
         return train(config, folder, label=label)

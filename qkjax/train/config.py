@@ -57,6 +57,12 @@ class TrainConfig:
 
     Example:
       config = TrainConfig(constraint="0-2:tied 3-5:free", steps=300)
+
+    Example:
+      >>> import qkjax
+      >>> config = qkjax.TrainConfig(constraint="0-2:tied 3-5:free", steps=300)
+      >>> config.steps
+      300
     """
 
     constraint: str = "free"

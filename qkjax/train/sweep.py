@@ -57,6 +57,13 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
     Example:
       dataset = sweep(TrainConfig(steps=300), ("free", "tied"), 3, "runs/two")
       print(dataset.attrs["summary"])
+
+    Example:
+      >>> import qkjax
+      >>> config = qkjax.TrainConfig(width=16, depth=1, heads=2, mlp_dim=16, steps=4, warmup=1, every=4, batch=16)
+      >>> result = qkjax.sweep(config, ["free", "tied"], 1, "sweep")
+      >>> sorted(result.sizes)
+      ['constraint', 'layer', 'seed', 'step']
     """
     folder = Path(folder)
     if not constraints or len(set(constraints)) < len(constraints):

@@ -45,6 +45,12 @@ class ViTConfig:
 
     Example:
       ViTConfig(width=64, depth=4, heads=4, head_dim=16, mlp_dim=128, patch_size=(8, 8), grid=(4, 4), classes=10)
+
+    Example:
+      >>> import qkjax
+      >>> config = qkjax.ViTConfig(width=24, depth=2, heads=2, head_dim=12, mlp_dim=48, patch_size=(8, 8), grid=(4, 4))
+      >>> config.prefix_tokens
+      0
     """
 
     width: int

@@ -28,6 +28,16 @@ class ViT(nn.Module):
     Attributes:
       config: the architecture.
       dtype: "float32" or "bfloat16", number format of the matrix products; parameters keep their own.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> import qkjax
+      >>> config = qkjax.ViTConfig(width=24, depth=2, heads=2, head_dim=12, mlp_dim=48, patch_size=(8, 8), grid=(4, 4))
+      >>> images = np.zeros((1, 32, 32, 3), np.float32)
+      >>> params = qkjax.ViT(config).init(jax.random.key(0), images)["params"]
+      >>> output, _ = qkjax.ViT(config).apply({"params": params}, images)
+      >>> output.shape
+      (1, 24)
     """
 
     config: ViTConfig

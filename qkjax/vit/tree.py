@@ -111,6 +111,11 @@ def query_key(params: Mapping) -> QueryKey:
 
     Example:
       query, key = qkjax.query_key(checkpoint.params)[:2]  # each (layers, embed, heads, head_dim)
+
+    Example:
+      >>> import qkjax
+      >>> qkjax.query_key(qkjax.load("dinov2-vits14-focus").params).key_bias.shape
+      (12, 6, 64)
     """
     try:
         blocks = params[ENCODER]

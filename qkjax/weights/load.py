@@ -75,9 +75,8 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
       >>> checkpoint = qkjax.load("dinov2-vits14-focus")
       >>> checkpoint.name
       'dinov2-vits14-focus'
-      >>> query, key = qkjax.query_key_kernels(checkpoint.params)
-      >>> query.shape  # layers, embed, heads, head_dim
-      (12, 384, 6, 64)
+      >>> checkpoint.config.depth, checkpoint.config.heads
+      (12, 6)
     """
     text, settings = os.fspath(model), check_settings(settings)
     if catalogue.is_name(text):
