@@ -107,7 +107,7 @@ def test_memory_and_files_agree_to_the_bit(name, how, edited, results, pictures,
 def write(edited: qkjax.Checkpoint, model: Path, how: str, monkeypatch, capsys) -> None:
     """Writes the edited checkpoint; the command edits the original one itself."""
     if how == "save":
-        save(edited, model)
+        qkjax.save(edited, model)
     elif how == "export":
         qkjax.export(edited, model)
     else:
@@ -121,10 +121,6 @@ def test_files_hold_the_same_bits_however_they_are_written(edited, tmp_path, mon
         loaded = qkjax.load(tmp_path / f"{how}.npz")
         for first, second in zip(qkjax.query_key(loaded.params), qkjax.query_key(edited.params), strict=True):
             np.testing.assert_array_equal(first, second)
-
-
-def save(checkpoint: qkjax.Checkpoint, path: Path) -> None:
-    qkjax.save(path, checkpoint.config, checkpoint.params, checkpoint.preprocess)
 
 
 def assert_equal_arrays(first: xr.Dataset, second: xr.Dataset) -> None:

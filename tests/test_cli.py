@@ -320,7 +320,7 @@ def test_modes_of_a_small_model(tmp_path):
         (("modes", DATA / "a.npz", "--images", "nowhere"), ("there is no nowhere: give a folder",)),
         (("modes", DATA / "a.npz", "--images", DATA), ("no image in",)),
         (("modes", DATA / "a.npz", "--select", "L0 H9 M0"), ("there is no mode L0 H9 M0",)),
-        (("modes", DATA / "a.npz", "--score", "best"), ("unknown score 'best'", "product")),
+        (("modes", DATA / "a.npz", "--score", "best"), ("'best': unknown score", "product")),
     ],
     ids=lambda value: " ".join(map(str, value[2:])) if value[0] in ("image", "modes") else None,
 )

@@ -90,8 +90,8 @@ def test_repr_is_a_few_lines(default):
     for part in (default.source, "12 with 6 heads each", "14 x 14 pixels", "layer scale", "22,055,808"):
         assert part in text
     assert text.endswith(digest(default))
-    images = type("Images", (), {"fingerprint": "x"})
-    options = qkjax.ScanOptions()
+    images = qkjax.images.ImageSet("x", (), lambda index: index, "x")
+    options = qkjax.PassOptions()
     assert settings_of(default, images, options)["parameters"] in text, "the digest that results record"
 
 

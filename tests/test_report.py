@@ -200,7 +200,7 @@ def test_a_stopped_report_goes_on_to_the_same_bits(site, tmp_path, monkeypatch):
             patch.setattr("qkjax.passes.engine.tqdm.update", lambda *_: signal.raise_signal(signal.SIGINT))
             report((str(MODEL),), Path("images"), None, ReportOptions(3, 5), {})
         assert not (tmp_path / "results/a/report").exists()
-    assert {p.name for p in results.iterdir()} == {"top_images.nc", "maps.partial.npz"}
+    assert {p.name for p in results.iterdir()} == {"top_images.nc", "maps.partial.npz", "unreadable.csv"}
     report((str(MODEL),), Path("images"), None, ReportOptions(3, 5), {})
     assert (results / "maps.nc").read_bytes() == (site / "results/a/top_images/maps.nc").read_bytes()
     ours, whole = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()}
@@ -228,7 +228,7 @@ def test_results_are_known_by_their_folder_and_shown(site, tmp_path, monkeypatch
     facts = unpacked(tmp_path / "out/data/m0/model.js")
     assert (facts["name"], facts["shown"], facts["places"], facts["look"]) == ("a", 16, 2, ["0001"])
     (shown,) = facts["results"]
-    assert shown["title"] == "Whom tokens attend to"
+    assert shown["title"] == "Which tokens attend to which"
     assert shown["rows"] == [["layer", "own"], ["0", "0.123456"], ["1", "0.5"]]
     assert [f["file"] for f in shown["figures"]] == ["preference_links.png"]
     assert (tmp_path / "out/data/m0/preference_links.png").read_bytes() == (
