@@ -155,9 +155,11 @@ def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", tmp_path / "file"), "is a file")
     assert_one_clear_line(
-        run("analyze", DATA / "a.npz", "--out", tmp_path / "file" / "sub"), "cannot make", "Not a directory"
+        run("analyze", DATA / "a.npz", "--out", tmp_path / "file" / "sub"), "cannot be created", "Not a directory"
     )
-    assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", "/proc/qkjax"), "cannot make /proc/qkjax")
+    assert_one_clear_line(
+        run("analyze", DATA / "a.npz", "--out", "/proc/qkjax"), "--out /proc/qkjax: cannot be created"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
@@ -334,7 +336,7 @@ def test_folder_that_is_a_file_is_noticed_before_the_work(tmp_path):
     (tmp_path / "out").write_text("mine")
     for arguments in (("image", DATA / "a.npz", "chelsea"), ("modes", DATA / "a.npz")):
         done = run(*arguments, "--out", tmp_path / "out")
-        assert_one_clear_line(done, "out is a file, and results need a folder")
+        assert_one_clear_line(done, "out: this is a file, and results need a folder")
         assert not done.stdout
     assert (tmp_path / "out").read_text() == "mine"
 

@@ -243,11 +243,11 @@ def test_an_earlier_report_is_replaced_and_nothing_else(site, tmp_path, monkeypa
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
-    with pytest.raises(qkjax.QkjaxError, match="has other things in it"):
+    with pytest.raises(qkjax.QkjaxError, match="it has other files in it"):
         report(("results/a",), Path("images"), out, ReportOptions(3, 5), {})
     assert [p.name for p in out.iterdir()] == ["thesis.tex"]
     (out / "thesis.tex").rename(out / "index.html")
-    with pytest.raises(qkjax.QkjaxError, match="has other things in it"):  # a page of one's own
+    with pytest.raises(qkjax.QkjaxError, match="it has other files in it"):  # a page of one's own
         report(("results/a",), Path("images"), out, ReportOptions(3, 5), {})
     (out / "index.html").unlink()
     report(("results/a",), Path("images"), out, ReportOptions(3, 5), {})

@@ -129,4 +129,4 @@ def compare(
 
 def _refuse_file(out: Path | None) -> None:
     if out is not None and out.exists() and not out.is_dir():
-        raise QkjaxError(f"{out} is a file, and results need a folder: give another --out")
+        raise QkjaxError(f"folder={out}: this is a file, and results need a folder; give another one")

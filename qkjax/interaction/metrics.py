@@ -1,11 +1,13 @@
 """What is measured of the modes: per mode, per head, per layer."""
 
+import html
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from qkjax.interaction.modes import Modes, by_lapack
@@ -59,6 +61,18 @@ class Metrics(NamedTuple):
     symmetric_eigenvalues: Float[Array, "layers heads eigen"]
     antisymmetric_spectrum: Float[Array, "layers heads pairs"]
     null: Null
+
+    def __repr__(self) -> str:
+        weighted = np.asarray(self.weighted_cosine, np.float64)
+        if weighted.ndim != 2:
+            return f"Metrics(weighted_cosine {weighted.shape})"
+        layers = ", ".join(f"{x:.2f}" for x in weighted.mean(-1)[:24]) + (", ..." if len(weighted) > 24 else "")
+        shape = f"{len(weighted)} layers x {weighted.shape[1]} heads x {self.cosine.shape[-1]} modes"
+        return f"Metrics({shape}\n  weighted cosine by layer: {layers}\n  chance: {self.null.weighted_cosine:.3f})"
+
+    def _repr_html_(self) -> str:
+        """The representation, for notebooks."""
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
 
 def relative_gap(s: Float[Array, "rank"]) -> Float[Array, "rank"]:

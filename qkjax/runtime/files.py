@@ -54,9 +54,9 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise QkjaxError(f"{path} is a file, and results need a folder: give another --out") from error
+        raise QkjaxError(f"folder={path}: this is a file, and results need a folder; give another one") from error
     except OSError as error:
-        raise QkjaxError(f"cannot make {path}: {error.strerror or error}; give another --out") from error
+        raise QkjaxError(f"folder={path}: cannot be created ({error.strerror or error}); give another one") from error
 
 
 def remove(path: Path) -> None:
@@ -104,12 +104,12 @@ def check_replaceable(path: Path, mark: str, sign: str, names: tuple[str, ...]) 
       QkjaxError: it may not.
     """
     if path.exists() and not path.is_dir():
-        raise QkjaxError(f"{path} is a file, and a folder is wanted: give another --out")
+        raise QkjaxError(f"folder={path}: this is a file, and a folder is expected; give another one")
     if Path.cwd().is_relative_to(path.resolve()):
         raise QkjaxError(
-            f"{path} is the folder that this runs in, or above it, and would be replaced: give another --out"
+            f"folder={path}: this is the working folder, or above it, and would be replaced; give another one"
         )
     inside = {item.name for item in path.iterdir()} if path.is_dir() else set()
     ours = mark in inside and inside <= set(names) and sign in (path / mark).read_text(errors="replace")
     if inside and not ours:
-        raise QkjaxError(f"{path} has other things in it, and would be replaced: give another --out")
+        raise QkjaxError(f"folder={path}: it has other files in it, and would be replaced; give another one")
