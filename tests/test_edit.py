@@ -14,7 +14,7 @@ import qkjax
 from conftest import dense_svd
 from qkjax.analyses.edit import Edit, edit_with_notes, resolve
 from qkjax.images.preprocess import PRESETS
-from qkjax.interaction.edit import EDITS, edit, realise
+from qkjax.interaction.edit import EDITS, edit, factorise
 from qkjax.interaction.modes import decompose
 from qkjax.interaction.select import random_modes, select, strength
 from qkjax.vit.model import forward
@@ -55,8 +55,8 @@ def test_edited_interactions_are_those_of_dense_arithmetic(head, kind):
     factors = EDITS[kind](*modes, jnp.asarray(chosen, jnp.float32))
     wanted = dense(kind, m, chosen)
     np.testing.assert_allclose(factors[0] @ factors[1].T, wanted, atol=2e-5 * np.abs(m).max())
-    wide = jax.jit(realise, static_argnums=2)(factors, jnp.asarray(w, jnp.float32), 2 * COLUMNS + 1)
-    narrow = jax.jit(realise, static_argnums=2)(factors, jnp.asarray(w, jnp.float32), COLUMNS)
+    wide = jax.jit(factorise, static_argnums=2)(factors, jnp.asarray(w, jnp.float32), 2 * COLUMNS + 1)
+    narrow = jax.jit(factorise, static_argnums=2)(factors, jnp.asarray(w, jnp.float32), COLUMNS)
     for found in (wide, narrow):
         np.testing.assert_allclose(found.key_kernel @ found.query_bias, w, atol=1e-4)
     np.testing.assert_allclose(wide.query_kernel @ wide.key_kernel.T, wanted, atol=2e-5 * np.abs(m).max())
@@ -73,7 +73,7 @@ def test_edited_interactions_are_those_of_dense_arithmetic(head, kind):
 def test_nothing_chosen_is_nothing_changed(head):
     modes, m, w = head
     for kind in ("drop", "flip", "rotate", "equalize"):
-        found = realise(EDITS[kind](*modes, jnp.zeros(COLUMNS)), jnp.asarray(w, jnp.float32), COLUMNS)
+        found = factorise(EDITS[kind](*modes, jnp.zeros(COLUMNS)), jnp.asarray(w, jnp.float32), COLUMNS)
         np.testing.assert_allclose(found.query_kernel @ found.key_kernel.T, m, atol=2e-5 * np.abs(m).max())
         assert float(found.kept) == pytest.approx(1, abs=1e-5)
 
@@ -81,7 +81,7 @@ def test_nothing_chosen_is_nothing_changed(head):
 def test_all_dropped_leaves_the_bias_alone(head):
     modes, m, w = head
     for direction in (w, 0 * w):
-        found = realise(EDITS["drop"](*modes, jnp.ones(COLUMNS)), jnp.asarray(direction, jnp.float32), COLUMNS)
+        found = factorise(EDITS["drop"](*modes, jnp.ones(COLUMNS)), jnp.asarray(direction, jnp.float32), COLUMNS)
         assert not np.abs(found.query_kernel @ found.key_kernel.T).max() > 1e-6 * np.abs(m).max()
         np.testing.assert_allclose(found.key_kernel @ found.query_bias, direction, atol=1e-4)
         assert all(np.isfinite(x).all() for x in found)

@@ -7,7 +7,7 @@ from qkjax import QkjaxError
 from qkjax.figures import contact_sheet, overlay, top_images_sheet
 from qkjax.figures.overlay import PICTURE, brightness, enlarge, map_pixels
 from qkjax.figures.sheets import SheetRow, Tile
-from qkjax.interaction.mode_name import ModeName, chosen
+from qkjax.interaction.mode_name import ModeName, selected
 
 
 def test_brightness_runs_between_two_percentiles():
@@ -105,7 +105,7 @@ def test_mode_names(text, wanted):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("8 7 2", "'8 7 2' names no mode; wanted is layer, head and mode, such as"), ("L12 H0 M0", "no mode L12 H0 M0")],
+    [("8 7 2", "'8 7 2' is not the name of a mode; expected layer, head and mode"), ("L12 H0 M0", "no mode L12 H0 M0")],
 )
 def test_names_of_no_mode(text, says):
     with pytest.raises(QkjaxError, match=says):
@@ -113,8 +113,8 @@ def test_names_of_no_mode(text, says):
 
 
 def test_chosen_layers():
-    assert list(chosen("layer", None, 3)) == [0, 1, 2]
-    assert list(chosen("layer", 2, 3)) == [2]
+    assert list(selected("layer", None, 3)) == [0, 1, 2]
+    assert list(selected("layer", 2, 3)) == [2]
     for value in (3, -1):
         with pytest.raises(QkjaxError, match=f"there is no head {value}: the model has 3, counted from 0"):
-            chosen("head", value, 3)
+            selected("head", value, 3)

@@ -1,4 +1,4 @@
-"""Whom tokens attend to: their own kind of object, another, the background (the paper's figure 2); tokens like them."""
+"""Which tokens attend to which: to their own category, another, the background (figure 2); to similar tokens."""
 
 from functools import partial
 from typing import NamedTuple
@@ -11,12 +11,12 @@ LN2 = 0.6931471805599453
 
 
 class Attended(NamedTuple):
-    """Where the attention of some tokens of an image goes, head by head.
+    """Where the attention of some tokens of an image falls, by head.
 
     Attributes:
-      mass: on each region; what is on patches sums to 1.
-      own: of that, on the token itself.
-      special: of all attention, on class token, registers and the like.
+      mass: on each region; the mass on all patches is 1.
+      own: the part of it on the token itself.
+      special: share of all attention on class token and registers.
     """
 
     mass: Float[Array, "heads queries regions"]
@@ -31,13 +31,13 @@ def attended(
 ) -> Attended:
     """Inner products of attention maps with masks (the paper, section 3.1).
 
-    As there a map is made to sum to one over the patches; so special tokens, which come first, are left out, and their
-    share is told apart.
+    As in the paper, a map sums to one over the patches. Special tokens, which come first, are left out; their share is
+    returned separately.
 
     Args:
-      attention: of the tokens that ask, over all tokens.
+      attention: of the queries, over all tokens.
       regions: the share of each patch that is each region; they sum to 1.
-      places: of the tokens that ask, among the patches.
+      places: of the queries among the patches.
     """
     special = attention.shape[-1] - regions.shape[-1]
     of_patches = attention[..., special:]
@@ -55,13 +55,13 @@ def similarity_preference(
 ) -> Float[Array, "heads"]:
     """Cosine similarity of tokens with those they attend to, weighted by attention, less that under uniform attention.
 
-    Above 0 a head attends to tokens like the one that asks, below 0 to unlike ones; no masks needed. The token that
-    asks is left out on both sides, since it is like itself whatever the head does.
+    Above 0 a head attends to tokens similar to the query, below 0 to different ones; it needs no masks. The query itself
+    is left out on both sides, since it is similar to itself whatever the head does.
 
     Args:
       attention: of some patches, towards all patches; the rest of it, on special tokens, is left out.
       tokens: embeddings of all patches.
-      queries: the places of those that ask.
+      queries: their places among the patches.
 
     Returns:
       Mean over queries.
@@ -78,7 +78,7 @@ def similarity_preference(
 
 
 def entropy(attention: Float[Array, "*heads queries keys"]) -> Float[Array, "*heads"]:
-    """Of the attention over keys, in bits, mean over queries: 0 for one key, log2 of their number for all alike."""
+    """Entropy of the attention over keys in bits, mean over queries: 0 for one key, log2 of their number if uniform."""
     return jax.scipy.special.entr(attention).sum(-1).mean(-1) / LN2
 
 

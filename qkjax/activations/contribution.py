@@ -1,4 +1,4 @@
-"""Which modes make the attention logits of an image what they are."""
+"""The share of each mode in the attention logits of an image."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 from qkjax.activations.project import project
 
 ROUNDING = 1e-4
-"""Of logits in float32, with a margin: what they differ by must be known to about a percent."""
+"""Relative rounding of float32 logits, with a margin: their differences must be known to about a percent."""
 
 
 class Contributions(NamedTuple):
-    """Shares in what decides an image's attention; see `contributions`. (One layer, or layers stacked.)
+    """Shares in the logits of an image; see `contributions`. (One layer, or layers stacked.)
 
     `variance` weighs all keys alike, `attention` as the attention does. The key-bias term has a share
     too, and relative position biases what is then left to 1. A share is negative where a mode works

@@ -1,4 +1,4 @@
-"""Which object of an image a mode looks at: the one with the largest mean projection."""
+"""The query or key object of a mode in an image: the one with the largest mean projection."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -7,11 +7,11 @@ from jaxtyping import Array, Float, Int
 def chosen_objects(
     values: Float[Array, "patches *modes"], objects: Float[Array, "objects patches"]
 ) -> Int[Array, "*modes 2"]:
-    """Of each map the object with the largest projection per area, and of its negative (the mode's other sign).
+    """For each map, and for its negative (the mode's other sign), the object with the largest projection per area.
 
     Args:
       values: query or key maps over the patches.
-      objects: the share of each patch that each object is; those that are not there are 0 throughout.
+      objects: the share of each patch that each object is; 0 throughout for missing objects.
     """
     area = objects.sum(-1)
     means = jnp.einsum("op,p...->o...", objects, values, precision="highest")

@@ -12,11 +12,11 @@ from qkjax.interaction.query_key import QueryKey
 
 
 class BiasTerms(NamedTuple):
-    """The terms of sqrt(d) logit_ij = y_i M y_j + y_i . a + b . y_j + c beside the first.
+    """The terms of sqrt(d) logit_ij = y_i M y_j + y_i . a + b . y_j + c besides the first.
 
     a = Wq bk and c = bq . bk are the same for all keys j, so the softmax over j cancels them;
-    b = Wk bq makes a key attractive to every query alike, and does act. (The paper drops all three,
-    and calls them independent of the input, which only c is.)
+    b = Wk bq makes a key attractive to every query, and changes attention. (The paper drops all three and
+    calls them independent of the input, which holds for c only.)
 
     The `_spread` values are standard deviations of a term in units of the logit (divided by
     sqrt(d)), over tokens whose normalised form has unit variance in all directions: they compare

@@ -13,7 +13,7 @@ leaves sqrt(1 - w) s_n, and the others go sqrt(w) of the way, so that the change
     antisymmetric  M -> (M - M^T) / 2            the same
     unbias         w -> 0                        of the whole head; M stays
 
-`realise` makes kernels of M'. A softmax over keys j sees y_i M' y_j and the bias term w . y_j,
+`factorise` makes kernels of M'. A softmax over keys j sees y_i M' y_j and the bias term w . y_j,
 w = Wk bq, and nothing else: what only depends on the query cancels. Letters: D embed, R rank,
 d columns of a kernel.
 """
@@ -36,7 +36,7 @@ Factors = tuple[Float[Array, "embed columns"], Float[Array, "embed columns"]]
 dot = partial(jnp.matmul, precision="highest")
 
 
-class Realised(NamedTuple):
+class FactorisedHead(NamedTuple):
     """Kernels and biases of one edited head.
 
     Attributes:
@@ -102,7 +102,7 @@ EDITS: dict[str, Callable[[Vectors, Values, Vectors, Values], Factors]] = {
 }
 
 
-def realise(factors: Factors, key_direction: Float[Array, "embed"], columns: int) -> Realised:
+def factorise(factors: Factors, key_direction: Float[Array, "embed"], columns: int) -> FactorisedHead:
     """Kernels of one head with `columns` columns for M' = A B^T and w.
 
     The key kernel spans w and as much as fits of the row space of M': with w' = w / |w| it takes w' and the
@@ -126,7 +126,7 @@ def realise(factors: Factors, key_direction: Float[Array, "embed"], columns: int
     # Both kernels of about one size, as training leaves them.
     balance = jnp.sqrt(jnp.linalg.norm(query) / np.sqrt(columns))
     balance = jnp.where(balance > 0, balance, 1.0)
-    return Realised(query / balance, basis * balance, dot(basis.T, key_direction) / balance, kept)
+    return FactorisedHead(query / balance, basis * balance, dot(basis.T, key_direction) / balance, kept)
 
 
 class Edited(NamedTuple):
@@ -176,7 +176,7 @@ def edit(
         more = made[0].shape[1] - u.shape[1]
         own = (jnp.pad(x, ((0, 0), (0, more))) for x in (u * s[None], v))
         factors = tuple(jnp.where(touched, new, old) for new, old in zip(made, own, strict=True))
-        return realise(factors, direction * jnp.where(touched, biased, 1.0), columns or query.shape[-1])
+        return factorise(factors, direction * jnp.where(touched, biased, 1.0), columns or query.shape[-1])
 
     def layer(arguments):
         return jax.vmap(head)(*arguments)

@@ -7,8 +7,8 @@ from qkjax.errors import QkjaxError
 
 
 class ModeName(NamedTuple):
-    """A mode's layer, head and place among its head's modes, from 0; and which of its signs: 1 for
-    (u, v) as in `Modes`, -1 for (-u, -v), 0 where that is left open."""
+    """A mode's layer, head and rank among its head's modes, counted from 0; and its sign: 1 for (u, v) as in `Modes`,
+    -1 for (-u, -v), 0 if it is left open."""
 
     layer: int
     head: int
@@ -23,30 +23,30 @@ class ModeName(NamedTuple):
         """From "L8 H9 M2", "l8h9m2" or, with a sign, "L8 H9 M2+" and "L8 H9 M2-".
 
         Args:
-          shape: layers, heads and modes of a head that there are.
+          shape: numbers of layers, heads, and modes of a head.
 
         Raises:
-          QkjaxError: not of this form, or there is no such mode.
+          QkjaxError: another form, or the mode does not exist.
         """
         match = re.fullmatch(r"\s*L(\d+)\s*H(\d+)\s*M(\d+)\s*([+-]?)\s*", text, re.IGNORECASE)
         if not match:
-            raise QkjaxError(f"{text!r} names no mode; wanted is layer, head and mode, such as 'L8 H9 M2'")
+            raise QkjaxError(f"{text!r} is not the name of a mode; expected layer, head and mode, such as 'L8 H9 M2'")
         found = cls(*(int(n) for n in match.groups()[:3]), {"+": 1, "-": -1, "": 0}[match[4]])
         if any(n >= limit for n, limit in zip(found, shape, strict=False)):
             raise QkjaxError(f"there is no mode {found}: layers, heads and modes are {shape}, counted from 0")
         return found
 
 
-def chosen(what: str, value: int | None, count: int) -> range:
-    """The layers or heads asked for: one, or all.
+def selected(what: str, value: int | None, count: int) -> range:
+    """The requested layers or heads: one, or all.
 
     Args:
       what: "layer" or "head", for the error.
       value: the one; None for all.
-      count: how many there are.
+      count: their number.
 
     Raises:
-      QkjaxError: there is no such one.
+      QkjaxError: it does not exist.
     """
     if value is None:
         return range(count)

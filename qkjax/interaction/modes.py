@@ -90,7 +90,7 @@ def _fold(
     norm_scale: Float[Array | np.ndarray, "embed"] | None,
     center: bool,
 ) -> Float[Array | np.ndarray, "embed heads head_dim"]:
-    """Kernels in the frame asked for, C diag(g) W, in the precision that they have; see `decompose`."""
+    """Kernels in the requested frame, C diag(g) W, in their own precision; see `decompose`."""
     if norm_scale is not None:
         kernel = kernel * norm_scale.astype(kernel.dtype)[:, None, None]
     return kernel - kernel.mean(axis=0, keepdims=True) if center else kernel
@@ -172,7 +172,7 @@ def _on_threads(query_kernel, key_kernel, norm_scale, center: bool, normalize: b
 
 
 def by_lapack() -> bool:
-    """Whether `decompose` takes library routines, which are for CPUs, or what accelerators are good at."""
+    """Whether `decompose` uses LAPACK, which is fast on CPUs, rather than products, which are fast on accelerators."""
     return jax.default_backend() == "cpu"
 
 
@@ -205,20 +205,22 @@ def decompose(
       `Modes` u (layers, heads, embed, rank), s (layers, heads, rank), v like u, with
       rank = min(embed, head_dim), float32. s is accurate to about 1e-6 of the largest of its head, times
       ||Wq|| ||Wk|| / ||M|| where that is far above 1 (it is a few in trained models); on a CPU to float32's own
-      rounding. NaN in heads whose kernels are not finite. Where
-      neighbouring s are nearly equal single vectors are not defined, only the space they span;
-      `measure` marks such modes.
+      rounding. NaN in heads whose kernels are not finite. If
+      neighbouring s are nearly equal, single vectors are not defined, only the space that they span; `measure` marks
+      such modes.
 
     Raises:
       QkjaxError: the kernels are not of one shape with four axes, or `norm_scale` does not fit them.
     """
     if query_kernel.ndim != 4 or query_kernel.shape != key_kernel.shape:
         raise QkjaxError(
-            "decompose wants two kernels (layers, embed, heads, head_dim), "
-            f"got {query_kernel.shape} and {key_kernel.shape}"
+            f"decompose got kernels {query_kernel.shape} and {key_kernel.shape}; expected two of one shape "
+            "(layers, embed, heads, head_dim)"
         )
     if norm_scale is not None and norm_scale.shape != query_kernel.shape[:2]:
-        raise QkjaxError(f"norm_scale has shape {norm_scale.shape}, wanted (layers, embed) = {query_kernel.shape[:2]}")
+        raise QkjaxError(
+            f"norm_scale has shape {norm_scale.shape}; expected (layers, embed) = {query_kernel.shape[:2]}"
+        )
     frame = Frame(norm_scale is not None, center, normalize)
     return replace(_by_machine((query_kernel, key_kernel, norm_scale), center, normalize), frame=frame)
 
