@@ -1,4 +1,4 @@
-"""Processes on this machine that share one job, as several hosts would."""
+"""Commands in processes of their own: slow enough to be killed, or sharing one job as several hosts do."""
 
 import os
 import socket
@@ -6,29 +6,33 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+CODE = """
+import sys, time
+from qkjax.passes import engine
+if "--slow" in sys.argv:  # saves after every batch, and leaves time to be killed
+    sys.argv.remove("--slow")
+    write = engine.write_partial
+    engine.SAVE_SECONDS = 0
+    engine.write_partial = lambda *arguments: (write(*arguments), time.sleep(0.2))
+from qkjax.cli import main
+main()
+"""
+"""The command line, for `python -c`."""
 
-def run_hosts(*commands: Sequence, **options) -> list[tuple[int, str]]:
-    """Exit code and standard error of one process for each command, on the CPU; they join each other if their command
-    has `--distributed`.
 
-    Args:
-      options: of `subprocess.Popen`, such as `cwd`.
-    """
+def run_hosts(*commands: Sequence, timeout: float = 300, **environment: str) -> list[subprocess.CompletedProcess]:
+    """One process for each command, on the CPU, with its exit code and output; they join each other if their commands
+    have `--distributed`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands)), "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [*map(str, command)], env=os.environ | shared | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE,
-            text=True, **options,
-        )
-        for i, command in enumerate(commands)
-    ]  # fmt: skip
-    try:
-        with ThreadPoolExecutor() as pool:  # at once: a process whose pipe is full would wait, and the others for it
-            errors = list(pool.map(lambda process: process.communicate(timeout=200)[1], processes))
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
+    env = os.environ | shared | environment
+
+    def run(index: int) -> subprocess.CompletedProcess:
+        words = [*map(str, commands[index])]
+        env_of_one = env | {"JAX_PROCESS_ID": str(index)}
+        return subprocess.run(words, env=env_of_one, capture_output=True, text=True, check=False, timeout=timeout)
+
+    with ThreadPoolExecutor(len(commands)) as pool:  # at once: none waits for another whose pipe is full
+        return list(pool.map(run, range(len(commands))))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hosts import run_hosts
 
 import qkjax
 from qkjax.train.config import TrainConfig, vit_config
@@ -97,23 +97,10 @@ def test_two_hosts_do_what_one_does(tmp_path):
     """Two processes of two devices each, parameters split over all four, through the command line; they go on from
     each other's checkpoint, and the folder is that of one run."""
     (tmp_path / "config.json").write_text(json.dumps(replace(HOSTS, parallel="fsdp").to_dict()))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    told = {
-        "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PJRT_NPROC": "8",
-    }  # fmt: skip
     command = [sys.executable, "-m", "qkjax", "train", "--config", tmp_path / "config.json", "--distributed"]
-    processes = [
-        subprocess.Popen(
-            [*command, tmp_path / "two"], env=os.environ | told | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=250)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PJRT_NPROC": "8"}
+    for done in run_hosts(*[[*command, tmp_path / "two"]] * 2, **flags):
+        assert done.returncode == 0, done.stderr
     from qkjax.train.run import train
 
     train(HOSTS, tmp_path / "one")

@@ -314,6 +314,7 @@ ARRAYS = {
     "text": np.array(["", "a"]),
     "none": np.zeros((0, 3), np.int8),
     "scalar": np.array(2.5),
+    "file": np.array(True),
     "big": np.arange(1000, dtype=np.float64).reshape(10, 100),
 }
 
@@ -330,10 +331,11 @@ def test_gather_arrays_in_one_process():
 HOST = """
 import sys
 sys.path.insert(0, {tests!r})
+import os
+os.chdir({folder!r})
 import numpy as np
 from qkjax.runtime import hosts
-if {distributed}:
-    hosts.join()
+hosts.join()
 import jax
 import test_engine
 process = jax.process_index()
@@ -345,17 +347,17 @@ for i, part in enumerate(parts):
     assert part["own"].dtype == np.int16 and part["own"].tolist() == list(range(3 * i))
     np.testing.assert_array_equal(part[f"only{{i}}"], np.full((2, i), 0.1))
 assert [list(part) for part in hosts.gather_arrays({{}} if process else own)][1:] == [[]] * (jax.process_count() - 1)
-test_engine.{job}(process)
+test_engine.save_pass(process)
 """
 
 
-def host(job: str, distributed: bool = True) -> list[str]:
-    code = HOST.format(tests=str(Path(__file__).parent), job=job, distributed=distributed)
-    return [sys.executable, "-c", code]
+def host(folder: Path) -> list[str]:
+    """A process that runs `save_pass` in a folder, after it has checked `gather_arrays`."""
+    return [sys.executable, "-c", HOST.format(tests=str(Path(__file__).parent), folder=str(folder))]
 
 
 def save_pass(process: int) -> None:
-    """In a process of two or three: the whole pass, into a file for each process."""
+    """One of several processes: the whole pass, into a file for each process."""
     engine.SAVE_SECONDS = -1
     result = whole_pass(Path(f"partial{process}.npz"))
     values = {**result.state._asdict(), **result.rows, "unreadable": np.array(json.dumps(result.unreadable))}
@@ -365,8 +367,8 @@ def save_pass(process: int) -> None:
 @pytest.mark.parametrize("count", [2, BATCHES + 1])
 def test_hosts_share_a_pass(tmp_path, whole, count):
     """Each has the whole result: rows in order as from one process, to the bit. One host may have no batch at all."""
-    for code, stderr in run_hosts(*[host("save_pass")] * count, cwd=tmp_path):
-        assert code == 0, stderr
+    for done in run_hosts(*[host(tmp_path)] * count):
+        assert done.returncode == 0, done.stderr
     shares = [run_pass(step, blank(), GROUPS[i::count], batches, None, SETTINGS).state for i in range(count)]
     for i in range(count):
         with np.load(tmp_path / f"host{i}.npz") as file:

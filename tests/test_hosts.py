@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,21 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from hosts import CODE, run_hosts
 from PIL import Image
 
 from conftest import DATA, UNCACHED
 
-CODE = """
-import sys, time
-from qkjax.passes import engine
-if "--slow" in sys.argv:  # saves after every batch, and leaves time to be killed
-    sys.argv.remove("--slow")
-    write = engine.write_partial
-    engine.SAVE_SECONDS = 0
-    engine.write_partial = lambda *arguments: (write(*arguments), time.sleep(0.2))
-from qkjax.cli import main
-main()
-"""
 ANALYSES = ("preference", "objects", "ablate")
 
 
@@ -118,16 +107,10 @@ def batches_done(out: Path) -> int:
 
 @pytest.mark.parametrize("name", ANALYSES)
 def test_two_hosts_give_the_bits_of_one(name, pictures, whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    words = [*words_of(name, pictures, tmp_path / "out"), "--distributed", "--json"]
-    processes = [start(words, JAX_PROCESS_ID=str(index), **shared) for index in range(2)]
-    printed = [process.communicate(timeout=300) for process in processes]
-    for process, (_, err) in zip(processes, printed, strict=True):
-        assert process.returncode == 0, err
-    assert json.loads(printed[0][0])["rows"]
-    assert printed[1][0] == "", "the second host prints no result"
+    first, second = run_hosts(*[[*words_of(name, pictures, tmp_path / "out"), "--distributed", "--json"]] * 2)
+    for done in (first, second):
+        assert done.returncode == 0, done.stderr
+    assert json.loads(first.stdout)["rows"]
+    assert second.stdout == "", "the second host prints no result"
     assert_equal_to_the_bit(result_of(tmp_path / "out"), whole(name))
     assert not list((tmp_path / "out").rglob("*.partial*"))

@@ -1,11 +1,14 @@
 """The report: what is in its files, against plain passes; how it is written, and what stops it."""
 
 import json
+import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -13,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from hosts import CODE, run_hosts
 from PIL import Image
 from test_cli import assert_one_clear_line, run
 from test_maps import BEIT, SEEN, perturbed, small_photograph
 from test_scan import make_images
 
 import qkjax
-from conftest import DATA
+from conftest import DATA, UNCACHED
 from qkjax.analyses.top_images.pages import ScanOptions, write_top_images
 from qkjax.images.preprocess import PRESETS, normalise, preprocess
 from qkjax.images.sources import open_images
@@ -207,6 +211,92 @@ def test_a_stopped_report_goes_on_to_the_same_bits(site, tmp_path, monkeypatch):
                    for f in (tmp_path / "results/a/report", site / "results/a/report"))  # fmt: skip
     assert ours == whole
     assert {p.name for p in (tmp_path / "results/a").iterdir()} == {"top_images", "report"}
+
+
+def scan_in_small_batches(site: Path, folder: Path) -> Path:
+    """Into a folder the images and a scan of them in batches of two, which the maps' pass takes over; returns the
+    folder of the scan."""
+    shutil.copytree(site / "images", folder / "images")
+    scan = ScanOptions(top=3, options=qkjax.PassOptions(batch=2))
+    results = folder / "results/a/top_images"
+    write_top_images(qkjax.load(MODEL), open_images(folder / "images"), scan, results, {})
+    return results
+
+
+REPORT = [sys.executable, "-c", CODE, "report", MODEL, "--images", "images", "--top", "3", "--modes", "5"]
+
+
+def batches_done(results: Path) -> int:
+    partial = results / "maps.partial.npz"
+    return int(np.load(partial)["done"]) if partial.exists() else 0
+
+
+def test_a_killed_report_resumes_to_the_same_bits(site, tmp_path):
+    """Three times, at random moments of the pass that computes maps."""
+    seed = int(time.time())
+    print("seed of the moments:", seed)
+    seconds, reached = random.Random(seed), [0]
+    whole, killed = (scan_in_small_batches(site, tmp_path / name) for name in ("whole", "killed"))
+    done = subprocess.run([*map(str, REPORT)], cwd=tmp_path / "whole", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    command, pipes = [*map(str, REPORT), "--slow"], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    for _ in range(3):
+        with subprocess.Popen(command, cwd=tmp_path / "killed", env=os.environ | UNCACHED, **pipes) as process:
+            while process.poll() is None and batches_done(killed) <= reached[-1]:
+                time.sleep(0.01)
+            time.sleep(seconds.uniform(0, 0.2))
+            process.kill()
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, err
+        reached.append(batches_done(killed))
+        assert not (tmp_path / "killed/results/a/report").exists()
+    assert 3 <= reached[-1] < 7 and reached == sorted(reached), reached
+    done = subprocess.run([*map(str, REPORT)], cwd=tmp_path / "killed", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (killed / "maps.nc").read_bytes() == (whole / "maps.nc").read_bytes()
+    assert not list(killed.rglob("*partial*"))
+    with xr.open_dataset(killed / "maps.nc") as small, xr.open_dataset(site / "results/a/top_images/maps.nc") as usual:
+        assert small.query_map.shape == usual.query_map.shape and small.query_map.values.any()
+
+
+def test_two_hosts_write_the_report_of_one(site, tmp_path, monkeypatch):
+    """Scan and maps to the bit, and the same files for the page; one of the two writes and prints."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(site / "images", "images")
+    first, second = run_hosts(*[[*REPORT, "--distributed"]] * 2)
+    for done in (first, second):
+        assert done.returncode == 0, done.stderr
+    assert (first.stdout.strip(), second.stdout) == ("results/a/report/index.html", "")
+    for name in ("top_images.nc", "maps.nc"):
+        with (
+            xr.open_dataset(tmp_path / "results/a/top_images" / name) as two,
+            xr.open_dataset(site / "results/a/top_images" / name) as one,
+        ):
+            xr.testing.assert_identical(two, one)
+            for variable in one.variables:
+                assert two[variable].dtype == one[variable].dtype
+    two, one = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+                for f in (tmp_path / "results/a/report", site / "results/a/report"))  # fmt: skip
+    assert two == one
+    assert not list((tmp_path / "results").rglob("*partial*"))
+    again = run_hosts(*[[*REPORT, "--distributed"]] * 2)  # the first host reads both results, the other gets them
+    assert [done.returncode for done in again] == [0, 0], again[0].stderr + again[1].stderr
+    assert "scanning" not in again[1].stderr and "maps of" not in again[1].stderr
+
+
+def test_a_scan_in_the_folder_of_version_0_1_is_shown(site, tmp_path, monkeypatch):
+    """`qkjax modes` wrote results/MODEL/modes: neither scanned nor mapped again, and its commands read it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(site / "images", "images")
+    shutil.copytree(site / "results/a/top_images", "results/a/modes")
+    before = {p.name: p.read_bytes() for p in Path("results/a/modes").iterdir()}
+    for target in (str(MODEL), "results/a", "results/a/modes"):
+        page = report((target,), Path("images"), Path("site"), ReportOptions(3, 5), {})
+        facts = unpacked(page.parent / "data/m0/model.js")
+        assert (facts["name"], facts["places"]) == ("a", 3)
+        assert "--out" not in facts["commands"]["modes"], "the command finds the folder by itself"
+    assert {p.name: p.read_bytes() for p in Path("results/a/modes").iterdir()} == before
+    assert [p.name for p in Path("results/a").iterdir()] == ["modes"]
 
 
 def test_results_are_known_by_their_folder_and_shown(site, tmp_path, monkeypatch):

@@ -131,9 +131,8 @@ def test_a_checkpoint_for_other_shapes_sees_them(folder):
     assert photograph_grid(checkpoint, None) == (2, 8)
     assert photograph_grid(checkpoint, (24, 24)) == (3, 3)
     photograph = open_images(folder).read(0)
-    assert json.loads(json.loads(qkjax.attribute_logits(checkpoint, photograph).attrs["settings"])["resolution"])[
-        :2
-    ] == [16, 64]
+    settings = json.loads(qkjax.attribute_logits(checkpoint, photograph).attrs["settings"])
+    assert json.loads(settings["resolution"])[:2] == [16, 64]
     assert qkjax.query_key_maps(checkpoint, photograph).query.shape == (4, 1, 2, 8, 4, 16)
 
 
@@ -367,15 +366,15 @@ def test_several_devices_find_what_one_does(folder, tmp_path):
     assert_same(tmp_path / "four", tmp_path / "one")
 
 
-def run_two_hosts(first: Path, second: Path, out: Path) -> list[tuple[int, str]]:
-    """Exit code and standard error of two processes with images of their own each."""
+def run_two_hosts(first: Path, second: Path, out: Path) -> list[subprocess.CompletedProcess]:
+    """Two processes with images of their own each."""
     return run_hosts(*(command(images, out, "--distributed") for images in (first, second)))
 
 
 def test_several_hosts_find_what_one_does(folder, tmp_path):
     """To the bit: batches are the same, and so is the program that each host runs."""
-    for code, stderr in run_two_hosts(folder, folder, tmp_path / "two"):
-        assert code == 0, stderr
+    for done in run_two_hosts(folder, folder, tmp_path / "two"):
+        assert done.returncode == 0, done.stderr
     run(folder, tmp_path / "one")
     assert_same(tmp_path / "two", tmp_path / "one")
     two, one = results(tmp_path / "two"), results(tmp_path / "one")
@@ -388,9 +387,9 @@ def test_hosts_that_see_different_images_say_so(folder, tmp_path):
     """Their indices would mean different images: a result would be nonsense."""
     shutil.copytree(folder, tmp_path / "images")
     (tmp_path / "images" / "0004.png").unlink()
-    for code, said in run_two_hosts(folder, tmp_path / "images", tmp_path / "out"):
-        assert code == 2
-        assert "qkjax: error: the processes differ in images: give all of them the same command" in said
+    for done in run_two_hosts(folder, tmp_path / "images", tmp_path / "out"):
+        assert done.returncode == 2
+        assert "qkjax: error: the processes differ in images: give all of them the same command" in done.stderr
     assert not (tmp_path / "out" / "top_images.nc").exists()
 
 

@@ -55,8 +55,8 @@ def similarity_preference(
 ) -> Float[Array, "heads"]:
     """Cosine similarity of tokens with those they attend to, weighted by attention, less that under uniform attention.
 
-    Above 0 a head attends to tokens similar to the query, below 0 to different ones; it needs no masks. The query itself
-    is left out on both sides, since it is similar to itself whatever the head does.
+    Above 0 a head attends to tokens similar to the query, below 0 to different ones; it needs no masks. The query
+    itself is left out on both sides, since it is similar to itself whatever the head does.
 
     Args:
       attention: of some patches, towards all patches; the rest of it, on special tokens, is left out.

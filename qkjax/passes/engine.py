@@ -179,13 +179,13 @@ def _restored(arrays: Rows, unreadable: Unreadable, state, groups: Sequence[Sequ
     """
     leaves, structure = jax.tree.flatten(state)
     done = int(arrays["done"])
-    restored = [arrays[f"state{i}"] for i in range(len(leaves))]
+    restored = [arrays[f"state{i}"] for i in range(sum(name.startswith("state") for name in arrays))]
     names = [name.removeprefix("rows/") for name in arrays if name.startswith("rows/")]
     rows = {name: (arrays[f"rows/{name}"], arrays[f"batch/{name}"]) for name in names}
     images = {int(index) for group in groups[:done] for index in group}
     if not (
         0 <= done <= len(groups)
-        and f"state{len(leaves)}" not in arrays
+        and len(restored) == len(leaves)
         and all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(restored, leaves, strict=True))
         and all(numbers.shape == x.shape[:1] for x, numbers in rows.values())
         and all(np.isin(numbers, range(done)).all() for _, numbers in rows.values())

@@ -105,7 +105,7 @@ def agree(settings: Mapping[str, str]) -> None:
 def gather_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Named arrays of any shapes from every process, in the order of the processes, on each of them."""
     buffer = BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **{f"array/{name}": array for name, array in arrays.items()})  # `file` is an argument of savez
     data = np.frombuffer(buffer.getvalue(), np.uint8)
     sizes = np.ravel(gather(np.array(len(data))))
     padded = np.zeros(int(sizes.max()), np.uint8)
@@ -113,5 +113,5 @@ def gather_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray
     parts = []
     for size, row in zip(sizes, np.atleast_2d(gather(padded)), strict=True):
         with np.load(BytesIO(np.asarray(row)[: int(size)].tobytes()), allow_pickle=False) as file:
-            parts.append({name: file[name] for name in file})
+            parts.append({name.removeprefix("array/"): file[name] for name in file})
     return parts

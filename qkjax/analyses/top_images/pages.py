@@ -69,10 +69,12 @@ def write_top_images(
 
     def compute(partial: Path) -> xr.Dataset:
         print(f"{checkpoint.name}: scanning {len(images)} images of {images.name}", file=sys.stderr)
-        return top_images(
+        dataset = top_images(
             checkpoint, images, top=scan.top, scores=scan.scores, stream=scan.stream, options=scan.options,
             partial=partial,
         )  # fmt: skip
+        report_unreadable(dataset, folder)
+        return dataset
 
     written = outcome(
         folder,
@@ -83,7 +85,6 @@ def write_top_images(
         at_least=("top",),
         attrs=attrs,
     )
-    report_unreadable(written.dataset, folder)
     dataset = written.dataset.isel(place=slice(scan.top))
     return written._replace(dataset=dataset.assign_attrs(summary=summary(dataset)))
 
