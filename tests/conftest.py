@@ -26,6 +26,15 @@ UNCACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 """For processes that are killed: half a program that one was writing would be an error in every later test."""
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of several processes take minutes: CI runs them, and whoever asks for them."""
+    if not os.environ.get("QKJAX_ALL_TESTS"):
+        skip = pytest.mark.skip(reason="takes long: set QKJAX_ALL_TESTS=1 to run it")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def default():
     """The embedded default with its real weights; fetched when it is not on disk."""

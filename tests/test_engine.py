@@ -364,6 +364,7 @@ def save_pass(process: int) -> None:
     np.savez(f"host{process}.npz", **values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, BATCHES + 1])
 def test_hosts_share_a_pass(tmp_path, whole, count):
     """Each has the whole result: rows in order as from one process, to the bit. One host may have no batch at all."""

@@ -20,6 +20,9 @@ from conftest import DATA, UNCACHED
 ANALYSES = ("preference", "objects", "ablate")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     """Small pictures in a folder, and a file that cannot be read."""

@@ -18,7 +18,10 @@ from conftest import DATA
 ROOT = Path(__file__).parents[1]
 DATA_FILES = ("qkjax/py.typed", "qkjax/weights/catalogue/catalogue.toml", "qkjax/report/site/page.html",
               "qkjax/report/site/main.js", "qkjax/report/site/style.css")  # fmt: skip
-pytestmark = pytest.mark.skipif(not find_spec("build"), reason="needs the package build: pip install -e '.[test]'")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not find_spec("build"), reason="needs the package build: pip install -e '.[test]'"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -259,6 +259,7 @@ def test_a_killed_report_resumes_to_the_same_bits(site, tmp_path):
         assert small.query_map.shape == usual.query_map.shape and small.query_map.values.any()
 
 
+@pytest.mark.slow
 def test_two_hosts_write_the_report_of_one(site, tmp_path, monkeypatch):
     """Scan and maps to the bit, and the same files for the page; one of the two writes and prints."""
     monkeypatch.chdir(tmp_path)
