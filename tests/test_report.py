@@ -204,7 +204,7 @@ def test_a_stopped_report_goes_on_to_the_same_bits(site, tmp_path, monkeypatch):
             patch.setattr("qkjax.passes.engine.tqdm.update", lambda *_: signal.raise_signal(signal.SIGINT))
             report((str(MODEL),), Path("images"), None, ReportOptions(3, 5), {})
         assert not (tmp_path / "results/a/report").exists()
-    assert {p.name for p in results.iterdir()} == {"top_images.nc", "maps.partial.npz", "unreadable.csv"}
+    assert {p.name for p in results.iterdir()} == {"top_images.nc", "maps.partial.npz"}
     report((str(MODEL),), Path("images"), None, ReportOptions(3, 5), {})
     assert (results / "maps.nc").read_bytes() == (site / "results/a/top_images/maps.nc").read_bytes()
     ours, whole = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()}
@@ -450,7 +450,10 @@ def test_bad_input(site, tmp_path):
         (("nothing-like-this",), ("nothing-like-this",)),
         ((MODEL, "--images", "images", "--top", "0"), ("--top 0: expected a whole number from 1 up",)),
         ((MODEL, "--images", "images", "--modes", "-1"), ("--modes -1: expected a whole number from 1 up",)),
-        ((MODEL, "--images", "images", "--out", "."), ("is the folder that this runs in", "--out")),
+        (
+            (MODEL, "--images", "images", "--out", "."),
+            ("--out .: this is the working folder, or above it, and would be replaced",),
+        ),
         ((MODEL, "--images", "images", "--look", "nobody.png"), ("nobody.png",)),
     ):
         assert_one_clear_line(run("report", *arguments, cwd=site), *parts)
