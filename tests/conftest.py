@@ -27,7 +27,7 @@ UNCACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of several processes take minutes: CI runs them, and whoever asks for them."""
+    """Tests of several processes and of all examples take minutes: CI runs them, and whoever asks for them."""
     if not os.environ.get("QKJAX_ALL_TESTS"):
         skip = pytest.mark.skip(reason="takes long: set QKJAX_ALL_TESTS=1 to run it")
         for item in items:

@@ -28,6 +28,7 @@ MODULES = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name, default, tmp_path, monkeypatch):
     """Found in the source, since decorators may hide docstrings from `doctest.testmod`."""

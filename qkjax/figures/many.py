@@ -47,9 +47,12 @@ def save_all(
       QkjaxError: a file cannot be written.
 
     Example:
-      >>> jobs = [(Path("sheets") / name, (name, rows)) for name, rows in sheets]  # doctest: +SKIP
-      >>> for path in save_all(jobs, top_images_sheet, (".png",)):  # doctest: +SKIP
-      ...     print(path)
+      >>> import numpy as np
+      >>> from qkjax.figures.sheets import SheetRow, Tile, top_images_sheet
+      >>> tile = Tile(np.zeros((28, 28, 3), np.uint8), np.eye(2), np.eye(2), "3.1")
+      >>> jobs = [(Path("sheets") / "L0_H0", ("my model", [SheetRow("L0 H0 M0", [tile])]))]
+      >>> [path.as_posix() for path in save_all(jobs, top_images_sheet, (".png",))]
+      ['sheets/L0_H0.png']
     """
     jobs = iter(jobs)
     start = list(islice(jobs, FEW + 1))

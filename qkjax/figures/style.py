@@ -73,9 +73,9 @@ def save(figure: Figure, stem: Path | str, formats: Sequence[str] = tuple(FORMAT
       QkjaxError: a file cannot be written.
 
     Example:
-      >>> figure = top_images_sheet("my model", rows)  # doctest: +SKIP
-      >>> save(figure, "results/sheet", (".png",))  # doctest: +SKIP
-      [PosixPath('results/sheet.png')]
+      >>> figure = Figure()
+      >>> [path.as_posix() for path in save(figure, "results/empty", (".png",))]
+      ['results/empty.png']
     """
     paths, stem = [], Path(stem)
     with styled(), _layout_done(figure) as box:
