@@ -2,9 +2,9 @@
 
     python benchmarks/ablate.py            # 100 ablations, DINOv2 ViT-S/14, 64 photographs; some 10 minutes on a CPU
 
-Timed is the whole job of `qkjax ablate`: the unedited pass, new kernels for each ablation, its pass, the effects (with
-`--queries` patches an image, all their keys), readouts by class, results kept file by file; and once the dataset, table
-and figures. The floor is the bare forward pass on the same batches, already decoded, by one compiled program; it is
+Timed is `qkjax.ablate`: the pass of the original model, new kernels for each ablation, its pass, the effects (with
+`--queries` patches an image, all their keys), readouts by class, results kept file by file; and once the dataset (tables
+and figures, which were timed up to 2026-11-27, are not). The floor is the bare forward pass on the same batches, already decoded, by one compiled program; it is
 timed before, between (with the first tenth of the plan done) and after, since machines change their pace. What the
 program compiles is compiled before.
 """

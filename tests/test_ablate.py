@@ -310,7 +310,7 @@ def test_readouts_know_what_is_told_apart():
     assert found["head"].mean() == pytest.approx(1 / 3)
     assert head_classes(["b", "a"], 2) == [0, 1]
     assert head_classes(["b", "a"], 3) is None
-    with pytest.raises(qkjax.QkjaxError, match="class b has 1 images among those looked at"):
+    with pytest.raises(qkjax.QkjaxError, match="class b has 1 images among those used"):
         Readout([0, 0, 1], ["a", "b"], clear[:3], None)
 
 

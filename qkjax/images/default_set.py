@@ -49,7 +49,7 @@ def _folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise QkjaxError(
             "the default photographs come with scikit-image and scikit-learn, which are not both here: "
-            "pip install 'qkjax[photographs]', or give a folder of your own with --images"
+            "pip install 'qkjax[photographs]', or give your own folder as images=..."
         )
     return Path(spec.submodule_search_locations[0], FOLDERS[package])
 

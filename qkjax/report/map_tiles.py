@@ -1,7 +1,6 @@
 """Query and key maps of every mode on the images that excite it most."""
 
 import json
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -78,7 +77,6 @@ def map_tiles(
         dataset = _dataset(tiles, left_out, images, attrs)
         if first:
             write_dataset(dataset, path)
-            print(f"wrote {path}", file=sys.stderr)
         if several:
             hosts.gather_json(None)  # every host keeps its progress until the result is written
     remove(partial)
@@ -164,7 +162,6 @@ def _compute(
                     tiles[2 + kind][layer][at] = steps[kind, at[0], at[1], place]
         return tiles, {}
 
-    print(f"{checkpoint.name}: maps of {len(shown)} images", file=sys.stderr)
     batches = batches_of_photographs(checkpoint, images, options)
     tiles = _blank(index.shape, grid)
     result = run_pass(step, tiles, groups, batches, partial, settings, merge=_merged)

@@ -22,8 +22,8 @@ def check_labels(labels: Sequence[int], classes: list[str]) -> None:
     counts = np.bincount(np.asarray(labels, int), minlength=len(classes))
     if counts.min() < 2:
         raise QkjaxError(
-            f"class {classes[counts.argmin()]} has {counts.min()} images among those looked at, and a probe needs "
-            "two of each class: give more (a larger --limit), or leave out --labels"
+            f"class {classes[counts.argmin()]} has {counts.min()} images among those used, and a probe needs "
+            "at least two: use more images, or no labels"
         )
     if find_spec("sklearn") is None:
         raise QkjaxError("probes come with scikit-learn, which is not here: pip install 'qkjax[photographs]'")
