@@ -2,11 +2,11 @@
 
     python benchmarks/ablate.py            # 100 ablations, DINOv2 ViT-S/14, 64 photographs; some 10 minutes on a CPU
 
-Timed is `qkjax.ablate`: the pass of the original model, new kernels for each ablation, its pass, the effects (with
-`--queries` patches an image, all their keys), readouts by class, results kept file by file; and once the dataset (tables
-and figures, which were timed up to 2026-11-27, are not). The floor is the bare forward pass on the same batches, already decoded, by one compiled program; it is
-timed before, between (with the first tenth of the plan done) and after, since machines change their pace. What the
-program compiles is compiled before.
+Timed is `qkjax.ablate`: the pass of the original model; new kernels for each ablation, its pass and its effects (with
+`--queries` patches per image, all their keys); readouts by class; the saved progress; and once the dataset. Tables and
+figures are not timed (they were up to 2026-11-27). The floor is the bare forward pass on the same batches, already
+decoded, by one compiled program. It is timed before, in the middle (with the first tenth of the plan done) and after,
+since the speed of machines varies. Programs are compiled before timing.
 """
 
 import contextlib

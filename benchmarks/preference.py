@@ -2,9 +2,10 @@
 
     python benchmarks/preference.py        # a ViT-B/16 at 224 pixels with random weights; some minutes on a CPU
 
-Timed is `qkjax.attention_preference`: scenes made in threads, masks brought to the patch grid, forward pass, masses of all
-heads, anisotropy, saving; and the modes, their metrics and the dataset, which were not timed up to 2026-11-27. The floor is the bare forward pass on the same batches,
-already made. Speed does not depend on the weights. Both are timed in turns, since machines change their pace.
+Timed is `qkjax.attention_preference`: scenes generated in threads, masks resized to the patch grid, forward pass, masses
+of all heads, anisotropy, saved progress; and the modes, their metrics and the dataset (not timed up to 2026-11-27). The
+floor is the bare forward pass on the same batches, already generated. Speed does not depend on the weights. Both are
+timed in turns, since the speed of machines varies.
 """
 
 import os

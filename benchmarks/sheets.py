@@ -35,7 +35,7 @@ def seconds(workers: int | None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         jobs = [(Path(folder) / f"{place:02d}", ("a sheet", rows())) for place in range(SHEETS)]
         start = time.perf_counter()
-        count = sum(1 for _ in save_all(jobs, top_images_sheet, (".png",), workers))
+        count = sum(1 for _ in save_all(jobs, len(jobs), top_images_sheet, (".png",), workers))
         assert count == SHEETS
         return time.perf_counter() - start
 

@@ -44,8 +44,8 @@ def sheet_jobs(folder: Path, count: int):
 
 
 def test_processes_draw_the_same_files_in_order(tmp_path):
-    alone = list(figures.save_all(sheet_jobs(tmp_path / "alone", 5), top_images_sheet, (".png",), workers=1))
-    several = list(figures.save_all(sheet_jobs(tmp_path / "several", 5), top_images_sheet, (".png",), workers=2))
+    alone = list(figures.save_all(sheet_jobs(tmp_path / "alone", 5), 5, top_images_sheet, (".png",), workers=1))
+    several = list(figures.save_all(sheet_jobs(tmp_path / "several", 5), 5, top_images_sheet, (".png",), workers=2))
     assert [path.name for path in several] == [path.name for path in alone] == [f"{i}.png" for i in range(5)]
     for one, other in zip(alone, several, strict=True):
         assert one.read_bytes() == other.read_bytes()
@@ -59,7 +59,7 @@ def test_jobs_are_read_as_they_are_needed(tmp_path):
             read.append(job)
             yield job
 
-    saved = figures.save_all(jobs(), top_images_sheet, (".png",), workers=2)
+    saved = figures.save_all(jobs(), 50, top_images_sheet, (".png",), workers=2)
     next(saved)
     assert len(read) <= 5
     saved.close()
@@ -69,14 +69,14 @@ def test_jobs_are_read_as_they_are_needed(tmp_path):
 def test_an_error_of_a_process_is_raised(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(QkjaxError, match="cannot write"):
-        list(figures.save_all(sheet_jobs(tmp_path / "file", 5), top_images_sheet, (".png",), workers=2))
+        list(figures.save_all(sheet_jobs(tmp_path / "file", 5), 5, top_images_sheet, (".png",), workers=2))
 
 
 def test_what_a_dead_process_leaves_is_drawn_here(tmp_path, monkeypatch):
     from qkjax.figures import many
 
     monkeypatch.setattr(many, "START", "import sys; sys.exit(3)")
-    paths = list(figures.save_all(sheet_jobs(tmp_path, 4), top_images_sheet, (".png",), workers=2))
+    paths = list(figures.save_all(sheet_jobs(tmp_path, 4), 4, top_images_sheet, (".png",), workers=2))
     assert all(path.is_file() for path in paths)
 
 
@@ -89,7 +89,7 @@ print("script runs", flush=True)
 from test_figures import sheet_jobs
 from qkjax.figures import save_all
 from qkjax.figures.sheets import top_images_sheet
-for path in save_all(sheet_jobs(Path({out!r}), {count}), top_images_sheet, (".png",), workers=2):
+for path in save_all(sheet_jobs(Path({out!r}), {count}), {count}, top_images_sheet, (".png",), workers=2):
     print(path, flush=True)
 """
 

@@ -125,8 +125,9 @@ def write_description(description: Description, folder: Path) -> None:
     for name in description.stale:
         for suffix in (".png", ".pdf"):
             remove(folder / f"{name}{suffix}")
-    for name, draw in description.figures.items():
-        figures.save(draw(), folder / name)
+    jobs = ((folder / name, (draw(),)) for name, draw in description.figures.items())
+    for _ in figures.save_all(jobs, len(description.figures), figures.drawn):
+        pass
 
 
 def report_unreadable(dataset: xr.Dataset, folder: Path, stem: str = "unreadable", what: str = "could not be read"):

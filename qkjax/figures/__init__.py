@@ -22,6 +22,7 @@ _HOME = {
     "cosine_histograms": "modes",
     "difference_map": "layers",
     "dose_response": "ablations",
+    "drawn": "many",
     "head_map": "layers",
     "layer_map": "ablations",
     "preference_by_layer": "preference",

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
@@ -26,6 +26,7 @@ Job = tuple[Path, tuple]
 
 def save_all(
     jobs: Iterable[Job],
+    count: int,
     draw: Callable[..., Figure],
     formats: Sequence[str] = tuple(FORMATS),
     workers: int | None = None,
@@ -39,6 +40,7 @@ def save_all(
 
     Args:
       jobs: pairs of the path without an ending and the arguments of `draw`; read as they are needed.
+      count: number of jobs, at most. The processes start before the first job is read.
       draw: a function at the top level of a module. Its module should import little, as `sheets` does.
       formats: endings, keys of `FORMATS`.
       workers: number of processes; None for one per usable core.
@@ -51,19 +53,21 @@ def save_all(
       >>> from qkjax.figures.sheets import SheetRow, Tile, top_images_sheet
       >>> tile = Tile(np.zeros((28, 28, 3), np.uint8), np.eye(2), np.eye(2), "3.1")
       >>> jobs = [(Path("sheets") / "L0_H0", ("my model", [SheetRow("L0 H0 M0", [tile])]))]
-      >>> [path.as_posix() for path in save_all(jobs, top_images_sheet, (".png",))]
+      >>> [path.as_posix() for path in save_all(jobs, 1, top_images_sheet, (".png",))]
       ['sheets/L0_H0.png']
     """
-    jobs = iter(jobs)
-    start = list(islice(jobs, FEW + 1))
-    jobs = chain(start, jobs)
-    count = workers or _cores()
-    if len(start) <= FEW or count < 2 or not _importable(draw):
+    workers = min(workers or _cores(), count)
+    if count <= FEW or workers < 2 or not _importable(draw):
         for stem, arguments in jobs:
             yield from save(draw(*arguments), stem, formats)
         return
-    with _processes(count) as run:
+    with _processes(workers) as run:
         yield from chain.from_iterable(run((draw, arguments, stem, formats) for stem, arguments in jobs))
+
+
+def drawn(figure: Figure) -> Figure:
+    """The figure itself: for `save_all`, if this process draws, and only the files are left to the others."""
+    return figure
 
 
 def _cores() -> int:

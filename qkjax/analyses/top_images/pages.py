@@ -125,7 +125,8 @@ def draw_pages(
     # Sheets of all heads are for leafing through: as PDF, too, they would take twice the time and space.
     formats = (".png", ".pdf") if SELECTED in pages else (".png",)
     drawn = sheets(checkpoint, images, dataset, pages)
-    saved = figures.save_all(((folder / page, (title, rows)) for page, rows in drawn), top_images_sheet, formats)
+    jobs = ((folder / page, (title, rows)) for page, rows in drawn)
+    saved = figures.save_all(jobs, len(pages), top_images_sheet, formats)
     with held() as check_interrupt:
         for _ in tqdm(saved, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
             check_interrupt()
