@@ -1,11 +1,11 @@
-"""The one exception that users are meant to read."""
+"""The exception that qkjax raises for its users to read."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class QkjaxError(Exception):
-    """Bad input or a failed outside operation: one line saying what, where and what to do.
+    """Invalid input, or a failed operation outside qkjax: one line that says what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
 
@@ -19,11 +19,11 @@ class QkjaxError(Exception):
     """
 
     def __init__(self, message: str):
-        line = " ".join(message.split())  # what libraries say may have line breaks,
-        super().__init__(line.encode(errors="replace").decode())  # and names of files bytes that are no text
+        line = " ".join(message.split())  # messages of libraries may have line breaks,
+        super().__init__(line.encode(errors="replace").decode())  # and file names may have bytes that are not text
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that ends an error line: " (nearest: 'x')", or nothing where no name is near."""
+    """A hint that ends an error line: " (nearest: 'x')", or nothing if no known name is similar."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (nearest: {close[0]!r})" if close else ""

@@ -315,7 +315,7 @@ def test_modes_of_a_small_model(tmp_path):
         (("image", DATA / "a.npz", "chelsa"), ("no image 'chelsa'", "nearest: 'chelsea'")),
         (("image", DATA / "a.npz", "nothing.jpg"), ("cannot read image nothing.jpg", "No such file")),
         (("image", DATA / "a.npz", DATA / "a.npz"), ("cannot read image", "cannot identify")),
-        (("image", DATA / "a.npz", "chelsea", "--layer", 4), ("there is no layer 4: the model has 4",)),
+        (("image", DATA / "a.npz", "chelsea", "--layer", 4), ("--layer 4: the model has 4 layers",)),
         (("image", DATA / "a.npz", "chelsea", "--resolution", 4, 400), ("smaller than a patch",)),
         (("image", DATA / "a.npz", DATA), ("is a folder, and one image is expected",)),
         (("modes", DATA / "a.npz", "--resolution", -32, 32), ("smaller than a patch",)),

@@ -208,7 +208,7 @@ def test_wrong_shapes_are_refused():
     """In a process of its own, since the type checker of the tests would be first to object."""
     code = "import numpy as np, qkjax; qkjax.decompose(np.zeros((2, 3, 4, 5)), np.zeros((2, 3, 4, 6)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "QkjaxError: decompose got kernels (2, 3, 4, 5) and (2, 3, 4, 6)" in done.stderr
+    assert "QkjaxError: query_kernel has shape (2, 3, 4, 5) and key_kernel (2, 3, 4, 6)" in done.stderr
     code = "import numpy as np, qkjax; k = np.ones((2, 3, 4, 5)); qkjax.decompose(k, k, norm_scale=np.ones((2, 1)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "QkjaxError: norm_scale has shape (2, 1); expected (layers, embed) = (2, 3)" in done.stderr
+    assert "QkjaxError: norm_scale has shape (2, 1): expected (layers, embed) = (2, 3)" in done.stderr

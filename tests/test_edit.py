@@ -60,9 +60,9 @@ def test_edited_interactions_are_those_of_dense_arithmetic(head, kind):
     for found in (wide, narrow):
         np.testing.assert_allclose(found.key_kernel @ found.query_bias, w, atol=1e-4)
     np.testing.assert_allclose(wide.query_kernel @ wide.key_kernel.T, wanted, atol=2e-5 * np.abs(m).max())
-    assert float(wide.kept) == pytest.approx(1, abs=1e-5)
+    assert float(wide.retained) == pytest.approx(1, abs=1e-5)
     error = np.linalg.norm(narrow.query_kernel @ narrow.key_kernel.T - wanted) ** 2 / np.linalg.norm(wanted) ** 2
-    assert float(narrow.kept) == pytest.approx(1 - error, abs=1e-4)
+    assert float(narrow.retained) == pytest.approx(1 - error, abs=1e-4)
     if kind in ("drop", "flip", "equalize", "unbias"):
         assert error < 1e-9
     else:  # what fits is as good as the best matrix of the rank that leaves room for w
@@ -75,7 +75,7 @@ def test_nothing_chosen_is_nothing_changed(head):
     for kind in ("drop", "flip", "rotate", "equalize"):
         found = factorise(EDITS[kind](*modes, jnp.zeros(COLUMNS)), jnp.asarray(w, jnp.float32), COLUMNS)
         np.testing.assert_allclose(found.query_kernel @ found.key_kernel.T, m, atol=2e-5 * np.abs(m).max())
-        assert float(found.kept) == pytest.approx(1, abs=1e-5)
+        assert float(found.retained) == pytest.approx(1, abs=1e-5)
 
 
 def test_all_dropped_leaves_the_bias_alone(head):
@@ -155,8 +155,8 @@ def test_wider_kernels_hold_what_does_not_fit(model):
     _, _, parts, modes = model
     everything = np.ones(modes.s.shape, np.float32)
     narrow, wide = (edit(parts, modes, "symmetric", everything, columns=columns) for columns in (None, 13))
-    assert float(wide.kept.min()) == pytest.approx(1, abs=1e-5)
-    assert float(narrow.kept.max()) < 1
+    assert float(wide.retained.min()) == pytest.approx(1, abs=1e-5)
+    assert float(narrow.retained.max()) < 1
     m = np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in parts[:2]))
     found = np.einsum("ldhk,lehk->lhde", wide.query_kernel, wide.key_kernel)
     np.testing.assert_allclose(found, (m + np.swapaxes(m, 2, 3)) / 2, atol=1e-5 * np.abs(m).max())
@@ -174,12 +174,12 @@ def test_selections_are_what_they_say(model):
     assert select("modes=0-2,5", metrics).sum() == 3 * 4 * 4
     assert select("all", metrics).all()
     for text, says in {
-        "": "a selection is empty",
-        "cosine=0.5": "'cosine=0.5' chooses nothing; terms are such as cosine>0.5",
-        "layers=0-3": "'layers=0-3' chooses beyond the 3 layers that there are",
-        "modes=3-1": "'3-1' runs backwards",
-        "grouping=0.3 weakest=0.1": "'grouping=0.3' and 'weakest=0.1' say twice which modes come first",
-        "grouping=1.3": "'grouping=1.3': a share of the squared strength is from 0 to 1",
+        "": "the selection is an empty text",
+        "cosine=0.5": "'cosine=0.5' is not a valid term: expected one such as cosine>0.5",
+        "layers=0-3": "'layers=0-3': expected numbers from 0 to 2, the model has 3 layers",
+        "modes=3-1": "'3-1' is not a valid range: pass the lower number first",
+        "grouping=0.3 weakest=0.1": "'grouping=0.3' and 'weakest=0.1' order the modes in different ways",
+        "grouping=1.3": "'grouping=1.3': expected a share of the squared strength from 0 to 1",
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
             select(text, metrics)

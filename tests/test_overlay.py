@@ -7,7 +7,7 @@ from qkjax import QkjaxError
 from qkjax.figures import contact_sheet, overlay, top_images_sheet
 from qkjax.figures.overlay import PICTURE, brightness, enlarge, map_pixels
 from qkjax.figures.sheets import SheetRow, Tile
-from qkjax.interaction.mode_name import ModeName, selected
+from qkjax.interaction.mode_name import ModeName, requested_indices
 
 
 def test_brightness_runs_between_two_percentiles():
@@ -113,8 +113,8 @@ def test_names_of_no_mode(text, says):
 
 
 def test_chosen_layers():
-    assert list(selected("layer", None, 3)) == [0, 1, 2]
-    assert list(selected("layer", 2, 3)) == [2]
+    assert list(requested_indices("layer", None, 3)) == [0, 1, 2]
+    assert list(requested_indices("layer", 2, 3)) == [2]
     for value in (3, -1):
-        with pytest.raises(QkjaxError, match=f"there is no head {value}: the model has 3, counted from 0"):
-            selected("head", value, 3)
+        with pytest.raises(QkjaxError, match=f"head={value}: the model has 3 heads, pass a number from 0 to 2"):
+            requested_indices("head", value, 3)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from qkjax.errors import QkjaxError, nearest
 from qkjax.interaction.bias import bias_terms
-from qkjax.interaction.edit import EDITS, Edited
+from qkjax.interaction.edit import EDITS, EditedHeads
 from qkjax.interaction.edit import edit as edit_heads
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.interaction.modes import Modes, decompose
@@ -183,9 +183,9 @@ def edit_with_notes(
     return replace(checkpoint, params=with_query_key(checkpoint.params, jax.tree.map(np.asarray, heads))), notes
 
 
-def notes_on(plan: ResolvedEdit, heads: Edited, head_dim: int) -> list[str]:
+def notes_on(plan: ResolvedEdit, heads: EditedHeads, head_dim: int) -> list[str]:
     """What whoever reads the results of an edit should know."""
-    notes, kept = [], np.asarray(heads.kept)
+    notes, kept = [], np.asarray(heads.retained)
     if kept.min() < 0.9999:
         layer, head = np.unravel_index(kept.argmin(), kept.shape)
         notes.append(
@@ -202,7 +202,7 @@ def wide_columns(checkpoint: Checkpoint) -> int:
     return 2 * checkpoint.config.head_dim + 1
 
 
-def scaled(heads: Edited, checkpoint: Checkpoint) -> Edited:
+def scaled(heads: EditedHeads, checkpoint: Checkpoint) -> EditedHeads:
     """Kernels of wider heads with the factor by which the softmax divides more than it did in the checkpoint's."""
     factor = np.sqrt(heads.query_kernel.shape[-1] / checkpoint.config.head_dim).astype(np.float32)
     return heads._replace(query_kernel=heads.query_kernel * factor, query_bias=heads.query_bias * factor)

@@ -13,7 +13,7 @@ from qkjax.analyses.image import attribute_logits, open_photo, query_key_maps, v
 from qkjax.analyses.image_tables import Contribution, contact_rows, head_rows, layer_rows, mode_rows
 from qkjax.analyses.outcome import Description, Written, outcome
 from qkjax.errors import QkjaxError
-from qkjax.interaction.mode_name import selected
+from qkjax.interaction.mode_name import requested_indices
 from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.results.rows import format_rows
 from qkjax.runtime.interrupt import held
@@ -53,8 +53,8 @@ def write_image(checkpoint: Checkpoint, photo: str, folder: Path | None, shown: 
       QkjaxError: bad input, or a result cannot be written.
     """
     checkpoint = for_photographs(checkpoint)
-    layers = selected("layer", shown.layer, checkpoint.config.depth)
-    selected("head", shown.head, checkpoint.config.heads)
+    layers = requested_indices("layer", shown.layer, checkpoint.config.depth)
+    requested_indices("head", shown.head, checkpoint.config.heads)
     photograph_grid(checkpoint, shown.resolution)
     if shown.top < 1:
         raise QkjaxError(f"top={shown.top}: expected a whole number from 1 up")
@@ -77,7 +77,7 @@ def write_image(checkpoint: Checkpoint, photo: str, folder: Path | None, shown: 
 
 def _draw(checkpoint, name: str, photograph, dataset: xr.Dataset, layers: range, shown: ImageSheets, folder: Path):
     """A contact sheet for each layer."""
-    heads = selected("head", shown.head, checkpoint.config.heads)
+    heads = requested_indices("head", shown.head, checkpoint.config.heads)
     pixels = visible_picture(checkpoint, photograph, shown.resolution)
     maps = query_key_maps(checkpoint, photograph, stream=shown.stream, resolution=shown.resolution)
     how = {"top": shown.top, "contribution": shown.contribution}

@@ -1,4 +1,4 @@
-"""The query-key interaction: singular modes, what is measured of them, and what chance would give.
+"""The query-key interaction: its singular modes, their measures, and what chance would give.
 
-Letters: L layers, H heads, D embed, d head_dim, R = min(D, d) rank. Only arrays in, arrays out.
+Letters: L layers, H heads, D embed, d head_dim, R = min(D, d) rank. Functions take arrays and return arrays.
 """

@@ -12,15 +12,22 @@ from qkjax.interaction.query_key import QueryKey
 
 
 class BiasTerms(NamedTuple):
-    """The terms of sqrt(d) logit_ij = y_i M y_j + y_i . a + b . y_j + c besides the first.
+    """The bias terms a, b and c of sqrt(d) logit_ij = y_i M y_j + y_i . a + b . y_j + c.
 
-    a = Wq bk and c = bq . bk are the same for all keys j, so the softmax over j cancels them;
-    b = Wk bq makes a key attractive to every query, and changes attention. (The paper drops all three and
-    calls them independent of the input, which holds for c only.)
+    y_i . a with a = Wq bk, and c = bq . bk, are the same for all keys j, so the softmax over j cancels them.
+    b . y_j with b = Wk bq makes a key attractive to every query, and changes attention. (The paper drops all three
+    terms and calls them independent of the input, which holds for c only.)
 
-    The `_spread` values are standard deviations of a term in units of the logit (divided by
-    sqrt(d)), over tokens whose normalised form has unit variance in all directions: they compare
-    weights with weights, with no image.
+    A spread is the standard deviation of a term over tokens whose normalised form has unit variance in all
+    directions, in units of the logit (divided by sqrt(d)). It follows from the weights alone, without images.
+
+    Attributes:
+      query_direction: a.
+      key_direction: b.
+      constant: c.
+      interaction_spread: spread of y_i M y_j.
+      query_spread: spread of y_i . a.
+      key_spread: spread of b . y_j.
 
     Example:
       >>> import qkjax
@@ -39,7 +46,7 @@ class BiasTerms(NamedTuple):
 
 
 def relative_spreads(bias: BiasTerms) -> tuple[Float[np.ndarray, "layers heads"], Float[np.ndarray, "layers heads"]]:
-    """Of the query's and the key's term, over that of y_i M y_j; infinite or NaN where M is zero."""
+    """Spreads of the query bias and key bias terms, divided by that of y_i M y_j; infinite or NaN if M is zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
         query, key = (np.asarray(x) / np.asarray(bias.interaction_spread) for x in (bias.query_spread, bias.key_spread))
     return query, key
@@ -47,11 +54,11 @@ def relative_spreads(bias: BiasTerms) -> tuple[Float[np.ndarray, "layers heads"]
 
 @jax.jit
 def bias_terms(query_key: QueryKey) -> BiasTerms:
-    """Directions, constant and spread of the bias terms of all heads.
+    """Directions, constant and spreads of the bias terms of all heads.
 
-    The spread of y = g * x + norm_bias for x of unit variance, without mean over the embedding, is
-    that of C diag(g), C = I - 11^T / D: so the spread of b . y is ||C diag(g) b||, and that of
-    y_i M y_j is ||C diag(g) M diag(g) C||_F.
+    Let y = g * x + norm_bias, where x has unit variance in all directions but no mean over the embedding, which
+    C = I - 11^T / D removes. Then the spread of b . y is ||C diag(g) b||, and that of y_i M y_j is
+    ||C diag(g) M diag(g) C||_F.
     """
     query, key, query_bias, key_bias, scale, _ = (jnp.asarray(x, jnp.float32) for x in query_key)
     head_dim = query.shape[-1]

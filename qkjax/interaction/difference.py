@@ -1,4 +1,4 @@
-"""How the modes of two models of one architecture differ: an original and a fine-tuned or retrained one."""
+"""Differences between the modes of two models of one architecture, such as before and after fine-tuning."""
 
 from typing import NamedTuple
 
@@ -13,17 +13,18 @@ from qkjax.interaction.svd.lapack import one_blas_thread
 
 
 class Difference(NamedTuple):
-    """Head by head, the second model against the first. Heads whose M is zero have NaN.
+    """The second model compared with the first, head by head. Values are NaN for heads whose M is zero.
 
     Attributes:
-      similarity: <M, M'> / (||M|| ||M'||), in [-1, 1]; 1 for the same interaction up to strength.
+      similarity: <M, M'> / (||M|| ||M'||), in [-1, 1]; 1 if the interactions are equal up to their strength.
       strength_ratio: ||M'||_F / ||M||_F.
-      query_angles: cosines of the principal angles between the spans of all u and all u', largest
-        first; `key_angles` those of v. Their mean square is rank / embed for random spaces.
-      match: for each mode of the first model the mode of the second that is paired with it: the
-        pairing of all modes of a head that makes the sum of similarities largest.
-      match_similarity: (u_n . u'_m) (v_n . v'_m) of the pair, at best 1; signs cancel.
-      match_ratio: s'_m / s_n of the pair.
+      query_angles: cosines of the principal angles between the span of all u and the span of all u',
+        largest first. For random subspaces their mean square is rank / embed.
+      key_angles: the same for v and v'.
+      match: for each mode n of the first model, the index m of the paired mode of the second model.
+        The pairing of a head's modes maximises the sum of `match_similarity`.
+      match_similarity: (u_n . u'_m) (v_n . v'_m) of each pair, at most 1; signs cancel.
+      match_ratio: s'_m / s_n of each pair.
     """
 
     similarity: Float[Array, "layers heads"]
@@ -58,7 +59,8 @@ def difference(first: Modes, second: Modes) -> Difference:
     """
     if first.u.shape != second.u.shape:
         raise QkjaxError(
-            f"modes can be compared between models of one architecture; shapes are {first.u.shape} and {second.u.shape}"
+            f"the modes have shapes {first.u.shape} and {second.u.shape}: expected equal shapes, compare models of one "
+            "architecture"
         )
     from scipy.optimize import linear_sum_assignment  # takes a tenth of a second to load
 

@@ -1,15 +1,15 @@
-"""The frame in which the interaction is taken."""
+"""The frame of the interaction M: which parts of the LayerNorm and of the logit it includes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The frame in which M is taken; formulas in `decompose`.
+    """The frame of M; `decompose` has the formulas.
 
     Attributes:
-      fold_scale: the LayerNorm scale is folded: M acts on normalised tokens.
-      center: the mean direction, which LayerNorm removes, is taken out.
+      fold_scale: M includes the LayerNorm scale, so that it acts on normalised tokens.
+      center: M excludes the mean direction, which LayerNorm removes from tokens.
       normalize: M is divided by sqrt(head_dim).
     """
 

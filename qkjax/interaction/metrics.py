@@ -1,4 +1,4 @@
-"""What is measured of the modes: per mode, per head, per layer."""
+"""Measures of the modes: per mode, per head, per layer."""
 
 import html
 from collections.abc import Callable
@@ -16,28 +16,28 @@ from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 from qkjax.interaction.svd.lapack import one_blas_thread
 
 NEAR = 1e-4
-"""Relative distance of singular values under which float32 no longer separates their vectors:
-rounding of 6e-8 turns such a pair by about 6e-8 / 1e-4, which changes a cosine by up to 1e-3 (and by
-||Wq|| ||Wk|| / ||M|| times as much where the factors nearly cancel)."""
+"""Relative distance of singular values below which float32 cannot separate their vectors: a rounding error of 6e-8
+rotates the vectors of such a pair by about 6e-8 / 1e-4, which changes a cosine by up to 1e-3 (and by
+||Wq|| ||Wk|| / ||M|| times as much if the factors nearly cancel)."""
 
 
 class Metrics(NamedTuple):
-    """Measures of the modes. A head whose M is zero has NaN where a cosine or ratio is not defined.
+    """Measures of the modes. If M of a head is zero, its undefined cosines and ratios are NaN.
 
     Attributes:
       singular_value: s_n.
-      cosine: u_n . v_n, in [-1, 1]: 1 attends to similar tokens (grouping), 0 and below to others.
-      gap: distance of s_n from its nearest neighbour (the last one: also from 0), relative to s_1.
-      degenerate: gap under `NEAR`; u_n, v_n and their cosine are not defined one by one.
-      cumulative_strength: share of sum(s) that the first modes hold, this one included.
-      mean_cosine: plain mean over all modes of a head, degenerate ones too (the authors' code).
+      cosine: u_n . v_n, in [-1, 1]: a mode near 1 attends to similar tokens (grouping), one at 0 or below to others.
+      gap: distance of s_n from the nearest other singular value (for the last, also from 0), relative to s_1.
+      degenerate: whether the gap is below `NEAR`; then u_n, v_n and their cosine are not defined individually.
+      cumulative_strength: share of sum(s) in the modes up to and including this one.
+      mean_cosine: unweighted mean over all modes of a head, including degenerate ones (as in the authors' code).
       weighted_cosine: sum_n (s_n / sum s) cos_n = tr(M) / ||M||_nuclear (the paper, figure 3).
       effective_rank: exp(entropy of s / sum s) (Roy and Vetterli 2007).
       stable_rank: ||M||_F^2 / ||M||_2^2.
       symmetric_share: ||(M + M^T) / 2||_F^2 / ||M||_F^2; the rest is antisymmetric.
-      symmetric_eigenvalues: of (M + M^T) / 2, largest first; the other D - 2R are 0.
+      symmetric_eigenvalues: eigenvalues of (M + M^T) / 2, largest first; the other D - 2R are 0.
       antisymmetric_spectrum: w > 0 of the eigenvalue pairs +-iw of (M - M^T) / 2, largest first.
-      null: what chance gives for these shapes.
+      null: 95% intervals under chance for these shapes.
 
     Example:
       >>> import numpy as np
@@ -90,16 +90,16 @@ def split_spectra(
 ) -> tuple[Float[Array, "*batch eigen"], Float[Array, "*batch pairs"]]:
     """Eigenvalues of the symmetric part of M, and w > 0 of the pairs +-iw of the antisymmetric one.
 
-    Both parts live in the span of [u, v]: with an orthonormal basis P of it, by `qr`, the small matrix
-    P^T M P holds both spectra exactly.
+    Both parts act within the span of [u, v]. `qr` computes an orthonormal basis P of that span, and the small matrix
+    P^T M P has exactly both spectra.
     """
     basis, _ = qr(jnp.concatenate([u, v], axis=-1))
-    dot, turned = partial(jnp.matmul, precision="highest"), jnp.swapaxes(basis, -1, -2)
-    small = dot(dot(turned, u) * s[..., None, :], jnp.swapaxes(dot(turned, v), -1, -2))
-    mirrored = jnp.swapaxes(small, -1, -2)
+    dot, basis_t = partial(jnp.matmul, precision="highest"), jnp.swapaxes(basis, -1, -2)
+    small = dot(dot(basis_t, u) * s[..., None, :], jnp.swapaxes(dot(basis_t, v), -1, -2))
+    small_t = jnp.swapaxes(small, -1, -2)
     # i times an antisymmetric matrix is Hermitian, so both spectra come from one batched call:
     # two independent ones in a program can deadlock XLA on CPUs with few cores.
-    parts = jnp.stack([(small + mirrored) / 2 + 0j, (small - mirrored) / 2 * 1j])
+    parts = jnp.stack([(small + small_t) / 2 + 0j, (small - small_t) / 2 * 1j])
     symmetric, antisymmetric = jnp.linalg.eigvalsh(parts)[..., ::-1]
     return symmetric, antisymmetric[..., : antisymmetric.shape[-1] // 2]
 
@@ -133,13 +133,13 @@ def _measure(modes: Modes, lapack: bool) -> dict:
 
 
 def measure(modes: Modes) -> Metrics:
-    """All metrics of all heads, in one jitted call, from the factors alone.
+    """Computes all metrics of all heads from their modes, in one jitted call.
 
     Args:
-      modes: as `decompose` returns them.
+      modes: the result of `decompose`.
 
     Returns:
-      `Metrics`, whose layer values are means over heads: `metrics.weighted_cosine.mean(-1)`.
+      `Metrics`. The value of a layer is the mean over its heads, such as `metrics.weighted_cosine.mean(-1)`.
 
     Example:
       >>> import numpy as np

@@ -7,8 +7,8 @@ from qkjax.errors import QkjaxError
 
 
 class ModeName(NamedTuple):
-    """A mode's layer, head and rank among its head's modes, counted from 0; and its sign: 1 for (u, v) as in `Modes`,
-    -1 for (-u, -v), 0 if it is left open."""
+    """A mode's layer, head and rank among the modes of its head, counted from 0; and its sign: 1 for (u, v) as in
+    `Modes`, -1 for (-u, -v), 0 if unspecified."""
 
     layer: int
     head: int
@@ -20,36 +20,40 @@ class ModeName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, shape: tuple[int, int, int]) -> "ModeName":
-        """From "L8 H9 M2", "l8h9m2" or, with a sign, "L8 H9 M2+" and "L8 H9 M2-".
+        """Parses "L8 H9 M2", "l8h9m2" or, with a sign, "L8 H9 M2+" and "L8 H9 M2-".
 
         Args:
-          shape: numbers of layers, heads, and modes of a head.
+          shape: numbers of layers, heads per layer, and modes per head.
 
         Raises:
-          QkjaxError: another form, or the mode does not exist.
+          QkjaxError: the text is not the name of a mode, or the model has no such mode.
         """
         match = re.fullmatch(r"\s*L(\d+)\s*H(\d+)\s*M(\d+)\s*([+-]?)\s*", text, re.IGNORECASE)
         if not match:
             raise QkjaxError(f"{text!r} is not the name of a mode; expected layer, head and mode, such as 'L8 H9 M2'")
-        found = cls(*(int(n) for n in match.groups()[:3]), {"+": 1, "-": -1, "": 0}[match[4]])
-        if any(n >= limit for n, limit in zip(found, shape, strict=False)):
-            raise QkjaxError(f"there is no mode {found}: layers, heads and modes are {shape}, counted from 0")
-        return found
+        name = cls(*(int(n) for n in match.groups()[:3]), {"+": 1, "-": -1, "": 0}[match[4]])
+        if any(n >= limit for n, limit in zip(name, shape, strict=False)):
+            layers, heads, modes = shape
+            raise QkjaxError(
+                f"there is no mode {name}: the model has {layers} layers, {heads} heads per layer and {modes} modes "
+                "per head; count from 0"
+            )
+        return name
 
 
-def selected(what: str, value: int | None, count: int) -> range:
+def requested_indices(what: str, value: int | None, count: int) -> range:
     """The requested layers or heads: one, or all.
 
     Args:
       what: "layer" or "head", for the error.
-      value: the one; None for all.
-      count: their number.
+      value: index of the requested one; None for all.
+      count: number of layers or heads.
 
     Raises:
-      QkjaxError: it does not exist.
+      QkjaxError: the requested one does not exist.
     """
     if value is None:
         return range(count)
     if not 0 <= value < count:
-        raise QkjaxError(f"there is no {what} {value}: the model has {count}, counted from 0")
+        raise QkjaxError(f"{what}={value}: the model has {count} {what}s, pass a number from 0 to {count - 1}")
     return range(value, value + 1)

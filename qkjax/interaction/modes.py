@@ -24,13 +24,13 @@ Kernels = Float[Array | np.ndarray, "layers embed heads head_dim"]
 class Modes:
     """Singular modes of every head: M = sum_n s_n u_n v_n^T, strongest first. Unpacks as `u, s, v = modes`.
 
-    A token y sends y . u_n as a query and y . v_n as a key; s_n is the strength of their product.
-    (u_n, v_n) have one sign together: the entry of u_n that is largest in magnitude is positive.
+    A mode projects a token y to y . u_n as a query and to y . v_n as a key; s_n is the strength of their product.
+    u_n and v_n share an arbitrary sign, chosen so that the entry of u_n with the largest magnitude is positive.
 
     Attributes:
-      u, v: query and key directions, unit length.
+      u, v: query and key directions, of unit length.
       s: strengths, in descending order.
-      frame: in which M is taken; what needs the plain frame refuses another.
+      frame: the frame of M; functions that need the plain frame refuse modes in any other.
 
     Example:
       >>> import numpy as np
@@ -55,7 +55,7 @@ class Modes:
         return f"Modes({shape[0]} layers x {shape[1]} heads x {shape[3]} modes, embed {shape[2]}, frame {self.frame})"
 
     def _repr_html_(self) -> str:
-        """The strongest heads by the sum of their singular values."""
+        """A table of the heads with the largest sums of singular values."""
         if np.ndim(self.u) != 4:
             return html.escape(repr(self))
         s, u, v = (np.asarray(x, np.float64) for x in (self.s, self.u, self.v))
@@ -63,20 +63,20 @@ class Modes:
         with np.errstate(invalid="ignore", divide="ignore"):
             cosine = (s * (u * v).sum(2)).sum(-1) / total
         cells = "<tr><th>strongest heads</th><th>sum of s</th><th>weighted cosine</th></tr>"
-        for place in np.argsort(-np.nan_to_num(total), axis=None)[:5]:
-            at = np.unravel_index(place, total.shape)
-            cells += f"<tr><td>L{at[0]} H{at[1]}</td><td>{total[at]:.3g}</td><td>{cosine[at]:.2f}</td></tr>"
+        for flat_index in np.argsort(-np.nan_to_num(total), axis=None)[:5]:
+            head = np.unravel_index(flat_index, total.shape)
+            cells += f"<tr><td>L{head[0]} H{head[1]}</td><td>{total[head]:.3g}</td><td>{cosine[head]:.2f}</td></tr>"
         return f"<p>{html.escape(repr(self))}</p><table>{cells}</table>"
 
 
 def require_plain(modes: Modes, what: str) -> None:
-    """Refuses modes in another frame than the plain one.
+    """Refuses modes that are not in the plain frame.
 
     Args:
-      what: needs the plain frame, for the error.
+      what: name of the function that needs the plain frame, for the error.
 
     Raises:
-      QkjaxError: the frame is another.
+      QkjaxError: the modes are in another frame.
     """
     if modes.frame != PLAIN:
         raise QkjaxError(
@@ -97,30 +97,31 @@ def _fold(
 
 
 def decompose_head(query: Float[Array, "embed head_dim"], key: Float[Array, "embed head_dim"]) -> Modes:
-    """One head, for use within a jitted program: thin QR of both factors, SVD of the small core, mapped back.
+    """The modes of one head, for use within a jitted program.
 
+    Thin QR factorises both kernels, and an SVD the small product of their triangles:
     Wq = Qq Rq, Wk = Qk Rk, Rq Rk^T = A S B^T  =>  u = Qq A, v = Qk B.
-    Householder QR never squares a condition number, so the small modes survive float32. Can be differentiated.
+    Householder QR never squares a condition number, so weak modes remain accurate in float32. It is differentiable.
     """
-    # One stacked QR, then the SVD that needs its result: XLA may deadlock on CPUs with few cores
-    # when two batched LAPACK calls of one program can run at the same time.
+    # One stacked QR, then the SVD that depends on it: XLA can deadlock on CPUs with few cores
+    # if two batched LAPACK calls of one program may run at the same time.
     bases, cores = jnp.linalg.qr(jnp.stack([query, key]))
-    return _mapped_back(bases, *jnp.linalg.svd(jnp.matmul(cores[0], cores[1].T, precision="highest")))
+    return _assemble(bases, *jnp.linalg.svd(jnp.matmul(cores[0], cores[1].T, precision="highest")))
 
 
 def decompose_heads(query: Float[Array, "*batch embed head_dim"], key: Float[Array, "*batch embed head_dim"]) -> Modes:
-    """Many heads at once, by large products and element-wise operations alone: the same modes, for accelerators.
+    """The modes of many heads at once, by matrix products and element-wise operations, which suit accelerators.
 
-    Thin QR and SVD of the cores are those of `cholesky_qr` and `jacobi_svd`.
+    `cholesky_qr` computes the thin QR, and `jacobi_svd` the SVD of the product of the triangles.
     """
     bases, cores = cholesky_qr(jnp.stack([query, key]))
-    return _mapped_back(bases, *jacobi_svd(jnp.matmul(cores[0], jnp.swapaxes(cores[1], -1, -2), precision="highest")))
+    return _assemble(bases, *jacobi_svd(jnp.matmul(cores[0], jnp.swapaxes(cores[1], -1, -2), precision="highest")))
 
 
-def _mapped_back(bases, left, s, right) -> Modes:
-    """u and v from the modes of the core, with the sign that `Modes` says."""
+def _assemble(bases, left, s, right) -> Modes:
+    """u and v from the singular vectors of the small product, with the sign that `Modes` specifies."""
     u, v = jnp.matmul(bases, jnp.stack([left, jnp.swapaxes(right, -1, -2)]), precision="highest")
-    # The entry of largest magnitude is the highest one, or it is the lowest.
+    # The entry of largest magnitude is either the maximum or the minimum.
     sign = jnp.where(u.max(-2, keepdims=True) + u.min(-2, keepdims=True) < 0, -1.0, 1.0).astype(u.dtype)
     return Modes(u * sign, s, v * sign)
 
@@ -135,27 +136,27 @@ def _decompose(query_kernel, key_kernel, norm_scale, center, normalize, lapack) 
         return jax.vmap(decompose_head, in_axes=1)(query, key) if lapack else (query, key)
 
     if lapack:
-        # A layer at a time is as fast on a CPU, and needs a third of the memory. (Groups of layers with a rest would be
-        # two batched LAPACK calls in one program, on which XLA can deadlock.)
+        # One layer at a time is as fast on a CPU, and needs a third of the memory. (Groups of layers and a remainder
+        # would be two batched LAPACK calls in one program, which can deadlock XLA.)
         return jax.lax.map(layer, (query_kernel, key_kernel, norm_scale))
     folded = jax.vmap(layer)((query_kernel, key_kernel, norm_scale))
     return decompose_heads(*(jnp.moveaxis(x, 2, 1) for x in folded))
 
 
 def _on_all_devices(arrays: tuple, center: bool, normalize: bool) -> Modes:
-    """Layers shared among the devices of this host; the modes are then on the first one."""
+    """Distributes layers over the devices of this host; the result is on the first device."""
     devices = jax.local_devices()
     shares = np.array_split(np.arange(len(arrays[0])), len(devices))
     parts = [
-        _decompose(*jax.device_put([None if x is None else x[own] for x in arrays], device), center, normalize, False)
-        for device, own in zip(devices, shares, strict=True)
-        if len(own)
-    ]  # each is on its way before the first one is done
+        _decompose(*jax.device_put([None if x is None else x[share] for x in arrays], device), center, normalize, False)
+        for device, share in zip(devices, shares, strict=True)
+        if len(share)
+    ]  # dispatch is asynchronous, so all devices compute at the same time
     return jax.tree.map(lambda *x: jnp.concatenate(x), *jax.device_put(parts, devices[0]))
 
 
 def _on_threads(query_kernel, key_kernel, norm_scale, center: bool, normalize: bool) -> Modes:
-    """Heads shared among the cores of a CPU, see `qkjax.interaction.svd.lapack`."""
+    """Distributes heads over the cores of a CPU, see `qkjax.interaction.svd.lapack`."""
     layers, embed, heads, head_dim = query_kernel.shape
 
     def factors(layer: int, head: int) -> np.ndarray:
@@ -167,12 +168,12 @@ def _on_threads(query_kernel, key_kernel, norm_scale, center: bool, normalize: b
             both[0] /= np.sqrt(head_dim)
         return both
 
-    found = modes_of_heads(factors, (layers, heads, embed, head_dim))
-    return Modes(*jax.device_put(found, may_alias=True))
+    arrays = modes_of_heads(factors, (layers, heads, embed, head_dim))
+    return Modes(*jax.device_put(arrays, may_alias=True))
 
 
 def by_lapack() -> bool:
-    """Whether `decompose` uses LAPACK, which is fast on CPUs, rather than products, which are fast on accelerators."""
+    """Whether `decompose` uses LAPACK, which is fast on CPUs; matrix products are faster on accelerators."""
     return jax.default_backend() == "cpu"
 
 
@@ -186,14 +187,14 @@ def decompose(
 ) -> Modes:
     """Singular modes of M = Wq Wk^T of all layers and heads, in one call.
 
-    On accelerators and within jitted programs it is one program, in float32; on a CPU threads do it by LAPACK in
-    float64, which is faster there, and the result is rounded.
+    On accelerators and within jitted programs it is one float32 program. On a CPU, threads call LAPACK in float64,
+    which is faster there, and the result is rounded to float32.
 
-    With x the normalised token (mean 0, variance 1) and y = g * x + b what attention sees:
+    Let x be the normalised token (mean 0, variance 1) and y = g * x + b the output of the LayerNorm before attention:
 
-    - by default M acts on y, as in the paper (section 2.2);
-    - `norm_scale=g` folds the LayerNorm scale: diag(g) M diag(g), which acts on x;
-    - `center` takes out the mean direction, which LayerNorm removes from x: with C = I - 11^T / D,
+    - by default, the modes are those of M, which acts on y, as in the paper (section 2.2);
+    - `norm_scale=g` includes the LayerNorm scale: diag(g) M diag(g), which acts on x;
+    - `center` excludes the mean direction, which LayerNorm removes from x: with C = I - 11^T / D,
       C diag(g) M diag(g) C; without `norm_scale`, g = 1;
     - `normalize` divides M by sqrt(head_dim), so that s is in units of the attention logit.
 
@@ -202,31 +203,32 @@ def decompose(
       norm_scale: (layers, embed), scale of the LayerNorm before attention.
 
     Returns:
-      `Modes` u (layers, heads, embed, rank), s (layers, heads, rank), v like u, with
-      rank = min(embed, head_dim), float32. s is accurate to about 1e-6 of the largest of its head, times
-      ||Wq|| ||Wk|| / ||M|| where that is far above 1 (it is a few in trained models); on a CPU to float32's own
-      rounding. NaN in heads whose kernels are not finite. If
-      neighbouring s are nearly equal, single vectors are not defined, only the space that they span; `measure` marks
-      such modes.
+      `Modes` in float32: u and v (layers, heads, embed, rank) and s (layers, heads, rank), with
+      rank = min(embed, head_dim). Heads whose kernels are not finite have NaN. If neighbouring s are nearly equal, only
+      the space that their vectors span is defined; `measure` marks such modes as degenerate.
+
+      Accuracy: on a CPU s is exact up to the rounding to float32. Elsewhere its error is about 1e-6 of the largest s of
+      the head, times ||Wq|| ||Wk|| / ||M|| if that is far above 1 (in trained models it is a few).
 
     Raises:
-      QkjaxError: the kernels are not of one shape with four axes, or `norm_scale` does not fit them.
+      QkjaxError: the kernels do not have equal shapes with four axes, or `norm_scale` does not fit them.
     """
     if query_kernel.ndim != 4 or query_kernel.shape != key_kernel.shape:
         raise QkjaxError(
-            f"decompose got kernels {query_kernel.shape} and {key_kernel.shape}; expected two of one shape "
-            "(layers, embed, heads, head_dim)"
+            f"query_kernel has shape {query_kernel.shape} and key_kernel {key_kernel.shape}: expected equal shapes "
+            "(layers, embed, heads, head_dim), pass the kernels of `qkjax.query_key`"
         )
     if norm_scale is not None and norm_scale.shape != query_kernel.shape[:2]:
         raise QkjaxError(
-            f"norm_scale has shape {norm_scale.shape}; expected (layers, embed) = {query_kernel.shape[:2]}"
+            f"norm_scale has shape {norm_scale.shape}: expected (layers, embed) = {query_kernel.shape[:2]}, pass the "
+            "norm_scale of `qkjax.query_key`"
         )
     frame = Frame(norm_scale is not None, center, normalize)
-    return replace(_by_machine((query_kernel, key_kernel, norm_scale), center, normalize), frame=frame)
+    return replace(_decompose_fastest((query_kernel, key_kernel, norm_scale), center, normalize), frame=frame)
 
 
-def _by_machine(arrays: tuple, center: bool, normalize: bool) -> Modes:
-    """`decompose` by what is fast on this machine."""
+def _decompose_fastest(arrays: tuple, center: bool, normalize: bool) -> Modes:
+    """Decomposes by the method that is fastest on this machine; the caller sets the frame."""
     if any(isinstance(x, jax.core.Tracer) for x in arrays):
         return _decompose(*arrays, center, normalize, by_lapack())
     if by_lapack():

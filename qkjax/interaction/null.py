@@ -10,19 +10,19 @@ from scipy.special import betaincinv
 from qkjax.interaction.modes import decompose
 
 LEVEL = 0.95
-HEADS = 256
-LAYERS = 20_000
+HEADS = 256  # random heads that are decomposed
+LAYERS = 20_000  # layers of such heads that are sampled
 
 
 class Null(NamedTuple):
-    """Half widths of the intervals, symmetric about 0, that hold 95% of what chance gives.
+    """Half widths of 95% intervals under chance, which are symmetric about 0.
 
     Attributes:
-      cosine: of two independent directions, uniform on the sphere (exact).
-      mean_cosine: of the mean cosine over the modes and heads of a layer with random kernels.
-      weighted_cosine: of the weighted mean cosine of such a layer. (Random kernels have a flat
-        spectrum; few strong modes widen the interval, about as 1 / sqrt of the effective rank.)
-      head_weighted_cosine: of the weighted mean cosine of one such head.
+      cosine: interval of the cosine of two independent directions, uniform on the sphere (exact).
+      mean_cosine: interval of the mean cosine over the modes and heads of a layer with random kernels.
+      weighted_cosine: interval of the weighted mean cosine of such a layer. (Random kernels have a flat spectrum.
+        If few modes are strong, the interval is wider, about as 1 / sqrt of the effective rank.)
+      head_weighted_cosine: interval of the weighted mean cosine of one such head.
     """
 
     cosine: float
@@ -42,20 +42,20 @@ def cosine_quantile(embed: int, level: float = LEVEL) -> float:
 
 @lru_cache(maxsize=64)
 def null_band(embed: int, heads: int, head_dim: int) -> Null:
-    """The null for heads of given shapes; kernels with independent Gaussian entries, simulated.
+    """The intervals under chance for heads of the given shapes, simulated with independent Gaussian kernels.
 
-    256 random heads are decomposed; layers of `heads` of them are drawn 20,000 times. The seed is
-    fixed, so the same shapes always have the same band. Widths are known to about 5%.
+    256 random heads are decomposed, and 20,000 layers of `heads` of these heads are sampled. The seed is fixed, so
+    the same shapes always give the same intervals. The simulation determines the widths to about 5%.
     """
     keys = jax.random.split(jax.random.key(0), 2)
     modes = decompose(*(jax.random.normal(k, (1, embed, HEADS, head_dim)) for k in keys))
     cosine = np.asarray((modes.u * modes.v).sum(axis=2)[0], np.float64)
     s = np.asarray(modes.s[0], np.float64)
     weighted = (s * cosine).sum(-1) / s.sum(-1)
-    drawn = np.random.default_rng(0).integers(HEADS, size=(LAYERS, heads))
+    sampled = np.random.default_rng(0).integers(HEADS, size=(LAYERS, heads))
 
     def half_width(head_values: np.ndarray) -> float:
-        return float(np.quantile(np.abs(head_values[drawn].mean(-1)), LEVEL))
+        return float(np.quantile(np.abs(head_values[sampled].mean(-1)), LEVEL))
 
     head = float(np.quantile(np.abs(weighted), LEVEL))
     return Null(cosine_quantile(embed), half_width(cosine.mean(-1)), half_width(weighted), head)

@@ -9,9 +9,9 @@ Stack = np.ndarray
 
 
 class QueryKey(NamedTuple):
-    """What makes the attention logits of all layers: L layers, D embed, H heads, d head_dim.
+    """The parameters of the attention logits of all layers: L layers, D embed, H heads, d head_dim.
 
-    logit_ij = (y_i Wq + bq) . (y_j Wk + bk) / sqrt(d), y = norm_scale * normalised token + norm_bias.
+    logit_ij = (y_i Wq + bq) . (y_j Wk + bk) / sqrt(d) with y = norm_scale * normalised token + norm_bias.
 
     Example:
       >>> import qkjax

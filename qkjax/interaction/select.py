@@ -1,4 +1,4 @@
-"""Choosing modes: which an edit is applied to, by words; and random ones as strong, as its control."""
+"""Selecting modes by a text such as "cosine>0.5 layers=0-3", and at random with matched strength, as a control."""
 
 import operator
 import re
@@ -11,7 +11,7 @@ from qkjax.errors import QkjaxError
 from qkjax.interaction.metrics import Metrics
 
 Weights = Float[Array | np.ndarray, "layers heads rank"]
-"""For each mode how much of it is edited: 0 nothing, 1 all."""
+"""How much of each mode is edited, from 0 (nothing) to 1 (all)."""
 
 COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 MEASURES = ("cosine", "cumulative_strength", "singular_value")
@@ -22,67 +22,71 @@ ORDERS = {
     "strongest": ("singular_value", -1),
     "weakest": ("singular_value", 1),
 }
-"""Which modes come first: by what, and whether the lowest (1) or the highest (-1)."""
+"""Orders of modes: the measure that sorts them, and whether the lowest (1) or the highest (-1) comes first."""
 NUMBER = r"-?\d*\.?\d+(?:e-?\d+)?"
 
 
 def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
-    """The modes that all terms of a text choose.
+    """The modes that satisfy all terms of a text.
 
     Args:
-      text: terms, of which all hold:
-        "cosine>0.5" (cosine, cumulative_strength or singular_value with >, >=, < or <=);
-        "layers=0-3", "heads=1,4", "modes=0-9", "modes=10-" (numbers and ranges, counted from 0, strongest first);
-        "grouping=0.3": of those that the others leave, the modes with the highest cosines, until they hold 0.3 of
-        their head's squared strength, the last one in part (see `edit`); "contextual=0.3" the lowest cosines,
-        "strongest=0.3" and "weakest=0.3" by singular value;
-        "all".
-      metrics: of the modes.
-      keep: instead all others, in the heads that "layers=" and "heads=" terms choose.
+      text: terms, separated by spaces:
+        "cosine>0.5" compares cosine, cumulative_strength or singular_value by >, >=, < or <=;
+        "layers=0-3", "heads=1,4", "modes=0-9", "modes=10-" give numbers and ranges, counted from 0; modes are counted
+        from the strongest;
+        "grouping=0.3" takes the modes with the highest cosines until they have 0.3 of the squared strength of their
+        head, the last one in part (see `edit`); it takes them from the modes that satisfy the other terms;
+        "contextual=0.3" takes the lowest cosines, "strongest=0.3" the largest and "weakest=0.3" the smallest singular
+        values;
+        "all" selects all modes.
+      metrics: measures of the modes.
+      keep: select the complement: all other modes of the heads that the terms "layers=" and "heads=" select.
 
     Returns:
-      1 for what is chosen, 0 for what is not, between them for what is in part, (layers, heads, rank).
+      Weights (layers, heads, rank): 1 for selected modes, 0 for others, and values between them for modes that are
+      selected in part.
 
     Raises:
-      QkjaxError: a term that is none, or a number beyond what the model has.
+      QkjaxError: an unknown term, or a number that the model does not have.
     """
     terms = text.split()
     if not terms:
-        raise QkjaxError('a selection is empty; say "all" for all modes')
-    cuts = [term for term in terms if re.fullmatch(rf"({'|'.join(ORDERS)})={NUMBER}", term)]
-    if len(cuts) > 1:
-        raise QkjaxError(f"{' and '.join(map(repr, cuts))} say twice which modes come first: give one of them")
-    chosen = np.ones(metrics.cosine.shape, bool)
+        raise QkjaxError('the selection is an empty text: expected terms such as cosine>0.5, pass "all" for all modes')
+    share_terms = [term for term in terms if re.fullmatch(rf"({'|'.join(ORDERS)})={NUMBER}", term)]
+    if len(share_terms) > 1:
+        raise QkjaxError(f"{' and '.join(map(repr, share_terms))} order the modes in different ways: pass one of them")
+    mask = np.ones(metrics.cosine.shape, bool)
     for term in terms:
-        if term not in cuts:
-            chosen &= _term(term, metrics)
-    weights = chosen.astype(np.float32)
-    for term in cuts:
-        weights = weights * _cut(term, chosen, metrics)
+        if term not in share_terms:
+            mask &= _mask(term, metrics)
+    weights = mask.astype(np.float32)
+    for term in share_terms:
+        weights = weights * _share(term, mask, metrics)
     return heads_of(text, metrics)[..., None] - weights if keep else weights
 
 
 def heads_of(text: str, metrics: Metrics) -> Bool[np.ndarray, "layers heads"]:
-    """The heads that the "layers=" and "heads=" terms of a selection choose; without such terms all.
+    """The heads that the terms "layers=" and "heads=" of a selection select; all heads without such terms.
 
     Raises:
-      QkjaxError: a number beyond what the model has.
+      QkjaxError: a number that the model does not have.
     """
     terms = [term for term in text.split() if term.startswith(("layers=", "heads="))]
     return np.asarray(select(" ".join(terms) or "all", metrics)).any(-1)
 
 
-def _cut(term: str, chosen: np.ndarray, metrics: Metrics) -> Weights:
-    """How much of each mode a term such as "grouping=0.3" takes out of the chosen."""
+def _share(term: str, mask: np.ndarray, metrics: Metrics) -> Weights:
+    """Weights of the modes that a term such as "grouping=0.3" takes from those in the mask."""
     order, share = term.split("=")
     if not 0 <= float(share) <= 1:
-        raise QkjaxError(f"{term!r}: a share of the squared strength is from 0 to 1")
+        raise QkjaxError(f"{term!r}: expected a share of the squared strength from 0 to 1, such as {order}=0.3")
     name, sign = ORDERS[order]
     s = np.asarray(metrics.singular_value, np.float64)
-    return _first(sign * np.asarray(getattr(metrics, name)), chosen * s**2, float(share) * (s**2).sum(-1))
+    return _up_to_total(sign * np.asarray(getattr(metrics, name)), mask * s**2, float(share) * (s**2).sum(-1))
 
 
-def _term(term: str, metrics: Metrics) -> np.ndarray:
+def _mask(term: str, metrics: Metrics) -> np.ndarray:
+    """The modes that satisfy a term other than a share."""
     shape = metrics.cosine.shape
     if term == "all":
         return np.ones(shape, bool)
@@ -92,29 +96,31 @@ def _term(term: str, metrics: Metrics) -> np.ndarray:
     if match := re.fullmatch(rf"({'|'.join(AXES)})=(\d+(?:-\d*)?(?:,\d+(?:-\d*)?)*)", term):
         axis = AXES[match[1]]
         if max(map(int, re.findall(r"\d+", match[2]))) >= shape[axis]:
-            raise QkjaxError(f"{term!r} chooses beyond the {shape[axis]} {match[1]} that there are, from 0")
+            raise QkjaxError(
+                f"{term!r}: expected numbers from 0 to {shape[axis] - 1}, the model has {shape[axis]} {match[1]}"
+            )
         numbers = _numbers(match[2], shape[axis])
         return np.isin(np.arange(shape[axis]), numbers).reshape([-1 if i == axis else 1 for i in range(3)])
     raise QkjaxError(
-        f"{term!r} chooses nothing; terms are such as cosine>0.5, cumulative_strength<=0.9, layers=0-3, heads=1,4, "
-        f"modes=0-9, modes=10-, {', '.join(f'{name}=0.3' for name in ORDERS)}, all"
+        f"{term!r} is not a valid term: expected one such as cosine>0.5, cumulative_strength<=0.9, layers=0-3, "
+        f"heads=1,4, modes=0-9, modes=10-, {', '.join(f'{name}=0.3' for name in ORDERS)}, all"
     )
 
 
 def _numbers(text: str, count: int) -> list[int]:
-    """Of "0-3,7", or "5-" up to the last."""
-    found = []
+    """The numbers in "0-3,7"; "5-" goes up to the last number."""
+    numbers = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         end = int(last) if last else count - 1 if dash else int(first)
         if end < int(first) < count:
-            raise QkjaxError(f"{part!r} runs backwards: give the lower number first")
-        found += range(int(first), max(end, int(first)) + 1)
-    return found
+            raise QkjaxError(f"{part!r} is not a valid range: pass the lower number first")
+        numbers += range(int(first), max(end, int(first)) + 1)
+    return numbers
 
 
 def strength(weights: Weights, s: Float[Array | np.ndarray, "layers heads rank"]) -> Float[np.ndarray, "layers heads"]:
-    """The share of each head's ||M||_F^2 = sum s^2 that an edit is applied to."""
+    """The share of ||M||_F^2 = sum s^2 of each head that the weights select."""
     squares = np.asarray(s, np.float64) ** 2
     return (weights * squares).sum(-1) / np.maximum(squares.sum(-1), np.finfo(np.float64).tiny)
 
@@ -122,25 +128,28 @@ def strength(weights: Weights, s: Float[Array | np.ndarray, "layers heads rank"]
 def random_modes(
     seed: int, share: Float[np.ndarray, "layers heads"], s: Float[Array | np.ndarray, "layers heads rank"]
 ) -> Weights:
-    """Random modes that together hold a share (to six places) of each head's squared strength: what an edit of as
-    strong modes is to be compared with. Taken whole in a random order, and of the last one as much as is wanted."""
+    """Random modes that together have the given share of the squared strength of each head.
+
+    They are the control of an edit of modes with the same share. Modes are taken in random order, the last one in part.
+    The share is rounded to six decimals.
+    """
     squares = np.asarray(s, np.float64) ** 2
     order = np.asarray(jax.random.uniform(jax.random.key(seed), squares.shape))
-    # Rounded, so that edits as strong as each other have the very same controls.
-    return _first(order, squares, np.round(share, 6) * squares.sum(-1))
+    # Rounded, so that edits of equal strength have identical controls.
+    return _up_to_total(order, squares, np.round(share, 6) * squares.sum(-1))
 
 
-def _first(
-    place: Float[np.ndarray, "layers heads rank"],
+def _up_to_total(
+    sort_by: Float[np.ndarray, "layers heads rank"],
     squares: Float[np.ndarray, "layers heads rank"],
-    wanted: Float[np.ndarray, "layers heads"],
+    total: Float[np.ndarray, "layers heads"],
 ) -> Weights:
-    """How much of each mode is taken, from the lowest place on, until their squares add up to what is wanted."""
-    order = place.argsort(axis=-1, kind="stable")
+    """Weights of the modes that are taken in ascending order of `sort_by` until their squares add up to `total`."""
+    order = sort_by.argsort(axis=-1, kind="stable")
     sorted_squares = np.take_along_axis(squares, order, axis=-1)
     before = np.cumsum(sorted_squares, axis=-1) - sorted_squares
-    # A trifle more, or rounding would leave out the weakest modes where all are wanted.
-    left = wanted[..., None] * (1 + 1e-9) - before
-    parts = np.clip(left, 0, sorted_squares) / np.maximum(sorted_squares, np.finfo(np.float64).tiny)
-    taken = np.where(sorted_squares > 0, parts, left > 0)
-    return np.take_along_axis(taken, order.argsort(axis=-1, kind="stable"), axis=-1).astype(np.float32)
+    # Slightly increased: otherwise rounding would exclude the weakest modes if the total is that of all modes.
+    remaining = total[..., None] * (1 + 1e-9) - before
+    parts = np.clip(remaining, 0, sorted_squares) / np.maximum(sorted_squares, np.finfo(np.float64).tiny)
+    weights = np.where(sorted_squares > 0, parts, remaining > 0)
+    return np.take_along_axis(weights, order.argsort(axis=-1, kind="stable"), axis=-1).astype(np.float32)

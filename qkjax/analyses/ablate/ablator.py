@@ -14,7 +14,7 @@ from qkjax.analyses.ablate.outputs import Effects, Outputs, edited_outputs, orig
 from qkjax.analyses.edit import scaled, wide_columns, widened
 from qkjax.analyses.outcome import require_readable
 from qkjax.images.sets import Batch, ImageSet, Unreadable
-from qkjax.interaction.edit import Edited
+from qkjax.interaction.edit import EditedHeads
 from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_of_photographs, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
@@ -91,7 +91,7 @@ class Ablator:
         self.index = result.rows.pop("index")
         self.unreadable, self.original = result.unreadable, result.rows
 
-    def ablate(self, heads: Edited, path: Path | None, settings: Mapping[str, str]) -> Rows:
+    def ablate(self, heads: EditedHeads, path: Path | None, settings: Mapping[str, str]) -> Rows:
         """Runs the edited model over the images.
 
         Args:

@@ -217,7 +217,7 @@ def _one(spec, edit: ResolvedEdit, model: _Model, ablator: Ablator, store: Store
             notes.add(text)
     settings = store.settings | {"edit": store.key(edit), "pixels": ablator.pixels}
     rows = ablator.ablate(heads, store.partial(edit), settings)
-    arrays = finish(rows) | {"share": edit.share, "kept": np.asarray(heads.kept, np.float64)}
+    arrays = finish(rows) | {"share": edit.share, "kept": np.asarray(heads.retained, np.float64)}
     store.write(edit, arrays)
     return arrays
 

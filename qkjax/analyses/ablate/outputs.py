@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from qkjax.activations.attention import entropy, jensen_shannon, similarity_preference
 from qkjax.activations.representation import cosine, kullback_leibler
-from qkjax.interaction.edit import Edited
+from qkjax.interaction.edit import EditedHeads
 from qkjax.passes.inputs import normalised_pixels
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs, with_query_key
@@ -102,7 +102,7 @@ def original_outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outpu
 
 
 @partial(jax.jit, static_argnames="model")
-def edited_outputs(model: ViT, params, heads: Edited, scaling, pixels, places, original: Outputs):
+def edited_outputs(model: ViT, params, heads: EditedHeads, scaling, pixels, places, original: Outputs):
     """Effects of an edit, and the edited model's representation and logits.
 
     All edits run through one compiled program: the edited kernels are its arguments.

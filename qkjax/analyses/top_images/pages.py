@@ -19,7 +19,7 @@ from qkjax.analyses.top_images.tables import mode_table, summary
 from qkjax.errors import QkjaxError
 from qkjax.figures.sheets import top_images_sheet
 from qkjax.images.sets import ImageSet
-from qkjax.interaction.mode_name import ModeName, selected
+from qkjax.interaction.mode_name import ModeName, requested_indices
 from qkjax.passes.inputs import for_photographs
 from qkjax.passes.options import PassOptions
 from qkjax.results.rows import write_csv
@@ -102,7 +102,7 @@ def pages_of(shown: SheetOptions, shape: tuple[int, int, int]) -> dict[str, list
         return {SELECTED: [ModeName.parse(text, shape) for text in shown.select]}
     if shown.modes < 1:
         raise QkjaxError(f"sheet_modes={shown.modes}: expected a whole number from 1 up")
-    layers, heads = selected("layer", shown.layer, shape[0]), selected("head", shown.head, shape[1])
+    layers, heads = requested_indices("layer", shown.layer, shape[0]), requested_indices("head", shown.head, shape[1])
     modes = range(min(shown.modes, shape[2]))
     return {
         f"sheets/L{layer:02d}_H{head:02d}": [ModeName(layer, head, mode) for mode in modes]

@@ -1,1 +1,1 @@
-"""How the decomposition is computed, by machine."""
+"""Methods that compute the decomposition: LAPACK for CPUs, matrix products for accelerators."""

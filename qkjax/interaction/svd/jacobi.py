@@ -1,7 +1,7 @@
 """Singular value decomposition of many small matrices at once, by one-sided Jacobi rotations.
 
-All pairs of columns of all matrices are rotated together, half of a matrix's columns with the other half, as in a
-tournament where all meet all: a few large element-wise operations a step, where libraries take matrix after matrix.
+In each step, half of the columns of every matrix are rotated with the other half, as in a round-robin tournament. A
+step is a few large element-wise operations on all matrices, whereas libraries process one matrix after the other.
 """
 
 from functools import partial
@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 from qkjax.interaction.svd.cholesky_qr import EPS, scaled
 
 CLOSE = 1e-4
-"""Cosine of two columns below which a round needs none after it: convergence is quadratic, so that it leaves 1e-8."""
+"""Largest cosine of two columns after which no further round is needed: convergence is quadratic, so this round leaves
+cosines of 1e-8."""
 ROUNDS = 24
-"""Most rounds of all pairs; well conditioned matrices take one, others up to eight."""
+"""Largest number of rounds over all pairs; well-conditioned matrices need one, others up to eight."""
 
 
 def jacobi_svd(
@@ -24,26 +25,28 @@ def jacobi_svd(
     """M = U diag(s) V^T, as `jnp.linalg.svd`: U, s in descending order, V^T.
 
     Columns of M are rotated in pairs until all are orthogonal: M V = U diag(s) (Hestenes 1958; the order of pairs is
-    Brent and Luk's, 1985). They begin as M V0 with V0 the eigenvectors of M^T M, which libraries find fast for many
-    matrices at once: these are right but for modes that squaring has buried, s under about 3e-4 of the largest, and the
-    rotations mend those. A noise of a thousandth of float32's rounding gives columns of zeros a direction.
+    Brent and Luk's, 1985). The initial columns are those of M V0 with the eigenvectors V0 of M^T M, which libraries
+    compute fast for many matrices at once. V0 is accurate except for s below about 3e-4 of the largest, which squaring
+    loses; the rotations correct these. Noise of a thousandth of float32's rounding gives columns of zeros a direction.
     """
     dot = partial(jnp.matmul, precision="highest")
     *batch, rank, _ = matrix.shape
-    count = rank + rank % 2  # an odd one out is paired with zeros
+    count = rank + rank % 2  # an odd number of columns is padded with a column of zeros
     unit, size = scaled(matrix)
     _, start = jnp.linalg.eigh(dot(jnp.swapaxes(unit, -1, -2), unit), symmetrize_input=False)
-    turned = jnp.swapaxes(start, -1, -2)  # a row for each column of V
-    # Added here and not to M, in whose large entries it would be lost: columns that are alike would leave zeros.
+    turned = jnp.swapaxes(start, -1, -2)  # one row per column of V
+    # Added here and not to M, whose large entries would absorb it: identical columns would still leave zeros.
     noise = jax.random.normal(jax.random.key(1), (rank, rank), matrix.dtype) * (1e-3 * EPS / rank)
     columns = dot(turned, jnp.swapaxes(unit, -1, -2)) + noise.reshape((1,) * len(batch) + noise.shape)
-    both = jnp.concatenate([columns, turned], axis=-1)  # V is turned with M V
+    both = jnp.concatenate([columns, turned], axis=-1)  # V is rotated together with M V
     both = jnp.pad(both, [(0, 0)] * len(batch) + [(0, count - rank), (0, 0)])
     both = _orthogonal(both, rank)
-    # Hundreds of rotations let lengths drift a little, of a column of M V and of V alike.
+    # After hundreds of rotations the lengths have drifted slightly, equally for a column of M V and of V.
     drift = jnp.sqrt((both[..., rank:] ** 2).sum(-1, keepdims=True))
     both = both / jnp.where(drift == 0, 1, drift)
-    lengths = jnp.where(drift[..., 0] == 0, -1, jnp.sqrt((both[..., :rank] ** 2).sum(-1)))  # the one added comes last
+    lengths = jnp.where(
+        drift[..., 0] == 0, -1, jnp.sqrt((both[..., :rank] ** 2).sum(-1))
+    )  # the padded column comes last
     order = jnp.argsort(-lengths, axis=-1)[..., :rank]
     both = jnp.take_along_axis(both, order[..., None], axis=-2)
     lengths = jnp.take_along_axis(lengths, order, axis=-1)
@@ -84,7 +87,7 @@ def _orthogonal(both: Float[Array, "*batch count width"], rank: int) -> Float[Ar
 
 
 def _next(top, bottom):
-    """The next pairing: the first stays, all others move on by a place, round the table."""
+    """The next pairing of the tournament: the first row stays, all others move on by one place."""
     if top.shape[-2] == 1:
         return top, bottom
     moved = jnp.concatenate([top[..., :1, :], bottom[..., :1, :], top[..., 1:-1, :]], axis=-2)

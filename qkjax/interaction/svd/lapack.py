@@ -1,8 +1,8 @@
-"""Modes of every head by LAPACK in float64, heads shared among threads: what CPUs are good at.
+"""Modes of every head by LAPACK in float64, with heads distributed over threads, which is fast on CPUs.
 
-XLA calls LAPACK, too, but factorises one head after the other on one core, copies each to LAPACK's order of rows and
-back, and multiplies at half the speed of BLAS. In float64 the Gram matrix of a factor can be factorised in its place: a
-third of the work, and still more exact than Householder's reflections in float32.
+XLA calls LAPACK, too, but factorises one head after the other on one core, copies each head to LAPACK's memory layout
+and back, and multiplies at half the speed of BLAS. In float64 the Gram matrix of a factor can be factorised instead.
+This is a third of the work, and still more accurate than Householder reflections in float32.
 """
 
 import math
@@ -19,16 +19,16 @@ from threadpoolctl import ThreadpoolController
 
 EPS = float(np.finfo(np.float64).eps)
 LARGEST_ERROR = 1e-7
-"""How far, at most, directions from a Gram matrix may be from orthonormal: about what float32 can hold."""
+"""Largest deviation from orthonormality of directions from a Gram matrix: about the rounding of float32."""
 
 Factors = Float[np.ndarray, "2 embed head_dim"]
 
 
 def modes_of_head(factors: Factors) -> tuple[Float[np.ndarray, "2 embed rank"], Float[np.ndarray, "rank"]]:
-    """u and v, and s, of a head with the query and key kernels as factors; NaN where these are not finite.
+    """The stacked u and v, and s, of a head whose factors are its query and key kernels; NaN if these are not finite.
 
-    With X^T X = R^T R each factor is X = (X R^-1) R, whose first part is orthonormal up to EPS times the square of X's
-    condition number. Where that is too much, or there is no R, it is Householder's QR.
+    With X^T X = R^T R each factor is X = (X R^-1) R. X R^-1 is orthonormal up to EPS times the squared condition number
+    of X. If that error is too large, or R does not exist, Householder QR is used.
     """
     with np.errstate(all="ignore"):
         try:
@@ -36,7 +36,7 @@ def modes_of_head(factors: Factors) -> tuple[Float[np.ndarray, "2 embed rank"], 
             triangles = np.swapaxes(np.linalg.cholesky(grams), -1, -2)
             both, s = _core_modes(triangles)
             weights = np.linalg.solve(triangles, both)
-            # ||X||^2 ||R^-1||^2, which bounds the square of the condition number: `both` are orthonormal.
+            # ||X||^2 ||R^-1||^2 bounds the squared condition number, since `both` are orthonormal.
             conditions = np.trace(grams, axis1=-2, axis2=-1) * np.einsum("nij,nij->n", weights, weights)
             if (conditions < LARGEST_ERROR / EPS).all():
                 return factors @ weights, s
@@ -46,7 +46,7 @@ def modes_of_head(factors: Factors) -> tuple[Float[np.ndarray, "2 embed rank"], 
             bases, triangles = np.linalg.qr(factors)
             both, s = _core_modes(triangles)
             return bases @ both, s
-        except np.linalg.LinAlgError:  # LAPACK's word for what is not finite
+        except np.linalg.LinAlgError:  # LAPACK fails on values that are not finite
             _, embed, head_dim = factors.shape
             rank = min(embed, head_dim)
             return np.full((2, embed, rank), np.nan), np.full(rank, np.nan)
@@ -67,22 +67,22 @@ def modes_of_heads(
     Float[np.ndarray, "layers heads rank"],
     Float[np.ndarray, "layers heads embed rank"],
 ]:
-    """u, s and v of all heads, in float32, with the sign that `qkjax.interaction.modes.Modes` says.
+    """u, s and v of all heads, in float32, with the sign that `qkjax.interaction.modes.Modes` specifies.
 
     Args:
-      factors: those of a layer and a head, in float64.
+      factors: takes a layer and a head and returns its query and key kernels, in float64.
       shape: layers, heads, embed, head_dim.
     """
     layers, heads, embed, head_dim = shape
     rank = min(embed, head_dim)
     u, s, v = (_aligned((layers, heads, *rest)) for rest in ((embed, rank), (rank,), (embed, rank)))
 
-    def head(at: tuple[int, int]) -> None:
-        (u[at], v[at]), s[at] = modes_of_head(factors(*at))
-        # The entry of largest magnitude is the highest one, or it is the lowest.
-        sign = np.where(u[at].max(0) + u[at].min(0) < 0, np.float32(-1), np.float32(1))
-        u[at] *= sign
-        v[at] *= sign
+    def head(index: tuple[int, int]) -> None:
+        (u[index], v[index]), s[index] = modes_of_head(factors(*index))
+        # The entry of largest magnitude is either the maximum or the minimum.
+        sign = np.where(u[index].max(0) + u[index].min(0) < 0, np.float32(-1), np.float32(1))
+        u[index] *= sign
+        v[index] *= sign
 
     with one_blas_thread(), ThreadPoolExecutor(_cores()) as threads:  # more threads than cores would be slower
         for _ in threads.map(head, product(range(layers), range(heads))):
@@ -91,21 +91,24 @@ def modes_of_heads(
 
 
 def _aligned(shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """An array that begins where a cache line of 64 bytes does: such ones jax takes as they are, without a copy."""
+    """An array aligned to cache lines of 64 bytes, which jax can use without a copy."""
     size = math.prod(shape)
-    room = np.empty(size + 16, np.float32)
-    start = -room.ctypes.data % 64 // room.itemsize
-    return room[start : start + size].reshape(shape)
+    buffer = np.empty(size + 16, np.float32)
+    start = -buffer.ctypes.data % 64 // buffer.itemsize
+    return buffer[start : start + size].reshape(shape)
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def one_blas_thread() -> AbstractContextManager:
-    """Within it BLAS adds no threads of its own to those that call it, ours or XLA's. They would only fight: 2 to 5
-    times slower on 2 cores, and far more beside other processes, since OpenBLAS's threads wait in loops."""
+    """A context in which BLAS starts no threads besides those of its caller, which are this module's or XLA's.
+
+    Additional threads would compete for cores: calls are 2 to 5 times slower on 2 cores, and far slower if other
+    processes are running, since the threads of OpenBLAS wait in busy loops.
+    """
     return _blas().limit(limits=1, user_api="blas")
 
 
