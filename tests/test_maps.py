@@ -104,7 +104,7 @@ def test_maps_lie_row_by_row_on_a_grid_that_is_not_square():
     assert maps.query.shape == (1, 1, 2, 3, 2, 4)
     assert [tuple(i) for i in np.argwhere(np.abs(maps.query).max((0, 1, 4, 5)) > 0)] == [(1, 2)]
     assert not np.abs(maps.query_special).any()
-    with pytest.raises(qkjax.QkjaxError, match="6 patches do not fill a grid of 2 x 2: give grid"):
+    with pytest.raises(qkjax.QkjaxError, match="6 patches do not fill a grid of 2 x 2: pass grid"):
         query_key_maps(tokens, modes, 1)
     with pytest.raises(qkjax.QkjaxError, match="differ in layers or embed"):
         query_key_maps(tokens[..., :4], modes, 1, (2, 3))

@@ -10,7 +10,7 @@ from commands import command
 from PIL import Image
 
 import qkjax
-from qkjax.activations.attention import attended
+from qkjax.activations.attention import region_attention
 from qkjax.analyses.preference import compute
 from qkjax.analyses.preference.compute import anisotropy
 from qkjax.analyses.preference.tables import by_head, links, preference_by_head, preference_table
@@ -48,7 +48,7 @@ def test_hand_made_attention():
     itself = np.eye(10)[[1, 3]]
     only_distractors = np.concatenate([[0.5], 0.5 * distractors / 3.5])[None].repeat(2, 0)
     attention = jnp.asarray(np.stack([uniform, itself, only_distractors]), jnp.float32)
-    found = attended(attention, jnp.asarray(regions, jnp.float32), jnp.array([0, 2]))
+    found = region_attention(attention, jnp.asarray(regions, jnp.float32), jnp.array([0, 2]))
     np.testing.assert_allclose(found.mass[0], [[2 / 9, 3.5 / 9, 3.5 / 9]] * 2, atol=1e-6)
     np.testing.assert_allclose(found.own[0], 1 / 9, atol=1e-6)
     np.testing.assert_allclose(found.special, [[0.1] * 2, [0] * 2, [0.5] * 2], atol=1e-6)

@@ -10,16 +10,20 @@ from jaxtyping import Array, Float
 from qkjax.activations.project import project
 
 ROUNDING = 1e-4
-"""Relative rounding of float32 logits, with a margin: their differences must be known to about a percent."""
+"""Relative rounding error of float32 logits, with a margin: their differences must be accurate to about a percent."""
 
 
 class Contributions(NamedTuple):
-    """Shares in the logits of an image; see `contributions`. (One layer, or layers stacked.)
+    """Shares of the modes in the attention logits of each image, for one layer or stacked layers; see `contributions`.
 
-    `variance` weighs all keys alike, `attention` as the attention does. The key-bias term has a share
-    too, and relative position biases what is then left to 1. A share is negative where a mode works
-    against the sum of all. NaN where the logits differ by no more than float32's rounding: all
-    attention is on one key, say.
+    The shares of all modes and of the key bias add up to 1 in a model without relative position biases; otherwise the
+    rest is the share of these. A share is negative if a mode counteracts the sum of all terms. Shares are NaN if the
+    logits differ by no more than float32's rounding, for example because all attention is on one key.
+
+    Attributes:
+      variance: share of each mode with equal weights for all keys.
+      attention: share of each mode with the attention as weights of the keys.
+      key_bias_variance, key_bias_attention: the same shares of the key bias term.
     """
 
     variance: Float[Array, "*layers batch heads rank"]
@@ -38,24 +42,25 @@ def contributions(
     key_direction: Float[Array | np.ndarray, "heads embed"],
     head_dim: int,
 ) -> Contributions:
-    """The share that each mode of one layer has in the attention logits of each image (for the paper's
-    figure 5, which shows the modes that contribute most and leaves open what that means).
+    """The share of each mode of one layer in the attention logits of each image.
 
-    A mode's term is t_ij = s_n (y_i . u_n) (y_j . v_n) / sqrt(d). Softmax sees only how the logits of
-    one query differ between keys, so terms are centred over the keys of each query: T = t - sum_j w_ij t,
-    and likewise the logits. The share is the covariance sum_ij w_ij T_ij Logit_ij over the variance
-    sum_ij w_ij Logit_ij^2, so that the shares of all terms add up to 1:
+    (The paper's figure 5 shows the modes that contribute most, but does not define the contribution.)
 
-    - `variance`: all keys weigh alike, w_ij = 1 / N: share of the centred logits' variance;
-    - `attention`: w_ij is the attention, so that only keys that are attended to count.
+    The term of a mode is t_ij = s_n (y_i . u_n) (y_j . v_n) / sqrt(d). The softmax depends only on how the logits of
+    one query differ between keys. The terms are therefore centred over the keys of each query: T = t - sum_j w_ij t_ij,
+    and likewise the logits. The share is the covariance sum_ij w_ij T_ij Logit_ij divided by the variance
+    sum_ij w_ij Logit_ij^2, so that the shares of all terms add up to 1. There are two choices of the weights w:
 
-    All tokens are queries and keys, special ones too, as in the model.
+    - `variance`: w_ij = 1 / N for N keys, which gives the share of the variance of the centred logits;
+    - `attention`: w_ij is the attention, so that only attended keys count.
+
+    All tokens, including special ones, are queries and keys, as in the model.
 
     Args:
-      tokens, logits, attention: the layer's "norm", "attention_logits" and "attention" of `forward`.
-      u, s, v: the layer's modes, in the plain frame (no folding).
-      key_direction: the layer's, of `bias_terms`.
-      head_dim: of the model.
+      tokens, logits, attention: "norm", "attention_logits" and "attention" of the layer, as `forward` captures them.
+      u, s, v: modes of the layer, in the plain frame.
+      key_direction: key direction of the layer, see `bias_terms`.
+      head_dim: head dimension of the model.
     """
     root = np.sqrt(head_dim).astype(np.float32)
     projected = project(tokens, u, v)
@@ -63,11 +68,11 @@ def contributions(
     key = jnp.moveaxis(projected[:, :, 1], 1, 2)
     bias = jnp.einsum("bnd,hd->bhn", tokens, key_direction, precision="highest") / root
     shares = jax.vmap(jax.vmap(_shares))
-    alike = jnp.full_like(attention, 1 / attention.shape[-1])
-    (variance, of_bias), (weighted, weighted_of_bias) = (
-        shares(query, key, bias, logits, w) for w in (alike, attention)
+    uniform = jnp.full_like(attention, 1 / attention.shape[-1])
+    (variance, bias_variance), (weighted, bias_weighted) = (
+        shares(query, key, bias, logits, w) for w in (uniform, attention)
     )
-    return Contributions(variance, weighted, of_bias, weighted_of_bias)
+    return Contributions(variance, weighted, bias_variance, bias_weighted)
 
 
 def _shares(
@@ -77,13 +82,15 @@ def _shares(
     logits: Float[Array, "tokens tokens"],
     weights: Float[Array, "tokens tokens"],
 ):
-    """Of one head and image: each mode's share, and that of the key bias. The query map carries
-    s / sqrt(d); the weights of a query sum to 1."""
+    """The shares of each mode and of the key bias, for one head and image.
+
+    `query` includes the factor s / sqrt(d); the weights of a query sum to 1.
+    """
     centred = logits - (weights * logits).sum(-1, keepdims=True)
-    centred = centred - (weights * centred).sum(-1, keepdims=True)  # what rounding left of a mean far from 0
-    pull = weights * centred  # its rows sum to 0, so that a term itself need not be centred
-    total = (pull * centred).sum()
-    of_modes = (query * jnp.matmul(pull, key, precision="highest")).sum(0)
+    centred = centred - (weights * centred).sum(-1, keepdims=True)  # removes the rounding error of a mean far from 0
+    weighted = weights * centred  # its rows sum to 0, so the terms need no centring
+    total = (weighted * centred).sum()
+    covariance = (query * jnp.matmul(weighted, key, precision="highest")).sum(0)
     spread = jnp.sqrt(total / len(logits))
     total = jnp.where(spread > ROUNDING * jnp.abs(logits).max(), total, jnp.nan)
-    return of_modes / total, (pull * bias[None]).sum() / total
+    return covariance / total, (weighted * bias[None]).sum() / total

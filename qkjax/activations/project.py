@@ -1,4 +1,4 @@
-"""Query and key maps: the tokens of an image projected on the two directions of every mode.
+"""Query and key maps: the tokens of an image projected onto the two directions of every mode.
 
 Letters: L layers, B images, N tokens, P patches, H heads, D embed, R rank (modes of a head).
 """
@@ -15,15 +15,15 @@ from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes, require_plain
 
 Stream = Literal["norm", "residual"]
-"""What is projected: the LayerNorm's output, on which M acts, or the residual stream before it, which
+"""The tokens that are projected: the output of the LayerNorm, on which M acts, or the residual stream before it, which
 the authors' published code projects."""
 
 
 class Maps(NamedTuple):
-    """Projections of all tokens on all modes: `query[..., h, n]` = y . u_n, `key[..., h, n]` = y . v_n.
+    """Projections of all tokens onto all modes: `query[..., h, n]` = y . u_n, `key[..., h, n]` = y . v_n.
 
-    `query[l, b, :, :, h, n]` is a map over the patch grid, rows downwards. Class token, registers and
-    the like are apart, in `query_special` and `key_special`, in the model's order.
+    `query[l, b, :, :, h, n]` is a map over the patch grid, with rows from top to bottom. `query_special` and
+    `key_special` have the class token and the registers, in the model's order.
     """
 
     query: Float[Array, "layers batch rows columns heads rank"]
@@ -37,11 +37,11 @@ def project(
     u: Float[Array | np.ndarray, "heads embed rank"],
     v: Float[Array | np.ndarray, "heads embed rank"],
 ) -> Float[Array, "batch tokens 2 heads rank"]:
-    """One layer's tokens on all its query (0) and key (1) directions, in one product.
+    """Projections of the tokens of one layer onto its query (0) and key (1) directions, in one product.
 
-    It costs as much as computing queries and keys. They could be had from those by a small map per head,
-    but that divides by the singular values of Wq and Wk, which for trained heads reach down to 1e-4 of
-    the largest: float32 would leave little of the weaker modes.
+    This costs as much as computing queries and keys. A small linear map per head could instead compute the projections
+    from queries and keys. But it divides by the singular values of Wq and Wk, which in trained heads are as small as
+    1e-4 of the largest, so the weaker modes would be inaccurate in float32.
     """
     directions = jnp.stack([u, v])
     return jnp.einsum("bnd,whdr->bnwhr", jnp.asarray(tokens, jnp.float32), directions, precision="highest")
@@ -67,23 +67,26 @@ def query_key_maps(
 
     Args:
       tokens: `forward(..., capture=("norm",))[1]["norm"]`, on which M acts, or "residual".
-      modes: of the model that made the tokens, in the plain frame (no folding).
-      special: tokens before the patches, `config.prefix_tokens`.
+      modes: modes of the same model, in the plain frame.
+      special: number of tokens before the patches, `config.prefix_tokens`.
       grid: rows and columns of patches; by default a square.
 
     Raises:
-      QkjaxError: tokens and modes do not fit, modes in another frame than the plain one, or patches that do not fill
-        the grid.
+      QkjaxError: tokens and modes have different numbers of layers or dimensions, the modes are not in the plain frame,
+        or the patches do not fill the grid.
     """
     require_plain(modes, "query_key_maps")
     layers, _, count, embed = tokens.shape
     if (layers, embed) != (modes.u.shape[0], modes.u.shape[2]):
-        raise QkjaxError(f"tokens {tokens.shape} and modes {modes.u.shape} differ in layers or embed: of one model?")
+        raise QkjaxError(
+            f"tokens of shape {tokens.shape} and modes of shape {modes.u.shape} differ in layers or embed: pass tokens "
+            "and modes of the same model"
+        )
     patches = count - special
     side = int(max(patches, 0) ** 0.5)
     grid = grid or (side, side)
     if grid[0] * grid[1] != patches:
-        raise QkjaxError(f"{patches} patches do not fill a grid of {grid[0]} x {grid[1]}: give grid=(rows, columns)")
+        raise QkjaxError(f"{patches} patches do not fill a grid of {grid[0]} x {grid[1]}: pass grid=(rows, columns)")
     return _maps(jnp.asarray(tokens), modes, special, tuple(grid))
 
 
@@ -96,17 +99,17 @@ def logits_from_modes(
     constant: Float[Array, "layers heads"],
     head_dim: int,
 ) -> Float[Array, "layers batch heads tokens tokens"]:
-    """The attention logits, put together again from all modes and the bias terms.
+    """The attention logits, computed from all modes and the bias terms.
 
-    sqrt(d) logit_ij = sum_n s_n (y_i . u_n) (y_j . v_n) + y_i . a + b . y_j + c, with a, b, c the first
-    three of `bias_terms`. This is an identity for y the LayerNorm's output, up to rounding; for the
-    residual stream it is not. (Relative position biases are not among it.)
+    sqrt(d) logit_ij = sum_n s_n (y_i . u_n) (y_j . v_n) + y_i . a + b . y_j + c, with a, b, c the first three fields of
+    `BiasTerms`. If y is the output of the LayerNorm, this equals the logits of the model up to rounding and without
+    relative position biases. For the residual stream it does not.
     """
     require_plain(modes, "logits_from_modes")
     einsum = partial(jnp.einsum, precision="highest")
     projected = jax.vmap(project)(tokens, modes.u, modes.v)
     strength = modes.s[:, None, None]
     logits = einsum("lbihr,lbjhr->lbhij", projected[:, :, :, 0] * strength, projected[:, :, :, 1])
-    of_query = einsum("lbid,lhd->lbhi", tokens, query_direction)[..., :, None]
-    of_key = einsum("lbjd,lhd->lbhj", tokens, key_direction)[..., None, :]
-    return (logits + of_query + of_key + constant[:, None, :, None, None]) / np.sqrt(head_dim).astype(np.float32)
+    query_bias = einsum("lbid,lhd->lbhi", tokens, query_direction)[..., :, None]
+    key_bias = einsum("lbjd,lhd->lbhj", tokens, key_direction)[..., None, :]
+    return (logits + query_bias + key_bias + constant[:, None, :, None, None]) / np.sqrt(head_dim).astype(np.float32)

@@ -1,6 +1,6 @@
-"""How far an edited model's outputs are from its own: pure functions of arrays.
+"""Distances between the outputs of a model before and after an edit: pure functions of arrays.
 
-(An extension of ours: the paper has no ablations.)
+(Our extension; the paper has no ablations.)
 """
 
 from functools import partial
@@ -14,13 +14,13 @@ LN2 = 0.6931471805599453
 
 
 def kullback_leibler(logits: Float[Array, "images classes"], edited: Float[Array, "images classes"]):
-    """KL divergence of the edited model's classes from the model's own, in bits, (images,)."""
+    """KL divergence of the class probabilities before and after the edit, KL(before || after), in bits, (images,)."""
     log_p, log_q = (jax.nn.log_softmax(x) for x in (logits, edited))
     return (jnp.exp(log_p) * (log_p - log_q)).sum(-1) / LN2
 
 
 def cosine(first: Float[Array, "images features"], second: Float[Array, "images features"]) -> Float[Array, "images"]:
-    """Of the two representations of each image; NaN where one is 0."""
+    """Cosine similarity of the two representations of each image; NaN if one of them is 0."""
     lengths = jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(second, axis=-1)
     return jnp.clip((first * second).sum(-1) / lengths, -1.0, 1.0)
 
@@ -29,7 +29,7 @@ def linear_cka(
     first: Float[Array | np.ndarray, "images features"], second: Float[Array | np.ndarray, "images features"]
 ) -> Float[Array, ""]:
     """Linear centred kernel alignment of two representations of a set of images (Kornblith et al. 2019, equation 4):
-    1 where they are the same up to rotation and scale."""
+    1 if they are equal up to rotation and scale."""
     dot = partial(jnp.matmul, precision="highest")
     first, second = (jnp.asarray(x - x.mean(axis=0, keepdims=True)) for x in (first, second))
     return (dot(first.T, second) ** 2).sum() / (

@@ -13,22 +13,22 @@ TOP = 5
 
 
 def mean_of_top(values: Map) -> Score:
-    """Mean of the five largest over the patches (of all where there are fewer).
+    """Mean of the five largest values over the patches; of all values if there are fewer than five.
 
-    Five passes that each take out the largest value, as often as it occurs: on CPUs several times
-    faster than sorting.
+    Each of up to five passes removes all occurrences of the largest value, which is several times faster than sorting
+    on CPUs.
     """
-    wanted = min(TOP, values.shape[1])
-    left = jnp.full_like(values[:, 0], wanted)
+    count = min(TOP, values.shape[1])
+    remaining = jnp.full_like(values[:, 0], count)
     total = jnp.zeros_like(values[:, 0])
-    for _ in range(wanted):
+    for _ in range(count):
         largest = values.max(axis=1)
         is_largest = values == largest[:, None]
-        taken = jnp.minimum(is_largest.sum(axis=1).astype(values.dtype), left)
-        total += jnp.where(taken > 0, largest * taken, 0)
-        left -= taken
+        occurrences = jnp.minimum(is_largest.sum(axis=1).astype(values.dtype), remaining)
+        total += jnp.where(occurrences > 0, largest * occurrences, 0)
+        remaining -= occurrences
         values = jnp.where(is_largest, -jnp.inf, values)
-    return total / wanted
+    return total / count
 
 
 SCORES = {
@@ -40,12 +40,12 @@ SCORES = {
     "query_mean": lambda query, key: query.mean(axis=1),
     "key_mean": lambda query, key: key.mean(axis=1),
 }
-"""From the query and the key map over the patches. "product", the authors' default and the paper's
-score, takes the two maxima independently, wherever they are. It is also large where both are
+"""Scores of a query and a key map over the patches. "product", the default of the authors' code and the score in the
+paper, multiplies the maxima of the two maps, which may be at different patches. It is also large if both maxima are
 negative; the image then excites the other sign of the mode."""
 
 
 def both_signs(name: str, query: Map, key: Map) -> Float[Array, "batch *modes 2"]:
-    """A score for (u, v) and for (-u, -v), which are the same mode: its sign is arbitrary."""
+    """The score of (u, v) and of (-u, -v), which are the same mode, since the sign is arbitrary."""
     score = SCORES[name]
     return jnp.stack([score(query, key), score(-query, -key)], axis=-1)

@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, Int32
 
 
 class Top(NamedTuple):
-    """The best k images for each of any number of things, best first.
+    """The k images with the highest scores for each mode, best first.
 
     Attributes:
-      score: -inf where there were fewer than k images.
-      image: index of the image, -1 there.
+      score: score of each image; -inf if there are fewer than k images.
+      image: index of each image; -1 if there are fewer than k images.
     """
 
     score: Float[Array | np.ndarray, "*modes k"]
@@ -21,7 +21,7 @@ class Top(NamedTuple):
 
 
 def empty(shape: tuple[int, ...], k: int) -> Top:
-    """Before the first image."""
+    """The top-k of no images."""
     return Top(jnp.full((*shape, k), -jnp.inf), jnp.full((*shape, k), -1, jnp.int32))
 
 
@@ -29,30 +29,30 @@ def add(
     top: Top,
     scores: Float[Array, "batch *modes"],
     index: Int32[Array, "batch"],
-    noted: Int32[Array, "batch *modes"] | None = None,
+    values: Int32[Array, "batch *modes"] | None = None,
 ) -> Top:
-    """With a batch's images. Of equal scores the image that came first stays.
+    """The top-k with the images of a batch added. Among equal scores, the image that was added first ranks higher.
 
     Args:
-      scores: of the batch's images.
-      index: theirs; those with -1 are passed over.
-      noted: kept of each image in place of its index, mode by mode; from 0 up.
+      scores: scores of the images in the batch.
+      index: indices of these images; an image with index -1 is ignored.
+      values: numbers from 0 up to store instead of the index, for each image and mode.
     """
     k = top.score.shape[-1]
     scores = jnp.moveaxis(scores, 0, -1)
-    is_there = (index >= 0).reshape((1,) * (scores.ndim - 1) + (-1,))
-    scores = jnp.where(is_there & ~jnp.isnan(scores), scores, -jnp.inf)
-    own = index.reshape(is_there.shape) if noted is None else jnp.moveaxis(noted, 0, -1)
-    images = jnp.broadcast_to(own, scores.shape)
-    best, at = jax.lax.top_k(jnp.concatenate([top.score, scores], -1), k)  # equal ones in their order
-    images = jnp.take_along_axis(jnp.concatenate([top.image, images], -1), at, -1)
+    valid = (index >= 0).reshape((1,) * (scores.ndim - 1) + (-1,))
+    scores = jnp.where(valid & ~jnp.isnan(scores), scores, -jnp.inf)
+    stored = index.reshape(valid.shape) if values is None else jnp.moveaxis(values, 0, -1)
+    images = jnp.broadcast_to(stored, scores.shape)
+    best, places = jax.lax.top_k(jnp.concatenate([top.score, scores], -1), k)  # keeps the order of equal scores
+    images = jnp.take_along_axis(jnp.concatenate([top.image, images], -1), places, -1)
     return Top(best, jnp.where(best > -jnp.inf, images, -1))
 
 
 def merge(tops: Top) -> Top:
-    """Tops of several shares of the images, stacked along a first axis, into that of all of them.
+    """Merges the top-k of several shares of the images, stacked along a first axis.
 
-    Of equal scores the image of the smaller index comes first, as if one had seen all images in order.
+    Among equal scores, the image with the smaller index ranks higher, as if all images had been added in order.
     """
     k = tops.score.shape[-1]
     score, image = (np.concatenate(list(np.asarray(x)), axis=-1) for x in tops)

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int
 
-from qkjax.activations.attention import attended, similarity_preference
+from qkjax.activations.attention import region_attention, similarity_preference
 from qkjax.analyses.outcome import require_readable
 from qkjax.analyses.preference.tables import QUERIES, STREAMS, preference_dataset
 from qkjax.images.generated import patterns
@@ -36,7 +36,7 @@ class Measures(NamedTuple):
     """Measures of each image.
 
     Attributes:
-      mass, own, special: see `qkjax.activations.attention.attended`, for the two `QUERIES` and the three `REGIONS`.
+      mass, own, special: see `qkjax.activations.attention.RegionAttention`, for the two `QUERIES` and three `REGIONS`.
       similarity: see `similarity_preference`; all patches are queries, compared by the LayerNorm's output.
       area: share of the patches that each region covers: its mass under uniform attention.
       place: the query's place among the patches, row by row.
@@ -72,7 +72,7 @@ def _step(model: ViT, params, scaling, pixels, regions, present) -> tuple[Measur
         patches = block["norm"][:, special:].astype(jnp.float32)
         preference = jax.vmap(similarity_preference, (0, 0, None))
         similarity = preference(block["attention"][:, :, special:, special:], patches, jnp.arange(rows * columns))
-        measures.append((*jax.vmap(attended)(of_queries, flat, place), similarity))
+        measures.append((*jax.vmap(region_attention)(of_queries, flat, place), similarity))
         tokens = jnp.stack([block[name][:, centre].astype(jnp.float32) for name in STREAMS], axis=1)
         unit = tokens / jnp.maximum(jnp.linalg.norm(tokens, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
         directions.append((unit * present[:, None, None]).sum(0))
