@@ -75,6 +75,23 @@ class Metrics(NamedTuple):
         return f"<pre>{html.escape(repr(self))}</pre>"
 
 
+METRIC_LABELS = {
+    "singular_value": ("singular value", "1", "Strength s of each mode, in the frame of attribute options."),
+    "cosine": ("cosine", "1", "u . v: 1 attends to similar tokens (grouping), 0 and below to others (context)."),
+    "gap": ("relative gap", "1", "Distance of s from its nearest neighbour, relative to the largest s."),
+    "degenerate": ("degenerate", "1", "Whether the gap is so small that u, v and the cosine are not defined."),
+    "cumulative_strength": ("cumulative strength", "1", "Share of sum(s) up to and including this mode."),
+    "mean_cosine": ("mean cosine", "1", "Plain mean of the cosine over the modes of a head."),
+    "weighted_cosine": ("weighted cosine", "1", "Mean of the cosine weighted by s: tr(M) / nuclear norm of M."),
+    "effective_rank": ("effective rank", "modes", "exp(entropy of s / sum s)."),
+    "stable_rank": ("stable rank", "modes", "Squared Frobenius norm of M over its squared spectral norm."),
+    "symmetric_share": ("symmetric share", "1", "Share of the squared Frobenius norm in the symmetric part of M."),
+    "symmetric_eigenvalues": ("eigenvalue", "1", "Eigenvalues of the symmetric part of M, largest first."),
+    "antisymmetric_spectrum": ("eigenvalue size", "1", "w of the pairs +-iw of the antisymmetric part of M."),
+}
+"""Name for axes, units and description of each field of `Metrics` but `null`; files have them."""
+
+
 def relative_gap(s: Float[Array, "rank"]) -> Float[Array, "rank"]:
     """Distance of each singular value to its nearest neighbour, divided by the largest."""
     steps = s - jnp.append(s[1:], 0.0)

@@ -8,7 +8,7 @@ import xarray as xr
 from qkjax.errors import QkjaxError
 from qkjax.interaction.bias import BiasTerms, relative_spreads
 from qkjax.interaction.difference import Difference
-from qkjax.interaction.metrics import Metrics
+from qkjax.interaction.metrics import METRIC_LABELS, Metrics
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.null import Null
 from qkjax.results.annotate import Label, annotated
@@ -19,21 +19,9 @@ PER_MODE, PER_HEAD = ("layer", "head", "mode"), ("layer", "head")
 VECTORS = ("layer", "head", "embed", "mode")
 DIMS = {"symmetric_eigenvalues": (*PER_HEAD, "eigen"), "antisymmetric_spectrum": (*PER_HEAD, "pair")}
 
-LABELS = {
+LABELS = {name: Label(*label) for name, label in METRIC_LABELS.items()} | {
     "u": Label("query direction", "1", "Query direction u of each mode, unit length."),
     "v": Label("key direction", "1", "Key direction v of each mode, unit length."),
-    "singular_value": Label("singular value", "1", "Strength s of each mode, in the frame of attribute options."),
-    "cosine": Label("cosine", "1", "u . v: 1 attends to similar tokens (grouping), 0 and below to others (context)."),
-    "gap": Label("relative gap", "1", "Distance of s from its nearest neighbour, relative to the largest s."),
-    "degenerate": Label("degenerate", "1", "Whether the gap is so small that u, v and the cosine are not defined."),
-    "cumulative_strength": Label("cumulative strength", "1", "Share of sum(s) up to and including this mode."),
-    "mean_cosine": Label("mean cosine", "1", "Plain mean of the cosine over the modes of a head."),
-    "weighted_cosine": Label("weighted cosine", "1", "Mean of the cosine weighted by s: tr(M) / nuclear norm of M."),
-    "effective_rank": Label("effective rank", "modes", "exp(entropy of s / sum s)."),
-    "stable_rank": Label("stable rank", "modes", "Squared Frobenius norm of M over its squared spectral norm."),
-    "symmetric_share": Label("symmetric share", "1", "Share of the squared Frobenius norm in the symmetric part of M."),
-    "symmetric_eigenvalues": Label("eigenvalue", "1", "Eigenvalues of the symmetric part of M, largest first."),
-    "antisymmetric_spectrum": Label("eigenvalue size", "1", "w of the pairs +-iw of the antisymmetric part of M."),
     "bias_query_direction": Label("query bias direction", "1", "a = Wq bk: a term equal for all keys, cancelled."),
     "bias_key_direction": Label("key bias direction", "1", "b = Wk bq: makes a key attractive to every query."),
     "bias_constant": Label("bias constant", "1", "c = bq . bk, cancelled by the softmax."),
@@ -109,6 +97,8 @@ def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
         "query_bias": query_bias,
         "degenerate_share": np.asarray(metrics.degenerate, float).mean(-1),
     }
+    per_head = {name: value for name, value in metrics._asdict().items() if np.ndim(value) == 2}
+    columns |= {name: value for name, value in per_head.items() if name not in columns}
     null = {"null_weighted_cosine": metrics.null.weighted_cosine, "null_mean_cosine": metrics.null.mean_cosine}
     means = {name: head_mean(values) for name, values in columns.items()}
     depth = len(means["mean_cosine"])
