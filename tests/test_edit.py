@@ -175,7 +175,7 @@ def test_selections_are_what_they_say(model):
     assert select("all", metrics).all()
     for text, says in {
         "": "the selection is an empty text",
-        "cosine=0.5": "'cosine=0.5' is not a valid term: expected one such as cosine>0.5",
+        "cosine=0.5": "'cosine=0.5' is not a valid term: expected one such as 'cosine>0.5'",
         "layers=0-3": "'layers=0-3': expected numbers from 0 to 2, the model has 3 layers",
         "modes=3-1": "'3-1' is not a valid range: pass the lower number first",
         "grouping=0.3 weakest=0.1": "'grouping=0.3' and 'weakest=0.1' order the modes in different ways",

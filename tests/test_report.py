@@ -430,7 +430,7 @@ def test_a_report_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
     (out / "index.html").write_text(f"old {OURS[1]}")
 
     def fails(self, target):
-        if self.name == "made":
+        if self.name == "new":
             raise failure
         return rename(self, target)
 
@@ -458,7 +458,7 @@ def test_bad_input(site, tmp_path):
     ):
         assert_one_clear_line(run("report", *arguments, cwd=site), *parts)
     done = run("report", MODEL, "--images", "images", "--top", "3", "--modes", "5", cwd=site, kilobytes=20)
-    assert_one_clear_line(done, "File too large", "choose another folder or make room")
+    assert_one_clear_line(done, "File too large", "choose another folder or free some space")
     assert (site / "results/a/report/index.html").read_bytes() == page
     assert {p.name for p in (site / "results/a").iterdir()} >= {"top_images", "report"}
     assert not list((site / "results/a").glob(".report*"))

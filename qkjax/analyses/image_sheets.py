@@ -16,7 +16,7 @@ from qkjax.errors import QkjaxError
 from qkjax.interaction.mode_name import requested_indices
 from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.results.rows import format_rows
-from qkjax.runtime.interrupt import held
+from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.weights.checkpoint import Checkpoint
 
 
@@ -81,7 +81,7 @@ def _draw(checkpoint, name: str, photograph, dataset: xr.Dataset, layers: range,
     pixels = visible_picture(checkpoint, photograph, shown.resolution)
     maps = query_key_maps(checkpoint, photograph, stream=shown.stream, resolution=shown.resolution)
     how = {"top": shown.top, "contribution": shown.contribution}
-    with held() as check_interrupt:
+    with deferred_interrupt() as check_interrupt:
         for layer in tqdm(layers, desc="drawing", unit="sheet", disable=len(layers) < 3):
             rows = contact_rows(dataset, maps, pixels, layer, heads, **how)
             title = f"{checkpoint.name}, layer {layer}, {name}: modes with the largest share of the logits' variance"

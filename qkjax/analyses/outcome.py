@@ -86,7 +86,7 @@ def outcome(
       QkjaxError: an earlier result has other settings, or a file cannot be written. Progress is kept.
     """
     make_folder(folder)
-    path, partial = folder / f"{stem}.nc", hosts.own(folder / f"{stem}.partial.npz")
+    path, partial = folder / f"{stem}.nc", hosts.process_path(folder / f"{stem}.partial.npz")
     first, several = jax.process_index() == 0, jax.process_count() > 1
     earlier = read_earlier(path, settings, at_least) if settings is not None and first else None
     earlier = None if recompute else earlier

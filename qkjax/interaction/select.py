@@ -51,7 +51,7 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
     """
     terms = text.split()
     if not terms:
-        raise QkjaxError('the selection is an empty text: expected terms such as cosine>0.5, pass "all" for all modes')
+        raise QkjaxError('the selection is an empty text: expected terms such as "cosine>0.5", or "all" for all modes')
     share_terms = [term for term in terms if re.fullmatch(rf"({'|'.join(ORDERS)})={NUMBER}", term)]
     if len(share_terms) > 1:
         raise QkjaxError(f"{' and '.join(map(repr, share_terms))} order the modes in different ways: pass one of them")
@@ -102,8 +102,8 @@ def _mask(term: str, metrics: Metrics) -> np.ndarray:
         numbers = _numbers(match[2], shape[axis])
         return np.isin(np.arange(shape[axis]), numbers).reshape([-1 if i == axis else 1 for i in range(3)])
     raise QkjaxError(
-        f"{term!r} is not a valid term: expected one such as cosine>0.5, cumulative_strength<=0.9, layers=0-3, "
-        f"heads=1,4, modes=0-9, modes=10-, {', '.join(f'{name}=0.3' for name in ORDERS)}, all"
+        f"{term!r} is not a valid term: expected one such as 'cosine>0.5', 'cumulative_strength<=0.9', 'layers=0-3', "
+        f"'heads=1,4', 'modes=0-9', 'modes=10-', {', '.join(repr(f'{name}=0.3') for name in ORDERS)}, 'all'"
     )
 
 

@@ -1,1 +1,1 @@
-"""One resumable pass over a set of images, on all devices and hosts."""
+"""A resumable pass over a set of images, on all devices and hosts."""

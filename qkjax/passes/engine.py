@@ -1,8 +1,8 @@
-"""One pass over a set of images: batches, hosts, prefetch, saving, resuming, unreadable images, the progress bar.
+"""A pass over a set of images: batches, hosts, prefetch, saving, resuming, unreadable images, the progress bar.
 
-An analysis says what one batch does to its state and how the states of several hosts are merged; everything else is
-here. Interrupted or killed at any moment, the next call resumes and gives the same bits as one uninterrupted pass:
-batches are cut by the images' numbers alone, and each is added to the same state by the same compiled program.
+An analysis defines how one batch changes its state and how the states of several hosts are merged; this module does
+everything else. If a pass is interrupted or killed at any moment, the next call resumes it and gives bit-identical
+results: batches depend only on the indices of the images, and the same compiled program adds each of them to the state.
 """
 
 import time
@@ -19,7 +19,7 @@ from qkjax.errors import QkjaxError
 from qkjax.images.sets import Batch, Unreadable
 from qkjax.passes.partial_file import read_partial, write_partial
 from qkjax.runtime import hosts
-from qkjax.runtime.interrupt import held
+from qkjax.runtime.interrupt import deferred_interrupt
 
 State = TypeVar("State")  # a pytree of arrays whose shapes stay the same
 Rows = dict[str, np.ndarray]  # arrays with one row per image, or per batch
@@ -32,9 +32,9 @@ class PassResult(NamedTuple):
     """The result of a pass, on every host.
 
     Attributes:
-      state: after the last batch.
-      rows: what the batches gave, concatenated in the order of the batches.
-      unreadable: index and reason of the images that could not be read, by index.
+      state: the state after the last batch.
+      rows: the rows of all batches, concatenated in the order of the batches.
+      unreadable: index and reason of each image that could not be read, sorted by index.
     """
 
     state: object
@@ -43,7 +43,7 @@ class PassResult(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """Always replaced as a whole, so that no batch counts twice."""
+    """Progress of a pass. It is always replaced as a whole, so that no batch counts twice."""
 
     done: int
     state: object
@@ -67,26 +67,26 @@ def run_pass(
     merge: Callable[[list[State]], State] | None = None,
     bar: tqdm | None = None,
 ) -> PassResult:
-    """The whole pass, or what is left of an interrupted one.
+    """Runs a whole pass, or the rest of an interrupted one.
 
-    With several hosts (`jax.distributed`) each takes every n-th batch, and all of them get the whole result.
+    With n hosts (`jax.distributed`) each takes every n-th batch, and all of them get the whole result.
 
     Args:
-      step: takes the state and a batch and returns the new state, and rows to keep. It may use up the old state
-        (donate its buffers), which is never read again.
-      state: before the first batch.
-      groups: indices of the images of each batch.
-      batches: yields the batches of some groups, in order.
-      path: file in which progress is saved, one per host; the caller removes it when the result is safe. None: nothing
+      step: takes the state and a batch and returns the new state, and the rows of its images. It may donate the
+        buffers of the old state, which is never read again.
+      state: the state before the first batch.
+      groups: indices of the images in each batch.
+      batches: takes some of the groups and yields their batches, in order.
+      path: file in which progress is saved, one per host; the caller removes it after saving the result. None: nothing
         is saved.
-      settings: everything that the result depends on, see `settings_of`.
-      merge: one state from those of several hosts, needed if the state is not empty.
+      settings: all settings that the result depends on, see `settings_of`.
+      merge: merges the states of several hosts into one; required if the state is not empty.
       bar: a progress bar that several passes share; by default the pass has its own.
 
     Raises:
-      QkjaxError: a saved pass has other settings or cannot be read, hosts work on different things, or a file cannot
-        be written.
-      KeyboardInterrupt: between two batches; progress is saved.
+      QkjaxError: a saved pass has other settings or cannot be read, hosts have different settings, or a file cannot be
+        written.
+      KeyboardInterrupt: raised between two batches, after saving progress.
     """
     process, processes = jax.process_index(), jax.process_count()
     if processes > 1:
@@ -116,22 +116,22 @@ def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
 
 
 def _advance(progress: _Progress, step, groups, batches, save, bar: tqdm | None) -> _Progress:
-    """Runs the batches that are left; saves every so often, at the end, and when interrupted.
+    """Runs the remaining batches; saves every `SAVE_SECONDS`, at the end, and when interrupted.
 
-    The bar states for what share of the time the device waits for batches: if it is large, images are read too slowly.
+    The bar shows the share of time in which the device waits for batches; if it is large, images are read too slowly.
     """
-    before, left = groups[: progress.done], groups[progress.done :]
+    before, remaining = groups[: progress.done], groups[progress.done :]
     began = saved = time.monotonic()
     waited, done = 0.0, sum(map(len, before))
     own_bar = bar is None
     bar = bar if bar is not None else tqdm(total=sum(map(len, groups)), initial=done, unit="img", smoothing=0.1)
-    with bar if own_bar else nullcontext(), held() as check_interrupt:
+    with bar if own_bar else nullcontext(), deferred_interrupt() as check_interrupt:
         if not own_bar:
             bar.update(done)
-        for group, (seconds, batch) in zip(left, with_waits(batches(left)), strict=True):
+        for group, (seconds, batch) in zip(remaining, with_waits(batches(remaining)), strict=True):
             state, rows = step(progress.state, batch)
-            kept = [*progress.rows, (progress.done, rows)] if rows else progress.rows
-            progress = _Progress(progress.done + 1, state, kept, (*progress.unreadable, *batch.unreadable))
+            all_rows = [*progress.rows, (progress.done, rows)] if rows else progress.rows
+            progress = _Progress(progress.done + 1, state, all_rows, (*progress.unreadable, *batch.unreadable))
             waited += seconds
             bar.set_postfix_str(f"device idle {waited / (time.monotonic() - began):.0%}", refresh=False)
             bar.update(len(group))
@@ -157,10 +157,10 @@ def _save(path: Path | None, settings: Mapping[str, str], progress: _Progress) -
 
 
 def _resumed(path: Path | None, settings: Mapping[str, str], state, groups: Sequence) -> _Progress | None:
-    """Where an interrupted pass stands; None without one.
+    """The progress of an interrupted pass; None if there is none.
 
     Raises:
-      QkjaxError: it has other settings, or its arrays do not fit.
+      QkjaxError: the interrupted pass has other settings, or its arrays do not fit this pass.
     """
     saved = read_partial(path, settings) if path else None
     if saved is None:
@@ -172,10 +172,10 @@ def _resumed(path: Path | None, settings: Mapping[str, str], state, groups: Sequ
 
 
 def _restored(arrays: Rows, unreadable: Unreadable, state, groups: Sequence[Sequence[int]]) -> _Progress:
-    """Progress from its arrays.
+    """The progress that saved arrays describe.
 
     Raises:
-      LookupError, ValueError, TypeError: they do not fit this pass.
+      LookupError, ValueError, TypeError: the arrays do not fit this pass.
     """
     leaves, structure = jax.tree.flatten(state)
     done = int(arrays["done"])
@@ -202,14 +202,14 @@ def _concatenated(rows: list[tuple[int, Rows]]) -> Rows:
 
 
 def _batch_numbers(rows: list[tuple[int, Rows]]) -> Rows:
-    """For each row of `_concatenated` the number of its batch."""
+    """The number of the batch of each row of `_concatenated`."""
     ordered = sorted(rows, key=lambda item: item[0])
     names = ordered[0][1] if ordered else ()
     return {name: np.concatenate([np.full(len(row[name]), number) for number, row in ordered]) for name in names}
 
 
 def _gathered(state, rows: list[tuple[int, Rows]], unreadable: Unreadable):
-    """States, rows and unreadable images of all hosts, on each of them."""
+    """The states, rows and unreadable images of all hosts; every host gets them all."""
     leaves, structure = jax.tree.flatten(state)
     states = [
         jax.tree.unflatten(structure, [part[str(i)] for i in range(len(leaves))])

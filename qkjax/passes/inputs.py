@@ -1,4 +1,4 @@
-"""Images as a checkpoint takes them: channels, resolution, normalisation, batches."""
+"""Images in the form that a checkpoint expects: channels, resolution, normalisation, batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,8 +18,11 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
-    """The same model for colour photographs: a model of gray images (such as digits) gets the mean of red, green and
-    blue. This is exact, since the patch embedding is linear. Other models are returned as they are."""
+    """The model with an input of colour photographs.
+
+    A model of gray images (such as digits) then takes the mean of red, green and blue. This is exact, since the patch
+    embedding is linear. Other models are returned unchanged.
+    """
     if checkpoint.config.channels != 1:
         return checkpoint
     params = with_patch_embedding(checkpoint.params, kernel=np.repeat(patch_kernel(checkpoint.params) / 3, 3, axis=2))
@@ -27,22 +30,25 @@ def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) -> tuple[int, int]:
-    """The rows and columns of patches that a photograph has.
+    """The numbers of rows and columns of patches of a photograph.
 
     Raises:
-      QkjaxError: a resolution that the model cannot take, or it takes no photographs.
+      QkjaxError: the model does not support the resolution, or does not take images with three channels.
     """
     config = checkpoint.config
     if config.channels != 3:
         raise QkjaxError(
-            f"{checkpoint.name} takes {config.channels} channels and photographs have 3; `for_photographs` makes 3 of 1"
+            f"{checkpoint.name} takes {config.channels} channels, and photographs have 3: pass a model with 3 channels "
+            "(`for_photographs` converts one with 1 channel)"
         )
     return patch_grid(config, resolution_of(checkpoint, resolution))
 
 
 def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) in pixels of the images: as requested, else what the checkpoint is for, which is its
-    preprocessing's square, or the grid of its positions where that is none."""
+    """(height, width) of the images in pixels: the requested ones, or by default those of the checkpoint.
+
+    The default is the square of the checkpoint's preprocessing, or its grid of positions if that is not square.
+    """
     if requested:
         return requested
     config, side = checkpoint.config, checkpoint.preprocess.crop
@@ -53,30 +59,30 @@ def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> 
 
 
 def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
-    """The picture that the model sees: without the rows and columns that fill no patch."""
+    """The picture without the rows and columns beyond the last whole patch, as the model sees it."""
     height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
     return picture[:height, :width]
 
 
 def scaling(checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation by which pixels are normalised, to go with (images, height, width, channels)."""
+    """Mean and standard deviation that normalise pixels, broadcastable to (images, height, width, channels)."""
     preset = checkpoint.preprocess
     mean, std = (np.reshape(np.array(x, np.float32), (1, 1, 1, 3)) for x in (preset.mean, preset.std))
     return mean, std
 
 
 def normalised_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Array, "batch height width channels"]:
-    """Normalised images of pixels from 0 to 255, within a jitted program; `scaling` is what the function gives."""
+    """Normalises pixels from 0 to 255 within a jitted program; `scaling` is the result of the function `scaling`."""
     mean, std = scaling
     return (pixels.astype(jnp.float32) / 255 - mean) / std
 
 
 Batches = Callable[[Iterable[Sequence[int]]], Iterator[Batch]]
-"""From groups of indices to batches, as `run_pass` takes it."""
+"""Takes groups of indices and yields their batches; `run_pass` takes such a function."""
 
 
 def batches_of_photographs(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> Batches:
-    """Batches of photographs, preprocessed for a checkpoint."""
+    """A function that yields batches of photographs, preprocessed for a checkpoint."""
     size, resolution = batch_size(options.batch), resolution_of(checkpoint, options.resolution)
     return lambda groups: photograph_batches(images, groups, size, checkpoint.preprocess, resolution)
 
@@ -84,12 +90,12 @@ def batches_of_photographs(checkpoint: Checkpoint, images: ImageSet, options: Pa
 def batches_with_masks(
     checkpoint: Checkpoint, images: ImageSet, options: PassOptions, crop: Callable, blank: Callable
 ) -> Batches:
-    """Batches of images with masks, preprocessed for a checkpoint.
+    """A function that yields batches of images with masks, preprocessed for a checkpoint.
 
     Args:
       crop: takes an item, its name, a preset, a resolution and a patch size, and returns pixels and masks.
-      blank: takes the last three, and returns those of a missing image.
+      blank: takes a preset, a resolution and a patch size, and returns the pixels and masks of a missing image.
     """
     size = batch_size(options.batch)
-    how = checkpoint.preprocess, resolution_of(checkpoint, options.resolution), checkpoint.config.patch_size
-    return lambda groups: batches(images, groups, size, lambda item, name: crop(item, name, *how), blank(*how))
+    target = checkpoint.preprocess, resolution_of(checkpoint, options.resolution), checkpoint.config.patch_size
+    return lambda groups: batches(images, groups, size, lambda item, name: crop(item, name, *target), blank(*target))

@@ -1,4 +1,4 @@
-"""How a pass over images is run, whatever it computes."""
+"""Options of a pass over images that do not depend on the analysis."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,13 +10,13 @@ from qkjax.errors import QkjaxError
 
 @dataclass(frozen=True)
 class PassOptions:
-    """How a pass over images is run.
+    """Options of a pass over images.
 
     Attributes:
-      batch: images per batch, rounded up to a multiple of the devices. None: 8 on a CPU, because a larger batch
-        overflows its caches; 64 per device elsewhere.
+      batch: images per batch, rounded up to a multiple of the number of devices. None: 8 on a CPU, because a larger
+        batch overflows its caches; 64 per device elsewhere.
       resolution: (height, width) of the images in pixels; None: the checkpoint's own.
-      dtype: of the forward pass; projections, scores and measures are float32.
+      dtype: number format of the forward pass; projections, scores and measures are float32.
 
     Example:
       >>> PassOptions(batch=16, resolution=(224, 224))
@@ -29,10 +29,10 @@ class PassOptions:
 
 
 def batch_size(requested: int | None) -> int:
-    """Images per batch on the devices of this host, see `PassOptions`.
+    """The number of images per batch on the devices of this host, see `PassOptions`.
 
     Raises:
-      QkjaxError: less than one is requested.
+      QkjaxError: `requested` is less than 1.
     """
     if requested is not None and requested < 1:
         raise QkjaxError(f"batch={requested}: expected a whole number from 1 up")

@@ -1,4 +1,4 @@
-"""The file in which an interrupted pass is kept, from which the next one resumes."""
+"""The file that stores the progress of a pass, from which the next call resumes."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from qkjax.runtime.files import atomic_path
 def write_partial(
     path: Path, settings: Mapping[str, str], arrays: Mapping[str, np.ndarray], unreadable: Unreadable
 ) -> None:
-    """Writes the arrays of a pass, under any names but "settings", "unreadable" and "layout". Atomic.
+    """Writes the arrays of a pass atomically. Their names must not be "settings", "unreadable" or "layout".
 
     Raises:
       QkjaxError: the file cannot be written.
@@ -29,13 +29,13 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
     """The arrays and the unreadable images of an interrupted pass; None if there is no such file.
 
     Raises:
-      QkjaxError: it has other settings, cannot be read, or lacks an array.
+      QkjaxError: the file has other settings, cannot be read, or lacks an array.
     """
     if not path.exists():
         return None
     advice = f"remove {path} to start again"
     try:
-        # numpy leaves a file that it cannot read open, unless it is given an open one
+        # If numpy opens a file itself and cannot read it, it does not close it.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file}
         texts = ("settings", "unreadable", "layout")
@@ -44,7 +44,7 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
             raise ValueError("its arrays are not those that were written")
         unreadable = tuple((int(index), str(reason)) for index, reason in unreadable)
         different = [name for name in settings if settings[name] != earlier.get(name)]
-    except Exception as error:  # zipfile, numpy and json raise whatever they stumble over
+    except Exception as error:  # zipfile, numpy and json raise errors of many types
         raise QkjaxError(f"cannot read the interrupted pass {path} ({error}); {advice}") from error
     if different:
         raise QkjaxError(
@@ -54,5 +54,5 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
 
 
 def _layout(arrays: Mapping[str, np.ndarray]) -> dict[str, list]:
-    """Type and shape of each array, as JSON holds them."""
+    """Type and shape of each array, as JSON values."""
     return {name: [str(array.dtype), *array.shape] for name, array in arrays.items()}

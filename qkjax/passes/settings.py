@@ -1,4 +1,4 @@
-"""What a result depends on: equal settings give equal results."""
+"""The settings that a result depends on: equal settings give equal results."""
 
 import json
 from dataclasses import asdict
@@ -12,10 +12,10 @@ from qkjax.weights.checkpoint import Checkpoint, digest_of_parameters
 
 
 def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, **choices) -> dict[str, str]:
-    """Everything that a result depends on, as texts.
+    """All settings that a result depends on, as texts.
 
     Args:
-      choices: what the analysis lets its caller choose besides `options`, such as `top=9`.
+      choices: further arguments of the analysis besides `options`, such as `top=9`.
     """
     values = {
         "model": checkpoint.name,

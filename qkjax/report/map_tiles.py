@@ -65,7 +65,7 @@ def map_tiles(
       QkjaxError: an interrupted pass has other settings, or a file cannot be written; progress is kept.
     """
     settings = {**json.loads(top.attrs["settings"]), "shown": json.dumps(shown)}
-    path, partial = folder / "maps.nc", hosts.own(folder / "maps.partial.npz")
+    path, partial = folder / "maps.nc", hosts.process_path(folder / "maps.partial.npz")
     first, several = jax.process_index() == 0, jax.process_count() > 1
     dataset = _earlier(path, settings, shown, images) if first else None
     ready = hosts.gather_json(dataset is not None)[0] if several else dataset is not None

@@ -18,7 +18,7 @@ from qkjax.report.attended import Attended, attended
 from qkjax.report.pack import script
 from qkjax.report.pictures import SIDES, small_pictures, webp
 from qkjax.report.subject import ModelData
-from qkjax.runtime.interrupt import held
+from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.tree import query_key
 
 LOOKED_AT = 2
@@ -47,7 +47,7 @@ def write_model(folder: Path, found: ModelData, images: ImageSet, looked_at: Pho
     folder.mkdir(parents=True)
     photos = looked_at or _some(images, found)
     bias = bias_terms(query_key(found.subject.checkpoint.params))
-    with held() as interrupted:
+    with deferred_interrupt() as interrupted:
         terms = _write_looks(folder, found, photos, bias, interrupted)
         _write_heads(folder, found, interrupted)
         metrics = measure(found.modes)

@@ -1,1 +1,1 @@
-"""This process and its machine: files, interrupts, several hosts, devices."""
+"""The environment of a run: files, interrupts, several processes, devices."""

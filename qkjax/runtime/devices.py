@@ -6,6 +6,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def over_devices(axis: int | None) -> NamedSharding:
-    """Arrays split along an axis over all devices of this host; None: a whole copy on each device."""
+    """Sharding that splits arrays along an axis over all devices of this host; None: a full copy on each device."""
     devices = Mesh(np.array(jax.local_devices()), ("batch",))
     return NamedSharding(devices, PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "batch"))

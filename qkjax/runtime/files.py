@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Atomic writes: a reader sees the old or the new content of a file, never a part."""
 
 import os
 import shutil
@@ -11,17 +11,17 @@ from qkjax.errors import QkjaxError
 
 
 def _cannot_write(path: Path, error: OSError) -> QkjaxError:
-    return QkjaxError(f"cannot write {path}: {error.strerror or error}; choose another folder or make room")
+    return QkjaxError(f"cannot write {path}: {error.strerror or error}; choose another folder or free some space")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends without an error.
+    """A temporary path next to `path`, which is renamed to `path` if the block ends without an error.
 
-    The temporary name keeps the suffix, since writers such as matplotlib choose a format by it.
+    The temporary name has the same suffix, from which writers such as matplotlib infer the format.
 
     Raises:
-      QkjaxError: the folder cannot be made or written, or the disk is full; `path` is untouched.
+      QkjaxError: the folder cannot be created or written, or the disk is full; `path` is then unchanged.
     """
     temporary = None
     try:
@@ -32,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        # mkstemp makes files for the owner alone; results are for whoever the umask says.
+        # mkstemp makes the file readable by its owner only; results get the permissions of the umask.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -46,70 +46,71 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder for results, before the work that will fill it.
+    """Creates a folder for results, before the work starts.
 
     Raises:
-      QkjaxError: it is a file, or cannot be made.
+      QkjaxError: the path is a file, or the folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise QkjaxError(f"folder={path}: this is a file, and results need a folder; give another one") from error
+        raise QkjaxError(f"folder={path}: this is a file, and results need a folder; pass another one") from error
     except OSError as error:
-        raise QkjaxError(f"folder={path}: cannot be created ({error.strerror or error}); give another one") from error
+        raise QkjaxError(f"folder={path}: cannot be created ({error.strerror or error}); pass another one") from error
 
 
 def remove(path: Path) -> None:
-    """Removes a file written by way of `atomic_path`, and what processes killed while writing it left."""
-    for left in (path, *path.parent.glob(f".{path.stem}-*{path.suffix}")):
+    """Removes a file written with `atomic_path`, and temporary files of processes that were killed while writing."""
+    for file in (path, *path.parent.glob(f".{path.stem}-*{path.suffix}")):
         with suppress(OSError):
-            left.unlink()
+            file.unlink()
 
 
 @contextmanager
-def atomic_folder(path: Path, mark: str, sign: str, names: tuple[str, ...]) -> Iterator[Path]:
-    """A new folder beside `path` that takes its place when the block ends without an error.
+def atomic_folder(path: Path, marker: str, text: str, names: tuple[str, ...]) -> Iterator[Path]:
+    """A temporary folder next to `path`, which replaces `path` if the block ends without an error.
 
     Args:
-      mark, sign: a file that what is made has, and a text in it; so had what may be replaced.
-      names: of all that may be replaced: a folder with anything else in it is left alone.
+      marker, text: name of a file, and a text that it contains. They mark folders of this kind, which alone may be
+        replaced.
+      names: names of all entries that such a folder may have; a folder with any other entry is not replaced.
 
     Raises:
-      QkjaxError: `path` is a file, or a folder with other things in it; or it cannot be written. It is untouched.
+      QkjaxError: `path` is a file or a folder of another kind, or it cannot be written; it is then unchanged.
     """
-    check_replaceable(path, mark, sign, names)
-    path, temporary = path.resolve(), None  # a link stays, and what it leads to is replaced
+    check_replaceable(path, marker, text, names)
+    path, temporary = path.resolve(), None  # a link remains, and its target is replaced
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        made = temporary / "made"
-        made.mkdir()
-        yield made
+        new = temporary / "new"
+        new.mkdir()
+        yield new
         if path.exists():
             path.rename(temporary / "before")
-        made.rename(path)
+        new.rename(path)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
             if (temporary / "before").exists() and not path.exists():
-                (temporary / "before").rename(path)  # stopped between the two: what was there goes back
+                (temporary / "before").rename(path)  # stopped between the two renames: restores the old folder
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_replaceable(path: Path, mark: str, sign: str, names: tuple[str, ...]) -> None:
-    """Whether a folder of ours may be written to `path`, see `atomic_folder`.
+def check_replaceable(path: Path, marker: str, text: str, names: tuple[str, ...]) -> None:
+    """Checks that `path` is free or may be replaced, see `atomic_folder`.
 
     Raises:
-      QkjaxError: it may not.
+      QkjaxError: it may not be replaced.
     """
     if path.exists() and not path.is_dir():
-        raise QkjaxError(f"folder={path}: this is a file, and a folder is expected; give another one")
+        raise QkjaxError(f"folder={path}: this is a file, and a folder is expected; pass another one")
     if Path.cwd().is_relative_to(path.resolve()):
         raise QkjaxError(
-            f"folder={path}: this is the working folder, or above it, and would be replaced; give another one"
+            f"folder={path}: this is the working folder, or above it, and would be replaced; pass another one"
         )
-    inside = {item.name for item in path.iterdir()} if path.is_dir() else set()
-    ours = mark in inside and inside <= set(names) and sign in (path / mark).read_text(errors="replace")
-    if inside and not ours:
-        raise QkjaxError(f"folder={path}: it has other files in it, and would be replaced; give another one")
+    entries = {item.name for item in path.iterdir()} if path.is_dir() else set()
+    replaceable = marker in entries and entries <= set(names) and text in (path / marker).read_text(errors="replace")
+    if entries and not replaceable:
+        raise QkjaxError(f"folder={path}: it has other files in it, and would be replaced; pass another one")

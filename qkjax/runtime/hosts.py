@@ -1,4 +1,4 @@
-"""Several processes that work on shares of one job, by `jax.distributed`."""
+"""Several processes that each compute a share of one job, connected by `jax.distributed`."""
 
 import json
 import os
@@ -13,34 +13,36 @@ import numpy as np
 
 from qkjax.errors import QkjaxError
 
-Tree = TypeVar("Tree")  # of arrays
+Tree = TypeVar("Tree")  # a pytree of arrays
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
 def join() -> None:
-    """Joins the other processes; before the first computation. On TPU pods, Slurm, Open MPI and Kubernetes
-    jax finds them by itself, elsewhere the three environment variables above tell.
+    """Connects to the other processes; call it before the first computation.
+
+    On TPU pods, Slurm, Open MPI and Kubernetes jax detects the processes; elsewhere the environment variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID specify them.
 
     Raises:
-      QkjaxError: the variables are not whole numbers, or the others cannot be found.
+      QkjaxError: a variable is not a whole number, or the other processes cannot be reached.
     """
     import jax
 
-    told = {}
+    settings = {}
     try:
         if COUNT in os.environ or INDEX in os.environ:
-            told = {"num_processes": int(os.environ[COUNT]), "process_id": int(os.environ[INDEX])}
+            settings = {"num_processes": int(os.environ[COUNT]), "process_id": int(os.environ[INDEX])}
         with _standard_output_free():
-            jax.distributed.initialize(**told)
-        gather(np.array(0))  # while all are just starting: later one may be long at work before it asks
+            jax.distributed.initialize(**settings)
+        gather(np.array(0))  # connects now, while all start: later, one may work for long before it connects
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise QkjaxError(
-            f"cannot join the other processes ({error}); set {ADDRESS}=host:port, {COUNT} and {INDEX} for each"
+            f"cannot join the other processes ({error}); set {ADDRESS}=host:port, {COUNT} and {INDEX} for each process"
         ) from error
 
 
-def own(path: Path) -> Path:
-    """The path for this process alone, where there are several."""
+def process_path(path: Path) -> Path:
+    """The path with the index of this process in its name; unchanged if there is only one process."""
     import jax
 
     if jax.process_count() == 1:
@@ -50,7 +52,7 @@ def own(path: Path) -> Path:
 
 @contextmanager
 def _standard_output_free() -> Iterator[None]:
-    """Sends what C++ prints to standard error: Gloo reports its connections on standard output, where results go."""
+    """Redirects C++ output to standard error: Gloo reports its connections on standard output, like results."""
     sys.stdout.flush()
     try:
         output = os.dup(1)
@@ -66,34 +68,36 @@ def _standard_output_free() -> Iterator[None]:
 
 
 def gather(value: Tree) -> Tree:
-    """Arrays of every process, stacked along a new first axis, on each of them.
+    """The arrays of all processes, stacked along a new first axis; every process gets the result.
 
     Raises:
-      QkjaxError: a process is gone.
+      QkjaxError: another process has failed.
     """
     from jax.experimental import multihost_utils
 
     try:
         with _standard_output_free():
             return multihost_utils.process_allgather(value)
-    except Exception as error:  # each backend has errors of its own
+    except Exception as error:  # the type of the error depends on the backend
         reason = str(error).partition("\n")[0][:200]
-        raise QkjaxError(f"another process has failed, and its own message says why ({reason})") from error
+        raise QkjaxError(
+            f"another process has failed ({reason}): see its own error message, then run all again"
+        ) from error
 
 
 def gather_json(value) -> list:
-    """A value that JSON holds from every process, in the order of the processes, on each of them."""
+    """A JSON value from every process, in the order of the processes; every process gets all of them."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     longest = int(np.max(gather(np.array(len(text)))))
-    padded = np.frombuffer(text.tobytes().ljust(longest), np.uint8)  # JSON may end in blanks
+    padded = np.frombuffer(text.tobytes().ljust(longest), np.uint8)  # JSON ignores trailing blanks
     return [json.loads(row.tobytes()) for row in np.atleast_2d(gather(padded))]
 
 
 def agree(settings: Mapping[str, str]) -> None:
-    """Makes sure that all processes work on the same thing.
+    """Checks that all processes have the same settings.
 
     Raises:
-      QkjaxError: on all of them, where they do not; says in what.
+      QkjaxError: the settings differ; every process raises the error, which lists them.
     """
     first, *others = gather_json(dict(settings))
     if different := sorted({name for other in others for name in first if other.get(name) != first[name]}):
@@ -103,9 +107,10 @@ def agree(settings: Mapping[str, str]) -> None:
 
 
 def gather_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Named arrays of any shapes from every process, in the order of the processes, on each of them."""
+    """Named arrays of any shapes from every process, in the order of the processes; every process gets them all."""
     buffer = BytesIO()
-    np.savez(buffer, **{f"array/{name}": array for name, array in arrays.items()})  # `file` is an argument of savez
+    # The prefix avoids a clash with the argument `file` of savez.
+    np.savez(buffer, **{f"array/{name}": array for name, array in arrays.items()})
     data = np.frombuffer(buffer.getvalue(), np.uint8)
     sizes = np.ravel(gather(np.array(len(data))))
     padded = np.zeros(int(sizes.max()), np.uint8)

@@ -7,29 +7,29 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def held() -> Iterator[Callable[[], None]]:
-    """Within the block the first Ctrl-C is held back until the function it gives is called, which raises
-    KeyboardInterrupt then; a second one raises at once.
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Defers the first Ctrl-C within the block: it yields a function, and the next call of this function raises
+    KeyboardInterrupt. A second Ctrl-C raises it at once.
 
-    Raised anywhere it would tear apart what belongs together, and Python drops it where it is raised in a
-    callback of a library.
+    An interrupt at an arbitrary point could leave state and results inconsistent, and Python ignores it inside some
+    callbacks of libraries.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield lambda: None
         return
-    pressed = []
-    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+    signals = []
+    previous = signal.getsignal(signal.SIGINT) or signal.default_int_handler
 
-    def note(*_) -> None:
-        pressed.append(True)
-        signal.signal(signal.SIGINT, before)
+    def record(*_) -> None:
+        signals.append(True)
+        signal.signal(signal.SIGINT, previous)
 
     def check() -> None:
-        if pressed:
+        if signals:
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, record)
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)

@@ -16,7 +16,7 @@ from qkjax.passes.engine import with_waits
 from qkjax.results.rows import head_mean
 from qkjax.runtime import hosts
 from qkjax.runtime.files import make_folder
-from qkjax.runtime.interrupt import held
+from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.train.config import TrainConfig, vit_config
 from qkjax.train.data import Task, held_out_batches, training_batches
 from qkjax.train.devices import distribute
@@ -134,7 +134,7 @@ def _run_steps(
     batches = training_batches(task, config, done, *host)
     bar = tqdm(total=config.steps, initial=done, unit="step", desc=label or None, disable=host[0] > 0)
     began, idle, value, accuracy = time.monotonic(), 0.0, None, ""
-    with held() as interrupted, bar, tensorboard(folder, config, done) as board:
+    with deferred_interrupt() as interrupted, bar, tensorboard(folder, config, done) as board:
         for number, (waited, batch) in enumerate(with_waits(batches), start=done + 1):
             if value is None or value.is_ready():  # the previous step ended while this batch was being prepared
                 idle += waited

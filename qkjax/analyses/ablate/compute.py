@@ -28,7 +28,7 @@ from qkjax.interaction.query_key import QueryKey
 from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.passes.options import PassOptions
 from qkjax.passes.settings import settings_of
-from qkjax.runtime.interrupt import held
+from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.patches import query_places
 from qkjax.vit.tree import query_key
 from qkjax.weights.checkpoint import Checkpoint
@@ -110,7 +110,7 @@ def ablate(
     store = Store(partial, settings)
     done = [store.read(edit) for edit in (None, *edits)]
     if not all(same_images(arrays, done[0]) for arrays in done):
-        with held() as check_interrupt:
+        with deferred_interrupt() as check_interrupt:
             done = _fill(done, specs, edits, model, store, (queries, exact, options), check_interrupt)
     unreadable = json.loads(str(done[0]["unreadable"]))
     left_out = [(images.names[i], reason) for i, reason in unreadable]

@@ -68,7 +68,7 @@ class Store:
 
     def partial(self, edit: ResolvedEdit | None) -> Path | None:
         """The file for the progress of one pass of this host."""
-        return hosts.own(self.folder / f"{self.key(edit)}.partial.npz") if self.folder else None
+        return hosts.process_path(self.folder / f"{self.key(edit)}.partial.npz") if self.folder else None
 
 
 def same_images(arrays: Arrays | None, original: Arrays | None) -> bool:

@@ -23,7 +23,7 @@ from qkjax.interaction.mode_name import ModeName, requested_indices
 from qkjax.passes.inputs import for_photographs
 from qkjax.passes.options import PassOptions
 from qkjax.results.rows import write_csv
-from qkjax.runtime.interrupt import held
+from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.weights.checkpoint import Checkpoint
 
 SELECTED = "chosen"  # the page of modes that were named
@@ -127,7 +127,7 @@ def draw_pages(
     drawn = sheets(checkpoint, images, dataset, pages)
     jobs = ((folder / page, (title, rows)) for page, rows in drawn)
     saved = figures.save_all(jobs, len(pages), top_images_sheet, formats)
-    with held() as check_interrupt:
+    with deferred_interrupt() as check_interrupt:
         for _ in tqdm(saved, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
             check_interrupt()
     lines = [{"page": page, **line} for page, names in pages.items() for line in mode_table(dataset, names)]

@@ -28,7 +28,7 @@ from qkjax.passes.inputs import (
     resolution_of,
 )
 from qkjax.passes.options import PassOptions, batch_size
-from qkjax.runtime.interrupt import held
+from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.model import ViT, forward
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint
@@ -120,7 +120,7 @@ def mode_maps(
     indices = sorted(modes_by_image)
     groups = [indices[i : i + size] for i in range(0, len(indices), size)]
     few = len(indices) < 3 * size
-    with tqdm(total=len(indices), desc="maps", unit="img", disable=few) as bar, held() as check_interrupt:
+    with tqdm(total=len(indices), desc="maps", unit="img", disable=few) as bar, deferred_interrupt() as check_interrupt:
         for batch in batches_of_photographs(checkpoint, images, options)(groups):
             check_interrupt()
             for _, reason in batch.unreadable:
