@@ -3,7 +3,7 @@
     python benchmarks/preference.py        # a ViT-B/16 at 224 pixels with random weights; some minutes on a CPU
 
 Timed is `qkjax.attention_preference`: scenes generated in threads, masks resized to the patch grid, forward pass,
-masses of all heads, anisotropy, saved progress; and the modes, their metrics and the dataset (not timed up to
+masses of all heads, anisotropy, saved progress; and the modes, their metrics and the dataset (not timed until
 2026-11-27). The
 floor is the bare forward pass on the same batches, already generated. Speed does not depend on the weights. Both are
 timed in turns, since the speed of machines varies.

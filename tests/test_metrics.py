@@ -178,7 +178,7 @@ def test_null_of_random_kernels():
 def test_bias_terms_make_up_the_logits(kernels):
     """y_i M y_j + y_i a + b y_j + c, divided by sqrt(d), is q_i . k_j / sqrt(d)."""
     attention = _attention(*kernels)
-    query, key, query_bias, key_bias, scale, offset = (np.asarray(x, np.float64) for x in attention)
+    query, key, query_bias, key_bias, scale, offset = (np.asarray(x, np.float64) for x in attention[:6])
     bias = qkjax.bias_terms(attention)
     rng = np.random.default_rng(7)
     x = rng.standard_normal((2000, 48))

@@ -40,7 +40,7 @@ def decompose(
       `qkjax.interaction.modes.decompose` for the accuracy.
 
     Raises:
-      QkjaxError: kernels of other shapes, `center` without `fold_scale`, or `fold_scale` for kernels.
+      QkjaxError: kernels of other shapes, `center` without `fold_scale` or for an RMSNorm, or `fold_scale` for kernels.
 
     Example:
       >>> import qkjax
@@ -57,7 +57,7 @@ def decompose(
         return modes.decompose(checkpoint, key_kernel, **how)
     if key_kernel is not None or norm_scale is not None:
         raise QkjaxError("decompose takes a checkpoint alone, or two kernels; a checkpoint and an array were given")
-    check_frame(fold_scale, center)
+    check_frame(fold_scale, center, bool(checkpoint.norm_centers))
     scale = checkpoint.norm_scale if fold_scale else None
     kernels = checkpoint.query_kernel, checkpoint.key_kernel
     return modes.decompose(*kernels, norm_scale=scale, center=center, normalize=normalize)
@@ -75,12 +75,14 @@ def bias_terms(checkpoint: Checkpoint | QueryKey) -> BiasTerms:
     return bias.bias_terms(query_key(checkpoint.params) if isinstance(checkpoint, Checkpoint) else checkpoint)
 
 
-def check_frame(fold_scale: bool, center: bool) -> None:
+def check_frame(fold_scale: bool, center: bool, norm_centers: bool = True) -> None:
     """Refuses a frame that does not exist.
 
     Raises:
-      QkjaxError: `center` without `fold_scale`.
+      QkjaxError: `center` without `fold_scale`, or for an RMSNorm.
     """
+    if center and not norm_centers:
+        raise QkjaxError("center=True removes the mean direction, which this model's RMSNorm leaves in: drop center")
     if center and not fold_scale:
         raise QkjaxError(
             "center=True needs fold_scale=True: it removes a direction of normalised tokens, on which the folded M acts"

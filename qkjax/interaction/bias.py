@@ -52,27 +52,34 @@ def relative_spreads(bias: BiasTerms) -> tuple[Float[np.ndarray, "layers heads"]
     return query, key
 
 
-@jax.jit
 def bias_terms(query_key: QueryKey) -> BiasTerms:
     """Directions, constant and spreads of the bias terms of all heads.
 
     Let y = g * x + norm_bias, where x has unit variance in all directions but no mean over the embedding, which
     C = I - 11^T / D removes. Then the spread of b . y is ||C diag(g) b||, and that of y_i M y_j is
-    ||C diag(g) M diag(g) C||_F.
+    ||C diag(g) M diag(g) C||_F. An RMSNorm leaves the mean in, so that C is the identity.
     """
-    query, key, query_bias, key_bias, scale, _ = (jnp.asarray(x, jnp.float32) for x in query_key)
+    return _bias_terms(query_key[:5], centers=bool(query_key.norm_centers))
+
+
+@partial(jax.jit, static_argnames="centers")
+def _bias_terms(parameters: tuple, centers: bool) -> BiasTerms:
+    query, key, query_bias, key_bias, scale = (jnp.asarray(x, jnp.float32) for x in parameters)
     head_dim = query.shape[-1]
     einsum = partial(jnp.einsum, precision="highest")
     towards_query = einsum("ldhk,lhk->lhd", query, key_bias)
     towards_key = einsum("ldhk,lhk->lhd", key, query_bias)
 
+    def centered(folded, axis):
+        return folded - folded.mean(axis, keepdims=True) if centers else folded
+
     def spread(direction):
         folded = direction * scale[:, None, :]
-        return jnp.linalg.norm(folded - folded.mean(-1, keepdims=True), axis=-1) / np.sqrt(head_dim)
+        return jnp.linalg.norm(centered(folded, -1), axis=-1) / np.sqrt(head_dim)
 
     def gram(kernel):
         folded = kernel * scale[:, :, None, None]
-        folded = folded - folded.mean(1, keepdims=True)
+        folded = centered(folded, 1)
         return einsum("ldhk,ldhm->lhkm", folded, folded)
 
     # ||A B^T||_F^2 = tr(A^T A B^T B)

@@ -13,6 +13,8 @@ class QueryKey(NamedTuple):
 
     logit_ij = (y_i Wq + bq) . (y_j Wk + bk) / sqrt(d) with y = norm_scale * normalised token + norm_bias.
 
+    `norm_centers` is whether the norm subtracts the mean of a token: LayerNorm does, RMSNorm does not.
+
     Example:
       >>> import qkjax
       >>> parts = qkjax.query_key(qkjax.load("dinov2-vits14-focus").params)
@@ -26,3 +28,4 @@ class QueryKey(NamedTuple):
     key_bias: Float[Stack, "layers heads head_dim"]
     norm_scale: Float[Stack, "layers embed"]
     norm_bias: Float[Stack, "layers embed"]
+    norm_centers: bool = True

@@ -8,7 +8,8 @@ from qkjax.errors import QkjaxError, nearest
 
 Pool = Literal["tok", "gap", "map", "none", "0"]
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
-Resample = Literal["linear", "bicubic", "bicubic_antialias"]
+Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias"]
+Norm = Literal["layer", "rms"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class ViTConfig:
       posemb: position embedding: learned, fixed sine-cosine in two dimensions, or none.
       posemb_resample: how a learned position embedding is resampled to another grid: "linear" with
         aligned corners (big_vision), or torch's "bicubic" with half-pixel centres and a = -0.75, or its
-        "bicubic_antialias", with a = -0.5 and at least as wide as a pixel of the new grid.
+        "bicubic_antialias", with a = -0.5 and at least as wide as a pixel of the new grid, or
+        "bilinear_antialias" likewise.
       pool: class token ("tok"), mean of the patches ("gap"), attention pooling ("map"), no pooling ("none": the head
         acts on every token), or the first token ("0").
+      pool_prefix: "gap" and "map" pool the special tokens, too, and not the patches alone.
       class_token: whether there is a class token, before all other tokens.
       registers: number of tokens between class token and patches: registers, or DeiT's distillation token.
       distilled: whether the first of these tokens has a second head; the output is the mean of both heads (DeiT).
@@ -38,10 +41,15 @@ class ViTConfig:
       layer_scale: each residual branch ends in a learned scale per channel (DINOv2, BEiT).
       pre_norm: a LayerNorm before the first layer (CLIP).
       pool_norm: the last LayerNorm acts only on the pooled token (fine-tuned SimMIM).
+      final_norm: a LayerNorm after the last layer, or with `pool_norm` after the pooling.
+      inner_norms: a LayerNorm of the attention's mixed values before the output projection, and one of the MLP's
+        hidden units after the activation (BEiT-3).
+      norm: LayerNorm, or RMSNorm ("rms"), which subtracts no mean and has no bias (AIMv2).
       relative_positions: a bias of the logits for each offset between patches (BEiT, SimMIM).
-      norm_eps: epsilon of every LayerNorm.
+      norm_eps: epsilon of every norm.
       activation: of the MLP: tanh-approximated GELU (big_vision) or exact GELU, x sigmoid(1.702 x) (CLIP), or
         silu(a) * b of the two halves (a, b) of the first layer's output (DINOv2 giant).
+      weights_only: why the model cannot be run on images, so that only its weights are analysed; "" if it can.
 
     Example:
       ViTConfig(width=64, depth=4, heads=4, head_dim=16, mlp_dim=128, patch_size=(8, 8), grid=(4, 4), classes=10)
@@ -64,6 +72,7 @@ class ViTConfig:
     posemb: Literal["learn", "sincos2d", "none"] = "learn"
     posemb_resample: Resample = "linear"
     pool: Pool = "gap"
+    pool_prefix: bool = False
     class_token: bool = False
     registers: int = 0
     distilled: bool = False
@@ -72,9 +81,13 @@ class ViTConfig:
     layer_scale: bool = False
     pre_norm: bool = False
     pool_norm: bool = False
+    final_norm: bool = True
+    inner_norms: bool = False
+    norm: Norm = "layer"
     relative_positions: bool = False
     norm_eps: float = 1e-6
     activation: Activation = "gelu_tanh"
+    weights_only: str = ""
 
     @property
     def prefix_tokens(self) -> int:
@@ -92,6 +105,8 @@ SETTINGS = {
     "pool": get_args(Pool),
     "activation": get_args(Activation),
     "posemb_resample": get_args(Resample),
+    "norm": get_args(Norm),
+    "pool_prefix": "True or False",
     "heads": "a positive whole number",
 }
 """Settings that cannot be inferred from the shapes of a parameter tree and can be passed to `load`."""
@@ -121,6 +136,8 @@ def check_settings(settings: Mapping) -> dict:
 def _is_allowed(name: str, value) -> bool:
     if name == "grid":
         return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+    if name == "pool_prefix":
+        return isinstance(value, bool)
     if name == "heads":
         return type(value) is int and value > 0
     if name == "norm_eps":

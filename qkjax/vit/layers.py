@@ -29,6 +29,12 @@ ACTIVATIONS = {
 }
 
 
+def normalisation(config: ViTConfig, name: str | None) -> nn.Module:
+    """The norm of the configuration, LayerNorm or RMSNorm, by its name in the parameter tree."""
+    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return kind(epsilon=config.norm_eps, name=name)
+
+
 def precision(dtype: str) -> jax.lax.Precision | None:
     """Full precision for float32: by default, GPUs and TPUs round the factors of a float32 product."""
     return None if dtype == "bfloat16" else jax.lax.Precision.HIGHEST
@@ -44,6 +50,7 @@ class MultiHeadDotProductAttention(nn.Module):
     head_dim: int
     dtype: str
     relative_grid: tuple[int, int] | None = None
+    inner_norm: nn.Module | None = None
 
     @nn.compact
     def __call__(self, queries_from: Float[Array, "B M D"], keys_from: Float[Array, "B N D"]):
@@ -67,6 +74,9 @@ class MultiHeadDotProductAttention(nn.Module):
             logits = logits + self._relative_bias()[None]
         weights = nn.softmax(logits, axis=-1)
         mixed = product("bhqk,bkhd->bqhd", weights.astype(self.dtype), value)
+        if self.inner_norm is not None:
+            joined = self.inner_norm(mixed.reshape(*mixed.shape[:-2], -1))
+            mixed = joined.reshape(mixed.shape).astype(self.dtype)
         out = nn.DenseGeneral(queries_from.shape[-1], axis=(-2, -1), name="out", **kwargs)(mixed)
         return out, {"query": query, "key": key, "attention_logits": logits, "attention": weights}
 
@@ -78,11 +88,12 @@ class MultiHeadDotProductAttention(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """Dense, activation, Dense."""
+    """Dense, activation, a norm if there is one, Dense."""
 
     hidden: int
     activation: str
     dtype: str
+    inner_norm: nn.Module | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
@@ -93,6 +104,8 @@ class MlpBlock(nn.Module):
             "precision": precision(self.dtype),
         }
         hidden = ACTIVATIONS[self.activation](nn.Dense(self.hidden, **kwargs)(x))
+        if self.inner_norm is not None:
+            hidden = self.inner_norm(hidden)
         return nn.Dense(x.shape[-1], **kwargs)(hidden)
 
 
@@ -115,16 +128,20 @@ class Encoder1DBlock(nn.Module):
     def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
         c = self.config
         captured = {"residual": x}
-        captured["norm"] = y = nn.LayerNorm(epsilon=c.norm_eps)(x)
+        captured["norm"] = y = normalisation(c, tree.NORM)(x)
+        inner = partial(normalisation, c) if c.inner_norms else lambda name: None
         relative_grid = c.grid if c.relative_positions else None
-        y, intermediates = MultiHeadDotProductAttention(c.heads, c.head_dim, self.dtype, relative_grid)(y, y)
+        attention = MultiHeadDotProductAttention(
+            c.heads, c.head_dim, self.dtype, relative_grid, inner("attention_norm"), name=tree.ATTENTION
+        )
+        y, intermediates = attention(y, y)
         captured |= intermediates
         if c.layer_scale:
             y = LayerScale()(y)
         out = {"sa": y}
         x = out["+sa"] = x + y
-        y = nn.LayerNorm(epsilon=c.norm_eps)(x)
-        y = MlpBlock(c.mlp_dim, c.activation, self.dtype)(y)
+        y = normalisation(c, "LayerNorm_1")(x)
+        y = MlpBlock(c.mlp_dim, c.activation, self.dtype, inner("mlp_norm"), name="MlpBlock_0")(y)
         if c.layer_scale:
             y = LayerScale()(y)
         out["mlp"] = y
@@ -145,8 +162,8 @@ class Encoder(nn.Module):
             block = Encoder1DBlock(self.config, self.dtype, name=tree.block_name(layer))
             x, out[tree.output_name(layer)] = block(x, capture)
         out["pre_ln"] = x
-        if not self.config.pool_norm:
-            x = nn.LayerNorm(epsilon=self.config.norm_eps, name="encoder_norm")(x)
+        if self.config.final_norm and not self.config.pool_norm:
+            x = normalisation(self.config, "encoder_norm")(x)
         return x, out
 
 
@@ -161,5 +178,5 @@ class MAPHead(nn.Module):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
         probe = jnp.tile(probe, (x.shape[0], 1, 1))
         x, _ = MultiHeadDotProductAttention(c.heads, c.head_dim, "float32")(probe, x)
-        y = nn.LayerNorm(epsilon=c.norm_eps)(x)
+        y = normalisation(c, "LayerNorm_0")(x)
         return (x + MlpBlock(c.mlp_dim, c.activation, "float32")(y))[:, 0]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from qkjax.errors import QkjaxError
 from qkjax.vit import posemb, tree
 from qkjax.vit.config import ViTConfig
-from qkjax.vit.layers import Encoder, MAPHead, precision
+from qkjax.vit.layers import Encoder, MAPHead, normalisation, precision
 
 CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
 """Intermediates that each layer can return, see `forward`."""
@@ -63,13 +63,13 @@ class ViT(nn.Module):
         x = out["with_posemb"] = x.reshape(batch, rows * columns, -1) + self._positions((rows, columns), x.dtype)
         x = self._with_prefix(x)
         if c.pre_norm:
-            x = nn.LayerNorm(epsilon=c.norm_eps, name="pre_norm")(x)
+            x = normalisation(c, "pre_norm")(x)
         x, out["encoder"] = Encoder(c, self.dtype, name=tree.ENCODER)(x, capture)
         out["encoded"] = tokens = x
         patches = tokens[:, c.prefix_tokens :].reshape(batch, rows, columns, -1)
         x = self._pool(tokens)
         if c.pool_norm:
-            norm = nn.LayerNorm(epsilon=c.norm_eps, name="pool_norm")
+            norm = normalisation(c, "pool_norm")
             x, patches = norm(x), norm(patches)
         if c.pool != "none":
             out["head_input"] = x
@@ -116,13 +116,15 @@ class ViT(nn.Module):
         return jnp.concatenate([jnp.tile(p.astype(x.dtype), (x.shape[0], 1, 1)) for p in prefix] + [x], axis=1)
 
     def _pool(self, x):
-        match self.config.pool:
+        c = self.config
+        pooled = x if c.pool_prefix else x[:, c.prefix_tokens :]
+        match c.pool:
             case "tok" | "0":
                 return x[:, 0]
             case "gap":
-                return jnp.mean(x[:, self.config.prefix_tokens :], axis=1)
+                return jnp.mean(pooled, axis=1)
             case "map":
-                return MAPHead(self.config, name="MAPHead_0")(x)
+                return MAPHead(c, name="MAPHead_0")(pooled)
             case "none":
                 return x
 

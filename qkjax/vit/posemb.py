@@ -50,7 +50,17 @@ def _antialiased_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-RESAMPLERS = {"linear": _linear_weights, "bicubic": _bicubic_weights, "bicubic_antialias": _antialiased_weights}
+def _antialiased_linear_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """A triangle as wide as a pixel of the coarser grid, normalised, as torch's bilinear with antialias=True."""
+    scale = old / new
+    centre = (np.arange(new) + 0.5) * scale
+    t = np.abs(np.arange(old)[None] + 0.5 - centre[:, None]) / max(scale, 1)
+    weights = np.maximum(0, 1 - t)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+RESAMPLERS = {"linear": _linear_weights, "bicubic": _bicubic_weights, "bicubic_antialias": _antialiased_weights,
+              "bilinear_antialias": _antialiased_linear_weights}  # fmt: skip
 
 
 def resample(

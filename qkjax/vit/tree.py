@@ -122,11 +122,14 @@ def query_key(params: Mapping) -> QueryKey:
         layers = [blocks[block_name(layer)] for layer in range(depth_of(params))]
         if not layers:
             raise KeyError(block_name(0))
+        centers = "bias" in layers[0][NORM]  # an RMSNorm has none, and subtracts no mean
         parts = [
-            (a["query"]["kernel"], a["key"]["kernel"], a["query"]["bias"], a["key"]["bias"], n["scale"], n["bias"])
+            (a["query"]["kernel"], a["key"]["kernel"], a["query"]["bias"], a["key"]["bias"], n["scale"],
+             n["bias"] if centers else np.zeros_like(n["scale"]))
             for a, n in ((block[ATTENTION], block[NORM]) for block in layers)
-        ]
-        return QueryKey(*(np.stack([np.asarray(x, np.float32) for x in part]) for part in zip(*parts, strict=True)))
+        ]  # fmt: skip
+        stacked = (np.stack([np.asarray(x, np.float32) for x in part]) for part in zip(*parts, strict=True))
+        return QueryKey(*stacked, norm_centers=centers)
     except (KeyError, TypeError, ValueError) as error:
         raise QkjaxError(f"the tree is not that of a ViT: {error}; give `params` as `qkjax.load` returns it") from error
 

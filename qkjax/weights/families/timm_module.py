@@ -1,0 +1,109 @@
+"""What a live timm model computes, as far as its parameters do not show it: heads, pooling, activation, norms, grid.
+
+The functions read attributes and the names of classes, and import neither timm nor torch. `timm_architectures.json` is
+what they give for every ViT of timm, by the name of the architecture (`benchmarks/survey.py` writes it).
+"""
+
+from typing import Any
+
+KNOWN = ("VisionTransformer", "VisionTransformerDistilled", "Beit", "Eva", "VisionTransformerSAM", "NaFlexVit",
+         "VisionTransformerRelPos")  # fmt: skip
+POOLS = {"token": "tok", "avg": "gap", "map": "map", "": "none"}
+ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+NORMS = {"LayerNorm": "layer", "LayerNormFp32": "layer", "RmsNorm": "rms", "RMSNorm": "rms"}
+POST_NORM = (
+    "its LayerNorms follow attention and MLP (residual post-norm): Wq Wk^T acts on the residual stream, not on the "
+    "output of a LayerNorm"
+)
+ROTARY = "it has rotary position embeddings: a head has no single matrix Wq Wk^T"
+BLOCKS = {
+    "ResPostBlock": POST_NORM,
+    "ResPostRelPosBlock": POST_NORM,
+    "EvaBlockPostNorm": POST_NORM,
+    "ParallelScalingBlock": "attention and MLP of a layer share one LayerNorm and run in parallel",
+    "ParallelThingsBlock": "each layer has several attentions in parallel",
+    "DiffParallelScalingBlock": "each head subtracts two attention maps (differential attention)",
+}
+
+
+def facts_of(model: Any) -> dict:
+    """The facts about a model of timm that `ViTConfig` needs besides the shapes of its parameters.
+
+    Args:
+      model: a module of timm.
+
+    Returns:
+      Settings of `ViTConfig`, and "prefix_positions": whether special tokens have position embeddings. Or "refused":
+      the reason why qkjax cannot read it; or, besides the heads, "weights_only": the reason why it reads only queries
+      and keys.
+    """
+    block = model.blocks[0] if len(getattr(model, "blocks", ())) else None
+    if reason := _refusal(model, block):
+        return {"refused": reason}
+    facts = {"heads": int(block.attn.num_heads), "norm_eps": float(block.norm1.eps), "norm": NORMS[_class(block.norm1)]}
+    if head_dim := getattr(block.attn, "head_dim", None):
+        facts["head_dim"] = int(head_dim)
+    if reason := _limit(model, block):
+        return facts | {"weights_only": reason}
+    pool = model.attn_pool if _class(getattr(model, "attn_pool", None)) != "NoneType" else None
+    facts |= {
+        "activation": _activation(block.mlp),
+        "pool": "map" if pool is not None else POOLS[model.global_pool],
+        "pool_prefix": bool(getattr(model, "pool_include_prefix", False)),
+        "prefix_positions": not getattr(model, "no_embed_class", False),
+        "posemb_resample": "bicubic_antialias",
+    }
+    grid = getattr(model.patch_embed, "grid_size", None) if hasattr(model, "patch_embed") else None
+    return facts | ({"grid": tuple(map(int, grid))} if grid else {})
+
+
+def _class(module: Any) -> str:
+    return type(module).__name__
+
+
+def _refusal(model: Any, block: Any) -> str:
+    """Why the model's heads have no modes, or not those that qkjax would compute; "" if they have."""
+    if _class(model) not in KNOWN or block is None:
+        return f"timm's {_class(model)} is not an architecture that qkjax knows"
+    if _class(block) in BLOCKS:
+        return BLOCKS[_class(block)]
+    attention = block.attn
+    reasons = {
+        ROTARY: not _is_absent(model, "rope"),
+        BLOCKS["DiffParallelScalingBlock"]: "Diff" in _class(attention),
+        "it normalises queries and keys: a head has no single matrix Wq Wk^T": not _is_absent(attention, "q_norm"),
+        "several query heads share a key head": getattr(attention, "num_kv_heads", None) not in (
+            None, attention.num_heads),
+        f"its norm {_class(block.norm1)} is not one that qkjax knows": _class(block.norm1) not in NORMS,
+    }  # fmt: skip
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _limit(model: Any, block: Any) -> str:
+    """Why qkjax cannot run the model, though it can analyse its weights; "" if it can."""
+    pool, act = getattr(model, "attn_pool", None), _class(getattr(block.mlp, "act", None))
+    reasons = {
+        "its attention has windows and decomposed relative positions": _class(model) == "VisionTransformerSAM",
+        "its relative position bias is computed by a part of timm": _class(model) == "VisionTransformerRelPos",
+        "a convolutional network computes its tokens": _class(getattr(model, "patch_embed", None)) == "HybridEmbed",
+        "the output of its attention is gated": not _is_absent(block.attn, "gate"),
+        f"its pooling {_class(pool)} is unknown": _class(pool) not in ("NoneType", "AttentionPoolLatent"),
+        f"its pooling {model.global_pool!r} is unknown": pool is None and model.global_pool not in POOLS,
+        f"its MLP {_class(block.mlp)} with {act} is unknown": _activation(block.mlp) is None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _is_absent(module: Any, name: str) -> bool:
+    """Whether a part is None, missing, or does nothing."""
+    return _class(getattr(module, name, None)) in ("NoneType", "Identity")
+
+
+def _activation(mlp: Any) -> str | None:
+    """The name of the MLP's activation in qkjax; None if it is unknown."""
+    act = _class(getattr(mlp, "act", None))
+    if _class(mlp) == "SwiGLU" or (_class(mlp) == "GluMlp" and not mlp.gate_last):
+        return "swiglu" if act == "SiLU" else None
+    if _class(mlp) != "Mlp":
+        return None
+    return "gelu_tanh" if getattr(getattr(mlp, "act", None), "approximate", "none") == "tanh" else ACTIVATIONS.get(act)
