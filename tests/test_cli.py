@@ -319,7 +319,7 @@ def test_modes_of_a_small_model(tmp_path):
         (("image", DATA / "a.npz", "chelsea", "--resolution", 4, 400), ("smaller than a patch",)),
         (("image", DATA / "a.npz", DATA), ("is a folder, and one image is expected",)),
         (("modes", DATA / "a.npz", "--resolution", -32, 32), ("smaller than a patch",)),
-        (("modes", DATA / "a.npz", "--images", "nowhere"), ("there is no nowhere: give a folder",)),
+        (("modes", DATA / "a.npz", "--images", "nowhere"), ("there is no nowhere: pass a folder",)),
         (("modes", DATA / "a.npz", "--images", DATA), ("no image in",)),
         (("modes", DATA / "a.npz", "--select", "L0 H9 M0"), ("there is no mode L0 H9 M0",)),
         (("modes", DATA / "a.npz", "--score", "best"), ("'best': unknown score", "product")),

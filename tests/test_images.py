@@ -92,7 +92,7 @@ def test_a_set_that_cannot_be_listed(tmp_path, name, data, says):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(QkjaxError, match=says):
         open_images(tmp_path)
-    with pytest.raises(QkjaxError, match=r"there is no .*nowhere: give a folder, a \.zip or \.tar"):
+    with pytest.raises(QkjaxError, match=r"there is no .*nowhere: pass a folder, a \.zip or \.tar"):
         open_images(tmp_path / "nowhere")
 
 
@@ -164,7 +164,7 @@ def test_what_no_archive_should_hold(tmp_path, monkeypatch):
     (tmp_path / "x.zip").write_bytes(data)
     (batch,) = photograph_batches(open_images(tmp_path), [range(2)], 2, PRESET, (8, 8))
     reasons = [reason for _, reason in batch.unreadable]
-    assert "cannot read image x.zip/bomb.png: unpacked it has 2 MiB, and 1 are allowed" in reasons[0]
+    assert "cannot read image x.zip/bomb.png: its unpacked size is 2 MiB, and the limit is 1 MiB" in reasons[0]
     assert "cannot read image x.zip/secret.png: it is encrypted" in reasons[1]
 
 

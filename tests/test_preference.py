@@ -226,7 +226,7 @@ def test_o3_that_is_not_as_published(tmp_path, capsys, monkeypatch):
     assert dict(scenes.left_out) == {
         "a.png": "a.jpg has the same masks", "gone.jpg": "listed in the table, and not there",
     }  # fmt: skip
-    with pytest.raises(qkjax.QkjaxError, match=r"b\.jpg: its EXIF orientation turns it"):
+    with pytest.raises(qkjax.QkjaxError, match=r"b\.jpg: its EXIF orientation rotates it"):
         scenes.read(1)
     mask = tmp_path / "targ_labels" / "a.jpg"
     data = bytearray(mask.read_bytes())
@@ -265,7 +265,7 @@ def test_scenes_that_are_not_whole_are_explained(tmp_path):
         with pytest.raises(qkjax.QkjaxError, match=says):
             crop_to_model(scene, "x", preset, None, (8, 8))
     for path, says in {
-        "none": "there is no folder .*none: give the unpacked O3 data set",
+        "none": "there is no folder .*none: pass that of the unpacked O3 data set",
         ".": "is not the O3 data set: it has folders images, targ_labels and dist_labels",
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):

@@ -115,7 +115,7 @@ def test_processor_config_without_resizing_only_cuts():
     read = from_processor_config({**kind, "do_resize": False, "do_normalize": False, "crop_size": 64})
     assert (read.resize, read.crop, read.mean, read.std) == ("none", 64, (0, 0, 0), (1, 1, 1))
     np.testing.assert_array_equal(picture(data.astronaut(), read), data.astronaut()[224:288, 224:288])
-    with pytest.raises(QkjaxError, match="cannot cut 64 x 64 pixels out of 50 x 40"):
+    with pytest.raises(QkjaxError, match="cannot crop 64 x 64 pixels from 50 x 40"):
         picture(np.zeros((40, 50, 3), np.uint8), read)
 
 
@@ -226,7 +226,7 @@ def test_arrays_that_are_no_picture(array):
 def test_a_strip_is_no_memory_bomb():
     with pytest.raises(QkjaxError, match="too long a strip"):
         picture(np.zeros((1, 60_000, 3), np.uint8), PRESETS["hf-clip"])
-    with pytest.raises(QkjaxError, match="cannot cut 0 x 0 pixels"):
+    with pytest.raises(QkjaxError, match="cannot crop 0 x 0 pixels"):
         picture(np.zeros((9, 9, 3), np.uint8), PRESETS["hf-clip"], 0)
 
 

@@ -1,4 +1,4 @@
-"""Images and masks: where they come from, and how they become what a model takes.
+"""Images and masks: their sources, and their conversion to the input of a model.
 
 few, _ = qkjax.images.photographs().spread(4)
 images = qkjax.images.open_images("folder")

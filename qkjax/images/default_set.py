@@ -1,4 +1,4 @@
-"""The default set: natural photographs that come with scikit-image and scikit-learn, whole and in crops."""
+"""The default image set: natural photographs of scikit-image and scikit-learn, whole and in crops."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -17,39 +17,39 @@ FILES = {
                 "rocket.jpg"),
     "sklearn": ("china.jpg", "flower.jpg"),
 }  # fmt: skip
-PARTS = (2, 3)
+PARTS = (2, 3)  # the side of a crop is a half or a third of the short side
 
 
 def photographs(crops: bool = True) -> ImageSet:
-    """Fifteen photographs: people, animals, things, a street, textures, sky.
+    """Fifteen photographs: people, animals, objects, a street, textures, sky.
 
     Args:
-      crops: also squares of half and of a third of each one's short side, side by side over all of it
-        (with them about 250 images), so that the images a mode likes best show what in them it likes.
+      crops: whether to add a tiling of each photograph into squares of a half and of a third of its short side, which
+        gives about 250 images in all. The crops show which part of a photograph excites a mode.
 
     Raises:
       QkjaxError: scikit-image or scikit-learn is not installed.
     """
-    found = []
+    listed = []
     for package, files in FILES.items():
         for file in files:
-            found += _whole_and_crops(_folder(package) / file, PARTS if crops else ())
-    return image_set("photographs", found)
+            listed += _whole_and_crops(_folder(package) / file, PARTS if crops else ())
+    return image_set("photographs", listed)
 
 
 def subjects(images: ImageSet) -> tuple[list[int], list[str]]:
-    """For each of the default photographs and crops the number of the photograph it is of; and their names."""
+    """For each image of the default set, the index of the photograph it shows; and the names of the photographs."""
     stems = [name.split(" ")[0] for name in images.names]
     names = sorted(set(stems))
     return [names.index(stem) for stem in stems], names
 
 
 def _folder(package: str) -> Path:
-    spec = find_spec(package)  # located, not imported: only its files are needed
+    spec = find_spec(package)  # finds the package without importing it, since only its files are needed
     if spec is None or not spec.submodule_search_locations:
         raise QkjaxError(
-            "the default photographs come with scikit-image and scikit-learn, which are not both here: "
-            "pip install 'qkjax[photographs]', or give your own folder as images=..."
+            "the default photographs come with scikit-image and scikit-learn, which are not both installed: "
+            "pip install 'qkjax[photographs]', or pass your own folder as images=..."
         )
     return Path(spec.submodule_search_locations[0], FOLDERS[package])
 
@@ -57,7 +57,7 @@ def _folder(package: str) -> Path:
 def _whole_and_crops(path: Path, parts: tuple[int, ...]) -> list[Listed]:
     whole = open_image(path)
     size = path.stat().st_size
-    found: list[Listed] = [(path.stem, size, partial(open_image, path))]
+    listed: list[Listed] = [(path.stem, size, partial(open_image, path))]
     for part in parts:
         side = min(whole.size) // part
         columns, rows = (length // side for length in whole.size)
@@ -65,8 +65,8 @@ def _whole_and_crops(path: Path, parts: tuple[int, ...]) -> list[Listed]:
         for row, column in product(range(rows), range(columns)):
             x, y = left + column * side, top + row * side
             name = f"{path.stem} 1/{part} row {row} column {column}"
-            found.append((name, size, partial(_crop, path, (x, y, x + side, y + side))))
-    return found
+            listed.append((name, size, partial(_crop, path, (x, y, x + side, y + side))))
+    return listed
 
 
 def _crop(path: Path, box: tuple[int, int, int, int]) -> "PIL.Image.Image":

@@ -14,11 +14,11 @@ from qkjax.images.scenes import Scene
 from qkjax.images.sets import ImageSet
 
 SIDE, CELLS, FINE = 448, 4, 2
-"""Pixels of a side; objects in a row, in a jittered grid; parts of a pixel that masks are drawn with."""
+"""Side of an image in pixels; objects per row of the jittered grid; subpixels per pixel side for the masks."""
 KINDS = ("colour", "orientation", "size")
 JITTER, EDGE = 0.06, 0.1
 """Largest shift of an object, as a share of its cell; margin around all objects, as a share of the image, since models
-see the middle."""
+crop to the centre."""
 
 Plane = Float[np.ndarray, "height width"]
 
@@ -27,26 +27,33 @@ def patterns(count: int, seed: int, kind: Literal["patterns", "pasted"] = "patte
     """`count` generated scenes.
 
     Args:
-      kind: "patterns": bars on a faint texture, of which one differs in colour, orientation or size, in turn.
-        "pasted": round pieces of one photograph, and one of another, on a third one out of focus.
+      count: number of scenes.
+      seed: seed of the random generator.
+      kind: "patterns": bars on a faint texture; one of them differs, in turn in colour, orientation or size.
+        "pasted": round pieces of one photograph and one piece of another, on a blurred third photograph.
     """
-    make = {"patterns": _pattern, "pasted": _pasted}[kind]
+    generate = {"patterns": _pattern, "pasted": _pasted}[kind]
     names = tuple(f"{index:05d} {KINDS[index % 3]}" if kind == "patterns" else f"{index:05d}" for index in range(count))
-    made_of = photographs(crops=False).fingerprint if kind == "pasted" else ""
-    return ImageSet(f"{kind}, seed {seed}", names, partial(_made, make, seed), f"{kind} {count} {seed} {made_of}")
+    sources = photographs(crops=False).fingerprint if kind == "pasted" else ""
+    return ImageSet(
+        f"{kind}, seed {seed}", names, partial(_generated, generate, seed), f"{kind} {count} {seed} {sources}"
+    )
 
 
-def _made(make, seed: int, index: int) -> Scene:
-    return make(np.random.default_rng([seed, index]), index)
+def _generated(generate, seed: int, index: int) -> Scene:
+    return generate(np.random.default_rng([seed, index]), index)
 
 
 def _pattern(rng: np.random.Generator, index: int) -> Scene:
-    """One bar differs from the others in hue by a sixth of the circle or more, in orientation by 30 degrees or more, or
-    in length and width, by 0.55 to 0.7 or 1.3 to 1.4 times; all else is as drawn for the whole image."""
+    """Bars with equal properties, except for one bar.
+
+    It differs in hue by at least a sixth of the colour circle, in orientation by at least 30 degrees, or in length and
+    width by a factor of 0.55 to 0.7 or 1.3 to 1.4.
+    """
     kind, cells = KINDS[index % 3], CELLS * CELLS
     odd = np.arange(cells) == rng.integers(cells)
     hue, angle = rng.random() + np.zeros(cells), rng.random() * np.pi + np.zeros(cells)
-    length = rng.uniform(0.3, 0.36) + np.zeros(cells)  # half of it, in cells
+    length = rng.uniform(0.3, 0.36) + np.zeros(cells)  # half the length of a bar, in cells
     width = rng.uniform(0.4, 0.55) * length
     if kind == "colour":
         hue[odd] += rng.uniform(1 / 6, 5 / 6)
@@ -71,18 +78,23 @@ def _pattern(rng: np.random.Generator, index: int) -> Scene:
 
 
 def _texture(rng: np.random.Generator) -> Float[np.ndarray, "height width 3"]:
-    """Gray with faint soft noise."""
+    """Gray with faint smooth noise."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None])
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) * np.exp(-((frequency * 40) ** 2)))
     return np.repeat((rng.uniform(0.35, 0.6) + 0.04 * noise / noise.std())[..., None], 3, axis=2).clip(0, 1)
 
 
 def _cover(down: float, right: float, reach: int, inside: Callable[[np.ndarray, np.ndarray], np.ndarray]):
-    """The pixels around a point, and the share of each that is inside a shape (of rows and columns from the point)."""
+    """A box of pixels around a point, and the share of each pixel inside a shape.
+
+    `inside` takes the rows and columns of positions relative to the point.
+    """
     top, left = int(down) - reach, int(right) - reach
-    places = (np.arange(2 * reach * FINE) + 0.5) / FINE
-    found = inside(places[:, None] + (top - down), places[None] + (left - right))
-    return np.s_[top : top + 2 * reach, left : left + 2 * reach], found.reshape(2 * reach, FINE, -1, FINE).mean((1, 3))
+    positions = (np.arange(2 * reach * FINE) + 0.5) / FINE
+    is_inside = inside(positions[:, None] + (top - down), positions[None] + (left - right))
+    return np.s_[top : top + 2 * reach, left : left + 2 * reach], is_inside.reshape(2 * reach, FINE, -1, FINE).mean(
+        (1, 3)
+    )
 
 
 def _bar(length: float, width: float, angle: float, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -91,54 +103,57 @@ def _bar(length: float, width: float, angle: float, y: np.ndarray, x: np.ndarray
 
 
 @cache
-def squares() -> tuple[np.ndarray, ...]:
-    """The default ones, whole, cut square, as values from 0 to 1."""
-    images, found = photographs(crops=False), []
+def square_photographs() -> tuple[np.ndarray, ...]:
+    """The default photographs, cropped to central squares, with values from 0 to 1."""
+    images, arrays = photographs(crops=False), []
     for index in range(len(images)):
         image = images.read(index)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square = image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))
-        found.append(np.asarray(square, np.float64) / 255)
-    return tuple(found)
+        arrays.append(np.asarray(square, np.float64) / 255)
+    return tuple(arrays)
 
 
 @cache
 def _blurred(index: int) -> Float[np.ndarray, "height width 3"]:
     from scipy.ndimage import gaussian_filter
 
-    return gaussian_filter(squares()[index], (12, 12, 0))
+    return gaussian_filter(square_photographs()[index], (12, 12, 0))
 
 
 def _pasted(rng: np.random.Generator, _: int) -> Scene:
-    """Eight round pieces in places of a 3 x 3 grid; the distractors are the same piece of one photograph, turned by
-    right angles and mirrored, the target a piece of another."""
-    behind, many, one = (int(i) for i in rng.choice(len(squares()), 3, replace=False))
-    image = _blurred(behind).copy()
+    """Eight round pieces in eight cells of a 3 x 3 grid.
+
+    The distractors are the same piece of one photograph, rotated by multiples of 90 degrees and mirrored at random. The
+    target is a piece of another photograph.
+    """
+    background, distractor, target = (int(i) for i in rng.choice(len(square_photographs()), 3, replace=False))
+    image = _blurred(background).copy()
     cells, radius = 3, rng.uniform(32, 48)
     pitch = SIDE * (1 - 2 * EDGE) / cells
     middle = SIDE * EDGE + pitch * (np.arange(cells) + 0.5)
     down, right = (x.ravel() + rng.uniform(-0.1, 0.1, cells**2) * pitch for x in np.meshgrid(middle, middle))
-    places = rng.permutation(cells**2)[:-1]
+    occupied = rng.permutation(cells**2)[:-1]
     half = int(np.ceil(radius)) + 1
-    corners = {which: _corner(rng, squares()[which], 2 * half) for which in (many, one)}
+    corners = {index: _corner(rng, square_photographs()[index], 2 * half) for index in (distractor, target)}
     masks = [np.zeros((SIDE, SIDE)) for _ in range(2)]
-    for number, place in enumerate(places):
-        which = one if number == 0 else many
-        top, left = corners[which]
-        piece = squares()[which][top : top + 2 * half, left : left + 2 * half]
+    for number, cell in enumerate(occupied):
+        index = target if number == 0 else distractor
+        top, left = corners[index]
+        piece = square_photographs()[index][top : top + 2 * half, left : left + 2 * half]
         piece = np.rot90(piece, rng.integers(4))
         piece = piece[:, ::-1] if rng.random() < 0.5 else piece
-        box, cover = _cover(down[place], right[place], half, lambda y, x: y**2 + x**2 <= radius**2)
+        box, cover = _cover(down[cell], right[cell], half, lambda y, x: y**2 + x**2 <= radius**2)
         image[box] += cover[..., None] * (piece - image[box])
         masks[int(number > 0)][box] += cover
     return _scene(image, masks)
 
 
 def _corner(rng: np.random.Generator, photograph: np.ndarray, side: int) -> np.ndarray:
-    """The corner of the square with the most contrast among eight random ones, so that it is not empty."""
+    """The corner of the square with the most contrast among eight random squares, so that it is not uniform."""
     corners = rng.integers(0, SIDE - side, (8, 2))
-    return max(corners, key=lambda at: photograph[at[0] : at[0] + side, at[1] : at[1] + side].std())
+    return max(corners, key=lambda corner: photograph[corner[0] : corner[0] + side, corner[1] : corner[1] + side].std())
 
 
 def _scene(image: Float[np.ndarray, "height width 3"], masks: list[Plane]) -> Scene:

@@ -1,4 +1,4 @@
-"""Classes of images, by the folders that they lie in."""
+"""Class labels of images, from the names of their folders."""
 
 from pathlib import Path
 
@@ -7,13 +7,14 @@ from qkjax.images.sources import ImageSet
 
 
 def by_folder(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
-    """The number of each image's class, and the classes: the outermost folders in which images lie, by name.
+    """The class index of each image, and the names of the classes, which are the outermost folders, sorted by name.
 
     Args:
-      path: of the set, for the error.
+      path: path of the image set, for the error.
+      images: the image set.
 
     Raises:
-      QkjaxError: fewer than two folders, or images outside of them.
+      QkjaxError: there are fewer than two folders, or images outside of folders.
     """
     parts = [[part for part in name.split("/") if not part.endswith((".zip", ".tar"))] for name in images.names]
     folders = [part[0] if len(part) > 1 else "" for part in parts]
@@ -25,8 +26,11 @@ def by_folder(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
 
 
 def head_classes(classes: list[str], outputs: int) -> list[int] | None:
-    """The output of a head for each class. Folders named by numbers name the output ("0", "281"); if there is one
-    folder per output, folders are the outputs in order of their names, as ImageNet's are. Otherwise None."""
+    """The index of the classifier output for each class, or None if it is unknown.
+
+    A folder whose name is a number ("0", "281") belongs to the output with that index. Otherwise, if there is one
+    folder per output, folders sorted by name belong to the outputs in order, as in ImageNet.
+    """
     numbers = [int(name) for name in classes if name.isdecimal() and int(name) < outputs]
     if len(numbers) == len(classes):
         return numbers

@@ -1,8 +1,8 @@
-"""The Odd-One-Out (O3) and P3 data sets in their published layout: images, masks of the target and of all distractors.
+"""The Odd-One-Out (O3) and P3 data sets in their published layout: images with masks of the target and of distractors.
 
 O3/ image_properties.csv (or .txt)
     images/NAME.jpg   targ_labels/NAME.jpg   dist_labels/NAME.jpg       (or targ_images, dist_images)
-P3/ colors/ orientations/ sizes/, each with the same inside
+P3/ colors/ orientations/ sizes/, each with the same layout
 """
 
 import csv
@@ -15,7 +15,7 @@ from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import open_image
 from qkjax.images.scenes import Mask, Scene
 from qkjax.images.sets import ImageSet
-from qkjax.images.sources import SUFFIXES, digest_of, refuse_turned
+from qkjax.images.sources import SUFFIXES, digest_of, refuse_exif_rotation
 
 MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
 PARTS = ("colors", "orientations", "sizes")
@@ -24,18 +24,20 @@ LAYOUT = "it has folders images, targ_labels and dist_labels with files of the s
 
 
 def open_o3(path: str | Path) -> ImageSet[Scene]:
-    """The scenes of a copy of O3 or of P3, by name; zips of them nest one folder deep.
+    """The scenes of a folder with O3 or P3, sorted by name.
+
+    The data set may lie in a subfolder, as it does after unpacking its zip file.
 
     Raises:
-      QkjaxError: it is neither, or no image in it has both masks.
+      QkjaxError: the folder has another layout, or no image in it has both masks.
     """
     path = Path(path)
     if not path.is_dir():
-        raise QkjaxError(f"there is no folder {path}: give the unpacked O3 data set; {LAYOUT}")
-    roots = _roots(path) or next((found for folder in _folders(path) if (found := _roots(folder))), [])
+        raise QkjaxError(f"there is no folder {path}: pass that of the unpacked O3 data set; {LAYOUT}")
+    roots = _roots(path) or next((inner for folder in _folders(path) if (inner := _roots(folder))), [])
     if not roots:
         raise QkjaxError(f"{path} is not the O3 data set: {LAYOUT}")
-    found, left_out = [], []
+    scenes, left_out = [], []
     for root in roots:
         prefix = f"{root.name}/" if len(roots) > 1 else ""
         folders = {what: next(root / name for name in names if (root / name).is_dir()) for what, names in MASKS.items()}
@@ -48,14 +50,14 @@ def open_o3(path: str | Path) -> ImageSet[Scene]:
                 reason = f"no mask of its {' and '.join(missing)} in {folders[missing[0]].name}"
                 left_out.append((prefix + _text(image.name), reason))
             else:
-                found.append((prefix + _text(image.name), image, *(masks[what][stem] for what in MASKS)))
-        gone = (name for name in _listed(root) if Path(name).stem not in images)
-        left_out += [(prefix + name, "listed in the table, and not there") for name in gone]
-    if not found:
+                scenes.append((prefix + _text(image.name), image, *(masks[what][stem] for what in MASKS)))
+        absent = (name for name in _listed(root) if Path(name).stem not in images)
+        left_out += [(prefix + name, "listed in the table, and not there") for name in absent]
+    if not scenes:
         raise QkjaxError(f"{path}: none of {len(left_out)} images has both masks; {LAYOUT}")
-    names = tuple(name for name, *_ in found)
-    readers = [partial(_read, *item) for item in found]
-    digest = digest_of([(name, *files) for name, *files in found], left_out)
+    names = tuple(name for name, *_ in scenes)
+    readers = [partial(_read, *item) for item in scenes]
+    digest = digest_of([(name, *files) for name, *files in scenes], left_out)
     return ImageSet(path.resolve().name, names, lambda index: readers[index](), digest, tuple(left_out))
 
 
@@ -64,22 +66,25 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _roots(path: Path) -> list[Path]:
-    """The folder itself, or the parts of P3 in it, if they have images and masks."""
+    """The folder itself if it has images and masks; otherwise those parts of P3 in it that have them."""
 
-    def whole(folder: Path) -> bool:
+    def has_layout(folder: Path) -> bool:
         return (folder / "images").is_dir() and all(
             any((folder / name).is_dir() for name in names) for names in MASKS.values()
         )
 
-    return [path] if whole(path) else [path / part for part in PARTS if whole(path / part)]
+    return [path] if has_layout(path) else [path / part for part in PARTS if has_layout(path / part)]
 
 
 def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Files by their names without ending, and those whose name another had before: of two the first in order."""
+    """Image files by their names without suffix; and files whose name another file already has.
+
+    Of several files with the same name, the first in order counts.
+    """
     files = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
-    found: dict[str, Path] = {}
-    others = [file for file in sorted(files) if found.setdefault(file.stem, file) != file]
-    return found, others
+    by_stem: dict[str, Path] = {}
+    others = [file for file in sorted(files) if by_stem.setdefault(file.stem, file) != file]
+    return by_stem, others
 
 
 def _text(name: str) -> str:
@@ -96,16 +101,16 @@ def _listed(root: Path) -> list[str]:
         with open(table, newline="", encoding="utf-8-sig", errors="replace") as file:
             rows = list(csv.DictReader(file))
     except (OSError, csv.Error) as error:
-        raise QkjaxError(f"{table} cannot be read as a table: {error}; copy the data set again") from error
+        raise QkjaxError(f"cannot read the table {table}: {error}; copy the data set again") from error
     column = next((name for name in ("image_name", "name") if rows and name in rows[0]), None)
     return [row[column] for row in rows if row[column]] if column else []
 
 
 def _read(name: str, image: Path, target: Path, distractors: Path) -> Scene:
-    refuse_turned(image, name)
+    refuse_exif_rotation(image, name)
     return Scene(open_image(image, name), *(_mask(file) for file in (target, distractors)))
 
 
 def _mask(file: Path) -> Mask:
-    """White is the object; JPEG leaves noise at its edges."""
+    """The mask as 0 and 255. White marks the object; the threshold removes JPEG noise at its edges."""
     return np.where(np.asarray(open_image(file))[..., 0] >= 128, 255, 0).astype(np.uint8)

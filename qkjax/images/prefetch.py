@@ -1,4 +1,4 @@
-"""Images read, resized and stacked into batches by other threads while the model computes."""
+"""Threads that read, resize and stack images into batches while the model computes."""
 
 import os
 from collections import deque
@@ -15,7 +15,7 @@ from qkjax.images.sets import Batch, ImageSet, Item, batch_of
 
 Result = TypeVar("Result")
 
-WINDOW = 2  # batches decoded ahead: memory stays the same however many images there are
+WINDOW = 2  # batches decoded ahead; the memory does not grow with the number of images
 
 
 def ahead(
@@ -23,7 +23,7 @@ def ahead(
 ) -> Iterator[tuple[Sequence[int], list[Result]]]:
     """Each group of indices, in order, with the result of `prepare` for each index, computed ahead by other threads."""
     remaining, waiting = iter(groups), deque()
-    # Threads are enough: Pillow decodes and resizes outside Python's lock.
+    # Threads suffice, since Pillow releases the global interpreter lock while it decodes and resizes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             while True:
@@ -38,7 +38,7 @@ def ahead(
 
 
 def or_reason(compute: Callable[[], Result], name: str) -> Result | str:
-    """The result, or the reason why there is none."""
+    """The result, or the text of the error."""
     try:
         return compute()
     except QkjaxError as error:

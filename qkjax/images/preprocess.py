@@ -1,4 +1,4 @@
-"""Photographs to what a model takes: opened, resized, cropped and normalised as its family does it."""
+"""Converts photographs to the input of a model: opens, resizes, crops and normalises them as its family does."""
 
 import warnings
 from collections.abc import Iterator
@@ -20,19 +20,20 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 Values = Float[np.ndarray, "height width 3"]
 RGB = tuple[float, float, float]
 Resolution = int | tuple[int, int]  # pixels of a side, or (height, width)
-MAX_PIXELS = 100_000_000  # of a resized picture; only a strip of extreme sides comes here
+MAX_PIXELS = 100_000_000  # limit for a resized picture; only images of extreme aspect ratios reach it
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How one family prepares a photograph: resize, then cut a square from the centre, then normalise.
+    """The preprocessing of a model family: resize, crop a square from the centre, normalise.
 
-    resize: "small side" keeps the aspect ratio, "squash" does not, "none" only cuts.
-    filter: "area" and "bilinear" are `tf.image.resize`'s (bilinear without antialiasing, half-pixel
-      centres), truncated to uint8 as big_vision does; the pil- ones are Pillow's, antialiased.
-    resize_to, crop: in pixels, the side resized to and the side cut out, which the model sees. At
-      another resolution both scale.
-    mean, std: per colour, of values in 0..1; the model takes (value - mean) / std.
+    Attributes:
+      resize: "small side" keeps the aspect ratio, "squash" does not, "none" only crops.
+      filter: "area" and "bilinear" are those of `tf.image.resize` (bilinear without antialiasing, half-pixel centres),
+        truncated to uint8 as in big_vision; the others are Pillow's, with antialiasing.
+      resize_to: side in pixels after resizing. At another resolution, `resize_to` and `crop` are scaled.
+      crop: side in pixels of the square that is cropped, which the model sees.
+      mean, std: mean and standard deviation per colour, for values in 0..1; the model takes (value - mean) / std.
     """
 
     resize: Literal["small side", "squash", "none"]
@@ -48,58 +49,61 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 PRESETS = {
-    # Google's own code, as it evaluates
+    # the evaluation in Google's own code
     "bigvision-small-crop": Preprocess("small side", "area", 256, 224, *HALF),
     "augreg-384": Preprocess("small side", "area", 448, 384, *HALF),
     "flexivit": Preprocess("small side", "area", 272, 240, *HALF),
-    "flexivit-i1k": Preprocess("squash", "bilinear", 272, 240, *HALF),  # those trained on ImageNet-1k alone
+    "flexivit-i1k": Preprocess("squash", "bilinear", 272, 240, *HALF),  # models trained on ImageNet-1k only
     "squash": Preprocess("squash", "bilinear", 224, 224, *HALF),
-    # Hugging Face: the classes of transformers; mean and std of dino, deit and mae are those they were trained with
+    # the image processors of transformers; mean and std of dino, deit and mae are those of their training
     "hf-vit": Preprocess("squash", "pil-bilinear", 224, 224, *HALF),
     "hf-dino": Preprocess("small side", "pil-bicubic", 256, 224, *IMAGENET),
     "hf-dinov2": Preprocess("small side", "pil-bicubic", 256, 224, *IMAGENET),
     "hf-clip": Preprocess("small side", "pil-bicubic", 224, 224, *CLIP),
-    "hf-deit": Preprocess("squash", "pil-bicubic", 256, 224, *IMAGENET),  # a size of 256 means 256 x 256 to its class
+    "hf-deit": Preprocess("squash", "pil-bicubic", 256, 224, *IMAGENET),  # its image processor resizes to 256 x 256
     "hf-siglip": Preprocess("squash", "pil-bicubic", 224, 224, *HALF),
     "hf-mae": Preprocess("squash", "pil-bilinear", 224, 224, *IMAGENET),
     "hf-ijepa": Preprocess("squash", "pil-bilinear", 224, 224, *HALF),
-    # microsoft/SimMIM, data_finetune.py; torchvision's crop may lie one pixel further where a margin is odd
+    # microsoft/SimMIM, data_finetune.py; torchvision may crop one pixel further if a margin is odd
     "simmim": Preprocess("small side", "pil-bicubic", 256, 224, *IMAGENET),
 }
 
 
 def preprocess(image: Photograph, preset: Preprocess, resolution: Resolution | None = None) -> Values:
-    """What the model takes, float32: `normalise` of `picture`."""
+    """The input of the model in float32: `picture`, then `normalise`."""
     return normalise(picture(image, preset, resolution), preset)
 
 
 def normalise(
     pixels: UInt8[np.ndarray, "*batch height width 3"], preset: Preprocess
 ) -> Float[np.ndarray, "*batch height width 3"]:
-    """Pixels 0..255 of one image or of several to the model's range, float32."""
+    """Converts pixels 0..255 of one or several images to the range of the model, in float32."""
     return ((pixels / 255 - np.asarray(preset.mean)) / np.asarray(preset.std)).astype(np.float32)
 
 
 def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None = None) -> Pixels:
-    """The very pixels that the model sees, RGB, before normalisation.
+    """The pixels that the model sees, in RGB, before normalisation.
 
     Args:
-      image: of any mode and size; an array is uint8 (height, width, 3).
-      preset: one of `PRESETS`, or from `from_processor_config`.
-      resolution: pixels of a side, or (height, width); by default the preset's own square. What is
-        not square is cut from the smallest resized picture that covers it, with the same margins.
+      image: a Pillow image of any mode and size, or a uint8 array (height, width, 3).
+      preset: one of `PRESETS`, or the result of `from_processor_config`.
+      resolution: side in pixels, or (height, width); by default the square of the preset. If it is not square, the crop
+        is taken from the smallest resized picture that covers it, with the same relative margins.
 
     Raises:
-      QkjaxError: no uint8 RGB array; smaller than the crop and not resized; too long a strip.
+      QkjaxError: the array is not uint8 RGB, the image is smaller than the crop and is not resized, or its aspect ratio
+        is too extreme.
     """
     crop = side_lengths(preset, resolution)
     pixels = image if isinstance(image, np.ndarray) else np.asarray(_to_rgb(image, "the image"))
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise QkjaxError(f"an image array is uint8 of shape (height, width, 3), not {pixels.dtype} {pixels.shape}")
+        raise QkjaxError(
+            f"the image is a {pixels.dtype} array of shape {pixels.shape}: expected uint8 of shape (height, width, 3)"
+        )
     height, width = _resized_shape(pixels.shape[:2], preset, crop)
     if not (0 < crop[0] <= height and 0 < crop[1] <= width):
         raise QkjaxError(
-            f"cannot cut {crop[1]} x {crop[0]} pixels out of {width} x {height} (width x height); "
+            f"cannot crop {crop[1]} x {crop[0]} pixels from {width} x {height} (width x height); "
             "choose another resolution"
         )
     resized = pixels if (height, width) == pixels.shape[:2] else _resize(pixels, (height, width), preset.filter)
@@ -110,23 +114,29 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
 def source_pixels(
     shape: tuple[int, int], preset: Preprocess, resolution: Resolution | None = None
 ) -> tuple[Int[np.ndarray, "rows"], Int[np.ndarray, "columns"]]:
-    """For the rows and the columns of what `picture` gives, the nearest ones of an image of this (height, width): for
-    maps of labels, which cannot be averaged."""
-    crop, found = side_lengths(preset, resolution), []
+    """For each row and column of the result of `picture`, the nearest row and column of an image of shape `shape`.
+
+    They resample maps of labels, which cannot be averaged.
+    """
+    crop, indices = side_lengths(preset, resolution), []
     for old, new, side in zip(shape, _resized_shape(shape, preset, crop), crop, strict=True):
         first = (new - side) // 2
-        found.append(((np.arange(side) + first + 0.5) * old / new).astype(int).clip(0, old - 1))
-    return found[0], found[1]
+        indices.append(((np.arange(side) + first + 0.5) * old / new).astype(int).clip(0, old - 1))
+    return indices[0], indices[1]
 
 
 def side_lengths(preset: Preprocess, resolution: Resolution | None) -> tuple[int, int]:
-    """(height, width) of what `picture` gives."""
+    """(height, width) of the result of `picture`."""
     sides = preset.crop if resolution is None else resolution
     return (sides, sides) if isinstance(sides, int) else sides
 
 
 def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, int]) -> tuple[int, int]:
-    """(height, width). The side that is not fitted is rounded down by transformers, to the nearest by big_vision."""
+    """(height, width) after resizing.
+
+    One side is fitted to its target. The other is rounded down for Pillow's filters, as in transformers, and otherwise
+    to the nearest, as in big_vision.
+    """
     target = tuple(round(preset.resize_to * side / preset.crop) for side in crop)
     if preset.resize != "small side":
         return (target[0], target[1]) if preset.resize == "squash" else (shape[0], shape[1])
@@ -134,10 +144,10 @@ def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, 
     if preset.filter.startswith("pil"):
         height, width = (target[fitted] * side // shape[fitted] for side in shape)
     else:
-        factor = np.float32(target[fitted]) / np.float32(shape[fitted])  # in float32, as there
+        factor = np.float32(target[fitted]) / np.float32(shape[fitted])  # in float32, as in big_vision
         height, width = (int(np.rint(np.float32(side) * factor)) for side in shape)
     if height * width > MAX_PIXELS:
-        raise QkjaxError(f"an image of {shape[1]} x {shape[0]} pixels is too long a strip to resize; cut it first")
+        raise QkjaxError(f"an image of {shape[1]} x {shape[0]} pixels is too long a strip to resize; crop it first")
     return height, width
 
 
@@ -147,15 +157,17 @@ def _resize(pixels: Pixels, shape: tuple[int, int], filter: str) -> UInt8[np.nda
 
         resample = Image.Resampling.BILINEAR if filter == "pil-bilinear" else Image.Resampling.BICUBIC
         return np.asarray(Image.fromarray(pixels).resize(shape[::-1], resample))
-    for size in shape:  # rows, then columns: each new one is a weighted sum of a few neighbouring old ones
+    for size in shape:  # rows, then columns: each new one is a weighted sum of neighbouring old ones
         flat = np.ascontiguousarray(pixels, np.float64).reshape(len(pixels), -1)
         pixels = (_weights(len(flat), size, filter) @ flat).reshape(size, *pixels.shape[1:]).swapaxes(0, 1)
-    return (pixels + 1e-5).astype(np.uint8)  # truncated, but what rounding left just below its value stays what it is
+    return (pixels + 1e-5).astype(
+        np.uint8
+    )  # truncates; 1e-5 corrects values that rounding errors left just below an integer
 
 
-@lru_cache(maxsize=256)  # images of a set are often of a few sizes
+@lru_cache(maxsize=256)  # images of a set often have a few sizes
 def _weights(old: int, new: int, filter: str):
-    """The sparse matrix (new, old) of `_taps`."""
+    """The weights of `_taps` as a sparse matrix (new, old)."""
     from scipy.sparse import csr_array
 
     taps = list(_taps(old, new, filter))
@@ -165,10 +177,10 @@ def _weights(old: int, new: int, filter: str):
 
 
 def _taps(old: int, new: int, filter: str) -> Iterator[tuple[int, np.ndarray]]:
-    """For every new pixel the first old one that counts, and the weights of it and of those that follow.
+    """For each new pixel, the first old pixel that contributes, and the weights of this one and those that follow.
 
-    "area" is the mean over the stretch of old pixels that the new one covers, with fractional ends, also
-    where it enlarges. "bilinear" blends the two around the centre of the new one, the edge repeated.
+    "area" is the mean over the interval of old pixels that the new one covers, with fractional ends, also when
+    enlarging. "bilinear" interpolates between the two old pixels nearest to the centre of the new one; edges repeat.
     """
     for low, high in pairwise(np.arange(new + 1) * old / new):
         if filter == "area":
@@ -183,22 +195,22 @@ def _taps(old: int, new: int, filter: str) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image.Image":
-    """A photograph in RGB, upright as its EXIF says; of an animation the first frame.
+    """Opens a photograph in RGB, upright according to its EXIF orientation; the first frame of an animation.
+
+    Transparent pixels are blended with white, as in transformers and most viewers, since their colours are arbitrary.
+    16-bit gray is scaled to 8 bits, whereas Pillow would clip it to white.
 
     Args:
-      file: its path, or an open file.
-      name: what errors call it; by default the path.
-
-    Transparent pixels are shown on white, as transformers and most viewers show them: what lies hidden
-    beneath them is arbitrary. 16-bit gray is scaled to 8 bits, where Pillow alone would clip it to white.
+      file: path of the image, or an open file.
+      name: name of the image in errors; by default the path.
 
     Raises:
-      QkjaxError: no file, no image, broken or cut off, above Pillow's limit of size, or float pixels.
+      QkjaxError: the file does not exist, is not a complete image, exceeds Pillow's size limit, or has float pixels.
     """
     from PIL import Image, ImageOps
 
-    # Odd metadata is no reason to complain of a readable picture. Set for good: a filter for this call
-    # alone would be one for all threads that decode at the same time, and be left behind.
+    # Suppresses warnings about odd metadata of readable images. The filter is permanent, because Python's temporary
+    # warning filters are not thread-safe: concurrent decoders would share the filter, and it could persist anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     name = name or str(file)
     try:
@@ -206,8 +218,8 @@ def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
                 raise ValueError(f"{image.width} x {image.height} pixels are more than Pillow's limit")
             upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's readers raise whatever they stumble over
-        # It may name the file in its own way, an open one by an address in memory.
+    except Exception as error:  # Pillow's readers raise errors of many types
+        # The error may contain the repr of an open file, with a memory address; the name replaces it.
         reason = str(error).replace(repr(str(file)), repr(name)).replace(str(file), name)
         raise QkjaxError(f"cannot read image {name}: {reason}; check it, or save it as PNG or JPEG") from error
     return _to_rgb(upright, name)
@@ -222,7 +234,7 @@ def _to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
         gray = np.asarray(image).astype(np.int64)
         if gray.min() < 0 or gray.max() > 65535:
             raise QkjaxError(f"{name} has 32-bit pixels of unknown range; save it with 8 or 16 bits")
-        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))  # to the nearest
+        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))  # rounds to the nearest
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -25,9 +25,9 @@ class Scene(NamedTuple):
 def crop_to_model(
     scene: Scene, name: str, preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Regions]:
-    """The picture that a model sees, and the share of each region in each patch.
+    """The pixels that the model sees, and the share of each patch that each region covers.
 
-    Masks are resized and cropped as the picture is, then averaged over each patch.
+    Masks are resized and cropped like the image, then averaged over each patch.
 
     Raises:
       QkjaxError: the masks differ from the image in size, overlap, or are empty before or after cropping.
@@ -42,7 +42,7 @@ def crop_to_model(
         if mask.max() < 128:
             raise QkjaxError(f"{name}: the mask of its {what} is empty")
     both = ((target >= 128) & (distractors >= 128)).sum()
-    if both > 0.01 * min((mask >= 128).sum() for mask in (target, distractors)):  # edges of hand-drawn ones may touch
+    if both > 0.01 * min((mask >= 128).sum() for mask in (target, distractors)):  # edges of hand-drawn masks may touch
         raise QkjaxError(f"{name}: target and distractors overlap in {both} pixels; make their masks again")
     shares = [_patch_means(_cut(mask, preset, resolution), patch_size) for mask in (target, distractors)]
     for what, share in zip(REGIONS, shares, strict=False):
@@ -54,7 +54,7 @@ def crop_to_model(
 
 
 def _cut(mask: Mask, preset: Preprocess, resolution: Resolution | None) -> Float[np.ndarray, "_ _"]:
-    """The mask resized and cropped as the picture is, 0 to 1. It is averaged, not sampled, to keep small objects."""
+    """The mask from 0 to 1, resized and cropped like the image. Averaging, unlike sampling, keeps small objects."""
     preset = replace(preset, filter="area")
     return picture(np.repeat(mask[..., None], 3, axis=2), preset, resolution)[..., 0] / 255
 
@@ -68,7 +68,7 @@ def _patch_means(mask: Float[np.ndarray, "height width"], patch_size: tuple[int,
 def blank_scene(
     preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Regions]:
-    """What takes the place of a missing scene: black pixels, all background."""
+    """The replacement of a missing scene: black pixels, all background."""
     side = side_lengths(preset, resolution)
     grid = tuple(n // p for n, p in zip(side, patch_size, strict=True))
     regions = np.concatenate([np.zeros((2, *grid)), np.ones((1, *grid))]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Images in which every object is marked: ADE20K in its layouts, any images with masks, and composed scenes."""
+"""Images with a mask of every object: ADE20K in its layouts, your own images with masks, and composed scenes."""
 
 from functools import partial
 from pathlib import Path
@@ -9,10 +9,10 @@ from jaxtyping import Int
 
 from qkjax.errors import QkjaxError
 from qkjax.images.default_set import photographs
-from qkjax.images.generated import SIDE, squares
+from qkjax.images.generated import SIDE, square_photographs
 from qkjax.images.preprocess import Preprocess, Resolution, open_image, picture, side_lengths, source_pixels
 from qkjax.images.sets import ImageSet
-from qkjax.images.sources import SUFFIXES, digest_of, files_in, refuse_turned
+from qkjax.images.sources import SUFFIXES, digest_of, files_in, refuse_exif_rotation
 
 MASKS = ("annotations_instance", "masks", "annotations")
 """Folders of masks next to `images`, in order of preference: ADE20K's instances, your own masks, ADE20K's classes."""
@@ -20,13 +20,13 @@ SEGMENTED = "_seg.png"
 """End of the name of a mask in the same folder as its image, as in the full ADE20K."""
 MOST = 40
 """The largest objects of an image, up to this number, are used."""
-PIECES = 5
+PIECES = 5  # of a composed scene
 
 Labels = Int[np.ndarray, "height width"]
 
 
 class Segmented(NamedTuple):
-    """An image in RGB, and a number for each pixel's object, 0 for none."""
+    """An image in RGB, and the number of the object at each pixel, 0 for none."""
 
     image: "PIL.Image.Image"
     labels: Labels
@@ -39,8 +39,13 @@ def crop_objects(
     resolution: Resolution | None,
     patch_size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels that the model sees, and the share of each patch that each object covers; objects smaller than a patch
-    are left out."""
+    """The pixels that the model sees, and the share of each patch that each object covers.
+
+    Objects smaller than a patch are left out.
+
+    Raises:
+      QkjaxError: the mask differs from the image in size, or fewer than two objects are at least as large as a patch.
+    """
     image, labels = segmented
     if labels.shape != (image.height, image.width):
         raise QkjaxError(
@@ -78,7 +83,7 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
     """
     path = Path(path)
     if not path.is_dir():
-        raise QkjaxError(f"there is no folder {path}: give a folder of images and masks, such as ADE20K's")
+        raise QkjaxError(f"there is no folder {path}: pass a folder of images and masks, such as ADE20K's")
     folder = next((path / name for name in MASKS if (path / name).is_dir()), None)
     if (path / "images").is_dir() and folder:
         images, masks = (_files(part) for part in (path / "images", folder))
@@ -101,25 +106,25 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Images by their paths in the folder, without the suffix; bytes that are not text become question marks."""
-    found = (file for file in files_in(folder) if file.suffix.lower() in SUFFIXES)
-    return {str(f.relative_to(folder).with_suffix("")).encode(errors="replace").decode(): f for f in found}
+    files = (file for file in files_in(folder) if file.suffix.lower() in SUFFIXES)
+    return {str(f.relative_to(folder).with_suffix("")).encode(errors="replace").decode(): f for f in files}
 
 
 def _read(name: str, image: Path, mask: Path) -> Segmented:
-    refuse_turned(image, name)
+    refuse_exif_rotation(image, name)
     return Segmented(open_image(image, name), _labels(mask))
 
 
 def _labels(mask: Path) -> Labels:
-    """A number for each value of the mask. Palettes and transparency are ignored."""
+    """A number for each pixel value of the mask. Palettes and transparency are ignored."""
     from PIL import Image
 
     try:
         with Image.open(mask) as opened:
             if opened.format == "JPEG":
-                raise ValueError("JPEG changes the values of pixels, which are the objects here; save it as PNG")
+                raise ValueError("JPEG changes the values of pixels, which identify objects; save it as PNG")
             values = np.asarray(opened).astype(np.int64)
-    except Exception as error:  # Pillow's readers raise whatever they stumble over
+    except Exception as error:  # Pillow's readers raise errors of many types
         raise QkjaxError(f"cannot read the mask {mask.name}: {error}") from error
     if values.ndim == 2 or values.shape[2] == 2:  # gray, and gray with transparency
         return values if values.ndim == 2 else values[..., 0]
@@ -128,27 +133,27 @@ def _labels(mask: Path) -> Labels:
 
 def mosaics(count: int, seed: int) -> ImageSet[Segmented]:
     """Composed scenes of five pieces of five photographs; each piece holds the pixels nearest to a random point."""
-    names, made_of = tuple(f"{index:05d}" for index in range(count)), photographs(crops=False).fingerprint
-    return ImageSet(f"mosaics, seed {seed}", names, partial(_mosaic, seed), f"mosaics {count} {seed} {made_of}")
+    names, sources = tuple(f"{index:05d}" for index in range(count)), photographs(crops=False).fingerprint
+    return ImageSet(f"mosaics, seed {seed}", names, partial(_mosaic, seed), f"mosaics {count} {seed} {sources}")
 
 
 def _mosaic(seed: int, index: int) -> Segmented:
     from PIL import Image
 
     rng = np.random.default_rng([seed, index])
-    photographs = squares()
-    chosen = rng.choice(len(photographs), PIECES, replace=False)
+    photographs = square_photographs()
+    selected = rng.choice(len(photographs), PIECES, replace=False)
     points = rng.uniform(0.15 * SIDE, 0.85 * SIDE, (PIECES, 2))
     y, x = np.mgrid[:SIDE, :SIDE]
     nearest = ((y - points[:, 0, None, None]) ** 2 + (x - points[:, 1, None, None]) ** 2).argmin(0)
-    pixels = np.stack([photographs[i] for i in chosen])[nearest, y, x]
+    pixels = np.stack([photographs[i] for i in selected])[nearest, y, x]
     return Segmented(Image.fromarray(np.rint(255 * pixels).astype(np.uint8)), nearest + 1)
 
 
 def blank_objects(
     preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What takes the place of a missing image: black pixels, no object."""
+    """The replacement of a missing image: black pixels, no object."""
     side = side_lengths(preset, resolution)
     patches = int(np.prod([n // p for n, p in zip(side, patch_size, strict=True)]))
     return np.zeros((*side, 3), np.uint8), np.zeros((MOST, patches), np.float32)

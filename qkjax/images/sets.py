@@ -1,4 +1,4 @@
-"""One kind of image set and one kind of batch, for photographs, scenes with masks and segmented images alike."""
+"""Image sets and batches, of photographs, scenes with masks, or segmented images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +14,15 @@ Unreadable = tuple[tuple[int, str], ...]
 
 @dataclass(frozen=True)
 class ImageSet(Generic[Item]):
-    """Images in a fixed order, each with whatever belongs to it.
+    """Images in a fixed order, each with its masks if it has any.
 
     Attributes:
-      name: of the set.
-      names: of the images: paths relative to the set, with `/`; "shard.tar/0001.jpg" within an archive.
+      name: name of the set.
+      names: names of the images: paths relative to the set, with `/`; "shard.tar/0001.jpg" within an archive.
       read: takes an index and returns a photograph (RGB, upright), a `Scene` or a `Segmented`. Raises QkjaxError for
         an image that cannot be read. May be called from several threads.
-      fingerprint: changes when the images change.
-      left_out: name and reason of images that lack a mask, known before any image is read.
+      fingerprint: a text that changes if the images change.
+      left_out: name and reason of each image that is excluded before reading because it lacks a mask.
     """
 
     name: str
@@ -35,7 +35,7 @@ class ImageSet(Generic[Item]):
         return len(self.names)
 
     def spread(self, count: int) -> tuple["ImageSet[Item]", list[int]]:
-        """`count` images, evenly spaced, as a set; and their indices in this one."""
+        """A set of `count` evenly spaced images; and their indices in this set."""
         indices = [int(i) for i in (np.arange(count) + 0.5) * len(self) / count]
         subset = replace(
             self,
@@ -50,9 +50,9 @@ class Batch(NamedTuple):
     """Images of one size. A batch that is not full ends in black images with index -1.
 
     Attributes:
-      pixels: what the model sees, before normalisation; black for an unreadable image.
+      pixels: pixels that the model sees, before normalisation; black for an unreadable image.
       masks: share of each patch that each region or object covers; None for a set without masks.
-      index: in the set; -1 for an image that is unreadable or missing.
+      index: index of each image in the set; -1 for an image that is unreadable or missing.
       unreadable: index and reason of images that could not be read.
     """
 
@@ -68,7 +68,7 @@ def batch_of(group: Sequence[int], results: Sequence[tuple | str], size: int, bl
     Args:
       group: indices of the images.
       results: for each image its pixels and, in a set with masks, its masks; or the reason why it cannot be read.
-      blank: what takes the place of an image that is unreadable or missing.
+      blank: pixels and masks of an image that is unreadable or missing.
     """
     failed = tuple((i, r) for i, r in zip(group, results, strict=True) if isinstance(r, str))
     empty = size - len(group)
