@@ -105,7 +105,10 @@ def test_mode_names(text, wanted):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("8 7 2", "'8 7 2' is not the name of a mode; expected layer, head and mode"), ("L12 H0 M0", "no mode L12 H0 M0")],
+    [
+        ("8 7 2", "mode='8 7 2': expected layer, head and mode"),
+        ("L12 H0 M0", "mode='L12 H0 M0': expected a layer from 0 to 11"),
+    ],
 )
 def test_names_of_no_mode(text, says):
     with pytest.raises(QkjaxError, match=says):
@@ -116,5 +119,5 @@ def test_chosen_layers():
     assert list(requested_indices("layer", None, 3)) == [0, 1, 2]
     assert list(requested_indices("layer", 2, 3)) == [2]
     for value in (3, -1):
-        with pytest.raises(QkjaxError, match=f"head={value}: the model has 3 heads, pass a number from 0 to 2"):
+        with pytest.raises(QkjaxError, match=f"head={value}: expected a number from 0 to 2, the model has 3 heads"):
             requested_indices("head", value, 3)

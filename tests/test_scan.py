@@ -177,8 +177,8 @@ def test_the_bar_says_how_idle_the_device_is(small, folder, capsys):
         ({"scores": ()}, r"^scores=\(\): expected one or more of product, query_max"),
         ({"top": 0}, "^top=0: expected a whole number from 1 up$"),
         ({"options": PassOptions(batch=-1)}, "^batch=-1: expected a whole number from 1 up$"),
-        ({"options": PassOptions(resolution=(4, 32))}, "smaller than a patch"),
-        ({"options": PassOptions(resolution=(-32, 32))}, "smaller than a patch"),
+        ({"options": PassOptions(resolution=(4, 32))}, "expected at least one patch"),
+        ({"options": PassOptions(resolution=(-32, 32))}, "expected at least one patch"),
     ],
 )
 def test_impossible_arguments(small, folder, tmp_path, arguments, message):

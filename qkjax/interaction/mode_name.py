@@ -30,13 +30,13 @@ class ModeName(NamedTuple):
         """
         match = re.fullmatch(r"\s*L(\d+)\s*H(\d+)\s*M(\d+)\s*([+-]?)\s*", text, re.IGNORECASE)
         if not match:
-            raise QkjaxError(f"{text!r} is not the name of a mode; expected layer, head and mode, such as 'L8 H9 M2'")
+            raise QkjaxError(f"mode={text!r}: expected layer, head and mode, pass a name such as 'L8 H9 M2'")
         name = cls(*(int(n) for n in match.groups()[:3]), {"+": 1, "-": -1, "": 0}[match[4]])
         if any(n >= limit for n, limit in zip(name, shape, strict=False)):
             layers, heads, modes = shape
             raise QkjaxError(
-                f"there is no mode {name}: the model has {layers} layers, {heads} heads per layer and {modes} modes "
-                "per head; count from 0"
+                f"mode='{name}': expected a layer from 0 to {layers - 1}, a head from 0 to {heads - 1} and a mode from "
+                f"0 to {modes - 1}, pass another one"
             )
         return name
 
@@ -55,5 +55,5 @@ def requested_indices(what: str, value: int | None, count: int) -> range:
     if value is None:
         return range(count)
     if not 0 <= value < count:
-        raise QkjaxError(f"{what}={value}: the model has {count} {what}s, pass a number from 0 to {count - 1}")
+        raise QkjaxError(f"{what}={value}: expected a number from 0 to {count - 1}, the model has {count} {what}s")
     return range(value, value + 1)

@@ -19,7 +19,7 @@ from qkjax.vit.config import ViTConfig
 from qkjax.vit.layers import Encoder, MAPHead, normalisation, precision
 
 CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
-"""Intermediates that each layer can return, see `forward`."""
+"""Intermediates that each layer can return; see `forward`."""
 
 
 class ViT(nn.Module):
@@ -137,10 +137,14 @@ def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
     """
     rows, columns = (n // p for n, p in zip(pixels, config.patch_size, strict=True))
     if min(rows, columns) < 1:
-        raise QkjaxError(f"images of {tuple(pixels)} pixels are smaller than a patch {config.patch_size}: enlarge them")
-    if config.relative_positions and (rows, columns) != config.grid:
         raise QkjaxError(
-            f"images with {(rows, columns)} patches: expected {config.grid}, the grid of the relative position biases"
+            f"resolution={tuple(pixels)}: expected at least one patch of {config.patch_size} pixels, pass larger images"
+        )
+    if config.relative_positions and (rows, columns) != config.grid:
+        expected = tuple(n * p for n, p in zip(config.grid, config.patch_size, strict=True))
+        raise QkjaxError(
+            f"resolution={tuple(pixels)}: expected {expected}, which gives the grid of the relative position biases "
+            f"{config.grid} instead of {(rows, columns)}, pass images of that size"
         )
     return rows, columns
 
@@ -179,6 +183,8 @@ def forward(
       logits, captured = forward(ViT(checkpoint.config), checkpoint.params, images, capture=("attention",))
     """
     if unknown := set(capture) - set(CAPTURES):
-        raise QkjaxError(f"cannot capture {', '.join(sorted(unknown))}: choose from {', '.join(CAPTURES)}")
+        raise QkjaxError(
+            f"capture={tuple(sorted(unknown))}: expected names among {', '.join(CAPTURES)}, pass only these"
+        )
     patch_grid(model.config, images.shape[1:3])
     return _forward(model, params, images, tuple(capture))

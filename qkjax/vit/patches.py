@@ -17,8 +17,8 @@ def query_places(grid: tuple[int, int], count: int) -> Int[np.ndarray, "queries"
     rows, columns = grid
     if count >= rows * columns:
         return np.arange(rows * columns)
-    # Rows and columns in proportion to the grid, each in the middle of its share.
+    # The numbers of rows and columns are in proportion to the grid; each lies in the middle of its interval.
     down = min(rows, max(1, round(np.sqrt(count * rows / columns))))
     across = min(columns, -(-count // down))
-    at = [((np.arange(n) + 0.5) * length / n).astype(int) for n, length in ((down, rows), (across, columns))]
-    return (at[0][:, None] * columns + at[1][None]).ravel()
+    axes = [((np.arange(n) + 0.5) * length / n).astype(int) for n, length in ((down, rows), (across, columns))]
+    return (axes[0][:, None] * columns + axes[1][None]).ravel()

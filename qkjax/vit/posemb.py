@@ -1,4 +1,4 @@
-"""Position embeddings: the fixed sine-cosine one, and resampling of a learned one to another grid."""
+"""Position embeddings: the fixed sine-cosine embedding, and resampling of a learned one to another grid."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ Grid = tuple[int, int]
 def sincos_2d(grid: Grid, width: int) -> Float[np.ndarray, "1 tokens width"]:
     """Fixed embedding [sin x, cos x, sin y, cos y] of the patches of a grid, row by row.
 
-    omega_k = 10000^(-k / (D/4 - 1)), x the column index, y the row index (as MoCo v3 and big_vision).
+    omega_k = 10000^(-k / (D/4 - 1)), with the column index x and the row index y (as in MoCo v3 and big_vision).
     """
     y, x = (index.reshape(-1, 1) for index in np.mgrid[: grid[0], : grid[1]])
     quarter = width // 4
@@ -40,7 +40,7 @@ def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 
 def _antialiased_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Cubic convolution (a = -0.5) as wide as a pixel of the coarser grid, normalised, as torch with antialias=True."""
+    """Cubic convolution (a = -0.5), scaled to pixels of the coarser grid, normalised; as torch with antialias=True."""
     a, scale = -0.5, old / new
     centre = (np.arange(new) + 0.5) * scale
     t = np.abs(np.arange(old)[None] + 0.5 - centre[:, None]) / max(scale, 1)

@@ -1,4 +1,4 @@
-"""The names of parameters and of intermediates: no other module of the model or the analyses spells them.
+"""Names of parameters and intermediates; no other module of the model or the analyses contains them.
 
 The parameter tree is big_vision's. Functions that change a tree return a new one that shares all other leaves; they
 work on numpy arrays, on jax arrays and within `jit`. Letters: L layers, D embed, H heads, d head_dim.
@@ -18,7 +18,7 @@ Stack = np.ndarray
 ENCODER = "Transformer"
 ATTENTION = "MultiHeadDotProductAttention_0"
 NORM = "LayerNorm_0"
-"""LayerNorm whose output the queries and keys are computed from."""
+"""The LayerNorm before queries and keys."""
 PATCH_EMBEDDING, POSITION_EMBEDDING = "embedding", "pos_embedding"
 HEADS = ("head", "head_dist", "pre_logits")
 """Dense layers after pooling: classifier, DeiT's second classifier, and the tanh layer before them."""
@@ -104,7 +104,7 @@ def query_key(params: Mapping) -> QueryKey:
     """Stacks the query and key parameters of all layers, in float32.
 
     Args:
-      params: a Linen tree, as `load` gives it.
+      params: a Linen tree, as `load` returns it.
 
     Raises:
       QkjaxError: no encoder blocks in the tree, or blocks of unequal shapes.
@@ -131,7 +131,7 @@ def query_key(params: Mapping) -> QueryKey:
         stacked = (np.stack([np.asarray(x, np.float32) for x in part]) for part in zip(*parts, strict=True))
         return QueryKey(*stacked, norm_centers=centers)
     except (KeyError, TypeError, ValueError) as error:
-        raise QkjaxError(f"the tree is not that of a ViT: {error}; give `params` as `qkjax.load` returns it") from error
+        raise QkjaxError(f"params is not the tree of a ViT ({error}): pass `params` of `qkjax.load`") from error
 
 
 def query_key_kernels(
@@ -164,7 +164,7 @@ def with_query_key(params: Mapping, parts: QueryKeyParts) -> dict:
 
 
 def with_attention(params: Mapping, parts: Mapping[str, Mapping]) -> dict:
-    """The tree with other query and key parameters in all layers; `with_query_key` does the same from a record.
+    """The tree with other query and key parameters in all layers; `with_query_key` takes them as a record.
 
     Args:
       params: a Linen tree.
@@ -179,9 +179,10 @@ def with_attention(params: Mapping, parts: Mapping[str, Mapping]) -> dict:
 
 
 def widened_heads(params: Mapping, columns: int) -> dict:
-    """The tree with heads of `columns` columns, filled up with zeros, for values and outputs: what a head computes from
-    given attention weights does not change. Queries and keys stay as narrow as they are; replace them next, with
-    `with_query_key`.
+    """The tree with values and outputs of `columns` columns per head, padded with zeros.
+
+    The output of a head for given attention weights stays the same. Queries and keys keep their width; replace them
+    next, by `with_query_key`.
 
     Args:
       params: a Linen tree.
