@@ -145,14 +145,14 @@ def test_plans_say_what_they_hold(tmp_path):
     (ranged,) = expand([{"edit": "keep", "select": "modes=0-{dose} cosine>0", "dose": 3}])
     assert ranged[1:] == ("modes=0-* cosine>0", "", 3.0)
     for text, says in {
-        "grid": "is no TOML",
-        "edit = 1": r"is no plan: it holds \[\[grid\]\] tables",
-        "[[grid]]\nselect = 'all'": "a grid says what its edit is",
-        "[[grid]]\nedit = 'drop'\nselect = '{layer}'": r"a selection asks for \{layer\}",
-        "[[grid]]\nedit = 'drop'\ndose = 1": "dose is in no selection",
-        "[[grid]]\nedit = 'drop'\ncontrols = true": "controls is True, and wants to be int",
-        "[[grid]]\nedit = 'drop'\nselect = 'cosine>{dose}'\ndose = 'x'": "dose is 'x', and wants to be a number",
-        "[[grid]]\nedit = 'drop'\nselect = []": r"\[\] is no list of words or numbers",
+        "grid": "is not valid TOML",
+        "edit = 1": r"is not a plan: expected only \[\[grid\]\] tables",
+        "[[grid]]\nselect = 'all'": "a grid has no edit",
+        "[[grid]]\nedit = 'drop'\nselect = '{layer}'": r"placeholder \{layer\}, but its grid has no layer: add a list",
+        "[[grid]]\nedit = 'drop'\ndose = 1": "dose is not used",
+        "[[grid]]\nedit = 'drop'\ncontrols = true": "controls is True, expected a whole number",
+        "[[grid]]\nedit = 'drop'\nselect = 'cosine>{dose}'\ndose = 'x'": "dose is 'x', expected a number",
+        "[[grid]]\nedit = 'drop'\nselect = []": r"\[\] is not a valid list: expected one or more texts or numbers",
     }.items():
         path.write_text(text)
         with pytest.raises(qkjax.QkjaxError, match=says):
@@ -238,7 +238,7 @@ def test_images_that_change_under_their_names_are_seen(checkpoint, folder, tmp_p
     run([0.3], "grown")
     draw()
     grown, fresh = run([0.3, 0.6], "grown"), run([0.3, 0.6], "fresh")
-    assert "the images have changed under their names; all ablations are computed again" in capsys.readouterr().err
+    assert "the content of the images has changed; all ablations are computed again" in capsys.readouterr().err
     for name in fresh.data_vars:
         np.testing.assert_array_equal(grown[name], fresh[name])
 
@@ -300,17 +300,17 @@ def test_readouts_know_what_is_told_apart():
     clear = 10 * np.eye(3)[labels] + rng.standard_normal((30, 3))
     readout = Readout(labels.tolist(), ["0", "4", "2"], clear, 5)
     logits = np.eye(5)[np.array([0, 4, 2])[labels]]
-    assert {name: right.mean() for name, right in readout.right(clear, logits).items()} == {
+    assert {name: correct.mean() for name, correct in readout.correct(clear, logits).items()} == {
         "probe": 1, "neighbours": 1, "head": 1,
     }  # fmt: skip
     turned = clear[:, [1, 2, 0]]  # what the probe learned is gone, what neighbours learn anew is there
-    found = readout.right(turned, logits[:, ::-1])
+    found = readout.correct(turned, logits[:, ::-1])
     assert found["probe"].mean() < 0.1
     assert found["neighbours"].mean() == 1
     assert found["head"].mean() == pytest.approx(1 / 3)
     assert head_classes(["b", "a"], 2) == [0, 1]
     assert head_classes(["b", "a"], 3) is None
-    with pytest.raises(qkjax.QkjaxError, match="class b has 1 images among those used"):
+    with pytest.raises(qkjax.QkjaxError, match="class b has 1 of the images"):
         Readout([0, 0, 1], ["a", "b"], clear[:3], None)
 
 

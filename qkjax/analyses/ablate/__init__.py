@@ -1,1 +1,1 @@
-"""What edits of modes do to a set of images."""
+"""Effects of editing modes, measured on a set of images."""

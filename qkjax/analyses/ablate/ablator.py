@@ -1,4 +1,4 @@
-"""A model and a set of images, ready for edits: one pass of the original model, and one pass for each edit."""
+"""Passes over a set of images: one of the original model, and one for each edit."""
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -34,15 +34,17 @@ class _OriginalBatch(NamedTuple):
 
 
 class Ablator:
-    """A model and a set of images, ready for edits.
+    """Runs a model and its edits over a set of images.
 
-    Images and the outputs of the original model are kept in memory: 1.5 MB per image for ViT-S/14 at 224 pixels
-    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). With several hosts each keeps its share.
+    The images and the outputs of the original model stay in memory: 1.5 MB per image for ViT-S/14 at 224 pixels
+    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). With several hosts, each
+    has its own share of the images.
 
     Attributes:
-      original: rows of the original model against itself: effects, "representation", "logits" (if there is a head).
+      original: rows of the original model compared with itself: effects, "representation", "logits" (if there is a
+        head).
       index: indices in the set of the images that could be read.
-      unreadable: index and reason of the others.
+      unreadable: index of each other image, and why it could not be read.
       pixels: a digest of the pixels of all images.
     """
 
@@ -59,7 +61,7 @@ class Ablator:
         """Runs the original model over the images.
 
         Raises:
-          QkjaxError: a resolution that the model cannot take, no query, or no image that can be read.
+          QkjaxError: the model does not support the resolution, `queries` is below 1, or no image can be read.
         """
         self._places = query_places(photograph_grid(checkpoint, options.resolution), queries)
         self._split, self._whole = over_devices(0), over_devices(None)
@@ -95,12 +97,12 @@ class Ablator:
         """Runs the edited model over the images.
 
         Args:
-          heads: kernels and biases, as `qkjax.interaction.edit.edit` gives them; of `columns` columns if `exact`.
+          heads: kernels and biases from `qkjax.interaction.edit.edit`; they have `columns` columns if `exact`.
           path: file in which progress is saved; None: nothing is saved.
-          settings: what the result depends on.
+          settings: the settings that the result depends on.
 
         Returns:
-          As `original`.
+          Rows with the same names as `original`.
         """
         heads = scaled(heads, self._checkpoint) if self._exact else heads
         heads = jax.device_put(heads, self._whole)
@@ -117,7 +119,7 @@ class Ablator:
 
     @property
     def columns(self) -> int | None:
-        """Columns of the edited heads, for `qkjax.interaction.edit.edit`."""
+        """Number of columns of the edited heads, for `qkjax.interaction.edit.edit`."""
         return wide_columns(self._checkpoint) if self._exact else None
 
 

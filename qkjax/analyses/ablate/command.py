@@ -1,4 +1,4 @@
-"""The result of `ablate` in its folder."""
+"""Writes the result of `ablate` to a folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,19 +43,19 @@ def write_ablations(
     folder: Path,
     attrs: Mapping[str, str],
 ) -> Written:
-    """The result of `ablate`, in the folder; finished ablations are kept in its folder `done`.
+    """Computes `ablate` and writes its result to a folder; finished ablations are saved in the subfolder `done`.
 
     Returns:
       The result, on every host.
 
     Raises:
-      QkjaxError: bad input, an earlier result of other settings, or a file that cannot be written.
+      QkjaxError: invalid input, an earlier result with other settings, or a file that cannot be written.
     """
     _, _, _, queries, exact, options = arguments
     images, labels = images_and_labels(arguments)
     checkpoint = for_photographs(checkpoint)
     query_places(photograph_grid(checkpoint, options.resolution), queries)
-    check_specs(checkpoint, specs)  # refuses arguments before the folder is made
+    check_specs(checkpoint, specs)  # raises before the folder is created
     choices = {"queries": queries, "exact": exact, "options": options}
     written = outcome(
         folder,
@@ -64,7 +64,7 @@ def write_ablations(
         lambda _: ablate(checkpoint, specs, images, labels=labels, **choices, partial=folder / "done"),
         describe,
         attrs=attrs,
-        recompute=True,  # the plan may have grown; what is done is read from `done`
+        recompute=True,  # the plan may have been extended; finished ablations are read from `done`
     )
     report_unreadable(written.dataset, folder)
     return written
@@ -74,7 +74,7 @@ def images_and_labels(arguments: AblationArguments) -> tuple[ImageSet, Labels]:
     """The images, and their classes if they are requested.
 
     Raises:
-      QkjaxError: no image, fewer than two folders of labels, or a limit below 1.
+      QkjaxError: there is no image, fewer than two classes, or `limit` is below 1.
     """
     path, limit, with_labels, *_ = arguments
     images = open_images(path) if path else photographs()

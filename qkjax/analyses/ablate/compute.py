@@ -1,4 +1,4 @@
-"""What edits of a model's modes do to a set of images. (Our extension: the paper has no ablations.)"""
+"""Effects of editing a model's modes, on a set of images. (Our extension: the paper has no ablations.)"""
 
 import json
 import sys
@@ -44,7 +44,7 @@ class Labels(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """A model, its modes, and the images that it is run on."""
+    """A model, its modes, and the images of the ablations."""
 
     checkpoint: Checkpoint
     parts: QueryKey
@@ -64,21 +64,21 @@ def ablate(
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """What every edit of a plan does to attention, representations and accuracy.
+    """Measures how every edit of a plan changes attention, representations and accuracy.
 
-    Each ablation is kept in a file of its own in the folder `partial`, so that an interrupted plan resumes, and a plan
-    that has grown computes only what is new. Equivalent ablations are computed once.
+    Each finished ablation is saved in its own file in the folder `partial`. An interrupted plan therefore resumes, and
+    only the new ablations of an extended plan are computed. Equivalent ablations are computed once.
 
     Args:
       checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
       plan: a TOML file, or its grids as a list of dicts, such as [{"edit": "drop", "select": "cosine>0.5"}], see
         `qkjax.analyses.ablate.plan`.
       images: by default the photographs of scikit-image and scikit-learn and crops of them.
-      labels: True: also measure accuracy; the classes are the default photographs' subjects, or a set's outermost
-        folders. Or the labels themselves.
+      labels: the class of each image; or True for the subjects of the default photographs, or the outermost folders
+        of another set. With labels, accuracy is measured, too.
       queries: number of patches, evenly spaced, whose attention is compared; all their keys are compared.
-      exact: give all heads the columns that any edit needs (twice as many, and one), so that nothing is left out of
-        symmetric parts and rotated modes; the passes take longer.
+      exact: give all heads 2 head_dim + 1 columns, the most that any edit needs, so that symmetric parts and rotated
+        modes are represented exactly; the passes take longer.
       options: batch size, resolution, dtype.
       partial: folder of finished ablations; None: nothing is saved. The caller removes it.
 
@@ -98,7 +98,7 @@ def ablate(
     """
     options = options or PassOptions()
     checkpoint = for_photographs(checkpoint)
-    query_places(photograph_grid(checkpoint, options.resolution), queries)  # refuses arguments before any work
+    query_places(photograph_grid(checkpoint, options.resolution), queries)  # raises before any computation
     images = photographs() if images is None else images
     labels = labels_of(images) if labels is True else labels or Labels([], [])
     if labels.names:
@@ -124,12 +124,12 @@ def ablate(
 def ablation_settings(
     checkpoint: Checkpoint, images: ImageSet, labels: bool, queries: int, exact: bool, options: PassOptions
 ) -> dict[str, str]:
-    """What each ablation depends on besides its edit."""
+    """The settings that every ablation depends on, besides its edit."""
     return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=labels)
 
 
 def labels_of(images: ImageSet) -> Labels:
-    """Classes by the outermost folders; of the default photographs by the photograph.
+    """The classes of images: their outermost folders; for the default photographs, the photograph of each crop.
 
     Raises:
       QkjaxError: fewer than two folders.
@@ -138,7 +138,7 @@ def labels_of(images: ImageSet) -> Labels:
 
 
 def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
-    """Refuses edits and selections that do not fit the checkpoint, before any work.
+    """Checks before any computation that the edits and selections fit the checkpoint.
 
     Raises:
       QkjaxError: an unknown edit, or an invalid selection.
@@ -151,15 +151,15 @@ def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
 
 
 def _resolved(specs: Sequence[AblationSpec], model: _Model) -> tuple[list[AblationSpec], list[ResolvedEdit]]:
-    """The specs and what each does to each mode, without controls that equal their own edits, which a note names."""
-    metrics, kept = measure(model.modes), []
+    """The specs and their resolved edits. Controls that would equal the edit itself are left out, with a note."""
+    metrics, retained = measure(model.modes), []
     for spec in specs:
         edit = resolve(spec.edit, model.parts, model.modes, metrics)
         if not is_idle_control(spec.edit, edit):
-            kept.append((spec, edit))
+            retained.append((spec, edit))
         elif spec.edit.control == 0:
             print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL}, and left out", file=sys.stderr)
-    return [spec for spec, _ in kept], [edit for _, edit in kept]
+    return [spec for spec, _ in retained], [edit for _, edit in retained]
 
 
 def _fill(
@@ -171,7 +171,7 @@ def _fill(
     choices: tuple[int, bool, PassOptions],
     check_interrupt: Callable[[], None],
 ) -> list[Arrays]:
-    """Computes and keeps what is missing: first the original model, then each edit.
+    """Computes and saves the missing ablations: first the original model, then each edit.
 
     Args:
       choices: queries, exact and options.
@@ -190,9 +190,7 @@ def _fill(
         original = finish(ablator.original) | nothing | {"unreadable": np.array(json.dumps(ablator.unreadable))}
         if not same_images(done[0], original):
             if done[0] is not None:
-                bar.write(
-                    "note: the images have changed under their names; all ablations are computed again", sys.stderr
-                )
+                bar.write("note: the content of the images has changed; all ablations are computed again", sys.stderr)
             store.write(None, original)
         results: dict[str, Arrays] = {}
         notes: set[str] = set()
@@ -207,9 +205,9 @@ def _fill(
 
 
 def _one(spec, edit: ResolvedEdit, model: _Model, ablator: Ablator, store: Store, finish, notes: set[str]) -> Arrays:
-    """One ablation, computed and kept."""
-    how = edit.kind, edit.weights, ablator.columns, edit.key_bias, edit.heads
-    heads = edit_heads(model.parts, model.modes, *how)
+    """Computes and saves one ablation."""
+    arguments = edit.kind, edit.weights, ablator.columns, edit.key_bias, edit.heads
+    heads = edit_heads(model.parts, model.modes, *arguments)
     for note in notes_on(edit, heads, model.checkpoint.config.head_dim):
         text = f"note: {spec.edit.kind} {spec.edit.selection}: {note}"
         if text not in notes:
@@ -223,7 +221,7 @@ def _one(spec, edit: ResolvedEdit, model: _Model, ablator: Ablator, store: Store
 
 
 def _finisher(ablator: Ablator, model: _Model) -> Callable[[Arrays], Arrays]:
-    """From the rows of a pass to what is kept of it: effects, similarity of representations, accuracy."""
+    """A function from the rows of a pass to its result: effects, similarity of representations, accuracy."""
     own, readout = ablator.original["representation"], None
     if model.labels.names:
         labels = [model.labels.classes_of_images[i] for i in ablator.index]
@@ -233,8 +231,8 @@ def _finisher(ablator: Ablator, model: _Model) -> Callable[[Arrays], Arrays]:
         effects = dict(rows)
         representation, logits = effects.pop("representation"), effects.pop("logits", None)
         cka = np.float64(linear_cka(own, representation)) if len(own) > 1 else np.nan
-        right = readout.right(representation, logits) if readout else {}
+        correct = readout.correct(representation, logits) if readout else {}
         effects |= {"cka": np.array(cka), "index": np.array(ablator.index), "pixels": np.array(ablator.pixels)}
-        return effects | {f"right_{k}": v for k, v in right.items()}
+        return effects | {f"right_{k}": v for k, v in correct.items()}
 
     return finish

@@ -19,10 +19,10 @@ COLUMNS = {
 
 
 def describe(dataset: xr.Dataset) -> Description:
-    """A table with one row per ablation, and the figures that the plan is enough for.
+    """A table with one row per ablation, and the figures for which the plan has enough ablations.
 
     Args:
-      dataset: of `ablate`.
+      dataset: the result of `ablate`.
     """
     rows = ablation_table(dataset)
     all_kept = min(row["kept"] for row in rows) > 0.9999
@@ -33,7 +33,7 @@ def describe(dataset: xr.Dataset) -> Description:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The rows under the edit and the selection that they are of; at most 80 columns wide."""
+    """The rows, grouped under their edit and selection; at most 80 columns wide."""
     numbers = format_rows([{COLUMNS[name]: row[name] for name in columns} for row in rows], {"modes": ""})
     heading, *lines = numbers.split("\n")
     parts, before = [heading], ""

@@ -1,4 +1,4 @@
-"""What a model makes of images, and how far an edited model's outputs are from the original's.
+"""Outputs of a model for images, and how far an edited model's outputs are from the original's.
 
 (Our extension: the paper has no ablations.) Letters: L layers, H heads, Q queries, N tokens.
 """
@@ -22,13 +22,13 @@ Ndarray = np.ndarray
 
 
 class Outputs(NamedTuple):
-    """What a model makes of images.
+    """Outputs of a model for images.
 
     Attributes:
       representation: the input of the head: the pooled token (without pooling, the mean over patches).
-      tokens: last tokens of the query patches.
-      logits: of the classes; None without a head.
-      attention: of the class token, if there is one, and of the query patches.
+      tokens: the query patches' tokens after the last layer.
+      logits: logits of the classes; None without a head.
+      attention: attention of the class token, if there is one, and of the query patches.
     """
 
     representation: Float[Array | Ndarray, "images features"]
@@ -38,16 +38,16 @@ class Outputs(NamedTuple):
 
 
 class Effects(NamedTuple):
-    """What an edit does to each image; NaN for what a model does not have.
+    """Effects of an edit on each image; NaN if the model lacks the part that an effect is measured on.
 
     Attributes:
-      representation_cosine: of the representation with the original model's.
-      token_cosine: of the last patch tokens with the original's, mean over the query patches.
-      logits_kl: KL divergence of the edited classes from the original ones, bits.
-      attention_js: Jensen-Shannon divergence of the patches' attention from the original's, bits.
-      class_attention_js: of the class token's attention.
-      attention_entropy: of the patches' attention, bits (the edited model's own).
-      preference: for similar tokens, see `similarity_preference` (the edited model's own).
+      representation_cosine: cosine between the representation and the original model's.
+      token_cosine: cosine between the last patch tokens and the original's, mean over the query patches.
+      logits_kl: KL divergence of the edited model's class probabilities from the original's, in bits.
+      attention_js: Jensen-Shannon divergence of the patches' attention from the original's, in bits.
+      class_attention_js: the same for the class token's attention.
+      attention_entropy: entropy of the patches' attention in the edited model, in bits.
+      preference: preference for similar tokens in the edited model, see `similarity_preference`.
     """
 
     representation_cosine: Float[Array | Ndarray, "images"]
@@ -74,7 +74,7 @@ def _outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Arra
         for layer, norm in enumerate(layer_outputs(out, "norm"))
     ]
     pooled, tokens, logits = (out.get(name) for name in ("pre_logits", "encoded", "logits"))
-    # Without pooling there is one of each for every token.
+    # Without pooling, every token has its own.
     pooled, logits = (x if x is None or x.ndim == 2 else x[:, prefix:].mean(axis=1) for x in (pooled, logits))
     outputs = Outputs(pooled, tokens[:, prefix + places], logits, attention)
     outputs = jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
@@ -96,7 +96,7 @@ def _effects(model: ViT, original: Outputs, edited: Outputs, entropies, preferen
 
 @partial(jax.jit, static_argnames="model")
 def original_outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Effects]:
-    """The original model's outputs, and its effects against itself."""
+    """The original model's outputs, and the effects of no edit: the model compared with itself."""
     outputs, *own = _outputs(model, params, scaling, pixels, places)
     return outputs, _effects(model, outputs, outputs, *own)
 

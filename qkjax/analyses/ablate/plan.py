@@ -7,9 +7,9 @@
     layers = ["0-3", "8-11"]
     controls = 5
 
-Every edit is made with every selection, and every `{name}` in a selection takes every value that is listed under that
-name. What stands under `dose` is the axis of dose-response curves. Each ablation has as many controls, of random modes
-as strong, as `controls` says (seeds 0, 1, ...). A plan may hold several grids.
+Every edit is combined with every selection, and every `{name}` in a selection takes every value in the list of that
+name. The values of `dose` are the axis of dose-response curves. `controls` is the number of controls of each ablation:
+edits of strength-matched random modes, drawn with the seeds 0, 1, ... A plan may have several grids.
 """
 
 import re
@@ -24,8 +24,14 @@ import numpy as np
 from qkjax.analyses.edit import Edit
 from qkjax.errors import QkjaxError
 
-FIELDS = {"edit": (str, list), "select": (str, list), "controls": (int,), "key_bias": (bool,)}
-PLACE = re.compile(r"\{(\w+)\}")
+FIELDS = {
+    "edit": ((str, list), "text or a list of texts"),
+    "select": ((str, list), "text or a list of texts"),
+    "controls": ((int,), "a whole number"),
+    "key_bias": ((bool,), "true or false"),
+}
+"""Types of a grid's fields, and their names in error messages."""
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 DOSE = "dose"
 
 
@@ -33,11 +39,10 @@ class AblationSpec(NamedTuple):
     """One ablation of a plan.
 
     Attributes:
-      edit: what is done.
-      condition: what all ablations of one dose-response curve, layer by layer, have in common: the selection without
-        the dose and without the layers.
-      layers: the selection's "layers=" terms, without that word; "" for all.
-      dose: NaN without one.
+      edit: the edit and its selection of modes.
+      condition: the selection without its dose and its layers. All ablations of one dose-response curve share it.
+      layers: the values of the selection's "layers=" terms; "" for all layers.
+      dose: the dose; NaN without one.
     """
 
     edit: Edit
@@ -51,7 +56,7 @@ Plan = str | Path | Sequence[AblationSpec] | Sequence[Mapping]
 
 
 def specs_of(plan: Plan) -> list[AblationSpec]:
-    """The ablations of a plan, however it is given.
+    """The ablations of a plan in any of its forms.
 
     Raises:
       QkjaxError: an invalid plan.
@@ -63,25 +68,25 @@ def specs_of(plan: Plan) -> list[AblationSpec]:
 
 
 def read_plan(path: Path) -> list[AblationSpec]:
-    """The ablations of a plan.
+    """Reads the ablations of a plan from a TOML file.
 
     Raises:
-      QkjaxError: no such file, no TOML, or no plan.
+      QkjaxError: the file cannot be read, is not valid TOML, or is not a valid plan.
     """
     try:
-        found = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text())
     except OSError as error:
         raise QkjaxError(f"cannot read {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise QkjaxError(f"{path} is no TOML: {error}") from error
-    grids = found.get("grid")
+        raise QkjaxError(f"{path} is not valid TOML: {error}") from error
+    grids = content.get("grid")
     if (
         not grids
         or not isinstance(grids, list)
         or not all(isinstance(grid, dict) for grid in grids)
-        or set(found) != {"grid"}
+        or set(content) != {"grid"}
     ):
-        raise QkjaxError(f"{path} is no plan: it holds [[grid]] tables, each with edit and select, and nothing else")
+        raise QkjaxError(f"{path} is not a plan: expected only [[grid]] tables, each with edit and select")
     try:
         return expand(grids)
     except QkjaxError as error:
@@ -89,60 +94,65 @@ def read_plan(path: Path) -> list[AblationSpec]:
 
 
 def expand(grids: list[Mapping]) -> list[AblationSpec]:
-    """All ablations of some grids, each once; of two that are the same the one with a dose counts.
+    """The ablations of all grids, without repetitions. If an edit occurs with and without a dose, the dose is kept.
 
     Raises:
-      QkjaxError: a grid that is none.
+      QkjaxError: an invalid grid.
     """
-    lines = [line for grid in grids for line in _grid(grid)]
+    specs = [spec for grid in grids for spec in _grid_specs(grid)]
     first: dict[Edit, AblationSpec] = {}
-    for line in lines:
-        if line.edit not in first or (np.isnan(first[line.edit].dose) and not np.isnan(line.dose)):
-            first[line.edit] = line
+    for spec in specs:
+        if spec.edit not in first or (np.isnan(first[spec.edit].dose) and not np.isnan(spec.dose)):
+            first[spec.edit] = spec
     return list(first.values())
 
 
-def _grid(grid: Mapping) -> list[AblationSpec]:
-    for name, kinds in FIELDS.items():
-        if name in grid and (not isinstance(grid[name], kinds) or isinstance(grid[name], bool) != (kinds == (bool,))):
-            raise QkjaxError(f"{name} is {grid[name]!r}, and wants to be {' or '.join(k.__name__ for k in kinds)}")
+def _grid_specs(grid: Mapping) -> list[AblationSpec]:
+    for name, (types, expected) in FIELDS.items():
+        if name in grid and (not isinstance(grid[name], types) or isinstance(grid[name], bool) != (types == (bool,))):
+            raise QkjaxError(f"{name} is {grid[name]!r}, expected {expected}")
     if "edit" not in grid:
-        raise QkjaxError("a grid says what its edit is, such as drop")
-    edits, selections = (_listed(grid.get(name, "all")) for name in ("edit", "select"))
-    values = {name: _listed(grid[name]) for name in grid if name not in FIELDS}
-    used = {name for text in selections for name in PLACE.findall(str(text))}
+        raise QkjaxError('a grid has no edit: add one, such as edit = "drop"')
+    edits, selections = (_as_list(grid.get(name, "all")) for name in ("edit", "select"))
+    values = {name: _as_list(grid[name]) for name in grid if name not in FIELDS}
+    used = {name for text in selections for name in PLACEHOLDER.findall(str(text))}
     if missing := used - set(values):
-        raise QkjaxError(f"a selection asks for {{{min(missing)}}}, and no list of that name is in its grid")
+        name = min(missing)
+        raise QkjaxError(
+            f"a selection has the placeholder {{{name}}}, but its grid has no {name}: add a list of values"
+        )
     if unused := set(values) - used:
-        raise QkjaxError(f"{min(unused)} is in no selection: write {{{min(unused)}}} where its values are to go")
-    if grid.get("controls", 0) < 0:
-        raise QkjaxError("controls is a whole number from 0 up")
-    seeds = [None, *range(grid.get("controls", 0))]
-    lines = []
-    for edit, text in product(edits, selections):
-        names = list(dict.fromkeys(PLACE.findall(str(text))))
-        for chosen in product(*(values[name] for name in names)):
-            filled = dict(zip(names, chosen, strict=True))
-            lines += [_spec(str(edit), str(text), filled, grid.get("key_bias", True), seed) for seed in seeds]
-    return lines
+        raise QkjaxError(f"{min(unused)} is not used: write {{{min(unused)}}} in a selection, or remove it")
+    if (controls := grid.get("controls", 0)) < 0:
+        raise QkjaxError(f"controls is {controls}, expected a whole number from 0 up")
+    seeds = [None, *range(controls)]
+    specs = []
+    for edit, template in product(edits, selections):
+        names = list(dict.fromkeys(PLACEHOLDER.findall(str(template))))
+        for combination in product(*(values[name] for name in names)):
+            chosen = dict(zip(names, combination, strict=True))
+            specs += [_spec(str(edit), str(template), chosen, grid.get("key_bias", True), seed) for seed in seeds]
+    return specs
 
 
-def _spec(edit: str, text: str, filled: Mapping, key_bias: bool, seed: int | None) -> AblationSpec:
+def _spec(edit: str, template: str, chosen: Mapping, key_bias: bool, seed: int | None) -> AblationSpec:
+    """One ablation, with the chosen value of each placeholder in the template of its selection."""
+
     def fill(values: Mapping) -> str:
-        return PLACE.sub(lambda match: str(values[match[1]]), text)
+        return PLACEHOLDER.sub(lambda match: str(values[match[1]]), template)
 
-    selection = fill(filled)
-    dose = filled.get(DOSE, np.nan)
+    selection = fill(chosen)
+    dose = chosen.get(DOSE, np.nan)
     if isinstance(dose, bool) or not isinstance(dose, int | float):
-        raise QkjaxError(f"dose is {dose!r}, and wants to be a number")
-    without = fill({**filled, DOSE: "*"}).replace("=*", "")
-    condition = " ".join(term for term in without.split() if not term.startswith("layers="))
+        raise QkjaxError(f"dose is {dose!r}, expected a number")
+    without_dose = fill({**chosen, DOSE: "*"}).replace("=*", "")
+    condition = " ".join(term for term in without_dose.split() if not term.startswith("layers="))
     layers = ",".join(term.removeprefix("layers=") for term in selection.split() if term.startswith("layers="))
     return AblationSpec(Edit(edit, selection, key_bias, seed), condition or "all", layers, float(dose))
 
 
-def _listed(value) -> list:
-    found = value if isinstance(value, list) else [value]
-    if not found or not all(isinstance(item, str | int | float) for item in found):
-        raise QkjaxError(f"{value!r} is no list of words or numbers")
-    return found
+def _as_list(value) -> list:
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(item, str | int | float) for item in values):
+        raise QkjaxError(f"{value!r} is not a valid list: expected one or more texts or numbers")
+    return values

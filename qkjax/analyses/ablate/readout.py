@@ -1,4 +1,4 @@
-"""Whether a model's representations still tell classes: through its own head, a linear probe, nearest neighbours."""
+"""Classification accuracy of a model's representations: by its own head, a linear probe and nearest neighbours."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,29 +14,30 @@ FOLDS, NEIGHBOURS = 5, 5
 
 
 def check_labels(labels: Sequence[int], classes: list[str]) -> None:
-    """Refuses labels to which no probe can be fitted, before any work.
+    """Checks before any computation that a probe can be fitted to the labels.
 
     Raises:
-      QkjaxError: scikit-learn is not installed, or a class has one image or none.
+      QkjaxError: scikit-learn is not installed, or a class has fewer than two images.
     """
     counts = np.bincount(np.asarray(labels, int), minlength=len(classes))
     if counts.min() < 2:
         raise QkjaxError(
-            f"class {classes[counts.argmin()]} has {counts.min()} images among those used, and a probe needs "
-            "at least two: use more images, or no labels"
+            f"class {classes[counts.argmin()]} has {counts.min()} of the images, but a probe needs at least two: use "
+            "more images, or leave out labels=..."
         )
     if find_spec("sklearn") is None:
-        raise QkjaxError("probes come with scikit-learn, which is not here: pip install 'qkjax[photographs]'")
+        raise QkjaxError("probes need scikit-learn, which is not installed: pip install 'qkjax[photographs]'")
 
 
 class Readout:
-    """Says of each labelled image whether it is classified rightly.
+    """Three classifiers, and whether each classifies the labelled images correctly.
 
-    - `head`: the checkpoint's own, where it has one whose outputs are these classes;
-    - `probe`: logistic regression on standardised representations of the *unedited* model, in five parts: fitted on
-      four, asked about the fifth. It takes the place of a head: does what reads the model still understand it?
-    - `neighbours`: the five nearest by cosine among the *edited* representations of the other four parts. What is
-      still there, for whoever may learn it anew?
+    - `head`: the checkpoint's own head, if it has one whose outputs are these classes.
+    - `probe`: logistic regression on standardised representations of the *unedited* model, with 5-fold
+      cross-validation. Like a head, it is not retrained after the edit: it measures whether a fixed linear readout
+      still works.
+    - `neighbours`: the five nearest neighbours by cosine among the *edited* representations of the other folds. They
+      measure how much class information remains for a readout that is fitted after the edit.
     """
 
     def __init__(
@@ -49,13 +50,13 @@ class Readout:
         """Fits the probe.
 
         Args:
-          labels: number of each image's class.
-          classes: their names.
-          representation: of the unedited model.
-          outputs: of the model's head, if it has one.
+          labels: class index of each image.
+          classes: names of the classes.
+          representation: representations of the unedited model.
+          outputs: number of outputs of the model's head; None without a head.
 
         Raises:
-          QkjaxError: as `check_labels`.
+          QkjaxError: see `check_labels`.
         """
         check_labels(labels, classes)
         from sklearn.linear_model import LogisticRegression
@@ -65,27 +66,27 @@ class Readout:
 
         self._labels = np.asarray(labels)
         self._outputs = head_classes(classes, outputs) if outputs else None
-        parts = StratifiedKFold(min(FOLDS, np.bincount(self._labels).min()), shuffle=True, random_state=0)
-        self._parts = list(parts.split(representation, self._labels))
+        folds = StratifiedKFold(min(FOLDS, np.bincount(self._labels).min()), shuffle=True, random_state=0)
+        self._folds = list(folds.split(representation, self._labels))
         self._probes = []
-        for learned, _ in self._parts:
+        for train, _ in self._folds:
             probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # not quite converged is a probe, too
-                self._probes.append(probe.fit(representation[learned], self._labels[learned]))
+                warnings.simplefilter("ignore")  # a probe that has not fully converged is good enough
+                self._probes.append(probe.fit(representation[train], self._labels[train]))
 
-    def right(
+    def correct(
         self, representation: Float[np.ndarray, "images features"], logits: Float[np.ndarray, "images classes"] | None
     ) -> dict[str, Bool[np.ndarray, "images"]]:
-        """By readout, whether each image is classified rightly."""
+        """Whether each readout, by name, classifies each image correctly."""
         from sklearn.neighbors import KNeighborsClassifier
 
-        found = {name: np.zeros(len(self._labels), bool) for name in ("probe", "neighbours")}
-        for (learned, asked), probe in zip(self._parts, self._probes, strict=True):
-            near = KNeighborsClassifier(min(NEIGHBOURS, len(learned)), metric="cosine")
-            near.fit(representation[learned], self._labels[learned])
-            for name, classifier in (("probe", probe), ("neighbours", near)):
-                found[name][asked] = classifier.predict(representation[asked]) == self._labels[asked]
+        result = {name: np.zeros(len(self._labels), bool) for name in ("probe", "neighbours")}
+        for (train, test), probe in zip(self._folds, self._probes, strict=True):
+            neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(train)), metric="cosine")
+            neighbours.fit(representation[train], self._labels[train])
+            for name, classifier in (("probe", probe), ("neighbours", neighbours)):
+                result[name][test] = classifier.predict(representation[test]) == self._labels[test]
         if self._outputs is not None and logits is not None:
-            found["head"] = logits.argmax(-1) == np.array(self._outputs)[self._labels]
-        return found
+            result["head"] = logits.argmax(-1) == np.array(self._outputs)[self._labels]
+        return result

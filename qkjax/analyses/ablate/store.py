@@ -1,4 +1,4 @@
-"""Finished ablations in a folder, each in a file of its own."""
+"""Finished ablations in a folder, one file per ablation."""
 
 import json
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ Arrays = dict[str, np.ndarray]
 
 
 class Store:
-    """Finished ablations by a digest of everything that they depend on.
+    """Finished ablations, identified by a digest of everything that they depend on.
 
-    Equivalent edits, such as controls of equal shares, have one digest. The first host reads and writes; all of them
-    have what it reads.
+    Equivalent edits, such as controls of equal shares, have the same digest. Only the first host reads and writes
+    files; it sends what it reads to the others.
 
     Attributes:
-      settings: what each ablation depends on besides its edit.
+      settings: the settings that every ablation depends on, besides its edit.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, str]):
-        """A store in a folder; None: nothing is kept."""
+        """A store in a folder; None: nothing is stored."""
         self.folder, self.settings = folder, dict(settings)
 
     def key(self, edit: ResolvedEdit | None) -> str:
@@ -40,7 +40,7 @@ class Store:
         return digest.hexdigest()
 
     def read(self, edit: ResolvedEdit | None) -> Arrays | None:
-        """A finished ablation; None if there is none, or its file is damaged: then it is computed again."""
+        """A finished ablation; None if it is missing or its file is damaged, so that it is computed again."""
         arrays = None
         if self.folder and jax.process_index() == 0:
             path = self.folder / f"{self.key(edit)}.npz"
@@ -51,7 +51,7 @@ class Store:
         return arrays
 
     def write(self, edit: ResolvedEdit | None, arrays: Arrays) -> None:
-        """Keeps a finished ablation, in place of its progress.
+        """Writes a finished ablation, and removes the file of its progress.
 
         Raises:
           QkjaxError: the file cannot be written.
@@ -72,8 +72,8 @@ class Store:
 
 
 def same_images(arrays: Arrays | None, original: Arrays | None) -> bool:
-    """Whether an ablation is there and of the images that the original model saw: others may be readable by now, or
-    may have taken their place."""
+    """Whether an ablation exists and has the same images as the pass of the original model. Since then, more images may
+    have become readable, or their content may have changed."""
     if arrays is None or original is None:
         return False
     return all(name in arrays and np.array_equal(arrays[name], original[name]) for name in ("index", "pixels"))

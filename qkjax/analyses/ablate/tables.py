@@ -58,20 +58,21 @@ def ablations_dataset(
     left_out: Sequence[tuple[str, str]],
     attrs: Mapping[str, str],
 ) -> xr.Dataset:
-    """What every ablation does to every image.
+    """The effects of every ablation on every image.
 
     Args:
-      specs: of the plan.
-      effects: by name, of the original model and then of each spec.
+      specs: the ablations of the plan.
+      effects: effects by name; first those of the original model, then those of each spec.
       images: names of the images that could be read.
-      left_out: name and reason of the others.
+      left_out: name of each other image, and why it could not be read.
 
     Returns:
       A dataset with dims ablation (0 is the original model), image, layer, head: the fields of `Effects`; `cka` of the
       representations of all images with the original ones; `right_head`, `right_probe`, `right_neighbours` if there
-      are labels (see `Readout`); `share` of each head's squared strength that is edited, and `kept`, what the kernels
-      hold of the edited interaction. Coordinates say what each ablation is: edit, select, control (seed; -1: none),
-      key_bias, condition, layers, dose. `unreadable`, the names of images, and the `reason` of each.
+      are labels (see `Readout`); `share`, the share of each head's squared strength that is edited; `kept`, the share
+      of the edited interaction's squared strength that the kernels represent. The coordinates edit, select, control
+      (seed; -1: none), key_bias, condition, layers and dose describe each ablation. `unreadable` holds the names of
+      unreadable images, and `reason` why each could not be read.
     """
     variables = {}
     for name in effects[0]:
@@ -96,7 +97,7 @@ def ablations_dataset(
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The result in words: the largest effect, and how many effects differ from their controls."""
+    """The result in words: the largest effect, and how many ablations differ from their controls."""
     targeted = [row for row in rows if row["modes"] == TARGETED]
     if not targeted:
         return "No ablation was made."
@@ -118,17 +119,18 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def image_effects(dataset: xr.Dataset) -> dict[str, Float[np.ndarray, "ablation image"]]:
-    """One number for each ablation and image of each effect that the model has.
+    """One number per ablation and image for each effect, without the effects that are NaN for this model.
 
     `representation`, `tokens`: 1 - cosine. `attention`, `class_attention`: Jensen-Shannon divergence, bits; `entropy`
     (bits) and `preference`: change from the unedited model; all four mean over layers and heads. `logits`: KL
-    divergence, bits. `head`, `probe`, `neighbours`: 1 where classified rightly.
+    divergence, bits. `head`, `probe`, `neighbours`: 1 for an image that is
+    classified correctly, else 0.
     """
 
     def over_heads(name):
         return dataset[name].mean(("layer", "head")).values.astype(np.float64)
 
-    found = {
+    effects = {
         "representation": 1 - dataset.representation_cosine.values.astype(np.float64),
         "tokens": 1 - dataset.token_cosine.values.astype(np.float64),
         "logits": dataset.logits_kl.values.astype(np.float64),
@@ -137,18 +139,18 @@ def image_effects(dataset: xr.Dataset) -> dict[str, Float[np.ndarray, "ablation 
         "entropy": over_heads("attention_entropy") - over_heads("attention_entropy")[:1],
         "preference": over_heads("preference") - over_heads("preference")[:1],
     }
-    found |= {name: dataset[f"right_{name}"].values * 1.0 for name in READOUTS if f"right_{name}" in dataset}
-    return {name: values for name, values in found.items() if not np.isnan(values).all()}
+    effects |= {name: dataset[f"right_{name}"].values * 1.0 for name in READOUTS if f"right_{name}" in dataset}
+    return {name: values for name, values in effects.items() if not np.isnan(values).all()}
 
 
 def ablation_table(dataset: xr.Dataset) -> list[Row]:
-    """A row for the unedited model, one for each ablation and one for all its controls together.
+    """One row for the unedited model, one per ablation, and one for all controls of an ablation together.
 
-    Each effect of `image_effects` has its mean, and `_low` and `_high`, the ends of its 95% interval over images and,
-    of controls, seeds (percentile bootstrap, both resampled, see `interval`); in rows of targeted ablations with
-    controls also `_over_random`, the difference to these, image by image, with its own. NaN where there is none. Images
-    are taken to be independent of each other; crops of one photograph are not quite. `share` is the mean over the heads
-    edited.
+    Each effect of `image_effects` has its mean, and `_low` and `_high`, the ends of its 95% interval over images; for
+    controls, over images and seeds (percentile bootstrap that resamples both, see `interval`). Rows of targeted
+    ablations with controls also have `_over_random`, the difference from the controls, paired by image, with its
+    interval. Missing values are NaN. The intervals assume independent images; crops of one photograph are not quite
+    independent. `share` is the mean over the edited heads.
     """
     effects = image_effects(dataset)
     groups: dict[tuple, dict[str, list[int]]] = {}
