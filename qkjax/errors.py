@@ -4,6 +4,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+class AssumptionWarning(UserWarning):
+    """Something that decides a number is not in a checkpoint's files, and was assumed; results store it."""
+
+
 class QkjaxError(Exception):
     """Invalid input, or a failed operation outside qkjax: one line that says what is wrong, where, and what to do.
 

@@ -26,6 +26,11 @@ UNCACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 """For processes that are killed: half a program that one was writing would be an error in every later test."""
 
 
+def pytest_configure(config):
+    """Many tests read bare files; those of loading assert what is assumed of them."""
+    config.addinivalue_line("filterwarnings", "ignore::qkjax.errors.AssumptionWarning")
+
+
 def pytest_collection_modifyitems(items):
     """Tests of several processes and of all examples take minutes: CI runs them, and whoever asks for them."""
     if not os.environ.get("QKJAX_ALL_TESTS"):

@@ -137,14 +137,11 @@ def test_image_that_is_not_square(torch, transformers, tmp_path):
     assert_close(seen["encoded"], model(images).last_hidden_state)
 
 
-@pytest.mark.parametrize("name", ["DINOv3ViT", "Siglip2Vision"])
-def test_models_that_are_no_plain_vit_are_refused(torch, transformers, name, tmp_path):
-    """Rotary positions leave no one matrix; NaFlex has no patch convolution."""
-    if not hasattr(transformers, f"{name}Model"):
-        pytest.skip(f"this transformers has no {name}Model")
-    config = SMALL if name == "DINOv3ViT" else SMALL | {"num_patches": 16}
-    getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**config)).save_pretrained(tmp_path)
-    with pytest.raises(qkjax.QkjaxError, match="rotary" if name == "DINOv3ViT" else "NaFlex"):
+def test_rotary_models_of_transformers_are_refused(torch, transformers, tmp_path):
+    if not hasattr(transformers, "DINOv3ViTModel"):
+        pytest.skip("this transformers has no DINOv3ViTModel")
+    transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**SMALL)).save_pretrained(tmp_path)
+    with pytest.raises(qkjax.QkjaxError, match="rotary position embeddings: a head has no single matrix"):
         qkjax.load(tmp_path)
 
 
@@ -183,7 +180,7 @@ def test_rotary_positions_are_refused(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({n: v for n, v in timm_state().items() if n != "pos_embed"}, tmp_path / "x.safetensors")
-    with pytest.raises(qkjax.QkjaxError, match="no position embedding: rotary ones"):
+    with pytest.raises(qkjax.QkjaxError, match="no position embedding among the parameters"):
         qkjax.load(tmp_path / "x.safetensors", heads=4)
 
 
@@ -220,6 +217,15 @@ def timm_state(layers: int = 2, width: int = 48, prefix: int = 1) -> dict[str, n
         "head.bias": (5,), **{f"blocks.{i}.{n}": s for i in range(layers) for n, s in block.items()},
     }  # fmt: skip
     return {name: rng.standard_normal(shape).astype(np.float32) * 0.2 for name, shape in shapes.items()}
+
+
+def attention_pooling_state(width: int = 48) -> dict[str, np.ndarray]:
+    """Names and shapes of timm's attention pooling."""
+    shapes = {"latent": (1, 1, width), "q.weight": (width, width), "kv.weight": (2 * width, width), "q.bias": (width,),
+              "kv.bias": (2 * width,), "proj.weight": (width, width), "proj.bias": (width,), "norm.weight": (width,),
+              "norm.bias": (width,), "mlp.fc1.weight": (80, width), "mlp.fc1.bias": (80,),
+              "mlp.fc2.weight": (width, 80), "mlp.fc2.bias": (width,)}  # fmt: skip
+    return {f"attn_pool.{name}": np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}
 
 
 def test_timm_names(torch, transformers, tmp_path):
@@ -490,7 +496,9 @@ def test_pytorch_file_with_a_configuration(torch, tmp_path, monkeypatch):
 def test_ijepa_with_its_predictor(torch, tmp_path):
     state = ijepa_state(torch)
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(qkjax.QkjaxError, match=r"the file holds several models \(encoder, predictor\): choose one"):
+    with pytest.raises(
+        qkjax.QkjaxError, match=r"several models: encoder \(29 parameters\), predictor \(32 parameters\); choose one"
+    ):
         qkjax.load(tmp_path / "x.pth")
     whole = qkjax.load(f"{tmp_path}/x.pth:encoder", heads=4)
     assert (whole.config.class_token, whole.config.grid, whole.config.pool) == (False, (4, 4), "gap")
@@ -518,7 +526,7 @@ def test_bad_state_dicts(tmp_path):
         assert str(tmp_path) in str(caught.value)
 
     state = timm_state()
-    refuse(state, "7 heads do not divide the width 48", {"num_attention_heads": 7})
+    refuse(state, "the queries have 48 rows, expected those of 7 heads", {"num_attention_heads": 7})
     refuse(state, "heads='four': expected a positive whole number", {"num_attention_heads": "four"})
     refuse(state, "config.json has activation 'mish', expected one of gelu", {"hidden_act": "mish"})
     refuse(
@@ -528,8 +536,16 @@ def test_bad_state_dicts(tmp_path):
     refuse({k: v for k, v in state.items() if k != "blocks.1.mlp.fc1.bias"}, "Dense_0/bias' is missing", heads=4)
     refuse({k: v for k, v in state.items() if "patch" not in k}, "no patch embedding")
     refuse(state | {"blocks.0.norm1.bias": np.full(48, np.nan, np.float32)}, "holds NaN", heads=4)
-    refuse(state | {"blocks.0.attn.qkv.weight": np.ones((100, 48), np.float32)}, "expected 144 rows", heads=4)
-    refuse(state | {"pos_embed": np.ones((1, 12, 48), np.float32)}, "11 tokens, which is not a square", heads=4)
+    refuse(
+        state | {"blocks.0.attn.qkv.weight": np.ones((100, 48), np.float32)},
+        r"the qkv weights of layer 0 have shape \(100, 48\), expected 3 equal parts",
+        heads=4,
+    )
+    refuse(
+        state | {"pos_embed": np.ones((1, 12, 48), np.float32)},
+        r"12 rows, a square grid in no way \(with cls: 11 patches; without special tokens: 12 patches\)",
+        heads=4,
+    )
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(qkjax.QkjaxError, match=r"cannot read .*config\.json"):
         qkjax.load(tmp_path)
@@ -545,7 +561,7 @@ def test_names_that_leave_a_doubt_are_refused(tmp_path):
             qkjax.load(tmp_path / "x.safetensors", **settings)
 
     state = timm_state()
-    refuse(state, "the number of heads is unknown for width 48: pass heads=")
+    refuse(state, "the number of heads is not in the file, and 48 query rows do not determine it: pass heads=")
     refuse(state | {f"encoder.{n}": v for n, v in state.items()}, "the file holds two models", heads=4)
     refuse({n: v for n, v in state.items() if n != "blocks.1.attn.qkv.bias"}, "bias' is missing", heads=4)
     refuse({n: v for n, v in state.items() if n != "patch_embed.proj.bias"}, "'embedding/bias' is missing", heads=4)
@@ -664,6 +680,8 @@ def test_timm_architecture(architecture, activation, tmp_path):
     state = timm_state()
     if "clip_" in architecture:
         state |= {f"norm_pre.{x}": np.ones(48, np.float32) for x in ("weight", "bias")}
+    if "siglip_" in architecture:
+        state |= attention_pooling_state()
     save_file(state, tmp_path / "model.safetensors")
     cfg = {"input_size": [3, 28, 28], "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.1] * 3, "std": [0.2] * 3}
     said = {"architecture": architecture, "pretrained_cfg": cfg}

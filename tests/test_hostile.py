@@ -50,7 +50,7 @@ def test_missing_file(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    assert "is not a checkpoint" in refusal(tmp_path)
+    assert "holds nothing; expected model.safetensors" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0.999, 0.5, 0.01])

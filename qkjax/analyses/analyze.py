@@ -15,7 +15,7 @@ from qkjax.interaction.metrics import Metrics, measure
 from qkjax.results.modes import format_table, layer_rows, metrics_of, to_dataset
 from qkjax.results.rows import Row, head_mean
 from qkjax.vit.tree import query_key
-from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 
 def analyze(
@@ -44,7 +44,7 @@ def analyze(
     modes = decompose(parts, **frame)
     metrics = measure(modes)
     attrs = {
-        "model": checkpoint.name,
+        **origin_of(checkpoint),
         "source": Path(checkpoint.source).name,
         "config": json.dumps(checkpoint.config.to_dict()),
         "options": json.dumps(frame),

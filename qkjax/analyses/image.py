@@ -26,7 +26,7 @@ from qkjax.results.modes import PER_HEAD, PER_MODE
 from qkjax.results.store import versions
 from qkjax.vit.model import ViT, forward
 from qkjax.vit.tree import layer_outputs
-from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 LABELS = {
     "variance_share": Label("share of the variance", "1", "Share of a mode in the variance of the logits over keys."),
@@ -100,7 +100,7 @@ def attribute_logits(
         "cosine": (PER_MODE, np.asarray(metrics.cosine)),
     }
     settings = {"resolution": json.dumps(pixels.shape[:2])}
-    attrs = {"model": checkpoint.name, "image": name, "settings": json.dumps(settings), **versions()}
+    attrs = {**origin_of(checkpoint), "image": name, "settings": json.dumps(settings), **versions()}
     dataset = annotated(xr.Dataset(variables, attrs=attrs), LABELS)
     return dataset.assign_attrs(summary=summary(dataset))
 

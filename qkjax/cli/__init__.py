@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 
 # LAPACK is called from XLA's threads and ours, with which OpenBLAS's only compete. numpy reads this on import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -19,7 +20,7 @@ from qkjax.cli.pictures import image, top_images
 from qkjax.cli.plain_help import with_plain_help
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
-from qkjax.errors import QkjaxError, nearest
+from qkjax.errors import AssumptionWarning, QkjaxError, nearest
 
 # Only light modules are imported above: `qkjax --help` must answer at once.
 
@@ -41,6 +42,7 @@ ALIASES = {"modes": "top-images"}
 
 def main() -> None:
     """Entry point of the `qkjax` command: exit code 0, 2 for bad input, 130 when interrupted."""
+    warnings.showwarning = _show_warning
     try:
         _run(sys.argv[1:])
         sys.stdout.flush()
@@ -62,6 +64,12 @@ def main() -> None:
             raise
         print("qkjax: error: this does not fit in memory: give a smaller --resolution or --batch", file=sys.stderr)
         sys.exit(2)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Prints what was assumed of a checkpoint as a note, and other warnings in a line."""
+    kind = "note" if issubclass(category, AssumptionWarning) else category.__name__
+    print(f"{kind}: {message}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> None:

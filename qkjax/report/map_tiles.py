@@ -26,7 +26,7 @@ from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs
-from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 DIMS = ("layer", "head", "mode", "sign", "place")
 
@@ -73,7 +73,7 @@ def map_tiles(
         index = top.image_index.values[0, :, :, : shown[0], :, : shown[1]]
         stream, options = options_of(top)
         tiles, left_out = _compute(checkpoint, modes, images, (stream, options), index, partial, settings)
-        attrs = {"model": checkpoint.name, "settings": json.dumps(settings)}
+        attrs = {**origin_of(checkpoint), "settings": json.dumps(settings)}
         dataset = _dataset(tiles, left_out, images, attrs)
         if first:
             write_dataset(dataset, path)

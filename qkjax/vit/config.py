@@ -41,6 +41,7 @@ class ViTConfig:
       layer_scale: each residual branch ends in a learned scale per channel (DINOv2, BEiT).
       pre_norm: a LayerNorm before the first layer (CLIP).
       pool_norm: the last LayerNorm acts only on the pooled token (fine-tuned SimMIM).
+      patch_norm: a norm of the patch embedding, before the position embedding is added (AIMv2).
       final_norm: a LayerNorm after the last layer, or with `pool_norm` after the pooling.
       inner_norms: a LayerNorm of the attention's mixed values before the output projection, and one of the MLP's
         hidden units after the activation (BEiT-3).
@@ -81,6 +82,7 @@ class ViTConfig:
     layer_scale: bool = False
     pre_norm: bool = False
     pool_norm: bool = False
+    patch_norm: bool = False
     final_norm: bool = True
     inner_norms: bool = False
     norm: Norm = "layer"
@@ -107,6 +109,7 @@ SETTINGS = {
     "posemb_resample": get_args(Resample),
     "norm": get_args(Norm),
     "pool_prefix": "True or False",
+    "final_norm": "True or False",
     "heads": "a positive whole number",
 }
 """Settings that cannot be inferred from the shapes of a parameter tree and can be passed to `load`."""
@@ -136,7 +139,7 @@ def check_settings(settings: Mapping) -> dict:
 def _is_allowed(name: str, value) -> bool:
     if name == "grid":
         return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
-    if name == "pool_prefix":
+    if name in ("pool_prefix", "final_norm"):
         return isinstance(value, bool)
     if name == "heads":
         return type(value) is int and value > 0

@@ -60,7 +60,10 @@ class ViT(nn.Module):
         c, out = self.config, {}
         x = out["stem"] = self._patches(images)
         batch, rows, columns, _ = x.shape
-        x = out["with_posemb"] = x.reshape(batch, rows * columns, -1) + self._positions((rows, columns), x.dtype)
+        x = x.reshape(batch, rows * columns, -1)
+        if c.patch_norm:
+            x = normalisation(c, "patch_norm")(x)
+        x = out["with_posemb"] = x + self._positions((rows, columns), x.dtype)
         x = self._with_prefix(x)
         if c.pre_norm:
             x = normalisation(c, "pre_norm")(x)
@@ -135,6 +138,8 @@ def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
     Raises:
       QkjaxError: the image is smaller than a patch, or its grid is not that of the relative position biases.
     """
+    if config.weights_only:
+        raise QkjaxError(f"this model cannot be run on images, only its weights be analysed: {config.weights_only}")
     rows, columns = (n // p for n, p in zip(pixels, config.patch_size, strict=True))
     if min(rows, columns) < 1:
         raise QkjaxError(

@@ -1,7 +1,7 @@
 """A checkpoint in memory, the npz file that qkjax writes of it, and a digest of its parameters."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from html import escape
@@ -14,7 +14,9 @@ from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.formats.npz import write_npz
 
-CONFIG_KEY, PREPROCESS_KEY = "qkjax/config", "qkjax/preprocess"  # JSON members of the npz files that qkjax writes
+CONFIG_KEY, PREPROCESS_KEY, NOTES_KEY = "qkjax/config", "qkjax/preprocess", "qkjax/notes"
+OWN_KEYS = (CONFIG_KEY, PREPROCESS_KEY, NOTES_KEY)
+"""JSON members of the npz files that qkjax writes."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,6 +35,7 @@ class Checkpoint:
       preprocess: preprocessing of its images, at its own resolution. It comes from preprocessor_config.json
         (or timm's config.json, or qkjax's own npz), else from the catalogue, else from the family that the
         architecture belongs to.
+      notes: sentences on what was assumed, overruled or left out when it was read; results store them.
 
     Example:
       >>> import qkjax
@@ -50,6 +53,7 @@ class Checkpoint:
     params: dict
     source: str
     preprocess: Preprocess
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         architecture = "; ".join(f"{name}: {value}" for name, value in _architecture(self.config).items())
@@ -76,6 +80,12 @@ class Checkpoint:
         return f"<table><caption>Checkpoint <b>{escape(self.name)}</b></caption>{cells}</table>"
 
 
+def origin_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """What results store of their model: its name, and what was assumed when it was read."""
+    notes = {"assumptions": json.dumps(list(checkpoint.notes))} if checkpoint.notes else {}
+    return {"model": checkpoint.name, **notes}
+
+
 def _architecture(config: ViTConfig) -> dict[str, str]:
     """The architecture in words, by the name of each part."""
     other = {
@@ -87,6 +97,12 @@ def _architecture(config: ViTConfig) -> dict[str, str]:
         "relative position biases": config.relative_positions,
         f"{config.classes} classes": config.classes,
     }
+    if config.weights_only:
+        return {
+            "layers": f"{config.depth} with {config.heads} heads each",
+            "width": f"{config.width}, {config.head_dim} per head",
+            "weights only": config.weights_only,
+        }
     grid = f", grid of {config.grid[0]} x {config.grid[1]}" if config.grid else ""
     return {
         "layers": f"{config.depth} with {config.heads} heads each",
@@ -124,7 +140,11 @@ def digest_of_parameters(params: Mapping) -> str:
 
 
 def write_checkpoint(
-    path: Path | str, config: ViTConfig, params: Mapping, preprocess: Preprocess | None = None
+    path: Path | str,
+    config: ViTConfig,
+    params: Mapping,
+    preprocess: Preprocess | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Writes a tree as `params/...` of an npz, together with its configuration and preprocessing as JSON.
 
@@ -135,6 +155,7 @@ def write_checkpoint(
       config: the architecture.
       params: nested dict of arrays.
       preprocess: preprocessing of images; if None, `load` infers it from the architecture.
+      notes: what was assumed when the checkpoint was read.
 
     Raises:
       QkjaxError: the file cannot be written.
@@ -143,4 +164,6 @@ def write_checkpoint(
     arrays[CONFIG_KEY] = np.asarray(json.dumps(config.to_dict()))
     if preprocess:
         arrays[PREPROCESS_KEY] = np.asarray(json.dumps(asdict(preprocess)))
+    if notes:
+        arrays[NOTES_KEY] = np.asarray(json.dumps(list(notes)))
     write_npz(Path(path), arrays)

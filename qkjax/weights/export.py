@@ -36,7 +36,7 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
     """
     if Path(path).suffix != ".npz":
         raise QkjaxError(f"path is {str(path)!r}, expected a name that ends in .npz")
-    write_checkpoint(path, checkpoint.config, checkpoint.params, checkpoint.preprocess)
+    write_checkpoint(path, checkpoint.config, checkpoint.params, checkpoint.preprocess, checkpoint.notes)
 
 
 def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
@@ -106,5 +106,10 @@ def _foreign_parts(config: ViTConfig) -> list[str]:
         "its last LayerNorm after the pooling": config.pool_norm,
         "relative position biases": config.relative_positions,
         "a gated MLP": config.activation == "swiglu",
+        "RMSNorms": config.norm != "layer",
+        "a norm of its patch embedding": config.patch_norm,
+        "norms within attention and MLP": config.inner_norms,
+        "no norm after its last layer": not config.final_norm,
+        "only queries and keys": config.weights_only,
     }
     return [part for part, present in parts.items() if present]

@@ -3,29 +3,45 @@
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from qkjax.errors import QkjaxError
+from qkjax.errors import AssumptionWarning, QkjaxError
 from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
 from qkjax.weights import catalogue, preprocessing
-from qkjax.weights.checkpoint import CONFIG_KEY, PREPROCESS_KEY, Checkpoint, write_checkpoint
+from qkjax.weights.checkpoint import (
+    CONFIG_KEY,
+    NOTES_KEY,
+    OWN_KEYS,
+    PREPROCESS_KEY,
+    Checkpoint,
+    write_checkpoint,
+)
 from qkjax.weights.download.fetch import local_file
-from qkjax.weights.families import huggingface
+from qkjax.weights.families import described
 from qkjax.weights.families.big_vision import check_finite, read_vit
+from qkjax.weights.families.facts import Facts
 from qkjax.weights.families.torch_layouts import to_vit
+from qkjax.weights.families.torch_towers import image_tower, split_models
 from qkjax.weights.formats import state_dict
 from qkjax.weights.formats.json_object import read_json
 from qkjax.weights.formats.npz import NpzFile
 from qkjax.weights.formats.tensorstore import TensorstoreFolder, resolve
 
+ModelData = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...]]
+"""Architecture, flat arrays, and sentences on what was assumed or left out."""
+ASSUMED = ("pool", "grid", "activation", "norm_eps", "posemb_resample")
+
 
 def split_submodel(path: str) -> tuple[str, str | None]:
     """Splits "file.npz:img" into path and sub-model, as big_vision does; an existing path is not split."""
-    match = re.fullmatch(r"(.+?):([\w/]+)", path)
+    match = re.fullmatch(r"(.+?):([\w/-]+)", path)
     if match and not os.path.exists(path) and not match[2].startswith("/"):
         return match[1], match[2]
     return path, None
@@ -99,7 +115,7 @@ def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
         if state is None or state.suffix not in state_dict.PICKLED:
             return _read(path, entry.sub, entry.name, settings, from_catalogue)
         plain = _read(path, entry.sub, entry.name, known)
-        write_checkpoint(converted, plain.config, plain.params)
+        write_checkpoint(converted, plain.config, plain.params, notes=plain.notes)
     from_files = preprocessing.from_folder(catalogue.path_of(entry.name))
     return _read(converted, None, entry.name, settings, from_files or from_catalogue)
 
@@ -114,41 +130,71 @@ def _read(
             raise QkjaxError(f"{path} is neither a file nor a folder")
         folder = resolve(path)
         state = state_dict.find(folder) if folder else path if state_dict.is_torch_file(path) else None
+        if folder and not state and not any(folder.glob("*/.zarray")):
+            raise QkjaxError(state_dict.unread(folder))
         if state:
             stored = preprocessing.from_folder(state.parent)
-            config, flat = _read_state_dict(state, sub, settings)
+            config, flat, notes = _read_state_dict(state, sub, settings)
         else:
             with TensorstoreFolder(folder) if folder else NpzFile(path) as container:
                 stored = preprocessing.from_json(text) if (text := _text(container, PREPROCESS_KEY)) else None
-                config, flat = _read_container(container, sub, settings)
+                config, flat, notes = _read_container(container, sub, settings)
     except (OSError, ValueError) as error:
         raise QkjaxError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     except QkjaxError as error:
         raise error if str(path) in str(error) else QkjaxError(f"{path}: {error}") from error
     preprocess = stored or from_catalogue or preprocessing.from_architecture(config)
-    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preprocess)
+    for note in notes:
+        warnings.warn(f"{name}: {note}", AssumptionWarning, stacklevel=3)
+    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preprocess, notes)
 
 
-def _read_state_dict(path: Path, sub: str | None, settings: Mapping):
+def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ModelData:
     """A torch model's file; `sub` is one model of a file that holds several, such as I-JEPA's "predictor"."""
     config = path.parent / "config.json"
-    settings = {**(huggingface.settings_of(read_json(config)) if config.is_file() else {}), **settings}
-    readers = state_dict.open_state(path)
-    if sub:
-        readers = {k.removeprefix(f"{sub}/"): read for k, read in readers.items() if k.startswith(f"{sub}/")}
-    parts = sorted({k.split("/")[0] for k in readers if "/" in k})
-    if parts or not readers:
-        raise QkjaxError(
-            f"the file holds several models ({', '.join(parts)}): choose one, as in {path}:{(parts or ['encoder'])[0]}"
-        )
-    return to_vit(readers, lambda name: check_finite(name, readers[name]()), settings)
+    facts = described.facts_of_config(read_json(config)) if config.is_file() else Facts()
+    readers = _chosen_model(path, state_dict.open_state(path), sub)
+    names, notes = image_tower(readers)
+    facts = replace(facts.overruled(settings), notes=(*facts.notes, *notes))
+    return to_vit(names, lambda name: check_finite(name, readers[name]()), facts)
 
 
-def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, settings: Mapping):
+def _chosen_model(path: Path, stored: Mapping[str, state_dict.Readers], sub: str | None) -> state_dict.Readers:
+    """The readers of one model of a file.
+
+    Raises:
+      QkjaxError: it holds several models and `sub` names none of them; the message lists them with their sizes.
+    """
+    models = {}
+    for name, readers in stored.items():
+        for part, names in split_models(readers).items():
+            models[f"{name}/{part}".strip("/")] = {short: readers[full] for short, full in names.items()}
+    if sub in models:
+        return models[sub]
+    if sub is None and len(models) == 1:
+        return next(iter(models.values()))
+    listed = ", ".join(f"{name or 'the top level'} ({len(readers)} parameters)" for name, readers in models.items())
+    if sub is not None:
+        raise QkjaxError(f"{path} has no model {sub!r}; it has {listed or 'none'}")
+    if not models:
+        raise QkjaxError(f"{path} holds no parameters")
+    raise QkjaxError(f"{path} holds several models: {listed}; choose one, as in {path}:{next(filter(None, models))}")
+
+
+def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, settings: Mapping) -> ModelData:
+    keys = [key for key in container.keys() if key not in OWN_KEYS]  # noqa: SIM118
     if text := _text(container, CONFIG_KEY):
-        settings = {**_stored_settings(text), **settings}
-    keys = [key for key in container.keys() if key not in (CONFIG_KEY, PREPROCESS_KEY)]  # noqa: SIM118
-    return read_vit(container, keys, sub, settings)
+        notes = tuple(map(str, json.loads(_text(container, NOTES_KEY) or "[]")))
+        stored = _stored_config(text)
+        if stored.get("weights_only"):
+            flat = {key.removeprefix("params/"): check_finite(key, container.read(key)) for key in keys}
+            return ViTConfig(**stored), flat, notes
+        kept = check_settings({k: v for k, v in stored.items() if k in SETTINGS and v is not None})
+        return *read_vit(container, keys, sub, {**kept, **settings}), notes
+    config, flat = read_vit(container, keys, sub, settings)
+    assumed = {name: getattr(config, name) for name in ASSUMED if name not in settings}
+    listed = ", ".join(f"{name}={value!r}" for name, value in assumed.items())
+    return config, flat, (f"assumed, as in big_vision: {listed}",) if listed else ()
 
 
 def _text(container: NpzFile | TensorstoreFolder, key: str) -> str:
@@ -156,15 +202,19 @@ def _text(container: NpzFile | TensorstoreFolder, key: str) -> str:
     return container.text(key) if isinstance(container, NpzFile) and key in set(container.keys()) else ""
 
 
-def _stored_settings(text: str) -> dict:
-    """The part of a stored configuration that shapes do not determine; the rest is inferred from the parameters."""
+def _stored_config(text: str) -> dict:
+    """The fields of a stored configuration.
+
+    Raises:
+      QkjaxError: it is not a configuration of this version.
+    """
     try:
-        values = json.loads(text).items()
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise QkjaxError(f"member {CONFIG_KEY!r} is not a configuration in JSON ({error})") from error
-    if unknown := {name for name, _ in values} - set(ViTConfig.__dataclass_fields__):
+    if unknown := fields.keys() - set(ViTConfig.__dataclass_fields__):
         raise QkjaxError(
             f"member {CONFIG_KEY!r} has the unknown field {min(unknown)!r}, from another version of qkjax: "
             "download or save the file again"
         )
-    return check_settings({k: v for k, v in values if k in SETTINGS and v is not None})
+    return fields

@@ -31,7 +31,7 @@ from qkjax.passes.settings import settings_of
 from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.patches import query_places
 from qkjax.vit.tree import query_key
-from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 Arrays = dict[str, np.ndarray]
 
@@ -117,7 +117,7 @@ def ablate(
     names = [images.names[i] for i in done[0]["index"]]
     hidden = ("unreadable", "index", "pixels")
     effects = [{k: v for k, v in arrays.items() if k not in hidden} for arrays in done]
-    attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings)}
+    attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
     return ablations_dataset(specs, effects, names, left_out, attrs)
 
 

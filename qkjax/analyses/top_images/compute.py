@@ -32,7 +32,7 @@ from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs, query_key_kernels
-from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 
 @partial(jax.jit, static_argnames=("model", "stream", "scores"), donate_argnames="top")
@@ -107,7 +107,7 @@ def top_images(
     )
     require_readable(result.unreadable, images, partial)
     unreadable = [(images.names[index], reason) for index, reason in result.unreadable]
-    attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings)}
+    attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
     best = Top(*map(np.asarray, result.state))
     return top_images_dataset(best, tuple(scores), images.names, unreadable, measure(modes), attrs)
 

@@ -11,6 +11,7 @@ from qkjax.vit.model import ViT
 from qkjax.weights.families.big_vision_names import BLOCK, depth
 
 Shape = tuple[int, ...]
+RELATIVE = "MultiHeadDotProductAttention_0/relative_position_bias"
 
 
 def shape_of(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
@@ -68,14 +69,7 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
         raise QkjaxError("this is a NaFlex ViT (its patch embedding is a dense layer), which is not supported")
     kernel = shape_of(shapes, "embedding/kernel", 4)
     width, heads, head_dim = shape_of(shapes, f"{BLOCK}_0/MultiHeadDotProductAttention_0/query/kernel", 3)
-    learned = "pos_embedding" in shapes
-    grid = settings.get("grid")
-    if learned:
-        rows = shape_of(shapes, "pos_embedding", 3)[1]
-        grid = infer_grid(rows - has_class_row(shapes, grid), grid)
-    relative = shapes.get(f"{BLOCK}_0/MultiHeadDotProductAttention_0/relative_position_bias")
-    if relative and not grid:
-        grid = ((isqrt(max(relative[0] - 3, 0)) + 1) // 2,) * 2  # entries are (2 rows - 1) (2 columns - 1) + 3
+    posemb, grid = _infer_positions(shapes, settings.get("grid"))
     inferred = ViTConfig(
         width=width,
         depth=depth(shapes),
@@ -84,7 +78,7 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
         mlp_dim=shape_of(shapes, f"{BLOCK}_0/MlpBlock_0/Dense_0/kernel", 2)[1],
         patch_size=kernel[:2],
         channels=kernel[2],
-        posemb="learn" if learned else "none" if relative else "sincos2d",
+        posemb=posemb,
         class_token="cls" in shapes,
         pool=_infer_pool(shapes),
         rep_size=shape_of(shapes, "pre_logits/kernel", 2)[1] if "pre_logits/kernel" in shapes else None,
@@ -94,9 +88,11 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
         layer_scale=f"{BLOCK}_0/LayerScale_0/scale" in shapes,
         pre_norm="pre_norm/scale" in shapes,
         pool_norm="pool_norm/scale" in shapes,
-        relative_positions=bool(relative),
+        inner_norms=f"{BLOCK}_0/attention_norm/scale" in shapes,
+        patch_norm="patch_norm/scale" in shapes,
+        relative_positions=f"{BLOCK}_0/{RELATIVE}" in shapes,
     )
-    config = replace(inferred, **{**settings, "grid": grid if learned or relative else None})
+    config = replace(inferred, **{**settings, "grid": grid})
     if config.posemb == "sincos2d" and width % 4:
         raise QkjaxError(
             f"pos_embedding is missing, and width {width} is not a multiple of 4, as a sine-cosine embedding needs"
@@ -104,6 +100,16 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     if config.pool == "tok" and not config.class_token:
         raise QkjaxError("pool is 'tok', but there is no class token: parameter 'cls' is missing")
     return config
+
+
+def _infer_positions(shapes: Mapping[str, Shape], grid: Shape | None) -> tuple[str, Shape | None]:
+    """The kind of position embedding, and the grid of the learned one or of the relative position biases."""
+    if "pos_embedding" in shapes:
+        rows = shape_of(shapes, "pos_embedding", 3)[1]
+        return "learn", infer_grid(rows - has_class_row(shapes, grid), grid)
+    if relative := shapes.get(f"{BLOCK}_0/{RELATIVE}"):  # (2 rows - 1) (2 columns - 1) + 3 entries
+        return "none", grid or ((isqrt(max(relative[0] - 3, 0)) + 1) // 2,) * 2
+    return "sincos2d", None
 
 
 def _infer_pool(shapes: Mapping[str, Shape]) -> Pool:

@@ -1,11 +1,19 @@
-"""What the config.json of a Hugging Face repository specifies beyond the shapes of its parameters."""
+"""What the config.json of a transformers model says beyond the shapes of its parameters.
 
+A model type is in one of the tables because its mathematics is known. Every key of a configuration is used, visible in
+the parameters, harmless, or a reason to stop.
+"""
+
+import re
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from qkjax.errors import QkjaxError
 from qkjax.vit.config import check_settings
-from qkjax.weights.families import timm
+from qkjax.weights.families import huggingface_keys as keys
+from qkjax.weights.families.facts import Facts, Grid
 
+ROTARY = "it has rotary position embeddings: a head has no single matrix Wq Wk^T"
 ACTIVATIONS = {
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
@@ -15,34 +23,173 @@ ACTIVATIONS = {
 }
 
 
-def settings_of(config: Mapping) -> dict:
-    """Settings of a ViT from the config.json of Hugging Face or timm, as far as shapes do not determine them.
+class Kind(NamedTuple):
+    """The defaults of a configuration class of transformers, which files may leave out."""
+
+    heads: int = 12
+    activation: str = "gelu"
+    norm_eps: float = 1e-12
+    image: int | tuple[int, int] = 224
+    patch: int = 16
+
+
+CLIP = Kind(12, "quick_gelu", 1e-5, 224, 32)
+SIGLIP = Kind(12, "gelu_pytorch_tanh", 1e-6, 224, 16)
+BLIP_2 = Kind(16, "gelu", 1e-6, 224, 14)
+KINDS = {
+    "vit": Kind(),
+    "deit": Kind(),
+    "ijepa": Kind(),
+    "beit": Kind(),
+    "data2vec-vision": Kind(),
+    "vit_mae": Kind(),
+    "vit_msn": Kind(norm_eps=1e-6),
+    "dpt": Kind(image=384),
+    "dinov2": Kind(norm_eps=1e-6, patch=14),
+    "dinov2_with_registers": Kind(norm_eps=1e-6),
+    "tipsv2_vision_model": Kind(norm_eps=1e-6, image=448, patch=14),
+    "clip_vision_model": CLIP,
+    "metaclip_2_vision_model": CLIP,
+    "clipseg_vision_model": CLIP,
+    "chinese_clip_vision_model": CLIP,
+    "altclip_vision_model": CLIP,
+    "git_vision_model": Kind(12, "quick_gelu", 1e-5, 224, 16),
+    "owlvit_vision_model": Kind(12, "quick_gelu", 1e-5, 768, 32),
+    "owlv2_vision_model": Kind(12, "quick_gelu", 1e-5, 768, 16),
+    "siglip_vision_model": SIGLIP,
+    "siglip2_vision_model": SIGLIP,
+    "idefics2_vision": Kind(12, "gelu_pytorch_tanh", 1e-6, 224, 32),
+    "idefics3_vision": Kind(16, "gelu_pytorch_tanh", 1e-6, 224, 32),
+    "blip_vision_model": Kind(12, "gelu", 1e-5, 384, 16),
+    "blip_2_vision_model": BLIP_2,
+    "instructblip_vision_model": BLIP_2,
+    "aimv2_vision_model": Kind(8, "silu", 1e-5, 224, 14),
+    "internvl_vision": Kind(16, "gelu", 1e-6, 448, 14),
+}
+WEIGHTS_ONLY = {
+    "yolos": "detection tokens follow its patches, and middle layers add position embeddings",
+    "eomt": "its last layers take query tokens, too",
+    "sam_vision_model": "its attention has windows and decomposed relative positions",
+    "vitdet": "its attention has windows",
+    "seggpt": "its attention has decomposed relative positions, and it joins two images",
+    "audio-spectrogram-transformer": "its patches overlap",
+    "videomae": "its patches are those of a video",
+    "vivit": "its patches are those of a video",
+}
+"""Model types of which qkjax reads queries and keys, with the reason why it cannot run them; defaults are `Kind()`."""
+NAMED_ROTARY = re.compile(r"dinov3|pixtral|mlcd|llama4|qwen|rope|sam3|eva02|perception|moonvit|ernie|glm|vjepa")
+
+
+def facts_of(config: Mapping) -> Facts:
+    """The facts of a configuration of transformers.
 
     Raises:
-      QkjaxError: rotary position embeddings, an unknown activation, or a value of the wrong type.
+      QkjaxError: rotary position embeddings, an unknown activation, an unknown key, or a value of the wrong type.
     """
-    inner = config.get("vision_config")
-    config = inner if isinstance(inner, dict) and inner else config
-    kind = f"{config.get('model_type')} {config.get('architecture')}"
-    if "dinov3" in kind or "rope" in kind or "eva" in kind:
+    kind, values = _vision_part(config)
+    _check_keys(kind, config, values)
+    default = KINDS.get(kind, Kind())
+    settings = {"heads": values.get("num_attention_heads", default.heads), "norm_eps": _eps(values, default)}
+    notes = []
+    if kind not in KINDS and kind not in WEIGHTS_ONLY:
+        notes.append(f"model type {kind!r} is unknown: read as a plain ViT, as its parameters allow")
+    if kind == "aimv2_vision_model" or values.get("norm_type") == "rms_norm":
+        settings["norm"] = "rms"
+    if kind in WEIGHTS_ONLY:
+        settings["weights_only"] = WEIGHTS_ONLY[kind]
+    else:
+        settings["activation"] = _activation(values, default)
+    if pruned := {str(layer): heads for layer, heads in (values.get("pruned_heads") or {}).items() if heads}:
+        settings["heads"] = _heads_left(settings["heads"], pruned, values)
+    width = values.get("hidden_size")
+    whole = values.get("num_attention_heads", default.heads)
+    head_dim = width // whole if isinstance(width, int) and isinstance(whole, int) and whole > 0 else None
+    return Facts(
+        check_settings({k: v for k, v in settings.items() if k != "weights_only"})
+        | ({"weights_only": WEIGHTS_ONLY[kind]} if kind in WEIGHTS_ONLY else {}),
+        head_dim=head_dim,
+        grids=_grids(values, default),
+        patch_size=_pair(values.get("patch_size", default.patch)),
+        foreign_head=_foreign_head(config),
+        complete=kind in KINDS,
+        notes=tuple(notes),
+    )
+
+
+def _vision_part(config: Mapping) -> tuple[str, dict]:
+    """The model type and the configuration of the image model."""
+    kind = str(config.get("model_type"))
+    parts = [config[name] for name in ("vision_config", "vision_config_dict") if isinstance(config.get(name), Mapping)]
+    inner = {name: value for part in parts for name, value in part.items()}
+    if not inner:
+        return kind, dict(config)
+    return str(inner.get("model_type") or kind.replace("-", "_") + "_vision_model"), inner
+
+
+def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:
+    if config.get("quantization_config") or values.get("quantization_config"):
         raise QkjaxError(
-            f"config.json is for {kind}, with rotary position embeddings, which are not supported: a head then has no "
-            "single matrix Wq Wk^T"
+            "config.json says that the weights are quantised: save the model without (transformers' dequantize)"
         )
-    if "architecture" in config:
-        return timm.settings_of(config)
-    settings = {}
-    size, patch = config.get("image_size"), config.get("patch_size")
-    if isinstance(size, list) and len(size) == 2 and isinstance(patch, int) and patch > 0:
-        settings["grid"] = tuple(n // patch for n in size if isinstance(n, int))
-    if "hidden_act" in config:
-        act = "swiglu" if config.get("use_swiglu_ffn") else ACTIVATIONS.get(str(config["hidden_act"]))
-        if act is None:
-            act, known = config["hidden_act"], ", ".join(ACTIVATIONS)
-            raise QkjaxError(f"config.json has activation {act!r}, expected one of {known}")
-        settings["activation"] = act
-    if "layer_norm_eps" in config:
-        settings["norm_eps"] = config["layer_norm_eps"]
-    if "num_attention_heads" in config:
-        settings["heads"] = config["num_attention_heads"]
-    return check_settings(settings)
+    if NAMED_ROTARY.search(kind) or any(name.startswith("rope") and value for name, value in values.items()):
+        raise QkjaxError(f"config.json is for {kind}: {ROTARY}")
+    for name, value in values.items():
+        if name in keys.STOP and value not in (None, False, keys.STOP[name].harmless):
+            raise QkjaxError(f"config.json has {name}={value!r}: {keys.STOP[name].reason}")
+    if kind in WEIGHTS_ONLY:
+        return
+    known = keys.KNOWN | keys.STOP.keys()
+    unknown = [n for n, v in values.items() if n not in known and not keys.HARMLESS.search(n) and v not in keys.EMPTY]
+    if unknown:
+        raise QkjaxError(
+            f"config.json has {unknown[0]}={str(values[unknown[0]])[:60]}, which qkjax does not know: remove the key "
+            "if it does not change the image model"
+        )
+
+
+def _eps(values: Mapping, default: Kind) -> Any:
+    return values.get("layer_norm_eps", values.get("rms_norm_eps", default.norm_eps))
+
+
+def _activation(values: Mapping, default: Kind) -> str:
+    name = values.get("hidden_act", default.activation)
+    if values.get("use_swiglu_ffn") or name == "silu":
+        return "swiglu"
+    if str(name) not in ACTIVATIONS:
+        raise QkjaxError(f"config.json has activation {name!r}, expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[str(name)]
+
+
+def _heads_left(heads: int, pruned: Mapping[str, list], values: Mapping) -> int:
+    """The heads that pruning leaves in each layer.
+
+    Raises:
+      QkjaxError: not the same number in all layers.
+    """
+    counts = {len(pruned.get(str(layer), ())) for layer in range(int(values.get("num_hidden_layers", 12)))}
+    if len(counts) > 1:
+        raise QkjaxError("config.json says that heads were pruned, not equally many in all layers: not supported")
+    return heads - counts.pop()
+
+
+def _grids(values: Mapping, default: Kind) -> tuple[Grid, ...]:
+    patches = values.get("num_patches")
+    if isinstance(patches, int) and "image_size" not in values:
+        side = round(patches**0.5)
+        return ((side, side),) if side * side == patches else ()
+    size, patch = _pair(values.get("image_size", default.image)), _pair(values.get("patch_size", default.patch))
+    return ((size[0] // patch[0], size[1] // patch[1]),) if size and patch and min(patch) > 0 else ()
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    """Height and width of a number or a list of two; None for anything else."""
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
+    return pair if len(pair) == 2 and all(type(n) is int and n > 0 for n in pair) else None
+
+
+def _foreign_head(config: Mapping) -> str:
+    """Why the classifier is not a dense layer on the pooled token, from the class that was saved."""
+    classes = " ".join(map(str, config.get("architectures") or ()))
+    if re.search(r"(CLIP|Siglip\w*|MetaClip\w*)ForImageClassification", classes):
+        return "it takes the mean of the patches, before the last LayerNorm"
+    return ""

@@ -1,29 +1,112 @@
-"""Reads the config.json of a timm repository: activation, resampling, preprocessing."""
+"""Reads the config.json of a timm repository: the architecture by its name, its arguments, and preprocessing."""
 
+import json
 import re
 from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
 from math import floor
 
+from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Preprocess
+from qkjax.weights.families.facts import Facts, Grid, from_module_facts
+from qkjax.weights.families.timm_module import POOLS
 
-TANH = r"(base_patch32|so400m_patch16|giantopt_patch16)_siglip|large_patch16_siglip(_gap)?_512"
-"""SigLIP models for which timm uses the tanh approximation of GELU. It uses exact GELU for the others, although
-they were trained with the approximation."""
+USED = {"img_size", "num_heads", "global_pool", "act_layer", "pool_include_prefix", "no_embed_class", "patch_size"}
+VISIBLE = {"depth", "embed_dim", "mlp_ratio", "num_classes", "in_chans", "qkv_bias", "proj_bias", "init_values",
+           "class_token", "reg_tokens", "pre_norm", "fc_norm", "final_norm", "scale_attn_norm", "scale_mlp_norm",
+           "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qkv_fused", "features_only"}  # fmt: skip
+"""Arguments that the parameters show."""
+HARMLESS = re.compile(r"drop|^dynamic_img|weight_init|fix_init|^out_indices|^pretrained|^strict_|^script|^export")
+ASSUMED = {"activation": "gelu", "norm_eps": 1e-6}
+"""timm's defaults, for an architecture whose name is unknown."""
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 
 
-def settings_of(config: Mapping) -> dict:
-    """Parts of `ViTConfig` that follow from an architecture's name; timm antialiases position embeddings.
+@cache
+def architectures() -> dict[str, dict]:
+    """What `timm_module.facts_of` gives for every ViT of timm, by the name of the architecture."""
+    return json.loads(files(__package__).joinpath("timm_architectures.json").read_text())
 
-    The names of OpenAI's CLIP may lack "quickgelu", which it was trained with; the notes of config.json mention it.
+
+def facts_of(config: Mapping) -> Facts:
+    """The facts of an architecture of timm, with the arguments that config.json changes.
+
+    The weights of OpenAI's CLIP may stand under names without "quickgelu", which they were trained with; the notes of
+    config.json mention it.
+
+    Raises:
+      QkjaxError: the architecture's heads have no single matrix Wq Wk^T, or an argument that qkjax does not know.
     """
-    name, notes = str(config["architecture"]), str(_pretrained(config).get("notes", ""))
-    settings = {"posemb_resample": "bicubic_antialias"}
-    if "quickgelu" in (name + notes).lower():
-        return settings | {"activation": "quick_gelu"}
-    if re.search(TANH, name):
-        return settings | {"activation": "gelu_tanh"}
-    # Without this, the parameters would be taken for those of OpenAI's CLIP or Google's SigLIP.
-    return settings | ({"activation": "gelu"} if re.search("clip|siglip|_map_", name) else {})
+    name, pretrained = str(config["architecture"]), _pretrained(config)
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise QkjaxError(f"config.json has model_args={arguments!r}, expected an object")
+    known = architectures().get(name.partition(".")[0])
+    if known is None and re.search(r"eva02|dinov3|rope|_pe_", name):
+        known = {"refused": "its name is that of a model with rotary positions"}
+    if known is not None and "refused" in known:
+        raise QkjaxError(f"config.json is for timm's {name}: {known['refused']}")
+    facts = {**(known or ASSUMED), **_changed(arguments)}
+    if "global_pool" in config and "global_pool" not in arguments and "weights_only" not in facts:
+        facts |= _pool(str(config["global_pool"]))
+    if "quickgelu" in (name + str(pretrained.get("notes", ""))).lower():
+        facts["activation"] = "quick_gelu"
+    result = from_module_facts(facts)
+    listed = ", ".join(f"{key}={facts[key]!r}" for key in ASSUMED if key in facts)
+    notes = () if known else (f"timm's {name} is unknown: read as a plain ViT, as its parameters allow, with {listed}",)
+    grids = dict.fromkeys([*_grids(arguments, pretrained, facts), *result.grids])
+    return Facts(
+        {"posemb_resample": "bicubic_antialias", **result.settings},
+        head_dim=result.head_dim,
+        grids=tuple(grids),
+        prefix_positions=result.prefix_positions,
+        patch_size=result.patch_size,
+        complete=known is not None,
+        notes=notes,
+    )
+
+
+def _changed(arguments: Mapping) -> dict:
+    """Facts that the arguments of a model change.
+
+    Raises:
+      QkjaxError: an argument that qkjax does not know.
+    """
+    for name, value in arguments.items():
+        if name not in USED | VISIBLE and not HARMLESS.search(name) and value not in (None, False):
+            raise QkjaxError(
+                f"config.json has the argument {name}={value!r}, which qkjax does not know: remove it if the model is "
+                "a plain ViT all the same"
+            )
+    facts = _pool(str(arguments["global_pool"])) if "global_pool" in arguments else {}
+    if "num_heads" in arguments:
+        facts |= {"heads": arguments["num_heads"], "head_dim": None}
+    if "no_embed_class" in arguments:
+        facts["prefix_positions"] = not arguments["no_embed_class"]
+    if "pool_include_prefix" in arguments:
+        facts["pool_prefix"] = bool(arguments["pool_include_prefix"])
+    if (act := arguments.get("act_layer")) is not None:
+        if act not in ACTIVATIONS:
+            raise QkjaxError(f"config.json has act_layer={act!r}, expected one of {', '.join(ACTIVATIONS)}")
+        facts["activation"] = ACTIVATIONS[act]
+    return facts
+
+
+def _pool(name: str) -> dict:
+    if name not in POOLS:
+        raise QkjaxError(f"config.json has global_pool={name!r}, expected one of {', '.join(map(repr, POOLS))}")
+    return {"pool": POOLS[name]}
+
+
+def _grids(arguments: Mapping, pretrained: Mapping, facts: Mapping) -> list[Grid]:
+    """Grids of the sizes that config.json states, in patches of the architecture."""
+    patch = arguments.get("patch_size", facts.get("patch_size"))
+    patch = (patch, patch) if isinstance(patch, int) else tuple(patch) if patch else None
+    sizes = [arguments.get("img_size"), (pretrained.get("input_size") or (None,))[-2:]]
+    pairs = [(size, size) if isinstance(size, int) else tuple(size or ()) for size in sizes]
+    whole = [pair for pair in pairs if len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)]
+    return [(height // patch[0], width // patch[1]) for height, width in whole] if patch and all(patch) else []
 
 
 def preprocess_of(config: Mapping) -> Preprocess | None:

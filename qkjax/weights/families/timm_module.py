@@ -45,16 +45,20 @@ def facts_of(model: Any) -> dict:
         facts["head_dim"] = int(head_dim)
     if reason := _limit(model, block):
         return facts | {"weights_only": reason}
+    patches = getattr(model, "patch_embed", None) or getattr(model, "embeds", None)
     pool = model.attn_pool if _class(getattr(model, "attn_pool", None)) != "NoneType" else None
     facts |= {
         "activation": _activation(block.mlp),
         "pool": "map" if pool is not None else POOLS[model.global_pool],
+        "final_norm": not (_is_absent(model, "norm") and _is_absent(model, "fc_norm")),
         "pool_prefix": bool(getattr(model, "pool_include_prefix", False)),
         "prefix_positions": not getattr(model, "no_embed_class", False),
-        "posemb_resample": "bicubic_antialias",
+        "posemb_resample": f"{getattr(patches, 'pos_embed_interp_mode', 'bicubic')}_antialias",
     }
-    grid = getattr(model.patch_embed, "grid_size", None) if hasattr(model, "patch_embed") else None
-    return facts | ({"grid": tuple(map(int, grid))} if grid else {})
+    for name, attribute in (("grid", "grid_size"), ("patch_size", "patch_size")):
+        if value := getattr(patches, attribute, None):
+            facts[name] = tuple(map(int, value))
+    return facts
 
 
 def _class(module: Any) -> str:
@@ -82,10 +86,14 @@ def _refusal(model: Any, block: Any) -> str:
 def _limit(model: Any, block: Any) -> str:
     """Why qkjax cannot run the model, though it can analyse its weights; "" if it can."""
     pool, act = getattr(model, "attn_pool", None), _class(getattr(block.mlp, "act", None))
+    embeds = getattr(model, "embeds", None)
     reasons = {
         "its attention has windows and decomposed relative positions": _class(model) == "VisionTransformerSAM",
         "its relative position bias is computed by a part of timm": _class(model) == "VisionTransformerRelPos",
         "a convolutional network computes its tokens": _class(getattr(model, "patch_embed", None)) == "HybridEmbed",
+        "its position embedding is the sum of one for rows and one for columns": not _is_absent(embeds, "pos_embed_x"),
+        "its position embedding is resampled in a way of its own": getattr(embeds, "pos_embed_ar_preserving", False)
+        or not getattr(embeds, "pos_embed_antialias", True),
         "the output of its attention is gated": not _is_absent(block.attn, "gate"),
         f"its pooling {_class(pool)} is unknown": _class(pool) not in ("NoneType", "AttentionPoolLatent"),
         f"its pooling {model.global_pool!r} is unknown": pool is None and model.global_pool not in POOLS,

@@ -1,4 +1,4 @@
-"""Converts state dicts of torch models (Hugging Face, timm, Meta) to big_vision's tree.
+"""Converts state dicts of torch models (Hugging Face, timm, open_clip, Meta) to big_vision's tree.
 
 Linear weights are (out, in) in torch; here they are (in, out) and split into heads.
 """
@@ -13,42 +13,79 @@ from qkjax.errors import QkjaxError, nearest
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.families.architecture import check_shapes, infer_config
 from qkjax.weights.families.big_vision_names import BLOCK
-from qkjax.weights.families.torch_names import ATTENTION, our_name
+from qkjax.weights.families.facts import Facts
+from qkjax.weights.families.torch_heads import head_count, split_fused
+from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, our_name
+from qkjax.weights.families.torch_positions import fold_positions
 
-HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
-"""Number of heads by width, for widths of which all published ViTs have the same number."""
+Arrays = dict[str, np.ndarray]
 
 
 def to_vit(
-    keys: Iterable[str], read: Callable[[str], np.ndarray], settings: Mapping
-) -> tuple[ViTConfig, dict[str, np.ndarray]]:
-    """The architecture and the checked flat canonical arrays of a state dict.
+    keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts
+) -> tuple[ViTConfig, Arrays, tuple[str, ...]]:
+    """The architecture and the checked flat canonical arrays of a state dict, and what was assumed.
 
     Args:
       keys: names of its parameters.
       read: returns the array of a name.
-      settings: parts of `ViTConfig` that are given; the rest is inferred, or the default of the family.
+      facts: what else is known of the model; the rest is inferred, or the default of the family.
 
     Raises:
       QkjaxError: see `to_tree`, `infer_config` and `check_shapes`.
     """
-    flat = to_tree(keys, read, settings.get("heads"))
+    if facts.settings.get("weights_only"):
+        return _queries_and_keys(keys, read, facts)
+    flat, grid, notes = to_tree(keys, read, facts)
     shapes = {name: array.shape for name, array in flat.items()}
-    config = infer_config(shapes, {**defaults(shapes), **settings})
+    assumed = {name: value for name, value in _defaults(shapes).items() if name not in facts.settings}
+    settings = {**assumed, **facts.settings, "grid": grid}
+    config = infer_config(shapes, settings)
     check_shapes(shapes, config)
-    return config, flat
+    if not facts.complete:
+        stated = {**assumed, **({} if "pool" in facts.settings else {"pool": config.pool})}
+        listed = ", ".join(f"{name}={value!r}" for name, value in sorted(stated.items()))
+        form = "no rotary positions, and norms before attention and MLP"
+        notes = (*notes, f"assumed, since the file does not say: {listed}; {form}")
+    return config, flat, notes
 
 
-def to_tree(keys: Iterable[str], read: Callable[[str], np.ndarray], heads: int | None) -> dict[str, np.ndarray]:
+def _queries_and_keys(
+    keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts
+) -> tuple[ViTConfig, Arrays, tuple[str, ...]]:
+    """Only the queries, keys and norms before them, of a model that qkjax cannot run on images."""
+    named = {key: ours for key in sorted(keys) if (ours := our_name(key, strict=False)) and MODES_ONLY.search(ours)}
+    flat = {ours: read(key) for key, ours in named.items()}
+    if not flat:
+        raise QkjaxError("no queries and keys among the parameters that qkjax knows")
+    heads, rows = head_count(flat, facts)
+    split_fused(flat, rows)
+    flat = {name: array for name, array in flat.items() if "/value/" not in name}
+    _fill_missing_biases(flat, facts)
+    arrays = {name: _oriented(name, array, heads) for name, array in flat.items()}
+    width, _, head_dim = arrays[f"{BLOCK}_0/{ATTENTION}/query/kernel"].shape
+    depth = sum(name.endswith("query/kernel") for name in arrays)
+    settings = {k: v for k, v in facts.settings.items() if k in ("norm", "norm_eps", "weights_only")}
+    config = ViTConfig(width=width, depth=depth, heads=heads, head_dim=head_dim, mlp_dim=0, patch_size=(0, 0),
+                       **settings)  # fmt: skip
+    return config, arrays, (*facts.notes, f"only queries and keys are read: {config.weights_only}")
+
+
+def to_tree(
+    keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts
+) -> tuple[Arrays, tuple[int, int] | None, tuple[str, ...]]:
     """Reads a state dict into flat canonical arrays, one at a time.
 
     Args:
       keys: names of its parameters.
       read: returns the array of a name.
-      heads: number of attention heads; if None, that of `HEADS` for the width.
+      facts: what else is known of the model.
+
+    Returns:
+      The arrays, the grid of the position embedding, and what was assumed or left out.
 
     Raises:
-      QkjaxError: an unknown name, a missing part, or a number of heads that does not divide the width.
+      QkjaxError: an unknown name, a missing part, an unknown number of heads, or an ambiguous grid.
     """
     named = {key: ours for key in sorted(keys) if (ours := our_name(key)) is not None}
     first = {ours: key for key, ours in reversed(named.items())}
@@ -57,53 +94,58 @@ def to_tree(keys: Iterable[str], read: Callable[[str], np.ndarray], heads: int |
             f"both {first[named[second]]!r} and {second!r} are {named[second]!r}: the file holds two models"
         )
     flat = {ours: read(key) for key, ours in named.items()}
-    if "embedding/kernel" not in flat:
-        raise QkjaxError(f"no patch embedding among the parameters{nearest('patch_embed.proj.weight', named)}")
-    is_predictor = any("predictor_embed" in key for key in named)
-    kernel = flat["embedding/kernel"]
-    if kernel.ndim != (2 if is_predictor else 4):
-        raise QkjaxError(
-            f"the patch embedding has shape {kernel.shape}: expected a convolution; NaFlex ViTs are not supported"
-        )
-    flat["embedding/kernel"] = kernel.T[None, None] if is_predictor else kernel.transpose(2, 3, 1, 0)
-    width = kernel.shape[0]
-    heads = heads or (None if is_predictor else HEADS.get(width))
-    if heads is None:
-        raise QkjaxError(f"the number of heads is unknown for width {width}: pass heads=...")
-    if width % heads:
-        raise QkjaxError(f"{heads} heads do not divide the width {width}: pass heads=..., or correct config.json")
-    _split_fused(flat, width)
+    notes = [*facts.notes]
+    _orient_patches(flat, any("predictor_embed" in key for key in named), facts)
+    width = flat["embedding/kernel"].shape[-1]
+    heads, rows = head_count(flat, facts)
+    split_fused(flat, rows)
     _join_gated(flat)
-    _fill_missing_biases(flat, width)
+    _fill_missing_biases(flat, facts)
     _share_relative_bias(flat)
-    _fold_prefix_positions(flat, width)
-    _drop_foreign_head(flat, width)
-    return {name: _oriented(name, array, heads) for name, array in flat.items()}
+    grid = fold_positions(flat, width, facts, notes)
+    _drop_foreign_head(flat, width, facts, {ours: key for key, ours in named.items()}, notes)
+    return {name: _oriented(name, array, heads) for name, array in flat.items()}, grid, tuple(notes)
 
 
-def _drop_foreign_head(flat: dict[str, np.ndarray], width: int) -> None:
-    """Removes classifiers that are not plain heads: DINOv2's takes the class token concatenated with the mean of the
-    patches, those of CLIP and SigLIP in transformers the mean of the patches."""
+def _orient_patches(flat: Arrays, is_predictor: bool, facts: Facts) -> None:
+    """Brings the patch embedding to (rows, columns, channels, width)."""
+    kernel = flat.get("embedding/kernel")
+    if kernel is None:
+        raise QkjaxError("no patch embedding among the parameters" + nearest("patch_embed.proj.weight", flat))
+    if kernel.ndim == 2 and is_predictor:
+        flat["embedding/kernel"] = kernel.T[None, None]
+    elif kernel.ndim == 2:
+        width, inputs = kernel.shape
+        side = isqrt(inputs // 3)
+        height, breadth = facts.patch_size or (side, side)
+        if height * breadth * 3 != inputs:
+            raise QkjaxError(f"the patch embedding has {inputs} inputs, expected 3 channels of a square patch")
+        flat["embedding/kernel"] = kernel.reshape(width, height, breadth, 3).transpose(1, 2, 3, 0)
+    elif kernel.ndim == 4:
+        flat["embedding/kernel"] = kernel.transpose(2, 3, 1, 0)
+    else:
+        raise QkjaxError(f"the patch embedding has shape {kernel.shape}: expected patches of images, not of videos")
+
+
+def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[str, str], notes: list[str]) -> None:
+    """Removes a classifier that is not a dense layer on the pooled token: DINOv2's takes the class token concatenated
+    with the mean of the patches, those of CLIP and SigLIP in transformers the mean of the patches."""
     head = flat.get("head/kernel")
     if head is None or head.ndim != 2:
         return
-    if head.shape[1] == 2 * width or "MAPHead_0/probe" in flat or "pre_norm/scale" in flat:
+    reason = facts.foreign_head
+    if head.shape[1] == 2 * width:
+        reason = "it takes the class token and the mean of the patches"
+    elif names.get("head/kernel", "").endswith("classifier.weight") and (
+        "MAPHead_0/probe" in flat or "pre_norm/scale" in flat
+    ):
+        reason = "it takes the mean of the patches, before the last LayerNorm"
+    if reason:
         flat.pop("head/kernel"), flat.pop("head/bias", None)
+        notes.append(f"the classifier is left out: {reason}")
 
 
-def _split_fused(flat: dict[str, np.ndarray], width: int) -> None:
-    """Splits fused weights: query, key and value of layers, and key and value of timm's pooling."""
-    for name in [n for n in flat if "/qkv/" in n or "/kv/" in n]:
-        fused, parts = flat.pop(name), ("query", "key", "value") if "/qkv/" in name else ("key", "value")
-        if fused.ndim == 0 or fused.shape[0] != len(parts) * width:
-            raise QkjaxError(
-                f"{name!r} has shape {fused.shape}, expected {len(parts) * width} rows: {', '.join(parts)}"
-            )
-        for part, array in zip(parts, np.split(fused, len(parts)), strict=True):
-            flat[re.sub("/q?kv/", f"/{part}/", name)] = array
-
-
-def _join_gated(flat: dict[str, np.ndarray]) -> None:
+def _join_gated(flat: Arrays) -> None:
     """Concatenates the two halves of a gated MLP's first layer if they are stored separately, the gate first."""
     for name in [n for n in flat if "/gate/" in n]:
         value = name.replace("/gate/", "/value/")
@@ -112,55 +154,37 @@ def _join_gated(flat: dict[str, np.ndarray]) -> None:
         flat[name.replace("/gate/", "/Dense_0/")] = np.concatenate([flat.pop(name), flat.pop(value)])
 
 
-def _fill_missing_biases(flat: dict[str, np.ndarray], width: int) -> None:
-    """Adds zeros for the key bias that BEiT and SimMIM lack, and the patch bias that CLIP lacks: the same function.
+def _fill_missing_biases(flat: Arrays, facts: Facts) -> None:
+    """Adds zeros for biases that no block has, such as BEiT's key bias, and for CLIP's patch bias: the same function.
 
-    A bias that only some layers lack is not added, and so causes an error later.
+    A bias that only some blocks lack is not added, and so causes an error later. Norms without a bias are RMSNorms or
+    LayerNorms; which one, the facts must say.
     """
-    for part in ("query", "key", "value"):
-        if not any(name.startswith(BLOCK) and name.endswith(f"{part}/bias") for name in flat):
-            for name in [n for n in flat if n.startswith(BLOCK) and n.endswith(f"{part}/kernel")]:
-                flat[name.removesuffix("kernel") + "bias"] = np.zeros(width, flat[name].dtype)
-    if "pre_norm/scale" in flat:
-        flat.setdefault("embedding/bias", np.zeros(width, flat["embedding/kernel"].dtype))
+    present = {_in_any_block(name) for name in flat}
+    for name in [n for n in flat if n.startswith(BLOCK) and n.endswith("/kernel")]:
+        if _in_any_block(name).removesuffix("kernel") + "bias" not in present:
+            flat[name.removesuffix("kernel") + "bias"] = np.zeros(flat[name].shape[0], flat[name].dtype)
+    if "pre_norm/scale" in flat:  # CLIP's patches have none
+        flat.setdefault("embedding/bias", np.zeros(flat["embedding/kernel"].shape[-1], flat["embedding/kernel"].dtype))
+    if not any(name.endswith("LayerNorm_0/bias") and name.startswith(BLOCK) for name in flat):
+        kind = facts.settings.get("norm")
+        if kind is None:
+            raise QkjaxError("the norms have no bias: pass norm='rms' or norm='layer', which the file does not say")
+        for name in [n for n in flat if n.endswith("/scale") and kind == "layer" and "LayerScale" not in n]:
+            flat.setdefault(name.removesuffix("scale") + "bias", np.zeros_like(flat[name]))
 
 
-def _share_relative_bias(flat: dict[str, np.ndarray]) -> None:
+def _in_any_block(name: str) -> str:
+    """The name without the number of its layer."""
+    return re.sub(rf"^{BLOCK}_\d+/", f"{BLOCK}/", name)
+
+
+def _share_relative_bias(flat: Arrays) -> None:
     """Copies the table of relative position biases that all layers of SimMIM's pre-training share to each layer."""
     shared = flat.pop("relative_position_bias", None)
     for name in [n for n in flat if shared is not None and n.endswith("query/kernel") and BLOCK in n]:
         own = name.replace("query/kernel", "relative_position_bias")
         flat[own] = flat[own] + shared if own in flat else shared
-
-
-def _fold_prefix_positions(flat: dict[str, np.ndarray], width: int) -> None:
-    """Adds the positions of class and distillation token to the tokens: the same function. DeiT's distillation
-    token then becomes a register."""
-    for name in ("cls", "distillation", "registers"):
-        if name in flat:
-            flat[name] = flat[name].reshape(1, -1, width)
-    positions = flat.pop("positions", flat.pop("positions/kernel", None))
-    prefix = [name for name in ("cls", "distillation") if name in flat]
-    if positions is not None:
-        positions = positions.reshape(1, -1, width)
-        # in timm, special tokens may have no positions, and registers may have some
-        choices = (prefix, [], [*prefix, "registers"] if "registers" in flat else prefix)
-        counts = [sum(flat[name].shape[1] for name in names) for names in choices]
-        rows = [max(positions.shape[1] - count, 0) for count in counts]
-        chosen = next((i for i, n in enumerate(rows) if n and isqrt(n) ** 2 == n), 0)
-        at = 0
-        for name in choices[chosen]:  # in float32: half precision would round the sum
-            part = positions[:, at : at + flat[name].shape[1]].astype(np.float32)
-            flat[name], at = flat[name].astype(np.float32) + part, at + flat[name].shape[1]
-        flat["pos_embedding"] = positions[:, at:]
-        if not flat["pos_embedding"].size:
-            raise QkjaxError(f"the position embedding has {at} rows, expected more than the special tokens need")
-    elif not any("relative_position_bias" in name for name in flat):
-        raise QkjaxError(
-            "no position embedding: rotary ones (DINOv3) are not supported: the interaction depends on the offset"
-        )
-    if "distillation" in flat:
-        flat["registers"] = flat.pop("distillation")
 
 
 def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
@@ -174,14 +198,14 @@ def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
     return array
 
 
-def defaults(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """Settings of a file without config.json; torch uses bicubic resampling of position embeddings."""
+def _defaults(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+    """Settings of a file without config.json, from the family that its parameters resemble."""
     if "pre_norm/scale" in shapes:
         own = {"activation": "quick_gelu", "norm_eps": 1e-5}  # CLIP
     elif "MAPHead_0/probe" in shapes:
-        own = {"activation": "gelu_tanh"}  # SigLIP
+        own = {"activation": "gelu_tanh", "norm_eps": 1e-6}  # SigLIP
     else:
-        own = {"activation": "swiglu" if _is_gated(shapes) else "gelu"}
+        own = {"activation": "swiglu" if _is_gated(shapes) else "gelu", "norm_eps": 1e-6}
     # DINOv2's models with registers use antialiasing, in transformers and Meta's code; the others do not.
     antialias = "registers" in shapes and "LayerScale_0/scale" in " ".join(shapes)
     return {"posemb_resample": "bicubic_antialias" if antialias else "bicubic", **own}

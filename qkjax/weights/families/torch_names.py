@@ -9,8 +9,11 @@ import re
 from qkjax.errors import QkjaxError, nearest
 from qkjax.weights.families.big_vision_names import BLOCK
 
-PREFIXES = ("module.", "model.", "encoder.", "vit.", "deit.", "dinov2.", "dinov2_with_registers.", "ijepa.", "beit.",
-            "vision_model.")  # fmt: skip
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "teacher.", "student.", "encoder.", "vit.", "deit.",
+            "dinov2.", "dinov2_with_registers.", "ijepa.", "beit.", "data2vec_vision.", "vision_model.",
+            "vision_tower.", "image_encoder.", "blip.", "owlvit.", "owlv2.", "clip.", "siglip.", "dpt.", "aimv2.",
+            "tipsv2.", "git.", "base_encoder.", "momentum_encoder.", "target_encoder.", "visual.trunk.", "visual.",
+            "transformer.")  # fmt: skip
 ATTENTION = "MultiHeadDotProductAttention_0"
 
 TOP = {
@@ -37,6 +40,17 @@ TOP = {
     "head.layernorm": "MAPHead_0/LayerNorm_0",
     "head.mlp.fc1": "MAPHead_0/MlpBlock_0/Dense_0",
     "head.mlp.fc2": "MAPHead_0/MlpBlock_0/Dense_1",
+    # Hugging Face: OWL-ViT, AIMv2, InternViT
+    "pre_layernorm": "pre_norm",
+    "embeddings.patch_embed": "embedding",
+    "embeddings.rms_norm": "patch_norm",
+    "rms_norm": "Transformer/encoder_norm",
+    # open_clip
+    "class_embedding": "cls",
+    "positional_embedding": "positions",
+    "conv1": "embedding",
+    "ln_pre": "pre_norm",
+    "ln_post": "Transformer/encoder_norm",
     # timm's attention pooling
     "attn_pool.latent": "MAPHead_0/probe",
     "attn_pool.q": f"MAPHead_0/{ATTENTION}/query",
@@ -49,8 +63,14 @@ TOP = {
     "cls_token": "cls",
     "dist_token": "distillation",
     "reg_token": "registers",
+    "register_tokens": "registers",
     "pos_embed": "positions",
     "patch_embed.proj": "embedding",
+    "patch_embed.norm": "patch_norm",
+    "embeds.cls_token": "cls",
+    "embeds.reg_token": "registers",
+    "embeds.pos_embed": "positions",
+    "embeds.proj": "embedding",
     "norm_pre": "pre_norm",
     "norm": "Transformer/encoder_norm",
     "fc_norm": "pool_norm",
@@ -101,8 +121,35 @@ IN_BLOCK = {
     "self_attn.k_proj": f"{ATTENTION}/key",
     "self_attn.v_proj": f"{ATTENTION}/value",
     "self_attn.out_proj": f"{ATTENTION}/out",
+    "self_attn.qkv": f"{ATTENTION}/qkv",  # BLIP
+    "self_attn.projection": f"{ATTENTION}/out",
+    "attention.projection_layer": f"{ATTENTION}/out",  # InternViT
+    "rms_norm1": "LayerNorm_0",  # AIMv2
+    "rms_norm2": "LayerNorm_1",
+    "attention.out_proj": f"{ATTENTION}/out",
+    "ffn.gate_proj": "MlpBlock_0/gate",
+    "ffn.up_proj": "MlpBlock_0/value",
+    "ffn.down_proj": "MlpBlock_0/Dense_1",
+    # open_clip
+    "ln_1": "LayerNorm_0",
+    "ln_2": "LayerNorm_1",
+    "attn.in_proj": f"{ATTENTION}/qkv",
+    "attn.out_proj": f"{ATTENTION}/out",
+    "mlp.c_fc": "MlpBlock_0/Dense_0",
+    "mlp.c_proj": "MlpBlock_0/Dense_1",
+    "ls_1.gamma": "LayerScale_0/scale",
+    "ls_2.gamma": "LayerScale_1/scale",
     # timm, SimMIM, Meta's I-JEPA
     "attn.qkv": f"{ATTENTION}/qkv",
+    "attn.q_proj": f"{ATTENTION}/query",
+    "attn.k_proj": f"{ATTENTION}/key",
+    "attn.v_proj": f"{ATTENTION}/value",
+    "attn.norm": "attention_norm",
+    "mlp.norm": "mlp_norm",
+    "mlp.fc1_g": "MlpBlock_0/gate",
+    "mlp.fc1_x": "MlpBlock_0/value",
+    "mlp.w12": "MlpBlock_0/Dense_0",  # Meta's DINOv2 giant
+    "mlp.w3": "MlpBlock_0/Dense_1",
     "attn.q_bias": f"{ATTENTION}/query/bias",
     "attn.v_bias": f"{ATTENTION}/value/bias",
     "attn.proj": f"{ATTENTION}/out",
@@ -112,16 +159,22 @@ IN_BLOCK = {
     "gamma_1": "LayerScale_0/scale",
     "gamma_2": "LayerScale_1/scale",
 }
-BLOCKS = re.compile(r"(?:layers?|blocks|predictor_blocks)\.(\d{1,4})\.(.+)")
+BLOCKS = re.compile(r"(?:layers?|blocks(?:\.\d{1,3})?|resblocks|predictor_blocks)\.(\d{1,4})\.(.+)")
+MODES_ONLY = re.compile(rf"{BLOCK}_\d+/(?:LayerNorm_0|{ATTENTION}/(?:query|key|qkv))/")
+"""What the modes of a model need: queries, keys and the norms before them."""
 # Parts that the encoder does not use: text towers, decoders, projections, buffers, mask tokens.
 IGNORED = re.compile(
     r"(?:text_model|text_projection|visual_projection|logit_scale|logit_bias|decoder|pooler|predictor|lm_head|"
-    r"cls\.predictions)\b|.*(?:mask_token|position_ids|relative_position_index|predictor_proj).*"
+    r"cls\.predictions|decoder_\w+|text|token_embedding|ln_final|proj)\b|"
+    r".*(?:mask_token|position_ids|relative_position_index|predictor_proj|k_bias).*"
 )
 
 
-def our_name(name: str) -> str | None:
+def our_name(name: str, *, strict: bool = True) -> str | None:
     """The canonical name of a parameter, with kernel or bias; None if it is ignored.
+
+    Args:
+      strict: an unknown name is an error, and not ignored.
 
     Raises:
       QkjaxError: the name belongs to no known family; the message has the nearest known name.
@@ -140,7 +193,7 @@ def our_name(name: str) -> str | None:
     else:
         ours, known = TOP.get(stem), TOP
     if ours is None:
-        if IGNORED.match(bare):
+        if not strict or IGNORED.match(bare):
             return None
         raise QkjaxError(f"parameter {name!r} belongs to no known ViT family{nearest(stem, known)}")
     if not leaf:

@@ -6,6 +6,7 @@ Safetensors need no torch. PyTorch's `.bin` and `.pth` are pickles: only torch's
 
 import re
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,14 @@ from qkjax.weights.formats.json_object import read_json
 INDEX = "model.safetensors.index.json"
 FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
 PICKLED = (".bin", ".pt", ".pth", ".tar")  # suffixes of PyTorch files
-# Replaces the configuration that Microsoft's code saves with its models, which is not used.
-HARMLESS = [(OrderedDict, "yacs.config.CfgNode")]
+# Configurations that training code saves with its models, which are not used: Microsoft's, and argparse's.
+HARMLESS = [(OrderedDict, "yacs.config.CfgNode"), Namespace]
 READABLE = ("F64", "F32", "F16", "BF16")
+DEEPEST, LISTED = 3, 6
+NOT_MODELS = re.compile(r"optim|sched|scaler|hyper|callbacks|loops|args|config")
+"""Names of what training code saves beside its models."""
+
+Readers = dict[str, Callable[[], np.ndarray]]
 
 
 def find(folder: Path) -> Path | None:
@@ -28,6 +34,18 @@ def find(folder: Path) -> Path | None:
     named = next((folder / name for name in FILES if (folder / name).is_file()), None)
     others = sorted(folder.glob("*.safetensors"))
     return named or (others[0] if len(others) == 1 else None)
+
+
+def unread(folder: Path) -> str:
+    """What lies in a folder from which no model is read, and what would be read, for messages."""
+    names = sorted(path.name for path in folder.iterdir())
+    torch_files = [name for name in names if Path(name).suffix in PICKLED]
+    listed = ", ".join(names[:6]) + (", ..." if len(names) > LISTED else "") or "nothing"
+    hint = f"; give the file, such as {folder / torch_files[0]}" if torch_files else ""
+    return (
+        f"{folder} holds {listed}; expected {', '.join(FILES)}, one *.safetensors, or a folder of big_vision with "
+        f"'<parameter>/.zarray'{hint}"
+    )
 
 
 def is_torch_file(path: Path) -> bool:
@@ -45,8 +63,8 @@ def is_torch_file(path: Path) -> bool:
     return start[8:9] == b"{" or start[:2] in (b"\x80\x02", b"\x80\x04")
 
 
-def open_state(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """One reader per parameter, by name; an array is read when its reader is called.
+def open_state(path: Path) -> dict[str, Readers]:
+    """The models of a file, by name ("" for the only one): one reader per parameter, which reads the array when called.
 
     Args:
       path: a safetensors file, the index of shards, or a PyTorch file.
@@ -55,15 +73,15 @@ def open_state(path: Path) -> dict[str, Callable[[], np.ndarray]]:
       QkjaxError: damaged, a missing shard, or a PyTorch file if torch is not installed.
     """
     if path.name.endswith(".index.json"):
-        return _open_shards(path)
+        return {"": _open_shards(path)}
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:9] == b"{":
-        return _open_safetensors(path)
+        return {"": _open_safetensors(path)}
     return _open_torch(path)
 
 
-def _open_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+def _open_safetensors(path: Path) -> Readers:
     from safetensors import SafetensorError, safe_open
 
     def reader(name: str, stored: str) -> Callable[[], np.ndarray]:
@@ -83,7 +101,7 @@ def _open_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         raise QkjaxError(f"{path} is damaged ({error}); download or copy it again") from error
 
 
-def _open_shards(index: Path) -> dict[str, Callable[[], np.ndarray]]:
+def _open_shards(index: Path) -> Readers:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise QkjaxError(f"{index} has no 'weight_map' of parameters to shards; download or copy the model again")
@@ -100,11 +118,13 @@ def _open_shards(index: Path) -> dict[str, Callable[[], np.ndarray]]:
     return {parameter: shards[name][parameter] for parameter, name in places.items()}
 
 
-def _open_torch(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+def _open_torch(path: Path) -> dict[str, Readers]:
     try:
         import torch
     except ImportError as error:
         raise QkjaxError(f"{path} is a PyTorch file, which only torch can read: pip install 'qkjax[torch]'") from error
+    if _is_torchscript(path):
+        raise QkjaxError(f"{path} is a TorchScript archive: save torch.jit.load(path).state_dict() with torch.save")
     try:
         is_zip = zipfile.is_zipfile(path)  # files from before 2020 are not zip files, and cannot be memory-mapped
         with torch.serialization.safe_globals(HARMLESS):
@@ -114,14 +134,33 @@ def _open_torch(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         match = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
         reason = (match[1] if match else str(error).partition("\n")[0])[:200]
         raise QkjaxError(f"torch cannot read {path} with weights_only=True ({reason})") from error
-    for inner in ("model", "state_dict"):
-        state = state[inner] if isinstance(state, dict) and isinstance(state.get(inner), dict) else state
     if not isinstance(state, dict):
         raise QkjaxError(f"{path} holds {type(state).__name__}, expected a state dict")
-    parts = {k: v for k, v in state.items() if isinstance(v, dict) and any(torch.is_tensor(t) for t in v.values())}
-    tensors = state | {f"{part}/{name}": t for part, inner in parts.items() for name, t in inner.items()}
-    tensors = {str(name): t for name, t in tensors.items() if torch.is_tensor(t)}
-    return {name: (lambda name=name, t=t: _to_numpy(f"{path}: {name!r}", t)) for name, t in tensors.items()}
+    models = _models(state)
+    return {
+        name: {key: (lambda key=key, t=t: _to_numpy(f"{path}: {key!r}", t)) for key, t in tensors.items()}
+        for name, tensors in models.items()
+    }
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        return False
+
+
+def _models(state: dict, name: str = "", depth: int = 0) -> dict[str, dict]:
+    """State dicts in a nested dict, by the path of their names; the tensors at the top are one, under ""."""
+    import torch
+
+    tensors = {str(key): value for key, value in state.items() if torch.is_tensor(value)}
+    models = {name: tensors} if tensors else {}
+    for key, inner in state.items():
+        if isinstance(inner, dict) and isinstance(key, str) and depth < DEEPEST and not NOT_MODELS.search(key.lower()):
+            models |= _models(inner, f"{name}/{key}".strip("/"), depth + 1)
+    return models
 
 
 def _to_numpy(what: str, tensor) -> np.ndarray:

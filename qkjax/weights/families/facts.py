@@ -1,0 +1,66 @@
+"""What is known of a model besides the shapes of its parameters, and from where."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from qkjax.vit.config import ViTConfig
+
+Grid = tuple[int, int]
+FIELDS = frozenset(ViTConfig.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What config.json, an architecture's name, a live module or the caller say of a model.
+
+    Attributes:
+      settings: fields of `ViTConfig` that shapes do not determine, such as heads and activation.
+      head_dim: dimension of a head.
+      grids: possible grids of the position embedding, the most reliable first.
+      grid_is_given: whether the caller passes the grid, which then must fit.
+      prefix_positions: whether special tokens have rows in the position embedding; None if unknown.
+      patch_size: height and width of a patch, for a patch embedding that is stored as a dense layer.
+      foreign_head: why the classifier is not a dense layer on the pooled token; "" if it is.
+      complete: whether the source is meant to describe the whole model, so that nothing else is assumed.
+      notes: sentences on what was overruled or left out.
+    """
+
+    settings: Mapping = field(default_factory=dict)
+    head_dim: int | None = None
+    grids: tuple[Grid, ...] = ()
+    grid_is_given: bool = False
+    prefix_positions: bool | None = None
+    patch_size: tuple[int, int] | None = None
+    foreign_head: str = ""
+    complete: bool = False
+    notes: tuple[str, ...] = ()
+
+    def overruled(self, settings: Mapping) -> "Facts":
+        """The facts with those that the caller passes, which come first; a note says what they differ from."""
+        differing = [
+            f"{name}={value!r} is used as given; the files say {self.settings[name]!r}"
+            for name, value in settings.items()
+            if name != "grid" and name in self.settings and self.settings[name] != value
+        ]
+        grids = (settings["grid"],) if "grid" in settings else self.grids
+        head_dim = None if "heads" in settings else self.head_dim
+        return replace(
+            self,
+            settings={**self.settings, **{name: value for name, value in settings.items() if name != "grid"}},
+            grids=grids,
+            grid_is_given="grid" in settings or self.grid_is_given,
+            head_dim=head_dim,
+            notes=(*self.notes, *differing),
+        )
+
+
+def from_module_facts(facts: Mapping) -> Facts:
+    """The facts of `timm_module.facts_of`, or of a line of timm_architectures.json."""
+    return Facts(
+        {name: value for name, value in facts.items() if name in FIELDS - {"grid", "head_dim", "patch_size"}},
+        head_dim=facts.get("head_dim"),
+        grids=(tuple(facts["grid"]),) if facts.get("grid") else (),
+        prefix_positions=facts.get("prefix_positions"),
+        patch_size=tuple(facts["patch_size"]) if facts.get("patch_size") else None,
+        complete=True,
+    )

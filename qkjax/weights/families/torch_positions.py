@@ -1,0 +1,86 @@
+"""The position embedding of a torch model: which rows belong to special tokens, and the grid of the rest."""
+
+from math import isqrt
+
+import numpy as np
+
+from qkjax.errors import QkjaxError
+from qkjax.weights.families.facts import Facts, Grid
+
+Reading = tuple[tuple[str, ...], Grid]
+"""Special tokens that have rows, and the grid of the other rows."""
+
+
+def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes: list[str]) -> Grid | None:
+    """Adds the positions of special tokens to the tokens: the same function. DeiT's distillation token then becomes a
+    register.
+
+    Returns:
+      The grid of the learned position embedding, or the one that is stated if there is none.
+
+    Raises:
+      QkjaxError: no position embedding, or its rows allow several grids and nothing states which one.
+    """
+    for name in ("cls", "distillation", "registers"):
+        if name in flat:
+            flat[name] = flat[name].reshape(1, -1, width)
+    positions = flat.pop("positions", flat.pop("positions/kernel", None))
+    grid = facts.grids[0] if facts.grids else None
+    if positions is not None:
+        if positions.ndim == 4:  # (1, rows, columns, width): no rows for special tokens
+            grid, prefix = positions.shape[1:3], ()
+            positions = positions.reshape(1, -1, width)
+        else:
+            positions = positions.reshape(1, -1, width)
+            prefix, grid = _reading(flat, positions.shape[1], facts, notes)
+        at = 0
+        for name in prefix:  # in float32: half precision would round the sum
+            part = positions[:, at : at + flat[name].shape[1]].astype(np.float32)
+            flat[name], at = flat[name].astype(np.float32) + part, at + flat[name].shape[1]
+        flat["pos_embedding"] = positions[:, at:]
+    elif facts.settings.get("posemb") is None and not any("relative_position_bias" in name for name in flat):
+        raise QkjaxError(
+            "no position embedding among the parameters. Fixed or rotary positions leave none; with rotary ones a head "
+            "has no single matrix Wq Wk^T. Add the model's config.json, which says which it has"
+        )
+    if "distillation" in flat:
+        flat["registers"] = flat.pop("distillation")
+    return grid
+
+
+def _reading(flat: dict[str, np.ndarray], rows: int, facts: Facts, notes: list[str]) -> Reading:
+    """Which special tokens have rows, and the grid.
+
+    Stated grids decide. Without one the grid must be a square in exactly one way.
+    """
+    choices = _prefixes(flat, facts.prefix_positions)
+    left = {prefix: rows - sum(flat[name].shape[1] for name in prefix) for prefix in choices}
+    for grid in facts.grids:
+        for prefix, count in left.items():
+            if grid[0] * grid[1] == count:
+                return prefix, grid
+    squares = {prefix: (isqrt(n), isqrt(n)) for prefix, n in left.items() if n > 0 and isqrt(n) ** 2 == n}
+    described = "; ".join(f"{_words(prefix)}: {n} patches" for prefix, n in left.items())
+    if facts.grid_is_given:
+        rows_, columns = facts.grids[0]
+        raise QkjaxError(f"the position embedding has {rows} rows ({described}), not those of grid={rows_, columns}")
+    if len(set(squares.values())) != 1:
+        problem = "in several ways" if squares else "in no way"
+        raise QkjaxError(
+            f"the position embedding has {rows} rows, a square grid {problem} ({described}): pass grid=(rows, columns)"
+        )
+    prefix, grid = next(iter(squares.items()))
+    notes.append(f"grid {grid[0]} x {grid[1]} of the {rows} position rows: assumed to be a square")
+    return prefix, grid
+
+
+def _prefixes(flat: dict[str, np.ndarray], have_rows: bool | None) -> list[tuple[str, ...]]:
+    """The sets of special tokens that may have rows: in timm all or none, elsewhere not the registers."""
+    first = tuple(name for name in ("cls", "distillation") if name in flat)
+    every = (*first, "registers") if "registers" in flat else first
+    choices = {None: [first, (), every], True: [every, first], False: [()]}[have_rows]
+    return list(dict.fromkeys(choices))
+
+
+def _words(prefix: tuple[str, ...]) -> str:
+    return f"with {', '.join(prefix)}" if prefix else "without special tokens"

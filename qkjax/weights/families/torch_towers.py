@@ -1,0 +1,57 @@
+"""Which parameters of a torch file belong to the image model: towers, teacher and student, adapters."""
+
+import re
+from collections.abc import Collection
+
+from qkjax.errors import QkjaxError
+
+TOWER = re.compile(r"(?:^|\.)(?:visual|vision_model|vision_tower|image_encoder|vision_encoder|image_model)\.")
+"""Where names of the image model begin in a file that holds a text model, too."""
+PAIRS = ("teacher", "student", "model", "model_ema", "module_ema", "ema", "base_encoder", "momentum_encoder",
+         "online", "target_encoder", "context_encoder", "encoder", "predictor")  # fmt: skip
+"""First parts of names by which training code tells the models of one file apart."""
+LAYER = re.compile(r"(?:layers?|blocks|resblocks|predictor_blocks)\.\d+\.")
+ADAPTER = re.compile(r"\.(?:lora_[AB]|lora_embedding_[AB]|hada_w\d_[ab]|base_layer|ia3_l)\b")
+QUANTISED = re.compile(
+    r"\.(?:SCB|absmax|quant_map|nested_absmax|quant_state\.\w+|qweight|qzeros|weight_format)(?:\.|$)"
+)
+PLURAL = 2
+
+
+def split_models(names: Collection[str]) -> dict[str, dict[str, str]]:
+    """The models of a file by the first part of their names, such as teacher and student.
+
+    Returns:
+      For each model its names, the shorter to the full one; a single model is under "".
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for name in names:
+        first, _, rest = name.removeprefix("module.").partition(".")
+        groups.setdefault(first, {})[rest] = name
+    models = {first: group for first, group in groups.items() if first in PAIRS and any(map(LAYER.search, group))}
+    return models if len(models) >= PLURAL else {"": {name: name for name in names}}
+
+
+def image_tower(names: Collection[str]) -> tuple[list[str], list[str]]:
+    """The names that belong to the image model, and a note on the others.
+
+    Raises:
+      QkjaxError: the weights are quantised, or an adapter stands beside them.
+    """
+    if adapter := next((name for name in names if ADAPTER.search(name)), None):
+        raise QkjaxError(
+            f"{adapter!r} belongs to an adapter (LoRA): merge it with its base model first (peft's merge_and_unload)"
+        )
+    if quantised := next((name for name in names if QUANTISED.search(name)), None):
+        raise QkjaxError(
+            f"{quantised!r} belongs to quantised weights: save the model without (transformers' dequantize)"
+        )
+    inside = [name for name in names if TOWER.search(name)]
+    outside = sorted({_top(name) for name in names if not TOWER.search(name)})
+    if not inside or not any(map(LAYER.search, inside)):
+        return list(names), []
+    return inside, [f"left out, as no part of the image model: {', '.join(outside)}"] if outside else []
+
+
+def _top(name: str) -> str:
+    return name.removeprefix("module.").removeprefix("model.").split(".")[0]
