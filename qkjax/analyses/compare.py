@@ -1,4 +1,4 @@
-"""How two models of one architecture differ, mode by mode; and several models' curves in one table."""
+"""Compares two models of one architecture mode by mode, and several models layer by layer."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ def compare(
     center: bool = False,
     normalize: bool = False,
 ) -> xr.Dataset:
-    """How the second model's modes differ from the first one's, head by head and mode by mode.
+    """Measures how the modes of the second model differ from those of the first, head by head and mode by mode.
 
     Args:
       first, second: checkpoints of one architecture, such as an original and an edited or fine-tuned one.
@@ -64,7 +64,7 @@ def describe(dataset: xr.Dataset) -> Description:
     """A table by layer and a figure of one comparison.
 
     Args:
-      dataset: of `compare`.
+      dataset: the result of `compare`.
     """
     first, second = dataset.attrs["first"], dataset.attrs["second"]
     rows = difference_rows(dataset)
@@ -73,7 +73,7 @@ def describe(dataset: xr.Dataset) -> Description:
 
 
 def difference_rows(dataset: xr.Dataset) -> list[Row]:
-    """One row per layer, means over heads; overlaps are mean squared cosines of principal angles."""
+    """One row per layer with means over heads. The overlaps are mean squared cosines of the principal angles."""
     columns = {
         "similarity": dataset.similarity.values,
         "strength_ratio": dataset.strength_ratio.values,
@@ -90,7 +90,7 @@ def describe_curves(datasets: Mapping[str, xr.Dataset], objectives: Mapping[str,
     """Several models in one table and one figure.
 
     Args:
-      datasets: of `analyze`, by the models' names.
+      datasets: results of `analyze`, by the models' names.
       objectives: the training objective of each.
     """
     measured = {name: metrics_of(dataset) for name, dataset in datasets.items()}
@@ -115,7 +115,7 @@ def curves_dataset(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """The mean weighted cosine of each model, with the comparison in words as its `summary`.
 
     Args:
-      datasets: of `analyze`, by the models' names.
+      datasets: results of `analyze`, by the models' names.
 
     Returns:
       A dataset with dim model and `weighted_cosine`, mean over layers of the means over heads.

@@ -1,4 +1,4 @@
-"""Tables and figures of any analysis, by its Dataset."""
+"""Tables and figures for the Dataset of any analysis."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,20 +27,21 @@ def describe(
     *,
     select: Sequence[str] = (),
 ) -> Description:
-    """Tables and figures of a dataset of `analyze`, `compare`, `attribute_logits`, `top_images`,
+    """Tables and figures for the result of `analyze`, `compare`, `attribute_logits`, `top_images`,
     `attention_preference`, `same_object` or `ablate`.
 
     Args:
-      checkpoint, images: those of the analysis, for figures that show images: `images` is the set, or for
-        `attribute_logits` the photograph.
-      select: of `top_images` the modes on the sheet, such as "L8 H4 M2"; of `attribute_logits` the heads, such as
-        "L8 H4".
+      dataset: the result of an analysis.
+      checkpoint, images: the arguments of the analysis, for figures that show images: `images` is the set of images, or
+        the photograph of `attribute_logits`.
+      select: the modes on the sheet of `top_images`, such as "L8 H4 M2", or the heads on that of `attribute_logits`,
+        such as "L8 H4".
 
     Returns:
       A `Description`: `tables` are rows by name, `figures` are functions by name that draw, `text` is the main table.
 
     Raises:
-      QkjaxError: the dataset is of none of these, or an unknown mode or head is selected.
+      QkjaxError: the dataset is not the result of an analysis, or an unknown mode or head is selected.
 
     Example:
       >>> import qkjax
@@ -51,8 +52,8 @@ def describe(
     kinds: dict[str, Callable[[], Description]] = {
         "u": lambda: analyze.describe(dataset),
         "strength_ratio": lambda: compare.describe(dataset),
-        "variance_share": lambda: _of_photograph(dataset, checkpoint, images, select),
-        "value": lambda: _of_top_images(dataset, checkpoint, images, select),
+        "variance_share": lambda: _describe_photograph(dataset, checkpoint, images, select),
+        "value": lambda: _describe_top_images(dataset, checkpoint, images, select),
         "mass": lambda: preference.describe(dataset, checkpoint, images),
         "same": lambda: objects.describe(dataset, dataset.attrs["model"]),
         "attention_js": lambda: ablate.describe(dataset),
@@ -61,11 +62,12 @@ def describe(
         if variable in dataset:
             return compute()
     raise QkjaxError(
-        f"describe expects a dataset of an analysis; this one has {', '.join(map(str, dataset.data_vars))}"
+        f"dataset has the variables {', '.join(map(str, dataset.data_vars))}: expected the result of an analysis, such "
+        "as qkjax.analyze"
     )
 
 
-def _of_photograph(dataset: xr.Dataset, checkpoint, photograph, select: Sequence[str]) -> Description:
+def _describe_photograph(dataset: xr.Dataset, checkpoint, photograph, select: Sequence[str]) -> Description:
     rows = image_tables.layer_rows(dataset)
     tables = {"contributions": image_tables.mode_rows(dataset, "variance"), "heads": image_tables.head_rows(dataset)}
     if checkpoint is None or not select:
@@ -85,7 +87,7 @@ def _of_photograph(dataset: xr.Dataset, checkpoint, photograph, select: Sequence
     return Description("", rows, tables, {"modes": draw})
 
 
-def _of_top_images(dataset: xr.Dataset, checkpoint, images, select: Sequence[str]) -> Description:
+def _describe_top_images(dataset: xr.Dataset, checkpoint, images, select: Sequence[str]) -> Description:
     names = [ModeName.parse(name, dataset.cosine.shape) for name in select]
     tables = {"modes": mode_table(dataset, names)}
     if checkpoint is None or images is None or not select:

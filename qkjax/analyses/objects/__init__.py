@@ -1,1 +1,1 @@
-"""Whether modes join parts of one object."""
+"""Whether the query and the key of a mode lie on the same object."""

@@ -1,4 +1,4 @@
-"""Whether modes join parts of one object: one pass over images whose objects are marked (the paper's figure 6).
+"""Whether a mode's query and key lie on the same object: one pass over images with object masks (the paper's figure 6).
 
 Letters: L layers, H heads, R modes.
 """
@@ -35,7 +35,7 @@ from qkjax.weights.checkpoint import Checkpoint
 
 @partial(jax.jit, static_argnames=("model", "stream"), donate_argnames="top")
 def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream) -> Top:
-    """The top images with one more batch, which take the place of the old ones.
+    """Updates the top images with one more batch; the buffers of the old ones are donated.
 
     An image is stored as twice its index, plus one if query and key object are the same.
     """
@@ -61,15 +61,16 @@ def same_object(
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """For every mode the images that excite it most, and whether its query and its key object are the same there.
+    """Finds the images that excite each mode most, and whether its query and key object are the same in them.
 
-    The query object is the one with the largest projection per area on u, the key object the one on v (the paper,
+    The query object has the largest projection per area on u, the key object has the largest one on v (the paper,
     figure 6). The pass resumes from `partial` and runs on several hosts.
 
     Args:
       checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
-      images: by default 200 composed scenes, see `qkjax.images.segmented.mosaics`; or ADE20K, see `open_objects`.
-      top: images per mode: those with the largest products of the maxima of both maps.
+      images: images with object masks; by default 200 composed scenes, see `qkjax.images.segmented.mosaics`. See
+        `open_objects` for ADE20K.
+      top: number of images per mode. The score is the product of the maxima of the query map and the key map.
       stream: the tokens that are projected, see `qkjax.activations.project.Stream`.
       options: batch size, resolution, dtype.
       partial: file in which progress is saved; None: nothing is saved. The caller removes it.
@@ -78,8 +79,8 @@ def same_object(
       A dataset with dims layer, head, mode, sign, place and image; see `objects_dataset`.
 
     Raises:
-      QkjaxError: `top` below 1, no usable image, a resolution that the model cannot take, or progress of other
-        settings.
+      QkjaxError: `top` is below 1, no image is usable, the model does not support the resolution, or `partial` has
+        other settings.
 
     Example:
       >>> import qkjax
@@ -93,7 +94,7 @@ def same_object(
     if top < 1:
         raise QkjaxError(f"top={top}: expected a whole number from 1 up")
     checkpoint = for_photographs(checkpoint)
-    photograph_grid(checkpoint, options.resolution)  # refuses a resolution before any work
+    photograph_grid(checkpoint, options.resolution)  # raises before any computation
     images = mosaics(200, 0) if images is None else images
     modes = decompose(*query_key_kernels(checkpoint.params))
     settings = settings_of(checkpoint, images, options, top=top, stream=stream)
@@ -117,7 +118,7 @@ def same_object(
 
 
 def _on_devices(checkpoint: Checkpoint, modes: Modes, options: PassOptions, stream: Stream):
-    """The step of the pass: the top images of every mode, and the number of objects of each image."""
+    """The step of the pass: updates the top images of every mode, and counts the objects of each image."""
     split, whole = over_devices(0), over_devices(None)
     on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)

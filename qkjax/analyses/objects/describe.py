@@ -1,4 +1,4 @@
-"""Table and figure of whether modes join parts of one object."""
+"""Table and figure of the probability that a mode's query and key lie on the same object."""
 
 from collections.abc import Mapping
 
@@ -15,8 +15,8 @@ def describe(dataset: xr.Dataset, name: str) -> Description:
     """A table by layer and a figure.
 
     Args:
-      dataset: of `same_object`.
-      name: of the model.
+      dataset: the result of `same_object`.
+      name: name of the model.
     """
     rows = objects_table(dataset)
     used = int(np.count_nonzero(dataset.objects))
@@ -25,5 +25,5 @@ def describe(dataset: xr.Dataset, name: str) -> Description:
 
 
 def overlay(tables: Mapping[str, list[Row]]):
-    """The figure of one model or several."""
+    """The figure for one or several models."""
     return figures.same_object_by_layer(tables)

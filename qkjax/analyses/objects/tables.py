@@ -1,4 +1,4 @@
-"""Same object or another, mode by mode: a labelled dataset and a table."""
+"""Same object or two objects, mode by mode: a labelled dataset and a table."""
 
 from collections.abc import Mapping, Sequence
 
@@ -37,14 +37,14 @@ def objects_dataset(
     """The images that excite each mode most, and whether query and key object are the same.
 
     Args:
-      score: of the images, best first; -inf if there are too few.
-      stored: twice the image's index, plus one if the objects are the same; -1 if there are too few.
+      score: scores of the images, best first; -inf if there are fewer images than places.
+      stored: twice the image's index, plus one if the objects are the same; -1 if there are fewer images than places.
       objects: number of objects of each image; 0 if it could not be used.
-      names: of all images.
-      left_out: name and reason of the images that were left out.
+      names: names of all images.
+      left_out: name of each image that was left out, and the reason.
 
     Returns:
-      A dataset with dims layer, head, mode, sign (1 as in `Modes`, -1 the other), place (0 best) and image: `score`,
+      A dataset with dims layer, head, mode, sign (1 as in `Modes`, or -1), place (0 is the best) and image: `score`,
       `image_index` and `same` of each mode; `objects` of each image; `singular_value` and `cosine` of the modes;
       `unreadable`, the names of images left out, and the `reason` of each.
     """
@@ -65,7 +65,7 @@ def objects_dataset(
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The result in words: in which layers modes join parts of one object, and in which parts of two."""
+    """The result in words: in which layers query and key are on the same object most often and least often."""
     most, least = (choose(rows, key=_above_chance) for choose in (max, min))
 
     def of(row: Row) -> str:
@@ -83,29 +83,30 @@ def _above_chance(row: Row) -> float:
 
 
 def objects_table(dataset: xr.Dataset) -> list[Row]:
-    """A row for each layer (the paper, figure 6), of each mode's sign whose best image has the larger score.
+    """One row per layer (the paper, figure 6). Each mode counts with the sign whose best image has the larger score.
 
-    `same`: the probability that a mode's query and key object are one, weighted by its singular value's share of its
-    head's sum, mean over heads; `_low`, `_high` the ends of its 95% interval, modes resampled. `chance`: the same for
-    two objects drawn at random out of those of the same images, 1 / objects. `plain`: without weights.
+    `same`: the probability that the query object of a mode is its key object. Modes are weighted by their share of the
+    sum of their head's singular values; the mean is over heads. `same_low` and `same_high` are the ends of its 95%
+    interval, with modes resampled. `chance`: the same for objects drawn at random from those of the image, 1 / objects.
+    `plain`: the unweighted probability.
     """
     sign = dataset.score.isel(place=0, drop=True).argmax("sign")
     index, same = (dataset[name].isel(sign=sign).values for name in ("image_index", "same"))
-    there = index >= 0
+    present = index >= 0
     objects = np.maximum(dataset.objects.values[index], 1)
-    held = there.sum(-1)
+    count = present.sum(-1)
     with np.errstate(invalid="ignore"):
-        rates = [np.where(there, x, 0).sum(-1) / held for x in (same, 1 / objects)]
+        rates = [np.where(present, x, 0).sum(-1) / count for x in (same, 1 / objects)]
     s = dataset.singular_value.values.astype(np.float64)
     total = s.sum(-1, keepdims=True)
-    weights = np.where(held > 0, s / np.where(total > 0, total, 1), 0)
+    weights = np.where(count > 0, s / np.where(total > 0, total, 1), 0)
     rates = [np.nan_to_num(rate) for rate in rates]
     rows = []
     for layer, weight in enumerate(weights.reshape(len(weights), -1)):
-        found, chance = (rate[layer].ravel() for rate in rates)
-        below = weight[None]
+        probability, chance = (rate[layer].ravel() for rate in rates)
         row: Row = {"layer": layer, "relative_depth": layer / max(len(weights) - 1, 1)}
-        row |= dict(zip(("same", "same_low", "same_high"), ratio_interval((weight * found)[None], below), strict=True))
-        row |= {"chance": float((weight * chance).sum() / weight.sum()), "plain": float(found.mean())}
+        same_interval = ratio_interval((weight * probability)[None], weight[None])
+        row |= dict(zip(("same", "same_low", "same_high"), same_interval, strict=True))
+        row |= {"chance": float((weight * chance).sum() / weight.sum()), "plain": float(probability.mean())}
         rows.append(row)
     return rows

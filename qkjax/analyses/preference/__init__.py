@@ -1,1 +1,1 @@
-"""Which tokens attend to which."""
+"""Attention preference: which tokens attend to which."""

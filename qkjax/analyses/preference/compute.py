@@ -37,10 +37,10 @@ class Measures(NamedTuple):
 
     Attributes:
       mass, own, special: see `qkjax.activations.attention.RegionAttention`, for the two `QUERIES` and three `REGIONS`.
-      similarity: see `similarity_preference`; all patches are queries, compared by the LayerNorm's output.
+      similarity: see `similarity_preference`; all patches are queries, and the LayerNorm's outputs are compared.
       area: share of the patches that each region covers: its mass under uniform attention.
-      place: the query's place among the patches, row by row.
-      covered: share of the query's patch that is of its own region.
+      place: index of the query's patch, row by row.
+      covered: share of the query's patch that its own region covers.
       target_patches: area of the target in patches.
     """
 
@@ -62,17 +62,17 @@ def _step(model: ViT, params, scaling, pixels, regions, present) -> tuple[Measur
     special = model.config.prefix_tokens
     batch, _, rows, columns = regions.shape
     flat = regions.reshape(batch, -1, rows * columns)
-    place = flat[:, : len(QUERIES)].argmax(-1)  # of equal ones the first
+    place = flat[:, : len(QUERIES)].argmax(-1)  # the first one, if several are equal
     centre = special + (rows // 2) * columns + columns // 2
     measures, directions = [], []
     captured = {name: layer_outputs(out, name) for name in ("attention", *STREAMS)}
     for layer in range(model.config.depth):
         block = {name: outputs[layer] for name, outputs in captured.items()}
-        of_queries = jnp.take_along_axis(block["attention"], special + place[:, None, :, None], axis=2)
+        query_attention = jnp.take_along_axis(block["attention"], special + place[:, None, :, None], axis=2)
         patches = block["norm"][:, special:].astype(jnp.float32)
         preference = jax.vmap(similarity_preference, (0, 0, None))
         similarity = preference(block["attention"][:, :, special:, special:], patches, jnp.arange(rows * columns))
-        measures.append((*jax.vmap(region_attention)(of_queries, flat, place), similarity))
+        measures.append((*jax.vmap(region_attention)(query_attention, flat, place), similarity))
         tokens = jnp.stack([block[name][:, centre].astype(jnp.float32) for name in STREAMS], axis=1)
         unit = tokens / jnp.maximum(jnp.linalg.norm(tokens, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
         directions.append((unit * present[:, None, None]).sum(0))
@@ -88,15 +88,15 @@ def attention_preference(
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """Which tokens attend to which, in every head: to their own object, to other objects, or to the background.
+    """Measures, in every head, how much tokens attend to their own category, the other category, and the background.
 
     In every scene a target differs from its distractors. The queries are the patch that overlaps the target's mask most
-    and the one that overlaps the distractors' masks most; their attention over the patches is multiplied with the masks
+    and the patch that overlaps the distractors' masks most. Their attention over the patches is multiplied by the masks
     (the paper, section 3.1 and figure 2). The pass resumes from `partial` and runs on several hosts.
 
     Args:
       checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
-      scenes: by default 200 generated scenes, see `qkjax.images.generated.patterns`; or O3, see `open_o3`.
+      scenes: by default 200 generated scenes, see `qkjax.images.generated.patterns`. See `open_o3` for O3.
       options: batch size, resolution, dtype.
       partial: file in which progress is saved; None: nothing is saved. The caller removes it.
 
@@ -105,7 +105,7 @@ def attention_preference(
       `preference_dataset`.
 
     Raises:
-      QkjaxError: no scene can be read, a resolution that the model cannot take, or progress of other settings.
+      QkjaxError: no scene can be read, the model does not support the resolution, or `partial` has other settings.
 
     Example:
       >>> import qkjax
@@ -117,7 +117,7 @@ def attention_preference(
     """
     options = options or PassOptions()
     checkpoint = for_photographs(checkpoint)
-    photograph_grid(checkpoint, options.resolution)  # refuses a resolution before any work
+    photograph_grid(checkpoint, options.resolution)  # raises before any computation
     scenes = patterns(200, 0) if scenes is None else scenes
     settings = settings_of(checkpoint, scenes, options)
     result = run_pass(
@@ -131,8 +131,8 @@ def attention_preference(
     require_readable(result.unreadable, scenes, partial)
     metrics = measure(decompose(*query_key_kernels(checkpoint.params)))
     centre = np.zeros(result.rows["centre"].shape[1:])
-    for of_batch in result.rows.pop("centre"):
-        centre = centre + of_batch  # in order, so that the bits do not depend on interruptions or hosts
+    for batch_sum in result.rows.pop("centre"):
+        centre = centre + batch_sum  # in order, so that the bits do not depend on interruptions or hosts
     index = result.rows.pop("index")
     left_out = [*scenes.left_out, *((scenes.names[i], reason) for i, reason in result.unreadable)]
     attrs = {"model": checkpoint.name, "scenes": scenes.name, "settings": json.dumps(settings)}
@@ -141,7 +141,7 @@ def attention_preference(
 
 
 def _on_devices(checkpoint: Checkpoint, options: PassOptions):
-    """The step of the pass: rows with the measures of each image, and the sum of directions of each batch."""
+    """The step of the pass: one row of measures per image, and the sum of the directions of each batch."""
     split, whole = over_devices(0), over_devices(None)
     params, scale = jax.device_put((checkpoint.params, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
@@ -162,8 +162,8 @@ def anisotropy(centre_sum: Float[np.ndarray, "streams L D"], images: int) -> Flo
     For n unit vectors x, the mean of x_i . x_j over i != j is (|sum x|^2 - n) / (n (n - 1)); NaN for one image.
 
     Args:
-      centre_sum: sum over the images of the centre token's embedding, each of unit length.
-      images: their number n.
+      centre_sum: sum over the images of the centre token's embedding, normalised to unit length.
+      images: number n of images.
     """
     if images < 2:
         return np.full(centre_sum.shape[:2], np.nan)

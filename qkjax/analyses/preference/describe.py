@@ -33,8 +33,8 @@ def describe(
     """Tables by layer and by head, rank correlations with the cosine, and figures.
 
     Args:
-      dataset: of `attention_preference`.
-      checkpoint, scenes, options: those of the pass, for the figure of attention in the first scene.
+      dataset: the result of `attention_preference`.
+      checkpoint, scenes, options: the arguments of the pass, for the figure of attention in the first scene.
     """
     name = dataset.attrs["model"]
     rows, linked = preference_table(dataset), links(dataset)
@@ -47,23 +47,23 @@ def describe(
         "links": lambda: figures.preference_links(name, dataset.weighted_cosine.values, by_head(dataset), linked),
     }
     if checkpoint is not None and scenes is not None:
-        own = checkpoint, scenes, dataset, options or PassOptions()
-        drawn["example"] = lambda: figures.attended_example(*example(*own))
+        arguments = checkpoint, scenes, dataset, options or PassOptions()
+        drawn["example"] = lambda: figures.attended_example(*example(*arguments))
     tables = {"preference": rows, "heads": preference_by_head(dataset), "links": linked}
     return Description(text + format_rows(correlations, {"preference": ""}), rows, tables, drawn)
 
 
 def overlay(tables: Mapping[str, list[Row]]):
-    """The figure of several models: attention preference against relative depth."""
+    """The figure for several models: attention preference against relative depth."""
     return figures.preference_by_layer(tables)
 
 
 def example(checkpoint: Checkpoint, scenes: ImageSet[Scene], dataset: xr.Dataset, options: PassOptions):
-    """What `figures.attended_example` draws of the first scene.
+    """The arguments of `figures.attended_example` for the first scene.
 
     Returns:
-      The model's name; the picture; (layers, queries, rows, columns), the attention of the target's token and of a
-      distractor's over the patches, mean over heads, in at most four layers; these layers; the tokens' places.
+      The model's name; the picture; the attention over the patches (layers, queries, rows, columns) of the target's
+      token and of a distractor's, mean over heads, in at most four layers; these layers; the patches of the queries.
     """
     checkpoint = for_photographs(checkpoint)
     name = str(dataset.image.values[0])

@@ -37,7 +37,7 @@ LABELS = {
 }  # fmt: skip
 KINDS = ("same", "different", "background")
 PAIRS = {"same": ((0, 0), (1, 1)), "different": ((0, 1), (1, 0)), "background": ((0, 2), (1, 2))}
-"""Query and region of the two terms of each kind: of the target's token and of the distractors'."""
+"""Query and region of the two terms of each kind, one for the target's token and one for the distractors'."""
 
 
 def preference_dataset(
@@ -51,9 +51,9 @@ def preference_dataset(
     """Attention preference, image by image and head by head.
 
     Returns:
-      A dataset with dims image, layer, head, query (whose token is the query: target, distractors) and region (target,
-      distractors, background): the measures; `anisotropy` (stream, layer); `weighted_cosine` (layer, head) of the
-      modes; `left_out`, the names of images that were left out, and the `reason` of each.
+      A dataset with dims image, layer, head, query (the query's token is on the target or on a distractor) and region
+      (target, distractors, background): the measures; `anisotropy` (stream, layer); `weighted_cosine` (layer, head) of
+      the modes; `left_out`, the names of images that were left out, and `reason`, why each was left out.
     """
     variables = {name: (DIMS[name], value) for name, value in measures.items()}
     variables |= {
@@ -73,7 +73,7 @@ def preference_dataset(
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The result in words: where tokens attend to their own category, and how much it differs from uniform."""
+    """The result in words: in which layers tokens attend to their own category, compared with uniform attention."""
     peak = max(rows, key=lambda row: row["same_times_uniform"])
     low = min(rows, key=lambda row: row["same_times_uniform"])
     similar = max(rows, key=lambda row: row["similarity"])
@@ -91,15 +91,15 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def preference_table(dataset: xr.Dataset) -> list[Row]:
-    """A row for each layer, with 95% intervals (`_low`, `_high`) over images of means over heads.
+    """One row per layer: means over heads, and their 95% intervals over images (`_low`, `_high`).
 
-    `same`, `different`, `background`: attention mass on the token's own kind of object, on the other kind and on the
-    background, mean of the target's token and the distractors' (the paper, figure 2; together 1). `_times_uniform`:
-    the same over what uniform attention would give, the area; by the ratio of means over images. `same_without_own`:
-    `same` when attention to the token itself is left out (NaN where there is no other). `special`: share of all
-    attention on class token and registers. `similarity`: preference for similar tokens. `weighted_cosine` of the modes;
-    `anisotropy_` by stream, and `relative_cosine`, the weighted cosine less the residual stream's (the paper, figure
-    S4).
+    `same`, `different`, `background`: attention mass on the token's own category, on the other category and on the
+    background, mean of the target's token and the distractors' (the paper, figure 2); they sum to 1. `_times_uniform`:
+    the ratio of this mass to the mass under uniform attention, which is the area; a ratio of means over images.
+    `same_without_own`: `same` without the token's attention to itself (NaN if it attends to nothing else). `special`:
+    share of all attention on class token and registers. `similarity`: preference for similar tokens.
+    `weighted_cosine`: weighted cosine of the modes. `anisotropy_residual`, `anisotropy_norm`: anisotropy of each
+    stream. `relative_cosine`: the weighted cosine minus the anisotropy of the residual stream (the paper, figure S4).
     """
     mass, own, special = (dataset[name].mean("head").values.astype(np.float64) for name in ("mass", "own", "special"))
     area, covered = (dataset[name].values.astype(np.float64) for name in ("area", "covered"))
@@ -128,7 +128,7 @@ def preference_table(dataset: xr.Dataset) -> list[Row]:
 
 
 def preference_by_head(dataset: xr.Dataset) -> list[Row]:
-    """The same for each head by itself: what `preference_table` has of one head, with intervals over images."""
+    """One row per head: the columns of `preference_table` for this head alone, with intervals over images."""
     per_model = ("relative_depth", "relative_cosine", *(f"anisotropy_{name}" for name in STREAMS))
     rows = [
         {"layer": row["layer"], "head": head, **{k: v for k, v in row.items() if k not in ("layer", *per_model)}}
@@ -138,23 +138,24 @@ def preference_by_head(dataset: xr.Dataset) -> list[Row]:
     return sorted(rows, key=lambda row: (row["layer"], row["head"]))
 
 
-def _put(row: Row, name: str, found: Interval) -> None:
-    row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+def _put(row: Row, name: str, estimate: Interval) -> None:
+    row |= dict(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
 
 
 def by_head(
-    dataset: xr.Dataset, drawn: Float[np.ndarray, "*resamples images"] | None = None
+    dataset: xr.Dataset, image_weights: Float[np.ndarray, "*resamples images"] | None = None
 ) -> dict[str, Float[np.ndarray, "*resamples layers heads"]]:
-    """For every head what it does: `similarity`, its preference for similar tokens; `same_over_different`, log2 of
-    attention to the own kind of object over that to the other, each over what uniform attention gives.
+    """The behaviour of every head. `similarity` is its preference for similar tokens. `same_over_different` is log2 of
+    the ratio of attention to the own category and to the other, each relative to uniform attention.
 
     Args:
-      drawn: weights of images; None for all alike.
+      image_weights: weights of the images in each resample; None for equal weights.
     """
     names = ("mass", "area", "similarity")
     images = {name: dataset[name].transpose("image", ...).values.astype(np.float64) for name in names}
-    drawn = np.full(dataset.sizes["image"], 1 / dataset.sizes["image"]) if drawn is None else drawn
-    mass, area, similarity = (np.tensordot(drawn, images[name], axes=1) for name in names)
+    if image_weights is None:
+        image_weights = np.full(dataset.sizes["image"], 1 / dataset.sizes["image"])
+    mass, area, similarity = (np.tensordot(image_weights, images[name], axes=1) for name in names)
     area = area[..., None, None, :]
     same, different = (
         np.mean([mass[..., query, region] / area[..., region] for query, region in PAIRS[kind]], axis=0)
@@ -165,36 +166,35 @@ def by_head(
 
 
 def links(dataset: xr.Dataset) -> list[Row]:
-    """Whether weights predict behaviour: Spearman's rank correlation over heads of the weighted cosine with each
-    preference; over all heads of all layers, and the mean of those within each layer, which depth cannot make. With
-    the ends of 95% intervals, images resampled: the heads are these and no others.
+    """Whether weights predict behaviour: Spearman's correlation of the heads' weighted cosine with each preference.
 
-    NaN where there are too few heads.
+    `all_heads` is over all heads of all layers. `within_layers` is the mean of the correlations within each layer,
+    which depth cannot explain. The 95% intervals resample images; the heads are fixed. NaN if there are too few heads.
     """
     weights, heads = dataset.weighted_cosine.values.astype(np.float64), dataset.weighted_cosine.size
-    own, again = by_head(dataset), by_head(dataset, resamples(dataset.sizes["image"], 1))
+    behaviours, resampled = by_head(dataset), by_head(dataset, resamples(dataset.sizes["image"], 1))
     rows = []
-    for name, found in own.items():
+    for name, behaviour in behaviours.items():
         row: Row = {"preference": name, "heads": heads}
         for how, correlated in {"all_heads": _over_all, "within_layers": _within_layers}.items():
-            ends = ends_of(correlated(weights, again[name])) if dataset.sizes["image"] > 1 else (np.nan, np.nan)
-            _put(row, how, (float(correlated(weights, found)), *ends))
+            ends = ends_of(correlated(weights, resampled[name])) if dataset.sizes["image"] > 1 else (np.nan, np.nan)
+            _put(row, how, (float(correlated(weights, behaviour)), *ends))
         rows.append(row)
     return rows
 
 
-def _over_all(weights: Float[np.ndarray, "layers heads"], found: Float[np.ndarray, "*resamples layers heads"]):
-    return _spearman(weights.ravel(), found.reshape(*found.shape[:-2], -1))
+def _over_all(weights: Float[np.ndarray, "layers heads"], behaviour: Float[np.ndarray, "*resamples layers heads"]):
+    return _spearman(weights.ravel(), behaviour.reshape(*behaviour.shape[:-2], -1))
 
 
-def _within_layers(weights: Float[np.ndarray, "layers heads"], found: Float[np.ndarray, "*resamples layers heads"]):
-    return np.mean([_spearman(own, found[..., layer, :]) for layer, own in enumerate(weights)], axis=0)
+def _within_layers(weights: Float[np.ndarray, "layers heads"], behaviour: Float[np.ndarray, "*resamples layers heads"]):
+    return np.mean([_spearman(own, behaviour[..., layer, :]) for layer, own in enumerate(weights)], axis=0)
 
 
 def _spearman(
     first: Float[np.ndarray, "heads"], second: Float[np.ndarray, "*resamples heads"]
 ) -> Float[np.ndarray, "*resamples"]:
-    """Correlations of ranks, of the heads that have both; NaN where these are fewer than three or all alike."""
+    """Rank correlations over the heads that have both values; NaN if these heads are fewer than three or all equal."""
     from scipy.stats import rankdata
 
     known = np.isfinite(first) & np.isfinite(second).reshape(-1, len(first)).all(0)
