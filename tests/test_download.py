@@ -248,7 +248,7 @@ def test_disk_without_room(serve, tmp_path, monkeypatch):
     usage = partial_file.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(partial_file.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
-        qkjax.QkjaxError, match=r"has room for 0\.0 MB, and the download needs 0\.3 MB; free some space"
+        qkjax.QkjaxError, match=r"has 0\.0 MB of free space, expected 0\.3 MB for the download; free some space"
     ):
         get(url, tmp_path / "x.npz")
 
@@ -334,7 +334,7 @@ def test_file_that_only_a_person_can_get(tmp_path, monkeypatch):
 
     monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path))
     name, path = "simmim-vitb16-pretrain", tmp_path / "simmim-vitb16-pretrain.pth"
-    advice = f"open {catalogue.entry(name).url}, save the file as {path}, then run again"
+    advice = f"open {catalogue.entry(name).url}, save the file as {path}, then try again"
     for get_it in (fetch, qkjax.load):
         with pytest.raises(qkjax.QkjaxError, match=re.escape(advice)):
             get_it(name)

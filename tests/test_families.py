@@ -180,7 +180,7 @@ def test_rotary_positions_are_refused(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({n: v for n, v in timm_state().items() if n != "pos_embed"}, tmp_path / "x.safetensors")
-    with pytest.raises(qkjax.QkjaxError, match="no position embedding among the parameters"):
+    with pytest.raises(qkjax.QkjaxError, match="the parameters have no position embedding"):
         qkjax.load(tmp_path / "x.safetensors", heads=4)
 
 
@@ -324,7 +324,7 @@ def test_shards(torch, transformers, tmp_path):
     with pytest.raises(qkjax.QkjaxError, match=f"shard '{shards[0].name}' is missing"):
         qkjax.load(tmp_path / "many")
     index.write_text("[]")
-    with pytest.raises(qkjax.QkjaxError, match="holds list, expected a JSON object"):
+    with pytest.raises(qkjax.QkjaxError, match="contains list, expected a JSON object"):
         qkjax.load(tmp_path / "many")
 
 
@@ -526,16 +526,16 @@ def test_bad_state_dicts(tmp_path):
         assert str(tmp_path) in str(caught.value)
 
     state = timm_state()
-    refuse(state, "the queries have 48 rows, expected those of 7 heads", {"num_attention_heads": 7})
+    refuse(state, "the queries have 48 rows, which do not match 7 heads", {"num_attention_heads": 7})
     refuse(state, "heads='four': expected a positive whole number", {"num_attention_heads": "four"})
     refuse(state, "config.json has activation 'mish', expected one of gelu", {"hidden_act": "mish"})
     refuse(
         state | {"blocks.0.attn.q_norm.weight": np.ones(12, np.float32)},
-        "'blocks.0.attn.q_norm.weight' belongs to no known ViT family",
+        "unknown parameter 'blocks.0.attn.q_norm.weight', expected one of a known ViT family",
     )
     refuse({k: v for k, v in state.items() if k != "blocks.1.mlp.fc1.bias"}, "Dense_0/bias' is missing", heads=4)
-    refuse({k: v for k, v in state.items() if "patch" not in k}, "no patch embedding")
-    refuse(state | {"blocks.0.norm1.bias": np.full(48, np.nan, np.float32)}, "holds NaN", heads=4)
+    refuse({k: v for k, v in state.items() if "patch" not in k}, "the parameters have no patch embedding")
+    refuse(state | {"blocks.0.norm1.bias": np.full(48, np.nan, np.float32)}, "has NaN", heads=4)
     refuse(
         state | {"blocks.0.attn.qkv.weight": np.ones((100, 48), np.float32)},
         r"the qkv weights of layer 0 have shape \(100, 48\), expected 3 equal parts",
@@ -543,7 +543,7 @@ def test_bad_state_dicts(tmp_path):
     )
     refuse(
         state | {"pos_embed": np.ones((1, 12, 48), np.float32)},
-        r"12 rows, a square grid in no way \(with cls: 11 patches; without special tokens: 12 patches\)",
+        r"12 rows, which fit no square grid \(with cls: 11 patches; without special tokens: 12 patches\)",
         heads=4,
     )
     (tmp_path / "config.json").write_text("{")
@@ -562,7 +562,7 @@ def test_names_that_leave_a_doubt_are_refused(tmp_path):
 
     state = timm_state()
     refuse(state, "the number of heads is not in the file, and 48 query rows do not determine it: pass heads=")
-    refuse(state | {f"encoder.{n}": v for n, v in state.items()}, "the file holds two models", heads=4)
+    refuse(state | {f"encoder.{n}": v for n, v in state.items()}, "expected a file with one model", heads=4)
     refuse({n: v for n, v in state.items() if n != "blocks.1.attn.qkv.bias"}, "bias' is missing", heads=4)
     refuse({n: v for n, v in state.items() if n != "patch_embed.proj.bias"}, "'embedding/bias' is missing", heads=4)
     refuse(state | {"head.weight": np.ones((5, 40), np.float32)}, "'head/kernel' has shape", heads=4)
@@ -602,7 +602,7 @@ def test_timm_positions(tmp_path, positions, registers):
 def test_old_and_odd_pytorch_files(torch, tmp_path):
     state = {n: torch.tensor(v) for n, v in timm_state().items()}
     torch.save(state | {3: torch.ones(1)}, tmp_path / "odd.pth")
-    with pytest.raises(qkjax.QkjaxError, match="parameter '3' belongs to no known ViT family"):
+    with pytest.raises(qkjax.QkjaxError, match="unknown parameter '3', expected one of a known ViT family"):
         qkjax.load(tmp_path / "odd.pth", heads=4)
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert qkjax.load(tmp_path / "old.pth", heads=4).config.depth == 2

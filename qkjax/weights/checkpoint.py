@@ -1,4 +1,4 @@
-"""A checkpoint in memory, the npz file that qkjax writes of it, and a digest of its parameters."""
+"""A checkpoint in memory, the npz file that stores it, and a digest of its parameters."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,10 +32,10 @@ class Checkpoint:
       params: nested dict of numpy arrays, the Linen tree of `big_vision.models.vit.Model`, in the
         dtypes of the file (bfloat16 as `ml_dtypes.bfloat16`).
       source: path of the file or folder it was read from.
-      preprocess: preprocessing of its images, at its own resolution. It comes from preprocessor_config.json
-        (or timm's config.json, or qkjax's own npz), else from the catalogue, else from the family that the
-        architecture belongs to.
-      notes: sentences on what was assumed, overruled or left out when it was read; results store them.
+      preprocess: preprocessing of its images, at its own resolution. It is read from preprocessor_config.json
+        (or timm's config.json, or qkjax's own npz). If there is none, it is that of the catalogue's entry, or of
+        the family that the architecture belongs to.
+      notes: sentences on what was assumed, overruled or left out when the file was read; results store them.
 
     Example:
       >>> import qkjax
@@ -81,13 +81,13 @@ class Checkpoint:
 
 
 def origin_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """What results store of their model: its name, and what was assumed when it was read."""
+    """The attributes of a result that describe its model: the name, and what was assumed when it was read."""
     notes = {"assumptions": json.dumps(list(checkpoint.notes))} if checkpoint.notes else {}
     return {"model": checkpoint.name, **notes}
 
 
 def _architecture(config: ViTConfig) -> dict[str, str]:
-    """The architecture in words, by the name of each part."""
+    """A description of each part of the architecture, by its name."""
     other = {
         "class token": config.class_token,
         f"{config.registers} registers": config.registers,
@@ -120,7 +120,7 @@ def _parameter_count(params: Mapping) -> int:
 def digest_of_parameters(params: Mapping) -> str:
     """A digest (BLAKE2b, 32 hexadecimal digits) of the names and the bytes of all parameters.
 
-    Results record it, so that they are not taken for those of a model with other weights. Equal digests mean equal
+    Results record it, so that results of models with different weights cannot be confused. Equal digests mean equal
     names and bytes; the same values in another dtype have another digest.
 
     Args:
@@ -155,7 +155,7 @@ def write_checkpoint(
       config: the architecture.
       params: nested dict of arrays.
       preprocess: preprocessing of images; if None, `load` infers it from the architecture.
-      notes: what was assumed when the checkpoint was read.
+      notes: sentences on what was assumed when the checkpoint was read.
 
     Raises:
       QkjaxError: the file cannot be written.

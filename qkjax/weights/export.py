@@ -1,4 +1,4 @@
-"""Writing checkpoints: as qkjax reads them, and as big_vision reads them."""
+"""Writes checkpoints, in the format of qkjax and in that of big_vision."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,7 +35,7 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
       ('copy', True)
     """
     if Path(path).suffix != ".npz":
-        raise QkjaxError(f"path is {str(path)!r}, expected a name that ends in .npz")
+        raise QkjaxError(f"path={str(path)!r}: expected a name that ends in .npz")
     write_checkpoint(path, checkpoint.config, checkpoint.params, checkpoint.preprocess, checkpoint.notes)
 
 
@@ -46,7 +46,7 @@ def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
 
     Args:
       checkpoint: the checkpoint.
-      path: the file to write; must end in `.npz`, from which big_vision infers the format.
+      path: the file to write; must end in `.npz`, since big_vision infers the format from the suffix.
 
     Returns:
       How big_vision's model differs from this one, one line per difference; empty if they compute the same function.
@@ -66,7 +66,7 @@ def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
     """
     config, path = checkpoint.config, Path(path)
     if path.suffix != ".npz":
-        raise QkjaxError(f"{path} must end in .npz: big_vision infers the format from it")
+        raise QkjaxError(f"path={str(path)!r}: expected a name that ends in .npz, as big_vision requires")
     if foreign := _foreign_parts(config):
         raise QkjaxError(f"{checkpoint.name} has {foreign[0]}, which big_vision's tree cannot hold; use save instead")
     params = fold_layer_scale(checkpoint.params) if config.layer_scale else checkpoint.params
@@ -82,11 +82,11 @@ def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
 
 
 def fold_layer_scale(params: Mapping) -> dict:
-    """Multiplies layer scale into the layer before it: the same function without layer scale.
+    """Multiplies layer scale into the layer before it. The function is unchanged up to rounding.
 
     Args:
-      params: nested dict. Kernel (heads, head_dim, D) and bias (D) of the attention's output, kernel (mlp, D)
-        and bias (D) of the MLP's second layer are scaled.
+      params: nested dict. Scaled are kernel (heads, head_dim, D) and bias (D) of the attention's output, and kernel
+        (mlp, D) and bias (D) of the MLP's second layer.
     """
     flat = dict(flatten_dict(params, sep="/"))
     for name in [n for n in flat if n.endswith("/scale") and "/LayerScale_" in n]:
@@ -99,6 +99,7 @@ def fold_layer_scale(params: Mapping) -> dict:
 
 
 def _foreign_parts(config: ViTConfig) -> list[str]:
+    """The parts of the architecture that big_vision's model lacks."""
     parts = {
         "extra tokens besides the class token": config.registers,
         "a class token that is not pooled": config.class_token and config.pool != "tok",

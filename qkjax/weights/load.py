@@ -1,4 +1,4 @@
-"""`load`: reads a ViT from a name of the catalogue, a file or a folder, and checks it."""
+"""`load` reads a ViT from a catalogue name, a file or a folder, and checks it."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from qkjax.weights.formats.npz import NpzFile
 from qkjax.weights.formats.tensorstore import TensorstoreFolder, resolve
 
 ModelData = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...]]
-"""Architecture, flat arrays, and sentences on what was assumed or left out."""
+"""Architecture, flat arrays, and notes on what was assumed or left out."""
 ASSUMED = ("pool", "grid", "activation", "norm_eps", "posemb_resample")
 
 
@@ -48,7 +48,7 @@ def split_submodel(path: str) -> tuple[str, str | None]:
 
 
 def address(model: str | os.PathLike) -> str:
-    """What `load` accepts from any working directory: a name unchanged, a path made absolute."""
+    """The model as `load` accepts it from any working directory: a name is unchanged, a path becomes absolute."""
     text = os.fspath(model)
     if catalogue.is_name(text):
         return text
@@ -57,7 +57,7 @@ def address(model: str | os.PathLike) -> str:
 
 
 def origin(model: str | os.PathLike, settings: Mapping) -> dict[str, str]:
-    """What a result records so that its model can be loaded again: the `address` and the settings."""
+    """The attributes of a result from which its model can be loaded again: `address` and settings."""
     return {"checkpoint": address(model), "loaded_with": json.dumps(dict(settings))}
 
 
@@ -66,7 +66,7 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
 
     Every public layout is converted to big_vision's current one: bare trees, `params/`, `opt/target/`;
     block names from before Linen; position embeddings under `Transformer/`, with or without a row for the
-    class token (which is added to the class token: the same function); scanned blocks; the probe of
+    class token (the row is added to the class token, which is equivalent); scanned blocks; the probe of
     attention pooling at the top level; bfloat16; and the names of torch models (Hugging Face, timm, Meta).
 
     Args:
@@ -77,7 +77,7 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
       **settings: parts of `ViTConfig` that cannot be inferred from the parameters: `pool="none"` or "0"
         (by default "gap" if there is no class token), `grid=(rows, columns)` of a position embedding that is not
         square, `norm_eps`, `activation`, `posemb_resample`; and `heads` of a torch file, if neither its
-        config.json nor its width determines them.
+        config.json nor its width determines their number.
 
     Returns:
       The checkpoint. Every parameter is present, has the right shape and is finite.
@@ -105,7 +105,7 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
 
 
 def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
-    """A checkpoint of the catalogue. A PyTorch file is read with torch once, and stored as npz."""
+    """Loads a catalogue entry. A PyTorch file is read with torch once and then stored as npz."""
     known = {"heads": entry.heads} if entry.heads else {}
     settings, from_catalogue = {**known, **settings}, preprocessing.from_entry(entry)
     converted = catalogue.folder() / "converted" / f"{entry.name.replace('/', '--')}.npz"
@@ -123,7 +123,7 @@ def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
 def _read(
     path: Path, sub: str | None, name: str, settings: Mapping, from_catalogue: Preprocess | None = None
 ) -> Checkpoint:
-    """Any file or folder; its own preprocessing comes before that of the catalogue."""
+    """Reads any file or folder. Preprocessing that is stored with it takes precedence over the catalogue's."""
     source = str(path) + (f":{sub}" if sub else "")
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -131,7 +131,7 @@ def _read(
         folder = resolve(path)
         state = state_dict.find(folder) if folder else path if state_dict.is_torch_file(path) else None
         if folder and not state and not any(folder.glob("*/.zarray")):
-            raise QkjaxError(state_dict.unread(folder))
+            raise QkjaxError(state_dict.no_model_message(folder))
         if state:
             stored = preprocessing.from_folder(state.parent)
             config, flat, notes = _read_state_dict(state, sub, settings)
@@ -150,12 +150,12 @@ def _read(
 
 
 def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ModelData:
-    """A torch model's file; `sub` is one model of a file that holds several, such as I-JEPA's "predictor"."""
+    """Reads a torch model's file; `sub` selects one of several models in it, such as I-JEPA's "predictor"."""
     config = path.parent / "config.json"
     facts = described.facts_of_config(read_json(config)) if config.is_file() else Facts()
     readers = _chosen_model(path, state_dict.open_state(path), sub)
     names, notes = image_tower(readers)
-    facts = replace(facts.overruled(settings), notes=(*facts.notes, *notes))
+    facts = replace(facts.with_settings(settings), notes=(*facts.notes, *notes))
     return to_vit(names, lambda name: check_finite(name, readers[name]()), facts)
 
 
@@ -163,7 +163,7 @@ def _chosen_model(path: Path, stored: Mapping[str, state_dict.Readers], sub: str
     """The readers of one model of a file.
 
     Raises:
-      QkjaxError: it holds several models and `sub` names none of them; the message lists them with their sizes.
+      QkjaxError: the file has several models, and `sub` is not one of them; the message lists them with their sizes.
     """
     models = {}
     for name, readers in stored.items():
@@ -177,8 +177,8 @@ def _chosen_model(path: Path, stored: Mapping[str, state_dict.Readers], sub: str
     if sub is not None:
         raise QkjaxError(f"{path} has no model {sub!r}; it has {listed or 'none'}")
     if not models:
-        raise QkjaxError(f"{path} holds no parameters")
-    raise QkjaxError(f"{path} holds several models: {listed}; choose one, as in {path}:{next(filter(None, models))}")
+        raise QkjaxError(f"{path} contains no parameters")
+    raise QkjaxError(f"{path} contains several models: {listed}; choose one, as in {path}:{next(filter(None, models))}")
 
 
 def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, settings: Mapping) -> ModelData:
@@ -189,8 +189,8 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
         if stored.get("weights_only"):
             flat = {key.removeprefix("params/"): check_finite(key, container.read(key)) for key in keys}
             return ViTConfig(**stored), flat, notes
-        kept = check_settings({k: v for k, v in stored.items() if k in SETTINGS and v is not None})
-        return *read_vit(container, keys, sub, {**kept, **settings}), notes
+        stored = check_settings({k: v for k, v in stored.items() if k in SETTINGS and v is not None})
+        return *read_vit(container, keys, sub, {**stored, **settings}), notes
     config, flat = read_vit(container, keys, sub, settings)
     assumed = {name: getattr(config, name) for name in ASSUMED if name not in settings}
     listed = ", ".join(f"{name}={value!r}" for name, value in assumed.items())
@@ -198,7 +198,7 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
 
 
 def _text(container: NpzFile | TensorstoreFolder, key: str) -> str:
-    """A text that only npz files written by qkjax hold; "" for others."""
+    """A text member of an npz file that qkjax wrote; "" for any other container."""
     return container.text(key) if isinstance(container, NpzFile) and key in set(container.keys()) else ""
 
 
@@ -206,7 +206,7 @@ def _stored_config(text: str) -> dict:
     """The fields of a stored configuration.
 
     Raises:
-      QkjaxError: it is not a configuration of this version.
+      QkjaxError: the text is not a configuration of this version of qkjax.
     """
     try:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}

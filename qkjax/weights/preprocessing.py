@@ -1,4 +1,4 @@
-"""The preprocessing of a checkpoint's images: from its folder, else the catalogue, else its architecture."""
+"""The preprocessing of a checkpoint's images, from its folder, the catalogue or its architecture, in this order."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def from_folder(folder: Path) -> Preprocess | None:
 
 
 def from_json(text: str) -> Preprocess:
-    """The `Preprocess` that an npz of qkjax holds as JSON.
+    """The `Preprocess` that an npz file of qkjax stores as JSON.
 
     Raises:
       QkjaxError: the text is not a valid `Preprocess`.
@@ -60,7 +60,7 @@ def from_architecture(config: ViTConfig) -> Preprocess:
     """The preset of the family that the architecture belongs to, at the resolution of its position embedding."""
     preset = PRESETS[_family(config)]
     height, width = (n * size for n, size in zip(config.grid or (0, 0), config.patch_size, strict=True))
-    # DINOv2's grid is for 518 pixels, with which its training ended; it is evaluated at 224
+    # DINOv2's grid is for 518 pixels, the resolution at the end of its training; it is evaluated at 224.
     return (
         preset if height != width or not height or preset is PRESETS["hf-dinov2"] else with_resolution(preset, height)
     )

@@ -1,4 +1,4 @@
-"""The 52,268 files of gs://vit_models/augreg/, described by their names."""
+"""The 52,268 files of gs://vit_models/augreg/. Their names determine their catalogue entries."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub on disk, in the layout that huggingface_hub gives its cache."""
+"""Repositories of the Hugging Face hub on disk, in the cache layout of huggingface_hub."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ SINGLE, INDEX, PYTORCH = "model.safetensors", "model.safetensors.index.json", "p
 
 
 def snapshot(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
-    """The folder of the first revision that is complete on disk; a path that does not exist if none is.
+    """The folder of the first revision that is complete on disk; a path that does not exist if none is complete.
 
-    It reads the layout of the cache itself, since huggingface_hub may not be installed.
+    The function parses the cache layout itself, since huggingface_hub may not be installed.
     """
     root = cache / f"models--{repo.replace('/', '--')}"
     for revision in filter(None, revisions):
@@ -28,7 +28,7 @@ def _is_complete(folder: Path) -> bool:
         try:
             shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError):
-            return True  # broken as published: the reader reports it, another download would not help
+            return True  # the published index is invalid: the reader reports this, and another download would not help
         return all((folder / shard).is_file() for shard in shards)
     single = [path for path in folder.glob("*.safetensors") if "-of-" not in path.name]  # a shard is only a part
     return (folder / PYTORCH).is_file() or bool(single)

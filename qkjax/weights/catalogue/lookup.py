@@ -75,7 +75,7 @@ def _index() -> dict[str, Entry]:
 
 
 def _find(text: str) -> Entry | None:
-    """The entry that `text` refers to; made on the fly for other AugReg files and other hub repositories."""
+    """The entry that `text` refers to. AugReg files and hub repositories outside the catalogue get a new entry."""
     known = _ADDRESS.sub("", text, count=1) if _ADDRESS.match(text) else text
     if known in _index():
         return _index()[known]
@@ -87,7 +87,7 @@ def _find(text: str) -> Entry | None:
 
 
 def _hub_entry(repo: str) -> Entry:
-    """A repository of the Hugging Face hub that is not in the catalogue: only its id is known."""
+    """An entry for a Hugging Face repository that is not in the catalogue; only its id is known."""
     unknown = dict.fromkeys(("family", "objective", "pool", "preprocess", "licence", "facts"), "not stated")
     return Entry(name=repo, title=repo, resolution=0, kind="hf", repo=repo, revision="main", **unknown)
 
@@ -99,7 +99,7 @@ def is_name(text: str) -> bool:
     counts as a name unless a folder has the name of its owner: "checkpoints/vit" is then a mistyped path.
 
     Raises:
-      QkjaxError: it does not look like a path and is not in the catalogue; names the nearest entry.
+      QkjaxError: the text is not in the catalogue and does not look like a path; the message has the nearest name.
     """
     if text in entries():
         return True
@@ -118,7 +118,7 @@ def entry(name: str) -> Entry:
     """The entry with this name, alias, hub id or address, or of the AugReg model with this file name.
 
     Raises:
-      QkjaxError: not in the catalogue; names the nearest entry.
+      QkjaxError: the name is not in the catalogue; the message has the nearest name.
     """
     match = _find(name)
     if match is None:
@@ -129,14 +129,14 @@ def entry(name: str) -> Entry:
 def _unknown(name: str) -> QkjaxError:
     longer = [known for known in _index() if known.startswith(name)]
     hint = nearest(name, longer) or nearest(name, _index())
-    return QkjaxError(f"no model {name!r} in the catalogue{hint}; `qkjax models` lists all")
+    return QkjaxError(f"no model {name!r} in the catalogue{hint}; `qkjax models` lists all models")
 
 
 def supported(name: str) -> Entry:
-    """Like `entry`, for entries that `load` can read.
+    """Like `entry`, but only for entries that `load` can read.
 
     Raises:
-      QkjaxError: not in the catalogue, or not supported; states the reason.
+      QkjaxError: the name is not in the catalogue, or `load` cannot read it; the message has the reason.
     """
     match = entry(name)
     if match.unsupported:

@@ -1,4 +1,4 @@
-"""Searching the catalogue."""
+"""Searches the catalogue."""
 
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -11,8 +11,8 @@ def search(pattern: str = "", family: str | None = None, objective: str | None =
     """The entries that satisfy all criteria, by name, in the order of the catalogue. Case is ignored.
 
     Args:
-      pattern: a part of a name, of an alias, of the id of a hub repository or of the title; or a glob such as
-        "siglip-*-256", which must match one of these as a whole. "" matches every entry.
+      pattern: a substring of the name, an alias, the id of the hub repository or the title; or a glob such as
+        "siglip-*-256", which must match one of these completely. "" matches every entry.
       family: the recipe, such as "DINOv2".
       objective: the training objective, such as "contrastive".
 
@@ -39,7 +39,7 @@ def search(pattern: str = "", family: str | None = None, objective: str | None =
     given = ", ".join(f"{name} {value!r}" for name, value in criteria.items() if value)
     close = get_close_matches(pattern.lower(), entries(), n=3, cutoff=0.5) if pattern else []
     hint = f" (nearest: {', '.join(repr(name) for name in close)})" if close else ""
-    raise QkjaxError(f"no model of the catalogue matches {given}{hint}; `qkjax models` lists all")
+    raise QkjaxError(f"no model in the catalogue matches {given}{hint}; `qkjax models` lists all models")
 
 
 def _matches(pattern: str, entry: Entry) -> bool:

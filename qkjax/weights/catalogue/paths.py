@@ -1,4 +1,4 @@
-"""Where the files of checkpoints lie on this machine."""
+"""The paths of checkpoints on this machine."""
 
 import os
 from pathlib import Path
@@ -11,8 +11,8 @@ from qkjax.weights.catalogue.lookup import entry
 
 
 def folder() -> Path:
-    """The folder of downloaded checkpoints: `QKJAX_CHECKPOINTS`, else `checkpoints/` of the repository's
-    checkout that this package runs from, else the user's cache folder."""
+    """The folder of downloaded checkpoints: `QKJAX_CHECKPOINTS` if it is set, else `checkpoints/` of the Git checkout
+    that contains this package, else the user's cache folder."""
     if chosen := os.environ.get("QKJAX_CHECKPOINTS"):
         return Path(chosen).expanduser()
     checkout = Path(__file__).resolve().parents[3]
@@ -24,13 +24,13 @@ def folder() -> Path:
 def path_of(name: str) -> Path:
     """The path of a downloaded checkpoint; it exists only if the download is complete.
 
-    Files of Google's storage keep their path below `gs/`, so a mirror of the bucket can be put there; files of
-    other servers keep theirs below `https/`, and entries that share a file share the download. A hub repository
-    is a folder with config.json and weights below `hf/`, in the layout of huggingface_hub. Files that a person
-    downloads are NAME.pth, files that are converted from a package NAME.npz.
+    Files from Google's storage keep their path below `gs/`, so a mirror of the bucket can be placed there. Files from
+    other servers keep their path below `https/`, and entries with the same file share the download. A hub repository
+    is a folder with config.json and weights below `hf/`, in the layout of huggingface_hub. A file that the user
+    downloads in a browser is NAME.pth; a file that is converted from a package is NAME.npz.
 
     Raises:
-      QkjaxError: not in the catalogue.
+      QkjaxError: the name is not in the catalogue.
     """
     match = entry(name)
     if match.kind == "gs":

@@ -1,1 +1,1 @@
-"""Downloads checkpoints from Google's storage, the Hugging Face hub, other servers and package indices."""
+"""Downloads checkpoints from Google's storage, the Hugging Face hub, other servers and package indexes."""

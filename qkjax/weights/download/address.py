@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from qkjax.weights.catalogue import Entry
 
-GOOGLE = "https://storage.googleapis.com"  # QKJAX_GS_URL replaces it, by a mirror with the same layout
+GOOGLE = "https://storage.googleapis.com"  # QKJAX_GS_URL overrides it with a mirror of the same layout
 
 
 def address(entry: Entry) -> str:

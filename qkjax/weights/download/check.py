@@ -1,4 +1,4 @@
-"""Checks that servers still have the files of the catalogue."""
+"""Checks whether servers still have the files of the catalogue."""
 
 import os
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ from qkjax.weights.catalogue.hub_cache import INDEX, PYTORCH, SINGLE
 from qkjax.weights.download.address import address
 from qkjax.weights.download.http import head
 
-HUB = "https://huggingface.co"  # HF_ENDPOINT replaces it
+HUB = "https://huggingface.co"  # HF_ENDPOINT overrides it
 
 
 def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Checks that servers still have the files of entries; downloads nothing.
+    """Checks whether servers still have the files of entries, without downloading them.
 
-    It requests config.json and the weights of a hub repository, and skips entries from package indices, whose
-    address only pip knows.
+    For a hub repository, config.json and the weights are checked. Entries from package indexes are skipped, since only
+    pip knows their addresses.
 
     Args:
       names: names of entries.
@@ -27,7 +27,7 @@ def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
       (name, problem) for each entry with a problem.
 
     Raises:
-      QkjaxError: an unknown name.
+      QkjaxError: a name is not in the catalogue.
     """
     entries = [entry for entry in map(catalogue.entry, names) if entry.kind != "pypi"]
     with ThreadPoolExecutor(8) as pool:
@@ -36,7 +36,7 @@ def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _problem(entry: Entry) -> str:
-    """The problem with an entry's source, or ""; the weights of a hub repository may be in any of three files."""
+    """The problem with an entry's source, or "". The weights of a hub repository may be in any of three files."""
     if entry.kind != "hf":
         return head(address(entry))
     hub = f"{os.environ.get('HF_ENDPOINT', HUB).rstrip('/')}/{entry.repo}/resolve"

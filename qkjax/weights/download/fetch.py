@@ -1,4 +1,4 @@
-"""Downloads checkpoints of the catalogue to where `load` looks for them."""
+"""Downloads checkpoints of the catalogue to the paths that `load` reads."""
 
 import sys
 from pathlib import Path
@@ -11,9 +11,9 @@ from qkjax.weights.download.hub import fetch_repository
 
 
 def fetch(name: str) -> Path:
-    """Downloads a checkpoint of the catalogue; does nothing, and needs no connection, if it is on disk.
+    """Downloads a checkpoint of the catalogue. If it is on disk, nothing is done, and no connection is needed.
 
-    A file has its final name only when it is complete and verified.
+    A file gets its final name only when it is complete and verified.
 
     Args:
       name: a name, an alias or a hub id.
@@ -22,8 +22,8 @@ def fetch(name: str) -> Path:
       The file, or the folder of a hub repository.
 
     Raises:
-      QkjaxError: an unknown name; an entry that is not supported; a file that only a browser can download (the
-        message has the instructions); no connection, an interrupted or altered download, a full disk.
+      QkjaxError: the name is unknown; the entry is not supported; only a browser can download the file (the message
+        has instructions); or there is no connection, an interrupted or altered download, or a full disk.
     """
     entry = catalogue.supported(name)
     path = catalogue.path_of(name)
@@ -31,7 +31,7 @@ def fetch(name: str) -> Path:
         return path
     if entry.kind == "hand":
         raise QkjaxError(
-            f"only a browser can download {entry.name}: open {entry.url}, save the file as {path}, then run again"
+            f"only a browser can download {entry.name}: open {entry.url}, save the file as {path}, then try again"
         )
     size = f" ({entry.bytes / 1e6:.0f} MB)" if entry.bytes else ""
     print(f"fetching {entry.name}{size} to {catalogue.folder()}", file=sys.stderr)
@@ -49,7 +49,7 @@ def local_file(name: str) -> Path:
     """The file of a checkpoint, or the folder of a hub repository; downloaded first if it is not on disk.
 
     Raises:
-      QkjaxError: not supported, or the download failed; see `fetch`.
+      QkjaxError: the entry is not supported, or the download failed; see `fetch`.
     """
     path = catalogue.path_of(catalogue.supported(name).name)
     return path if path.exists() else fetch(name)

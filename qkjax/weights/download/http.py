@@ -1,4 +1,4 @@
-"""Downloads one file over HTTP; resumes after interruptions, names the file only when it is complete and verified."""
+"""Downloads one file over HTTP. Downloads resume, and a file gets its name only when it is complete and verified."""
 
 import base64
 import hashlib
@@ -16,11 +16,9 @@ from qkjax.errors import QkjaxError
 from qkjax.weights.download.partial_file import TryAgainError, finish, open_partial, prepare, size, writing
 
 CHUNK = 1 << 20
-HEADERS = {
-    "User-Agent": "qkjax",
-    "Accept-Encoding": "identity",
-}  # the length of a compressed body says nothing about the file
-PASSING = (408, 416, 425, 429, 500, 502, 503, 504)  # status codes after which another attempt may succeed
+# No compression: the length of a compressed body is not that of the file.
+HEADERS = {"User-Agent": "qkjax", "Accept-Encoding": "identity"}
+TEMPORARY = (408, 416, 425, 429, 500, 502, 503, 504)  # status codes after which another attempt may succeed
 
 
 def download(
@@ -33,12 +31,12 @@ def download(
       path: the file to write.
       sha256: hexadecimal digest of the file, "" if unknown; the MD5 that Google's storage sends is verified, too.
       stall: seconds without a byte after which an attempt fails.
-      attempts: attempts that may fail in a row; one that received a mebibyte starts the count again.
+      attempts: number of consecutive failures that are allowed; an attempt that received a mebibyte resets the count.
       pause: seconds before the second attempt, doubled for each further one.
 
     Raises:
-      QkjaxError: no such file, no connection, repeated interruptions, a wrong checksum, a full disk. The part
-        that was received stays next to `path`, and the next call resumes from it.
+      QkjaxError: the file does not exist, there is no connection, the download is interrupted repeatedly, the checksum
+        is wrong, or the disk is full. The received part stays next to `path`, and the next call resumes from it.
     """
     failures = 0
     while not path.exists():
@@ -67,7 +65,7 @@ def head(url: str, timeout: float = 30.0) -> str:
 def _attempt(url: str, path: Path, sha256: str, stall: float) -> None:
     with _open(url, stall) as response:
         length, tag, md5 = _length(response, url), _strong_tag(response), _md5(response)
-        # Without a tag two versions cannot be distinguished: such a file is never resumed.
+        # Without a tag, two versions cannot be distinguished, so the download is never resumed.
         version = hashlib.sha256(f"{url} {tag} {length}".encode()).hexdigest()[:12] if tag else uuid.uuid4().hex
         partial = path.with_name(f"{path.name}.{version}.partial")
         have = prepare(partial, length)
@@ -88,7 +86,7 @@ def _attempt(url: str, path: Path, sha256: str, stall: float) -> None:
 
 
 def _resume(url: str, partial: Path, have: int, length: int, tag: str, stall: float) -> None:
-    """Downloads the rest (or everything, if the server does not support ranges) of the same version."""
+    """Downloads the rest of the same version, or all of it if the server does not support ranges."""
     try:
         with _open(url, stall, {"Range": f"bytes={have}-", "If-Range": tag}) as response:
             complete = response.status != 206
@@ -113,7 +111,7 @@ def _open(url: str, stall: float, headers: Mapping[str, str] | None = None, meth
     except HTTPError as error:
         error.close()
         problem = f"the server answered {error.code} {error.reason}"
-        if error.code in PASSING:
+        if error.code in TEMPORARY:
             raise TryAgainError(problem, code=error.code) from error
         raise QkjaxError(f"cannot download {url}: {problem}") from error
     except (OSError, HTTPException, ValueError) as error:
@@ -127,7 +125,7 @@ def _open(url: str, stall: float, headers: Mapping[str, str] | None = None, meth
 def _reason(error: Exception) -> str:
     inner = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(inner, TimeoutError):
-        return "the server sent nothing for too long"
+        return "the server did not respond in time"
     return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
 
 
@@ -135,13 +133,13 @@ def _length(response: HTTPResponse, url: str) -> int:
     text = response.headers.get("Content-Length") or ""
     if not text.isdecimal() or int(text) == 0:
         raise QkjaxError(
-            f"cannot download {url}: the server does not state the length of the file, so that it cannot be verified"
+            f"cannot download {url}: the server does not state the length of the file, so it cannot be verified"
         )
     return int(text)
 
 
 def _strong_tag(response: HTTPResponse) -> str:
-    """The ETag; "" if it is missing or weak, since two versions may share a weak one."""
+    """The ETag; "" if it is missing or weak, since two versions may have the same weak tag."""
     tag = response.headers.get("ETag") or ""
     return "" if tag.startswith("W/") else tag
 

@@ -10,7 +10,7 @@ SMALL = ["config.json", "preprocessor_config.json"]
 
 
 def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
-    """Downloads config and weights: safetensors of any revision if there are some, else a PyTorch file.
+    """Downloads config and weights. Safetensors of any revision are preferred to a PyTorch file.
 
     Raises:
       QkjaxError: huggingface_hub is not installed; no connection, or HF_HUB_OFFLINE is set; the repository does
@@ -31,7 +31,7 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path
         hub.snapshot_download(repo, revision=small.name, cache_dir=cache, allow_patterns=_weights(listed[chosen]))
     except QkjaxError:
         raise
-    # The exceptions of its HTTP client differ between versions.
+    # Versions of huggingface_hub differ in the exceptions of their HTTP client.
     except Exception as error:
         raise QkjaxError(f"cannot fetch {repo} from the hub: {_reason(error)}") from error
     path = snapshot(cache, repo, (chosen,))
@@ -51,7 +51,7 @@ def _library() -> ModuleType:
 
 
 def _weights(files: list[str]) -> list[str]:
-    """The files of a repository that hold its weights; [] if none can be read."""
+    """The files with the weights of a repository; [] if qkjax can read none of them."""
     top = [name for name in files if "/" not in name]
     if SINGLE in top:
         return [SINGLE]
@@ -61,7 +61,7 @@ def _weights(files: list[str]) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """The problem and what to do; the messages of huggingface_hub are long."""
+    """A short message with the problem and what to do; those of huggingface_hub are long."""
     advice = {
         "GatedRepoError": "it is gated: accept its licence on its page, then log in with `hf auth login`",
         "RepositoryNotFoundError": "there is no public repository, file or folder with this name",

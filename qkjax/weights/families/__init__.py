@@ -1,1 +1,1 @@
-"""Converts names and layouts of each family of checkpoints to the parameter tree of big_vision's ViT."""
+"""Converts the parameter names and layouts of each checkpoint family to the parameter tree of big_vision's ViT."""

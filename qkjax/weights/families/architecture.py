@@ -18,10 +18,10 @@ def shape_of(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
     """The shape of a parameter that must exist and have `rank` axes.
 
     Raises:
-      QkjaxError: it is missing (the message has the nearest name), or has another number of axes.
+      QkjaxError: the parameter is missing (the message has the nearest name), or has another number of axes.
     """
     if name not in shapes:
-        raise QkjaxError(f"not a ViT that qkjax knows: parameter {name!r} is missing{nearest(name, shapes)}")
+        raise QkjaxError(f"not a supported ViT: parameter {name!r} is missing{nearest(name, shapes)}")
     if len(shapes[name]) != rank:
         raise QkjaxError(f"parameter {name!r} has shape {shapes[name]}, expected {rank} axes")
     return shapes[name]
@@ -31,11 +31,11 @@ def infer_grid(tokens: int, grid: Shape | None) -> Shape:
     """Rows and columns of the learned position embedding: `grid` if given, else a square.
 
     Raises:
-      QkjaxError: `grid` does not match, or is needed because the number of tokens is not a square.
+      QkjaxError: `grid` does not match the number of tokens, or is None and this number is not a square.
     """
     if grid is not None:
         if grid[0] * grid[1] != tokens:
-            raise QkjaxError(f"pos_embedding has {tokens} tokens, not {grid[0]} x {grid[1]}")
+            raise QkjaxError(f"grid={grid}: pos_embedding has {tokens} tokens, expected {grid[0]} x {grid[1]}")
         return grid
     if isqrt(tokens) ** 2 != tokens:
         raise QkjaxError(f"pos_embedding has {tokens} tokens, which is not a square: pass grid=(rows, columns)")
@@ -45,7 +45,7 @@ def infer_grid(tokens: int, grid: Shape | None) -> Shape:
 def has_class_row(shapes: Mapping[str, Shape], grid: Shape | None) -> bool:
     """Whether row 0 of the position embedding belongs to the class token (files before 2022).
 
-    The number of rows decides: that of the grid, or one more. Without a class token there is no such row.
+    It does if the number of rows is one more than that of the grid's cells, and there is a class token.
     """
     if "cls" not in shapes or "pos_embedding" not in shapes:
         return False
@@ -56,14 +56,13 @@ def has_class_row(shapes: Mapping[str, Shape], grid: Shape | None) -> bool:
 
 
 def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
-    """The architecture that a tree of canonical names implies.
+    """Infers the architecture from the shapes of parameters with canonical names.
 
-    Shapes do not determine the LayerNorm epsilon, the activation, the resampling of position embeddings,
-    and which of the poolings "gap", "none" and "0" is used. big_vision's defaults ("gap") apply unless
-    `settings` holds them.
+    Shapes do not determine the LayerNorm epsilon, the activation, the resampling of position embeddings, or which of
+    the poolings "gap", "none" and "0" is used. big_vision's defaults ("gap") apply unless `settings` has them.
 
     Raises:
-      QkjaxError: not a plain ViT; the message names the parameter that is missing or has a wrong shape.
+      QkjaxError: not a plain ViT; the message has the name of a parameter that is missing or has a wrong shape.
     """
     if len(shapes.get("embedding/kernel", ())) == 2:
         raise QkjaxError("this is a NaFlex ViT (its patch embedding is a dense layer), which is not supported")
@@ -95,7 +94,7 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     config = replace(inferred, **{**settings, "grid": grid})
     if config.posemb == "sincos2d" and width % 4:
         raise QkjaxError(
-            f"pos_embedding is missing, and width {width} is not a multiple of 4, as a sine-cosine embedding needs"
+            f"pos_embedding is missing, and a sine-cosine embedding needs a width that is a multiple of 4, not {width}"
         )
     if config.pool == "tok" and not config.class_token:
         raise QkjaxError("pool is 'tok', but there is no class token: parameter 'cls' is missing")
@@ -133,10 +132,10 @@ def expected_shapes(config: ViTConfig) -> dict[str, Shape]:
 
 
 def check_shapes(shapes: Mapping[str, Shape], config: ViTConfig) -> None:
-    """Compares shapes with those that the configuration implies.
+    """Checks shapes against those of the configuration.
 
     Raises:
-      QkjaxError: names the first parameter that is missing, unexpected or of a wrong shape, and the nearest name.
+      QkjaxError: a parameter is missing, unexpected or of a wrong shape; the message has its name and the nearest one.
     """
     if not (config.width > 0 and all(config.patch_size)):
         raise QkjaxError(

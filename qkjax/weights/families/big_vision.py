@@ -1,4 +1,4 @@
-"""Checkpoints of big_vision and vision_transformer (npz, tensorstore), read into canonical arrays and checked."""
+"""Reads checkpoints of big_vision and vision_transformer (npz, tensorstore) into canonical arrays, and checks them."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -18,17 +18,17 @@ def read_vit(
 ) -> tuple[ViTConfig, dict[str, np.ndarray]]:
     """The architecture and the checked flat canonical arrays of a container.
 
-    Headers are read and checked first, so that no array is loaded of a file that is not a ViT.
+    Headers are read and checked first, so that no array of a file that is not a ViT is loaded.
 
     Args:
       container: an open file or folder.
-      keys: the keys of parameters in it.
-      sub: the sub-model, such as "img"; None if the ViT is the whole.
+      keys: keys of its parameters.
+      sub: the sub-model, such as "img"; None if the container holds only the ViT.
       settings: parts of `ViTConfig` that shapes do not determine.
 
     Raises:
-      QkjaxError: not a ViT, a parameter that is missing, unexpected, of a wrong shape or dtype or not finite, or more
-        parameters than fit into memory.
+      QkjaxError: the container is not a ViT; a parameter is missing, unexpected, not finite, or of a wrong shape or
+        dtype; or the parameters do not fit into memory.
     """
     keys = names.subtree(keys, sub, str(container.path))
     by_key = {full: container.header(full) for full in keys.values()}
@@ -58,7 +58,7 @@ def _check_memory(needed: float) -> None:
     except (AttributeError, ValueError, OSError):  # not available on this platform: the allocation may fail later
         return
     if needed > have:
-        raise QkjaxError(f"the parameters need {needed / 2**30:.0f} GiB and this machine has {have / 2**30:.0f} GiB")
+        raise QkjaxError(f"the parameters need {needed / 2**30:.0f} GiB, but this machine has {have / 2**30:.0f} GiB")
 
 
 def _read_arrays(container: NpzFile | TensorstoreFolder, stored: Mapping[str, names.Stored]) -> dict[str, np.ndarray]:
@@ -72,11 +72,11 @@ def _read_arrays(container: NpzFile | TensorstoreFolder, stored: Mapping[str, na
 
 
 def check_finite(name: str, array: np.ndarray) -> np.ndarray:
-    """The array itself.
+    """Returns the array after checking it.
 
     Raises:
-      QkjaxError: it holds NaN or infinite values.
+      QkjaxError: the array has NaN or infinite values.
     """
     if not np.isfinite(array).all():
-        raise QkjaxError(f"parameter {name!r} holds NaN or infinite values; download or copy the checkpoint again")
+        raise QkjaxError(f"parameter {name!r} has NaN or infinite values; download or copy the checkpoint again")
     return array

@@ -1,6 +1,6 @@
 """Converts all names that Google's ViT checkpoints have used for a parameter to one canonical name.
 
-The functions handle names and shapes, no data. The canonical names are those of the current big_vision.
+The functions handle only names and shapes. The canonical names are those of the current big_vision.
 """
 
 import re
@@ -19,7 +19,7 @@ MOST_LAYERS = 1000
 
 
 class Stored(NamedTuple):
-    """The place of a canonical parameter: a key of the file, and the index on its first axis if blocks are scanned."""
+    """Where a canonical parameter is stored: its key, and its index on the first axis if blocks are scanned."""
 
     key: str
     layer: int | None = None
@@ -32,14 +32,15 @@ def params_prefix(keys: Iterable[str]) -> str:
 
 
 def subtree(keys: Iterable[str], sub: str | None, where: str) -> dict[str, str]:
-    """Keys of the ViT without its prefix, mapped to keys of the file.
+    """Maps the keys of the ViT without its prefix to the keys of the file.
 
     Args:
-      sub: the sub-model after the colon of a path, such as "img"; None if the ViT is the whole.
-      where: the file, for messages.
+      keys: all keys of the file.
+      sub: the sub-model after the colon of a path, such as "img"; None if the file holds only the ViT.
+      where: path of the file, for error messages.
 
     Raises:
-      QkjaxError: there is no such sub-model, or there are two towers and `sub` is None.
+      QkjaxError: the sub-model does not exist, or there are two towers and `sub` is None.
     """
     keys = list(keys)
     prefix = params_prefix(keys)
@@ -56,10 +57,10 @@ def subtree(keys: Iterable[str], sub: str | None, where: str) -> dict[str, str]:
 
 
 def scan_depth(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Layers of scanned blocks: the leading axis that all their arrays share; None if no blocks are scanned.
+    """Number of layers of scanned blocks, which is the length of their first axis; None if no blocks are scanned.
 
     Raises:
-      QkjaxError: the arrays differ in it.
+      QkjaxError: the arrays have different lengths.
     """
     scanned = [full for key, full in keys.items() if key.startswith(f"{BLOCK}/")]
     depths = {full: shapes[full][0] if shapes[full] else 0 for full in scanned}
@@ -72,11 +73,11 @@ def scan_depth(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> i
 
 
 def canonical(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
-    """Canonical big_vision names (blocks unrolled) of a ViT's parameters.
+    """Canonical big_vision names of a ViT's parameters, with scanned blocks unrolled.
 
     Args:
-      keys: key inside the ViT -> key in the file.
-      shapes: by key in the file.
+      keys: keys inside the ViT, mapped to keys of the file.
+      shapes: shapes by key of the file.
 
     Raises:
       QkjaxError: a hybrid ResNet-ViT, two arrays for one parameter, or scanned arrays of unequal depth.
@@ -102,7 +103,7 @@ def canonical(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> di
             stored = {"/".join(parts): Stored(full)}
         if twice := named.keys() & stored.keys():
             name = min(twice)
-            raise QkjaxError(f"both {named[name].key!r} and {full!r} are parameter {name!r}; remove one")
+            raise QkjaxError(f"both {named[name].key!r} and {full!r} hold parameter {name!r}; remove one")
         named |= stored
     return named
 
@@ -111,7 +112,7 @@ def depth(names: Iterable[str]) -> int:
     """Number of layers.
 
     Raises:
-      QkjaxError: the block indices have a gap, or there are none.
+      QkjaxError: there are no blocks, or their indices have a gap.
     """
     indices = {int(m[1]) for name in names if (m := re.match(rf"{BLOCK}_(\d{{1,6}})/", name))}
     absent = min(set(range(len(indices) or 1)) - indices, default=None)

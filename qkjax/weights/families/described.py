@@ -1,4 +1,4 @@
-"""The facts of a config.json, of transformers or of timm."""
+"""The facts in a config.json of transformers or timm."""
 
 from collections.abc import Mapping
 
@@ -10,6 +10,6 @@ def facts_of_config(config: Mapping) -> Facts:
     """The facts that a config.json states.
 
     Raises:
-      QkjaxError: an architecture whose heads have no single matrix Wq Wk^T, or a key that qkjax does not know.
+      QkjaxError: the architecture's heads have no single matrix Wq Wk^T, or a key is unknown.
     """
     return timm.facts_of(config) if "architecture" in config else huggingface.facts_of(config)

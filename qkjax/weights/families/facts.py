@@ -1,4 +1,4 @@
-"""What is known of a model besides the shapes of its parameters, and from where."""
+"""Facts about a model that the shapes of its parameters do not determine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,17 +11,17 @@ FIELDS = frozenset(ViTConfig.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Facts:
-    """What config.json, an architecture's name, a live module or the caller say of a model.
+    """Facts about a model from its config.json, the name of its architecture, a module, or the caller.
 
     Attributes:
       settings: fields of `ViTConfig` that shapes do not determine, such as heads and activation.
       head_dim: dimension of a head.
       grids: possible grids of the position embedding, the most reliable first.
-      grid_is_given: whether the caller passes the grid, which then must fit.
+      grid_is_given: whether the caller passes the grid, which must then match the position embedding.
       prefix_positions: whether special tokens have rows in the position embedding; None if unknown.
       patch_size: height and width of a patch, for a patch embedding that is stored as a dense layer.
       foreign_head: why the classifier is not a dense layer on the pooled token; "" if it is.
-      complete: whether the source is meant to describe the whole model, so that nothing else is assumed.
+      complete: whether the source describes the whole model, so that nothing else is assumed.
       notes: sentences on what was overruled or left out.
     """
 
@@ -35,10 +35,10 @@ class Facts:
     complete: bool = False
     notes: tuple[str, ...] = ()
 
-    def overruled(self, settings: Mapping) -> "Facts":
-        """The facts with those that the caller passes, which come first; a note says what they differ from."""
+    def with_settings(self, settings: Mapping) -> "Facts":
+        """The facts with settings of the caller, which take precedence; a note states each value that they replace."""
         differing = [
-            f"{name}={value!r} is used as given; the files say {self.settings[name]!r}"
+            f"{name}={value!r} is used as given; the files state {self.settings[name]!r}"
             for name, value in settings.items()
             if name != "grid" and name in self.settings and self.settings[name] != value
         ]
@@ -55,7 +55,7 @@ class Facts:
 
 
 def from_module_facts(facts: Mapping) -> Facts:
-    """The facts of `timm_module.facts_of`, or of a line of timm_architectures.json."""
+    """The facts from the result of `timm_module.facts_of`, or from a line of timm_architectures.json."""
     return Facts(
         {name: value for name, value in facts.items() if name in FIELDS - {"grid", "head_dim", "patch_size"}},
         head_dim=facts.get("head_dim"),

@@ -1,7 +1,7 @@
-"""What the config.json of a transformers model says beyond the shapes of its parameters.
+"""Reads the facts in the config.json of a transformers model that the shapes of its parameters do not determine.
 
-A model type is in one of the tables because its mathematics is known. Every key of a configuration is used, visible in
-the parameters, harmless, or a reason to stop.
+A model type is in one of the tables because its mathematics is known. Every key of a configuration is used, determined
+by the parameters, harmless, or an error.
 """
 
 import re
@@ -24,7 +24,7 @@ ACTIVATIONS = {
 
 
 class Kind(NamedTuple):
-    """The defaults of a configuration class of transformers, which files may leave out."""
+    """Defaults of a configuration class of transformers, for values that files may omit."""
 
     heads: int = 12
     activation: str = "gelu"
@@ -76,15 +76,16 @@ WEIGHTS_ONLY = {
     "videomae": "its patches are those of a video",
     "vivit": "its patches are those of a video",
 }
-"""Model types of which qkjax reads queries and keys, with the reason why it cannot run them; defaults are `Kind()`."""
+"""Model types that qkjax cannot run, and why. It reads only their queries and keys; their defaults are `Kind()`."""
 NAMED_ROTARY = re.compile(r"dinov3|pixtral|mlcd|llama4|qwen|rope|sam3|eva02|perception|moonvit|ernie|glm|vjepa")
 
 
 def facts_of(config: Mapping) -> Facts:
-    """The facts of a configuration of transformers.
+    """The facts in a configuration of transformers.
 
     Raises:
-      QkjaxError: rotary position embeddings, an unknown activation, an unknown key, or a value of the wrong type.
+      QkjaxError: the model has rotary position embeddings or an unknown activation, a key is unknown, or a value has
+        the wrong type.
     """
     kind, values = _vision_part(config)
     _check_keys(kind, config, values)
@@ -92,7 +93,7 @@ def facts_of(config: Mapping) -> Facts:
     settings = {"heads": values.get("num_attention_heads", default.heads), "norm_eps": _eps(values, default)}
     notes = []
     if kind not in KINDS and kind not in WEIGHTS_ONLY:
-        notes.append(f"model type {kind!r} is unknown: read as a plain ViT, as its parameters allow")
+        notes.append(f"model type {kind!r} is unknown: read as a plain ViT, which its parameters fit")
     if kind == "aimv2_vision_model" or values.get("norm_type") == "rms_norm":
         settings["norm"] = "rms"
     if kind in WEIGHTS_ONLY:
@@ -100,7 +101,7 @@ def facts_of(config: Mapping) -> Facts:
     else:
         settings["activation"] = _activation(values, default)
     if pruned := {str(layer): heads for layer, heads in (values.get("pruned_heads") or {}).items() if heads}:
-        settings["heads"] = _heads_left(settings["heads"], pruned, values)
+        settings["heads"] = _remaining_heads(settings["heads"], pruned, values)
     width = values.get("hidden_size")
     whole = values.get("num_attention_heads", default.heads)
     head_dim = width // whole if isinstance(width, int) and isinstance(whole, int) and whole > 0 else None
@@ -128,9 +129,7 @@ def _vision_part(config: Mapping) -> tuple[str, dict]:
 
 def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:
     if config.get("quantization_config") or values.get("quantization_config"):
-        raise QkjaxError(
-            "config.json says that the weights are quantised: save the model without (transformers' dequantize)"
-        )
+        raise QkjaxError("config.json has quantised weights: dequantise the model first (transformers' dequantize)")
     if NAMED_ROTARY.search(kind) or any(name.startswith("rope") and value for name, value in values.items()):
         raise QkjaxError(f"config.json is for {kind}: {ROTARY}")
     for name, value in values.items():
@@ -142,8 +141,8 @@ def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:
     unknown = [n for n, v in values.items() if n not in known and not keys.HARMLESS.search(n) and v not in keys.EMPTY]
     if unknown:
         raise QkjaxError(
-            f"config.json has {unknown[0]}={str(values[unknown[0]])[:60]}, which qkjax does not know: remove the key "
-            "if it does not change the image model"
+            f"config.json has {unknown[0]}={str(values[unknown[0]])[:60]}, an unknown key: remove it if it does not "
+            "change the image model"
         )
 
 
@@ -160,15 +159,15 @@ def _activation(values: Mapping, default: Kind) -> str:
     return ACTIVATIONS[str(name)]
 
 
-def _heads_left(heads: int, pruned: Mapping[str, list], values: Mapping) -> int:
-    """The heads that pruning leaves in each layer.
+def _remaining_heads(heads: int, pruned: Mapping[str, list], values: Mapping) -> int:
+    """The number of heads per layer after pruning.
 
     Raises:
-      QkjaxError: not the same number in all layers.
+      QkjaxError: the layers have different numbers of heads.
     """
     counts = {len(pruned.get(str(layer), ())) for layer in range(int(values.get("num_hidden_layers", 12)))}
     if len(counts) > 1:
-        raise QkjaxError("config.json says that heads were pruned, not equally many in all layers: not supported")
+        raise QkjaxError("config.json has layers with different numbers of pruned heads: expected the same in all")
     return heads - counts.pop()
 
 
@@ -182,13 +181,13 @@ def _grids(values: Mapping, default: Kind) -> tuple[Grid, ...]:
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
-    """Height and width of a number or a list of two; None for anything else."""
+    """Height and width from one number or a list of two; None for anything else."""
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     return pair if len(pair) == 2 and all(type(n) is int and n > 0 for n in pair) else None
 
 
 def _foreign_head(config: Mapping) -> str:
-    """Why the classifier is not a dense layer on the pooled token, from the class that was saved."""
+    """Why the classifier is not a dense layer on the pooled token, from the name of the model's class; "" if it is."""
     classes = " ".join(map(str, config.get("architectures") or ()))
     if re.search(r"(CLIP|Siglip\w*|MetaClip\w*)ForImageClassification", classes):
         return "it takes the mean of the patches, before the last LayerNorm"

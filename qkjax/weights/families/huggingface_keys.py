@@ -1,4 +1,4 @@
-"""The keys of transformers' configurations of image models."""
+"""The keys of the configurations of image models in transformers."""
 
 import re
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ VISIBLE = {"hidden_size", "num_hidden_layers", "intermediate_size", "mlp_ratio",
            "use_relative_position_bias", "use_shared_relative_position_bias", "use_mask_token", "use_mean_pooling",
            "layer_scale_init_value", "layerscale_value", "vision_use_head", "use_head", "projection_dim", "vocab_size",
            "mlp_dim", "apply_layernorm", "is_native"}  # fmt: skip
-"""What the parameters show."""
+"""Keys whose effect the parameters determine."""
 HARMLESS = re.compile(
     r"^_|drop|init|label|^(tf_|text_|decoder_|out_|output_|stage_|pooler|auxiliary|semantic|return_|is_(?:de|en)coder|"
     r"num_(?:beam|return)|forced_|min_|max_|top_|bad_|begin_|suppress|exponential|remove_|encoder_|loss|neck_|fusion_|"
@@ -24,12 +24,12 @@ HARMLESS = re.compile(
     r"use_batch_norm|use_bias_in|use_auxiliary|ignore|max_logit|alpha|label_smoothing|hidden_size_|summary_|"
     r"id2|freeze|processor|auto_map|pad_)"
 )
-"""What changes training, heads, text or generation, and not the image model."""
+"""Keys that affect training, heads, text or generation, but not the image model."""
 KNOWN = USED | VISIBLE
 
 
 class Stop(NamedTuple):
-    """A key that changes the image model in a way that qkjax does not know, unless it has the harmless value."""
+    """A key that changes the image model in an unsupported way, unless it has the harmless value."""
 
     harmless: Any
     reason: str

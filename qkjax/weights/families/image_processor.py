@@ -9,7 +9,7 @@ import numpy as np
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import CLIP, HALF, IMAGENET, RGB, Preprocess
 
-# Defaults of the classes of transformers; `default_to_square` tells whether a size that is an int is a square.
+# Defaults of the classes of transformers. `default_to_square`: whether a size that is one number means a square.
 _KEYS = ("size", "default_to_square", "do_center_crop", "crop_size", "resample", "image_mean", "image_std")
 _CLASSES = {
     "ViT": (224, True, False, None, 2, *HALF),
@@ -26,7 +26,7 @@ def from_processor_config(config: Mapping[str, Any]) -> Preprocess:
     """The preprocessing that a preprocessor_config.json specifies, in the old or the new format.
 
     Raises:
-      QkjaxError: an unknown class, step, size or filter; a missing key; images that are not square.
+      QkjaxError: a class, step, size or filter is unknown; a key is missing; or the images are not square.
     """
     try:
         return _read(config)
@@ -60,7 +60,7 @@ def _unknown(what: str) -> QkjaxError:
 
 
 def _side(values: Mapping[str, Any], key: str) -> tuple[int, bool]:
-    """Pixels, and whether they are the side of a square (else the short side)."""
+    """A length in pixels, and whether it is the side of a square rather than the short side."""
     size, square = values.get(key), key == "crop_size" or values.get("default_to_square", True)
     if isinstance(size, Mapping):
         given = {k: v for k, v in size.items() if v is not None}

@@ -1,4 +1,4 @@
-"""Reads the config.json of a timm repository: the architecture by its name, its arguments, and preprocessing."""
+"""Reads the config.json of a timm repository: architecture, its arguments, and preprocessing."""
 
 import json
 import re
@@ -16,7 +16,7 @@ USED = {"img_size", "num_heads", "global_pool", "act_layer", "pool_include_prefi
 VISIBLE = {"depth", "embed_dim", "mlp_ratio", "num_classes", "in_chans", "qkv_bias", "proj_bias", "init_values",
            "class_token", "reg_tokens", "pre_norm", "fc_norm", "final_norm", "scale_attn_norm", "scale_mlp_norm",
            "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qkv_fused", "features_only"}  # fmt: skip
-"""Arguments that the parameters show."""
+"""Arguments whose effect the parameters determine."""
 HARMLESS = re.compile(r"drop|^dynamic_img|weight_init|fix_init|^out_indices|^pretrained|^strict_|^script|^export")
 ASSUMED = {"activation": "gelu", "norm_eps": 1e-6}
 """timm's defaults, for an architecture whose name is unknown."""
@@ -25,18 +25,17 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_ge
 
 @cache
 def architectures() -> dict[str, dict]:
-    """What `timm_module.facts_of` gives for every ViT of timm, by the name of the architecture."""
+    """The results of `timm_module.facts_of` for every ViT of timm, by the name of the architecture."""
     return json.loads(files(__package__).joinpath("timm_architectures.json").read_text())
 
 
 def facts_of(config: Mapping) -> Facts:
-    """The facts of an architecture of timm, with the arguments that config.json changes.
+    """The facts about an architecture of timm, with the arguments that config.json changes.
 
-    The weights of OpenAI's CLIP may stand under names without "quickgelu", which they were trained with; the notes of
-    config.json mention it.
+    OpenAI's CLIP was trained with QuickGELU, but its name may lack "quickgelu"; the notes of config.json then have it.
 
     Raises:
-      QkjaxError: the architecture's heads have no single matrix Wq Wk^T, or an argument that qkjax does not know.
+      QkjaxError: the architecture's heads have no single matrix Wq Wk^T, or an argument is unknown.
     """
     name, pretrained = str(config["architecture"]), _pretrained(config)
     arguments = config.get("model_args") or {}
@@ -54,7 +53,9 @@ def facts_of(config: Mapping) -> Facts:
         facts["activation"] = "quick_gelu"
     result = from_module_facts(facts)
     listed = ", ".join(f"{key}={facts[key]!r}" for key in ASSUMED if key in facts)
-    notes = () if known else (f"timm's {name} is unknown: read as a plain ViT, as its parameters allow, with {listed}",)
+    notes = (
+        () if known else (f"timm's {name} is unknown: read as a plain ViT, which its parameters fit, with {listed}",)
+    )
     grids = dict.fromkeys([*_grids(arguments, pretrained, facts), *result.grids])
     return Facts(
         {"posemb_resample": "bicubic_antialias", **result.settings},
@@ -68,16 +69,15 @@ def facts_of(config: Mapping) -> Facts:
 
 
 def _changed(arguments: Mapping) -> dict:
-    """Facts that the arguments of a model change.
+    """The facts that the arguments of a model change.
 
     Raises:
-      QkjaxError: an argument that qkjax does not know.
+      QkjaxError: an argument is unknown.
     """
     for name, value in arguments.items():
         if name not in USED | VISIBLE and not HARMLESS.search(name) and value not in (None, False):
             raise QkjaxError(
-                f"config.json has the argument {name}={value!r}, which qkjax does not know: remove it if the model is "
-                "a plain ViT all the same"
+                f"config.json has {name}={value!r}, an unknown argument: remove it if the model is a plain ViT"
             )
     facts = _pool(str(arguments["global_pool"])) if "global_pool" in arguments else {}
     if "num_heads" in arguments:
@@ -100,7 +100,7 @@ def _pool(name: str) -> dict:
 
 
 def _grids(arguments: Mapping, pretrained: Mapping, facts: Mapping) -> list[Grid]:
-    """Grids of the sizes that config.json states, in patches of the architecture."""
+    """The grids of patches for the image sizes in config.json."""
     patch = arguments.get("patch_size", facts.get("patch_size"))
     patch = (patch, patch) if isinstance(patch, int) else tuple(patch) if patch else None
     sizes = [arguments.get("img_size"), (pretrained.get("input_size") or (None,))[-2:]]
@@ -125,6 +125,6 @@ def preprocess_of(config: Mapping) -> Preprocess | None:
 
 
 def _pretrained(config: Mapping) -> Mapping:
-    """The part about the weights; old files have it at the top level."""
+    """The section on the weights; in old files it is the top level."""
     inner = config.get("pretrained_cfg", config)
     return inner if isinstance(inner, Mapping) else {}

@@ -1,7 +1,7 @@
-"""What a live timm model computes, as far as its parameters do not show it: heads, pooling, activation, norms, grid.
+"""Facts about a timm module that its parameters do not determine: heads, pooling, activation, norms, grid.
 
-The functions read attributes and the names of classes, and import neither timm nor torch. `timm_architectures.json` is
-what they give for every ViT of timm, by the name of the architecture (`benchmarks/survey.py` writes it).
+The functions read attributes and the names of classes, and import neither timm nor torch. `timm_architectures.json`
+holds their results for every ViT of timm, by the name of the architecture (`benchmarks/survey.py` writes it).
 """
 
 from typing import Any
@@ -33,9 +33,9 @@ def facts_of(model: Any) -> dict:
       model: a module of timm.
 
     Returns:
-      Settings of `ViTConfig`, and "prefix_positions": whether special tokens have position embeddings. Or "refused":
-      the reason why qkjax cannot read it; or, besides the heads, "weights_only": the reason why it reads only queries
-      and keys.
+      Settings of `ViTConfig`, and "prefix_positions": whether special tokens have position embeddings. If qkjax cannot
+      read the model, only "refused": the reason. If qkjax reads only queries and keys, the settings of the heads and
+      "weights_only": the reason.
     """
     block = model.blocks[0] if len(getattr(model, "blocks", ())) else None
     if reason := _refusal(model, block):
@@ -66,7 +66,7 @@ def _class(module: Any) -> str:
 
 
 def _refusal(model: Any, block: Any) -> str:
-    """Why the model's heads have no modes, or not those that qkjax would compute; "" if they have."""
+    """Why the modes of qkjax would not describe the model's heads; "" if they do."""
     if _class(model) not in KNOWN or block is None:
         return f"timm's {_class(model)} is not an architecture that qkjax knows"
     if _class(block) in BLOCKS:

@@ -1,4 +1,4 @@
-"""How many heads a torch model has: stated and proved, never guessed from the width."""
+"""The number of heads of a torch model. It must be stated and is verified, never guessed from the width."""
 
 import re
 
@@ -16,7 +16,7 @@ def head_count(flat: dict[str, np.ndarray], facts: Facts) -> tuple[int, int]:
     """The number of heads, and the rows (heads x head_dim) of the query weights.
 
     Raises:
-      QkjaxError: nothing states the number of heads, or it does not fit the weights.
+      QkjaxError: the number of heads is not stated, or does not match the weights.
     """
     rows = _query_rows(flat)
     heads = facts.settings.get("heads")
@@ -29,7 +29,7 @@ def head_count(flat: dict[str, np.ndarray], facts: Facts) -> tuple[int, int]:
     if rows % heads or (facts.head_dim and facts.head_dim * heads != rows):
         stated = f"{heads} heads" + (f" of {facts.head_dim}" if facts.head_dim else "")
         raise QkjaxError(
-            f"the queries have {rows} rows, expected those of {stated}: heads were pruned, or heads=... is wrong"
+            f"the queries have {rows} rows, which do not match {stated}: heads were pruned, or heads=... is wrong"
         )
     return heads, rows
 
@@ -42,11 +42,11 @@ def _query_rows(flat: dict[str, np.ndarray]) -> int:
             raise QkjaxError(f"the {name} weights of layer 0 have shape {kernel.shape}, expected {parts} equal parts")
         if kernel is not None:
             return kernel.shape[0] // parts
-    raise QkjaxError("not a ViT that qkjax knows: the query weights of layer 0 are missing")
+    raise QkjaxError("not a supported ViT: the query weights of layer 0 are missing")
 
 
 def split_fused(flat: dict[str, np.ndarray], rows: int) -> None:
-    """Splits fused weights: query, key and value of layers, and key and value of timm's pooling."""
+    """Splits the fused query, key and value of layers, and the fused key and value of timm's pooling."""
     for name in [n for n in flat if "/qkv/" in n or "/kv/" in n]:
         fused, parts = flat.pop(name), ("query", "key", "value") if "/qkv/" in name else ("key", "value")
         if fused.ndim == 0 or fused.shape[0] != len(parts) * rows:

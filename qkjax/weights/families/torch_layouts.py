@@ -15,7 +15,7 @@ from qkjax.weights.families.architecture import check_shapes, infer_config
 from qkjax.weights.families.big_vision_names import BLOCK
 from qkjax.weights.families.facts import Facts
 from qkjax.weights.families.torch_heads import head_count, split_fused
-from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, our_name
+from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, canonical_name
 from qkjax.weights.families.torch_positions import fold_positions
 
 Arrays = dict[str, np.ndarray]
@@ -24,12 +24,12 @@ Arrays = dict[str, np.ndarray]
 def to_vit(
     keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts
 ) -> tuple[ViTConfig, Arrays, tuple[str, ...]]:
-    """The architecture and the checked flat canonical arrays of a state dict, and what was assumed.
+    """The architecture and the checked flat canonical arrays of a state dict, and notes on what was assumed.
 
     Args:
       keys: names of its parameters.
-      read: returns the array of a name.
-      facts: what else is known of the model; the rest is inferred, or the default of the family.
+      read: function from a name to its array.
+      facts: facts about the model; other settings are inferred, or are defaults of the family.
 
     Raises:
       QkjaxError: see `to_tree`, `infer_config` and `check_shapes`.
@@ -46,18 +46,18 @@ def to_vit(
         stated = {**assumed, **({} if "pool" in facts.settings else {"pool": config.pool})}
         listed = ", ".join(f"{name}={value!r}" for name, value in sorted(stated.items()))
         form = "no rotary positions, and norms before attention and MLP"
-        notes = (*notes, f"assumed, since the file does not say: {listed}; {form}")
+        notes = (*notes, f"assumed, since the file does not state it: {listed}; {form}")
     return config, flat, notes
 
 
 def _queries_and_keys(
     keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts
 ) -> tuple[ViTConfig, Arrays, tuple[str, ...]]:
-    """Only the queries, keys and norms before them, of a model that qkjax cannot run on images."""
-    named = {key: ours for key in sorted(keys) if (ours := our_name(key, strict=False)) and MODES_ONLY.search(ours)}
-    flat = {ours: read(key) for key, ours in named.items()}
+    """Reads only the queries, the keys and the norms before them; for a model that qkjax cannot run on images."""
+    names = {key: canonical_name(key, strict=False) for key in sorted(keys)}
+    flat = {name: read(key) for key, name in names.items() if name and MODES_ONLY.search(name)}
     if not flat:
-        raise QkjaxError("no queries and keys among the parameters that qkjax knows")
+        raise QkjaxError("the parameters have no queries and keys with known names")
     heads, rows = head_count(flat, facts)
     split_fused(flat, rows)
     flat = {name: array for name, array in flat.items() if "/value/" not in name}
@@ -78,22 +78,22 @@ def to_tree(
 
     Args:
       keys: names of its parameters.
-      read: returns the array of a name.
-      facts: what else is known of the model.
+      read: function from a name to its array.
+      facts: facts about the model.
 
     Returns:
-      The arrays, the grid of the position embedding, and what was assumed or left out.
+      The arrays, the grid of the position embedding, and notes on what was assumed or left out.
 
     Raises:
-      QkjaxError: an unknown name, a missing part, an unknown number of heads, or an ambiguous grid.
+      QkjaxError: a name is unknown, a part is missing, the number of heads is unknown, or the grid is ambiguous.
     """
-    named = {key: ours for key in sorted(keys) if (ours := our_name(key)) is not None}
-    first = {ours: key for key, ours in reversed(named.items())}
-    if second := next((key for key, ours in named.items() if first[ours] != key), None):
+    named = {key: name for key in sorted(keys) if (name := canonical_name(key)) is not None}
+    first = {name: key for key, name in reversed(named.items())}
+    if second := next((key for key, name in named.items() if first[name] != key), None):
         raise QkjaxError(
-            f"both {first[named[second]]!r} and {second!r} are {named[second]!r}: the file holds two models"
+            f"both {first[named[second]]!r} and {second!r} hold {named[second]!r}: expected a file with one model"
         )
-    flat = {ours: read(key) for key, ours in named.items()}
+    flat = {name: read(key) for key, name in named.items()}
     notes = [*facts.notes]
     _orient_patches(flat, any("predictor_embed" in key for key in named), facts)
     width = flat["embedding/kernel"].shape[-1]
@@ -103,15 +103,15 @@ def to_tree(
     _fill_missing_biases(flat, facts)
     _share_relative_bias(flat)
     grid = fold_positions(flat, width, facts, notes)
-    _drop_foreign_head(flat, width, facts, {ours: key for key, ours in named.items()}, notes)
+    _drop_foreign_head(flat, width, facts, first, notes)
     return {name: _oriented(name, array, heads) for name, array in flat.items()}, grid, tuple(notes)
 
 
 def _orient_patches(flat: Arrays, is_predictor: bool, facts: Facts) -> None:
-    """Brings the patch embedding to (rows, columns, channels, width)."""
+    """Reshapes the patch embedding to (rows, columns, channels, width)."""
     kernel = flat.get("embedding/kernel")
     if kernel is None:
-        raise QkjaxError("no patch embedding among the parameters" + nearest("patch_embed.proj.weight", flat))
+        raise QkjaxError("the parameters have no patch embedding" + nearest("patch_embed.proj.weight", flat))
     if kernel.ndim == 2 and is_predictor:
         flat["embedding/kernel"] = kernel.T[None, None]
     elif kernel.ndim == 2:
@@ -128,8 +128,8 @@ def _orient_patches(flat: Arrays, is_predictor: bool, facts: Facts) -> None:
 
 
 def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[str, str], notes: list[str]) -> None:
-    """Removes a classifier that is not a dense layer on the pooled token: DINOv2's takes the class token concatenated
-    with the mean of the patches, those of CLIP and SigLIP in transformers the mean of the patches."""
+    """Removes a classifier that is not a dense layer on the pooled token. The input of DINOv2's is the class token
+    concatenated with the mean of the patches; that of CLIP and SigLIP in transformers is the mean of the patches."""
     head = flat.get("head/kernel")
     if head is None or head.ndim != 2:
         return
@@ -146,7 +146,7 @@ def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[st
 
 
 def _join_gated(flat: Arrays) -> None:
-    """Concatenates the two halves of a gated MLP's first layer if they are stored separately, the gate first."""
+    """Concatenates the gate and the value of a gated MLP's first layer if they are stored separately."""
     for name in [n for n in flat if "/gate/" in n]:
         value = name.replace("/gate/", "/value/")
         if value not in flat:
@@ -155,10 +155,10 @@ def _join_gated(flat: Arrays) -> None:
 
 
 def _fill_missing_biases(flat: Arrays, facts: Facts) -> None:
-    """Adds zeros for biases that no block has, such as BEiT's key bias, and for CLIP's patch bias: the same function.
+    """Adds zeros for biases that all blocks lack, such as BEiT's key bias, and for CLIP's patch bias.
 
-    A bias that only some blocks lack is not added, and so causes an error later. Norms without a bias are RMSNorms or
-    LayerNorms; which one, the facts must say.
+    A bias that only some blocks lack is not added; a later check reports it as missing. Norms without a bias may be
+    RMSNorms or LayerNorms; the facts must state which.
     """
     present = {_in_any_block(name) for name in flat}
     for name in [n for n in flat if n.startswith(BLOCK) and n.endswith("/kernel")]:
@@ -169,7 +169,7 @@ def _fill_missing_biases(flat: Arrays, facts: Facts) -> None:
     if not any(name.endswith("LayerNorm_0/bias") and name.startswith(BLOCK) for name in flat):
         kind = facts.settings.get("norm")
         if kind is None:
-            raise QkjaxError("the norms have no bias: pass norm='rms' or norm='layer', which the file does not say")
+            raise QkjaxError("the norms have no bias and may be of either kind: pass norm='rms' or norm='layer'")
         for name in [n for n in flat if n.endswith("/scale") and kind == "layer" and "LayerScale" not in n]:
             flat.setdefault(name.removesuffix("scale") + "bias", np.zeros_like(flat[name]))
 
@@ -180,7 +180,7 @@ def _in_any_block(name: str) -> str:
 
 
 def _share_relative_bias(flat: Arrays) -> None:
-    """Copies the table of relative position biases that all layers of SimMIM's pre-training share to each layer."""
+    """Copies a table of relative position biases that all layers share, as in SimMIM's pre-training, to each layer."""
     shared = flat.pop("relative_position_bias", None)
     for name in [n for n in flat if shared is not None and n.endswith("query/kernel") and BLOCK in n]:
         own = name.replace("query/kernel", "relative_position_bias")
@@ -199,16 +199,16 @@ def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _defaults(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """Settings of a file without config.json, from the family that its parameters resemble."""
+    """Default settings for a file without config.json, from the family that its parameters resemble."""
     if "pre_norm/scale" in shapes:
-        own = {"activation": "quick_gelu", "norm_eps": 1e-5}  # CLIP
+        family = {"activation": "quick_gelu", "norm_eps": 1e-5}  # CLIP
     elif "MAPHead_0/probe" in shapes:
-        own = {"activation": "gelu_tanh", "norm_eps": 1e-6}  # SigLIP
+        family = {"activation": "gelu_tanh", "norm_eps": 1e-6}  # SigLIP
     else:
-        own = {"activation": "swiglu" if _is_gated(shapes) else "gelu", "norm_eps": 1e-6}
-    # DINOv2's models with registers use antialiasing, in transformers and Meta's code; the others do not.
+        family = {"activation": "swiglu" if _is_gated(shapes) else "gelu", "norm_eps": 1e-6}
+    # In transformers and Meta's code, only DINOv2's models with registers use antialiasing.
     antialias = "registers" in shapes and "LayerScale_0/scale" in " ".join(shapes)
-    return {"posemb_resample": "bicubic_antialias" if antialias else "bicubic", **own}
+    return {"posemb_resample": "bicubic_antialias" if antialias else "bicubic", **family}
 
 
 def _is_gated(shapes: Mapping[str, tuple[int, ...]]) -> bool:

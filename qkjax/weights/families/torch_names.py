@@ -1,7 +1,7 @@
 """Converts names of parameters in state dicts of torch models to the names of big_vision.
 
-Each family is a few lines of a table. The families share one table, since their names do not conflict, and the
-names in a file determine the family.
+Each family has a few lines in the tables. All families share the same tables, since their names do not conflict and
+the names in a file determine the family.
 """
 
 import re
@@ -79,7 +79,7 @@ TOP = {
     "encoder.relative_position_bias.relative_position_bias_table": "relative_position_bias",
     "shared_position_bias.relative_position_bias_table": "relative_position_bias",
     "rel_pos_bias.relative_position_bias_table": "relative_position_bias",
-    # Meta's I-JEPA predictor: its tokens are the encoder's, its patch embedding a 1 x 1 convolution
+    # Meta's I-JEPA predictor: its inputs are the encoder's tokens, and its patch embedding is a 1 x 1 convolution
     "predictor_embed": "embedding",
     "predictor_pos_embed": "positions",
     "predictor_norm": "Transformer/encoder_norm",
@@ -161,7 +161,7 @@ IN_BLOCK = {
 }
 BLOCKS = re.compile(r"(?:layers?|blocks(?:\.\d{1,3})?|resblocks|predictor_blocks)\.(\d{1,4})\.(.+)")
 MODES_ONLY = re.compile(rf"{BLOCK}_\d+/(?:LayerNorm_0|{ATTENTION}/(?:query|key|qkv))/")
-"""What the modes of a model need: queries, keys and the norms before them."""
+"""The parameters that determine the modes of a model: queries, keys and the norms before them."""
 # Parts that the encoder does not use: text towers, decoders, projections, buffers, mask tokens.
 IGNORED = re.compile(
     r"(?:text_model|text_projection|visual_projection|logit_scale|logit_bias|decoder|pooler|predictor|lm_head|"
@@ -170,14 +170,15 @@ IGNORED = re.compile(
 )
 
 
-def our_name(name: str, *, strict: bool = True) -> str | None:
+def canonical_name(name: str, *, strict: bool = True) -> str | None:
     """The canonical name of a parameter, with kernel or bias; None if it is ignored.
 
     Args:
-      strict: an unknown name is an error, and not ignored.
+      name: the name in the torch model.
+      strict: raise an error for an unknown name instead of ignoring it.
 
     Raises:
-      QkjaxError: the name belongs to no known family; the message has the nearest known name.
+      QkjaxError: no family has this name; the message has the nearest known name.
     """
     bare, shorter = name, True
     while shorter and bare not in TOP:
@@ -185,7 +186,7 @@ def our_name(name: str, *, strict: bool = True) -> str | None:
         shorter, bare = bool(cut), bare.removeprefix(cut)
     stem, _, leaf = bare.rpartition(".")
     stem, leaf = (stem, leaf) if leaf in ("weight", "bias") else (bare, "")
-    if bare.endswith(("in_proj_weight", "in_proj_bias")):  # one name in torch's own attention
+    if bare.endswith(("in_proj_weight", "in_proj_bias")):  # torch's nn.MultiheadAttention has no dot before the leaf
         stem, _, leaf = bare.rpartition("_")
     if block := BLOCKS.fullmatch(stem):
         ours, known = IN_BLOCK.get(block[2]), IN_BLOCK
@@ -195,7 +196,7 @@ def our_name(name: str, *, strict: bool = True) -> str | None:
     if ours is None:
         if not strict or IGNORED.match(bare):
             return None
-        raise QkjaxError(f"parameter {name!r} belongs to no known ViT family{nearest(stem, known)}")
+        raise QkjaxError(f"unknown parameter {name!r}, expected one of a known ViT family{nearest(stem, known)}")
     if not leaf:
         return ours
     normed = leaf == "weight" and ("norm" in ours.lower().rsplit("/", 1)[-1])

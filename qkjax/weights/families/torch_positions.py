@@ -1,4 +1,4 @@
-"""The position embedding of a torch model: which rows belong to special tokens, and the grid of the rest."""
+"""The position embedding of a torch model: its rows for special tokens, and the grid of the other rows."""
 
 from math import isqrt
 
@@ -12,14 +12,14 @@ Reading = tuple[tuple[str, ...], Grid]
 
 
 def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes: list[str]) -> Grid | None:
-    """Adds the positions of special tokens to the tokens: the same function. DeiT's distillation token then becomes a
-    register.
+    """Adds the position embeddings of special tokens to these tokens, which is equivalent. DeiT's distillation token
+    then becomes a register.
 
     Returns:
-      The grid of the learned position embedding, or the one that is stated if there is none.
+      The grid of the learned position embedding; without one, the grid of the facts.
 
     Raises:
-      QkjaxError: no position embedding, or its rows allow several grids and nothing states which one.
+      QkjaxError: there is no position embedding, or its rows fit several grids and the facts do not determine which.
     """
     for name in ("cls", "distillation", "registers"):
         if name in flat:
@@ -40,8 +40,8 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
         flat["pos_embedding"] = positions[:, at:]
     elif facts.settings.get("posemb") is None and not any("relative_position_bias" in name for name in flat):
         raise QkjaxError(
-            "no position embedding among the parameters. Fixed or rotary positions leave none; with rotary ones a head "
-            "has no single matrix Wq Wk^T. Add the model's config.json, which says which it has"
+            "the parameters have no position embedding, so it may be fixed or rotary (then a head has no single matrix "
+            "Wq Wk^T): add the model's config.json"
         )
     if "distillation" in flat:
         flat["registers"] = flat.pop("distillation")
@@ -49,25 +49,25 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
 
 
 def _reading(flat: dict[str, np.ndarray], rows: int, facts: Facts, notes: list[str]) -> Reading:
-    """Which special tokens have rows, and the grid.
+    """The special tokens that have rows, and the grid.
 
-    Stated grids decide. Without one the grid must be a square in exactly one way.
+    A grid of the facts takes precedence. Without one, exactly one choice of special tokens must leave a square grid.
     """
     choices = _prefixes(flat, facts.prefix_positions)
-    left = {prefix: rows - sum(flat[name].shape[1] for name in prefix) for prefix in choices}
+    patches = {prefix: rows - sum(flat[name].shape[1] for name in prefix) for prefix in choices}
     for grid in facts.grids:
-        for prefix, count in left.items():
+        for prefix, count in patches.items():
             if grid[0] * grid[1] == count:
                 return prefix, grid
-    squares = {prefix: (isqrt(n), isqrt(n)) for prefix, n in left.items() if n > 0 and isqrt(n) ** 2 == n}
-    described = "; ".join(f"{_words(prefix)}: {n} patches" for prefix, n in left.items())
+    squares = {prefix: (isqrt(n), isqrt(n)) for prefix, n in patches.items() if n > 0 and isqrt(n) ** 2 == n}
+    described = "; ".join(f"{_words(prefix)}: {n} patches" for prefix, n in patches.items())
     if facts.grid_is_given:
         rows_, columns = facts.grids[0]
         raise QkjaxError(f"the position embedding has {rows} rows ({described}), not those of grid={rows_, columns}")
     if len(set(squares.values())) != 1:
-        problem = "in several ways" if squares else "in no way"
+        problem = "several square grids" if squares else "no square grid"
         raise QkjaxError(
-            f"the position embedding has {rows} rows, a square grid {problem} ({described}): pass grid=(rows, columns)"
+            f"the position embedding has {rows} rows, which fit {problem} ({described}): pass grid=(rows, columns)"
         )
     prefix, grid = next(iter(squares.items()))
     notes.append(f"grid {grid[0]} x {grid[1]} of the {rows} position rows: assumed to be a square")
@@ -75,7 +75,7 @@ def _reading(flat: dict[str, np.ndarray], rows: int, facts: Facts, notes: list[s
 
 
 def _prefixes(flat: dict[str, np.ndarray], have_rows: bool | None) -> list[tuple[str, ...]]:
-    """The sets of special tokens that may have rows: in timm all or none, elsewhere not the registers."""
+    """The sets of special tokens that may have rows. In timm, all or none have; elsewhere, registers have none."""
     first = tuple(name for name in ("cls", "distillation") if name in flat)
     every = (*first, "registers") if "registers" in flat else first
     choices = {None: [first, (), every], True: [every, first], False: [()]}[have_rows]

@@ -1,4 +1,4 @@
-"""Which parameters of a torch file belong to the image model: towers, teacher and student, adapters."""
+"""Finds the parameters of the image model in a torch file with towers, teacher and student, or adapters."""
 
 import re
 from collections.abc import Collection
@@ -6,10 +6,10 @@ from collections.abc import Collection
 from qkjax.errors import QkjaxError
 
 TOWER = re.compile(r"(?:^|\.)(?:visual|vision_model|vision_tower|image_encoder|vision_encoder|image_model)\.")
-"""Where names of the image model begin in a file that holds a text model, too."""
+"""Prefixes of the image model's names in a file that also contains a text model."""
 PAIRS = ("teacher", "student", "model", "model_ema", "module_ema", "ema", "base_encoder", "momentum_encoder",
          "online", "target_encoder", "context_encoder", "encoder", "predictor")  # fmt: skip
-"""First parts of names by which training code tells the models of one file apart."""
+"""First parts of names by which training code distinguishes the models in one file."""
 LAYER = re.compile(r"(?:layers?|blocks|resblocks|predictor_blocks)\.\d+\.")
 ADAPTER = re.compile(r"\.(?:lora_[AB]|lora_embedding_[AB]|hada_w\d_[ab]|base_layer|ia3_l)\b")
 QUANTISED = re.compile(
@@ -19,10 +19,10 @@ PLURAL = 2
 
 
 def split_models(names: Collection[str]) -> dict[str, dict[str, str]]:
-    """The models of a file by the first part of their names, such as teacher and student.
+    """The models of a file, such as teacher and student, by the first part of their parameters' names.
 
     Returns:
-      For each model its names, the shorter to the full one; a single model is under "".
+      For each model, its names without the first part, mapped to the full ones. The key of a single model is "".
     """
     groups: dict[str, dict[str, str]] = {}
     for name in names:
@@ -33,10 +33,10 @@ def split_models(names: Collection[str]) -> dict[str, dict[str, str]]:
 
 
 def image_tower(names: Collection[str]) -> tuple[list[str], list[str]]:
-    """The names that belong to the image model, and a note on the others.
+    """The names of the image model's parameters, and a note on the others.
 
     Raises:
-      QkjaxError: the weights are quantised, or an adapter stands beside them.
+      QkjaxError: the weights are quantised, or the file contains an adapter.
     """
     if adapter := next((name for name in names if ADAPTER.search(name)), None):
         raise QkjaxError(
@@ -44,13 +44,13 @@ def image_tower(names: Collection[str]) -> tuple[list[str], list[str]]:
         )
     if quantised := next((name for name in names if QUANTISED.search(name)), None):
         raise QkjaxError(
-            f"{quantised!r} belongs to quantised weights: save the model without (transformers' dequantize)"
+            f"{quantised!r} belongs to quantised weights: dequantise the model first (transformers' dequantize)"
         )
     inside = [name for name in names if TOWER.search(name)]
     outside = sorted({_top(name) for name in names if not TOWER.search(name)})
     if not inside or not any(map(LAYER.search, inside)):
         return list(names), []
-    return inside, [f"left out, as no part of the image model: {', '.join(outside)}"] if outside else []
+    return inside, [f"left out, since they are not part of the image model: {', '.join(outside)}"] if outside else []
 
 
 def _top(name: str) -> str:

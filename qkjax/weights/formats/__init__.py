@@ -1,1 +1,1 @@
-"""Readers of files and folders that return arrays: npz, tensorstore, safetensors, PyTorch files, ONNX."""
+"""Reads arrays from npz, tensorstore, safetensors, PyTorch and ONNX files."""

@@ -1,4 +1,4 @@
-"""JSON files that hold one object."""
+"""Reads JSON files that contain one object."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ def read_json(path: Path) -> dict:
     """Reads a JSON object.
 
     Raises:
-      QkjaxError: the file cannot be read, or holds something else.
+      QkjaxError: the file cannot be read, or does not contain a JSON object.
     """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise QkjaxError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
-        raise QkjaxError(f"{path} holds {type(value).__name__}, expected a JSON object")
+        raise QkjaxError(f"{path} contains {type(value).__name__}, expected a JSON object")
     return value

@@ -1,8 +1,8 @@
 """Reads and writes npz files. The reader does not trust the file: it reads headers first, then single members.
 
-`numpy.load` is enough for a valid file. Here the caller knows and checks the shape and dtype of every
-member before its data is decompressed, so that a small hostile file cannot fill the memory. Nothing
-is unpickled, and any damage raises an error of one line.
+`numpy.load` would do for a valid file. Here the caller can check the shape and dtype of every member before its data is
+decompressed, so that a small hostile file cannot fill the memory. Nothing is unpickled, and any damage raises an error
+of one line.
 """
 
 import io
@@ -21,7 +21,7 @@ from qkjax.errors import QkjaxError
 from qkjax.runtime.files import atomic_path
 
 HEADER_BYTES = 65536  # largest accepted header; numpy writes 128 bytes for these arrays
-ZIP64_COUNT = 0xFFFF  # the count of members is stored elsewhere (zip64)
+ZIP64_COUNT = 0xFFFF  # means that the number of members is stored elsewhere (zip64)
 CHUNK = 1 << 20  # small enough to stay in the processor's cache between two copies
 
 
@@ -33,9 +33,9 @@ class Header(NamedTuple):
 
 
 def weight_dtype(dtype: np.dtype) -> np.dtype | None:
-    """The dtype of stored weights; None if weights cannot have it.
+    """The dtype of weights that are stored as `dtype`; None if it is not a floating point type.
 
-    numpy has no name for bfloat16, so files of big_vision store it as the void type '|V2'.
+    numpy has no bfloat16, so files of big_vision store it as the void type '|V2'.
     """
     if dtype == np.dtype("V2"):
         return np.dtype(ml_dtypes.bfloat16)
@@ -47,7 +47,7 @@ class NpzFile:
     """An open npz file with `keys()`, `header(key)`, `read(key)` and `text(key)`, for a `with` block.
 
     Raises (all methods):
-      QkjaxError: the file is not a zip file, truncated or damaged, or a member is not a plain array.
+      QkjaxError: the file is truncated, damaged or not a zip file, or a member is not a plain array.
     """
 
     def __init__(self, path: Path):
@@ -55,26 +55,26 @@ class NpzFile:
         try:
             self._zip = zipfile.ZipFile(path)
         except FileNotFoundError:
-            raise QkjaxError(f"no file {path}: check the path, or use a name from `qkjax models`") from None
-        except Exception as error:  # damaged files make zipfile raise exceptions of many kinds
+            raise QkjaxError(f"{path} does not exist: check the path, or use a name from `qkjax models`") from None
+        except Exception as error:  # zipfile raises many kinds of exceptions for damaged files
             raise QkjaxError(self._problem(error)) from error
         self._members = {info.filename.removesuffix(".npy"): info for info in self._zip.infolist()}
         if len(self._members) < len(self._zip.infolist()):
-            raise QkjaxError(f"{path} holds two members with the same name; download or copy it again")
+            raise QkjaxError(f"{path} has two members with the same name; download or copy it again")
         if self._stated_count() not in (len(self._members), ZIP64_COUNT):
             raise QkjaxError(f"{path} is damaged: its directory omits members; download or copy it again")
         self._check_names()
 
     def _stated_count(self) -> int:
-        """The number of members that the end of the file states. zipfile does not check it: an altered length in
-        the directory makes it skip the members that follow."""
+        """The number of members according to the end of the file. zipfile does not check it, and skips members after an
+        altered length in the directory."""
         with open(self.path, "rb") as file:
             file.seek(-22 - len(self._zip.comment), io.SEEK_END)
             return int.from_bytes(file.read(22)[10:12], "little")
 
     def _check_names(self) -> None:
-        """Compares each name in the directory with the one in front of the member's data. zipfile does so only for
-        members that are opened, and an altered name can take a member out of `params/`, so that it is never opened."""
+        """Checks that each name in the directory is the name in front of the member's data. zipfile checks only members
+        that are opened. An altered name can move a member out of `params/`, so that it is never opened."""
         with open(self.path, "rb") as file:
             for info in self._zip.infolist():
                 file.seek(info.header_offset + 26)
@@ -90,7 +90,7 @@ class NpzFile:
             start = file.read(4)
         if start == b"PK\x03\x04":
             return f"{self.path} is truncated: the end of the npz is missing; download or copy it again"
-        return f"{self.path} is not an npz file: it begins with {start!r}, not with b'PK\\x03\\x04'"
+        return f"{self.path} is not an npz file: it begins with {start!r}, expected b'PK\\x03\\x04'"
 
     def __enter__(self):
         return self
@@ -107,7 +107,7 @@ class NpzFile:
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[tuple[zipfile.ZipExtFile, Header, np.dtype, bool]]:
-        """A member at the start of its data; converts any exception of the block to `QkjaxError`."""
+        """Opens a member at the start of its data; converts any exception in the block to `QkjaxError`."""
         try:
             with self._zip.open(self._members[key]) as member:
                 shape, fortran, stored = _read_header(member)
@@ -116,11 +116,11 @@ class NpzFile:
             raise
         except MemoryError as error:
             raise QkjaxError(f"{self.path}: {key!r} does not fit into memory") from error
-        except Exception as error:  # many kinds, as above; also from numpy's tokenizer, lzma, bz2
+        except Exception as error:  # many kinds, as above; also those of numpy's tokenizer, lzma and bz2
             raise self._damaged(key, error) from error
 
     def header(self, key: str) -> Header:
-        """Shape and dtype of a member, from its first bytes."""
+        """Reads shape and dtype of a member from its first bytes."""
         with self._opened(key) as (member, header, _, _):
             stored_size = self._members[key].file_size - member.tell()
         if header.dtype.hasobject:
@@ -129,11 +129,11 @@ class NpzFile:
             raise self._damaged(key, f"shape {header.shape} has an empty axis")
         size = _bytes(header)
         if stored_size != size:
-            raise self._damaged(key, f"{stored_size} bytes of data where shape {header.shape} needs {size}")
+            raise self._damaged(key, f"{stored_size} bytes of data, expected {size} for shape {header.shape}")
         return header
 
     def read(self, key: str) -> np.ndarray:
-        """The array of one member; its checksum is verified."""
+        """Reads the array of one member, and verifies its checksum."""
         self.header(key)
         with self._opened(key) as (member, header, stored, fortran):
             data = np.empty(_bytes(header), np.uint8)
@@ -141,13 +141,13 @@ class NpzFile:
             while at < len(data) and (count := member.readinto(view[at : at + CHUNK])):
                 at += count
             if at < len(data) or member.read(1):
-                raise EOFError(f"{at} bytes of data where {len(data)} are expected")
+                raise EOFError(f"{at} bytes of data, expected {len(data)}")
         array = data.view(stored).reshape(header.shape[::-1] if fortran else header.shape)
         array = array.T if fortran else array
         return array.view(header.dtype) if stored.kind == "V" else array.astype(header.dtype, copy=False)
 
     def text(self, key: str) -> str:
-        """A member that holds one string, such as the configuration that qkjax stores as JSON."""
+        """Reads a member that is one string, such as the configuration that qkjax stores as JSON."""
         header = self.header(key)
         if header.dtype.kind != "U" or header.shape or header.dtype.itemsize > HEADER_BYTES:
             raise self._damaged(key, "expected a short text")
@@ -155,14 +155,14 @@ class NpzFile:
 
 
 def _read_header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and dtype. Reads no byte beyond the header, since seeking would disable the checksum."""
+    """Reads shape, order and dtype. It stops at the end of the header, since seeking would disable the checksum."""
     version = npy.read_magic(io.BytesIO(member.read(npy.MAGIC_LEN)))
     length = member.read(2 if version == (1, 0) else 4)
     if (size := int.from_bytes(length, "little")) > HEADER_BYTES:
         raise ValueError(f"a header of {size} bytes")
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy warns when it parses a damaged header in a second way
+        warnings.simplefilter("ignore")  # numpy warns when it parses a damaged header with its fallback
         return read(io.BytesIO(length + member.read(size)))
 
 

@@ -10,12 +10,11 @@ PREFIX = "backbone."
 def read_dinov2(data: bytes) -> tuple[dict[str, np.ndarray], int]:
     """State dict and number of heads of the DINOv2 model under `backbone.` in an ONNX file.
 
-    Named initializers keep their Hugging Face names. The weights of matrix products have lost
-    theirs (the exporter transposed them): each is identified by the named bias that the graph adds to
-    its product.
+    Named initializers have their Hugging Face names. The exporter transposed the weights of matrix products and dropped
+    their names; each is identified by the named bias that the graph adds to its product.
 
     Raises:
-      QkjaxError: the `onnx` package is not installed, or the file does not hold such a graph.
+      QkjaxError: the `onnx` package is not installed, or the file does not contain such a graph.
     """
     try:
         import onnx
@@ -35,7 +34,7 @@ def read_dinov2(data: bytes) -> tuple[dict[str, np.ndarray], int]:
 
 
 def _anonymous_weights(graph, arrays: dict) -> dict[str, np.ndarray]:
-    """Weights (out, in) by their names in a state dict, "layer.0...query.weight", from the biases added to them."""
+    """Weights (out, in) by their names in a state dict ("layer.0...query.weight"), inferred from their biases."""
     producer = {out: node for node in graph.node for out in node.output}
     weights = {}
     for node in graph.node:
@@ -50,7 +49,7 @@ def _anonymous_weights(graph, arrays: dict) -> dict[str, np.ndarray]:
 
 
 def _positions(graph, arrays: dict) -> np.ndarray:
-    """Position embedding (1, 1 + tokens, D): the exporter separated the class row in order to resize the rest."""
+    """Position embedding (1, 1 + tokens, D). The exporter split off the row of the class token to resize the rest."""
 
     def constant(op: str) -> np.ndarray:
         return next(

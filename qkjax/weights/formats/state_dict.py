@@ -1,7 +1,7 @@
 """Reads the parameters of torch models: safetensors (one file or shards) and PyTorch files.
 
-Safetensors need no torch. PyTorch's `.bin` and `.pth` are pickles: only torch's reader for weights
-(`weights_only=True`) opens them, if torch is installed.
+Safetensors files are read without torch. PyTorch's `.bin` and `.pth` files are pickles, which only `torch.load` with
+`weights_only=True` opens.
 """
 
 import re
@@ -19,31 +19,31 @@ from qkjax.weights.formats.json_object import read_json
 INDEX = "model.safetensors.index.json"
 FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
 PICKLED = (".bin", ".pt", ".pth", ".tar")  # suffixes of PyTorch files
-# Configurations that training code saves with its models, which are not used: Microsoft's, and argparse's.
+# Classes of configurations that Microsoft's and other training code saves with models; they are not used.
 HARMLESS = [(OrderedDict, "yacs.config.CfgNode"), Namespace]
 READABLE = ("F64", "F32", "F16", "BF16")
 DEEPEST, LISTED = 3, 6
 NOT_MODELS = re.compile(r"optim|sched|scaler|hyper|callbacks|loops|args|config")
-"""Names of what training code saves beside its models."""
+"""Names of other objects that training code saves next to its models."""
 
 Readers = dict[str, Callable[[], np.ndarray]]
 
 
 def find(folder: Path) -> Path | None:
-    """The file in a folder that holds the parameters, or the index of its shards; None if there is none."""
+    """The file with the parameters in a folder, or the index of its shards; None if there is none."""
     named = next((folder / name for name in FILES if (folder / name).is_file()), None)
     others = sorted(folder.glob("*.safetensors"))
     return named or (others[0] if len(others) == 1 else None)
 
 
-def unread(folder: Path) -> str:
-    """What lies in a folder from which no model is read, and what would be read, for messages."""
+def no_model_message(folder: Path) -> str:
+    """An error message for a folder without a model: what the folder contains, and what was expected."""
     names = sorted(path.name for path in folder.iterdir())
     torch_files = [name for name in names if Path(name).suffix in PICKLED]
     listed = ", ".join(names[:6]) + (", ..." if len(names) > LISTED else "") or "nothing"
     hint = f"; give the file, such as {folder / torch_files[0]}" if torch_files else ""
     return (
-        f"{folder} holds {listed}; expected {', '.join(FILES)}, one *.safetensors, or a folder of big_vision with "
+        f"{folder} contains {listed}; expected {', '.join(FILES)}, one *.safetensors, or a folder of big_vision with "
         f"'<parameter>/.zarray'{hint}"
     )
 
@@ -64,13 +64,13 @@ def is_torch_file(path: Path) -> bool:
 
 
 def open_state(path: Path) -> dict[str, Readers]:
-    """The models of a file, by name ("" for the only one): one reader per parameter, which reads the array when called.
+    """The models of a file by name, which is "" for a single one. A model has one function per parameter that reads it.
 
     Args:
       path: a safetensors file, the index of shards, or a PyTorch file.
 
     Raises:
-      QkjaxError: damaged, a missing shard, or a PyTorch file if torch is not installed.
+      QkjaxError: the file is damaged, a shard is missing, or it is a PyTorch file and torch is not installed.
     """
     if path.name.endswith(".index.json"):
         return {"": _open_shards(path)}
@@ -88,7 +88,7 @@ def _open_safetensors(path: Path) -> Readers:
         def read() -> np.ndarray:
             if stored not in READABLE:
                 raise QkjaxError(f"{path}: {name!r} is stored as {stored}, expected one of {', '.join(READABLE)}")
-            # Opened for each array: closing the map frees the pages of the last one.
+            # The file is reopened for each array: closing the memory map frees the pages of the previous one.
             with safe_open(path, "np") as file:
                 return file.get_tensor(name)
 
@@ -113,7 +113,8 @@ def _open_shards(index: Path) -> Readers:
     for parameter, name in places.items():
         if parameter not in shards[name]:
             raise QkjaxError(
-                f"{index.parent}: {parameter!r} is not in shard {name!r}: the shards belong to different models"
+                f"{index.parent}: shard {name!r} lacks {parameter!r}: the shards belong to different "
+                "models; download the model again"
             )
     return {parameter: shards[name][parameter] for parameter, name in places.items()}
 
@@ -126,16 +127,16 @@ def _open_torch(path: Path) -> dict[str, Readers]:
     if _is_torchscript(path):
         raise QkjaxError(f"{path} is a TorchScript archive: save torch.jit.load(path).state_dict() with torch.save")
     try:
-        is_zip = zipfile.is_zipfile(path)  # files from before 2020 are not zip files, and cannot be memory-mapped
+        is_zip = zipfile.is_zipfile(path)  # files from before 2020 are not zip files and cannot be memory-mapped
         with torch.serialization.safe_globals(HARMLESS):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # the unpickler raises exceptions of many kinds
-        # The one line of torch's message that names the problem, not those on unpickling anyway.
+        # Only the line of torch's message with the problem, without its advice on unpickling.
         match = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
         reason = (match[1] if match else str(error).partition("\n")[0])[:200]
         raise QkjaxError(f"torch cannot read {path} with weights_only=True ({reason})") from error
     if not isinstance(state, dict):
-        raise QkjaxError(f"{path} holds {type(state).__name__}, expected a state dict")
+        raise QkjaxError(f"{path} contains {type(state).__name__}, expected a state dict")
     models = _models(state)
     return {
         name: {key: (lambda key=key, t=t: _to_numpy(f"{path}: {key!r}", t)) for key, t in tensors.items()}
@@ -152,7 +153,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _models(state: dict, name: str = "", depth: int = 0) -> dict[str, dict]:
-    """State dicts in a nested dict, by the path of their names; the tensors at the top are one, under ""."""
+    """The state dicts in a nested dict, by the path of their keys. Tensors at the top level have the path ""."""
     import torch
 
     tensors = {str(key): value for key, value in state.items() if torch.is_tensor(value)}

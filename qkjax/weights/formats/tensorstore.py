@@ -1,7 +1,7 @@
 """Reads the tensorstore folders that big_vision has written since October 2023.
 
-A checkpoint is a folder with one zarr array per parameter; '~' replaces '/' in the key. A text file
-`NAME-LAST` next to it holds the step number that completes the folder's name.
+A checkpoint is a folder with one zarr array per parameter; '~' stands for '/' in the keys. The folder's name ends in a
+step number, and the text file `NAME-LAST` next to it contains that number.
 """
 
 import json
@@ -18,7 +18,7 @@ def resolve(path: Path) -> Path | None:
     """The folder `path`, or the one that `path-LAST` refers to; None if neither exists.
 
     Raises:
-      QkjaxError: `path-LAST` does not hold a step, or refers to a folder that does not exist.
+      QkjaxError: `path-LAST` does not contain a step, or refers to a folder that does not exist.
     """
     if path.is_dir():
         return path
@@ -27,10 +27,10 @@ def resolve(path: Path) -> Path | None:
         return None
     step = last.read_text(errors="replace").strip()
     if not re.fullmatch(r"\d{1,20}(-tmp)?", step):
-        raise QkjaxError(f"{last} holds {step[:40]!r}, expected a step such as 000012345")
+        raise QkjaxError(f"{last} contains {step[:40]!r}, expected a step such as 000012345")
     folder = path.with_name(f"{path.name}-{step}")
     if not folder.is_dir():
-        raise QkjaxError(f"{last} refers to {folder.name}, which does not exist: the checkpoint is incomplete")
+        raise QkjaxError(f"{last} refers to {folder.name}, which does not exist: copy the checkpoint again")
     return folder
 
 
@@ -38,14 +38,14 @@ class TensorstoreFolder:
     """An open folder with the methods `keys`, `header` and `read` of `NpzFile`.
 
     Raises (all methods):
-      QkjaxError: the folder holds no arrays, or damaged ones.
+      QkjaxError: the folder contains no arrays, or an array is damaged.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._folders = {f.parent.name.replace("~", "/"): f.parent for f in sorted(path.glob("*/.zarray"))}
         if not self._folders:
-            raise QkjaxError(f"{path} is not a checkpoint: it holds no '<parameter>/.zarray'")
+            raise QkjaxError(f"{path} is not a checkpoint: it contains no '<parameter>/.zarray'")
         self._open: dict = {}
 
     def __enter__(self):
@@ -71,7 +71,7 @@ class TensorstoreFolder:
         return self._open[key]
 
     def _check_metadata(self, key: str) -> dict:
-        """The `.zarray` of an array, checked so that tensorstore cannot need more memory than the array."""
+        """Reads and checks the `.zarray` of an array, so that tensorstore cannot allocate more than the array."""
         try:
             metadata = json.loads((self._folders[key] / ".zarray").read_text())
             shape, chunks = metadata["shape"], metadata["chunks"]
@@ -93,9 +93,9 @@ class TensorstoreFolder:
         return Header(tuple(array.shape), weight_dtype(dtype) or dtype)
 
     def read(self, key: str) -> np.ndarray:
-        """An array, from all its chunks.
+        """Reads an array from all its chunks.
 
-        A missing chunk is an error; zarr would read zeros.
+        A missing chunk is an error, whereas zarr would read it as zeros.
         """
         array = self._array(key)
         try:
