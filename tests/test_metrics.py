@@ -218,3 +218,29 @@ def test_softmax_cancels_the_query_term_and_not_the_key_term(default, photograph
     wanted = np.asarray(seen["attention"][layer, 0, head])
     np.testing.assert_allclose(softmax(logits + key_term[None]), wanted, atol=1e-4)
     assert np.abs(softmax(logits) - wanted).max() > 0.01
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-20, 1e-15, 1.0, 1e15, 1e18])
+@pytest.mark.usefixtures("both_ways")
+def test_heads_beyond_float32(scale):
+    """Metrics do not depend on the size of a head, though s may leave float32; heads of a usual size do not change."""
+    rng = np.random.default_rng(0)
+    query, key = rng.standard_normal((2, 1, 96, 2, 16)).astype(np.float32)
+    factor = np.array([1.0, scale], np.float32)[None, None, :, None]  # the second head alone
+    usual, modes = qkjax.decompose(query, key), qkjax.decompose(query * factor, key * factor)
+    metrics = qkjax.measure(modes)
+    u, s, vt = np.linalg.svd(np.einsum("dhk,ehk->hde", query[0].astype(float), key[0].astype(float)))
+    cosine = np.einsum("hdn,hnd->hn", u, vt)[:, :16]
+    wanted = (s[:, :16] * cosine).sum(-1) / s[:, :16].sum(-1)
+    np.testing.assert_allclose(metrics.weighted_cosine[0], wanted, atol=1e-6)
+    np.testing.assert_allclose(metrics.effective_rank[0], qkjax.measure(usual).effective_rank[0], rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(modes.s)[0, 1], s[1, :16] * np.float64(np.float32(scale)) ** 2, rtol=1e-5)
+    np.testing.assert_array_equal(np.asarray(modes.s, np.float32)[0, 0], usual.s[0, 0])
+    assert not np.asarray(metrics.degenerate).any()
+
+
+def test_a_head_of_zeros_stays_one():
+    kernels = np.zeros((2, 1, 12, 2, 4), np.float32)
+    kernels[:, :, :, 0] = np.random.default_rng(0).standard_normal((2, 1, 12, 4))
+    metrics = qkjax.measure(qkjax.decompose(*kernels))
+    assert np.isfinite(metrics.weighted_cosine[0, 0]) and np.isnan(metrics.weighted_cosine[0, 1])

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from qkjax.interaction import float_range
 from qkjax.interaction.modes import Modes, by_lapack
 from qkjax.interaction.null import Null, null_band
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
@@ -149,6 +151,14 @@ def _measure(modes: Modes, lapack: bool) -> dict:
     return {**measured, "symmetric_eigenvalues": symmetric, "antisymmetric_spectrum": antisymmetric}
 
 
+def _measure_in_range(modes: Modes) -> dict:
+    """The measures of heads whose singular values leave float32: all but three do not depend on the scale of a head."""
+    s, powers = float_range.relative(np.asarray(modes.s))
+    measured = _measure(replace(modes, s=s), by_lapack())
+    scaled = ("singular_value", "symmetric_eigenvalues", "antisymmetric_spectrum")
+    return measured | {name: np.ldexp(np.asarray(measured[name], np.float64), powers) for name in scaled}
+
+
 def measure(modes: Modes) -> Metrics:
     """Computes all metrics of all heads from their modes, in one jitted call.
 
@@ -167,5 +177,6 @@ def measure(modes: Modes) -> Metrics:
     """
     _, heads, embed, rank = modes.u.shape
     with one_blas_thread():
-        measured = jax.block_until_ready(_measure(modes, by_lapack()))
+        measured = _measure_in_range(modes) if modes.s.dtype == np.float64 else _measure(modes, by_lapack())
+        measured = jax.block_until_ready(measured)
     return Metrics(**measured, null=null_band(embed, heads, rank))

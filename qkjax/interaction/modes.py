@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
+from qkjax.interaction import float_range
 from qkjax.interaction.frame import PLAIN, Frame
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 from qkjax.interaction.svd.jacobi import jacobi_svd
@@ -204,8 +205,9 @@ def decompose(
 
     Returns:
       `Modes` in float32: u and v (layers, heads, embed, rank) and s (layers, heads, rank), with
-      rank = min(embed, head_dim). Heads whose kernels are not finite have NaN. If neighbouring s are nearly equal, only
-      the space that their vectors span is defined; `measure` marks such modes as degenerate.
+      rank = min(embed, head_dim). If float32 cannot hold the s of a head, s is float64. Heads whose kernels are not
+      finite have NaN. If neighbouring s are nearly equal, only the space that their vectors span is defined; `measure`
+      marks such modes as degenerate.
 
       Accuracy: on a CPU s is exact up to the rounding to float32. Elsewhere its error is about 1e-6 of the largest s of
       the head, times ||Wq|| ||Wk|| / ||M|| if that is far above 1 (in trained models it is a few).
@@ -223,8 +225,15 @@ def decompose(
             f"norm_scale has shape {norm_scale.shape}: expected (layers, embed) = {query_kernel.shape[:2]}, pass the "
             "norm_scale of `qkjax.query_key`"
         )
-    frame = Frame(norm_scale is not None, center, normalize)
-    return replace(_decompose_fastest((query_kernel, key_kernel, norm_scale), center, normalize), frame=frame)
+    arrays = (query_kernel, key_kernel, norm_scale)
+    modes = _decompose_fastest(arrays, center, normalize)
+    if not any(isinstance(x, jax.core.Tracer) for x in arrays):
+        split = float_range.split_powers(np.asarray(modes.s), query_kernel, key_kernel)
+        if split is not None:
+            *kernels, powers = split
+            modes = _decompose_fastest((*kernels, norm_scale), center, normalize)
+            modes = replace(modes, s=np.ldexp(np.asarray(modes.s, np.float64), powers))
+    return replace(modes, frame=Frame(norm_scale is not None, center, normalize))
 
 
 def _decompose_fastest(arrays: tuple, center: bool, normalize: bool) -> Modes:

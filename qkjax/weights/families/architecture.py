@@ -91,7 +91,8 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
         patch_norm="patch_norm/scale" in shapes,
         relative_positions=f"{BLOCK}_0/{RELATIVE}" in shapes,
     )
-    config = replace(inferred, **{**settings, "grid": grid})
+    final_norm = settings.get("final_norm", True) or "pool_norm/scale" in shapes
+    config = replace(inferred, **{**settings, "grid": grid, "final_norm": final_norm})
     if config.posemb == "sincos2d" and width % 4:
         raise QkjaxError(
             f"pos_embedding is missing, and a sine-cosine embedding needs a width that is a multiple of 4, not {width}"

@@ -77,6 +77,14 @@ WEIGHTS_ONLY = {
     "vivit": "its patches are those of a video",
 }
 """Model types that qkjax cannot run, and why. It reads only their queries and keys; their defaults are `Kind()`."""
+TWICE = "the output is the class token after one norm; the pooled output of this model applies its last norm twice"
+OUTPUTS = {
+    "aimv2_vision_model": "the output is the mean of the patches; this model's attention pooling is left out",
+    "blip_vision_model": TWICE,
+    "blip_2_vision_model": TWICE,
+    "instructblip_vision_model": TWICE,
+}
+"""Models whose own output differs from ours, though their tokens and attention are the same."""
 NAMED_ROTARY = re.compile(r"dinov3|pixtral|mlcd|llama4|qwen|rope|sam3|eva02|perception|moonvit|ernie|glm|vjepa")
 
 
@@ -92,6 +100,10 @@ def facts_of(config: Mapping) -> Facts:
     default = KINDS.get(kind, Kind())
     settings = {"heads": values.get("num_attention_heads", default.heads), "norm_eps": _eps(values, default)}
     notes = []
+    if kind in ("beit", "data2vec-vision", "internvl_vision"):
+        settings["final_norm"] = not values.get("use_mean_pooling", True)
+    if kind in OUTPUTS:
+        notes.append(OUTPUTS[kind])
     if kind not in KINDS and kind not in WEIGHTS_ONLY:
         notes.append(f"model type {kind!r} is unknown: read as a plain ViT, which its parameters fit")
     if kind == "aimv2_vision_model" or values.get("norm_type") == "rms_norm":
@@ -140,8 +152,9 @@ def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:
     known = keys.KNOWN | keys.STOP.keys()
     unknown = [n for n, v in values.items() if n not in known and not keys.HARMLESS.search(n) and v not in keys.EMPTY]
     if unknown:
+        what = f"config.json is for {kind}" + ("" if kind in KINDS else ", an unknown model type,")
         raise QkjaxError(
-            f"config.json has {unknown[0]}={str(values[unknown[0]])[:60]}, an unknown key: remove it if it does not "
+            f"{what} and has {unknown[0]}={str(values[unknown[0]])[:60]}, an unknown key: remove it if it does not "
             "change the image model"
         )
 

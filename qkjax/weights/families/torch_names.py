@@ -11,9 +11,9 @@ from qkjax.weights.families.big_vision_names import BLOCK
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "teacher.", "student.", "encoder.", "vit.", "deit.",
             "dinov2.", "dinov2_with_registers.", "ijepa.", "beit.", "data2vec_vision.", "vision_model.",
-            "vision_tower.", "image_encoder.", "blip.", "owlvit.", "owlv2.", "clip.", "siglip.", "dpt.", "aimv2.",
-            "tipsv2.", "git.", "base_encoder.", "momentum_encoder.", "target_encoder.", "visual.trunk.", "visual.",
-            "transformer.")  # fmt: skip
+            "vision_tower.", "vision_encoder.", "image_encoder.", "blip.", "owlvit.", "owlv2.", "clip.", "siglip.",
+            "dpt.", "aimv2.", "tipsv2.", "git.", "base_encoder.", "momentum_encoder.", "target_encoder.",
+            "visual.trunk.", "visual.", "transformer.")  # fmt: skip
 ATTENTION = "MultiHeadDotProductAttention_0"
 
 TOP = {
@@ -130,6 +130,7 @@ IN_BLOCK = {
     "ffn.gate_proj": "MlpBlock_0/gate",
     "ffn.up_proj": "MlpBlock_0/value",
     "ffn.down_proj": "MlpBlock_0/Dense_1",
+    "attention.qkv": f"{ATTENTION}/qkv",  # ViTDet, SegGPT
     # open_clip
     "ln_1": "LayerNorm_0",
     "ln_2": "LayerNorm_1",
@@ -166,6 +167,7 @@ MODES_ONLY = re.compile(rf"{BLOCK}_\d+/(?:LayerNorm_0|{ATTENTION}/(?:query|key|q
 IGNORED = re.compile(
     r"(?:text_model|text_projection|visual_projection|logit_scale|logit_bias|decoder|pooler|predictor|lm_head|"
     r"cls\.predictions|decoder_\w+|text|token_embedding|ln_final|proj)\b|"
+    r"head\.(?:cls_token|[kv]_proj|output_proj)\b|"  # AIMv2's pooling
     r".*(?:mask_token|position_ids|relative_position_index|predictor_proj|k_bias).*"
 )
 
