@@ -369,8 +369,8 @@ def test_commands(checkpoint, folder, tmp_path, monkeypatch, capsys):
         assert data.edit.values.tolist() == ["none", "drop", "drop"]
         assert data.control.values.tolist() == [-1, -1, 0]
     for words, says in {
-        (): "nothing is selected; for example: --select",
-        ("--plan", "plan.toml", "--no-key-bias"): "--plan contains the edits: leave out --edit, --select",
+        (): "no modes are selected: give --select",
+        ("--plan", "plan.toml", "--no-key-bias"): "--plan replaces --edit, --select",
         ("--select", "all", "--batch", -1): "--batch -1: expected a whole number from 1 up",
     }.items():
         done = command(monkeypatch, capsys, "ablate", checkpoint.source, *words)

@@ -220,7 +220,7 @@ def test_o3_that_is_not_as_published(tmp_path, capsys, monkeypatch):
     Image.new("RGB", (48, 48)).save(tmp_path / "images" / "b.jpg", exif=exif)
     done = command(monkeypatch, capsys, "preference", "any", "--o3", tmp_path, "--count", 3)
     assert done.code == 2
-    assert "--count is for generated scenes: leave it out with --o3" in done.err
+    assert "--count applies to generated scenes, but --o3 is given: leave out one of them" in done.err
     scenes = open_o3(tmp_path)
     assert scenes.names == ("a.jpg", "b.jpg")
     assert dict(scenes.left_out) == {

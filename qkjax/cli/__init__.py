@@ -1,11 +1,11 @@
-"""The command line: reads options, calls an analysis, hands its result to the writer; computes nothing itself."""
+"""The command line: it reads options, calls an analysis, and passes the result to a writer. It computes nothing."""
 
 import os
 import signal
 import sys
 import warnings
 
-# LAPACK is called from XLA's threads and ours, with which OpenBLAS's only compete. numpy reads this on import.
+# LAPACK is called from XLA's threads and our own, with which OpenBLAS's would compete. numpy reads this on import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import tyro
@@ -22,7 +22,7 @@ from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
 from qkjax.errors import AssumptionWarning, QkjaxError, nearest
 
-# Only light modules are imported above: `qkjax --help` must answer at once.
+# Only light modules are imported above, so that `qkjax --help` is fast.
 
 COMMANDS = {
     "analyze": analyze,
@@ -41,7 +41,7 @@ ALIASES = {"modes": "top-images"}
 
 
 def main() -> None:
-    """Entry point of the `qkjax` command: exit code 0, 2 for bad input, 130 when interrupted."""
+    """Entry point of the `qkjax` command. Exit codes: 0 for success, 2 for invalid input, 130 for an interrupt."""
     warnings.showwarning = _show_warning
     try:
         _run(sys.argv[1:])
@@ -50,10 +50,10 @@ def main() -> None:
         print(f"qkjax: error: {in_options(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore further interrupts
         print("qkjax: interrupted; finished work is kept", file=sys.stderr, flush=True)
-        os._exit(130)  # an orderly exit would pull Python away from under XLA's running threads, which crashes
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os._exit(130)  # a normal exit would finalise Python while XLA's threads run, which crashes
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         _drop_output()
     except OSError as error:
         print(f"qkjax: error: {error}", file=sys.stderr)
@@ -62,12 +62,12 @@ def main() -> None:
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-        print("qkjax: error: this does not fit in memory: give a smaller --resolution or --batch", file=sys.stderr)
+        print("qkjax: error: out of memory: give a smaller --resolution or --batch", file=sys.stderr)
         sys.exit(2)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """Prints what was assumed of a checkpoint as a note, and other warnings in a line."""
+    """Prints a warning in one line; assumptions about a checkpoint are printed as notes."""
     kind = "note" if issubclass(category, AssumptionWarning) else category.__name__
     print(f"{kind}: {message}", file=sys.stderr)
 
@@ -76,7 +76,7 @@ def _run(arguments: list[str]) -> None:
     """Runs a command.
 
     Raises:
-      QkjaxError: an unknown command, or what the command raises.
+      QkjaxError: the command is unknown, or raises the error.
     """
     if arguments[:1] == ["--version"]:
         from importlib.metadata import version
@@ -99,12 +99,12 @@ def _run(arguments: list[str]) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether jax ran out of memory; told by names, since jax is not imported when nothing is computed."""
+    """Whether jax ran out of memory. Exceptions are recognised by name, since jax may not be imported."""
     from_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     signs = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "allocat", "YNNPACK")
     return isinstance(error, MemoryError) or (from_jax and any(sign in str(error) for sign in signs))
 
 
 def _drop_output() -> None:
-    """Discards what is still to be written to standard output; without this Python would try again."""
+    """Discards the remaining standard output, which Python would otherwise try to write at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,4 +1,4 @@
-"""`qkjax ablate`: what changes without some modes."""
+"""`qkjax ablate`: the effects of editing modes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from qkjax.cli.behaviour import Count, Folder, Grid, Resolution, join_hosts
-from qkjax.cli.options import Dtype, EditKind, Pool, given_options
+from qkjax.cli.options import Dtype, EditKind, KeyBias, Pool, given_options
 from qkjax.errors import QkjaxError
 
 
@@ -16,7 +16,7 @@ def ablate(
     edit: EditKind | None = None,
     select: Annotated[tuple[str, ...], arg(metavar="SELECTION...")] = (),
     controls: Annotated[int, arg(metavar="N")] = 0,
-    key_bias: bool = True,
+    key_bias: KeyBias = True,
     plan: Annotated[Path | None, arg(metavar="FILE.toml")] = None,
     images: Annotated[Path | None, arg(metavar="PATH")] = None,
     limit: Count = None,
@@ -33,39 +33,41 @@ def ablate(
     heads: Count = None,
     json: bool = False,
 ) -> None:
-    """Edit modes and measure what changes on a set of images: ablations.nc, ablations.csv, figures.
+    """Edit modes and measure the effects on a set of images: ablations.nc, ablations.csv, figures.
 
     For example: qkjax ablate dinov2-vits14-focus --select "cosine>0.5 layers=0-3" --controls 3. The same command
-    resumes an interrupted plan, and computes only what is new of a plan that has grown.
+    resumes an interrupted plan, and computes only the new ablations of an extended plan.
 
     Args:
       model: a name from `qkjax models`, or a path.
-      edit: as for export; by default drop.
-      select: the modes, as for export; several selections are several ablations.
+      edit: the edit of the selected modes, as for export; by default drop.
+      select: selections of modes, as for export; each one is an ablation.
       controls: number of ablations of strength-matched random modes for each selection.
-      key_bias: as for export.
-      plan: a TOML file with a grid of ablations, instead of the options above; see docs/ablations.md.
-      images: a folder, a .zip, a .tar or a folder of those; by default the photographs that come with scikit-image
+      key_bias: remove the part of the logits that depends on the query bias and the key, as for export.
+      plan: a TOML file with a grid of ablations, which replaces the options above; see docs/ablations.md.
+      images: a folder, a .zip, a .tar, or a folder of archives; by default the photographs that come with scikit-image
         and scikit-learn.
       limit: number of images, evenly spaced; by default all.
-      labels: the folders that images are in are their classes: also measure accuracy, by the model's own head if its
-        outputs are these classes, by a linear probe and by nearest neighbours.
+      labels: also measure accuracy, with the images' folders as classes: by the model's own head if its outputs are
+        these classes, by a linear probe, and by nearest neighbours.
       out: folder for the results; by default results/MODEL/ablations.
-      queries: number of patches of each image whose attention is compared, evenly spaced.
-      exact: give all heads twice as many columns and one, which hold symmetric parts and rotated modes exactly.
-      batch: images per batch; by default 8 on a CPU, 64 per device elsewhere.
-      resolution: height and width in pixels; by default the model's own.
-      dtype: of the forward pass.
+      queries: number of patches per image, evenly spaced, whose attention is compared.
+      exact: widen all heads to 2 head_dim + 1 columns, which represent symmetric parts and rotated modes exactly.
+      batch: images per batch; by default 8 on a CPU, and 64 per device on accelerators.
+      resolution: height and width of the images in pixels; by default the model's own.
+      dtype: number format of the forward pass.
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
-      pool: pooling, if it is not what the parameters show ("gap" stands for "none" and "0").
-      heads: attention heads, for a torch file without config.json whose width does not tell.
+      grid: rows and columns of the position embedding, if its grid is not square.
+      pool: pooling, if it is not the one inferred from the parameters ("gap" is inferred for "none" and "0", too).
+      heads: number of attention heads, for a torch file without config.json.
       json: print the table and the findings as JSON.
     """
     if plan and (select or controls or edit or not key_bias):
-        raise QkjaxError("--plan contains the edits: leave out --edit, --select, --controls and --no-key-bias")
+        raise QkjaxError(
+            "--plan replaces --edit, --select, --controls and --no-key-bias: give either the plan or these"
+        )
     if not plan and not select:
-        raise QkjaxError('nothing is selected; for example: --select "cosine>0.5 layers=0-3", or a --plan')
+        raise QkjaxError('no modes are selected: give --select, such as --select "cosine>0.5 layers=0-3", or --plan')
     join_hosts(distributed)
     from qkjax.analyses.ablate.command import AblationArguments, write_ablations
     from qkjax.analyses.ablate.plan import specs_of

@@ -1,4 +1,4 @@
-"""`qkjax analyze`, `compare`, `image`, `top-images`: what a model's interactions are, and what they do to images."""
+"""`qkjax analyze`, `compare`: the query-key interactions of one or several models."""
 
 import sys
 from pathlib import Path
@@ -23,19 +23,19 @@ def analyze(
 ) -> None:
     """Decompose every head's query-key interaction: table, modes.nc, layers.csv, figures.
 
-    With y = g * x + b the input of attention (x the normalised token), M = Wq Wk^T acts on y.
+    M = Wq Wk^T acts on the input of attention, y = g * x + b, where x is the normalised token.
 
     Args:
-      models: names from `qkjax models`, or paths to npz files or tensorstore folders
-        ("siglip.npz:img" for the image tower of a file with two).
-      out: folder for the results; by default results/MODEL. Several models get a folder each in it
-        (by default in results/), and the comparison is written beside them.
-      fold_scale: fold the LayerNorm scale: diag(g) M diag(g), which acts on x.
-      center: also remove the mean direction, which LayerNorm removes: C diag(g) M diag(g) C,
-        C = I - 11^T / D. Needs --fold-scale.
-      normalize: divide M by sqrt(head_dim): strengths in units of the attention logit.
-      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
-      heads: attention heads, for a torch file without config.json whose width does not tell.
+      models: names from `qkjax models`, or paths to npz files or tensorstore folders ("siglip.npz:img" selects the
+        image tower of a file with two towers).
+      out: folder for the results; by default results/MODEL. With several models, it has one folder per model and the
+        comparison; by default results.
+      fold_scale: fold the LayerNorm scale into M: diag(g) M diag(g), which acts on x.
+      center: also remove the mean direction, as LayerNorm does: C diag(g) M diag(g) C with C = I - 11^T / D. Requires
+        --fold-scale.
+      normalize: divide M by sqrt(head_dim), so that strengths have the units of attention logits.
+      grid: rows and columns of the position embedding, if its grid is not square.
+      heads: number of attention heads, for a torch file without config.json.
       json: print the table and the findings as JSON.
     """
     from qkjax import figures
@@ -46,10 +46,10 @@ def analyze(
     from qkjax.analyses.targets import load_models
 
     if not models:
-        raise QkjaxError("no model given; for example: qkjax analyze dinov2-vits14-focus")
+        raise QkjaxError("no model given: give at least one, such as qkjax analyze dinov2-vits14-focus")
     check_frame(fold_scale, center)
     loaded = load_models(models, given_options(grid=grid, heads=heads))
-    _refuse_file(out)
+    _check_is_no_file(out)
     base, results = out or Path("results"), {}
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
     for name, (checkpoint, origin) in loaded.items():
@@ -77,13 +77,13 @@ def compare(
     normalize: bool = False,
     json: bool = False,
 ) -> None:
-    """Overlay models by training objective; measure how those of one architecture differ.
+    """Compare models by training objective, and models of one architecture mode by mode.
 
-    Every model with the layers, heads and width of the first one is compared with it mode by mode.
+    A model is compared mode by mode with the first one if both have the same layers, heads and width.
 
     Args:
-      models: as for analyze; at least two.
-      out: folder for compare.csv, the figures, and a folder for each comparison by modes.
+      models: at least two models, as for analyze.
+      out: folder for compare.csv, the figures, and one folder per comparison of modes.
       fold_scale: as for analyze.
       center: as for analyze.
       normalize: as for analyze.
@@ -127,6 +127,6 @@ def compare(
         print_outcome(title, written, next_step=f"qkjax image {models[0]} chelsea" * (title == results[-1][0]))
 
 
-def _refuse_file(out: Path | None) -> None:
+def _check_is_no_file(out: Path | None) -> None:
     if out is not None and out.exists() and not out.is_dir():
-        raise QkjaxError(f"folder={out}: this is a file, and results need a folder; give another one")
+        raise QkjaxError(f"folder={out}: this is a file, and results need a folder; pass another one")

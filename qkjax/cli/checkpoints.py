@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import EditKind, Pool, given_options
+from qkjax.cli.options import EditKind, KeyBias, Pool, given_options
 from qkjax.errors import QkjaxError
 
 if TYPE_CHECKING:
     from qkjax.weights.catalogue import Entry
 
 NARROWEST_TITLE = 30
-"""Columns of the terminal that must be left for titles to be printed."""
+"""Titles are printed only if at least this number of columns is left for them."""
 
 
 def models(
@@ -28,7 +28,7 @@ def models(
 ) -> None:
     """List the models of the catalogue: name, download size, state on disk, training objective.
 
-    A wide terminal shows titles, too. For example: qkjax models "siglip*" --objective contrastive
+    A wide terminal also shows titles. For example: qkjax models "siglip*" --objective contrastive
 
     Args:
       pattern: list only models with this text in their name, alias, Hugging Face id or title, or that match this
@@ -36,7 +36,7 @@ def models(
       family: list only this family, such as DINOv2.
       objective: list only this training objective, such as contrastive.
       json: print a JSON array with one object per model.
-      check: ask every server whether it still has the files; the exit code is 2 if one does not.
+      check: check that every server still has the files; the exit code is 2 if one does not.
     """
     from qkjax.weights import catalogue
 
@@ -109,7 +109,7 @@ def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")],
     from qkjax.weights.download.fetch import fetch as fetch_one
 
     if not names:
-        raise QkjaxError("no name given, expected one or more; `qkjax models` lists them")
+        raise QkjaxError("no name given: give one or more names from `qkjax models`")
     for name in names:
         catalogue.entry(name)
     for name in names:
@@ -123,7 +123,7 @@ def export(
     edit: EditKind | None = None,
     select: str = "all",
     control: int | None = None,
-    key_bias: bool = True,
+    key_bias: KeyBias = True,
     grid: tuple[int, int] | None = None,
     pool: Pool | None = None,
     heads: int | None = None,
@@ -133,19 +133,19 @@ def export(
     Args:
       model: a name from `qkjax models`, or a path.
       path: the npz file to write.
-      edit: the edit of the selected modes: drop them, or keep only them in their heads; flip their sign, rotate
-        their key direction onto the query direction, or equalize their strengths. Three edits act on the whole heads
-        of the selected modes: replace M by its symmetric or antisymmetric part, or remove the part of the logits
-        that depends on the query bias and the key (unbias).
-      select: the modes that satisfy all terms, such as "cosine>0.5 layers=0-3 heads=1,4 modes=0-9";
+      edit: the edit of the selected modes. drop removes them; keep removes all other modes of their heads; flip
+        changes their sign; rotate moves their key direction onto the query direction; equalize makes their strengths
+        equal. The other edits act on whole heads with a selected mode: symmetric and antisymmetric replace M by this
+        part of it; unbias removes the part of the logits that depends on the query bias and the key.
+      select: terms that a mode must all satisfy, such as "cosine>0.5 layers=0-3 heads=1,4 modes=0-9". The terms
         "grouping=0.3", "contextual=0.3", "strongest=0.3" and "weakest=0.3" select the first modes by cosine or
         singular value that have 0.3 of the squared strength of their head.
       control: edit strength-matched random modes instead, drawn with this seed.
-      key_bias: keep the part of the logits that depends on the query bias and the key in the edited heads; it
-        attracts all queries to some keys.
+      key_bias: remove the part of the edited heads' logits that depends on the query bias and the key; it attracts all
+        queries to some keys.
       grid: rows and columns of the position embedding, if its grid is not square.
       pool: pooling, if it is not the one inferred from the parameters ("gap" is inferred for "none" and "0", too).
-      heads: number of attention heads of a torch file, if neither its config.json nor its width determines it.
+      heads: number of attention heads, for a torch file without config.json.
     """
     from qkjax.weights.export import export as export_checkpoint
     from qkjax.weights.load import load

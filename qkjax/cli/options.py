@@ -1,12 +1,16 @@
-"""Types of options, and library errors in terms of options."""
+"""Types of options, and the translation of library errors to options."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 EditKind = Literal["drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric", "unbias"]
 Pool = Literal["tok", "gap", "map", "none", "0"]
 Dtype = Literal["float32", "bfloat16"]
 Stream = Literal["norm", "residual"]
+KeyBias = Annotated[bool, arg(help_behavior_hint="")]
+"""The option is --no-key-bias, since the default is True. Its help describes what the option does."""
 
 OPTIONS = {
     name: f"--{name.replace('_', '-')}"
@@ -17,12 +21,12 @@ OPTIONS = {
 
 
 def given_options(**settings) -> dict:
-    """The settings that have a value."""
+    """The settings whose value is not None."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def in_options(message: str) -> str:
-    """A library error, which names arguments as `top=0`, in terms of options: `--top 0`.
+    """Translates a library error, which names arguments as `top=0`, to options: `--top 0`.
 
     >>> in_options("top=0: expected a whole number from 1 up; center=True needs fold_scale=True")
     '--top 0: expected a whole number from 1 up; --center needs --fold-scale'

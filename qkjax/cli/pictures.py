@@ -1,4 +1,4 @@
-"""`qkjax image`, `top-images`: what the modes of a model are in images."""
+"""`qkjax image`, `top-images`: the modes of a model in images."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,16 +29,16 @@ def image(
       model: a name from `qkjax models`, or a path.
       photo: a file, or the name of a photograph of scikit-image or scikit-learn, such as chelsea.
       out: folder for the results; by default results/MODEL/images/IMAGE.
-      layer: this layer alone.
-      head: this head alone.
-      top: modes shown for each head.
-      contribution: how modes are ranked: by their share of the variance over keys of the attention
-        logits, with equal weights for all keys, or weighted by the attention.
-      stream: what the maps show: the LayerNorm's output, on which the modes act, or the residual
-        stream before it, as in the authors' code.
-      resolution: height and width in pixels; by default the model's own.
-      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
-      heads: attention heads, for a torch file without config.json whose width does not tell.
+      layer: show only this layer.
+      head: show only this head.
+      top: number of modes per head.
+      contribution: how modes are ranked: by their share of the variance of the attention logits over keys. variance
+        weights all keys equally; attention weights them by their attention.
+      stream: the tokens that the maps project: norm, the LayerNorm's output, on which the modes act; or residual, the
+        residual stream before it, as in the authors' code.
+      resolution: height and width of the images in pixels; by default the model's own.
+      grid: rows and columns of the position embedding, if its grid is not square.
+      heads: number of attention heads, for a torch file without config.json.
       json: print the table and the findings as JSON.
     """
     from qkjax.analyses.image_sheets import ImageSheets, write_image
@@ -46,8 +46,8 @@ def image(
     from qkjax.weights.load import load
 
     checkpoint = load(model, **given_options(grid=grid, heads=heads))
-    shown = ImageSheets(layer, head, top, contribution, stream, resolution)
-    name, written = write_image(checkpoint, photo, out, shown)
+    sheets = ImageSheets(layer, head, top, contribution, stream, resolution)
+    name, written = write_image(checkpoint, photo, out, sheets)
     print_outcome(f"{checkpoint.name}, {name}", written, as_json=json, next_step=f"qkjax top-images {model}")
 
 
@@ -71,32 +71,31 @@ def top_images(
     heads: Annotated[int | None, arg(metavar="N")] = None,
     json: bool = False,
 ) -> None:
-    """Find the images that excite each mode most, in one pass: top_images.nc, and sheets of them.
+    """Find the images that excite each mode most, in one pass: top_images.nc, and sheets of images.
 
-    An interrupted pass resumes when the command is repeated. Images that cannot be read are listed in
-    unreadable.csv.
+    The same command resumes an interrupted pass. Images that cannot be read are listed in unreadable.csv.
 
     Args:
       model: a name from `qkjax models`, or a path.
-      images: a folder (ImageNet's layout, flat or nested), a .zip, a .tar (webdataset) or a folder of
-        those; by default the photographs that come with scikit-image and scikit-learn.
+      images: a folder (ImageNet's layout, flat or nested), a .zip, a .tar (webdataset), or a folder of archives; by
+        default the photographs that come with scikit-image and scikit-learn.
       out: folder for the results; by default results/MODEL/top_images.
-      score: one or more of product (the maximum of the query map times that of the key map; the paper's),
-        query_max, key_max, query_top5, key_top5 (mean of the five largest), query_mean, key_mean.
-        Sheets show the first.
-      top: images kept for each mode, sign and score.
-      stream: what is projected: the LayerNorm's output, on which the modes act, or the residual stream
-        before it, as in the authors' code.
-      batch: images per batch; by default 8 on a CPU, 64 per device elsewhere.
-      resolution: height and width in pixels; by default the model's own.
-      dtype: of the forward pass.
-      sheet_modes: modes on a sheet, strongest first.
-      layer: sheets of this layer alone.
-      head: sheets of this head alone.
-      select: instead of sheets one page of these modes, such as "L8 H7 M2"; "L8 H7 M2-" is its other sign.
+      score: one or more scores of images: product (the maximum of the query map times the maximum of the key map, as
+        in the paper), query_max, key_max, query_top5, key_top5 (mean of the five largest values), query_mean, key_mean.
+        Sheets show the first one.
+      top: number of images per mode, sign and score.
+      stream: the tokens that are projected: norm, the LayerNorm's output, on which the modes act; or residual, the
+        residual stream before it, as in the authors' code.
+      batch: images per batch; by default 8 on a CPU, and 64 per device on accelerators.
+      resolution: height and width of the images in pixels; by default the model's own.
+      dtype: number format of the forward pass.
+      sheet_modes: number of modes on a sheet, strongest first.
+      layer: draw only the sheets of this layer.
+      head: draw only the sheets of this head.
+      select: draw one page of these modes instead of the sheets, such as "L8 H7 M2"; "L8 H7 M2-" is the other sign.
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
-      heads: attention heads, for a torch file without config.json whose width does not tell.
+      grid: rows and columns of the position embedding, if its grid is not square.
+      heads: number of attention heads, for a torch file without config.json.
       json: print the findings as JSON.
     """
     if distributed:

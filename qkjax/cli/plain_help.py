@@ -1,12 +1,13 @@
 """Help in plain words: `--heads N`, not `--heads {None}|INT (default: None)`."""
 
 import inspect
+import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, field, is_dataclass, make_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
 
@@ -14,39 +15,76 @@ METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
 def with_plain_help(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, whose help states types in words and no default that is None, empty, or that of a flag."""
+    """The command with help that states types in words, and no default that is None, False or empty.
+
+    A parameter that is a dataclass, whose fields are options, gets plain help for each field.
+    """
     signature = inspect.signature(command, eval_str=True)
-    parameters = [p.replace(annotation=_plain(p)) for p in signature.parameters.values()]
+    parameters = [_plain_parameter(parameter) for parameter in signature.parameters.values()]
 
     @wraps(command)
     def run(*arguments, **options) -> None:
-        command(*arguments, **options)
+        command(*arguments, **{name: _original(value) for name, value in options.items()})
 
-    del run.__wrapped__  # else its own annotations would be read
+    del run.__wrapped__  # otherwise tyro would read the annotations of the command
+    run.__doc__ = _joined_lines(command.__doc__)
     run.__signature__ = signature.replace(parameters=parameters)
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
 
 
-def _plain(parameter: inspect.Parameter) -> Any:
-    """The parameter's annotation with a metavar and, if its default says nothing, without it."""
-    annotation, metadata = parameter.annotation, []
-    if get_origin(annotation) is Annotated:
-        annotation, *metadata = get_args(annotation)
+def _plain_parameter(parameter: inspect.Parameter) -> inspect.Parameter:
+    annotation, default = parameter.annotation, parameter.default
+    if is_dataclass(default):
+        default = _plain_dataclass(default)
+        annotation = Annotated[(type(default), *_parts(annotation)[1:], arg())]
+    return parameter.replace(annotation=_plain(annotation, default), default=default)
+
+
+def _plain_dataclass(instance: Any) -> Any:
+    """A copy of a dataclass instance, of a class whose fields have plain help."""
+    original, values = type(instance), asdict(instance)
+    hints = get_type_hints(original, include_extras=True)
+    members = [(name, _plain(hints[name], value), field(default=value)) for name, value in values.items()]
+    copy = make_dataclass(original.__name__, members, frozen=True, namespace={"_original": original})
+    copy.__doc__ = _joined_lines(original.__doc__)
+    return copy()
+
+
+def _original(value: Any) -> Any:
+    """The instance of the original dataclass, for an instance of its copy; any other value is unchanged."""
+    return value._original(**asdict(value)) if hasattr(value, "_original") else value
+
+
+def _joined_lines(docstring: str | None) -> str:
+    """A docstring whose descriptions of arguments are one line each, so that tyro wraps them to the terminal."""
+    return re.sub(r"\n {4,}(?=\S)", " ", inspect.cleandoc(docstring or ""))
+
+
+def _parts(annotation: Any) -> tuple:
+    """A type, followed by its metadata if it is annotated."""
+    return get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+
+
+def _plain(annotation: Any, default: Any) -> Any:
+    """The annotation with a metavar, and without its default in the help if that is None, False or empty."""
+    annotation, *metadata = _parts(annotation)
     config_type = type(arg())
     config = next((item for item in metadata if isinstance(item, config_type)), arg())
     others = [item for item in metadata if not isinstance(item, config_type)]
     if config.metavar is None and (metavar := _metavar(annotation)):
         config = replace(config, metavar=metavar)
-    if parameter.default is inspect.Parameter.empty:
+    if default is inspect.Parameter.empty:
         config = replace(config, help_behavior_hint="(required)")
-    elif parameter.default is None or isinstance(parameter.default, bool) or parameter.default == ():
+    elif default is None or default is False or default in ((), ""):
         config = replace(config, help_behavior_hint="")
+    elif default is True and config.help_behavior_hint is None:
+        config = replace(config, help_behavior_hint="(on by default; this option turns it off)")
     return Annotated[(annotation, *others, config)]
 
 
 def _metavar(annotation: Any) -> str | None:
-    """A word for a type, the choices of a literal, None for what tyro shows well."""
+    """A word for a type, or the choices of a literal; None for any other type, which tyro describes."""
     if get_origin(annotation) in (Union, UnionType):
         (annotation,) = (part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is Literal:

@@ -1,4 +1,4 @@
-"""`qkjax report`: results to look at in a browser."""
+"""`qkjax report`: results in a browser."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,26 +21,26 @@ def report(
     grid: tuple[int, int] | None = None,
     heads: int | None = None,
 ) -> None:
-    """Write a static site in which to look at modes, images and attention: opens from disk, needs no server.
+    """Write a static site on modes, images and attention. It opens from disk and needs no server.
 
-    A model without a scan is scanned first, as by `qkjax top-images`. What preference, objects and ablate wrote is
-    shown, too. An interrupted pass resumes when the command is repeated.
+    If there is no result of `qkjax top-images`, it is computed first. Results of preference, objects and ablate are
+    shown, too. The same command resumes an interrupted pass.
 
     Args:
-      targets: names from `qkjax models`, paths, or folders of results, such as results/MODEL; of several
-        models any two can be looked at side by side.
-      images: as for top-images: those that were scanned, or are to be.
+      targets: names from `qkjax models`, paths, or folders of results, such as results/MODEL. With several models, the
+        site shows any two of them side by side.
+      images: the images of top-images, which are also used if top-images is computed first.
       out: folder for the site; by default results/MODEL/report.
-      top: images of each mode and sign.
-      modes: of each head, strongest first; by default all.
-      look: images in which to pick a patch and see where it attends: files, or names of photographs of
+      top: number of images per mode and sign.
+      modes: number of modes per head, strongest first; by default all.
+      look: images in which you can pick a patch and see where it attends: files, or names of photographs of
         scikit-image and scikit-learn, such as chelsea; by default two of the images.
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: rows and columns of the position embedding, for a checkpoint whose grid is not square.
-      heads: attention heads, for a torch file that neither config.json nor the width tells them of.
+      grid: rows and columns of the position embedding, if its grid is not square.
+      heads: number of attention heads, for a torch file without config.json.
     """
     if not targets:
-        raise QkjaxError("no model or results given; for example: qkjax report dinov2-vits14-focus")
+        raise QkjaxError("no model or results given: give at least one, such as qkjax report dinov2-vits14-focus")
     if distributed:
         from qkjax.runtime.hosts import join
 

@@ -1,4 +1,4 @@
-"""`qkjax train`, `sweep`: ViTs whose query-key interaction is constrained."""
+"""`qkjax train`, `sweep`: training of ViTs with a constrained query-key interaction."""
 
 import argparse
 import re
@@ -19,10 +19,10 @@ Folder = Annotated[Positional[Path], arg(metavar="FOLDER")]
 
 
 def training_commands(arguments: Sequence[str]) -> dict[str, Callable]:
-    """The commands; the defaults of their options are the values of the preset or file that `--config` names.
+    """The commands. The defaults of their options are those of the preset or file of `--config`.
 
     Raises:
-      QkjaxError: an unknown preset, or a file that cannot be read.
+      QkjaxError: the preset is unknown, or the file cannot be read.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", default="digits")
@@ -30,7 +30,7 @@ def training_commands(arguments: Sequence[str]) -> dict[str, Callable]:
     try:
         base = load_preset(parser.parse_known_args(arguments)[0].config) if trains else TrainConfig()
     except argparse.ArgumentError as error:
-        raise QkjaxError(f"{error}: give a preset or a file") from error
+        raise QkjaxError(f"{error}; give the name of a preset, or a file") from error
     return {"train": _train(base), "sweep": _sweep(base)}
 
 
@@ -43,7 +43,7 @@ def _train(base: TrainConfig) -> Callable:
         json: bool = False,
         run: Annotated[TrainConfig, arg(name="")] = base,
     ) -> None:
-        """Train a ViT whose query-key interaction is constrained. The folder can then be used as a MODEL.
+        """Train a ViT with a constrained query-key interaction. The folder can then be used as a MODEL.
 
         The same command resumes an interrupted run, with bit-identical results.
 
@@ -53,7 +53,7 @@ def _train(base: TrainConfig) -> Callable:
             odd-one-out-study, imagenet-s16, or a .json or .toml file, such as another run's config.json.
           distributed: train on the devices of several processes that all run this command (jax.distributed).
           json: print the last evaluation and the findings as JSON.
-          run: the run.
+          run: configuration of the run.
         """
         if distributed:
             from qkjax.runtime.hosts import join
@@ -92,10 +92,10 @@ def _sweep(base: TrainConfig) -> Callable:
         Args:
           out: folder of the sweep: one folder per run, sweep.nc, sweep.csv, figures.
           constraints: one or more constraints or schedules, such as: free tied "0-2:tied 3-5:free".
-          seeds: the number of seeds per constraint: 0, 1, ...
+          seeds: number of seeds per constraint; the seeds are 0, 1, ...
           config: preset or file with the defaults of the options below, as for train.
           json: print the table and the findings as JSON.
-          run: what all runs have in common; the sweep sets constraint and seed.
+          run: configuration that all runs share; the sweep sets constraint and seed.
         """
         from qkjax.train.findings import format_table, table
         from qkjax.train.sweep import run_folder, sweep_figures
@@ -120,13 +120,13 @@ def _print(out: Path, dataset, text: str, rows: list, figures: dict, as_json: bo
 
 
 def _or_nan(value):
-    """JSON's null as the NaN that a table has in its place."""
+    """The value, with NaN in place of JSON's null."""
     return float("nan") if value is None else value
 
 
 @contextmanager
 def _errors_in_options() -> Iterator[None]:
-    """Library errors, which name settings as `learning_rate=0`, in terms of options: `--learning-rate 0`."""
+    """Translates library errors, which name settings as `learning_rate=0`, to options: `--learning-rate 0`."""
     try:
         yield
     except QkjaxError as error:
