@@ -35,6 +35,7 @@ _HOME = {
     "edit": "analyses.edit",
     "export": "weights.export",
     "forward": "analyses.forward",
+    "from_kernels": "weights.memory",
     "load": "weights.load",
     "measure": "interaction.metrics",
     "preprocess": "analyses.forward",

@@ -134,6 +134,19 @@ def query_key(params: Mapping) -> QueryKey:
         raise QkjaxError(f"params is not the tree of a ViT ({error}): pass `params` of `qkjax.load`") from error
 
 
+def bare_tree(parts: QueryKey) -> dict:
+    """A tree of queries, keys and the norms before them, from which `query_key` gives `parts` back."""
+    blocks = {}
+    for layer in range(len(parts.query_kernel)):
+        attention = {
+            name: {"kernel": getattr(parts, f"{name}_kernel")[layer], "bias": getattr(parts, f"{name}_bias")[layer]}
+            for name in ("query", "key")
+        }
+        norm = {"scale": parts.norm_scale[layer], "bias": parts.norm_bias[layer]}
+        blocks[block_name(layer)] = {ATTENTION: attention, NORM: norm}
+    return {ENCODER: blocks}
+
+
 def query_key_kernels(
     params: Mapping,
 ) -> tuple[Float[Stack, "layers embed heads head_dim"], Float[Stack, "layers embed heads head_dim"]]:

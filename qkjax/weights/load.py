@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -14,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 from qkjax.errors import AssumptionWarning, QkjaxError
 from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
-from qkjax.weights import catalogue, preprocessing
+from qkjax.weights import catalogue, memory, preprocessing
 from qkjax.weights.checkpoint import (
     CONFIG_KEY,
     NOTES_KEY,
@@ -25,7 +26,7 @@ from qkjax.weights.checkpoint import (
 )
 from qkjax.weights.download.fetch import local_file
 from qkjax.weights.families import described
-from qkjax.weights.families.big_vision import check_finite, read_vit
+from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
 from qkjax.weights.families.facts import Facts
 from qkjax.weights.families.torch_layouts import to_vit
 from qkjax.weights.families.torch_towers import image_tower, split_models
@@ -36,7 +37,6 @@ from qkjax.weights.formats.tensorstore import TensorstoreFolder, resolve
 
 ModelData = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...]]
 """Architecture, flat arrays, and notes on what was assumed or left out."""
-ASSUMED = ("pool", "grid", "activation", "norm_eps", "posemb_resample")
 
 
 def split_submodel(path: str) -> tuple[str, str | None]:
@@ -61,7 +61,7 @@ def origin(model: str | os.PathLike, settings: Mapping) -> dict[str, str]:
     return {"checkpoint": address(model), "loaded_with": json.dumps(dict(settings))}
 
 
-def load(model: str | os.PathLike, **settings) -> Checkpoint:
+def load(model: Any, **settings) -> Checkpoint:
     """Reads the architecture and the parameters of a ViT, and checks them.
 
     Every public layout is converted to big_vision's current one: bare trees, `params/`, `opt/target/`;
@@ -73,7 +73,8 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
       model: a name from `qkjax models` or the id of a repository of the Hugging Face hub (downloaded if it is
         not on disk); the path of an npz file, a tensorstore folder, a safetensors or PyTorch file, a folder that
         holds one of these and its config.json, or a folder written by `qkjax train`; or a path followed by a
-        sub-model, "siglip.npz:img".
+        sub-model, "siglip.npz:img". Or a model in memory, whose parameters are copied: a torch module (transformers,
+        timm, open_clip, or one that uses their names), a flax.nnx module or state, a dictionary of arrays.
       **settings: parts of `ViTConfig` that cannot be inferred from the parameters: `pool="none"` or "0"
         (by default "gap" if there is no class token), `grid=(rows, columns)` of a position embedding that is not
         square, `norm_eps`, `activation`, `posemb_resample`; and `heads` of a torch file, if neither its
@@ -94,7 +95,10 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
       >>> checkpoint.config.depth, checkpoint.config.heads
       (12, 6)
     """
-    text, settings = os.fspath(model), check_settings(settings)
+    settings = check_settings(settings)
+    if not isinstance(model, str | os.PathLike):
+        return _in_memory(model, settings)
+    text = os.fspath(model)
     if catalogue.is_name(text):
         return _load_entry(catalogue.entry(text), settings)
     path, sub = split_submodel(text)
@@ -102,6 +106,13 @@ def load(model: str | os.PathLike, **settings) -> Checkpoint:
     name = (absolute.name if os.path.isdir(absolute) else absolute.stem).encode(errors="replace").decode()
     trained = os.path.join(path, "model.npz")  # in the folder of a run of `qkjax train`
     return _read(Path(trained if os.path.isfile(trained) else path), sub, name, settings)
+
+
+def _in_memory(model: Any, settings: Mapping) -> Checkpoint:
+    """Reads a model in memory."""
+    config, flat, notes, preset = memory.read(model, settings)
+    name = memory.name_of(model)
+    return _checkpoint(name, config, flat, f"{type(model).__module__}.{type(model).__name__}", preset, notes)
 
 
 def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
@@ -143,10 +154,17 @@ def _read(
         raise QkjaxError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     except QkjaxError as error:
         raise error if str(path) in str(error) else QkjaxError(f"{path}: {error}") from error
-    preprocess = stored or from_catalogue or preprocessing.from_architecture(config)
+    return _checkpoint(name, config, flat, source, stored or from_catalogue, notes)
+
+
+def _checkpoint(
+    name: str, config: ViTConfig, flat: Mapping, source: str, preset: Preprocess | None, notes: tuple[str, ...]
+) -> Checkpoint:
+    """The checkpoint; warns of what was assumed."""
     for note in notes:
-        warnings.warn(f"{name}: {note}", AssumptionWarning, stacklevel=3)
-    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preprocess, notes)
+        warnings.warn(f"{name}: {note}", AssumptionWarning, stacklevel=4)
+    preset = preset or preprocessing.from_architecture(config)
+    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preset, notes)
 
 
 def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ModelData:
@@ -192,9 +210,7 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
         stored = check_settings({k: v for k, v in stored.items() if k in SETTINGS and v is not None})
         return *read_vit(container, keys, sub, {**stored, **settings}), notes
     config, flat = read_vit(container, keys, sub, settings)
-    assumed = {name: getattr(config, name) for name in ASSUMED if name not in settings}
-    listed = ", ".join(f"{name}={value!r}" for name, value in assumed.items())
-    return config, flat, (f"assumed, as in big_vision: {listed}",) if listed else ()
+    return config, flat, assumptions(config, settings)
 
 
 def _text(container: NpzFile | TensorstoreFolder, key: str) -> str:

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -9,12 +11,30 @@ from qkjax.errors import QkjaxError
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.families import big_vision_names as names
 from qkjax.weights.families.architecture import check_shapes, has_class_row, infer_config
-from qkjax.weights.formats.npz import NpzFile, weight_dtype
-from qkjax.weights.formats.tensorstore import TensorstoreFolder
+from qkjax.weights.formats.npz import Header, weight_dtype
+
+
+@runtime_checkable
+class Container(Protocol):
+    """Arrays by name: an open file or folder, or a dictionary in memory."""
+
+    path: Path
+
+    def header(self, key: str) -> Header:
+        """Shape and dtype of an array."""
+        ...
+
+    def read(self, key: str) -> np.ndarray:
+        """An array."""
+        ...
+
+
+ASSUMED = ("pool", "grid", "activation", "norm_eps", "posemb_resample")
+"""What a tree of big_vision leaves open."""
 
 
 def read_vit(
-    container: NpzFile | TensorstoreFolder, keys: Iterable[str], sub: str | None, settings: Mapping
+    container: Container, keys: Iterable[str], sub: str | None, settings: Mapping
 ) -> tuple[ViTConfig, dict[str, np.ndarray]]:
     """The architecture and the checked flat canonical arrays of a container.
 
@@ -52,6 +72,12 @@ def read_vit(
     return config, arrays
 
 
+def assumptions(config: ViTConfig, settings: Mapping) -> tuple[str, ...]:
+    """A note on the settings that nothing states, so that big_vision's defaults are used."""
+    listed = ", ".join(f"{name}={getattr(config, name)!r}" for name in ASSUMED if name not in settings)
+    return (f"assumed, as in big_vision: {listed}",) if listed else ()
+
+
 def _check_memory(needed: float) -> None:
     try:
         have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -61,7 +87,7 @@ def _check_memory(needed: float) -> None:
         raise QkjaxError(f"the parameters need {needed / 2**30:.0f} GiB, but this machine has {have / 2**30:.0f} GiB")
 
 
-def _read_arrays(container: NpzFile | TensorstoreFolder, stored: Mapping[str, names.Stored]) -> dict[str, np.ndarray]:
+def _read_arrays(container: Container, stored: Mapping[str, names.Stored]) -> dict[str, np.ndarray]:
     whole: dict[str, np.ndarray] = {}
     arrays = {}
     for name, (key, layer) in stored.items():

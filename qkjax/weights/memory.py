@@ -1,0 +1,202 @@
+"""Models in memory: live torch modules, flax.nnx modules and states, dictionaries of arrays, bare kernels.
+
+Parameters are copied to the host, so that training goes on without changing a checkpoint; the model stays where it is.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float
+
+from qkjax.errors import QkjaxError
+from qkjax.images.preprocess import Preprocess
+from qkjax.interaction.query_key import QueryKey
+from qkjax.vit.config import ViTConfig
+from qkjax.vit.tree import bare_tree
+from qkjax.weights import preprocessing
+from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.families import described, timm
+from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
+from qkjax.weights.families.facts import Facts, from_module_facts
+from qkjax.weights.families.open_clip_module import facts_of as facts_of_open_clip
+from qkjax.weights.families.timm_module import facts_of as facts_of_timm
+from qkjax.weights.families.torch_layouts import to_vit
+from qkjax.weights.families.torch_towers import image_tower
+from qkjax.weights.formats.npz import Header
+
+Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
+ModelData = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...], Preprocess | None]
+KERNEL_AXES = 4
+WRAPPERS = ("module", "_orig_mod")
+"""Attributes under which DataParallel and `torch.compile` hold the model itself."""
+
+
+def read(model: Any, settings: Mapping) -> ModelData:
+    """Architecture, flat canonical arrays, notes and preprocessing of a model in memory.
+
+    Raises:
+      QkjaxError: not a model that qkjax knows, or see `qkjax.load`.
+    """
+    if _is_torch(model):
+        return _read_torch(model, settings)
+    arrays = _arrays(model)
+    if any("/" in name for name in arrays):
+        container = _Arrays(arrays)
+        config, flat = read_vit(container, list(arrays), None, settings)
+        return config, flat, assumptions(config, settings), None
+    names, notes = image_tower(arrays)
+    facts = replace(Facts().with_settings(settings), notes=tuple(notes))
+    return *to_vit(names, lambda name: check_finite(name, arrays[name]), facts), None
+
+
+def name_of(model: Any) -> str:
+    """A name for a checkpoint of the model: its architecture, or its class."""
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    return str(architecture or type(model).__name__)
+
+
+def _is_torch(model: Any) -> bool:
+    return any(kind.__module__ == "torch.nn.modules.module" for kind in type(model).__mro__)
+
+
+def _read_torch(model: Any, settings: Mapping) -> ModelData:
+    notes = []
+    while inner := next((name for name in WRAPPERS if name in dict(model.named_children())), None):
+        model = getattr(model, inner)
+        notes.append(f"unwrapped from {inner!r}")
+    facts, model, preset = _facts_of_module(model)
+    state = model.state_dict()
+    names, left_out = image_tower(state)
+    facts = replace(facts.with_settings(settings), notes=(*facts.notes, *notes, *left_out))
+    return *to_vit(names, lambda name: check_finite(name, _copied(state[name])), facts), preset
+
+
+def _facts_of_module(model: Any) -> tuple[Facts, Any, Preprocess | None]:
+    """The facts of a torch module, the part of it that holds the ViT, and its preprocessing if it states one."""
+    library = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    if "open_clip" in library:
+        visual = getattr(model, "visual", model)
+        if (trunk := getattr(visual, "trunk", None)) is not None:
+            return _facts_of_module(trunk)
+        return facts_of_open_clip(visual), visual, None
+    if hasattr(model, "pretrained_cfg") and "timm" in library:
+        facts = facts_of_timm(model)
+        if "refused" in facts:
+            raise QkjaxError(f"timm's {name_of(model)}: {facts['refused']}")
+        return from_module_facts(facts), model, timm.preprocess_of({"pretrained_cfg": model.pretrained_cfg})
+    config = getattr(model, "config", None)
+    if hasattr(config, "to_dict"):
+        return described.facts_of_config(config.to_dict()), model, None
+    return Facts(), model, None
+
+
+def _copied(tensor: Any) -> np.ndarray:
+    """A copy of a torch tensor on the host; bfloat16, which numpy lacks, becomes float32."""
+    tensor = tensor.detach().cpu()
+    return np.array(tensor.float().numpy() if str(tensor.dtype) == "torch.bfloat16" else tensor.numpy())
+
+
+def _arrays(model: Any) -> dict[str, np.ndarray]:
+    """Copies of all arrays of a nested or flat mapping, or of an nnx module or state, by name; "/" joins nested names.
+
+    Raises:
+      QkjaxError: it is none of these.
+    """
+    if not (_is_nnx(model) or isinstance(model, Mapping)):
+        raise QkjaxError(
+            f"cannot read a {type(model).__name__}: expected a name, a path, a torch or nnx module, or arrays by name"
+        )
+    nested = _pure(model) if _is_nnx(model) else model
+    flat = {"/".join(map(str, path)): value for path, value in flatten_dict(_as_dict(nested)).items()}
+    return {name.removeprefix("params/"): np.array(value) for name, value in flat.items() if hasattr(value, "shape")}
+
+
+def _is_nnx(model: Any) -> bool:
+    return any(kind.__module__.startswith("flax.nnx") for kind in type(model).__mro__)
+
+
+def _pure(model: Any) -> dict:
+    from flax import nnx
+
+    state = model if isinstance(model, nnx.State) else nnx.state(model)
+    filtered = getattr(nnx, "filter_state", lambda state, kind: state.filter(kind))  # new in flax 0.12
+    return nnx.to_pure_dict(filtered(state, nnx.Param))
+
+
+def _as_dict(nested: Mapping) -> dict:
+    return {key: _as_dict(value) if isinstance(value, Mapping) else value for key, value in nested.items()}
+
+
+class _Arrays:
+    """Arrays in memory with the methods of an open file, for `read_vit`."""
+
+    path = Path("the dictionary")
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self._arrays = arrays
+
+    def header(self, key: str) -> Header:
+        return Header(self._arrays[key].shape, self._arrays[key].dtype)
+
+    def read(self, key: str) -> np.ndarray:
+        return self._arrays[key]
+
+
+def from_kernels(
+    query_kernel: Kernel,
+    key_kernel: Kernel,
+    *,
+    query_bias: Array | np.ndarray | None = None,
+    key_bias: Array | np.ndarray | None = None,
+    norm_scale: Array | np.ndarray | None = None,
+    norm_bias: Array | np.ndarray | None = None,
+    name: str = "kernels",
+) -> Checkpoint:
+    """A checkpoint of bare query and key kernels, for `analyze`, `compare` and `decompose`.
+
+    Args:
+      query_kernel, key_kernel: (layers, embed, heads, head_dim), as in y Wq; they are copied.
+      query_bias, key_bias: (layers, heads, head_dim); None: zeros.
+      norm_scale, norm_bias: (layers, embed) of the LayerNorm before them; None: ones and zeros.
+      name: of the checkpoint.
+
+    Returns:
+      A checkpoint that holds queries and keys only; what needs images refuses it.
+
+    Raises:
+      QkjaxError: the shapes do not fit, or values are not finite.
+
+    Example:
+      >>> import numpy as np
+      >>> import qkjax
+      >>> query, key = np.random.default_rng(0).standard_normal((2, 3, 12, 2, 4))  # 3 layers, 2 heads
+      >>> qkjax.analyze(qkjax.from_kernels(query, key)).weighted_cosine.shape
+      (3, 2)
+    """
+    query, key = (np.array(kernel) for kernel in (query_kernel, key_kernel))
+    if query.ndim != KERNEL_AXES or query.shape != key.shape:
+        raise QkjaxError(
+            f"query_kernel has shape {query.shape} and key_kernel {key.shape}: expected equal shapes (layers, embed, "
+            "heads, head_dim)"
+        )
+    layers, embed, heads, head_dim = query.shape
+    fill: list[tuple[str, Any, tuple[int, ...], Callable]] = [
+        ("query_bias", query_bias, (layers, heads, head_dim), np.zeros),
+        ("key_bias", key_bias, (layers, heads, head_dim), np.zeros),
+        ("norm_scale", norm_scale, (layers, embed), np.ones),
+        ("norm_bias", norm_bias, (layers, embed), np.zeros),
+    ]
+    parts = {"query_kernel": query, "key_kernel": key}
+    for part, value, shape, default in fill:
+        parts[part] = default(shape, query.dtype) if value is None else np.array(value)
+        if parts[part].shape != shape:
+            raise QkjaxError(f"{part} has shape {parts[part].shape}, expected {shape}")
+    for part, value in parts.items():
+        check_finite(part, value)
+    config = ViTConfig(width=embed, depth=layers, heads=heads, head_dim=head_dim, mlp_dim=0, patch_size=(0, 0),
+                       weights_only="it holds query and key kernels only")  # fmt: skip
+    return Checkpoint(name, config, bare_tree(QueryKey(**parts)), name, preprocessing.from_architecture(config))

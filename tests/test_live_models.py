@@ -1,0 +1,164 @@
+"""Models in memory: what `load` reads from a live module equals what it reads from that module's file."""
+
+import json
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+import qkjax
+from qkjax.errors import AssumptionWarning
+from qkjax.vit.tree import query_key
+
+NEEDS = "needs the parity extra: pip install -e '.[parity]'"
+TIMM = ("vit_tiny_patch16_224", "test_vit3", "beit_base_patch16_224", "samvit_base_patch16_224",
+        "naflexvit_base_patch16_siglip")  # fmt: skip
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason=NEEDS)
+
+
+def moved(torch, model):
+    """Every parameter away from its initial value."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def assert_equal(first: qkjax.Checkpoint, second: qkjax.Checkpoint):
+    assert first.config == second.config
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_module_and_its_file(torch, name, tmp_path):
+    timm = pytest.importorskip("timm", reason=NEEDS)
+    from safetensors.torch import save_file
+
+    arguments = {} if name.startswith("test") else {"depth": 2}
+    model = moved(torch, timm.create_model(name, **arguments))
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    sizes = {"input_size": list(model.pretrained_cfg["input_size"])}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": name, "model_args": arguments, "pretrained_cfg": sizes})
+    )
+    live = qkjax.load(model)
+    assert live.name == name
+    assert_equal(live, qkjax.load(tmp_path))
+
+
+def test_refusal_of_a_live_rotary_model(torch):
+    timm = pytest.importorskip("timm", reason=NEEDS)
+    with pytest.raises(qkjax.QkjaxError, match="rotary position embeddings: a head has no single matrix"):
+        qkjax.load(timm.create_model("vit_small_patch16_dinov3", depth=1))
+
+
+def small_clip(torch):
+    transformers = pytest.importorskip("transformers", reason=NEEDS)
+    vision = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80,
+              "image_size": 28, "patch_size": 7}  # fmt: skip
+    text = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "vocab_size": 99, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
+    return moved(torch, transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text)))
+
+
+def test_transformers_module_and_its_file(torch, tmp_path):
+    model = small_clip(torch)
+    model.save_pretrained(tmp_path)
+    assert_equal(qkjax.load(model), qkjax.load(tmp_path))
+    with pytest.warns(AssumptionWarning, match="text_model"):
+        qkjax.load(model)
+
+
+def test_wrapped_module(torch):
+    model = small_clip(torch)
+    wrapped = torch.nn.DataParallel(model)
+    assert_equal(qkjax.load(wrapped), qkjax.load(model))
+    assert "unwrapped from 'module'" in qkjax.load(wrapped).notes
+
+
+def test_open_clip_module(torch):
+    open_clip = pytest.importorskip("open_clip", reason=NEEDS)
+    visual = open_clip.transformer.VisionTransformer(
+        image_size=28, patch_size=7, width=48, layers=2, heads=4, mlp_ratio=2, output_dim=24, act_layer=torch.nn.GELU
+    )
+    model = moved(torch, visual)
+    checkpoint = qkjax.load(model)
+    assert (checkpoint.config.heads, checkpoint.config.grid, checkpoint.config.activation) == (4, (4, 4), "gelu")
+    images = torch.randn(2, 3, 28, 28)
+    model.proj = None
+    wanted = model(images)
+    ours, _ = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(ours, wanted.detach().numpy(), atol=1e-5 * wanted.abs().max().item())
+
+
+def test_training_loop_changes_no_checkpoint_and_keeps_no_memory(torch):
+    """Ten analyses in the middle of a training loop: copies, which are freed; the module stays where and what it is."""
+    import gc
+    import weakref
+
+    model = small_clip(torch)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = qkjax.load(model)
+    kernel = query_key(before.params).query_kernel.copy()
+    seen = []
+    for _ in range(10):
+        loss = model.vision_model(torch.randn(2, 3, 28, 28)).pooler_output.square().mean()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+        checkpoint = qkjax.load(model)
+        qkjax.analyze(checkpoint)
+        seen.append(weakref.ref(checkpoint))
+        assert all(parameter.device.type == "cpu" and parameter.requires_grad for parameter in model.parameters())
+    del checkpoint
+    gc.collect()
+    assert not any(reference() for reference in seen)
+    np.testing.assert_array_equal(query_key(before.params).query_kernel, kernel)
+    assert not np.array_equal(query_key(qkjax.load(model).params).query_kernel, kernel)
+
+
+def test_dictionary_of_arrays(default):
+    config = default.config
+    stated = {name: getattr(config, name) for name in ("norm_eps", "activation", "posemb_resample", "grid", "pool")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is assumed
+        assert_equal(qkjax.load(default.params, **stated), default)
+    with pytest.warns(AssumptionWarning, match="assumed, as in big_vision: pool='tok'"):
+        qkjax.load(default.params)
+
+
+def test_nnx_module_and_state():
+    from flax import nnx
+
+    config = qkjax.ViTConfig(width=24, depth=2, heads=2, head_dim=12, mlp_dim=48, patch_size=(8, 8), grid=(4, 4))
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    model = nnx.bridge.ToNNX(qkjax.ViT(config), rngs=nnx.Rngs(0)).lazy_init(images)
+    checkpoint = qkjax.load(model)
+    assert checkpoint.config == config
+    assert_equal(checkpoint, qkjax.load(nnx.state(model)))
+    output, _ = qkjax.forward(checkpoint, images)
+    np.testing.assert_allclose(output, model(images)[0], atol=1e-6)
+
+
+def test_bare_kernels():
+    query, key = np.random.default_rng(0).standard_normal((2, 3, 12, 2, 4)).astype(np.float32)
+    checkpoint = qkjax.from_kernels(query, key)
+    modes = qkjax.decompose(query, key)
+    np.testing.assert_array_equal(qkjax.decompose(checkpoint).s, modes.s)
+    np.testing.assert_array_equal(qkjax.analyze(checkpoint).cosine, qkjax.measure(modes).cosine)
+    with pytest.raises(qkjax.QkjaxError, match="query and key kernels only"):
+        qkjax.forward(checkpoint, np.zeros((1, 8, 8, 3)))
+    with pytest.raises(qkjax.QkjaxError, match=r"key_bias has shape \(3, 2\), expected \(3, 2, 4\)"):
+        qkjax.from_kernels(query, key, key_bias=np.zeros((3, 2)))
+    with pytest.raises(qkjax.QkjaxError, match="NaN"):
+        qkjax.from_kernels(query * np.nan, key)
+
+
+@pytest.mark.parametrize("model", [3, [1.0], object()])
+def test_what_is_no_model(model):
+    with pytest.raises(qkjax.QkjaxError, match="expected a name, a path, a torch or nnx module"):
+        qkjax.load(model)
