@@ -446,7 +446,7 @@ def test_bad_input(site, tmp_path):
     page = (site / "results/a/report/index.html").read_bytes()
     make_images(tmp_path / "others", 3)
     for arguments, parts in (
-        ((MODEL, "--images", tmp_path / "others"), ("top_images.nc", "is of images 'images'", "--images")),
+        ((MODEL, "--images", tmp_path / "others"), ("top_images.nc", "is of the images 'images'", "--images")),
         (("nothing-like-this",), ("nothing-like-this",)),
         ((MODEL, "--images", "images", "--top", "0"), ("--top 0: expected a whole number from 1 up",)),
         ((MODEL, "--images", "images", "--modes", "-1"), ("--modes -1: expected a whole number from 1 up",)),

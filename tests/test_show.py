@@ -37,7 +37,7 @@ def test_the_page_has_everything_inside_and_writes_nothing(checkpoint, tmp_path,
         ({"photograph": "chelsee"}, "nearest: 'chelsea'"),
         (
             {"images": qkjax.images.ImageSet("x", (), lambda index: index, "")},
-            "show needs top=... and images=...",
+            "only one of top=... and images=... is given",
         ),
     ],
 )

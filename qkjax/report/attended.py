@@ -1,4 +1,4 @@
-"""One image under all modes: what a page needs to show where any patch attends, and through which modes."""
+"""The attention logits of one image, decomposed into modes, for a page on where each patch attends and why."""
 
 from functools import partial
 from typing import NamedTuple
@@ -19,19 +19,20 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 class Attended(NamedTuple):
-    """The logits of an image, term by term, up to what is the same for all keys of a query, which softmax drops:
+    """The terms of an image's logits, without terms that are equal for all keys of a query, which softmax cancels:
 
         logit_ij = sum_n query[h, i, n] query_step[h, n] key[h, j, n] key_step[h, n] + bias[h, j] + other[h, i, j]
 
-    The query map carries s_n / sqrt(d). All layers; tokens are the special ones, then the patches.
+    The query map includes the factor s_n / sqrt(d). The tokens are the special tokens followed by the patches.
 
     Attributes:
-      query, key: int16, see `qkjax.report.pack.quantised`: a term is wrong by about 3e-5 of its mode's largest.
-      bias: y_j . b of the key bias, b as in `bias_terms`, divided by sqrt(d).
-      other: times `other_step` (layers, heads): relative position biases, less their mean over keys; empty if the
+      query, key: maps in int16, see `qkjax.report.pack.quantised`. The error of a term is about 3e-5 of the largest
+        term of its mode.
+      bias: the key bias y_j . b / sqrt(d), with b as in `bias_terms`.
+      other: relative position biases minus their mean over keys, in units of `other_step` (layers, heads); empty if the
         model has none.
-      share: of each mode in the variance of the logits, see `qkjax.activations.contribution`.
-      bias_share: of the key bias.
+      share: share of each mode in the variance of the logits, see `qkjax.activations.contribution`.
+      bias_share: share of the key bias in this variance.
     """
 
     query: Int[np.ndarray, "layers heads tokens modes"]
@@ -48,26 +49,27 @@ class Attended(NamedTuple):
 def attended(
     checkpoint: Checkpoint, modes: Modes, key_direction: Float[jax.Array, "layers heads embed"], pixels: Pixels
 ) -> Attended:
-    """All terms of the logits of one picture.
+    """Computes all terms of the logits of one picture.
 
     Args:
-      modes: all of the checkpoint's, in the plain frame (no folding).
-      key_direction: of `bias_terms`.
-      pixels: the picture as the model sees it.
+      checkpoint: the model.
+      modes: all modes of the checkpoint, in the plain frame (no folding).
+      key_direction: the field of `bias_terms`.
+      pixels: the picture at the model's resolution.
     """
     images = normalise(pixels, checkpoint.preprocess)[None]
-    found = _attended(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
-    return Attended(*map(np.asarray, found))
+    terms = _attended(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
+    return Attended(*map(np.asarray, terms))
 
 
 @partial(jax.jit, static_argnames=("model",))
 def _attended(model: ViT, params, images, modes: Modes, key_direction) -> Attended:
-    seen = ("norm", "attention_logits", "attention")
-    _, out = model.apply({"params": params}, images, capture=seen)
+    names = ("norm", "attention_logits", "attention")
+    _, out = model.apply({"params": params}, images, capture=names)
     root = np.sqrt(model.config.head_dim).astype(np.float32)
     layers = []
     for layer in range(model.config.depth):
-        tokens, logits, attention = (layer_outputs(out, name)[layer] for name in seen)
+        tokens, logits, attention = (layer_outputs(out, name)[layer] for name in names)
         u, s, v = (x[layer] for x in modes)
         maps = project(tokens, u, v)[0]  # (tokens, 2, heads, modes)
         query, key = (maps[:, 0] * (s / root)[None]).transpose(1, 0, 2), maps[:, 1].transpose(1, 0, 2)

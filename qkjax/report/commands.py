@@ -1,4 +1,4 @@
-"""The commands that analyse a mode further, as a page shows them."""
+"""The commands on a page, which analyse a mode further."""
 
 import json
 import os
@@ -10,27 +10,28 @@ from qkjax.analyses.top_images.pages import ScanOptions, earlier_folder
 from qkjax.report.subject import ModelData
 
 
-def commands(found: ModelData) -> dict[str, str]:
-    """Shell commands for the folder in which the report was written: `top-images`, which reads the same scan, and
-    `ablate`; each lacks only the selection."""
-    subject, scan, usual = found.subject, found.scan, ScanOptions()
-    seen = {"images": found.images, "resolution": scan.options.resolution, **json.loads(subject.origin["loaded_with"])}
-    every = {"dtype": scan.options.dtype, "score": scan.scores, "top": scan.top, "stream": scan.stream}
-    default = {"dtype": usual.options.dtype, "score": usual.scores, "top": usual.top, "stream": usual.stream}
-    other = {name: value for name, value in every.items() if value != default[name]}
+def commands(data: ModelData) -> dict[str, str]:
+    """Shell commands to which only the selection must be added: `top-images`, which reads the same scan, and `ablate`.
+    Paths are relative to the folder in which the report was written."""
+    subject, scan, defaults = data.subject, data.scan, ScanOptions()
+    common = {"images": data.images, "resolution": scan.options.resolution, **json.loads(subject.origin["loaded_with"])}
+    options, default = (
+        {"dtype": s.options.dtype, "score": s.scores, "top": s.top, "stream": s.stream} for s in (scan, defaults)
+    )
+    changed = {name: value for name, value in options.items() if value != default[name]}
     home = Path("results") / subject.checkpoint.name
-    out = {} if subject.scanned == earlier_folder(home) else {"out": subject.scanned}
-    beside = {} if subject.folder == home else {"out": subject.folder / "ablations"}
-    precision = {name: value for name, value in other.items() if name == "dtype"}
-    model = _from_here(subject.origin["checkpoint"])
+    scan_out = {} if subject.scan_folder == earlier_folder(home) else {"out": subject.scan_folder}
+    ablate_out = {} if subject.folder == home else {"out": subject.folder / "ablations"}
+    precision = {name: value for name, value in changed.items() if name == "dtype"}
+    model = _relative(subject.origin["checkpoint"])
     return {
-        "modes": _line("top-images", model, seen | other | out),
-        "ablate": _line("ablate", model, seen | precision | beside),
+        "modes": _line("top-images", model, common | changed | scan_out),
+        "ablate": _line("ablate", model, common | precision | ablate_out),
     }
 
 
-def _from_here(checkpoint: str) -> str:
-    """A path within the current folder as it is called there; all else as it stands."""
+def _relative(checkpoint: str) -> str:
+    """A path within the current folder, relative to it; any other text is unchanged."""
     inside = os.path.isabs(checkpoint) and Path(checkpoint).is_relative_to(Path.cwd())
     return os.path.relpath(checkpoint) if inside else checkpoint
 

@@ -1,4 +1,4 @@
-"""The job of `qkjax report`: results, and what they lack, to a folder that a browser opens."""
+"""`qkjax report`: computes missing results, and writes a site from the results of one or several models."""
 
 import json
 import sys
@@ -26,16 +26,16 @@ from qkjax.runtime.files import atomic_folder, check_replaceable
 from qkjax.vit.tree import query_key
 
 LARGE = 100e6
-"""Bytes of a model's pages above which it is said how to have less."""
+"""Size of a model's pages in bytes from which advice on a smaller report is printed."""
 
 
 class ReportOptions(NamedTuple):
-    """What is shown.
+    """Options of the site's content.
 
     Attributes:
-      top: images of each mode and sign.
-      modes: of each head; None for all.
-      look: images in which patches can be picked: files, or names of photographs; none for some of the set.
+      top: number of images per mode and sign.
+      modes: number of modes per head; None for all.
+      look: images in which patches can be picked: files, or names of photographs; empty for some images of the set.
     """
 
     top: int = 9
@@ -46,16 +46,17 @@ class ReportOptions(NamedTuple):
 def report(
     targets: tuple[str, ...], images: Path | None, out: Path | None, options: ReportOptions, settings: Mapping
 ) -> Path:
-    """Writes a static site: index.html, and in `data` what it loads as it is looked at.
+    """Writes a static site: index.html, and the folder `data` with files that the page loads on demand.
 
-    A model without a scan is scanned first, as by `top_images`. Interrupted passes resume. With several hosts all of
-    them compute, and the first one writes.
+    If a model has no result of `top_images`, it is computed first. Interrupted passes resume. With several hosts, all
+    of them compute, and the first one writes.
 
     Returns:
-      The page.
+      The path of index.html.
 
     Raises:
-      QkjaxError: bad input, or a result cannot be written; what was done is kept, and an earlier report is untouched.
+      QkjaxError: the input is invalid, or a result cannot be written; finished work is saved, and an earlier report is
+        unchanged.
     """
     if options.top < 1 or (options.modes is not None and options.modes < 1):
         name, value = ("top", options.top) if options.top < 1 else ("modes", options.modes)
@@ -63,40 +64,40 @@ def report(
     subjects = subjects_of(targets, settings)
     out = out or (subjects[0].folder if len(subjects) == 1 else Path("results")) / "report"
     check_replaceable(out, *page.OURS)
-    seen = open_images(images) if images else photographs()
-    looked_at = [open_photo(name) for name in options.look]
-    found = [_gather(subject, seen, images, options) for subject in subjects]
+    image_set = open_images(images) if images else photographs()
+    photos = [open_photo(name) for name in options.look]
+    models = [_gather(subject, image_set, images, options) for subject in subjects]
     if jax.process_index():
         return out / page.MARK
     with atomic_folder(out, *page.OURS) as folder:
-        sizes = [write_model(folder / page.DATA / f"m{i}", x, seen, looked_at) for i, x in enumerate(found)]
+        sizes = [write_model(folder / page.DATA / f"m{i}", data, image_set, photos) for i, data in enumerate(models)]
         page.write(folder, len(subjects))
-    advice = "; with fewer modes, or fewer images of each, it is smaller" if max(sizes) > LARGE else ""
+    advice = "; fewer modes, or fewer images per mode, make it smaller" if max(sizes) > LARGE else ""
     print(f"wrote a report of {sum(sizes) / 1e6:.1f} MB{advice}: open {out / page.MARK} in a browser", file=sys.stderr)
     return out / page.MARK
 
 
 def _gather(subject: Subject, images: ImageSet, path: Path | None, options: ReportOptions) -> ModelData:
-    checkpoint, folder = subject.checkpoint, subject.scanned
+    checkpoint, folder = subject.checkpoint, subject.scan_folder
     modes = decompose(*query_key(checkpoint.params)[:2])
-    usual = ScanOptions()
-    scan = _earlier_scan(folder / "top_images.nc", images) or usual._replace(top=max(options.top, usual.top))
+    defaults = ScanOptions()
+    scan = _earlier_scan(folder / "top_images.nc", images) or defaults._replace(top=max(options.top, defaults.top))
     top = write_top_images(checkpoint, images, scan, folder, subject.origin).dataset
     if top.sizes["place"] < min(options.top, len(images)):
         print(
-            f"{subject.name}: {top.sizes['place']} images of each mode, as the scan in {folder} kept; "
-            f"remove its top_images.nc to have {options.top}",
+            f"{subject.name}: the scan in {folder} has {top.sizes['place']} images per mode; "
+            f"remove its top_images.nc for {options.top}",
             file=sys.stderr,
         )
-    shown = (min(options.modes or modes.s.shape[-1], modes.s.shape[-1]), min(options.top, top.sizes["place"]))
-    return ModelData(subject, modes, scan, path, top, map_tiles(checkpoint, modes, images, top, shown, folder))
+    counts = (min(options.modes or modes.s.shape[-1], modes.s.shape[-1]), min(options.top, top.sizes["place"]))
+    return ModelData(subject, modes, scan, path, top, map_tiles(checkpoint, modes, images, top, counts, folder))
 
 
 def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
-    """How the scan was made whose result the first host has; None without one. The same on every host.
+    """The options of the scan whose result the first host has, on every host; None without a result.
 
     Raises:
-      QkjaxError: it is of other images, or cannot be read.
+      QkjaxError: the scan is of other images, or its result cannot be read.
     """
     attrs = attributes(path) if path.exists() and not jax.process_index() else None
     if jax.process_count() > 1:
@@ -109,10 +110,10 @@ def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
         stream, options = options_of(xr.Dataset(attrs=attrs))
         fingerprint = settings["images"]
     except (KeyError, ValueError, TypeError) as error:
-        raise QkjaxError(f"{path} does not say how it was made ({error!r}); remove it") from error
+        raise QkjaxError(f"{path} does not state its settings ({error!r}); remove it") from error
     if fingerprint != images.fingerprint:
         raise QkjaxError(
-            f"{path} is of images {attrs.get('images')!r}, not of {images.name!r} as they are now: give their folder "
-            "as images=..., or remove it to have these scanned"
+            f"{path} is of the images {attrs.get('images')!r}, expected {images.name!r} with its present content: give "
+            "the folder of its images as images=..., or remove the file to scan these images"
         )
     return ScanOptions(top, tuple(scores), stream, options)

@@ -1,4 +1,4 @@
-"""A page's facts about a model: its card, its metrics, and the results of other commands."""
+"""Facts about a model for its pages: its card, its metrics, and the results of other commands."""
 
 import csv
 import json
@@ -30,17 +30,19 @@ OTHERS = (
     ("Without some modes", "ablations", {
         name: f"Effects of ablations: {name.replace('_', ' ')}" for name in ABLATIONS}),
 )  # fmt: skip
-"""Title, folder and name of the table, and figures with what they show."""
+"""Title, name of the folder and its table, and the captions of the figures by name."""
 
 
-def facts(found: ModelData, images: Sequence[str], metrics: Metrics, looked_at: Sequence[str]) -> dict:
+def facts(data: ModelData, images: Sequence[str], metrics: Metrics, photos: Sequence[str]) -> dict:
     """Facts about a model, without large arrays.
 
     Args:
+      data: the data of the model's pages.
       images: names of the images that were scanned.
-      looked_at: names of the images in which patches can be picked.
+      metrics: metrics of the modes.
+      photos: names of the images in which patches can be picked.
     """
-    subject, top, maps = found.subject, found.top, found.maps
+    subject, top, maps = data.subject, data.top, data.maps
     config, missing = subject.checkpoint.config, set(maps.left_out.values)
     return {
         "name": subject.name,
@@ -55,58 +57,58 @@ def facts(found: ModelData, images: Sequence[str], metrics: Metrics, looked_at: 
         "special": _special(config),
         "null": {name: float(getattr(metrics.null, name)) for name in ("weighted_cosine", "head_weighted_cosine")},
         "scan": {"images": str(top.attrs["images"]), "count": top.sizes["image"],
-                 "score": str(top.score.values[0]), "stream": found.scan.stream},
+                 "score": str(top.score.values[0]), "stream": data.scan.stream},
         "gone": [index for index, name in enumerate(images) if name in missing],
-        "commands": commands(found),
-        "look": list(looked_at),
+        "commands": commands(data),
+        "look": list(photos),
         "versions": {name[8:]: str(x) for name, x in top.attrs.items() if name.startswith("version_")},
     }  # fmt: skip
 
 
 def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics per head and per mode, float32. `share` is that of a mode in the logits of the images in which patches
-    can be picked, `bias_share` that of the key bias; NaN if an image has none."""
+    """Metrics per head and per mode, in float32. `share` is the share of each mode in the variance of the logits of the
+    images in which patches can be picked, and `bias_share` that of the key bias; NaN if undefined in an image."""
     names = ("weighted_cosine", "mean_cosine", "effective_rank", "stable_rank", "symmetric_share", "singular_value",
              "cosine")  # fmt: skip
-    found = {name: getattr(metrics, name) for name in names} | {"key_bias": relative_spreads(bias)[1]}
-    found |= {"share": share, "bias_share": bias_share}
-    packed = {name: np.asarray(x, np.float32) for name, x in found.items()}
+    values = {name: getattr(metrics, name) for name in names} | {"key_bias": relative_spreads(bias)[1]}
+    values |= {"share": share, "bias_share": bias_share}
+    packed = {name: np.asarray(x, np.float32) for name, x in values.items()}
     return packed | {"degenerate": np.asarray(metrics.degenerate, np.int8)}
 
 
-def results_of(gathered: ModelData, site: Path) -> list[dict]:
-    """Figures and tables of other commands in a folder of results; the figures are copied to the site.
+def results_of(data: ModelData, site: Path) -> list[dict]:
+    """Figures and tables of other commands in the folder of results. The figures are copied to the site.
 
     Results of a model with other parameters are left out, with a note on standard error.
 
     Raises:
-      QkjaxError: one cannot be read.
+      QkjaxError: a result cannot be read.
     """
-    folder, found = gathered.subject.folder, []
-    parameters = json.loads(gathered.top.attrs["settings"])["parameters"]
+    folder, results = data.subject.folder, []
+    parameters = json.loads(data.top.attrs["settings"])["parameters"]
     for title, name, figures in OTHERS:
         table = folder / name / f"{name}.csv"
         if not table.with_suffix(".nc").is_file():
             continue
         if json.loads(attributes(table.with_suffix(".nc")).get("settings", "{}")).get("parameters") != parameters:
-            print(f"{folder / name} is of a model with other parameters, and is left out", file=sys.stderr)
+            print(f"{folder / name} belongs to a model with other parameters and is left out", file=sys.stderr)
             continue
         drawn = {stem: alt for stem, alt in figures.items() if (folder / name / f"{stem}.png").is_file()}
         try:
-            data = {stem: (folder / name / f"{stem}.png").read_bytes() for stem in drawn}
+            pngs = {stem: (folder / name / f"{stem}.png").read_bytes() for stem in drawn}
             rows = list(csv.reader(table.read_text().splitlines())) if table.is_file() else []
         except (OSError, csv.Error, UnicodeDecodeError) as error:
-            raise QkjaxError(f"a result in {folder / name} cannot be read: {error}") from error
-        for stem, picture in data.items():
-            (site / f"{name}_{stem}.png").write_bytes(picture)
+            raise QkjaxError(f"cannot read a result in {folder / name}: {error}") from error
+        for stem, png in pngs.items():
+            (site / f"{name}_{stem}.png").write_bytes(png)
         pictures = [{"file": f"{name}_{stem}.png", "alt": alt} for stem, alt in drawn.items()]
-        found.append({"title": title, "file": table.name, "figures": pictures, "rows": rows})
-    return found
+        results.append({"title": title, "file": table.name, "figures": pictures, "rows": rows})
+    return results
 
 
-def _card(checkpoint: Checkpoint, where: str) -> list[list[str]]:
-    """Pairs of name and value. A file outside the catalogue has no catalogue entry, whatever its name."""
-    c, entry = checkpoint.config, None if os.path.isabs(where) else catalogue.entry(where)
+def _card(checkpoint: Checkpoint, address: str) -> list[list[str]]:
+    """Pairs of name and value. A model whose address is a path has no catalogue entry, whatever its name."""
+    c, entry = checkpoint.config, None if os.path.isabs(address) else catalogue.entry(address)
     known = {"what": entry.title, "family": entry.family, "objective": entry.objective, "licence": entry.licence,
              "source": entry.url or entry.repo or entry.path or f"{entry.package} {entry.version}"} if entry else {
              "file": Path(checkpoint.source).name}  # fmt: skip
@@ -127,7 +129,7 @@ def _features(config: ViTConfig) -> list[str]:
 
 
 def _special(config: ViTConfig) -> list[str]:
-    """What the tokens before the patches are called."""
+    """Names of the tokens before the patches."""
     registers = [f"register {i}" for i in range(config.registers)]
     return [
         *(["class token"] if config.class_token else []),

@@ -1,4 +1,4 @@
-"""The data of one model's pages: files that the page loads on demand."""
+"""Writes the files of one model's pages, which the page loads on demand."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,41 +21,43 @@ from qkjax.report.subject import ModelData
 from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.tree import query_key
 
-LOOKED_AT = 2
-"""Number of images in which patches can be picked by default: each takes 8.6 MB of a ViT-B's report."""
-ROOM = (10e6, 97e6)
-"""Bytes that small pictures may take at least, and that all of a model's files may take with them: the size of
-pictures is foreseen from a sample, and so a little less than 100 MB."""
+PHOTOS = 2
+"""Default number of images in which patches can be picked. Each one needs 8.6 MB in the report of a ViT-B."""
+SPACE = (10e6, 97e6)
+"""Minimum number of bytes for small pictures, and maximum for all files of a model. The maximum is a little below
+100 MB, since the size of the pictures is estimated from a sample."""
 
 Photographs = Sequence[tuple[str, "PIL.Image.Image"]]
 
 
-def write_model(folder: Path, found: ModelData, images: ImageSet, looked_at: Photographs) -> int:
-    """Writes all of a model into a new folder.
+def write_model(folder: Path, data: ModelData, images: ImageSet, photos: Photographs) -> int:
+    """Writes all files of a model into a new folder.
 
     Args:
+      folder: the folder, which must not exist.
+      data: the data of the model's pages.
       images: the images that were scanned.
-      looked_at: names and photographs in which patches can be picked; empty: some of the images.
+      photos: names and photographs in which patches can be picked; if empty, some of the images.
 
     Returns:
-      Its size in bytes.
+      The size of the files in bytes.
 
     Raises:
       QkjaxError: a result of another command cannot be read.
-      KeyboardInterrupt: between two files.
+      KeyboardInterrupt: raised between two files.
     """
     folder.mkdir(parents=True)
-    photos = looked_at or _some(images, found)
-    bias = bias_terms(query_key(found.subject.checkpoint.params))
+    photos = photos or _default_photos(images, data)
+    bias = bias_terms(query_key(data.subject.checkpoint.params))
     with deferred_interrupt() as interrupted:
-        terms = _write_looks(folder, found, photos, bias, interrupted)
-        _write_heads(folder, found, interrupted)
-        metrics = measure(found.modes)
-        facts = model_card.facts(found, images.names, metrics, [name for name, _ in photos])
-        facts["results"] = model_card.results_of(found, folder)
+        terms = _write_looks(folder, data, photos, bias, interrupted)
+        _write_heads(folder, data, interrupted)
+        metrics = measure(data.modes)
+        facts = model_card.facts(data, images.names, metrics, [name for name, _ in photos])
+        facts["results"] = model_card.results_of(data, folder)
         shares = [np.mean([getattr(x, name) for x in terms], axis=0) for name in ("share", "bias_share")]
         _write(folder, "model", facts, model_card.arrays(metrics, bias, *shares))
-        _write_pictures(folder, found, images, interrupted)
+        _write_pictures(folder, data, images, interrupted)
     return _size(folder)
 
 
@@ -67,27 +69,27 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _seen(found: ModelData, photo: "PIL.Image.Image") -> Pixels:
-    """The pixels of a photograph that the model sees."""
-    checkpoint = found.subject.checkpoint
-    resolution = resolution_of(checkpoint, found.scan.options.resolution)
+def _model_pixels(data: ModelData, photo: "PIL.Image.Image") -> Pixels:
+    """The pixels of a photograph that are the input of the model."""
+    checkpoint = data.subject.checkpoint
+    resolution = resolution_of(checkpoint, data.scan.options.resolution)
     return crop_to_patches(checkpoint, picture(photo, checkpoint.preprocess, resolution))
 
 
-def _some(images: ImageSet, found: ModelData) -> Photographs:
-    """Some images of a set, evenly spaced, that could be read."""
-    missing = {*found.maps.left_out.values, *found.top.unreadable.values}
-    left = [i for i in range(len(images)) if images.names[i] not in missing]
-    chosen = sorted({left[round(i * (len(left) - 1) / max(LOOKED_AT - 1, 1))] for i in range(LOOKED_AT)})
+def _default_photos(images: ImageSet, data: ModelData) -> Photographs:
+    """A few readable images of a set, evenly spaced."""
+    missing = {*data.maps.left_out.values, *data.top.unreadable.values}
+    readable = [i for i in range(len(images)) if images.names[i] not in missing]
+    chosen = sorted({readable[round(i * (len(readable) - 1) / max(PHOTOS - 1, 1))] for i in range(PHOTOS)})
     return [(images.names[i], images.read(i)) for i in chosen]
 
 
-def _write_looks(folder: Path, found: ModelData, photos: Photographs, bias: BiasTerms, interrupted) -> list[Attended]:
-    """The picture, and a script for each layer, of each image in which patches can be picked."""
+def _write_looks(folder: Path, data: ModelData, photos: Photographs, bias: BiasTerms, interrupted) -> list[Attended]:
+    """Writes, for each image in which patches can be picked, its picture and one script per layer."""
     terms = []
     for place, (_, photo) in enumerate(tqdm(photos, desc="images", unit="img", disable=len(photos) < 3)):
-        pixels = _seen(found, photo)
-        terms.append(attended(found.subject.checkpoint, found.modes, bias.key_direction, pixels))
+        pixels = _model_pixels(data, photo)
+        terms.append(attended(data.subject.checkpoint, data.modes, bias.key_direction, pixels))
         (folder / f"look{place}.webp").write_bytes(webp(pixels, SIDES[0], 85))
         for layer in range(len(bias.key_direction)):
             own = {name: x[layer] for name, x in terms[-1]._asdict().items() if "share" not in name}
@@ -96,38 +98,40 @@ def _write_looks(folder: Path, found: ModelData, photos: Photographs, bias: Bias
     return terms
 
 
-def _write_heads(folder: Path, found: ModelData, interrupted) -> None:
-    """A script for each head: which images excite its modes most, their scores, and the maps."""
-    layers, heads, modes, _, places = found.maps.query_step.shape
+def _write_heads(folder: Path, data: ModelData, interrupted) -> None:
+    """Writes one script per head, with the images that excite its modes most, their scores, and the maps."""
+    layers, heads, modes, _, places = data.maps.query_step.shape
 
     def write(at: tuple[int, int]) -> None:
         top = {
-            name: found.top[name].values[(0, *at)][:modes, :, :places].astype(dtype)
+            name: data.top[name].values[(0, *at)][:modes, :, :places].astype(dtype)
             for name, dtype in (("image_index", np.int32), ("value", np.float32))
         }
-        maps = {name: found.maps[name].values[at] for name in ("query_step", "key_step", "query_map", "key_map")}
+        maps = {name: data.maps[name].values[at] for name in ("query_step", "key_step", "query_map", "key_map")}
         maps |= {name: maps[name].reshape(*maps[name].shape[:3], -1) for name in ("query_map", "key_map")}
         _write(folder, "L{:02d}_H{:02d}".format(*at), {}, top | maps)
 
     every = list(product(range(layers), range(heads)))
     with ThreadPoolExecutor() as pool, tqdm(total=len(every), desc="pages", unit="head") as bar:
-        for _ in pool.map(write, every):  # zlib works outside Python's lock
+        for _ in pool.map(write, every):  # zlib releases Python's lock
             bar.update()
             interrupted()
 
 
-def _write_pictures(folder: Path, found: ModelData, images: ImageSet, interrupted) -> None:
-    """Thumbnails of the images on the page, in the room that all other files leave; and the images' names."""
-    _, _, modes, _, places = found.maps.query_step.shape
-    index = found.top.image_index.values[0, :, :, :modes, :, :places]
-    shown = [int(i) for i in np.unique(index[index >= 0])]
-    missing = set(found.maps.left_out.values)
-    wanted = [i for i in shown if images.names[i] not in missing]
-    room = max(ROOM[0], ROOM[1] - _size(folder))
+def _write_pictures(folder: Path, data: ModelData, images: ImageSet, interrupted) -> None:
+    """Writes thumbnails of the images on the page, in the space that all other files leave, and the images' names."""
+    _, _, modes, _, places = data.maps.query_step.shape
+    index = data.top.image_index.values[0, :, :, :modes, :, :places]
+    displayed = [int(i) for i in np.unique(index[index >= 0])]
+    missing = set(data.maps.left_out.values)
+    readable = [i for i in displayed if images.names[i] not in missing]
+    space = max(SPACE[0], SPACE[1] - _size(folder))
     (folder / "pictures").mkdir()
-    with tqdm(total=len(wanted), desc="pictures", unit="img") as bar:
-        for number, data in small_pictures(images, wanted, lambda i: _seen(found, images.read(i)), room):
-            (folder / "pictures" / f"{number}.webp").write_bytes(data)
+    with tqdm(total=len(readable), desc="pictures", unit="img") as bar:
+        for number, webp_bytes in small_pictures(
+            images, readable, lambda i: _model_pixels(data, images.read(i)), space
+        ):
+            (folder / "pictures" / f"{number}.webp").write_bytes(webp_bytes)
             bar.update()
             interrupted()
-    _write(folder, "names", {"names": {i: str(found.top.image.values[i]) for i in shown}}, {})
+    _write(folder, "names", {"names": {i: str(data.top.image.values[i]) for i in displayed}}, {})

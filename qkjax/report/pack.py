@@ -1,4 +1,4 @@
-"""Arrays as JavaScript files: the only files that a page opened from disk may load on demand."""
+"""Arrays as JavaScript files, the only files that a page opened from disk can load on demand."""
 
 import json
 import zlib
@@ -8,22 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-COARSE, FINE = 63, 32767  # one byte and two; of the first seven bits, which look like eight and take less room
+COARSE, FINE = (
+    63,
+    32767,
+)  # levels in one byte and in two; one byte has only 7 bits, which look the same and need less space
 ESCAPED = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r"})
-"""All that cannot stand in a string of JavaScript as it is."""
+"""Characters that must be escaped in a JavaScript string."""
 
 
 def quantised(
     values: Float[Array | np.ndarray, "*shape"], axes: tuple[int, ...], levels: int
 ) -> tuple[Int[Array, "*shape"], Float[Array, "..."]]:
-    """Whole numbers, and the steps between them: values are about numbers * steps, wrong by half a step at most.
+    """Quantises values to numbers * steps, with errors of at most half a step.
 
     Args:
+      values: the values.
       axes: axes that share a step; the largest magnitude along them is `levels` steps.
-      levels: `FINE` or `COARSE`, which fit into 2 bytes and 1.
+      levels: `FINE`, which fits into 2 bytes, or `COARSE`, which fits into 1.
 
     Returns:
-      The numbers, and the steps without these axes (0 where all values are 0).
+      The whole numbers, and the steps without these axes (0 if all values are 0).
     """
     steps = jnp.abs(values).max(axis=axes, keepdims=True) / levels
     numbers = jnp.where(steps > 0, jnp.rint(values / jnp.where(steps > 0, steps, 1)), 0)
@@ -31,9 +35,9 @@ def quantised(
 
 
 def script(key: str, facts: Mapping, arrays: Mapping[str, np.ndarray]) -> str:
-    """A script that hands facts and arrays to the page under a key.
+    """A script that passes facts and arrays to the page under a key.
 
-    It has three lines: the key; facts, which are what JSON can hold, and name, type and shape of each array; all
+    It has three lines: the key; a JSON object with the facts and with name, type and shape of each array; and all
     arrays (little-endian, in order) in one zlib stream, see `ascii_of`.
     """
     arrays = {name: np.asarray(x, np.asarray(x).dtype.newbyteorder("<")) for name, x in arrays.items()}
@@ -44,8 +48,8 @@ def script(key: str, facts: Mapping, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def ascii_of(data: bytes) -> str:
-    """Bytes as characters of ASCII with seven bits each: the most that a script holds whatever encoding a server says
-    that it has, and 12% less than base64."""
+    """Bytes as ASCII characters of seven bits each, which every encoding of a script preserves; 12% smaller than
+    base64."""
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     sevens = np.pad(bits, (0, -len(bits) % 7)).reshape(-1, 7)
     return (np.packbits(sevens, axis=1) >> 1).tobytes().decode("ascii")

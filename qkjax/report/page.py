@@ -1,11 +1,11 @@
-"""The page itself: one file of markup, style and script, which loads a script for all else."""
+"""The page: one file with markup, style and script, which loads further scripts for the data."""
 
 from importlib import resources
 from pathlib import Path
 
 MARK, DATA = "index.html", "data"
 OURS = (MARK, 'content="qkjax report"', (MARK, DATA))
-"""The mark by which a folder is recognised as a report, and may be replaced; see `atomic_folder`."""
+"""The mark by which a folder is recognised as a report that may be replaced; see `atomic_folder`."""
 SCRIPTS = ("dom.js", "data.js", "places.js", "colours.js", "charts.js", "tiles.js", "overview.js", "head.js",
            "mode.js", "look.js", "results.js", "main.js")  # fmt: skip
 

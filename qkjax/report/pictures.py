@@ -11,12 +11,12 @@ from qkjax.images.preprocess import Pixels
 from qkjax.images.sets import ImageSet
 
 SIDES = (224, 160, 112, 80, 56, 40)
-"""Pixels of the longer side, from fine to coarse."""
+"""Possible lengths of the longer side in pixels, from fine to coarse."""
 SAMPLE = 32
 
 
 def webp(pixels: Pixels, side: int, quality: int = 75) -> bytes:
-    """A picture no larger than `side`, as a file that every browser shows."""
+    """A WebP file of a picture whose longer side has at most `side` pixels."""
     picture, data = Image.fromarray(np.ascontiguousarray(pixels)), BytesIO()
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     picture.save(data, "WEBP", quality=quality, method=4)
@@ -24,27 +24,32 @@ def webp(pixels: Pixels, side: int, quality: int = 75) -> bytes:
 
 
 def small_pictures(
-    images: ImageSet, wanted: Sequence[int], read: Callable[[int], Pixels], room: float
+    images: ImageSet, indices: Sequence[int], read: Callable[[int], Pixels], space: float
 ) -> Iterator[tuple[int, bytes]]:
-    """Thumbnails of some images of a set, in order, at the finest of `SIDES` at which all of them fit into the room.
+    """Thumbnails of some images of a set, in order, at the finest of `SIDES` at which all of them fit into the space.
 
     Args:
-      read: gives the pixels of an image, and raises QkjaxError where it cannot; such images are left out.
-      room: bytes for all of them; foreseen from some, and passed where even the coarsest take more.
+      images: the set.
+      indices: indices of the images.
+      read: function from an index to pixels; images for which it raises QkjaxError are left out.
+      space: bytes for all thumbnails. Their size is estimated from a sample; the coarsest may need more.
     """
-    side = _side(images, wanted, read, room)
-    for group, made in _made(images, [wanted[i : i + SAMPLE] for i in range(0, len(wanted), SAMPLE)], read, side):
-        yield from ((i, x) for i, x in zip(group, made, strict=True) if isinstance(x, bytes))
+    side = _side(images, indices, read, space)
+    groups = [indices[i : i + SAMPLE] for i in range(0, len(indices), SAMPLE)]
+    for group, thumbnails in _thumbnails(images, groups, read, side):
+        yield from ((i, x) for i, x in zip(group, thumbnails, strict=True) if isinstance(x, bytes))
 
 
-def _side(images: ImageSet, wanted: Sequence[int], read: Callable[[int], Pixels], room: float) -> int:
-    sample = wanted[:: -(-len(wanted) // SAMPLE) or 1]
+def _side(images: ImageSet, indices: Sequence[int], read: Callable[[int], Pixels], space: float) -> int:
+    sample = indices[:: -(-len(indices) // SAMPLE) or 1]
     for side in SIDES:
-        sizes = [len(x) for _, made in _made(images, [sample], read, side) for x in made if isinstance(x, bytes)]
-        if not sizes or np.mean(sizes) * len(wanted) <= room:
+        sizes = [
+            len(x) for _, group in _thumbnails(images, [sample], read, side) for x in group if isinstance(x, bytes)
+        ]
+        if not sizes or np.mean(sizes) * len(indices) <= space:
             return side
     return SIDES[-1]
 
 
-def _made(images: ImageSet, groups: Sequence[Sequence[int]], read: Callable[[int], Pixels], side: int):
+def _thumbnails(images: ImageSet, groups: Sequence[Sequence[int]], read: Callable[[int], Pixels], side: int):
     return ahead(lambda index: or_reason(lambda: webp(read(index), side), images.names[index]), groups)

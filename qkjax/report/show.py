@@ -1,4 +1,4 @@
-"""The report's page in a notebook cell, with everything inside."""
+"""The page of a report in a notebook cell, with its data embedded."""
 
 import base64
 import html
@@ -28,22 +28,22 @@ from qkjax.runtime.files import atomic_path
 from qkjax.weights.checkpoint import Checkpoint
 
 MODES = 8
-"""Modes of each head on the page, strongest first, unless one beyond them is named."""
+"""Number of modes per head on the page, strongest first; larger if a weaker mode is requested."""
 
 
-class Shown:
+class NotebookPage:
     """A page for a notebook cell; the last expression of a cell displays it.
 
     Attributes:
-      html: the whole page: markup, scripts, data and pictures. It loads nothing.
+      html: the whole page with markup, scripts, data and pictures; it loads no other files.
     """
 
     def __init__(self, text: str, height: int):
-        """Of the page's text and the height of its cell in pixels."""
+        """Takes the text of the page and the height of its cell in pixels."""
         self.html, self.height = text, height
 
     def __repr__(self) -> str:
-        return f"a page of {len(self.html) / 1e6:.1f} MB; displayed in a notebook, or save(path) and open it"
+        return f"a page of {len(self.html) / 1e6:.1f} MB; display it in a notebook, or save(path) and open it"
 
     def _repr_html_(self) -> str:
         style = "width: 100%; border: 1px solid #cccccc"
@@ -53,7 +53,7 @@ class Shown:
         """Writes the page as one file that opens from disk.
 
         Raises:
-          QkjaxError: it cannot be written.
+          QkjaxError: the file cannot be written.
         """
         with atomic_path(Path(path)) as temporary:
             temporary.write_text(self.html, encoding="utf-8")
@@ -67,31 +67,31 @@ def show(
     top: xr.Dataset | None = None,
     images: ImageSet | None = None,
     height: int = 900,
-) -> Shown:
-    """A mode, a head or an image's attention, interactively in a notebook cell: the page of `qkjax report`, offline.
+) -> NotebookPage:
+    """Shows a mode, a head or the attention in an image, interactively in a notebook cell: the page of `qkjax report`.
 
-    Without `top` the modes are shown on the photograph alone, which needs one forward pass; with it on the images that
-    excite them most. For DINOv2 ViT-S/14 the page has about 8 MB.
+    Without `top`, the modes are shown on the photograph only, which needs one forward pass. With it, they are shown on
+    the images that excite them most. For DINOv2 ViT-S/14, the size of the page is about 8 MB. It works offline.
 
     Args:
-      checkpoint: any, also one that was edited a line earlier.
-      photograph: in which patches can be picked: a picture, an array (height, width, 3) of uint8, a file, or the name
-        of a default photograph.
+      checkpoint: any checkpoint, such as an edited one.
+      photograph: the photograph in which patches can be picked: a picture, an array (height, width, 3) of uint8, a
+        file, or the name of a default photograph.
       mode: "L8 H4 M2" opens the page at this mode, "L8 H4" at this head; None opens it at the photograph.
-      top: of `top_images`, on `images`.
-      images: those of `top`.
-      height: of the cell in pixels.
+      top: the result of `top_images` for `images`.
+      images: the images of `top`.
+      height: height of the cell in pixels.
 
     Raises:
-      QkjaxError: an unknown mode, `top` without `images`, or a photograph that cannot be read.
+      QkjaxError: the mode is unknown, only one of `top` and `images` is given, or the photograph cannot be read.
 
     Example:
       >>> import qkjax
       >>> qkjax.show(qkjax.load("dinov2-vits14-focus"), mode="L8 H4 M2")  # doctest: +ELLIPSIS
-      a page of ... MB; displayed in a notebook, or save(path) and open it
+      a page of ... MB; display it in a notebook, or save(path) and open it
     """
     if (top is None) != (images is None):
-        raise QkjaxError("show needs top=... and images=... together, or neither")
+        raise QkjaxError("only one of top=... and images=... is given: give both, or neither")
     checkpoint = for_photographs(checkpoint)
     name, photo = open_photo(photograph) if isinstance(photograph, str | Path) else ("image", photograph)
     if images is None:
@@ -111,14 +111,14 @@ def show(
         data = ModelData(subject, modes, scan, None, top, maps)
         write_model(site / page.DATA / "m0", data, images, [(name, photo)])
         page.write(site, 1)
-        return Shown(_inside(site, _address(checkpoint.name, mode, place)), height)
+        return NotebookPage(_embedded(site, _address(checkpoint.name, mode, place)), height)
 
 
 def _place(mode: str | None, shape: tuple[int, int, int]) -> ModeName | None:
-    """The mode that is named, or the first one of a head that is named.
+    """The mode with this name, or the first mode of the head with this name; None for None.
 
     Raises:
-      QkjaxError: there is no such mode.
+      QkjaxError: the mode or head does not exist.
     """
     if mode is None:
         return None
@@ -126,7 +126,7 @@ def _place(mode: str | None, shape: tuple[int, int, int]) -> ModeName | None:
 
 
 def _address(name: str, mode: str | None, place: ModeName | None) -> str:
-    """Where the page opens, as report/site/places.js reads it."""
+    """The fragment of the URL at which the page opens, which report/site/places.js reads."""
     model = quote(name, safe="")
     if place is None:
         return f"#{model}/image0"
@@ -135,15 +135,15 @@ def _address(name: str, mode: str | None, place: ModeName | None) -> str:
     return f"#{model}/{head}M{place.mode}{sign}" if "M" in mode.upper() else f"#{model}/{head}"
 
 
-def _inside(site: Path, address: str) -> str:
-    """The page with its data and pictures inside."""
+def _embedded(site: Path, address: str) -> str:
+    """The page with its data and pictures embedded."""
     text = (site / page.MARK).read_text(encoding="utf-8")
     pictures = {
         path.relative_to(site).as_posix(): f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
         for path in site.glob(f"{page.DATA}/**/*.webp")
     }
     inside = json.dumps({"hash": address, "pictures": pictures}).replace("</", "<\\/")
-    # In base64, since a script within markup may hold no byte 0.
+    # Scripts are in base64, since a script within markup must not contain the byte 0.
     scripts = (base64.b64encode(path.read_bytes()).decode() for path in sorted(site.glob(f"{page.DATA}/**/*.js")))
     markup = f"<script>qkjax.inside = {inside};</script>\n"
     markup += "".join(f'<script src="data:text/javascript;base64,{script}"></script>\n' for script in scripts)

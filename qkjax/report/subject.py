@@ -16,16 +16,17 @@ from qkjax.weights.checkpoint import Checkpoint
 from qkjax.weights.load import load, origin
 
 RESULTS = ("modes.nc", "top_images/top_images.nc", "modes/top_images.nc", "top_images.nc")
-"""Files that a folder of results has; each names its model."""
+"""Files in a folder of results that refer to their model."""
 
 
 class Subject(NamedTuple):
     """A model for photographs.
 
     Attributes:
-      name: what the page calls it: the checkpoint's name, longer where two have one.
+      name: name on the page: the checkpoint's name, made unique if two checkpoints share it.
+      checkpoint: the model.
       origin: see `qkjax.weights.load.origin`.
-      folder: where its results lie, or will.
+      folder: folder of its results.
     """
 
     name: str
@@ -34,18 +35,20 @@ class Subject(NamedTuple):
     folder: Path
 
     @property
-    def scanned(self) -> Path:
-        """The folder of top_images.nc: `top_images` in that of the results; or itself, if it holds one."""
+    def scan_folder(self) -> Path:
+        """The folder of top_images.nc: the folder of results if it contains one, else its subfolder `top_images`."""
         return self.folder if (self.folder / "top_images.nc").exists() else earlier_folder(self.folder)
 
 
 class ModelData(NamedTuple):
-    """Everything that one model's pages are made from.
+    """The data of one model's pages.
 
     Attributes:
-      scan: how the scan was made.
-      images: the images' folder or archive; None for the default photographs.
-      top, maps: of `write_top_images` and `map_tiles`.
+      subject: the model and the folder of its results.
+      modes: its modes.
+      scan: options of the scan.
+      images: folder or archive of the images; None for the default photographs.
+      top, maps: results of `write_top_images` and `map_tiles`.
     """
 
     subject: Subject
@@ -57,65 +60,68 @@ class ModelData(NamedTuple):
 
 
 def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
-    """The models of the targets, which are folders of results, or what `load` takes.
+    """The models of the targets.
 
     Args:
-      settings: for `load`, of a single model; a folder of results has its model's own.
+      targets: folders of results, or models as for `load`.
+      settings: settings of a single model, for `load`; they are added to those that a folder of results states.
 
     Raises:
-      QkjaxError: a model cannot be read, two have one name, a folder does not say where its model is, or there are
-        settings for several models.
+      QkjaxError: a model cannot be read, two have the same name, a folder does not state the path of its model, or
+        there are settings and several models.
     """
     if settings and len(targets) > 1:
         given = ", ".join(f"{name}={value}" for name, value in settings.items())
         raise QkjaxError(
-            f"{given} would apply to all {len(targets)} models: write a report of each first, then one of their results"
+            f"{given} would apply to all {len(targets)} models: write one report per model, then one of their results"
         )
-    earlier = [_of_results(Path(target), settings) for target in targets]
-    pairs = list(zip(targets, earlier, strict=True))
-    loaded = [for_photographs(_loaded(target, found, settings)) for target, found in pairs]
+    origins = [_origin_of_results(Path(target), settings) for target in targets]
+    pairs = list(zip(targets, origins, strict=True))
+    loaded = [for_photographs(_load(target, stored, settings)) for target, stored in pairs]
     return [
-        Subject(name, checkpoint, found or origin(target, settings), Path(target) if found else Path("results") / name)
-        for (target, found), checkpoint, name in zip(pairs, loaded, by_name(loaded), strict=True)
+        Subject(
+            name, checkpoint, stored or origin(target, settings), Path(target) if stored else Path("results") / name
+        )
+        for (target, stored), checkpoint, name in zip(pairs, loaded, by_name(loaded), strict=True)
     ]
 
 
-def _loaded(target: str, found: Mapping[str, str] | None, settings: Mapping) -> Checkpoint:
-    """The checkpoint of a folder of results that has this origin, or, without one, of a model."""
-    if found is None:
+def _load(target: str, stored: Mapping[str, str] | None, settings: Mapping) -> Checkpoint:
+    """Loads the model of a folder of results from its stored origin; without one, the target is the model."""
+    if stored is None:
         return load(target, **settings)
     try:
-        return load(found["checkpoint"], **json.loads(found["loaded_with"]))
+        return load(stored["checkpoint"], **json.loads(stored["loaded_with"]))
     except QkjaxError as error:
         raise QkjaxError(f"the model of {target} cannot be loaded: {error}; give the model instead") from error
 
 
-def _of_results(folder: Path, settings: Mapping) -> dict[str, str] | None:
-    """The `origin` of the model of a folder of results, with these settings added; None if it is not such a folder.
+def _origin_of_results(folder: Path, settings: Mapping) -> dict[str, str] | None:
+    """The `origin` that a folder of results states, with these settings added; None for any other target.
 
     Raises:
-      QkjaxError: a result cannot be read, or none says where its model is.
+      QkjaxError: a result cannot be read, or no result states the path of its model.
     """
     attrs = {path: attributes(path) for path in (folder / name for name in RESULTS) if path.is_file()}
-    for said in attrs.values():
-        if "checkpoint" in said:
-            loaded_with = {**json.loads(said.get("loaded_with", "{}")), **settings}
-            return {"checkpoint": str(said["checkpoint"]), "loaded_with": json.dumps(loaded_with)}
+    for stored in attrs.values():
+        if "checkpoint" in stored:
+            loaded_with = {**json.loads(stored.get("loaded_with", "{}")), **settings}
+            return {"checkpoint": str(stored["checkpoint"]), "loaded_with": json.dumps(loaded_with)}
     if attrs:
         raise QkjaxError(
-            f"{next(iter(attrs))} does not say where its model lies: give the model instead of its results"
+            f"{next(iter(attrs))} does not state the path of its model: give the model instead of its results"
         )
     return None
 
 
 def attributes(path: Path) -> dict:
-    """Attributes of a result (netCDF).
+    """Reads the attributes of a result (netCDF).
 
     Raises:
-      QkjaxError: it cannot be read.
+      QkjaxError: the file cannot be read.
     """
     try:
         with xr.open_dataset(path, engine="h5netcdf") as data:
             return dict(data.attrs)
-    except Exception as error:  # h5netcdf raises whatever it stumbles over
+    except Exception as error:  # h5netcdf raises many kinds of exceptions
         raise QkjaxError(f"cannot read the result {path} ({error}); remove it") from error

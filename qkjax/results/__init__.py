@@ -1,1 +1,1 @@
-"""Results as files and tables: netCDF, CSV, rows, confidence intervals."""
+"""Results as netCDF files, CSV files, tables and confidence intervals."""

@@ -1,4 +1,4 @@
-"""Labels on every variable and dimension of a result, so that a Dataset explains itself."""
+"""Labels for the variables and dimensions of results, so that each Dataset describes itself."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,12 +8,12 @@ import xarray as xr
 
 
 class Label(NamedTuple):
-    """What a variable is.
+    """The description of a variable.
 
     Attributes:
-      long_name: for axes of plots.
-      units: "1" for a number without units.
-      description: one line.
+      long_name: label for axes of plots.
+      units: unit; "1" for a number without one.
+      description: description in one line.
     """
 
     long_name: str
@@ -47,10 +47,11 @@ def annotated(dataset: xr.Dataset, labels: Mapping[str, Label]) -> xr.Dataset:
     """The dataset with `long_name`, `units` and `description` on every variable, and a coordinate on every dimension.
 
     Args:
-      labels: of the variables and of coordinates that are not dimensions.
+      dataset: the dataset.
+      labels: labels of the variables, and of coordinates that are not dimensions.
 
     Raises:
-      KeyError: a variable or a dimension without a label.
+      KeyError: a variable or a dimension has no label.
     """
     without = [name for name in dataset.sizes if name not in dataset.coords]
     dataset = dataset.assign_coords({name: np.arange(dataset.sizes[name]) for name in without})

@@ -1,4 +1,4 @@
-"""95% intervals by the percentile bootstrap."""
+"""95% confidence intervals by the percentile bootstrap."""
 
 from functools import lru_cache
 
@@ -12,35 +12,35 @@ Interval = tuple[float, float, float]
 
 
 def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
-    """Mean of all values; images and seeds are resampled together, each as a whole.
+    """Mean of all values and its interval. Whole images and whole seeds are resampled, both at once.
 
-    Few seeds underestimate the spread between seeds, so their differences are widened as Student's t widens an
-    interval. One image has no interval: NaN.
+    A few seeds underestimate the spread between seeds, so the differences between them are widened by the factor by
+    which Student's t widens an interval. With one image, the ends are NaN.
     """
     seeds = len(values)
     if seeds > 1:
-        wider = stdtrit(seeds - 1, 0.975) / ndtri(0.975) * np.sqrt(seeds / (seeds - 1))
-        values = values + (wider - 1) * (values.mean(1, keepdims=True) - values.mean())
+        factor = stdtrit(seeds - 1, 0.975) / ndtri(0.975) * np.sqrt(seeds / (seeds - 1))
+        values = values + (factor - 1) * (values.mean(1, keepdims=True) - values.mean())
     if values.shape[1] < 2:
         return float(values.mean()), np.nan, np.nan
-    # Counts of how often each is drawn: the mean of a resample is then a product.
+    # Resamples are weights of the values, so that the mean of a resample is a product.
     means = ((resamples(len(values), 0) @ values) * resamples(values.shape[1], 1)).sum(-1)
     return (float(values.mean()), *ends_of(means))
 
 
 def ratio_interval(above: Float[np.ndarray, "terms images"], below: Float[np.ndarray, "terms images"]) -> Interval:
-    """Mean over terms of the mean of `above` over that of `below`, images resampled: stable where single values of
-    `below` are near 0. One image has no interval: NaN."""
+    """Mean over terms of mean(`above`) / mean(`below`), and its interval, with images resampled. A ratio of means is
+    stable even if single values of `below` are near 0. With one image, the ends are NaN."""
     mean = float((above.mean(1) / below.mean(1)).mean())
     if above.shape[1] < 2:
         return mean, np.nan, np.nan
-    drawn = resamples(above.shape[1], 1)
-    ratios = ((above @ drawn.T) / (below @ drawn.T)).mean(0)
+    weights = resamples(above.shape[1], 1)
+    ratios = ((above @ weights.T) / (below @ weights.T)).mean(0)
     return (mean, *ends_of(ratios))
 
 
 def ends_of(estimates: Float[np.ndarray, "resamples"]) -> tuple[float, float]:
-    """Ends of the 95% interval."""
+    """Ends of the 95% interval of resampled estimates."""
     low, high = np.quantile(estimates, [0.025, 0.975])
     return float(low), float(high)
 

@@ -1,9 +1,9 @@
-"""Names that tables of ablations and figures share."""
+"""Names that the tables and the figures of ablations share."""
 
 READOUTS = ("head", "probe", "neighbours")
 UNEDITED, TARGETED, RANDOM = "unedited", "targeted", "random"
 
 
 def in_words(edit: str, key_bias: int) -> str:
-    """An edit, and whether it also takes out the key bias."""
+    """The name of an edit, which states whether the edit also removes the key bias."""
     return edit if key_bias else f"{edit}, no key bias"

@@ -1,4 +1,4 @@
-"""The modes of one model, and how those of two differ, as labelled datasets and tables."""
+"""Labelled datasets and tables of the modes of one model, and of the difference between two models."""
 
 from collections.abc import Mapping
 
@@ -39,12 +39,11 @@ LABELS = {name: Label(*label) for name, label in METRIC_LABELS.items()} | {
 
 
 def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[str, str]) -> xr.Dataset:
-    """Everything that the weights say of one model's modes.
+    """The modes of one model with their metrics and bias terms.
 
     Returns:
-      A dataset with dims layer, head, mode, embed (and eigen, pair): `u`, `v`, `singular_value`,
-      `cosine`, the other `Metrics`, the bias terms as `bias_*`, the null as attributes `null_*`,
-      and the versions of the libraries that computed it.
+      A dataset with dims layer, head, mode, embed (and eigen, pair): `u`, `v`, `singular_value`, `cosine`, the other
+      `Metrics`, and the bias terms as `bias_*`. Attributes: the null as `null_*`, and the versions of the libraries.
     """
     variables = {"u": (VECTORS, modes.u), "v": (VECTORS, modes.v)}
     for name, value in metrics._asdict().items():
@@ -58,30 +57,30 @@ def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[s
 
 
 def metrics_of(dataset: xr.Dataset) -> Metrics:
-    """The metrics that a dataset of `to_dataset` holds.
+    """The metrics in a dataset of `to_dataset`.
 
     Raises:
-      QkjaxError: it lacks one.
+      QkjaxError: the dataset lacks a metric.
     """
     try:
         null = Null(*(float(dataset.attrs[f"null_{name}"]) for name in Null._fields))
         names = [name for name in Metrics._fields if name != "null"]
         return Metrics(*(dataset[name].values for name in names), null)
     except KeyError as error:
-        raise QkjaxError(f"the dataset has no {error}: give one of `qkjax.analyze`") from error
+        raise QkjaxError(f"the dataset has no {error}: expected the result of qkjax.analyze") from error
 
 
 def layer_rows(dataset: xr.Dataset) -> list[Row]:
-    """`layer_table` of a dataset of `to_dataset`."""
+    """`layer_table` for a dataset of `to_dataset`."""
     return layer_table(metrics_of(dataset), BiasTerms(*(dataset[f"bias_{n}"].values for n in BiasTerms._fields)))
 
 
 def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
-    """One row per layer, means over its heads; a head whose M is zero is left out.
+    """One row per layer with means over its heads, without heads whose M is zero.
 
-    `half_strength_modes` is how many modes hold half of sum(s); `key_bias` and `query_bias` are the
-    spreads of their terms relative to the spread of y_i M y_j (see `BiasTerms`). The `null_` columns
-    are half widths of the 95% interval of chance.
+    `half_strength_modes` is the number of modes that have half of sum(s). `key_bias` and `query_bias` are the spreads
+    of their terms relative to the spread of y_i M y_j (see `BiasTerms`). The `null_` columns are half widths of the 95%
+    interval of chance.
     """
     cumulative = np.asarray(metrics.cumulative_strength)
     half = np.where(np.isfinite(cumulative[..., 0]), 1 + (cumulative < 0.5).sum(-1), np.nan)
@@ -109,7 +108,7 @@ def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
 
 
 def difference_dataset(difference: Difference, attrs: Mapping[str, str]) -> xr.Dataset:
-    """How two models differ, with dims layer, head, mode (of the first model; for `_angles` their order)."""
+    """The difference between two models, with dims layer, head, mode (of the first model; an index for `_angles`)."""
     variables = {
         name: (PER_MODE if value.ndim == 3 else PER_HEAD, np.asarray(value))
         for name, value in difference._asdict().items()
@@ -118,7 +117,7 @@ def difference_dataset(difference: Difference, attrs: Mapping[str, str]) -> xr.D
 
 
 def difference_of(dataset: xr.Dataset) -> Difference:
-    """The difference that a dataset of `difference_dataset` holds."""
+    """The difference in a dataset of `difference_dataset`."""
     return Difference(*(dataset[name].values for name in Difference._fields))
 
 
@@ -126,7 +125,7 @@ def format_table(rows: list[Row]) -> str:
     """The main columns of the layer table as text, at most 80 columns wide.
 
     `weighted` and `plain` are mean cosines, `chance` the half width of chance for the first, `rank` the effective rank,
-    `half` the number of modes that hold half of the strength.
+    `half` the number of modes that have half of the strength.
     """
     columns = {
         "layer": ("layer", "d"),

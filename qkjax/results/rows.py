@@ -1,4 +1,4 @@
-"""Tables: rows of numbers and words, as text and as CSV."""
+"""Tables as rows of numbers and texts, and their text and CSV formats."""
 
 import csv
 import sys
@@ -14,15 +14,15 @@ Row = dict[str, int | float | str]
 
 
 def head_mean(values) -> np.ndarray:
-    """Mean over the heads (last axis) that have a value; NaN for a layer where none has."""
+    """Mean over the heads (last axis) with a finite value; NaN for a layer without one."""
     values = np.asarray(values, np.float64)
-    known = np.isfinite(values)
+    finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(-1) / known.sum(-1)
+        return np.where(finite, values, 0).sum(-1) / finite.sum(-1)
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
-    """Writes rows of one kind, under the names of the first one's columns. Atomic.
+    """Atomically writes rows that all have the columns of the first row.
 
     Raises:
       QkjaxError: the file cannot be written.
@@ -34,11 +34,13 @@ def write_csv(rows: list[Row], path: Path) -> None:
 
 
 def list_unreadable(data: xr.Dataset, path: Path, names: str = "unreadable", what: str = "could not be read") -> None:
-    """Writes the images that could not be read, with the reasons, or removes what an earlier scan wrote.
+    """Writes the images that could not be read, and why. Without such images, removes the file of an earlier pass.
 
     Args:
-      names: variable that has the images' names; their reasons are in `reason`.
-      what: what happened to them, for the message.
+      data: the result, with the variable `reason`.
+      path: the CSV file to write.
+      names: variable with the names of these images.
+      what: predicate of the printed message on these images.
     """
     remove(path)
     if broken := [str(name) for name in data[names].values]:
@@ -48,7 +50,7 @@ def list_unreadable(data: xr.Dataset, path: Path, names: str = "unreadable", wha
 
 
 def format_rows(rows: list[Row], formats: Mapping[str, str] | None = None) -> str:
-    """Rows as text under their column names, right-aligned; numbers to three decimal places by default."""
+    """Rows as text under their column names, right-aligned; numbers have three decimal places by default."""
     heads = list(rows[0])
     spec = {head: "d" if isinstance(rows[0][head], int) else ".3f" for head in heads} | dict(formats or {})
     cells = [[format(row[head], spec[head]) for head in heads] for row in rows]

@@ -1,4 +1,4 @@
-"""The results of one model as a labelled dataset and as a table, and their files."""
+"""Reads and writes results as netCDF files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ def versions() -> dict[str, str]:
 
 
 def write_dataset(dataset: xr.Dataset, path: Path) -> None:
-    """Writes netCDF (HDF5). Atomic.
+    """Atomically writes netCDF (HDF5).
 
-    The file is built in memory first: HDF5 crashes the process when its own writing fails.
+    The file is built in memory first, since HDF5 crashes the process if it cannot write.
 
     Raises:
       QkjaxError: the file cannot be written.
@@ -31,27 +31,30 @@ def write_dataset(dataset: xr.Dataset, path: Path) -> None:
 
 
 HOW = ("model", "batch", "devices", "jax", "qkjax")
-"""Settings that decide the name or the last bits of a result, but not what it is a result of."""
+"""Settings that only affect the name or the last bits of a result; results that differ only in these are equivalent."""
 
 
 def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str] = ()) -> xr.Dataset | None:
-    """The result of an earlier run with the same settings (its attribute of that name, as JSON); None without one.
+    """Reads the result of an earlier run with the same settings; None if the file does not exist.
 
     Args:
-      at_least: settings that are numbers, for which the earlier result may have larger values.
+      path: the netCDF file.
+      settings: the expected settings; the file has its own in the attribute `settings`, as JSON.
+      at_least: names of numeric settings for which the earlier result may have larger values.
 
     Raises:
-      QkjaxError: it has other settings, or cannot be read. It is never overwritten: it may be hours of work.
+      QkjaxError: the result has other settings or cannot be read. It is never overwritten, since it may be the work of
+        hours.
     """
     if not path.exists():
         return None
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
-            data, was = opened.load(), json.loads(opened.attrs["settings"])
-    except Exception as error:  # h5netcdf raises whatever it stumbles over
+            data, earlier = opened.load(), json.loads(opened.attrs["settings"])
+    except Exception as error:  # h5netcdf raises many kinds of exceptions
         raise QkjaxError(f"cannot read the result {path} ({error}); remove it") from error
-    enough = {*HOW, *(name for name in at_least if int(was.get(name, 0)) >= int(settings[name]))}
-    if other := [name for name in settings if was.get(name) != settings[name] and name not in enough]:
+    enough = {*HOW, *(name for name in at_least if int(earlier.get(name, 0)) >= int(settings[name]))}
+    if other := [name for name in settings if earlier.get(name) != settings[name] and name not in enough]:
         raise QkjaxError(
             f"{path} has other settings ({', '.join(other)}): remove it, or write to another folder, folder=..."
         )
@@ -59,5 +62,5 @@ def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str
 
 
 def texts(values: Sequence[str]) -> np.ndarray:
-    """Texts as netCDF holds them; bytes in file names that are not text become question marks."""
+    """Texts in a form that netCDF can store; bytes in file names that are not valid text become question marks."""
     return np.array([v.encode("utf-8", "replace").decode() for v in values], dtype=object)
