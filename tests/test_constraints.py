@@ -149,7 +149,7 @@ def test_schedules():
         ("0-1:tied", "has no constraint for layer 2: use free for none"),
         ("0-1:tied 1-3:free", "gives layer 1 two constraints"),
         ("0-4:tied", "names layer 4, but the model has 4 layers: use 0 to 3"),
-        ("0-3=tied 1:free", "'0-3=tied' is not a part of a schedule"),
+        ("0-3=tied 1:free", "'0-3=tied' is not a valid part of a schedule"),
     ],
 )
 def test_invalid_schedules(text, says):

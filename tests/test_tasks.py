@@ -88,7 +88,7 @@ def test_folders_that_cannot_be(folder, tmp_path, pictures):
     for part, name in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "c")):
         (tmp_path / part / name).mkdir(parents=True)
         pictures[0].save(tmp_path / part / name / "0.png")
-    with pytest.raises(qkjax.QkjaxError, match="has the class b in only one of its training and validation folders"):
+    with pytest.raises(qkjax.QkjaxError, match="has the class b only in its training or only in its validation folder"):
         load_task(TrainConfig(data=str(tmp_path)))
 
 

@@ -287,7 +287,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
         ({"width": 6, "heads": 2, "posemb": "sincos2d"}, "width=6: expected a multiple of 4"),
         (
             {"start": "x.npz", "match": True},
-            "start='x.npz' fixes the architecture and the initial values: leave out match",
+            "start='x.npz' determines the architecture and the initial values: leave out match",
         ),
         ({"seed": 2**32}, "seed=4294967296: expected below"),
         ({"layers": 3}, "unknown setting 'layers'; choose from constraint"),
@@ -302,14 +302,14 @@ def test_configurations_that_cannot_be(values, says):
 def test_runs_that_cannot_be(tmp_path):
     with pytest.raises(qkjax.QkjaxError, match="data='mnist' is not a known task; choose from digits, odd-one-out"):
         train(TrainConfig(data="mnist"), tmp_path)
-    with pytest.raises(qkjax.QkjaxError, match="patch=3: expected a divisor of 8 and 8"):
+    with pytest.raises(qkjax.QkjaxError, match="patch=3: expected a divisor of the images' height 8 and width 8"):
         train(TrainConfig(patch=3), tmp_path)
     with pytest.raises(qkjax.QkjaxError, match="shift=8: expected less than 8"):
         train(TrainConfig(shift=8), tmp_path)
     assert not list(tmp_path.iterdir()), "what cannot be claims no folder"
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(SMALL.to_dict()))
-    with pytest.raises(qkjax.QkjaxError, match=r"holds a run with constraint=.*, width=32"):
+    with pytest.raises(qkjax.QkjaxError, match=r"contains a run with constraint=.*, width=32"):
         train(TrainConfig(), tmp_path)
     (tmp_path / "metrics.jsonl").write_text("[1]")
     with pytest.raises(qkjax.QkjaxError, match="is not a valid file of metrics"):
@@ -383,7 +383,7 @@ def test_start_from_a_checkpoint_is_the_checkpoint(tmp_path, photograph):
     _, wanted = forward(qkjax.ViT(was), tree, photograph[:, :48, :48])
     np.testing.assert_allclose(found["encoded"], wanted["encoded"], atol=2e-5)
     with pytest.raises(
-        qkjax.QkjaxError, match="was has mlp_dim 48, but the run has mlp_dim 64: give the run the same shape"
+        qkjax.QkjaxError, match="was has mlp_dim 48, but the run has mlp_dim 64: give the run the checkpoint's values"
     ):
         starting_tree(config, vit_config(replace(config, mlp_dim=64), (48, 48, 3), 5))
 
@@ -441,7 +441,7 @@ def test_sweep_says_what_its_runs_say(tmp_path, capsys):
         assert set(found[name].attrs) == {"long_name", "units", "description"}, name
     with pytest.raises(qkjax.QkjaxError, match=r"--learning-rate -1\.0: expected a number above 0"):
         command(tmp_path, ("free",), run=replace(config, learning_rate=-1.0))
-    with pytest.raises(qkjax.QkjaxError, match="expected one or more, each once"):
+    with pytest.raises(qkjax.QkjaxError, match="expected one or more, without repetitions"):
         sweep(config, ("free", "free"), 3, tmp_path)
 
     assert set(by_name([qkjax.load(folders[0]), qkjax.load(folders[3])])) == {"free-seed0", "0_tied_1_repulsive-seed0"}

@@ -1,10 +1,10 @@
-"""Training of ViTs whose query-key interaction is constrained: our extension, the paper trains nothing.
+"""Training of ViTs with a constrained query-key interaction. (Our extension: the paper trains no models.)
 
-The package can be called, since `qkjax.train` names both the package and its main function:
+The package can be called, since `qkjax.train` is the name of both the package and its main function:
 
     qkjax.train(qkjax.TrainConfig(constraint="tied", steps=300), "runs/tied")
 
-is `qkjax.train.run.train`, whose documentation holds.
+calls `qkjax.train.run.train`; see its documentation.
 """
 
 import sys
@@ -21,7 +21,7 @@ class _CallablePackage(ModuleType):
           >>> qkjax.train(config, "run")["step"]
           4
         """
-        from qkjax.train.run import train  # jax
+        from qkjax.train.run import train  # this imports jax
 
         return train(config, folder, label=label)
 

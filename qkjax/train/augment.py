@@ -1,4 +1,4 @@
-"""Augmentation of training images: shifts, crops, mirroring, RandAugment, mixup. In numpy and Pillow, on the host,
+"""Augmentation of training images: shifts, crops, mirroring, RandAugment, mixup. It uses numpy and Pillow on the host,
 with a random generator that depends only on the step."""
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ AREA, ASPECT, TRIES = (0.05, 1.0), (0.75, 1.33), 100
 """Random crops: range of the area as a share of the image, range of width / height, and the number of attempts."""
 GRAY, LEVELS = 128, 10
 CUTOUT, TRANSLATE = 40 / 224, 100 / 224
-"""At full strength, as shares of a side: half the side of the cutout square, and the translation. They are big_vision's
-pixels at resolution 224."""
+"""Half the side of the cutout square, and the translation, at full strength, as shares of the image's side. They are
+big_vision's values in pixels, divided by its resolution of 224."""
 
 
 def shift_image(image: Values, down: int, right: int) -> Values:
@@ -48,8 +48,9 @@ def inception_crop(image: "PIL.Image.Image", side: int, rng: np.random.Generator
 def rand_augment(image: "PIL.Image.Image", layers: int, level: float, rng: np.random.Generator) -> "PIL.Image.Image":
     """Applies `layers` random distortions out of 16, one after the other (Cubuk et al. 2020, section 3).
 
-    The strengths for levels 0 to 10 are big_vision's. There, solarize at level 10 inverts every pixel because of an
-    overflow, and contrast uses a constant in place of the image's mean gray; here both are Pillow's.
+    The strengths for levels 0 to 10 are big_vision's. Two operations differ: big_vision's solarize inverts every pixel
+    at level 10 because of an overflow, and its contrast uses a constant in place of the image's mean gray. Here both
+    are Pillow's.
     """
     for _ in range(layers):
         image = _DISTORTIONS[int(rng.integers(len(_DISTORTIONS)))](image, level / LEVELS, rng)
@@ -121,8 +122,9 @@ def mixup(
     concentration: float,
     rng: np.random.Generator,
 ) -> tuple[Float[np.ndarray, "rows height width channels"], Float[np.ndarray, "rows classes"]]:
-    """Mixes each image and its target with the one before it, a x + (1 - a) x'. The weight a >= 1/2 is drawn from
-    Beta(concentration, concentration) once per batch, as in big_vision (Zhang et al. 2018)."""
+    """Mixes each image and its target with the previous one in the batch: a x + (1 - a) x'. The weight a is drawn from
+    Beta(concentration, concentration) once per batch and replaced by max(a, 1 - a), as in big_vision (Zhang et al.
+    2018)."""
     weight = rng.beta(concentration, concentration)
     weight = np.float32(max(weight, 1 - weight))
     return tuple(weight * x + (1 - weight) * np.roll(x, 1, axis=0) for x in (images, targets))

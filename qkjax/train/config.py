@@ -10,48 +10,49 @@ from qkjax.vit.config import ViTConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. The defaults are the demonstration: digits, under two minutes on two CPU cores.
+    """The configuration of a training run. The defaults train on digits in under two minutes on two CPU cores.
 
     Attributes:
-      constraint: constraint on the query-key interaction, one for all layers or a schedule by layer such as "0-2:tied
+      constraint: constraint on the query-key interaction: one for all layers, or a schedule by layer such as "0-2:tied
         3-5:free".
-      pull: weight of the penalty of pull(c): the mean squared difference between the layers' weighted cosines and c is
-        multiplied by this weight and added to the loss.
-      match: widen the MLPs until the model has as many trained values as without constraints.
-      bias: give queries and keys biases; without them attention depends on Wq Wk^T alone.
-      init: initialisation of queries and keys, "xavier" as in big_vision or "mimetic" (Trockman and Kolter 2023), which
-        also initialises values and outputs; the constraint then starts from the nearest kernels that satisfy it.
+      pull: weight of the penalty of the constraint pull(c). The penalty is the mean squared difference between the
+        layers' weighted cosines and c.
+      match: widen the MLPs to match the number of trained values of the model without constraints.
+      bias: give queries and keys biases; without them, attention depends on Wq Wk^T alone.
+      init: initialisation of queries and keys: "xavier" as in big_vision, or "mimetic" (Trockman and Kolter 2023),
+        which also initialises values and outputs; a constraint then starts from the nearest kernels that satisfy it.
       start: name or path of a checkpoint to start from, with the same shape as this run. Its query and key biases are
         dropped unless `bias` is set.
-      data: training data: "digits" (scikit-learn's 1,797 images), "odd-one-out" (generated), a folder that has one
-        folder of images per class, "tfds:NAME" (TensorFlow Datasets) or "hf:NAME" (Hugging Face).
-      resolution: side of photographs in pixels; training uses random crops, mirrored at random.
-      rand_augment: the number of RandAugment distortions of each training photograph.
+      data: training data: "digits" (scikit-learn's 1,797 images), "odd-one-out" (generated), a folder with one folder
+        of images per class, "tfds:NAME" (TensorFlow Datasets) or "hf:NAME" (Hugging Face).
+      resolution: side of photographs in pixels; training uses random crops with random mirroring.
+      rand_augment: number of RandAugment distortions of each training photograph.
       rand_level: strength of the distortions, 0 to 10.
       patch: side of a patch in pixels.
       width: embedding dimension.
-      depth: the number of layers.
-      heads: the number of heads per layer; width must be a multiple of it.
+      depth: number of layers.
+      heads: number of heads per layer; width must be a multiple of it.
       mlp_dim: hidden dimension of the MLPs.
       posemb: learned or fixed sine-cosine position embedding.
       rep_size: add a tanh layer of the embedding dimension before the classifier.
-      steps: the number of training steps.
+      steps: number of training steps.
       batch: images per step, over all devices.
-      accumulate: split each batch into this many parts, processed one after the other to save memory.
-      optimizer: optimiser, "adamw", or "adafactor" with big_vision's scaling.
+      accumulate: number of parts of each batch, which are processed one after the other to save memory.
+      optimizer: optimiser: "adamw", or "adafactor" with big_vision's scaling.
       b2: decay of AdamW's second moment; 0.999 suits long runs.
-      learning_rate: peak of the schedule, which rises from 0 in the warm-up and falls to 0 as a cosine.
-      weight_decay: weight decay of kernels only, as in big_vision; it follows the shape of the learning rate's
-        schedule but is not multiplied by its peak.
-      warmup: the number of warm-up steps.
+      learning_rate: peak of the learning rate, which rises from 0 in the warm-up and then decays to 0 as a cosine.
+      weight_decay: weight decay of kernels, as in big_vision. It has the same schedule as the learning rate, but is not
+        multiplied by the peak.
+      warmup: number of warm-up steps.
       clip: largest global norm of the gradient.
       label_smoothing: share of the target that is spread over all classes.
-      mixup: concentration of the Beta distribution for mixing pairs of images; 0 turns mixup off.
-      shift: training digits are shifted by up to this many pixels in each direction.
-      average: decay of a moving average of the parameters, which is then evaluated and exported; 0 turns it off.
+      mixup: concentration of the Beta distribution that mixes pairs of images; 0 turns mixup off.
+      shift: largest shift of training digits in each direction, in pixels.
+      average: decay of a moving average of the parameters, which is evaluated and exported in their place; 0 turns it
+        off.
       dtype: number format of the matrix products; parameters are float32.
-      parallel: use of several devices: "data" copies the parameters to each, "fsdp" splits them.
-      every: the number of steps between two evaluations, each with a checkpoint.
+      parallel: how several devices are used: "data" copies the parameters to each device, "fsdp" splits them.
+      every: number of steps between two evaluations, each of which saves a checkpoint.
       tensorboard: also write the metrics for TensorBoard.
       seed: seed of the initialisation, the data split and the order of the images.
 
@@ -102,12 +103,12 @@ class TrainConfig:
     seed: int = 0
 
     def checked(self) -> "TrainConfig":
-        """The configuration itself, after checking it.
+        """Returns the configuration after checking it.
 
         Raises:
-          QkjaxError: a value out of range, or an invalid constraint or schedule.
+          QkjaxError: a value is out of range, or the constraint or schedule is invalid.
         """
-        from qkjax.train.constraints import constraint  # it imports jax, which `qkjax --help` does without
+        from qkjax.train.constraints import constraint  # this imports jax, which `qkjax --help` does not need
 
         for name, expected, is_valid in _RANGES:
             if not is_valid(getattr(self, name)):
@@ -125,7 +126,7 @@ class TrainConfig:
         fixed = {"match": False, "rep_size": False, "init": "xavier", "posemb": "learn"}
         if self.start and (other := [name for name, value in fixed.items() if getattr(self, name) != value]):
             raise QkjaxError(
-                f"start={self.start!r} fixes the architecture and the initial values: leave out {', '.join(other)}"
+                f"start={self.start!r} determines the architecture and the initial values: leave out {', '.join(other)}"
             )
         for name in self.constraints():
             constraint(name, self.width // self.heads)
@@ -138,14 +139,14 @@ class TrainConfig:
         return schedule(self.constraint, self.depth)
 
     def targets(self) -> dict[int, float]:
-        """By layer, the weighted cosine that a soft constraint pulls it to."""
+        """The target of the weighted cosine of each layer with a soft constraint."""
         from qkjax.train.constraints import constraint
 
         constraints = map(constraint, self.constraints())
         return {layer: own.target() for layer, own in enumerate(constraints) if own.target is not None}
 
     def to_dict(self) -> dict:
-        """Plain values for JSON."""
+        """The values as plain types for JSON."""
         return asdict(self)
 
 
@@ -166,10 +167,10 @@ _RANGES = [
 
 
 def from_dict(values: dict) -> TrainConfig:
-    """A configuration from plain values, with `TrainConfig`'s defaults for the others.
+    """A configuration from plain values, with `TrainConfig`'s defaults for missing ones.
 
     Raises:
-      QkjaxError: an unknown name, or a value of the wrong type or out of range.
+      QkjaxError: a name is unknown, or a value has the wrong type or is out of range.
     """
     known, given = {field.name: field for field in fields(TrainConfig)}, {}
     for name, value in values.items():
@@ -193,11 +194,11 @@ def vit_config(config: TrainConfig, pixels: tuple[int, int, int], classes: int) 
       classes: the number of classes.
 
     Raises:
-      QkjaxError: the image is not a whole number of patches high and wide.
+      QkjaxError: the height or width of the images is not a multiple of the patch size.
     """
     height, width, channels = pixels
     if height % config.patch or width % config.patch:
-        raise QkjaxError(f"patch={config.patch}: expected a divisor of {height} and {width}, the sides of the images")
+        raise QkjaxError(f"patch={config.patch}: expected a divisor of the images' height {height} and width {width}")
     return ViTConfig(
         width=config.width,
         depth=config.depth,

@@ -13,8 +13,8 @@ from qkjax.train.augment import mixup
 from qkjax.train.config import TrainConfig
 
 PADDING = -1  # label of the rows that fill up the last batch
-THREADS = 2 * (os.cpu_count() or 1)  # that prepare images ahead of the model
-TRIES = 10  # unreadable images in a row after which a run stops
+THREADS = 2 * (os.cpu_count() or 1)  # number of threads that prepare images in advance
+TRIES = 10  # number of consecutive unreadable images after which a run stops
 log = logging.getLogger(__name__)
 
 Image = Float[np.ndarray, "height width channels"]
@@ -22,14 +22,14 @@ Image = Float[np.ndarray, "height width channels"]
 
 @runtime_checkable
 class Examples(Protocol):
-    """Images with the numbers of their classes, by index: an array for the model, or a PIL image."""
+    """A sequence of images, as arrays or PIL images, with the index of each image's class."""
 
     def __len__(self) -> int:
         """The number of images."""
         ...
 
     def __getitem__(self, index: int) -> tuple:
-        """(image, number of its class)."""
+        """(image, index of its class)."""
         ...
 
 
@@ -37,12 +37,12 @@ class Task(NamedTuple):
     """A classification task.
 
     Attributes:
-      train, held_out: images with the numbers of their classes.
-      classes: the number of classes.
+      train, held_out: images with the indices of their classes.
+      classes: number of classes.
       pixels: height, width and channels of the model's images.
-      augment: (image of `train`, random generator) -> a random variation for the model, in -1..1.
+      augment: (image of `train`, random generator) -> a randomly augmented image for the model, in -1..1.
       fit: image of `held_out` -> the image for the model, in -1..1.
-      fingerprint: changes when the data set changes; "" for a data set that cannot change.
+      fingerprint: text that changes when the data set changes; "" for a data set that cannot change.
       largest_class: share of the held-out images in the most frequent class, which is the accuracy of always
         answering that class; None if the labels cannot be read without the images.
     """
@@ -60,17 +60,19 @@ class Task(NamedTuple):
 def training_batches(
     task: Task, config: TrainConfig, start: int = 0, host: int = 0, hosts: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """This host's rows of the batches from step `start` to the last. Each batch depends only on its step, so that a run
-    can resume at any. Every image is used once before any is used twice. Threads prepare the batches in advance.
+    """This host's rows of the batches from step `start` to the last step.
+
+    Each batch depends only on its step, so a run can resume at any step. Every image is used once before any image is
+    used twice. Threads prepare the batches in advance.
 
     Args:
       task: the task.
       config: the run.
       start: first step.
-      host, hosts: number of this host, and the number of hosts.
+      host, hosts: index of this host, and the number of hosts.
 
     Yields:
-      Images (rows, height, width, channels), and targets (rows, classes): 1 for an image's class, or mixed.
+      Images (rows, height, width, channels), and targets (rows, classes), which are one-hot, or mixed by mixup.
 
     Raises:
       QkjaxError: grain is not installed.
@@ -90,33 +92,32 @@ def training_batches(
     )
     for step, batch in enumerate(_prefetched(own_rows, rows), start=start):
         if config.mixup:
-            # One share for all hosts; pairs are of one host.
+            # All hosts use the same weight; pairs are formed within a host.
             batch = mixup(*batch, config.mixup, np.random.default_rng([config.seed, step]))  # noqa: PLW2901
         yield batch
 
 
 def held_out_batches(task: Task, batch: int, host: int = 0, hosts: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """This host's rows of the batches of held-out images, prepared in advance by threads.
+    """This host's rows of the batches of held-out images, which threads prepare in advance.
 
     Args:
       task: the task.
-      batch: rows of a batch on all hosts together.
-      host, hosts: number of this host, and the number of hosts.
+      batch: number of rows of a batch over all hosts.
+      host, hosts: index of this host, and the number of hosts.
 
     Yields:
-      Images (rows, height, width, channels) and labels (rows); the label of rows that fill up the last batch is
-      `PADDING`.
+      Images (rows, height, width, channels) and labels (rows). Rows that pad the last batch have the label `PADDING`.
 
     Raises:
       QkjaxError: grain is not installed.
     """
     grain, rows, count = _grain(), batch // hosts, len(task.held_out)
-    nothing = np.zeros(task.pixels, np.float32), np.int32(PADDING)
+    padding = np.zeros(task.pixels, np.float32), np.int32(PADDING)
 
     def example(own: int):
         number = _global_index(own, batch, host, hosts)
         if number >= count:
-            return nothing
+            return padding
         image, label = task.held_out[number]
         return task.fit(image), np.int32(label)
 
@@ -124,7 +125,7 @@ def held_out_batches(task: Task, batch: int, host: int = 0, hosts: int = 1) -> I
 
 
 def _global_index(own: int, batch: int, host: int, hosts: int) -> int:
-    """Index among the images of all hosts of this host's image number `own`: each host has some rows of every batch."""
+    """Index over all hosts of this host's image number `own`. Each host has some rows of every batch."""
     rows = batch // hosts
     return own // rows * batch + host * rows + own % rows
 
@@ -144,7 +145,7 @@ def _prefetched(examples, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _readable(examples: Examples, number: int) -> tuple:
-    """An example, or the next readable one, so that one broken file does not stop a run."""
+    """An example, or the next one that is readable, so that one damaged file does not stop a run."""
     for other in range(number, number + TRIES):
         try:
             return examples[other % len(examples)]

@@ -1,4 +1,4 @@
-"""The findings of a run or a sweep: tables with confidence intervals, and plain sentences with their numbers."""
+"""The findings of a run or a sweep: tables with confidence intervals, and sentences that state their numbers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,20 +10,21 @@ from qkjax.results.rows import Row, format_rows
 
 REFERENCE = "free"
 LISTED = 4
-"""Constraints that a sentence lists before it counts the rest."""
+"""Number of constraints that a sentence lists before it counts the rest."""
 
 
 def table(dataset: xr.Dataset) -> list[Row]:
     """One row per constraint, at the last evaluation.
 
     Args:
-      dataset: of a sweep, see `train.sweep.collect`.
+      dataset: the dataset of a sweep, see `train.sweep.collect`.
 
     Returns:
-      Rows with "constraint"; "seeds", the number that did not diverge; "accuracy" in percent with the ends of its 95%
-      interval over seeds, "low" and "high" (Student's t); "to_free", "to_free_low" and "to_free_high", the difference
-      to `free` in percentage points, paired by seed, not corrected for the number of rows; and the mean weighted cosine
-      of each layer, "cosine_0", ... NaN for intervals of a single seed, and for differences without `free`.
+      Rows with "constraint"; "seeds", the number of seeds that did not diverge; "accuracy" in percent, with the ends of
+      its 95% interval over seeds, "low" and "high" (Student's t); "to_free", "to_free_low" and "to_free_high", the
+      difference to `free` in percentage points, paired by seed and not corrected for the number of rows; and the mean
+      weighted cosine of each layer, "cosine_0", ... Intervals of a single seed, and differences without `free`, are
+      NaN.
     """
     last = 100 * dataset.accuracy.isel(step=-1)
     free = last.sel(constraint=REFERENCE).values if REFERENCE in last.constraint.values else np.nan * last[0].values
@@ -82,7 +83,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def _number(value: float, low: float, high: float, sign: str = "") -> str:
-    """A value with its interval, if it has one; "" for NaN."""
+    """A value, with its interval if there is one; "" for NaN."""
     if not np.isfinite(value):
         return ""
     ends = f" [{low:{sign}.1f}, {high:{sign}.1f}]" if np.isfinite(low) else ""
@@ -93,7 +94,7 @@ def run_summary(last: Mapping) -> str:
     """One to three sentences on a finished run.
 
     Args:
-      last: what `train.run.train` returns.
+      last: the result of `train.run.train`.
     """
     accuracy, count = last["accuracy"], last.get("held_out")
     ends = " [{:.1f}, {:.1f}]".format(*(100 * end for end in wilson(accuracy, count))) if count else ""
@@ -110,7 +111,7 @@ def run_summary(last: Mapping) -> str:
 
 
 def _chance(facts: Mapping) -> str:
-    """Chance level, as the end of a sentence; also that of the most frequent class, if it is clearly higher."""
+    """The end of a sentence with the chance level, and the accuracy of the most frequent class if clearly higher."""
     classes, largest = facts.get("classes"), facts.get("largest_class")
     if not classes:
         return ""
@@ -122,8 +123,8 @@ def sweep_summary(rows: Sequence[Row], facts: Mapping) -> str:
     """One to five sentences on a sweep.
 
     Args:
-      rows: what `table` returns.
-      facts: "classes" and "largest_class" of the task, if they are known.
+      rows: the result of `table`.
+      facts: "classes" and "largest_class" of the task, if known.
     """
     finished = [row for row in rows if row["seeds"]]
     if not finished:
@@ -143,7 +144,7 @@ def sweep_summary(rows: Sequence[Row], facts: Mapping) -> str:
 
 
 def _against_free(others: Sequence[Row]) -> list[str]:
-    """Which constraints lose, gain, or do not differ from `free` by more than their interval."""
+    """Sentences on the constraints that are less accurate than `free`, more accurate, or not different."""
     if not any(np.isfinite(row["to_free_low"]) for row in others):
         listed = _list(sorted(others, key=lambda row: row["to_free"]))
         return [f"Differences to free, in points and without intervals: {listed}."]

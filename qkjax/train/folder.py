@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, its metrics, its checkpoints, and the lock on it."""
+"""The folder of a run: its configuration, metrics, checkpoints and lock."""
 
 import json
 import logging
@@ -18,10 +18,10 @@ DATA, FACTS, LOCK = "data.txt", "task.json", ".lock"
 
 
 def holds_run(folder: Path, config: TrainConfig) -> bool:
-    """Whether the folder holds this run. A run without a checkpoint does not count.
+    """Whether the folder has a checkpoint of this run.
 
     Raises:
-      QkjaxError: the folder holds another run.
+      QkjaxError: the folder has a checkpoint of another run.
     """
     path = folder / CONFIG
     if not path.exists() or not _has_checkpoint(folder):
@@ -34,23 +34,23 @@ def holds_run(folder: Path, config: TrainConfig) -> bool:
         ) from error
     other = [f"{name}={earlier[name]!r}" for name, value in config.to_dict().items() if earlier[name] != value]
     if other:
-        raise QkjaxError(f"{folder} holds a run with {', '.join(other)}: choose another folder, or remove it")
+        raise QkjaxError(f"{folder} contains a run with {', '.join(other)}: choose another folder, or remove it")
     return True
 
 
 def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
-    """Writes the run's configuration and the fingerprint of its data, unless it has a checkpoint.
+    """Writes the run's configuration and the fingerprint of its data, unless the run has a checkpoint.
 
     Raises:
       QkjaxError: the run has a checkpoint that was trained on other data.
     """
-    path, begun = folder / DATA, _has_checkpoint(folder)
-    if begun and path.exists() and path.read_text() != fingerprint:
+    path, resumes = folder / DATA, _has_checkpoint(folder)
+    if resumes and path.exists() and path.read_text() != fingerprint:
         raise QkjaxError(
             f"data={config.data!r} has changed since the run in {folder} began: restore its files, or choose another "
             "folder"
         )
-    if jax.process_index() == 0 and not begun:
+    if jax.process_index() == 0 and not resumes:
         for target, text in ((folder / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n"), (path, fingerprint)):
             with atomic_path(target) as temporary:
                 temporary.write_text(text)
@@ -61,14 +61,14 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def write_facts(folder: Path, facts: dict) -> None:
-    """Writes what is known of a run besides its configuration: classes, number of held-out images, ... Atomic."""
+    """Atomically writes facts about a run besides its configuration: classes, number of held-out images, ..."""
     if jax.process_index() == 0:
         with atomic_path(folder / FACTS) as temporary:
             temporary.write_text(json.dumps(facts) + "\n")
 
 
 def read_facts(folder: Path) -> dict:
-    """What `write_facts` wrote; empty for a run of version 0.1.0.
+    """The facts of `write_facts`; empty for a run of version 0.1.0.
 
     Raises:
       QkjaxError: the file is not valid.
@@ -84,7 +84,7 @@ def read_facts(folder: Path) -> dict:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Locks the folder against other processes; with several hosts the first one holds the lock for all.
+    """Locks the folder against other processes. With several hosts, the first one locks it for all.
 
     Raises:
       QkjaxError: another process trains in the folder.
@@ -108,7 +108,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a run, one per evaluation; empty without a file.
+    """The metrics of a run, one dict per evaluation; empty without a file.
 
     Raises:
       QkjaxError: the file is not valid.
@@ -125,24 +125,24 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def write_metrics(path: Path, lines: list[dict]) -> None:
-    """Writes the lines of a run. Atomic."""
+    """Atomically writes the metrics of a run, one line per evaluation."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def checkpoints(folder: Path):
-    """Orbax's checkpoint manager: writes to a temporary name first, keeps the last and the best checkpoint."""
+    """Orbax's checkpoint manager. It writes to a temporary name first, and keeps the last and the best checkpoint."""
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it reports every file that it writes
+    logging.getLogger("absl").setLevel(logging.ERROR)  # absl logs every file that orbax writes
 
     def accuracy(metrics) -> float:
         return metrics["accuracy"]
 
-    keep = policies.AnyPreservationPolicy([policies.LatestN(1), policies.BestN(get_metric_fn=accuracy, n=1)])
-    # Without best_fn metrics are not written, and earlier ones are forgotten when a run resumes.
-    options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=accuracy, cleanup_tmp_directories=True)
+    policy = policies.AnyPreservationPolicy([policies.LatestN(1), policies.BestN(get_metric_fn=accuracy, n=1)])
+    # Without best_fn, metrics are not written, so those of earlier checkpoints are lost when a run resumes.
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=accuracy, cleanup_tmp_directories=True)
     manager = ocp.CheckpointManager(folder.resolve(), options=options)
     for step in set(manager.all_steps()) - {manager.latest_step(), manager.best_step()}:
         manager.delete(step)  # left by a run that was killed before it could delete it
@@ -159,7 +159,7 @@ def save_state(manager, state: State, metrics: dict) -> None:
 
 
 def restore_state(manager, shapes: State) -> State | None:
-    """The state of the last checkpoint, placed on the devices as `shapes` says; None without a checkpoint."""
+    """The state of the last checkpoint, with the shardings of `shapes`; None without a checkpoint."""
     import orbax.checkpoint as ocp
 
     if manager.latest_step() is None:
@@ -169,12 +169,12 @@ def restore_state(manager, shapes: State) -> State | None:
 
 @contextmanager
 def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callable[[dict], None]]:
-    """Gives a function that writes a line of the metrics for TensorBoard if `config.tensorboard`, and else nothing.
+    """Yields a function that writes one evaluation for TensorBoard; it does nothing unless `config.tensorboard`.
 
     Args:
-      folder: of the run.
+      folder: folder of the run.
       config: the run.
-      step: that the run resumes after; later entries of an earlier process are dropped.
+      step: step after which the run resumes; entries of later steps are dropped.
 
     Raises:
       QkjaxError: tensorboardX is not installed.

@@ -1,8 +1,8 @@
-"""A ViT's parameters with constrained interactions, and the plain tree that they stand for.
+"""The parameters of a ViT with constrained interactions, and the plain tree that they represent.
 
-The training tree is big_vision's except for the query and key kernels: in their place each layer has the parameters of
-its constraint, under "interaction". `plain` computes the kernels, so that the model, the export and the analyses are
-those of any ViT.
+The training tree is that of big_vision, except that each layer has the parameters of its constraint, under
+"interaction", in place of its query and key kernels. `plain` computes the kernels, so the model, the export and the
+analyses are those of any ViT.
 """
 
 from collections.abc import Mapping
@@ -36,14 +36,14 @@ def initial(
     Args:
       key: random key.
       config: the ViT.
-      names: of each layer's constraint.
-      start: a plain tree to start from: the kernels become the nearest ones that satisfy the constraint. By default
-        all parameters are random: big_vision's initialisation, and `Constraint.init` for queries and keys.
-      bias: whether queries and keys have biases. Without them (the default) a head attends by M alone; a bias
-        of the queries makes some keys attractive to all queries, which no constraint on M rules out.
+      names: name of each layer's constraint.
+      start: a plain tree to start from; its kernels are replaced by the nearest ones that satisfy the constraint. By
+        default all parameters are random, with big_vision's initialisation, and `Constraint.init` for queries and keys.
+      bias: whether queries and keys have biases. Without them (the default), attention depends on M alone. A query bias
+        makes some keys attractive to all queries, which no constraint on M prevents.
 
     Raises:
-      QkjaxError: an unknown constraint, or an argument that is too large for the heads.
+      QkjaxError: a constraint is unknown, or its argument is too large for the heads.
     """
     keys = jax.random.split(key, config.depth + 1)
     tree = draw_plain(keys[0], config) if start is None else start
@@ -69,7 +69,7 @@ def plain(params: Mapping, config: ViTConfig, names: tuple[str, ...]) -> dict:
     Args:
       params: a training tree.
       config: the ViT.
-      names: of each layer's constraint.
+      names: name of each layer's constraint.
     """
     kernels = _kernels(params, names, _shape(config))
     zeros = {"bias": jnp.zeros((config.heads, config.head_dim))}
@@ -84,14 +84,14 @@ def plain(params: Mapping, config: ViTConfig, names: tuple[str, ...]) -> dict:
 
 
 def _kernels(params: Mapping, names: tuple[str, ...], shape: Shape) -> dict[int, tuple[jax.Array, jax.Array]]:
-    """Query and key kernel of each layer; layers of one constraint are computed together."""
+    """Query and key kernel of each layer; layers with the same constraint are computed together."""
     attention, result, before = list(attention_parameters(params)), {}, None
     for name in dict.fromkeys(names):
         own = constraint(name)
         layers = [layer for layer, other in enumerate(names) if other == name]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(attention[layer][INTERACTION] for layer in layers))
         if own.factored:
-            # One QR after the other: two that could run at once can deadlock XLA on CPUs with few cores.
+            # One QR after the other: two concurrent ones can deadlock XLA on CPUs with few cores.
             stacked = stacked if before is None else jax.lax.optimization_barrier((stacked, before))[0]
         query, key = jax.vmap(lambda parameters, own=own: own.kernels(parameters, shape))(stacked)
         before = (query, key) if own.factored else before
@@ -116,7 +116,7 @@ def _size(tree) -> int:
 
 
 def matched(config: ViTConfig, names: tuple[str, ...], bias: bool) -> ViTConfig:
-    """The ViT with MLPs so wide that it has as many trained values as without constraints, to the nearest unit."""
+    """The ViT with MLPs widened to match the number of trained values without constraints, to the nearest unit."""
 
     def trained(names: tuple[str, ...]) -> int:
         return count(jax.eval_shape(lambda: initial(jax.random.key(0), config, names, bias=bias)), names)

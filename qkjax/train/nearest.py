@@ -1,6 +1,6 @@
-"""Parameters of a constraint for given kernels: the nearest interaction that satisfies it.
+"""The parameters of a constraint whose interaction is nearest to that of given kernels.
 
-Nearest in the Frobenius norm of M, head by head, in float64 with numpy, since it is computed once.
+Nearest means in the Frobenius norm of M, head by head. It is computed once, in float64 with numpy.
 """
 
 import jax
@@ -13,23 +13,24 @@ from qkjax.train.constraints.registry import constraint
 
 Kernel = Float[np.ndarray, "embed heads head_dim"]
 DEAD = 1e-5
-"""A head whose nearest M has less than this share of the given one's norm counts as 0."""
+"""A head counts as dead if the norm of its nearest M is at most this share of the given one's."""
 SMALL = np.float32(1e-3)
-"""Factor of the parameters that replace those of such a head."""
+"""Factor of the random parameters that replace those of a dead head."""
 
 
 def nearest_parameters(name: str, query: Kernel, key: Kernel) -> dict[str, np.ndarray]:
     """Parameters of a constraint whose M is nearest, head by head, to that of given kernels.
 
-    If a head's nearest M is 0 (a repulsive head nearest to a tied one), its factors would be 0 and stay 0, since each
-    is in the gradient of the other. Such a head gets small random parameters: the constraint's `init` times 1e-3.
+    If the nearest M of a head is 0 (such as the repulsive head nearest to a tied one), both factors would stay 0, since
+    each is a factor in the gradient of the other. Such a head gets small random parameters: the constraint's `init`
+    times 1e-3.
 
     Args:
-      name: of the constraint, as `constraint` takes it.
+      name: name of the constraint, as for `constraint`.
       query, key: the given kernels, (embed, heads, head_dim).
 
     Raises:
-      QkjaxError: an unknown constraint, or an argument out of range.
+      QkjaxError: the constraint is unknown, or its argument is out of range.
     """
     own = constraint(name, query.shape[2])
     query, key = (np.asarray(x, np.float64) for x in (query, key))
@@ -43,7 +44,7 @@ def nearest_parameters(name: str, query: Kernel, key: Kernel) -> dict[str, np.nd
 
 def _without_dead_heads(own: Constraint, parameters: Parameters, query: Kernel, key: Kernel) -> dict[str, np.ndarray]:
     if all(kind == STRENGTH for kind in own.parameters.values()):
-        return parameters  # M is linear in them: a strength of 0 has a gradient
+        return parameters  # M is linear in the strengths, so the gradient at 0 is not 0
     nearest = own.kernels({part: jnp.asarray(x) for part, x in parameters.items()}, query.shape)
     dead = _norms(*nearest) <= DEAD * _norms(query, key)
     result = {}
@@ -55,6 +56,6 @@ def _without_dead_heads(own: Constraint, parameters: Parameters, query: Kernel, 
 
 
 def _norms(query, key) -> Float[np.ndarray, "heads"]:
-    """||M||_F of each head."""
+    """The Frobenius norm of M for each head."""
     grams = (np.einsum("dhk,dhm->hkm", x, x) for x in (np.asarray(query, np.float64), np.asarray(key, np.float64)))
     return np.sqrt(np.maximum(np.einsum("hkm,hkm->h", *grams), 0))

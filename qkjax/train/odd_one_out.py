@@ -1,7 +1,7 @@
-"""Generated odd-one-out images: identical bars on a grid, one of which may differ. Is there an odd one, and where?
+"""Generated odd-one-out images: identical bars on a grid, one of which may differ. The task is to find the odd bar.
 
 As in psychophysical search displays (and the paper's figure 2), a bar is odd only in comparison with the others, since
-their colour and orientation are random for every image. One patch alone does not contain the answer; it needs context.
+their colour and orientation are random in every image. One patch alone does not contain the answer.
 """
 
 import colorsys
@@ -15,7 +15,7 @@ CELLS = 4
 CELL = 8
 """Side of a cell in pixels; the bar is shifted in it by up to one pixel in each direction."""
 CLASSES = CELLS * CELLS + 1
-"""0: no odd bar; 1 + cell, row by row: the odd bar is in this cell."""
+"""Class 0: no odd bar. Class 1 + cell, with cells counted row by row: the odd bar is in this cell."""
 HALF_LENGTH, HALF_WIDTH, GRAY = 2.5, 0.75, 0.5
 
 Image = Float[np.ndarray, "height width 3"]
@@ -26,8 +26,8 @@ class OddOneOut:
     """A set of odd-one-out images, each generated on access from the seed and its index alone.
 
     Attributes:
-      count: the number of images; every second one has an odd bar.
-      seed, part: of the set; parts with the same seed have no image in common.
+      count: number of images; every second one has an odd bar.
+      seed, part: the random seed and the part of the data set; parts with the same seed share no images.
     """
 
     count: int
@@ -48,7 +48,7 @@ class OddOneOut:
 
 
 def odd_one_out(rng: np.random.Generator, odd: bool) -> tuple[Image, int]:
-    """One image, with an odd bar or without.
+    """Draws one image, with or without an odd bar.
 
     The odd bar differs from the others in hue, by 1/12 of the circle or more, or in orientation, by 15 degrees or more,
     but not in both.
@@ -69,7 +69,7 @@ def odd_one_out(rng: np.random.Generator, odd: bool) -> tuple[Image, int]:
 def _draw(
     hue: Float[np.ndarray, "cells"], angle: Float[np.ndarray, "cells"], shift: Float[np.ndarray, "2 cells"]
 ) -> Image:
-    """Bars with soft edges on gray, each in its cell; `shift` is (down, right) in pixels."""
+    """Draws one bar with soft edges per cell, on gray; `shift` is (down, right) in pixels."""
     middle = np.arange(CELL) + 0.5 - CELL / 2
     down, right = middle[None, :, None] - shift[0, :, None, None], middle[None, None, :] - shift[1, :, None, None]
     cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]

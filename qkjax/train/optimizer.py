@@ -1,8 +1,8 @@
 """The optimisers, scaled as in big_vision: clip, Adam or Adafactor, learning rate, weight decay, schedule.
 
-One update is -s(t) (lr u + wd theta), where s is the schedule from 0 to 1 and back, and u is the optimiser's update for
-the clipped gradient. Weight decay is therefore not multiplied by the learning rate; the equivalent value for torch's
-AdamW is wd / lr.
+One update is -s(t) (lr u + wd theta), where the schedule s rises from 0 to 1 and falls to 0, and u is the optimiser's
+update for the clipped gradient. Weight decay is therefore not multiplied by the learning rate; the equivalent value for
+torch's AdamW is wd / lr.
 """
 
 import jax
@@ -25,7 +25,7 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     constraints = {block_name(layer): constraint(name) for layer, name in enumerate(config.constraints())}
 
     def decays(path, _) -> bool:
-        """Kernels alone: not biases, norms, position embeddings or strengths, nor what is not trained."""
+        """Whether weight decay applies: to trained kernels, not to biases, norms, position embeddings or strengths."""
         *above, name = (part.key for part in path)
         if INTERACTION in above:
             own = next(constraints[part] for part in above if part in constraints)

@@ -1,4 +1,4 @@
-"""A soft constraint: a penalty that pulls the weighted mean cosine of a layer to a target."""
+"""The penalty of soft constraints, which pulls the weighted cosine of a layer to a target."""
 
 from collections.abc import Mapping
 
@@ -30,10 +30,10 @@ def penalty(plain: Mapping, targets: Mapping[int, float]) -> Float[Array, ""]:
 
     Args:
       plain: the plain tree of a ViT.
-      targets: by layer; layers without a target do not count.
+      targets: target by layer; layers without a target are not penalised.
     """
-    # All kernels first: otherwise a QR of this penalty and one of a constraint could run at the same time, which can
-    # deadlock XLA on CPUs with few cores.
+    # The barrier computes all kernels first. Otherwise a QR of this penalty and one of a constraint could run
+    # concurrently, which can deadlock XLA on CPUs with few cores.
     kernels = jax.lax.optimization_barrier(
         [[parts[name]["kernel"] for name in ("query", "key")] for parts in attention_parameters(plain)]
     )

@@ -1,4 +1,4 @@
-"""Training runs by name: purpose, time, expected accuracy."""
+"""Named configurations, with their purpose, time and expected accuracy."""
 
 import json
 import tomllib
@@ -8,8 +8,8 @@ from pathlib import Path
 from qkjax.errors import QkjaxError, nearest
 from qkjax.train.config import TrainConfig, from_dict
 
-# Six layers that two CPU cores train in about a minute: small enough for dozens of runs, deep enough to compare
-# constraints of early and late layers. MLPs are widened so that all constraints have equally many trained values.
+# Two CPU cores train these six layers in about a minute: few enough for dozens of runs, and enough to compare
+# constraints of early and late layers. MLPs are widened so that all constraints have the same number of trained values.
 _STUDY = TrainConfig(width=48, mlp_dim=96, batch=64, match=True)
 
 PRESETS = {
@@ -18,9 +18,9 @@ PRESETS = {
     "digits-study": replace(_STUDY, steps=1500, every=150),
     "odd-one-out-study": replace(_STUDY, data="odd-one-out", patch=8, steps=2000, every=200, label_smoothing=0.0),
     # big_vision's recipe for a ViT-S/16 on ImageNet-1k from scratch, 90 epochs (Beyer et al. 2022, arXiv
-    # 2205.01580): 76.5% there, in 6 to 7 hours on a TPU v3-8. Not run here. In contrast to it, the held-out
-    # images are ImageNet's own validation set only, and all training images are used. Queries and keys have biases, as
-    # there; with a constraint set bias=False, since no constraint on Wq Wk^T acts on the biases.
+    # 2205.01580). It reports 76.5%, in 6 to 7 hours on a TPU v3-8; we have not run it. Unlike there, all training
+    # images are used, and the held-out images are ImageNet's validation set. Queries and keys have biases, as there.
+    # With a constraint, set bias=False, since no constraint on Wq Wk^T acts on the biases.
     "imagenet-s16": TrainConfig(
         data="tfds:imagenet2012",
         resolution=224,
@@ -53,10 +53,10 @@ def load_preset(name: str) -> TrainConfig:
     """A configuration by name or from a file.
 
     Args:
-      name: of a preset, or the path of a .json or .toml file; values that the file lacks are `TrainConfig`'s defaults.
+      name: name of a preset, or path of a .json or .toml file; missing values are `TrainConfig`'s defaults.
 
     Raises:
-      QkjaxError: an unknown preset, or a file that cannot be read or has invalid values.
+      QkjaxError: the preset is unknown, or the file cannot be read or has invalid values.
 
     Example:
       config = replace(load_preset("odd-one-out-study"), constraint="tied", seed=3)

@@ -1,4 +1,4 @@
-"""A training run in a folder: resumes after an interruption, and ends as a checkpoint like any other."""
+"""A training run in a folder. It resumes after an interruption, and ends with a checkpoint that `load` reads."""
 
 import os
 import time
@@ -46,7 +46,7 @@ from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.checkpoint import write_checkpoint
 from qkjax.weights.preprocessing import with_resolution
 
-NPROC = "PJRT_NPROC"  # threads that XLA has on a CPU
+NPROC = "PJRT_NPROC"  # number of XLA's threads on a CPU
 
 
 class DivergedError(QkjaxError):
@@ -54,29 +54,29 @@ class DivergedError(QkjaxError):
 
 
 def train(config: TrainConfig, folder: str | Path, *, label: str = "") -> dict:
-    """Trains a ViT in a folder, or resumes a run there. Prints nothing; a progress bar is on standard error.
+    """Trains a ViT in a folder, or resumes a run there. It shows only a progress bar, on standard error.
 
-    The folder holds config.json, metrics.jsonl (one line per evaluation), the states at the last and at the best
-    evaluation, and at the end model.npz, which `qkjax.load(folder)` and big_vision read. An interrupted run resumes
-    with the same call and gives bit-identical results; a finished one is not trained again. If several processes were
-    joined by `hosts.join`, they train one model, in a folder that all of them can access.
+    The folder contains config.json, metrics.jsonl (one line per evaluation), the states at the last and at the best
+    evaluation, and at the end model.npz, which `qkjax.load(folder)` and big_vision read. The same call resumes an
+    interrupted run and gives bit-identical results; a finished run is not trained again. Processes that were joined by
+    `hosts.join` train one model together, in a folder that all of them can access.
 
     Args:
       config: the run.
-      folder: of the run.
+      folder: folder of the run.
       label: text in front of the progress bar.
 
     Returns:
       The last evaluation: "step"; "loss" of the last training batch, in nats; "accuracy" (0 to 1) and
       "validation_loss" (nats) on the held-out images; "weighted_cosine", a list over layers, each the mean over heads
-      (None if undefined). Also what is known of the task: "classes", "held_out" (number of held-out images),
+      (None if undefined). Facts about the task follow: "classes", "held_out" (number of held-out images),
       "largest_class" (accuracy of always answering the most frequent class; None if unknown) and "parameters" (number
       of trained values).
 
     Raises:
-      QkjaxError: an invalid configuration, another run in the folder, or a file that cannot be written.
+      QkjaxError: the configuration is invalid, the folder contains another run, or a file cannot be written.
       DivergedError: the loss is not finite.
-      KeyboardInterrupt: between two steps; the state of the last evaluation is kept.
+      KeyboardInterrupt: raised between two steps; the state of the last evaluation is saved.
 
     Example:
       last = train(TrainConfig(constraint="tied", steps=300), "runs/tied")
@@ -125,17 +125,17 @@ def _train_in(
 def _run_steps(
     config: TrainConfig, task: Task, program: Program, state: State, manager, lines: list, folder: Path, label: str
 ) -> State:
-    """Runs the remaining steps; every `config.every` steps evaluates, appends a line, and saves a checkpoint.
+    """Runs the remaining steps. Every `config.every` steps, it evaluates, appends a line, and saves a checkpoint.
 
-    The bar states for what share of the time, at most, the device waits for batches: if it is large, images are
+    The bar shows an upper bound of the share of time that the device waits for batches. If it is large, images are
     prepared too slowly.
     """
-    done, host = int(state.step), (jax.process_index(), jax.process_count())
-    batches = training_batches(task, config, done, *host)
-    bar = tqdm(total=config.steps, initial=done, unit="step", desc=label or None, disable=host[0] > 0)
+    start, host = int(state.step), (jax.process_index(), jax.process_count())
+    batches = training_batches(task, config, start, *host)
+    bar = tqdm(total=config.steps, initial=start, unit="step", desc=label or None, disable=host[0] > 0)
     began, idle, value, accuracy = time.monotonic(), 0.0, None, ""
-    with deferred_interrupt() as interrupted, bar, tensorboard(folder, config, done) as board:
-        for number, (waited, batch) in enumerate(with_waits(batches), start=done + 1):
+    with deferred_interrupt() as interrupted, bar, tensorboard(folder, config, start) as board:
+        for number, (waited, batch) in enumerate(with_waits(batches), start=start + 1):
             if value is None or value.is_ready():  # the previous step ended while this batch was being prepared
                 idle += waited
             state, value = program.step(state, *distribute(batch))
@@ -145,7 +145,7 @@ def _run_steps(
                 held_out = held_out_batches(task, config.batch // config.accumulate, *host)
                 lines.append(_evaluation(state, value, program, held_out))
                 accuracy = f"accuracy={lines[-1]['accuracy']:.4f}, "
-                # The line first: resuming drops lines after the last checkpoint, but cannot add a missing one.
+                # The line is first: resuming drops lines after the last checkpoint, but cannot add a missing one.
                 if host[0] == 0:
                     write_metrics(folder / METRICS, lines)
                 board(lines[-1])
@@ -156,7 +156,7 @@ def _run_steps(
 
 
 def _evaluation(state: State, value, program: Program, held_out: Iterable) -> dict:
-    """A line of the metrics; the cosines come from the same functions as those of any checkpoint."""
+    """One line of the metrics. The cosines are computed by the same functions as those of any checkpoint."""
     sums = [program.evaluate(state.evaluated, *distribute(batch)) for batch in held_out]
     total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
     if not np.isfinite(float(value) + total["loss"]):
@@ -173,10 +173,10 @@ def _evaluation(state: State, value, program: Program, held_out: Iterable) -> di
 
 
 def _check_devices(config: TrainConfig, finished: bool, task: Task | None) -> None:
-    """Checks that all hosts have the same run, folder and data, and that the devices can share a batch.
+    """Checks that all hosts have the same run, folder and data, and that a batch can be split over the devices.
 
     Raises:
-      QkjaxError: they do not, or cannot.
+      QkjaxError: the hosts differ, or the batch cannot be split.
     """
     if jax.process_count() > 1:
         values = config.to_dict() | {"finished": finished, "data set": task.fingerprint if task else ""}
@@ -190,6 +190,6 @@ def _check_devices(config: TrainConfig, finished: bool, task: Task | None) -> No
     virtual = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     if virtual and NPROC not in os.environ and needs_lapack(config.constraints()):
         raise QkjaxError(
-            f"constraint={config.constraint!r} needs LAPACK, in which virtual devices of a CPU can deadlock: set "
-            f"{NPROC} to twice their number"
+            f"constraint={config.constraint!r} needs LAPACK, with which virtual devices of a CPU can deadlock: set the "
+            f"environment variable {NPROC} to twice their number"
         )

@@ -1,4 +1,4 @@
-"""Training and held-out parts of a set of examples."""
+"""Training and held-out parts of a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from qkjax.errors import QkjaxError
 from qkjax.images.sources import ImageSet
 from qkjax.train.data import Examples
 
-HELD_OUT = 5  # one of 5 images is held out if a data set has no validation part
+HELD_OUT = 5  # one in 5 images is held out if a data set has no validation part
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some examples of a set, by their indices in it."""
+    """The examples of a set with these indices."""
 
     examples: Examples
     indices: np.ndarray
@@ -27,17 +27,17 @@ class Subset:
 
 
 def split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Training and held-out examples: a random fifth, by the seed, is held out."""
+    """Training and held-out examples. A random fifth, drawn with the seed, is held out."""
     order = np.random.default_rng(seed).permutation(len(examples))
     held_out = len(order) // HELD_OUT
     if not held_out:
-        raise QkjaxError(f"{len(examples)} images are too few to hold out one of {HELD_OUT}: give at least {HELD_OUT}")
+        raise QkjaxError(f"found {len(examples)} images, expected at least {HELD_OUT}, to hold out one in {HELD_OUT}")
     return Subset(examples, order[held_out:]), Subset(examples, order[:held_out])
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Photographs of a set, read on access, with the numbers of their classes."""
+    """Photographs of a set, read on access, with the indices of their classes."""
 
     images: ImageSet
     labels: Sequence[int]
@@ -57,8 +57,8 @@ def largest_class(examples: Examples) -> float | None:
 
 def _labels(examples: Examples) -> np.ndarray | None:
     match examples:
-        case Subset(of, indices):
-            labels = _labels(of)
+        case Subset(parent, indices):
+            labels = _labels(parent)
             return None if labels is None else labels[indices]
         case Labelled(_, labels):
             return np.asarray(labels)

@@ -1,4 +1,4 @@
-"""One step of training and the evaluation on held-out images: pure functions, and their jitted form on all devices."""
+"""One step of training, and the evaluation on held-out images, as pure functions and jitted on all devices."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,13 +23,13 @@ Targets = Float[Array, "batch classes"]
 
 
 class State(NamedTuple):
-    """Everything that changes in training.
+    """Everything that changes during training.
 
     Attributes:
-      step: the number of finished steps.
+      step: number of finished steps.
       params: the training tree.
       optimizer: the optimiser's state.
-      average: moving average of the training tree; empty without one.
+      average: moving average of the training tree; empty if it is turned off.
     """
 
     step: Int32[Array, ""]
@@ -47,11 +47,11 @@ class Program(NamedTuple):
     """The jitted functions of a run; runs that differ only in their seed share one.
 
     Attributes:
-      begin: State from a training tree, on all devices.
-      step: (state, images, targets) -> (next state, loss before it).
+      begin: training tree -> the first state, on all devices.
+      step: (state, images, targets) -> (next state, loss before the step).
       evaluate: (training tree, images, labels) -> sums over the images, see `evaluate`.
-      export: the plain tree of a training tree, complete on every device.
-      shapes: of the State, with the sharding of each array.
+      export: training tree -> the plain tree, complete on every device.
+      shapes: the shapes of a state, with the sharding of each array.
     """
 
     begin: Callable[[Mapping], State]
@@ -72,9 +72,9 @@ def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, t
 
 
 def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets):
-    """(loss, its gradient) of a batch, processed in `config.accumulate` parts.
+    """The loss of a batch and its gradient, computed in `config.accumulate` parts.
 
-    Part i has rows i, i + parts, ..., so that each device has rows of every part.
+    Part i has the rows i, i + parts, ..., so that each device has rows of every part.
     """
     parts = config.accumulate
     loss_and_gradient = jax.value_and_grad(partial(loss, config, vit))
@@ -91,7 +91,7 @@ def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Image
 
 
 def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, targets: Targets) -> tuple[State, Array]:
-    """The next state, and the loss before it."""
+    """The next state, and the loss before the step."""
     value, slope = gradient(config, vit, state.params, images, targets)
     transform = optimizer(config)
     updates, optimizer_state = transform.update(slope, state.optimizer, state.params)
@@ -103,7 +103,7 @@ def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, ta
 def evaluate(
     config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, labels: Int32[Array, "batch"]
 ) -> dict[str, Array]:
-    """Sums over a batch: images that count (label 0 or more), correctly classified ones, cross-entropy in nats."""
+    """Sums over the images of a batch with a label from 0 up: their number, correct answers, cross-entropy in nats."""
     logits = ViT(vit, config.dtype).apply({"params": plain(params, vit, config.constraints())}, images)[0]
     logits, counts = logits.astype(jnp.float32), labels >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
@@ -131,7 +131,7 @@ def _program(config: TrainConfig, vit: ViTConfig) -> Program:
     params = jax.eval_shape(lambda: initial(jax.random.key(0), vit, config.constraints(), bias=config.bias))
     shapes = jax.eval_shape(partial(begin, config), params)
     shardings = placement(shapes, config.parallel)
-    # On a CPU jax shares the buffers with numpy, and therefore with a checkpoint that is still being written.
+    # On a CPU, jax shares buffers with numpy, and therefore with a checkpoint that is still being written.
     donate = {} if jax.default_backend() == "cpu" else {"donate_argnums": 0}
     return Program(
         begin=jax.jit(partial(begin, config), out_shardings=shardings),

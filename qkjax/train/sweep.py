@@ -1,4 +1,4 @@
-"""Many runs that differ in their constraint and their seed, and their joint results."""
+"""Runs that differ in constraint and seed, and their joint results."""
 
 import json
 import re
@@ -35,24 +35,25 @@ MEASURES = ("loss", "accuracy", "validation_loss")
 
 
 def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: str | Path) -> xr.Dataset:
-    """Trains with every constraint from every seed, and writes the joint results. Prints nothing; progress bars are on
-    standard error.
+    """Trains one run per constraint and seed, and writes the joint results. It shows only progress bars, on standard
+    error.
 
-    The same call resumes an interrupted sweep: finished runs are not trained again. The folder holds one folder per
-    run, sweep.nc (the returned dataset), sweep.csv (see `table`) and the figures accuracy, curves and cosines. A run
-    that diverges does not stop the others; its values are NaN.
+    The same call resumes an interrupted sweep; finished runs are not trained again. The folder contains one folder per
+    run, sweep.nc (the returned dataset), sweep.csv (see `table`) and the figures accuracy, curves and cosines. If a run
+    diverges, the others continue, and its values are NaN.
 
     Args:
-      config: what all runs have in common; its constraint and seed are replaced.
+      config: the configuration that all runs share; its constraint and seed are replaced.
       constraints: one or more constraints or schedules, such as ("free", "tied", "0-2:tied 3-5:free").
-      seeds: the number of seeds, which are 0, 1, ...
-      folder: of the sweep.
+      seeds: number of seeds, which are 0, 1, ...
+      folder: folder of the sweep.
 
     Returns:
       The dataset of `collect`; its attribute `summary` states the findings in a few sentences.
 
     Raises:
-      QkjaxError: no constraint, a repeated one, no seed, or whatever `train` raises; finished runs are kept.
+      QkjaxError: there is no constraint or a repeated one, `seeds` is below 1, or `train` raises it; finished runs
+        remain in the folder.
 
     Example:
       dataset = sweep(TrainConfig(steps=300), ("free", "tied"), 3, "runs/two")
@@ -67,7 +68,7 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
     """
     folder = Path(folder)
     if not constraints or len(set(constraints)) < len(constraints):
-        raise QkjaxError(f"constraints={tuple(constraints)!r}: expected one or more, each once")
+        raise QkjaxError(f"constraints={tuple(constraints)!r}: expected one or more, without repetitions")
     if seeds < 1:
         raise QkjaxError(f"seeds={seeds}: expected a whole number from 1 up")
     runs = [
@@ -80,7 +81,7 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
             label = f"run {number} of {len(runs)}: {run.constraint}, seed {run.seed}"
             train(run, run_folder(folder, run.constraint, run.seed), label=label)
         except DivergedError:
-            pass  # a result like any other: NaN in the dataset
+            pass  # its values in the dataset are NaN
     dataset = collect(config, constraints, seeds, folder)
     rows = table(dataset)
     write_dataset(dataset, folder / "sweep.nc")
@@ -100,7 +101,7 @@ def sweep_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict:
 
 
 def run_folder(folder: Path, constraint: str, seed: int) -> Path:
-    """Folder of one run in a sweep's folder."""
+    """The folder of one run of a sweep."""
     return folder / re.sub(r"[^\w().-]+", "_", constraint) / f"seed{seed}"
 
 
@@ -110,8 +111,8 @@ def collect(config: TrainConfig, constraints: Sequence[str], seeds: int, folder:
     Returns:
       A dataset with the dimensions constraint, seed, step (of the evaluations) and layer. `accuracy` (0 to 1) and
       `validation_loss` (nats) on held-out images and `loss` (nats) of a training batch have (constraint, seed, step);
-      `weighted_cosine`, the mean over heads as `measure` defines it, has (constraint, seed, step, layer). NaN if a run
-      diverged. Attributes: `summary`, `config` (JSON), `classes` and `chance` if they are known, versions.
+      `weighted_cosine`, the mean over heads as `measure` defines it, has (constraint, seed, step, layer). Values of
+      diverged runs are NaN. Attributes: `summary`, `config` (JSON), `classes` and `chance` if known, and versions.
     """
     steps = [*range(config.every, config.steps, config.every), config.steps]
     shape, dims = (len(constraints), seeds, len(steps)), ("constraint", "seed", "step")

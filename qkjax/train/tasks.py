@@ -18,17 +18,17 @@ from qkjax.train.data import Examples, Image, Task
 from qkjax.train.odd_one_out import CELL, CELLS, CLASSES, OddOneOut
 from qkjax.train.splits import Labelled, largest_class, split
 
-GENERATED = 1_000_000, 2_000  # odd-one-out images for training, and held out
+GENERATED = 1_000_000, 2_000  # numbers of odd-one-out images for training and held out
 TRAIN, VALIDATION = ("train", "training"), ("validation", "val", "valid", "test")
 PRESET = PRESETS["bigvision-small-crop"]
-Photographs = tuple[Examples, Examples, int, str]  # for training, held out, number of classes, fingerprint
+Photographs = tuple[Examples, Examples, int, str]  # training, held out, number of classes, fingerprint
 
 
 def load_task(config: TrainConfig) -> Task:
     """The task of a run.
 
     Raises:
-      QkjaxError: an unknown name, data that cannot be read, or a missing library.
+      QkjaxError: the name is unknown, the data cannot be read, or a library is not installed.
     """
     name = config.data
     if name in TASKS:
@@ -39,8 +39,8 @@ def load_task(config: TrainConfig) -> Task:
     if Path(name).is_dir():
         return _photographs(*_class_folders(Path(name), config.seed), config)
     raise QkjaxError(
-        f"data={name!r} is not a known task; choose from {', '.join(TASKS)}, a folder that has one folder of images "
-        "per class, tfds:NAME or hf:NAME"
+        f"data={name!r} is not a known task; choose from {', '.join(TASKS)}, a folder with one folder of images per "
+        "class, tfds:NAME or hf:NAME"
     )
 
 
@@ -84,8 +84,8 @@ TASKS: dict[str, Callable[[TrainConfig], Task]] = {"digits": _digits, "odd-one-o
 
 
 def _photographs(train: Examples, held_out: Examples, classes: int, fingerprint: str, config: TrainConfig) -> Task:
-    """Random crops, mirroring and RandAugment for training; held-out images as in big_vision: small side resized,
-    central crop."""
+    """A task of photographs. Training uses random crops, mirroring and RandAugment. Held-out images are preprocessed as
+    in big_vision: the small side is resized, and the centre is cropped."""
     side = config.resolution
 
     def augment(image: "PIL.Image.Image", rng: np.random.Generator) -> Image:
@@ -101,7 +101,7 @@ def _photographs(train: Examples, held_out: Examples, classes: int, fingerprint:
 
 
 def _class_folders(path: Path, seed: int) -> Photographs:
-    """ImageNet's layout: one folder per class, with or without the folders train and val; also in a zip or tar file."""
+    """Reads ImageNet's layout: one folder per class, with or without the folders train and val."""
     parts = {names: next((path / n for n in names if (path / n).is_dir()), None) for names in (TRAIN, VALIDATION)}
     if None in parts.values():
         images = open_images(path)
@@ -112,7 +112,7 @@ def _class_folders(path: Path, seed: int) -> Photographs:
     if others != classes:
         odd = sorted(set(others) ^ set(classes))[0]
         raise QkjaxError(
-            f"{path} has the class {odd} in only one of its training and validation folders: add the other"
+            f"{path} has the class {odd} only in its training or only in its validation folder: expected it in both"
         )
     fingerprint = " ".join(images.fingerprint for images in sets)
     return *(Labelled(*pair) for pair in zip(sets, (labels, held_out), strict=True)), len(classes), fingerprint
@@ -120,7 +120,7 @@ def _class_folders(path: Path, seed: int) -> Photographs:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """Rows of a data set whose library decodes the images; `image` and `label` are the names of its columns."""
+    """Rows of a data set whose library decodes the images. `image` and `label` are the names of the columns."""
 
     rows: Any
     image: str
@@ -192,7 +192,7 @@ def _columns(features, *kinds: type) -> tuple[str, ...]:
     """The first column of each type.
 
     Raises:
-      ValueError: no column of a type.
+      ValueError: there is no column of one of the types.
     """
     columns = [next((name for name, feature in features.items() if isinstance(feature, kind)), None) for kind in kinds]
     if None in columns:
@@ -201,7 +201,7 @@ def _columns(features, *kinds: type) -> tuple[str, ...]:
 
 
 def _parts(parts, columns: tuple[str, ...], name: str, seed: int) -> tuple[Examples, Examples]:
-    """Training and validation part of a data set, or a split of the training part if it has no other."""
+    """Training and validation part of a data set. Without a validation part, the training part is split."""
     train, validation = (next((part for part in names if part in parts), None) for names in (TRAIN, VALIDATION))
     if train is None:
         raise QkjaxError(f"{name} has the parts {', '.join(parts)}, expected one named train")

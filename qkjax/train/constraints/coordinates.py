@@ -8,19 +8,19 @@ from qkjax.train.constraints.record import STRENGTH, Constraint, Head, Shape
 
 
 def head_coordinates(head: int, embed: int, head_dim: int) -> np.ndarray:
-    """The d coordinates of a head: consecutive from head to head, starting again from 0 after the last."""
+    """The d coordinates of a head. They are consecutive from head to head, and restart from 0 after the last one."""
     return (head * head_dim + np.arange(head_dim)) % embed
 
 
 def coordinates(shape: Shape) -> Float[np.ndarray, "embed heads head_dim"]:
-    """The coordinates of each head as columns with one 1 and zeros."""
+    """The coordinates of each head as one-hot columns."""
     embed, heads, head_dim = shape
     chosen = np.stack([head_coordinates(head, embed, head_dim) for head in range(heads)])
     return np.moveaxis(np.eye(embed, dtype=np.float32)[chosen], 2, 0)
 
 
 def _nearest_diagonal(head: Head) -> dict[str, np.ndarray]:
-    """The entries of M on the diagonal that the head has: M_cc = Wq[c] . Wk[c]."""
+    """The diagonal entries of M at the head's coordinates: M_cc = Wq[c] . Wk[c]."""
     entries = np.einsum("dk,dk->d", head.query, head.key)
     return {"strength": entries[head_coordinates(head.index, *head.query.shape)]}
 

@@ -1,4 +1,4 @@
-"""What a constraint is: one record with everything that training needs to know about it.
+"""The record of a constraint, with everything that training needs to know about it.
 
 Letters: D embed, H heads, d head_dim. M = Wq Wk^T of a head.
 """
@@ -29,8 +29,8 @@ class Parameter:
 
     Attributes:
       heads_axis: axis of the heads in the array.
-      decays: whether weight decay acts on it.
-      shrinks: whether the constraint's kernels get small with it; see `train.nearest`.
+      decays: whether weight decay applies to it.
+      shrinks: whether small parameters give small kernels; see `train.nearest`.
     """
 
     heads_axis: int
@@ -39,11 +39,11 @@ class Parameter:
 
 
 KERNEL = Parameter(heads_axis=1, decays=True, shrinks=True)
-"""(D, H, columns)."""
+"""A kernel, (D, H, columns)."""
 MIX = Parameter(heads_axis=0, decays=True, shrinks=False)
-"""(H, d, d): mixes the columns of a kernel."""
+"""A matrix per head that mixes the columns of a kernel, (H, d, d)."""
 STRENGTH = Parameter(heads_axis=0, decays=False, shrinks=True)
-"""(H) or (H, d): factors of the singular values."""
+"""Factors of the singular values, (H) or (H, d)."""
 QUERY, QUERY_AND_KEY = {"query": KERNEL}, {"query": KERNEL, "key": KERNEL}
 
 
@@ -66,10 +66,10 @@ class Argument:
     example: Number
 
     def parse(self, text: str, head_dim: int | None = None) -> Number:
-        """The value of a text.
+        """Parses the value from text.
 
         Raises:
-          QkjaxError: not a number of this type, or out of range.
+          QkjaxError: the text is not a number of this type, or the number is out of range.
         """
         high = head_dim if self.high is None else self.high
         number = "a whole number" if self.type is int else "a number"
@@ -87,7 +87,7 @@ class Head(NamedTuple):
     """The given kernels of one head, in float64.
 
     Attributes:
-      index: of the head in its layer.
+      index: index of the head in its layer.
     """
 
     query: Float[np.ndarray, "embed head_dim"]
@@ -99,8 +99,8 @@ class Head(NamedTuple):
 class Constraint:
     """A parametrisation of the query and key kernels of one layer.
 
-    No field has a default, so that an entry that lacks one fails when its module is imported. If the constraint has an
-    argument, the four functions take its value as their last argument; `bind` fixes it.
+    No field has a default, so an incomplete entry fails when its module is imported. If the constraint has an argument,
+    the four functions take its value as their last argument; `bind` fixes it.
 
     Attributes:
       description: one line, for tables and help.
@@ -108,13 +108,13 @@ class Constraint:
       init: (random key, shape) -> random parameters. Entries of the kernels have the variance that big_vision's Xavier
         initialisation gives them, if the constraint leaves that open.
       kernels: (parameters, shape) -> query and key kernel, which satisfy the constraint for any parameters.
-      nearest: head -> parameters of this head whose M is nearest to the given one in the Frobenius norm, as numpy
+      nearest: head -> the parameters of this head whose M is nearest to the given one in the Frobenius norm, as numpy
         arrays without the axis of heads.
       factored: whether `kernels` calls LAPACK (QR, SVD). Such layers are computed one after the other, since two
         batched factorisations in one program can deadlock XLA on CPUs with few cores.
       trained: whether the parameters are trained; otherwise they keep their initial values.
-      target: () -> the weighted cosine that a penalty pulls the layer to; None for no penalty.
-      argument: the number that the name takes; None for none.
+      target: () -> the target of the penalty on the layer's weighted cosine; None without a penalty.
+      argument: the argument of the name; None if it takes none.
     """
 
     description: str
@@ -128,7 +128,7 @@ class Constraint:
     argument: Argument | None
 
     def __post_init__(self):
-        """Raises TypeError if a part is None or a function does not take what its description says."""
+        """Raises TypeError if a required field is None, or a function does not accept the documented arguments."""
         optional = ("target", "argument")
         if missing := [f.name for f in fields(self) if f.name not in optional and getattr(self, f.name) is None]:
             raise TypeError(f"the constraint {self.description!r} has no {', '.join(missing)}")
@@ -141,7 +141,7 @@ class Constraint:
                     raise TypeError(f"{name} of the constraint {self.description!r}: {error}") from error
 
     def bind(self, value: Number) -> "Constraint":
-        """The constraint without an argument that this one is for a value of its argument."""
+        """The constraint without an argument that results from fixing the argument's value."""
 
         def bound(function: Callable) -> Callable:
             return lambda *arguments: function(*arguments, value)
@@ -157,8 +157,7 @@ class Constraint:
 
 
 def xavier(key: Array, shape: Shape, columns: int | None = None) -> Float[Array, "embed heads columns"]:
-    """Uniform with variance 2 / (D + H d), as in big_vision's query and key kernels; with `columns` columns, by default
-    d."""
+    """A kernel with `columns` columns (by default d): uniform entries of variance 2 / (D + H d), as in big_vision."""
     embed, heads, head_dim = shape
     bound = np.sqrt(6 / (embed + heads * head_dim))
     return jax.random.uniform(key, (embed, heads, columns or head_dim), minval=-bound, maxval=bound)

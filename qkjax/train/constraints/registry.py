@@ -1,4 +1,4 @@
-"""All constraints by name, and schedules that give each layer its own."""
+"""All constraints by name, and schedules with one constraint per layer."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def _merge(*families: Mapping[str, Constraint]) -> dict[str, Constraint]:
 
 
 CONSTRAINTS = _merge(unconstrained.CONSTRAINTS, symmetry.CONSTRAINTS, spectrum.CONSTRAINTS, coordinates.CONSTRAINTS)
-"""By name without an argument: "low_rank" is the entry of "low_rank(8)"."""
+"""All constraints by their names without arguments: "low_rank" is the entry of "low_rank(8)"."""
 
 
 def example_name(name: str) -> str:
@@ -26,14 +26,14 @@ def example_name(name: str) -> str:
 
 
 def constraint(name: str, head_dim: int | None = None) -> Constraint:
-    """The constraint of a name, without an argument left to fix.
+    """The constraint with this name; the value of an argument is fixed.
 
     Args:
-      name: such as "tied" or "low_rank(8)".
-      head_dim: columns of a head, if the argument is to be checked against it.
+      name: a name such as "tied" or "low_rank(8)".
+      head_dim: columns of a head; if given, the argument is checked against it.
 
     Raises:
-      QkjaxError: an unknown name (the error suggests the nearest one), or an argument out of range.
+      QkjaxError: the name is unknown (the error suggests the nearest one), or the argument is out of range.
 
     Example:
       query, key = constraint("low_rank(8)").kernels(parameters, (embed, heads, head_dim))
@@ -54,7 +54,8 @@ def schedule(text: str, depth: int) -> tuple[str, ...]:
       depth: number of layers.
 
     Raises:
-      QkjaxError: not of this form, an unknown constraint, or a layer without one, with two, or beyond the depth.
+      QkjaxError: the text does not have this form, a constraint is unknown, or a layer has no or two constraints or
+        does not exist.
 
     Example:
       schedule("0-1:tied 2:free", 3)  # ("tied", "tied", "free")
@@ -66,7 +67,7 @@ def schedule(text: str, depth: int) -> tuple[str, ...]:
     for part in text.split():
         match = re.fullmatch(r"(\d+)(?:-(\d+))?:(\S+)", part)
         if not match:
-            raise QkjaxError(f"{part!r} is not a part of a schedule; expected parts such as 0-3:tied or 4:free")
+            raise QkjaxError(f"{part!r} is not a valid part of a schedule: expected parts such as 0-3:tied or 4:free")
         constraint(match[3])
         for layer in range(int(match[1]), int(match[2] or match[1]) + 1):
             if layer >= depth:

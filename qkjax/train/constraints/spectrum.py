@@ -1,4 +1,4 @@
-"""Constraints on the singular values and on the spaces of queries and keys."""
+"""Constraints on the singular values, and on the subspaces of queries and keys."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +28,7 @@ def _orthogonal(parameters: Parameters, _: Shape) -> tuple[Kernel, Kernel]:
 
 
 def _nearest_orthogonal(head: Head) -> dict[str, np.ndarray]:
-    """Nearest with the space of the queries unchanged; which of the two spaces to change is a choice."""
+    """The nearest kernels with the query subspace unchanged; changing the key subspace instead would do as well."""
     basis, _ = np.linalg.qr(head.query)
     return {"query": head.query, "key": head.key - basis @ (basis.T @ head.key)}
 
@@ -36,14 +36,14 @@ def _nearest_orthogonal(head: Head) -> dict[str, np.ndarray]:
 def _flat(parameters: Parameters, _: Shape) -> tuple[Kernel, Kernel]:
     # One stacked QR: two independent batched ones in a program can deadlock XLA on CPUs with few cores.
     bases, cores = jnp.linalg.qr(jnp.moveaxis(jnp.stack([parameters["query"], parameters["key"]]), 2, 1))
-    # LAPACK chooses signs; with a positive diagonal of R, orthonormal columns are their own basis.
+    # LAPACK chooses the signs. With a positive diagonal of R, Q equals columns that are already orthonormal.
     signs = jnp.where(jnp.diagonal(cores, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
     query, key = jnp.moveaxis(bases * signs[..., None, :], 1, 2)
     return query, key * parameters["strength"][None, :, None]
 
 
 def _svd(head: Head) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """u (D, d), s, v (D, d) of M, from the factors."""
+    """The singular value decomposition of M from its factors: u (D, d), s, v (D, d)."""
     (query_basis, query_core), (key_basis, key_core) = np.linalg.qr(head.query), np.linalg.qr(head.key)
     left, s, right = np.linalg.svd(query_core @ key_core.T)
     return query_basis @ left, s, key_basis @ right.T

@@ -1,7 +1,7 @@
 """Constraints on the symmetry of M = Wq Wk^T, and thereby on the sign of the modes' cosines.
 
-u . v is 0 for every mode of an antisymmetric M, since v = M^T u / s and u^T M u = 0. For the nearest M: the symmetric
-and the antisymmetric part of M lie in the span of [Wq, Wk], so that matrices of 2d x 2d suffice.
+u . v is 0 for every mode of an antisymmetric M, since v = M^T u / s and u^T M u = 0. The nearest M is computed from
+2d x 2d matrices, since the symmetric and the antisymmetric part of M lie in the span of [Wq, Wk].
 """
 
 import jax.numpy as jnp
@@ -31,12 +31,12 @@ def _mixed(parameters: Parameters, sign: int) -> tuple[Kernel, Kernel]:
 
 
 def _alternating_signs(head_dim: int) -> np.ndarray:
-    """Half of the modes start with cosine +1, half with -1."""
+    """A diagonal of alternating signs, with which half of the modes start with cosine +1 and half with -1."""
     return np.diag(np.where(np.arange(head_dim) % 2, -1.0, 1.0))
 
 
 def _quarter_turns(head_dim: int) -> np.ndarray:
-    """B with (B - B^T) / 2 orthogonal: quarter turns in planes of two coordinates (an odd last one is 0)."""
+    """B such that (B - B^T) / 2 rotates planes of two coordinates by 90 degrees. If d is odd, the last one is 0."""
     turn = np.zeros((head_dim, head_dim))
     first = np.arange(0, head_dim - 1, 2)
     turn[first, first + 1] = 2.0
@@ -50,14 +50,14 @@ def _in_span(head: Head) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _symmetric_part(head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues of (M + M^T) / 2 and their vectors (D, 2d); all other eigenvalues are 0."""
+    """The 2d eigenvalues of (M + M^T) / 2 that can differ from 0, and their eigenvectors (D, 2d)."""
     basis, small = _in_span(head)
     values, vectors = np.linalg.eigh((small + small.T) / 2)
     return values, basis @ vectors
 
 
 def _nearest_definite(head: Head, sign: int) -> dict[str, np.ndarray]:
-    """The d largest eigenvalues of one sign; if there are fewer, the other columns are 0."""
+    """The nearest definite matrix, from the d largest eigenvalues of one sign. Missing columns are 0."""
     values, vectors = _symmetric_part(head)
     best = np.argsort(-sign * values)[: head.query.shape[1]]
     return {"query": vectors[:, best] * np.sqrt(np.maximum(sign * values[best], 0))}
@@ -70,8 +70,9 @@ def _nearest_symmetric(head: Head) -> dict[str, np.ndarray]:
 
 
 def _nearest_antisymmetric(head: Head) -> dict[str, np.ndarray]:
-    """The d // 2 strongest planes of K = (M - M^T) / 2. iK is Hermitian; z = (a + ib) / sqrt(2) of a positive
-    eigenvalue w has K a = w b, K b = -w a: the plane's part of K is w (b a^T - a b^T)."""
+    """The nearest antisymmetric matrix, from the d // 2 strongest planes of K = (M - M^T) / 2. iK is Hermitian. An
+    eigenvector z = (a + ib) / sqrt(2) with a positive eigenvalue w has K a = w b and K b = -w a, so the plane's part of
+    K is w (b a^T - a b^T)."""
     basis, small = _in_span(head)
     values, vectors = np.linalg.eigh(1j * (small - small.T) / 2)
     head_dim = head.query.shape[1]

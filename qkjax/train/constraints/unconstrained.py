@@ -1,4 +1,4 @@
-"""Constraints that leave the kernels as they are: none, not trained, or a penalty alone."""
+"""Constraints that do not change the kernels: no constraint, untrained kernels, or only a penalty."""
 
 import jax
 import numpy as np
