@@ -342,7 +342,7 @@ def test_file_that_only_a_person_can_get(tmp_path, monkeypatch):
     torch.save({"model": state}, path)
     assert fetch(name) == path
     checkpoint = qkjax.load(name)
-    assert (checkpoint.name, checkpoint.config.width, checkpoint.config.heads) == (name, 192, 3)
+    assert (checkpoint.name, checkpoint.config.width, checkpoint.config.heads) == (name, 192, 12)
     assert checkpoint.preprocess == PRESETS["simmim"]
 
 
