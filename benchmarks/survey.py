@@ -23,6 +23,7 @@ import numpy as np
 
 import qkjax
 from qkjax.errors import QkjaxError
+from qkjax.weights.families import timm as timm_config
 from qkjax.weights.families.timm_module import facts_of
 
 MODULES = ("vision_transformer", "deit", "beit", "eva", "vision_transformer_relpos", "vision_transformer_sam",
@@ -71,9 +72,11 @@ def small_timm(name: str) -> tuple[Any, dict]:
 
 
 def survey_timm(name: str) -> Verdict:
-    """Saves and loads one architecture of timm."""
+    """Saves and loads one architecture of timm. One that its config.json suffices to refuse is not built."""
     from safetensors.torch import save_file
 
+    if refusal := config_refusal({"architecture": name}):
+        return Verdict(name, "refused", refusal)
     model, arguments = small_timm(name)
     with tempfile.TemporaryDirectory() as folder:
         tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
@@ -83,6 +86,15 @@ def survey_timm(name: str) -> Verdict:
                   "pretrained_cfg": {"input_size": size}}  # fmt: skip
         (Path(folder) / "config.json").write_text(json.dumps(config))
         return verdict(name, lambda: qkjax.load(folder), model, size[1:], lambda: _timm_attention(model))
+
+
+def config_refusal(config: dict) -> str:
+    """Why qkjax refuses a config.json of timm; "" if it does not."""
+    try:
+        timm_config.facts_of(config)
+    except QkjaxError as error:
+        return str(error)
+    return ""
 
 
 def _timm_attention(model: Any) -> list[tuple[np.ndarray, np.ndarray]]:

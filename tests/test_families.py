@@ -7,6 +7,7 @@ Hidden states agree to 1e-5 of their range and attention to 1e-5: float32 in ano
 import json
 import shutil
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -37,6 +38,50 @@ FAMILIES = {
     "BEiT": ("BeitConfig", "BeitModel", {"use_relative_position_bias": True, "layer_scale_init_value": 0.3}),
     "BEiT shared": ("BeitConfig", "BeitModel", {"use_shared_relative_position_bias": True, "use_mean_pooling": False}),
 }
+RECTANGLE = {"image_size": [28, 28], "patch_size": [7, 7]}
+MORE = {
+    "ViTMSN": ("vit_msn", "ViTMSNConfig", "ViTMSNModel", {}, "encoded"),
+    "Data2Vec": ("data2vec_vision", "Data2VecVisionConfig", "Data2VecVisionModel", {"use_relative_position_bias": True},
+                 "encoded"),
+    "MetaCLIP 2": ("metaclip_2", "MetaClip2VisionConfig", "MetaClip2VisionModel", {}, "pooled"),
+    "CLIPSeg": ("clipseg", "CLIPSegVisionConfig", "CLIPSegVisionModel", {}, "pooled"),
+    "Chinese CLIP": ("chinese_clip", "ChineseCLIPVisionConfig", "ChineseCLIPVisionModel", {}, "pooled"),
+    "AltCLIP": ("altclip", "AltCLIPVisionConfig", "AltCLIPVisionModel", {}, "pooled"),
+    "GIT": ("git", "GitVisionConfig", "GitVisionModel", {}, "encoded"),
+    "DPT": ("dpt", "DPTConfig", "DPTModel", {"backbone_out_indices": [0, 1], "neck_hidden_sizes": [8, 8, 8, 8]},
+            "encoded"),
+    "BLIP": ("blip", "BlipVisionConfig", "BlipVisionModel", {}, "encoded"),
+    "BLIP-2": ("blip_2", "Blip2VisionConfig", "Blip2VisionModel", {}, "encoded"),
+    "InstructBLIP": ("instructblip", "InstructBlipVisionConfig", "InstructBlipVisionModel", {}, "encoded"),
+    "OWL-ViT": ("owlvit", "OwlViTVisionConfig", "OwlViTVisionModel", {}, "pooled"),
+    "OWLv2": ("owlv2", "Owlv2VisionConfig", "Owlv2VisionModel", {}, "pooled"),
+    "AIMv2": ("aimv2", "Aimv2VisionConfig", "Aimv2VisionModel", {}, "encoded"),
+    "InternViT": ("internvl", "InternVLVisionConfig", "InternVLVisionModel", RECTANGLE, "encoded"),
+    "TIPSv2": ("tipsv2", "Tipsv2VisionConfig", "Tipsv2VisionModel", {"intermediate_size": None}, "both"),
+    "SigLIP 2 NaFlex": ("siglip2", "Siglip2VisionConfig", "Siglip2VisionModel", {"image_size": None, "num_patches": 16},
+                        "both"),
+    "Idefics2": ("idefics2", "Idefics2VisionConfig", "Idefics2VisionTransformer", {}, "encoded"),
+    "Idefics3": ("idefics3", "Idefics3VisionConfig", "Idefics3VisionTransformer", {}, "encoded"),
+}  # fmt: skip
+"""Module, classes and options; and which of the model's outputs is compared, besides tokens and attention."""
+WEIGHTS_ONLY = {
+    "YOLOS": ("yolos", "YolosConfig", "YolosModel", {"image_size": [28, 28]}, "detection tokens"),
+    "EoMT": ("eomt", "EomtConfig", "EomtForUniversalSegmentation",
+             {"num_blocks": 1, "num_queries": 3, "intermediate_size": None}, "query tokens"),
+    "SAM": ("sam", "SamVisionConfig", "SamVisionModel",
+            {"output_channels": 8, "window_size": 2, "global_attn_indexes": [1]}, "windows"),
+    "ViTDet": ("vitdet", "VitDetConfig", "VitDetModel",
+               {"intermediate_size": None, "window_size": 2, "window_block_indices": [0],
+                "use_relative_position_embeddings": True}, "windows"),
+    "SegGPT": ("seggpt", "SegGptConfig", "SegGptModel",
+               {"intermediate_size": None, "image_size": [56, 28], "pretrain_image_size": 28, "merge_index": 0,
+                "intermediate_hidden_state_indices": [0, 1]}, "decomposed relative positions"),
+    "AST": ("audio_spectrogram_transformer", "ASTConfig", "ASTModel",
+            {"image_size": None, "max_length": 32, "num_mel_bins": 32}, "overlap"),
+    "ViViT": ("vivit", "VivitConfig", "VivitModel", {"tubelet_size": [2, 7, 7], "num_frames": 4}, "video"),
+    "VideoMAE": ("videomae", "VideoMAEConfig", "VideoMAEModel", {"num_frames": 4}, "video"),
+}  # fmt: skip
+"""Module, classes and options; and a part of the reason."""
 MAE = ("ViTMAEConfig", "ViTMAEForPreTraining", {"decoder_num_hidden_layers": 1, "mask_ratio": 0.0})
 
 
@@ -88,6 +133,97 @@ def test_family_agrees_with_transformers(torch, transformers, family, tmp_path):
         assert_close(output, wanted.pooler_output)
     else:
         assert_close(seen["encoded"], wanted.last_hidden_state)
+
+
+def more_random(torch, module: str, config: str, model: str, options: dict, **changed):
+    """A small random model of transformers by the names of its module and classes; skips one that is not installed."""
+    folder = f"transformers.models.{module.removesuffix('_vision')}"
+    try:
+        kinds = [
+            getattr(import_module(f"{folder}.{file}_{module}"), name)
+            for file, name in (("configuration", config), ("modeling", model))
+        ]
+    except (ImportError, AttributeError):
+        pytest.skip(f"this transformers has no {model}")
+    sizes = {k: v for k, v in {**SMALL, "num_hidden_layers": 2, **options, **changed}.items() if v is not None}
+    torch.manual_seed(0)
+    settings = kinds[0](**sizes)
+    settings._attn_implementation = "eager"
+    result = kinds[1](settings).eval()
+    with torch.no_grad():
+        for parameter in result.parameters():
+            parameter.copy_(parameter.nan_to_num() + 0.1 * torch.randn_like(parameter))
+    return result
+
+
+def outputs_of(torch, family: str, model, images):
+    """The outputs of a model of `MORE`. SigLIP 2's takes patches, and Idefics' more than one image."""
+    options = {"output_hidden_states": True, "output_attentions": True}
+    if family == "SigLIP 2 NaFlex":
+        patches = images.unfold(2, 7, 7).unfold(3, 7, 7).permute(0, 2, 3, 4, 5, 1).reshape(len(images), 16, -1)
+        mask = torch.ones(len(images), 16, dtype=torch.int32)
+        shapes = torch.tensor([[4, 4]] * len(images))
+        return model(patches, pixel_attention_mask=mask, spatial_shapes=shapes, **options)
+    return model(pixel_values=images, **options)
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_more_families_agree_with_transformers(torch, transformers, family, tmp_path):
+    *names, compared = MORE[family]
+    model = more_random(torch, *names)
+    model.save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path)
+    images = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        wanted = outputs_of(torch, family, model, images)
+    output, seen = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1), ("residual", "attention"))
+    for layer in range(2):
+        assert_close(seen["residual"][layer], wanted.hidden_states[layer])
+        if wanted.get("attentions"):
+            assert_close(seen["attention"][layer], wanted.attentions[layer])
+    if compared in ("encoded", "both"):
+        assert_close(seen["encoded"], wanted.last_hidden_state)
+    if compared in ("pooled", "both"):
+        assert_close(output, wanted.pooler_output)
+
+
+@pytest.mark.parametrize("family", ["BLIP", "BLIP-2", "InstructBLIP", "AIMv2"])
+def test_outputs_that_differ_from_transformers_are_noted(torch, transformers, family, tmp_path):
+    """The tokens agree, but the pooled output of these models is not ours."""
+    more_random(torch, *MORE[family][:-1]).save_pretrained(tmp_path)
+    assert any(note.startswith("the output is the ") for note in qkjax.load(tmp_path).notes)
+
+
+def query_and_key_weights(model) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Float64 query and key weights (out, in) of each layer, from separate or fused parameters."""
+    state = {name: value.detach().double().numpy() for name, value in model.state_dict().items()}
+    fused = [value for name, value in state.items() if name.endswith(".qkv.weight")]
+    if fused:
+        return [tuple(np.split(value, 3)[:2]) for value in fused]
+    ends = ((".query.weight", ".q_proj.weight"), (".key.weight", ".k_proj.weight"))
+    query, key = ([value for name, value in state.items() if name.endswith(end)] for end in ends)
+    return list(zip(query, key, strict=True))
+
+
+@pytest.mark.parametrize("family", WEIGHTS_ONLY)
+def test_modes_of_models_that_cannot_be_run(torch, transformers, family, tmp_path):
+    """Singular values and reconstruction of Wq Wk^T of every head, against a dense SVD in float64."""
+    *names, reason = WEIGHTS_ONLY[family]
+    model = more_random(torch, *names)
+    model.save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path)
+    assert reason in checkpoint.config.weights_only
+    assert any(note == f"only queries and keys are read: {checkpoint.config.weights_only}" for note in checkpoint.notes)
+    modes, pairs = qkjax.decompose(checkpoint), query_and_key_weights(model)
+    assert (checkpoint.config.depth, checkpoint.config.heads, len(pairs)) == (2, 4, 2)
+    for layer, (query, key) in enumerate(pairs):
+        for head in range(4):
+            m = query[12 * head :][:12].T @ key[12 * head :][:12]
+            u, s, v = (np.asarray(x[layer, head], np.float64) for x in modes)
+            np.testing.assert_allclose(s, np.linalg.svd(m, compute_uv=False)[:12], atol=1e-6 * s[0])
+            np.testing.assert_allclose((u * s) @ v.T, m, atol=1e-6 * s[0])
+    with pytest.raises(qkjax.QkjaxError, match="this model cannot be run on images"):
+        qkjax.forward(checkpoint, np.zeros((1, 28, 28, 3), np.float32))
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "MAE"])

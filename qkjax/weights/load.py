@@ -173,7 +173,8 @@ def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ModelDat
     facts = described.facts_of_config(read_json(config)) if config.is_file() else Facts()
     readers = _chosen_model(path, state_dict.open_state(path), sub)
     names, notes = image_tower(readers)
-    facts = replace(facts.with_settings(settings), notes=(*facts.notes, *notes))
+    facts = facts.with_settings(settings)
+    facts = replace(facts, notes=(*facts.notes, *notes))
     return to_vit(names, lambda name: check_finite(name, readers[name]()), facts)
 
 

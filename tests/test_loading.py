@@ -1,0 +1,599 @@
+"""What files of torch models leave out, hide or contradict: each case against the library that the file comes from.
+
+A fact that decides a number is read, asked for, or assumed with a note; it is never guessed without a word.
+"""
+
+import json
+import subprocess
+import sys
+import warnings
+from argparse import Namespace
+
+import jax
+import numpy as np
+import pytest
+
+import qkjax
+from qkjax.errors import AssumptionWarning
+
+NEEDS = "needs the parity extra: pip install -e '.[parity]'"
+SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 28,
+         "patch_size": 7}  # fmt: skip
+TIMM = {"depth": 2, "embed_dim": 48, "num_heads": 4, "img_size": 28, "patch_size": 7, "num_classes": 5}
+PLAIN = "vit_tiny_patch16_224"
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason=NEEDS)
+
+
+@pytest.fixture
+def timm(torch):
+    return pytest.importorskip("timm", reason=NEEDS)
+
+
+@pytest.fixture
+def transformers(torch):
+    return pytest.importorskip("transformers", reason=NEEDS)
+
+
+def moved(model):
+    """The model with every parameter moved away from its initial value."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def small_timm(name: str = PLAIN, **arguments):
+    """A random model of timm of two narrow layers."""
+    import timm
+
+    return moved(timm.create_model(name, **{**TIMM, **arguments}))
+
+
+def state_of(model) -> dict:
+    return {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
+
+
+def save_state(folder, state: dict, config: dict | None = None):
+    """A folder with model.safetensors, and config.json if there is one."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    save_file(state, folder / "model.safetensors")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def save_timm(folder, model, name: str = PLAIN, arguments: dict | None = None, **config):
+    """A folder as on the hub, from a model of `small_timm`."""
+    arguments = {**TIMM, **(arguments or {})}
+    return save_state(folder, state_of(model), {"architecture": name, "model_args": arguments, **config})
+
+
+def assert_close(ours, theirs):
+    theirs = theirs.detach().numpy()
+    assert np.shape(ours) == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def assert_agrees(checkpoint, model, pixels=(28, 28)):
+    """The tokens after each block and the output are those of a timm model."""
+    import torch
+
+    images = torch.randn(2, 3, *pixels, generator=torch.Generator().manual_seed(1))
+    tokens = []
+    hooks = [block.register_forward_hook(lambda _, __, out: tokens.append(out)) for block in model.blocks]
+    output = model(images)
+    for hook in hooks:
+        hook.remove()
+    ours, captured = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1), ("residual",))
+    for layer, token in enumerate(tokens[:-1]):
+        assert_close(captured["residual"][layer + 1], token)
+    assert_close(ours, output)
+
+
+def assert_same(first, second):
+    assert first.config == second.config
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+
+
+def refused(model, match: str, **settings):
+    with pytest.raises(qkjax.QkjaxError, match=match) as caught:
+        qkjax.load(model, **settings)
+    assert "\n" not in str(caught.value)
+
+
+# Heads
+
+
+def test_heads_that_a_bare_file_does_not_state(timm, tmp_path):
+    """The width does not determine them: MoCo v3's ViT-S has 12 heads at width 384, DeiT's has 6."""
+    model = small_timm(embed_dim=96, num_heads=12)
+    save_state(tmp_path, state_of(model))
+    refused(tmp_path, "the number of heads is not in the file, and 96 query rows do not determine it: pass heads=")
+    assert_agrees(qkjax.load(tmp_path, heads=12), model)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_heads_of_a_nested_config_that_omits_them(transformers, torch, kind, tmp_path):
+    """The library's default of 12 holds, not 192 / 64."""
+    vision = {**SMALL, "hidden_size": 192} | {"num_attention_heads": 12}
+    model = moved(
+        getattr(transformers, f"{kind}VisionModel")(
+            getattr(transformers, f"{kind}VisionConfig")(**vision, attn_implementation="eager")
+        )
+    )
+    del vision["num_attention_heads"]
+    state = {
+        name if name.startswith("vision_model.") else f"vision_model.{name}": x for name, x in state_of(model).items()
+    }
+    save_state(tmp_path, state, {"model_type": kind.lower(), "vision_config": vision})
+    checkpoint = qkjax.load(tmp_path)
+    assert checkpoint.config.heads == 12
+    images = torch.randn(1, 3, 28, 28)
+    wanted = model(images, output_attentions=True).attentions
+    _, captured = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1), ("attention",))
+    for layer in range(2):
+        assert_close(captured["attention"][layer], wanted[layer])
+
+
+def without_heads(state: dict, pruned: tuple[int, ...], layers=(0, 1)) -> dict:
+    """The state of a ViT of transformers after pruning heads of 12 rows."""
+    import torch
+
+    kept = torch.tensor([row for row in range(48) if row // 12 not in pruned])
+    result = dict(state)
+    for name, value in state.items():
+        if not any(f"layer.{layer}." in name or f"layers.{layer}." in name for layer in layers):
+            continue
+        if any(part in name for part in (".query.", ".key.", ".value.", ".q_proj.", ".k_proj.", ".v_proj.")):
+            result[name] = value[kept].contiguous()
+        elif name.endswith(("attention.output.dense.weight", "o_proj.weight")):
+            result[name] = value[:, kept].contiguous()
+    return result
+
+
+def test_pruned_heads(transformers, torch, tmp_path):
+    """Two of four heads are cut out in every layer. In the whole model, these heads add nothing to the output."""
+    model = moved(transformers.ViTModel(transformers.ViTConfig(**SMALL, attn_implementation="eager")))
+    whole = state_of(model)
+    config = {**SMALL, "model_type": "vit"}
+    pruned = without_heads(whole, (1, 3))
+    save_state(tmp_path / "equal", pruned, {**config, "pruned_heads": {"0": [1, 3], "1": [3, 1]}})
+    checkpoint = qkjax.load(tmp_path / "equal")
+    assert (checkpoint.config.heads, checkpoint.config.head_dim) == (2, 12)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith(("attention.output.dense.weight", "o_proj.weight")):
+                value[:, 12:24], value[:, 36:48] = 0, 0
+    images = torch.randn(1, 3, 28, 28)
+    wanted = model(images, output_attentions=True)
+    _, captured = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1), ("attention",))
+    assert_close(captured["attention"][1], wanted.attentions[1][:, [0, 2]])
+    assert_close(captured["encoded"], wanted.last_hidden_state)
+
+    save_state(tmp_path / "unstated", pruned, config)
+    refused(tmp_path / "unstated", "the queries have 24 rows, which do not match 4 heads of 12: heads were pruned")
+    unequal = without_heads(whole, (1, 3), layers=(1,))
+    save_state(tmp_path / "unequal", unequal, {**config, "pruned_heads": {"1": [1, 3]}})
+    refused(tmp_path / "unequal", "layers with different numbers of pruned heads")
+
+
+def test_given_heads_overrule_the_file_with_a_note(timm, tmp_path):
+    save_timm(tmp_path, small_timm())
+    assert qkjax.load(tmp_path).notes == ()
+    checkpoint = qkjax.load(tmp_path, heads=2)
+    assert (checkpoint.config.heads, checkpoint.config.head_dim) == (2, 24)
+    assert "heads=2 is used as given; the files state 4" in checkpoint.notes
+
+
+# Grid
+
+
+@pytest.mark.parametrize("where", ["input_size", "img_size", "both"])
+def test_grid_that_is_not_square(timm, where, tmp_path):
+    """16 patches are 2 x 8, as timm's config.json says, in the one place or in the other."""
+    model = small_timm(img_size=(14, 56))
+    arguments = {"img_size": [14, 56]} if where != "input_size" else {"img_size": None}
+    size = [3, 14, 56] if where == "input_size" else [3, 28, 28]
+    config = {} if where == "img_size" else {"pretrained_cfg": {"input_size": size}}
+    save_timm(tmp_path, model, arguments=arguments, **config)
+    checkpoint = qkjax.load(tmp_path)
+    assert checkpoint.config.grid == (2, 8)
+    assert_agrees(checkpoint, model, (14, 56))
+
+
+def test_grid_that_the_caller_gives(timm, tmp_path):
+    model = small_timm(img_size=(14, 56))
+    save_state(tmp_path, state_of(model))
+    square = qkjax.load(tmp_path, heads=4)
+    assert square.config.grid == (4, 4)
+    assert "grid 4 x 4 of the 17 position rows: assumed to be a square" in square.notes
+    given = qkjax.load(tmp_path, heads=4, grid=(2, 8))
+    assert given.config.grid == (2, 8)
+    assert not any("square" in note for note in given.notes)
+    assert_agrees(given, model, (14, 56))
+    refused(tmp_path, r"the position embedding has 17 rows \(.*\), not those of grid=\(3, 5\)", heads=4, grid=(3, 5))
+
+
+def test_lists_as_sizes_in_a_config(transformers, torch, tmp_path):
+    """64 patches are 4 x 16, though 8 x 8 would fit."""
+    config = transformers.ViTConfig(**{**SMALL, "image_size": [28, 112], "patch_size": [7, 7]})
+    model = moved(transformers.ViTModel(config))
+    model.save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path)
+    assert checkpoint.config.grid == (4, 16)
+    images = torch.randn(1, 3, 28, 112)
+    _, captured = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1))
+    assert_close(captured["encoded"], model(images).last_hidden_state)
+
+
+def test_position_rows_with_two_readings(timm, tmp_path):
+    """25 rows: 5 x 5 patches, or a class token, 8 registers and 4 x 4 patches."""
+    model = small_timm(reg_tokens=8)
+    assert model.pos_embed.shape[1] == 25
+    save_state(tmp_path, state_of(model))
+    refused(tmp_path, r"several square grids \(.*with cls, registers: 16 patches.*\): pass grid=", heads=4)
+    refused(tmp_path, "without special tokens: 25 patches", heads=4)
+    assert_agrees(qkjax.load(tmp_path, heads=4, grid=(4, 4)), model)
+    other = small_timm(reg_tokens=8, img_size=35, no_embed_class=True)
+    save_state(tmp_path, state_of(other))
+    assert_agrees(qkjax.load(tmp_path, heads=4, grid=(5, 5)), other, (35, 35))
+
+
+# Architectures
+
+
+def test_residual_post_norm_is_refused_by_name(timm, tmp_path):
+    """Its parameters have the names and shapes of a pre-norm ViT."""
+    name = "vit_base_patch16_rpn_224"
+    save_timm(tmp_path, small_timm(name), name)
+    refused(tmp_path, "vit_base_patch16_rpn_224: its LayerNorms follow attention and MLP")
+
+
+def test_unknown_architecture_of_timm(timm, tmp_path):
+    """It loads as a plain ViT; a note names what was assumed."""
+    model = small_timm()
+    save_timm(tmp_path, model, "vit_of_tomorrow_patch7_28")
+    checkpoint = qkjax.load(tmp_path)
+    assert_agrees(checkpoint, model)
+    assert any(
+        "timm's vit_of_tomorrow_patch7_28 is unknown: read as a plain ViT" in note
+        and "activation='gelu', norm_eps=1e-06" in note
+        for note in checkpoint.notes
+    )
+    save_timm(tmp_path, model, "vit_rope_of_tomorrow")
+    refused(tmp_path, "its name is that of a model with rotary positions")
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("where", ["global_pool", "model_args"])
+def test_mean_pooling_with_a_class_token(timm, norm, where, tmp_path):
+    """Of the patches alone, with the norm before or after the mean."""
+    changed = {"global_pool": "avg", "fc_norm": norm}
+    model = small_timm(**changed)
+    if where == "model_args":
+        save_timm(tmp_path, model, arguments=changed)
+    else:
+        save_timm(tmp_path, model, global_pool="avg")
+    checkpoint = qkjax.load(tmp_path)
+    assert (checkpoint.config.pool, checkpoint.config.class_token, checkpoint.config.pool_norm) == ("gap", True, norm)
+    assert_agrees(checkpoint, model)
+
+
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize("pool", ["map", "avg"])
+def test_pooling_with_and_without_special_tokens(timm, pool, include, tmp_path):
+    """timm's attention pooling leaves out class token and registers, unless `pool_include_prefix`."""
+    name = "vit_so150m_patch16_reg4_map_256"
+    changed = {"global_pool": pool, "pool_include_prefix": include, "class_token": True, "mlp_ratio": 2}
+    model = small_timm(name, **changed)
+    save_timm(tmp_path, model, name, changed)
+    checkpoint = qkjax.load(tmp_path)
+    assert (checkpoint.config.class_token, checkpoint.config.registers) == (True, 4)
+    assert_agrees(checkpoint, model)
+
+
+def test_classifier_of_timms_clip(timm, tmp_path):
+    """A CLIP that was fine-tuned for classes has a dense layer on its class token; it is kept."""
+    name = "vit_base_patch16_clip_224"
+    model = small_timm(name)
+    save_timm(tmp_path, model, name)
+    checkpoint = qkjax.load(tmp_path)
+    assert (checkpoint.config.pre_norm, checkpoint.config.classes) == (True, 5)
+    assert_agrees(checkpoint, model)
+
+
+def test_overlapping_patches(transformers, tmp_path):
+    """The audio spectrogram transformer is analysed by its weights; it cannot be run on images."""
+    sizes = {k: v for k, v in SMALL.items() if k != "image_size"}
+    config = transformers.ASTConfig(**sizes, max_length=32, num_mel_bins=32, frequency_stride=5, time_stride=5)
+    model = moved(transformers.ASTModel(config))
+    model.save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path)
+    assert checkpoint.config.weights_only == "its patches overlap"
+    state = {name: value.double().numpy() for name, value in state_of(model).items()}
+    query, key = (
+        next(v for n, v in state.items() if ".1." in n and n.endswith(ends))
+        for ends in (("query.weight", "q_proj.weight"), ("key.weight", "k_proj.weight"))
+    )
+    wanted = np.linalg.svd(query[12:24].T @ key[12:24], compute_uv=False)[:12]
+    np.testing.assert_allclose(qkjax.analyze(checkpoint).singular_value[1, 1], wanted, rtol=1e-4, atol=1e-5 * wanted[0])
+    with pytest.raises(qkjax.QkjaxError, match="cannot be run on images, only its weights be analysed: its patches"):
+        qkjax.forward(checkpoint, np.zeros((1, 32, 32, 3), np.float32))
+
+
+def test_unknown_key_in_a_config(transformers, tmp_path):
+    """A key that may change the model; if it is false or empty, it cannot."""
+    model = moved(transformers.ViTModel(transformers.ViTConfig(**SMALL)))
+    config = {**SMALL, "model_type": "vit", "gate_of_tomorrow": 3}
+    save_state(tmp_path, state_of(model), config)
+    refused(tmp_path, "config.json is for vit and has gate_of_tomorrow=3, an unknown key: remove it if it does not")
+    save_state(tmp_path, state_of(model), {**config, "gate_of_tomorrow": False})
+    assert qkjax.load(tmp_path).config.heads == 4
+    refused_keys = {"use_qk_norm": "normalises queries and keys", "num_experts": "mixture of experts",
+                    "rope_theta": "rotary position embeddings", "quantization_config": "dequantise"}  # fmt: skip
+    for name, reason in refused_keys.items():
+        save_state(tmp_path, state_of(model), {**SMALL, "model_type": "vit", name: 8})
+        refused(tmp_path, reason)
+
+
+def test_unknown_argument_of_timm(timm, tmp_path):
+    model = small_timm()
+    save_timm(tmp_path, model, arguments={"gate_of_tomorrow": True})
+    refused(tmp_path, "config.json has gate_of_tomorrow=True, an unknown argument: remove it")
+    save_timm(tmp_path, model, arguments={"global_pool": "sum"})
+    refused(tmp_path, "config.json has global_pool='sum', expected one of 'token', 'avg'")
+
+
+# Several models, wrappers and other objects in a file
+
+
+def test_averaged_weights_beside_raw_ones(timm, torch, tmp_path):
+    """Files of timm's and DeiT's training hold both; neither is chosen silently."""
+    raw, averaged = small_timm(), small_timm()
+    with torch.no_grad():
+        averaged.blocks[0].attn.qkv.weight.mul_(0.5)
+    path = tmp_path / "model_best.pth.tar"
+    torch.save({"state_dict": state_of(raw), "state_dict_ema": state_of(averaged), "epoch": 3}, path)
+    count = len(state_of(raw))
+    refused(
+        path,
+        rf"several models: state_dict \({count} parameters\), state_dict_ema \({count} parameters\); choose one, as in "
+        r".*model_best.pth.tar:state_dict$",
+        heads=4,
+    )
+    assert_agrees(qkjax.load(f"{path}:state_dict_ema", heads=4), averaged)
+    assert_agrees(qkjax.load(f"{path}:state_dict", heads=4), raw)
+    refused(f"{path}:nonsense", rf"has no model 'nonsense'; it has state_dict \({count} parameters\), state_dict_ema")
+
+
+def test_one_model_under_a_name(timm, torch, tmp_path):
+    state = state_of(small_timm())
+    torch.save({"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}, tmp_path / "x.pth")
+    assert_same(qkjax.load(f"{tmp_path}/x.pth:model", heads=4), qkjax.load(tmp_path / "x.pth", heads=4))
+    refused(f"{tmp_path}/x.pth:model_ema", rf"has no model 'model_ema'; it has model \({len(state)} parameters\)$")
+    torch.save(state, tmp_path / "bare.pth")
+    refused(f"{tmp_path}/bare.pth:nonsense", r"it has the top level \(")
+
+
+def prefixed(state: dict, prefix: str) -> dict:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def test_teacher_and_student(timm, torch, tmp_path):
+    """DINO's training file: nested, or flat."""
+    student, teacher = state_of(small_timm()), {n: x * 1.5 for n, x in state_of(small_timm()).items()}
+    for name, state in (("student", student), ("teacher", teacher)):
+        torch.save(state, tmp_path / f"{name}.pth")
+    nested = {"student": prefixed(student, "module.backbone."), "teacher": prefixed(teacher, "backbone."), "epoch": 1}
+    flat = prefixed(student, "student.backbone.") | prefixed(teacher, "teacher.backbone.")
+    for file in (nested, flat):
+        torch.save(file, tmp_path / "both.pth")
+        refused(tmp_path / "both.pth", r"several models: student \(.*\), teacher \(", heads=4)
+        for name in ("student", "teacher"):
+            assert_same(
+                qkjax.load(f"{tmp_path}/both.pth:{name}", heads=4), qkjax.load(tmp_path / f"{name}.pth", heads=4)
+            )
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "backbone.", "module.backbone.",
+     "teacher.backbone.", "model.", "encoder."],
+)  # fmt: skip
+def test_prefixes_of_wrappers(timm, torch, prefix, tmp_path):
+    """DataParallel, torch.compile, and training code put their names before those of the model."""
+    state = state_of(small_timm())
+    torch.save(state, tmp_path / "bare.pth")
+    torch.save(prefixed(state, prefix), tmp_path / "x.pth")
+    assert_same(qkjax.load(tmp_path / "x.pth", heads=4), qkjax.load(tmp_path / "bare.pth", heads=4))
+
+
+def test_arguments_beside_the_weights(timm, torch, tmp_path):
+    """Training code saves its argparse.Namespace along with the model."""
+    model = small_timm()
+    torch.save({"model": state_of(model), "args": Namespace(lr=0.1, model="vit")}, tmp_path / "x.pth")
+    assert_agrees(qkjax.load(tmp_path / "x.pth", heads=4), model)
+
+
+def test_masked_autoencoder_with_its_decoder(timm, torch, tmp_path):
+    """Meta's file; decoder_* is left out."""
+    model = small_timm(num_classes=0)
+    inner = {n.replace("blocks.", "decoder_blocks."): x for n, x in state_of(model).items() if "blocks" in n}
+    rest = {"decoder_embed.weight": torch.ones(24, 48), "decoder_pos_embed": torch.ones(1, 17, 24),
+            "decoder_norm.weight": torch.ones(24), "decoder_pred.bias": torch.ones(7),
+            "mask_token": torch.ones(1, 1, 24)}  # fmt: skip
+    torch.save({"model": state_of(model) | inner | rest}, tmp_path / "mae.pth")
+    assert_agrees(qkjax.load(tmp_path / "mae.pth", heads=4), model)
+
+
+def meta_dinov2(torch, name: str, **arguments):
+    """A state dict with the names of Meta's DINOv2, and the model of timm that timm converts it to."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    model = small_timm(name, **{"num_classes": 0, **arguments})
+    state = state_of(model)
+    if "reg_token" in state:
+        state["register_tokens"] = state.pop("reg_token")
+    if model.no_embed_class:
+        state["pos_embed"] = torch.cat([0.2 * torch.randn(1, 1, 48), state["pos_embed"]], 1)
+    state["mask_token"] = torch.zeros(1, 48)
+    if "blocks.0.mlp.fc1.weight" in state and state["blocks.0.mlp.fc2.weight"].shape[1] * 2 == len(
+        state["blocks.0.mlp.fc1.weight"]
+    ):
+        state = {n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): x for n, x in state.items()}
+    model.load_state_dict(checkpoint_filter_fn(dict(state), model))
+    return state, model
+
+
+def test_registers_in_metas_dinov2(timm, torch, tmp_path):
+    state, model = meta_dinov2(torch, "vit_small_patch14_reg4_dinov2", img_size=28)
+    assert "register_tokens" in state
+    torch.save(state, tmp_path / "dinov2_reg4.pth")
+    checkpoint = qkjax.load(tmp_path / "dinov2_reg4.pth", heads=4)
+    assert (checkpoint.config.registers, checkpoint.config.grid) == (4, (4, 4))
+    assert_agrees(checkpoint, model)
+
+
+def test_chunked_blocks_and_gated_mlp_of_metas_dinov2(timm, torch, tmp_path):
+    """FSDP's names `blocks.0.1`, and `mlp.w12`, `mlp.w3` of giant."""
+    state, model = meta_dinov2(torch, "vit_giant_patch14_dinov2", depth=3)
+    assert "blocks.0.mlp.w12.weight" in state
+    torch.save(state, tmp_path / "giant.pth")
+    plain = qkjax.load(tmp_path / "giant.pth", heads=4)
+    assert plain.config.activation == "swiglu"
+    assert_agrees(plain, model)
+    chunk = {"0": "0.0", "1": "0.1", "2": "1.2"}
+    names = {n: f"blocks.{chunk[n.split('.')[1]]}.{n.split('.', 2)[2]}" for n in state if n.startswith("blocks.")}
+    torch.save({names.get(n, n): x for n, x in state.items()}, tmp_path / "chunked.pth")
+    assert_same(qkjax.load(tmp_path / "chunked.pth", heads=4), plain)
+
+
+# Files that are not models
+
+
+@pytest.mark.parametrize(
+    ("files", "listed"),
+    [
+        (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pytorch_model-00001-of-00002.bin"),
+        (["open_clip_pytorch_model.bin", "open_clip_config.json"], "open_clip_config.json, open_clip_pytorch_model"),
+        (["checkpoint.pth"], "checkpoint.pth; expected model.safetensors"),
+        (["flax_model.msgpack"], "flax_model.msgpack"),
+        (["__0_0.distcp", ".metadata"], "__0_0.distcp"),
+        (["a.safetensors", "b.safetensors"], "a.safetensors, b.safetensors"),
+        ([], "contains nothing"),
+    ],
+)
+def test_folder_without_a_readable_model(files, listed, tmp_path):
+    for name in files:
+        (tmp_path / name).write_bytes(b"x")
+    refused(tmp_path, listed)
+    refused(tmp_path, r"expected model.safetensors, model.safetensors.index.json, pytorch_model.bin, one \*.safetens")
+    if pickled := [name for name in files if name.endswith((".bin", ".pth"))]:
+        refused(tmp_path, f"give the file, such as .*{pickled[0]}")
+
+
+def test_torchscript_archive(torch, tmp_path):
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return x + self.weight
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        torch.jit.save(torch.jit.trace(Two(), torch.ones(2)), tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", r"is a TorchScript archive: save torch.jit.load\(path\).state_dict\(\) with torch.save")
+
+
+def plain_state() -> dict[str, np.ndarray]:
+    """The names of timm's ViT, of one layer, without timm."""
+    shapes = {
+        "cls_token": (1, 1, 8), "pos_embed": (1, 17, 8), "patch_embed.proj.weight": (8, 3, 7, 7),
+        "patch_embed.proj.bias": (8,), "norm.weight": (8,), "norm.bias": (8,), "blocks.0.norm1.weight": (8,),
+        "blocks.0.norm1.bias": (8,), "blocks.0.attn.qkv.weight": (24, 8), "blocks.0.attn.qkv.bias": (24,),
+        "blocks.0.attn.proj.weight": (8, 8), "blocks.0.attn.proj.bias": (8,), "blocks.0.norm2.weight": (8,),
+        "blocks.0.norm2.bias": (8,), "blocks.0.mlp.fc1.weight": (16, 8), "blocks.0.mlp.fc1.bias": (16,),
+        "blocks.0.mlp.fc2.weight": (8, 16), "blocks.0.mlp.fc2.bias": (8,),
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("blocks.0.attn.qkv.lora_A.default.weight", r"belongs to an adapter \(LoRA\): merge it .*merge_and_unload"),
+        ("base_model.model.blocks.0.attn.qkv.base_layer.weight", "belongs to an adapter"),
+        ("blocks.0.attn.qkv.SCB", "belongs to quantised weights: dequantise the model first"),
+        ("blocks.0.attn.qkv.weight.absmax", "belongs to quantised weights"),
+        ("blocks.0.attn.qkv.qweight", "belongs to quantised weights"),
+    ],
+)
+def test_adapters_and_quantised_weights(name, advice, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(plain_state() | {name: np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors")
+    refused(tmp_path, advice, heads=2)
+
+
+# Notes
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A file that does not state its activation, epsilon and pooling."""
+    from safetensors.numpy import save_file
+
+    save_file(plain_state(), tmp_path / "bare.safetensors")
+    return tmp_path / "bare.safetensors"
+
+
+def test_notes_of_a_bare_file(bare):
+    with pytest.warns(AssumptionWarning, match="bare: assumed, since the file does not state it: activation='gelu'"):
+        checkpoint = qkjax.load(bare, heads=2)
+    assert any("norm_eps=1e-06, pool='tok'" in note and "no rotary positions" in note for note in checkpoint.notes)
+    given = qkjax.load(
+        bare, heads=2, activation="gelu", norm_eps=1e-6, pool="tok", posemb_resample="bicubic", grid=(4, 4)
+    )
+    assert not any("activation=" in note or "square" in note for note in given.notes)
+
+
+def test_notes_are_stored_with_results_and_files(bare, tmp_path):
+    checkpoint = qkjax.load(bare, heads=2)
+    assert json.loads(qkjax.analyze(checkpoint).attrs["assumptions"]) == list(checkpoint.notes)
+    qkjax.save(checkpoint, tmp_path / "saved.npz")
+    with pytest.warns(AssumptionWarning, match="saved: assumed"):
+        again = qkjax.load(tmp_path / "saved.npz")
+    assert again.notes == checkpoint.notes
+    assert_same(again, checkpoint)
+    assert qkjax.edit(checkpoint, "unbias").notes == checkpoint.notes
+
+
+def test_weights_alone_are_saved_and_loaded(transformers, tmp_path):
+    sizes = {k: v for k, v in SMALL.items() if k != "image_size"}
+    model = transformers.ASTModel(transformers.ASTConfig(**sizes, max_length=32, num_mel_bins=32))
+    moved(model).save_pretrained(tmp_path / "ast")
+    checkpoint = qkjax.load(tmp_path / "ast")
+    qkjax.save(checkpoint, tmp_path / "ast.npz")
+    again = qkjax.load(tmp_path / "ast.npz")
+    assert_same(again, checkpoint)
+    assert again.notes == checkpoint.notes
+
+
+def test_command_line_prints_notes(bare, tmp_path):
+    """In a process of its own: pytest takes warnings for itself."""
+    words = ["-m", "qkjax", "analyze", bare, "--heads", "2", "--out", tmp_path / "out"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "note: bare: assumed, since the file does not state it: activation='gelu'" in done.stderr
+    assert "AssumptionWarning" not in done.stderr
