@@ -41,9 +41,8 @@ def test_entry_is_well_formed(name):
     assert re.fullmatch(SOURCES[entry.kind], source[entry.kind])
     assert not any(text for kind, text in source.items() if text != source[entry.kind])
     assert (entry.kind == "hf") == bool(entry.revision)
-    assert type(entry.heads) is int and (entry.heads > 0) == (
-        entry.kind in ("https", "hand")
-    )  # files without config.json
+    needs_heads = entry.kind in ("https", "hand") and not entry.unsupported  # files without config.json
+    assert type(entry.heads) is int and (entry.heads > 0) == needs_heads
 
 
 def test_images_are_prepared_at_the_resolution_of_the_entry():
