@@ -355,3 +355,64 @@ def test_importing_stays_light():
     """Pillow is loaded when a picture is, not before."""
     code = "import sys, qkjax.images.preprocess; sys.exit('PIL.Image' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def png_bytes(depth: int, colour: int, row: bytes, transparent: tuple[int, ...]) -> bytes:
+    """A PNG of two pixels with a tRNS chunk; Pillow cannot write all depths."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, colour, 0, 0, 0))
+    clear = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + header + clear + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_value_of_a_gray_png_is_white(tmp_path, depth):
+    """At every depth; other values stay. The first pixel has the transparent value, the second is black or white."""
+    top = 2**depth - 1
+    for clear in {0, 1, top // 3, top}:
+        other = 0 if clear else top
+        row = (clear << depth | other) << max(0, 8 - 2 * depth)
+        path = tmp_path / "x.png"
+        path.write_bytes(png_bytes(depth, 0, row.to_bytes(max(1, depth // 4), "big"), (clear,)))
+        np.testing.assert_array_equal(np.asarray(open_image(path))[0], [[255] * 3, [255 if other else 0] * 3])
+
+
+@pytest.mark.parametrize(("depth", "unit"), [(8, 1), (16, 257)])
+def test_the_transparent_colour_of_an_rgb_png_is_white(tmp_path, depth, unit):
+    colours = [9 * unit, 8 * unit, 7 * unit, 9 * unit, 8 * unit, 6 * unit]
+    row = b"".join(value.to_bytes(depth // 8, "big") for value in colours)
+    (tmp_path / "x.png").write_bytes(png_bytes(depth, 2, row, tuple(colours[:3])))
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "x.png"))[0], [[255, 255, 255], [9, 8, 6]])
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_modes_with_opacity_are_blended_with_white(mode):
+    """La and RGBa hold colours that are already multiplied by the opacity."""
+    half = Image.new("RGBA", (1, 1), (100, 100, 100, 128))
+    image = half.convert("RGBA" if mode == "RGBa" else "LA")
+    image = image.convert(mode) if mode in ("La", "RGBa") else image
+    if mode == "PA":
+        image = Image.new("PA", (1, 1), (100, 128))
+        image.putpalette([value for value in range(256) for _ in range(3)])
+    seen = picture(image, Preprocess("none", "area", 1, 1, (0.5,) * 3, (0.5,) * 3))
+    assert np.abs(seen.astype(int) - (255 - 155 * 128 / 255)).max() <= 1.5
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "I", "I;16", "I;16B", "I;16L"])
+def test_every_other_mode_of_pillow_is_read(mode):
+    assert picture(Image.new(mode, (2, 1)), PRESETS["squash"]).shape == (224, 224, 3)
+
+
+def test_a_mode_that_pillow_cannot_convert_is_one_line(monkeypatch):
+    def convert(self, mode):
+        raise ValueError("conversion not supported")
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(QkjaxError, match=r"cannot convert the image from mode LAB to RGB \(conversion not supported\)"):
+        picture(Image.new("LAB", (2, 1)), PRESETS["squash"])
