@@ -27,6 +27,7 @@ from qkjax.weights.download.fetch import local_file
 from qkjax.weights.families import described
 from qkjax.weights.families.big_vision import check_finite, read_vit
 from qkjax.weights.families.facts import Facts
+from qkjax.weights.families.stated import StatedPreprocess
 from qkjax.weights.families.torch_layouts import to_vit
 from qkjax.weights.families.torch_towers import image_tower, split_models
 from qkjax.weights.formats import state_dict
@@ -113,18 +114,38 @@ def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
         path = local_file(entry.name)
         state = state_dict.find(path) if path.is_dir() else path
         if state is None or state.suffix not in state_dict.PICKLED:
-            return _read(path, entry.sub, entry.name, settings, from_catalogue)
-        plain = _read(path, entry.sub, entry.name, known)
-        write_checkpoint(converted, plain.config, plain.params, notes=plain.notes)
-    from_files = preprocessing.from_folder(catalogue.path_of(entry.name))
-    return _read(converted, None, entry.name, settings, from_files or from_catalogue)
+            return _read(path, entry.sub, entry.name, settings, from_catalogue=from_catalogue)
+        (config, flat, notes), _ = _read_model(path, entry.sub, known)
+        write_checkpoint(converted, config, unflatten_dict(flat, sep="/"), notes=notes)
+    beside = preprocessing.from_folder(catalogue.path_of(entry.name))
+    return _read(converted, None, entry.name, settings, beside, from_catalogue)
 
 
 def _read(
-    path: Path, sub: str | None, name: str, settings: Mapping, from_catalogue: Preprocess | None = None
+    path: Path,
+    sub: str | None,
+    name: str,
+    settings: Mapping,
+    beside: StatedPreprocess | None = None,
+    from_catalogue: Preprocess | None = None,
 ) -> Checkpoint:
-    """Reads any file or folder. Preprocessing that is stored with it takes precedence over the catalogue's."""
+    """Reads any file or folder.
+
+    Args:
+      beside: what the original files state of the preprocessing; it is used if none is stored with the model.
+      from_catalogue: the preprocessing in the catalogue; it is used if no file states one.
+    """
+    (config, flat, notes), stored = _read_model(path, sub, settings)
+    preprocess, assumed = preprocessing.resolve(stored or beside, from_catalogue, config)
+    notes = (*notes, *assumed)
+    for note in notes:
+        warnings.warn(f"{name}: {note}", AssumptionWarning, stacklevel=3)
     source = str(path) + (f":{sub}" if sub else "")
+    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preprocess, notes)
+
+
+def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ModelData, StatedPreprocess | None]:
+    """Reads the model of a file or folder, and what is stored with it about preprocessing."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise QkjaxError(f"{path} is neither a file nor a folder")
@@ -137,16 +158,14 @@ def _read(
             config, flat, notes = _read_state_dict(state, sub, settings)
         else:
             with TensorstoreFolder(folder) if folder else NpzFile(path) as container:
-                stored = preprocessing.from_json(text) if (text := _text(container, PREPROCESS_KEY)) else None
+                text = _text(container, PREPROCESS_KEY)
+                stored = StatedPreprocess(path.name, vars(preprocessing.from_json(text))) if text else None
                 config, flat, notes = _read_container(container, sub, settings)
     except (OSError, ValueError) as error:
         raise QkjaxError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     except QkjaxError as error:
         raise error if str(path) in str(error) else QkjaxError(f"{path}: {error}") from error
-    preprocess = stored or from_catalogue or preprocessing.from_architecture(config)
-    for note in notes:
-        warnings.warn(f"{name}: {note}", AssumptionWarning, stacklevel=3)
-    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preprocess, notes)
+    return (config, flat, notes), stored
 
 
 def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ModelData:
