@@ -469,13 +469,14 @@ def names_in(done: subprocess.CompletedProcess) -> set[str]:
 
 
 SMALL = {"config.json": b"{}", "preprocessor_config.json": b"{}", "README.md": b"no", "tf_model.h5": b"no"}
+NESTED = {"processor_config.json": b"{}"}
 SAFE, PICKLE = {"model.safetensors": b"safe"}, {"pytorch_model.bin": b"pickle"}
 
 
 def test_hub_safetensors_before_pickle_then_offline(hub_run):
-    repos = {("facebook/dinov2-small", SHA): SMALL | SAFE | PICKLE}
+    repos = {("facebook/dinov2-small", SHA): SMALL | NESTED | SAFE | PICKLE}
     done = hub_run("dinov2-small", repos)
-    assert names_in(done) == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert names_in(done) == {"config.json", "preprocessor_config.json", "processor_config.json", "model.safetensors"}
     again = hub_run("facebook/dinov2-small", {}, HF_HUB_OFFLINE="1")
     assert again.stdout == done.stdout
 

@@ -781,7 +781,13 @@ def test_images_are_prepared_as_the_folder_says(tmp_path):
     assert qkjax.load(tmp_path / "model.safetensors").preprocess.crop == 50
     for odd in ('"image_processor_type": "OfAnotherKind"', '"resample": []', '"image_processor_type": 3', '"size": {}'):
         said.write_text(f"{{{odd}}}")
-        assert qkjax.load(tmp_path).preprocess == family
+        checkpoint = qkjax.load(tmp_path)
+        assert checkpoint.preprocess == family
+        note = checkpoint.notes[-1]
+        assert note.startswith("its preprocessing follows preprocessor_config.json only in part: the file has ")
+        assert note.endswith(
+            "resize, filter, resize_to, crop, mean, std from the preset 'hf-dinov2', assumed from the architecture"
+        )
     said.write_text("{")
     with pytest.raises(qkjax.QkjaxError, match=r"cannot read .*preprocessor_config\.json"):
         qkjax.load(tmp_path)
@@ -842,14 +848,25 @@ def test_timm_images():
         "std": [0.5] * 3,
     }
     squash = Preprocess("squash", "pil-bilinear", 384, 384, (0.5,) * 3, (0.5,) * 3)
-    assert timm.preprocess_of({"architecture": "x", **cfg, "crop_mode": "squash"}) == squash, "as old files have it"
-    assert timm.preprocess_of({"pretrained_cfg": cfg}) == replace(squash, resize="small side")
-    for odd in (
-        {"crop_mode": "border"}, {"input_size": [3, 224, 192]}, {"input_size": 224}, {"crop_pct": 0}, {"crop_pct": "a"},
-        {"std": [0, 0, 0]}, {"mean": None}, {"interpolation": []}, {"crop_pct": 1.5}, {"crop_pct": float("nan")},
+    old = timm.preprocess_of({"architecture": "x", **cfg, "crop_mode": "squash"})
+    assert old == ("config.json", vars(squash), ()), "as old files have it"
+    centre = vars(replace(squash, resize="small side"))
+    assert timm.preprocess_of({"pretrained_cfg": cfg}) == ("config.json", centre, ())
+    size, scale = {"resize", "resize_to", "crop"}, {"mean", "std"}
+    for odd, unknown in (
+        ({"crop_mode": "border"}, set()), ({"crop_mode": ["a"]}, set()), ({"crop_pct": "a"}, set()),
+        ({"crop_pct": 1.5}, set()), ({"crop_pct": float("nan")}, set()), ({"input_size": 224}, size),
+        ({"input_size": [3, 0, 2]}, size), ({"std": [0, 0, 0]}, scale), ({"mean": [1, 2]}, scale),
+        ({"interpolation": ["a"]}, {"filter"}), ({"interpolation": "random"}, {"filter"}),
     ):  # fmt: skip
-        assert timm.preprocess_of(cfg | odd) is None, odd
+        _, fields, (clause,) = timm.preprocess_of(cfg | odd)
+        assert fields == {name: value for name, value in centre.items() if name not in unknown}, odd
+        assert next(iter(odd)) in clause or "mean and std" in clause
+    for missing in ({"crop_pct": 0}, {"mean": None}, {"crop_mode": ""}):  # timm takes its defaults
+        assert timm.preprocess_of(cfg | missing).unfollowed == ()
+    assert timm.preprocess_of(cfg | {"mean": None}).fields["mean"] == (0.485, 0.456, 0.406)
     assert timm.preprocess_of({"pretrained_cfg": 3}) is None
+    assert timm.preprocess_of({"hidden_size": 48, "model_type": "vit"}) is None
 
 
 def test_timm_attention_pooling(torch, transformers, tmp_path):
@@ -883,3 +900,103 @@ def test_timm_attention_pooling(torch, transformers, tmp_path):
     first, second = qkjax.load(tmp_path / "hf"), qkjax.load(tmp_path / "timm.safetensors", heads=4)
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
     assert second.config == first.config
+
+
+def folder_of_a_vit(folder, size=(28, 28)):
+    """A random ViT of transformers for images of this size, with its config.json."""
+    transformers = pytest.importorskip("transformers", reason="needs the parity extra: pip install -e '.[parity]'")
+    pytest.importorskip("torch", reason="needs the parity extra: pip install -e '.[parity]'")
+    config = transformers.ViTConfig(**(SMALL | {"image_size": list(size)}))
+    transformers.ViTModel(config).save_pretrained(folder)
+    return folder
+
+
+PLAIN = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.1, 0.2, 0.3], "size": 28}
+
+
+def test_the_image_processor_in_processor_config_json(tmp_path):
+    """Version 5 of transformers writes this file alone. It takes precedence if it holds an image processor."""
+    folder = folder_of_a_vit(tmp_path)
+    nested, own = tmp_path / "processor_config.json", tmp_path / "preprocessor_config.json"
+    nested.write_text(json.dumps({"image_processor": PLAIN, "processor_class": "CLIPProcessor"}))
+    checkpoint = qkjax.load(folder)
+    assert (checkpoint.preprocess.mean, checkpoint.preprocess.crop) == ((0.1, 0.2, 0.3), 28)
+    assert not any("preprocessing" in note for note in checkpoint.notes)
+    own.write_text(json.dumps(PLAIN | {"image_mean": [0.7, 0.8, 0.9]}))
+    assert qkjax.load(folder).preprocess.mean == (0.1, 0.2, 0.3)
+    nested.write_text('{"processor_class": "CLIPProcessor"}')
+    assert qkjax.load(folder).preprocess.mean == (0.7, 0.8, 0.9)
+    nested.write_text(json.dumps({"image_processor": PLAIN | {"do_pad": True}}))
+    with pytest.warns(qkjax.errors.AssumptionWarning, match="follows processor_config.json only in part"):
+        qkjax.load(folder)
+
+
+def test_what_is_not_followed_is_a_note(tmp_path):
+    """It is stored with the model, and what the file states is kept at the resolution of the model."""
+    folder = folder_of_a_vit(tmp_path / "model")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PLAIN | {"size": {"longest_edge": 9}, "do_pad": True}))
+    with pytest.warns(qkjax.errors.AssumptionWarning, match="do_pad=true"):
+        checkpoint = qkjax.load(folder)
+    family = preprocessing.with_resolution(PRESETS["hf-vit"], 28)
+    assert checkpoint.preprocess == replace(family, mean=(0.1, 0.2, 0.3))
+    note = checkpoint.notes[-1]
+    assert note == (
+        "its preprocessing follows preprocessor_config.json only in part: the file has do_pad=true, which is not "
+        "supported, and has size={'longest_edge': 9} (expected a number, a shortest_edge, or a height and a width); "
+        "resize, resize_to, crop from the preset 'hf-vit', assumed from the architecture"
+    )
+    qkjax.save(checkpoint, tmp_path / "x.npz")
+    again = qkjax.load(tmp_path / "x.npz")
+    assert (again.preprocess, again.notes) == (checkpoint.preprocess, checkpoint.notes)
+
+
+def test_a_preprocessing_that_is_only_guessed_is_a_note(tmp_path):
+    checkpoint = qkjax.load(folder_of_a_vit(tmp_path))
+    assert checkpoint.notes[-1] == (
+        "no file states the preprocessing of its images: the preset 'hf-vit', assumed from the architecture, is used"
+    )
+
+
+def test_the_crop_of_a_file_has_the_margin_of_the_family(tmp_path):
+    """If only the crop is known, it is at least the size that the model sees."""
+    folder = folder_of_a_vit(tmp_path)
+    said = {"image_processor_type": "CLIPImageProcessor", "size": {"longest_edge": 9}, "crop_size": 56}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    preset = qkjax.load(folder).preprocess
+    assert (preset.resize, preset.resize_to, preset.crop) == ("squash", 56, 56)
+
+
+@pytest.mark.parametrize("grid_too", [True, False])
+def test_images_that_are_not_square(tmp_path, grid_too):
+    """From a file to the pixels, the best images and their sheets; also of a model with a square grid of positions."""
+    from PIL import Image
+
+    from qkjax.analyses.forward import forward, preprocess
+    from qkjax.analyses.top_images.sheets import sheet_rows
+    from qkjax.images.sources import open_images
+    from qkjax.passes.inputs import crop_to_patches, photograph_grid, resolution_of
+
+    folder = folder_of_a_vit(tmp_path / "model", (28, 56) if grid_too else (28, 28))
+    size = {"height": 28, "width": 56}
+    (folder / "preprocessor_config.json").write_text(json.dumps(PLAIN | {"size": size, "resample": 1}))
+    checkpoint = qkjax.load(folder)
+    assert (checkpoint.preprocess.crop, checkpoint.preprocess.filter) == ((28, 56), "pil-lanczos")
+    assert resolution_of(checkpoint, None) == (28, 56)
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        pixels = rng.integers(0, 256, (50 + index, 70, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    seen = preprocess(checkpoint, pixels)
+    assert seen.shape == (28, 56, 3)
+    wanted = np.asarray(Image.fromarray(pixels).resize((56, 28), Image.Resampling.LANCZOS)) / 255
+    np.testing.assert_allclose(seen, (wanted - [0.1, 0.2, 0.3]) / 0.5, atol=1e-6)
+    assert photograph_grid(checkpoint, None) == (4, 8)
+    assert forward(checkpoint, seen[None])[1]["encoded"].shape == (1, 1 + 4 * 8, 48)
+    assert crop_to_patches(checkpoint, np.zeros((28, 56, 3), np.uint8)).shape == (28, 56, 3)
+    images = open_images(tmp_path / "images")
+    data = qkjax.top_images(checkpoint, images, top=2)
+    (row,) = sheet_rows(checkpoint, images, data, ["L0 H0 M0"])
+    assert {tile.picture.shape for tile in row.tiles} == {(28, 56, 3)}
+    qkjax.save(checkpoint, tmp_path / "x.npz")
+    assert qkjax.load(tmp_path / "x.npz").preprocess == checkpoint.preprocess

@@ -246,3 +246,109 @@ def test_default_photographs():
     assert sizes["chelsea 1/3 row 2 column 3"] == (100, 100)
     at = cropped.names.index("astronaut 1/2 row 0 column 1")
     np.testing.assert_array_equal(cropped.read(at), np.asarray(whole.read(0))[:256, 256:])
+
+
+def tar_of(*names: str) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for seed, name in enumerate(names):
+            add_to_tar(archive, name, png(seed))
+    return file.getvalue()
+
+
+def test_tar_files_that_are_cut_off(tmp_path):
+    """Within a header or a file they are refused; tarfile takes a header that it cannot read for the end."""
+    whole = tar_of("0.png", "1.png", "2.png")
+    path = tmp_path / "x.tar"
+    path.write_bytes(whole)
+    with tarfile.open(path) as archive:
+        starts = [member.offset for member in archive] + [archive.offset]
+    for start in starts[1:-1]:
+        damaged = whole[:start] + b"\xff" * 512 + whole[start + 512 :]
+        for data in (whole[: start + 1], whole[: start + 511], damaged):
+            path.write_bytes(data)
+            with pytest.raises(QkjaxError, match=rf"x\.tar \(its header at byte {start} is cut off or damaged\)"):
+                open_images(tmp_path)
+        path.write_bytes(whole[: start + 700])
+        with pytest.raises(QkjaxError, match="cannot list the tar file"):
+            open_images(tmp_path)
+    for count, start in enumerate(starts[1:], 1):
+        path.write_bytes(whole[:start])
+        images = open_images(tmp_path)
+        assert (len(images), images.notes) == (
+            count,
+            ("x.tar has no end mark and may be cut off after its last whole file",),
+        )
+    for cut in (starts[-1] + 100, starts[-1] + 512, len(whole)):
+        path.write_bytes(whole[:cut])
+        assert (len(open_images(path)), open_images(path).notes) == (3, ())
+
+
+def test_files_that_are_passed_over_are_counted(tree):
+    """By their endings, also in archives; hidden files and folders are not."""
+    (note,) = open_images(tree).notes
+    assert note == "passed over 6 files whose endings are not that of an image: 4 .cls, 1 .json, 1 .txt"
+    (tree / "scan").write_bytes(png(0))
+    for index in range(7):
+        (tree / f"x.{index}").write_bytes(b"")
+    (note,) = open_images(tree).notes
+    assert note.endswith("image: 4 .cls, 1 without an ending, 1 .0, 1 .1, 1 .2, 1 .3, 5 others")
+    assert open_images(tree / "flat.webp").notes == ()
+    with pytest.raises(QkjaxError, match=r"no image in .*; passed over 1 file whose ending is not that .*: 1 \.txt"):
+        open_images(tree / "notes.txt")
+
+
+def test_notes_on_a_set_are_printed(tree, capsys):
+    from qkjax.analyses.outcome import print_notes
+
+    print_notes(open_images(tree))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("note: images: passed over 6 files")
+
+
+def test_more_endings_of_images(tmp_path):
+    """A .jfif file is a JPEG; AVIF is part of Pillow since 11.3."""
+    from PIL import features
+
+    Image.fromarray(pixels(0)).save(tmp_path / "a.jfif", "JPEG", quality=95)
+    Image.fromarray(pixels(0)).save(tmp_path / "b.APNG", "PNG")
+    if features.check("avif"):
+        Image.fromarray(pixels(0)).save(tmp_path / "c.avif", quality=95)
+    images = open_images(tmp_path)
+    assert images.names == ("a.jfif", "b.APNG", "c.avif")[: len(images)]
+    assert images.notes == ()
+    for index in range(len(images)):
+        assert images.read(index).size == (36, 24)
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+    """Whatever its ending, upright; from an archive too."""
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif")
+    smooth = np.asarray(Image.fromarray(pixels(0, (3, 4))).resize((96, 64), Image.Resampling.BICUBIC))
+    pillow_heif.from_pillow(Image.fromarray(smooth)).save(tmp_path / "a.heic", quality=95)
+    data = (tmp_path / "a.heic").read_bytes()
+    (tmp_path / "b.jpg").write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("d.HEIF", data)
+    images = open_images(tmp_path)
+    assert images.names == ("a.heic", "b.jpg", "c.zip/d.HEIF")
+    for index in range(3):
+        seen = np.asarray(images.read(index)).astype(int)
+        assert seen.shape == smooth.shape
+        assert np.abs(seen - smooth).mean() < 4
+
+
+def test_heic_without_pillow_heif_is_listed_with_the_remedy(tmp_path, monkeypatch):
+    import sys
+
+    from qkjax.images.preprocess import _register_heif
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("qkjax.images.preprocess._register_heif", _register_heif.__wrapped__)
+    monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k not in ("HEIF", "HEIC")})
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (batch,) = photograph_batches(open_images(tmp_path), [range(1)], 1, PRESET, (8, 8))
+    ((_, reason),) = batch.unreadable
+    assert "cannot read image a.heic: " in reason
+    assert reason.endswith("HEIC needs pillow-heif: pip install 'qkjax[photographs]'")

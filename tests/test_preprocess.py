@@ -1,8 +1,10 @@
 """Preprocessing against other implementations on real photographs, and odd image files."""
 
+import json
 import subprocess
 import sys
 import warnings
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from PIL import Image
 from skimage import data, transform
 
 from qkjax import QkjaxError
-from qkjax.images.preprocess import PRESETS, Preprocess, normalise, open_image, picture, preprocess
-from qkjax.weights.families.image_processor import from_processor_config
+from qkjax.images.preprocess import PRESETS, Preprocess, normalise, open_image, pair, picture, preprocess
+from qkjax.weights import preprocessing
+from qkjax.weights.families import timm
+from qkjax.weights.families.image_processor import from_processor_config, stated_by_processor
 
 NEEDS = "needs the parity extra: pip install -e '.[parity]'"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -122,13 +126,13 @@ def test_processor_config_without_resizing_only_cuts():
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"image_processor_type": "Siglip2ImageProcessor"}, "has the class Siglip2ImageProcessor; expected one of ViT"),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "has the unknown class Siglip2ImageProcessor"),
         ({"image_processor_type": "ViTImageProcessor", "do_pad": True}, "do_pad=true"),
-        ({"image_processor_type": "ViTImageProcessor", "resample": 0}, "resample=0"),
+        ({"image_processor_type": "ViTImageProcessor", "resample": 6}, "resample=6"),
         ({"image_processor_type": "ViTImageProcessor", "size": {"longest_edge": 9}}, "size={'longest_edge': 9}"),
-        ({"image_processor_type": "ViTImageProcessor", "size": {"height": 9, "width": 8}}, "'width': 8"),
-        ({"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 9}}, "not square"),
-        ({"image_processor_type": "ViTImageProcessor", "do_resize": False}, "not square"),
+        ({"image_processor_type": "ViTImageProcessor", "size": {"height": 9, "width": 0}}, "'width': 0"),
+        ({"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 9}}, "no fixed size"),
+        ({"image_processor_type": "ViTImageProcessor", "do_resize": False}, "no fixed size"),
         ({"image_processor_type": "ViTImageProcessor", "do_center_crop": True}, "crop_size=None"),
         ({"image_processor_type": "CLIPImageProcessor", "crop_size": 500}, "pads"),
         ({"image_processor_type": "ViTImageProcessor", "image_mean": [1, 2]}, "no usable image_mean"),
@@ -355,3 +359,214 @@ def test_importing_stays_light():
     """Pillow is loaded when a picture is, not before."""
     code = "import sys, qkjax.images.preprocess; sys.exit('PIL.Image' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def png_bytes(depth: int, colour: int, row: bytes, transparent: tuple[int, ...]) -> bytes:
+    """A PNG of two pixels with a tRNS chunk; Pillow cannot write all depths."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, colour, 0, 0, 0))
+    clear = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + header + clear + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_value_of_a_gray_png_is_white(tmp_path, depth):
+    """At every depth; other values stay. The first pixel has the transparent value, the second is black or white."""
+    top = 2**depth - 1
+    for clear in {0, 1, top // 3, top}:
+        other = 0 if clear else top
+        row = (clear << depth | other) << max(0, 8 - 2 * depth)
+        path = tmp_path / "x.png"
+        path.write_bytes(png_bytes(depth, 0, row.to_bytes(max(1, depth // 4), "big"), (clear,)))
+        np.testing.assert_array_equal(np.asarray(open_image(path))[0], [[255] * 3, [255 if other else 0] * 3])
+
+
+@pytest.mark.parametrize(("depth", "unit"), [(8, 1), (16, 257)])
+def test_the_transparent_colour_of_an_rgb_png_is_white(tmp_path, depth, unit):
+    colours = [9 * unit, 8 * unit, 7 * unit, 9 * unit, 8 * unit, 6 * unit]
+    row = b"".join(value.to_bytes(depth // 8, "big") for value in colours)
+    (tmp_path / "x.png").write_bytes(png_bytes(depth, 2, row, tuple(colours[:3])))
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "x.png"))[0], [[255, 255, 255], [9, 8, 6]])
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_modes_with_opacity_are_blended_with_white(mode):
+    """La and RGBa hold colours that are already multiplied by the opacity."""
+    half = Image.new("RGBA", (1, 1), (100, 100, 100, 128))
+    image = half.convert("RGBA" if mode == "RGBa" else "LA")
+    image = image.convert(mode) if mode in ("La", "RGBa") else image
+    if mode == "PA":
+        image = Image.new("PA", (1, 1), (100, 128))
+        image.putpalette([value for value in range(256) for _ in range(3)])
+    seen = picture(image, Preprocess("none", "area", 1, 1, (0.5,) * 3, (0.5,) * 3))
+    assert np.abs(seen.astype(int) - (255 - 155 * 128 / 255)).max() <= 1.5
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "I", "I;16", "I;16B", "I;16L"])
+def test_every_other_mode_of_pillow_is_read(mode):
+    assert picture(Image.new(mode, (2, 1)), PRESETS["squash"]).shape == (224, 224, 3)
+
+
+def test_a_mode_that_pillow_cannot_convert_is_one_line(monkeypatch):
+    def convert(self, mode):
+        raise ValueError("conversion not supported")
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(QkjaxError, match=r"cannot convert the image from mode LAB to RGB \(conversion not supported\)"):
+        picture(Image.new("LAB", (2, 1)), PRESETS["squash"])
+
+
+# Parts that are followed, and parts that are not
+
+
+def assert_equal_to_transformers(kind: str, **config) -> None:
+    """The file of a processor is read whole, and its pixels of photographs are equal."""
+    theirs = processor(kind, **config)
+    preset = from_processor_config(theirs.to_dict())
+    for photograph in PHOTOGRAPHS.values():
+        (wanted,) = theirs(Image.fromarray(photograph()), return_tensors="np")["pixel_values"]
+        found = preprocess(photograph(), preset)
+        np.testing.assert_allclose(found, np.asarray(wanted).transpose(1, 2, 0), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "kind", ["Beit", "Bit", "Blip", "ChineseCLIP", "CLIP", "DeiT", "Flava", "MobileNetV1", "OwlViT", "Pvt", "Segformer",
+             "ViT"],
+)  # fmt: skip
+def test_defaults_of_a_class_are_those_of_transformers(kind):
+    assert_equal_to_transformers(kind)
+    assert from_processor_config({"image_processor_type": f"{kind}ImageProcessor"}) == from_processor_config(
+        processor(kind).to_dict()
+    )
+
+
+@pytest.mark.parametrize("resample", range(6))
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("ViT", {"size": {"height": 256, "width": 128}}),
+        (
+            "Beit",
+            {"size": {"height": 90, "width": 200}, "do_center_crop": True, "crop_size": {"height": 80, "width": 81}},
+        ),
+        ("CLIP", {"size": {"shortest_edge": 201}, "crop_size": {"height": 97, "width": 200}}),
+    ],
+    ids=["squash", "squash and crop", "smaller side and crop"],
+)
+def test_every_filter_and_sizes_that_are_not_square(kind, config, resample):
+    assert_equal_to_transformers(
+        kind, **config, resample=resample, image_mean=[0.7, 0.5, 0.6], image_std=[0.2, 0.3, 0.25]
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "crop_mode", "share"),
+    [
+        ((256, 128), "center", 0.875),
+        ((128, 256), "squash", 0.8),
+        ((90, 200), "center", 1.0),
+        ((224, 224), "center", 0.9),
+    ],
+)
+@pytest.mark.parametrize("filter", ["lanczos", "bicubic", "nearest"])
+def test_agrees_with_timm(size, crop_mode, share, filter):
+    """Up to one pixel of the crop: torchvision rounds half of an odd margin, and we round it down."""
+    create_transform = pytest.importorskip("timm.data", reason=NEEDS).create_transform
+    scale = {"mean": [0.7, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+    config = {"input_size": [3, *size], "crop_pct": share, "crop_mode": crop_mode, "interpolation": filter, **scale}
+    preset = Preprocess(**timm.preprocess_of(config).fields)
+    theirs = create_transform(**config | {"input_size": (3, *size)})
+    for photograph in PHOTOGRAPHS.values():
+        image = photograph()
+        wanted = theirs(Image.fromarray(image)).numpy().transpose(1, 2, 0)
+        whole = preprocess(image, replace(preset, crop=preset.resize_to))  # the resized image is larger
+        resized = [x for x in theirs.transforms if "Crop" not in type(x).__name__]
+        uncropped = Image.fromarray(image)
+        for transform_ in resized:
+            uncropped = transform_(uncropped)
+        shape = tuple(uncropped.shape[1:])
+        found = preprocess(image, replace(preset, resize="squash", resize_to=shape, crop=shape))
+        np.testing.assert_allclose(found, uncropped.numpy().transpose(1, 2, 0), atol=1e-6, rtol=0)
+        assert whole.shape[:2] == pair(preset.resize_to)
+        found = preprocess(image, preset)
+        assert found.shape == wanted.shape == (*size, 3)
+        if all((a - b) % 2 == 0 for a, b in zip(shape, size, strict=True)):
+            np.testing.assert_allclose(found, wanted, atol=1e-6, rtol=0)
+
+
+KNOWN = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+
+
+@pytest.mark.parametrize(
+    ("config", "missing", "clauses"),
+    [
+        ({"image_processor_type": "Own", "size": 99, "resample": 1}, set(), ["has the unknown class Own"]),
+        ({"image_processor_type": "ViTImageProcessor", "do_pad": True, "do_thumbnail": True}, set(),
+         ["has do_pad=true", "has do_thumbnail=true"]),
+        ({"image_processor_type": "ViTImageProcessor", "resample": 9}, {"filter"}, ["has resample=9"]),
+        ({"image_processor_type": "ViTImageProcessor", "size": {"longest_edge": 9}}, {"resize", "resize_to", "crop"},
+         ["has size={'longest_edge': 9}"]),
+        ({"image_processor_type": "CLIPImageProcessor", "size": {"longest_edge": 9}}, {"resize", "resize_to"},
+         ["has size={'longest_edge': 9}"]),
+        ({"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 240, "longest_edge": 900}}, set(),
+         ["of which only the shortest_edge is followed"]),
+        ({"image_processor_type": "CLIPImageProcessor", "crop_size": 500}, set(), ["beyond size=224, which pads"]),
+        ({"size": 224}, {"filter"}, ["has resample=None"]),
+        ({"image_processor_type": "Siglip2ImageProcessor", "patch_size": 16, "resample": 2},
+         {"resize", "resize_to", "crop"}, ["has the unknown class", "has size=None"]),
+    ],
+)  # fmt: skip
+def test_what_is_known_is_kept(config, missing, clauses):
+    """Mean and std above all; a clause names each part that is not followed."""
+    _, fields, unfollowed = stated_by_processor({**config, **KNOWN})
+    assert set(Preprocess.__dataclass_fields__) - set(fields) == missing
+    assert (fields["mean"], fields["std"]) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert len(unfollowed) == len(clauses)
+    for clause, found in zip(clauses, unfollowed, strict=True):
+        assert clause in found
+    if not missing:
+        assert picture(data.chelsea(), Preprocess(**fields)).shape == (*pair(fields["crop"]), 3)
+
+
+def test_a_scale_that_is_not_usable():
+    for odd in (
+        {"image_std": [0, 1, 1]},
+        {"image_mean": "a"},
+        {"image_mean": [float("nan")] * 3},
+        {"rescale_factor": 0},
+    ):
+        _, fields, (clause,) = stated_by_processor({"image_processor_type": "ViTImageProcessor", **odd})
+        assert clause == "has no usable image_mean, image_std and rescale_factor"
+        assert fields == {"resize": "squash", "resize_to": 224, "crop": 224, "filter": "pil-bilinear"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_pair_of_equal_sides_is_a_square(name):
+    """Except for the rounding of the longer side, which is that of timm for a pair."""
+    preset, image = PRESETS[name], data.coffee()
+    pairs = replace(preset, crop=pair(preset.crop))
+    for resolution in (None, 160, (224, 448)):
+        np.testing.assert_array_equal(picture(image, pairs, resolution), picture(image, preset, resolution))
+
+
+def test_stored_preprocessing_of_both_ages_is_read():
+    """Files from before sizes could be pairs, and files with pairs."""
+    old = {"resize": "small side", "filter": "pil-bicubic", "resize_to": 256, "crop": 224, "mean": [0.0] * 3}
+    old |= {"std": [1.0] * 3}
+    stored = preprocessing.from_json(json.dumps(old))
+    assert stored == Preprocess("small side", "pil-bicubic", 256, 224, (0.0,) * 3, (1.0,) * 3)
+    for sizes in ((256, (224, 128)), ((300, 200), (224, 128)), (224, 224)):
+        preset = Preprocess("small side", "pil-lanczos", *sizes, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        assert preprocessing.from_json(json.dumps(asdict(preset))) == preset
+    for odd in (
+        {"crop": [224, 300]}, {"crop": [224]}, {"crop": 0}, {"crop": 1.5}, {"resize_to": [9, 9]}, {"resize_to": "a"},
+        {"filter": "x"}, {"resize": "x"}, {"std": [1.0, 1.0, 0.0]},
+    ):  # fmt: skip
+        with pytest.raises(QkjaxError, match="its preprocessing"):
+            preprocessing.from_json(json.dumps(old | odd))

@@ -138,6 +138,12 @@ def report_unreadable(dataset: xr.Dataset, folder: Path, stem: str = "unreadable
     list_unreadable(dataset, folder / f"{stem}.csv", names, what)
 
 
+def print_notes(images: ImageSet) -> None:
+    """Prints what was noted when the images were listed on standard error; on the first host."""
+    for note in images.notes if jax.process_index() == 0 else ():
+        print(f"note: {images.name}: {note}", file=sys.stderr)
+
+
 def require_readable(unreadable: Unreadable, images: ImageSet, partial: Path | None) -> None:
     """Makes sure that at least one image could be read.
 

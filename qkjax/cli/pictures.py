@@ -102,7 +102,7 @@ def top_images(
         from qkjax.runtime.hosts import join
 
         join()
-    from qkjax.analyses.outcome import print_outcome
+    from qkjax.analyses.outcome import print_notes, print_outcome
     from qkjax.analyses.top_images.pages import (
         ScanOptions,
         SheetOptions,
@@ -124,6 +124,7 @@ def top_images(
     pages = pages_of(SheetOptions(sheet_modes, layer, head, select), shape)
     scan = ScanOptions(top, score, stream, PassOptions(batch, resolution, dtype))
     pictures = open_images(images) if images else photographs()
+    print_notes(pictures)
     folder = out or earlier_folder(Path("results") / checkpoint.name)
     written = write_top_images(checkpoint, pictures, scan, folder, origin(model, settings))
     draw_pages(checkpoint, pictures, written.dataset, pages, folder)

@@ -1,11 +1,9 @@
 """Converts photographs to the input of a model: opens, resizes, crops and normalises them as its family does."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from io import IOBase
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Union
 
@@ -13,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from qkjax.errors import QkjaxError
+from qkjax.images.resize import Filter, resize
+from qkjax.images.rgb import scale_transparency, to_rgb
 
 # Pillow is imported where it is needed, so that importing this module stays light.
 Photograph = Union["PIL.Image.Image", np.ndarray]  # an array is uint8, (height, width, 3), RGB
@@ -20,26 +20,28 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 Values = Float[np.ndarray, "height width 3"]
 RGB = tuple[float, float, float]
 Resolution = int | tuple[int, int]  # pixels of a side, or (height, width)
+HEIF = (".heic", ".heif", ".hif")
 MAX_PIXELS = 100_000_000  # limit for a resized picture; only images of extreme aspect ratios reach it
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The preprocessing of a model family: resize, crop a square from the centre, normalise.
+    """The preprocessing of a model family: resize, crop from the centre, normalise.
 
     Attributes:
       resize: "small side" keeps the aspect ratio, "squash" does not, "none" only crops.
       filter: "area" and "bilinear" are those of `tf.image.resize` (bilinear without antialiasing, half-pixel centres),
-        truncated to uint8 as in big_vision; the others are Pillow's, with antialiasing.
-      resize_to: side in pixels after resizing. At another resolution, `resize_to` and `crop` are scaled.
-      crop: side in pixels of the square that is cropped, which the model sees.
+        truncated to uint8 as in big_vision; the others are Pillow's, with antialiasing except for "pil-nearest".
+      resize_to: side in pixels after resizing, or (height, width). With "small side", a number is the length of the
+        smaller side, and the resized image covers a pair. At another resolution, `resize_to` and `crop` are scaled.
+      crop: side in pixels of the square that is cropped, which the model sees; or (height, width).
       mean, std: mean and standard deviation per colour, for values in 0..1; the model takes (value - mean) / std.
     """
 
     resize: Literal["small side", "squash", "none"]
-    filter: Literal["area", "bilinear", "pil-bilinear", "pil-bicubic"]
-    resize_to: int
-    crop: int
+    filter: Filter
+    resize_to: Resolution
+    crop: Resolution
     mean: RGB
     std: RGB
 
@@ -87,15 +89,15 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
     Args:
       image: a Pillow image of any mode and size, or a uint8 array (height, width, 3).
       preset: one of `PRESETS`, or the result of `from_processor_config`.
-      resolution: side in pixels, or (height, width); by default the square of the preset. If it is not square, the crop
-        is taken from the smallest resized picture that covers it, with the same relative margins.
+      resolution: side in pixels, or (height, width); by default the crop of the preset. At another aspect ratio, the
+        crop is taken from the smallest resized picture that covers it, with the same relative margins.
 
     Raises:
       QkjaxError: the array is not uint8 RGB, the image is smaller than the crop and is not resized, or its aspect ratio
         is too extreme.
     """
     crop = side_lengths(preset, resolution)
-    pixels = image if isinstance(image, np.ndarray) else np.asarray(_to_rgb(image, "the image"))
+    pixels = image if isinstance(image, np.ndarray) else np.asarray(to_rgb(image, "the image"))
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise QkjaxError(
             f"the image is a {pixels.dtype} array of shape {pixels.shape}: expected uint8 of shape (height, width, 3)"
@@ -106,7 +108,7 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
             f"cannot crop {crop[1]} x {crop[0]} pixels from {width} x {height} (width x height); "
             "choose another resolution"
         )
-    resized = pixels if (height, width) == pixels.shape[:2] else _resize(pixels, (height, width), preset.filter)
+    resized = pixels if (height, width) == pixels.shape[:2] else resize(pixels, (height, width), preset.filter)
     top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
     return resized[top : top + crop[0], left : left + crop[1]].copy()
 
@@ -127,78 +129,42 @@ def source_pixels(
 
 def side_lengths(preset: Preprocess, resolution: Resolution | None) -> tuple[int, int]:
     """(height, width) of the result of `picture`."""
-    sides = preset.crop if resolution is None else resolution
-    return (sides, sides) if isinstance(sides, int) else sides
+    return pair(preset.crop if resolution is None else resolution)
+
+
+def pair(size: Resolution) -> tuple[int, int]:
+    """(height, width) of a size, which may be the side of a square."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, int]) -> tuple[int, int]:
     """(height, width) after resizing.
 
     One side is fitted to its target. The other is rounded down for Pillow's filters, as in transformers, and otherwise
-    to the nearest, as in big_vision.
+    to the nearest, as in big_vision and for pairs in timm.
     """
-    target = tuple(round(preset.resize_to * side / preset.crop) for side in crop)
+    sizes = zip(pair(preset.resize_to), crop, pair(preset.crop), strict=True)
+    target = tuple(round(whole * side / cropped) for whole, side, cropped in sizes)
     if preset.resize != "small side":
         return (target[0], target[1]) if preset.resize == "squash" else (shape[0], shape[1])
     fitted = max((0, 1), key=lambda axis: target[axis] / shape[axis])  # the other side then covers its target
-    if preset.filter.startswith("pil"):
-        height, width = (target[fitted] * side // shape[fitted] for side in shape)
-    else:
+    if not preset.filter.startswith("pil"):
         factor = np.float32(target[fitted]) / np.float32(shape[fitted])  # in float32, as in big_vision
         height, width = (int(np.rint(np.float32(side) * factor)) for side in shape)
+    elif isinstance(preset.resize_to, int):
+        height, width = (target[fitted] * side // shape[fitted] for side in shape)
+    else:
+        height, width = (round(side / (shape[fitted] / target[fitted])) for side in shape)
     if height * width > MAX_PIXELS:
         raise QkjaxError(f"an image of {shape[1]} x {shape[0]} pixels is too long a strip to resize; crop it first")
     return height, width
-
-
-def _resize(pixels: Pixels, shape: tuple[int, int], filter: str) -> UInt8[np.ndarray, "_ _ 3"]:
-    if filter.startswith("pil"):
-        from PIL import Image
-
-        resample = Image.Resampling.BILINEAR if filter == "pil-bilinear" else Image.Resampling.BICUBIC
-        return np.asarray(Image.fromarray(pixels).resize(shape[::-1], resample))
-    for size in shape:  # rows, then columns: each new one is a weighted sum of neighbouring old ones
-        flat = np.ascontiguousarray(pixels, np.float64).reshape(len(pixels), -1)
-        pixels = (_weights(len(flat), size, filter) @ flat).reshape(size, *pixels.shape[1:]).swapaxes(0, 1)
-    return (pixels + 1e-5).astype(
-        np.uint8
-    )  # truncates; 1e-5 corrects values that rounding errors left just below an integer
-
-
-@lru_cache(maxsize=256)  # images of a set often have a few sizes
-def _weights(old: int, new: int, filter: str):
-    """The weights of `_taps` as a sparse matrix (new, old)."""
-    from scipy.sparse import csr_array
-
-    taps = list(_taps(old, new, filter))
-    columns = np.concatenate([first + np.arange(len(weights)) for first, weights in taps])
-    ends = np.cumsum([0] + [len(weights) for _, weights in taps])
-    return csr_array((np.concatenate([weights for _, weights in taps]), columns, ends), shape=(new, old))
-
-
-def _taps(old: int, new: int, filter: str) -> Iterator[tuple[int, np.ndarray]]:
-    """For each new pixel, the first old pixel that contributes, and the weights of this one and those that follow.
-
-    "area" is the mean over the interval of old pixels that the new one covers, with fractional ends, also when
-    enlarging. "bilinear" interpolates between the two old pixels nearest to the centre of the new one; edges repeat.
-    """
-    for low, high in pairwise(np.arange(new + 1) * old / new):
-        if filter == "area":
-            first = int(low)
-            index = np.arange(first, min(int(np.ceil(high)), old))
-            weights = np.minimum(high, index + 1) - np.maximum(low, index)
-        else:
-            centre = np.clip((low + high) / 2 - 0.5, 0, old - 1)
-            first = min(int(centre), max(old - 2, 0))
-            weights = np.array([first + 1 - centre, centre - first][:old])
-        yield first, weights / weights.sum()
 
 
 def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image.Image":
     """Opens a photograph in RGB, upright according to its EXIF orientation; the first frame of an animation.
 
     Transparent pixels are blended with white, as in transformers and most viewers, since their colours are arbitrary.
-    16-bit gray is scaled to 8 bits, whereas Pillow would clip it to white.
+    16-bit gray is scaled to 8 bits, whereas Pillow would clip it to white. HEIC needs pillow-heif.
 
     Args:
       file: path of the image, or an open file.
@@ -214,28 +180,39 @@ def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image
     warnings.filterwarnings("ignore", module=r"PIL\.")
     name = name or str(file)
     try:
-        with Image.open(file) as image:
+        with _opened(file) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
                 raise ValueError(f"{image.width} x {image.height} pixels are more than Pillow's limit")
+            scale_transparency(image)
             upright = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's readers raise errors of many types
         # The error may contain the repr of an open file, with a memory address; the name replaces it.
         reason = str(error).replace(repr(str(file)), repr(name)).replace(str(file), name)
-        raise QkjaxError(f"cannot read image {name}: {reason}; check it, or save it as PNG or JPEG") from error
-    return _to_rgb(upright, name)
+        remedy = "check it, or save it as PNG or JPEG"
+        if name.lower().endswith(HEIF) and not _register_heif():
+            remedy = "HEIC needs pillow-heif: pip install 'qkjax[photographs]'"
+        raise QkjaxError(f"cannot read image {name}: {reason}; {remedy}") from error
+    return to_rgb(upright, name)
 
 
-def _to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
-    from PIL import Image
+def _opened(file: str | Path | IOBase) -> "PIL.Image.Image":
+    """The image before decoding. If Pillow does not know its format, it is tried as HEIC, whatever its name."""
+    from PIL import Image, UnidentifiedImageError
 
-    if image.mode == "F":
-        raise QkjaxError(f"{name} has float pixels of unknown range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        gray = np.asarray(image).astype(np.int64)
-        if gray.min() < 0 or gray.max() > 65535:
-            raise QkjaxError(f"{name} has 32-bit pixels of unknown range; save it with 8 or 16 bits")
-        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))  # rounds to the nearest
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        if not _register_heif():
+            raise
+        return Image.open(file)
+
+
+@cache
+def _register_heif() -> bool:
+    """Whether Pillow can read HEIC, through pillow-heif."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True

@@ -23,6 +23,7 @@ class ImageSet(Generic[Item]):
         an image that cannot be read. May be called from several threads.
       fingerprint: a text that changes if the images change.
       left_out: name and reason of each image that is excluded before reading because it lacks a mask.
+      notes: sentences on the listing, such as how many files were passed over.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ImageSet(Generic[Item]):
     read: Callable[[int], Item]
     fingerprint: str
     left_out: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)

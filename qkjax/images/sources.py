@@ -4,24 +4,55 @@ import hashlib
 import os
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from qkjax.errors import QkjaxError
-from qkjax.images.preprocess import open_image
+from qkjax.images.preprocess import HEIF, open_image
 from qkjax.images.sets import ImageSet
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".jp2", ".avif", *HEIF),
+)
 MAX_BYTES = 1 << 28  # limit for one image in an archive, since a small archive may unpack to any size
+MOST_ENDINGS = 6  # that a note lists
 OPEN_ARCHIVES = 64  # zip files that stay open, since opening one again for each of its images would take longer
 
 Listed = tuple[str, int, Callable[[], "PIL.Image.Image"]]  # name, bytes, reader
 
 
-def image_set(name: str, images: list[Listed]) -> ImageSet:
+class _Findings:
+    """What a listing found besides images: the number of other files by their ending, and sentences on archives."""
+
+    def __init__(self):
+        self.other_files, self.archives = Counter(), []
+
+    def is_image(self, name: str) -> bool:
+        """Whether the name is that of an image; counts it if it is that of another file and not hidden."""
+        file = name.rsplit("/", 1)[-1].lower()
+        if file.startswith("."):
+            return False
+        if not file.endswith(SUFFIXES):
+            self.other_files[PurePosixPath(file).suffix] += 1
+        return file.endswith(SUFFIXES)
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on the files that are not images, and those on archives."""
+        total = sum(self.other_files.values())
+        counts = sorted(self.other_files.items(), key=lambda item: (-item[1], item[0]))
+        listed = [f"{count} {ending or 'without an ending'}" for ending, count in counts[:MOST_ENDINGS]]
+        listed += [f"{total - sum(count for _, count in counts[:MOST_ENDINGS])} others"] * (len(counts) > MOST_ENDINGS)
+        files = "1 file whose ending is" if total == 1 else f"{total} files whose endings are"
+        skipped = f"passed over {files} not that of an image: {', '.join(listed)}"
+        return (*([skipped] if total else []), *self.archives)
+
+
+def image_set(name: str, images: list[Listed], notes: tuple[str, ...] = ()) -> ImageSet:
     """A set of images in the given order; bytes in their names that are not text become question marks."""
     images = [(item.encode(errors="replace").decode(), *rest) for item, *rest in images]
     names_and_sizes = "\n".join(f"{item}\0{size}" for item, size, _ in images)
@@ -31,6 +62,7 @@ def image_set(name: str, images: list[Listed]) -> ImageSet:
         tuple(item for item, *_ in images),
         lambda index: readers[index](),
         hashlib.sha256(names_and_sizes.encode()).hexdigest(),
+        notes=notes,
     )
 
 
@@ -38,21 +70,25 @@ def open_images(path: str | Path) -> ImageSet:
     """The images of a folder with its subfolders and archives, of one archive, or one image file.
 
     Images are recognised by their suffix and sorted by name. The layout of ImageNet, flat and nested folders, and
-    webdatasets all work. No image is read yet, so some may turn out to be unreadable.
+    webdatasets all work. No image is read yet, so some may turn out to be unreadable. The `notes` of the set say how
+    many files were passed over because their ending is not that of an image.
 
     Raises:
-      QkjaxError: the path does not exist, contains no image, or has an archive that cannot be listed.
+      QkjaxError: the path does not exist, contains no image, or has an archive that cannot be listed or is cut off.
     """
     path = Path(path)
     if not path.exists():
         raise QkjaxError(f"there is no {path}: pass a folder, a .zip or .tar of images, or an image")
+    findings = _Findings()
     try:
-        images = sorted(_in_folder(path) if path.is_dir() else _of_file(path, path.name), key=lambda item: item[0])
+        listed = _in_folder(path, findings) if path.is_dir() else _of_file(path, path.name, findings)
+        images = sorted(listed, key=lambda item: item[0])
     except OSError as error:
         raise QkjaxError(f"cannot list the images of {path}: {error.strerror or error}") from error
     if not images:
-        raise QkjaxError(f"no image in {path}: looked for {', '.join(SUFFIXES)}, also in .zip and .tar archives")
-    return image_set(path.resolve().name, images)
+        notes = "".join(f"; {note}" for note in findings.notes())
+        raise QkjaxError(f"no image in {path}: looked for {', '.join(SUFFIXES)}, also in .zip and .tar archives{notes}")
+    return image_set(path.resolve().name, images, findings.notes())
 
 
 def files_in(folder: Path) -> Iterator[Path]:
@@ -112,23 +148,23 @@ def refuse_exif_rotation(path: Path, name: str) -> None:
         raise QkjaxError(f"{name}: its EXIF orientation rotates it, and masks have no orientation; save it upright")
 
 
-def _in_folder(folder: Path) -> Iterator[Listed]:
+def _in_folder(folder: Path, findings: _Findings) -> Iterator[Listed]:
     for path in files_in(folder):
-        yield from _of_file(path, path.relative_to(folder).as_posix())
+        yield from _of_file(path, path.relative_to(folder).as_posix(), findings)
 
 
-def _of_file(path: Path, name: str) -> Iterator[Listed]:
+def _of_file(path: Path, name: str, findings: _Findings) -> Iterator[Listed]:
     """The images of a file: itself if it is an image, its members if it is an archive, otherwise none."""
     lower = path.name.lower()
     if lower.endswith(".zip"):
-        yield from _in_zip(path, name)
+        yield from _in_zip(path, name, findings)
     elif lower.endswith(".tar"):
-        yield from _in_tar(path, name)
+        yield from _in_tar(path, name, findings)
     elif lower.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise QkjaxError(
             f"{path} is compressed, and images in it cannot be read one by one: unpack it, or convert it to a .tar"
         )
-    elif lower.endswith(SUFFIXES):
+    elif findings.is_image(name):
         yield name, size_of(path), partial(open_image, path, name)
 
 
@@ -137,14 +173,14 @@ def _zip(path: Path, changed: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _in_zip(path: Path, name: str) -> Iterator[Listed]:
+def _in_zip(path: Path, name: str, findings: _Findings) -> Iterator[Listed]:
     changed = path.stat().st_mtime_ns
     try:
         listed = _zip(path, changed).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise QkjaxError(f"cannot list the zip file {path} ({error}); copy or create it again") from error
     for info in listed:
-        if _is_image(info.filename):
+        if not info.is_dir() and findings.is_image(info.filename):
             member = f"{name}/{info.filename}"
             yield (
                 member,
@@ -159,7 +195,7 @@ def _in_open_zip(path: Path, changed: int, info: zipfile.ZipInfo):
     return _zip(path, changed).open(info)
 
 
-def _in_tar(path: Path, name: str) -> Iterator[Listed]:
+def _in_tar(path: Path, name: str, findings: _Findings) -> Iterator[Listed]:
     """The images of a tar file, of which only the headers are read.
 
     The file is opened again for each image, since a webdataset has too many tar files to keep them open.
@@ -167,10 +203,18 @@ def _in_tar(path: Path, name: str) -> Iterator[Listed]:
     try:
         with tarfile.open(path, "r:") as archive:
             members = [(m.name, m.offset_data, m.size) for m in archive if m.isreg() and not m.issparse()]
+            end = archive.offset
     except (tarfile.TarError, ValueError) as error:
         raise QkjaxError(f"cannot list the tar file {path} ({error}); copy or create it again") from error
+    with _at(path, end) as file:
+        block = file.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0"):  # tarfile takes a header that it cannot read for the end
+        reason = f"its header at byte {end} is cut off or damaged"
+        raise QkjaxError(f"cannot list the tar file {path} ({reason}); copy or create it again")
+    if not block:
+        findings.archives.append(f"{name} has no end mark and may be cut off after its last whole file")
     for member, offset, size in members:
-        if _is_image(member):
+        if findings.is_image(member):
             full = f"{name}/{member}"
             yield full, size, partial(_read_member, partial(_at, path, offset), full, size)
 
@@ -179,10 +223,6 @@ def _at(path: Path, offset: int):
     file = open(path, "rb")  # noqa: SIM115 (closed by the caller)
     file.seek(offset)
     return file
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(".")
 
 
 def _read_member(open_member: Callable, name: str, size: int) -> "PIL.Image.Image":

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.images.prefetch import batches, photograph_batches
-from qkjax.images.preprocess import Pixels
+from qkjax.images.preprocess import Pixels, side_lengths
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.vit.model import patch_grid
@@ -47,15 +47,16 @@ def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) 
 def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> tuple[int, int]:
     """(height, width) of the images in pixels: the requested ones, or by default those of the checkpoint.
 
-    The default is the square of the checkpoint's preprocessing, or its grid of positions if that is not square.
+    The default is the crop of the checkpoint's preprocessing. If that is a square and the grid of positions is not, it
+    is the grid.
     """
     if requested:
         return requested
-    config, side = checkpoint.config, checkpoint.preprocess.crop
-    if not config.grid:
-        return side, side
+    config, crop = checkpoint.config, side_lengths(checkpoint.preprocess, None)
+    if not config.grid or crop[0] != crop[1]:
+        return crop
     height, width = (n * size for n, size in zip(config.grid, config.patch_size, strict=True))
-    return (side, side) if height == width else (height, width)
+    return crop if height == width else (height, width)
 
 
 def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> Pixels:

@@ -10,6 +10,7 @@ import jax
 import xarray as xr
 
 from qkjax.analyses.image import open_photo
+from qkjax.analyses.outcome import print_notes
 from qkjax.analyses.top_images.pages import ScanOptions, write_top_images
 from qkjax.analyses.top_images.sheets import options_of
 from qkjax.errors import QkjaxError
@@ -65,6 +66,7 @@ def report(
     out = out or (subjects[0].folder if len(subjects) == 1 else Path("results")) / "report"
     check_replaceable(out, *page.OURS)
     image_set = open_images(images) if images else photographs()
+    print_notes(image_set)
     photos = [open_photo(name) for name in options.look]
     models = [_gather(subject, image_set, images, options) for subject in subjects]
     if jax.process_index():

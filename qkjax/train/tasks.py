@@ -1,6 +1,7 @@
 """Classification tasks by name: digits, generated odd-one-out images, folders of photographs by class, data sets of
 TensorFlow Datasets and of Hugging Face."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 from qkjax.errors import QkjaxError
 from qkjax.images.labels import by_folder
 from qkjax.images.preprocess import PRESETS, normalise, preprocess
+from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
 from qkjax.train.augment import inception_crop, rand_augment, shift_image
 from qkjax.train.config import TrainConfig
 from qkjax.train.data import Examples, Image, Task
 from qkjax.train.odd_one_out import CELL, CELLS, CLASSES, OddOneOut
 from qkjax.train.splits import Labelled, largest_class, split
+
+log = logging.getLogger(__name__)
 
 GENERATED = 1_000_000, 2_000  # numbers of odd-one-out images for training and held out
 TRAIN, VALIDATION = ("train", "training"), ("validation", "val", "valid", "test")
@@ -104,10 +108,10 @@ def _class_folders(path: Path, seed: int) -> Photographs:
     """Reads ImageNet's layout: one folder per class, with or without the folders train and val."""
     parts = {names: next((path / n for n in names if (path / n).is_dir()), None) for names in (TRAIN, VALIDATION)}
     if None in parts.values():
-        images = open_images(path)
+        images = _listed(path)
         labels, classes = by_folder(path, images)
         return *split(Labelled(images, labels), seed), len(classes), images.fingerprint
-    sets = [open_images(part) for part in parts.values()]
+    sets = [_listed(part) for part in parts.values()]
     (labels, classes), (held_out, others) = (by_folder(path, images) for images in sets)
     if others != classes:
         odd = sorted(set(others) ^ set(classes))[0]
@@ -116,6 +120,14 @@ def _class_folders(path: Path, seed: int) -> Photographs:
         )
     fingerprint = " ".join(images.fingerprint for images in sets)
     return *(Labelled(*pair) for pair in zip(sets, (labels, held_out), strict=True)), len(classes), fingerprint
+
+
+def _listed(path: Path) -> ImageSet:
+    """The images of a path; what was noted when they were listed is logged."""
+    images = open_images(path)
+    for note in images.notes:
+        log.warning("%s: %s", images.name, note)
+    return images
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Preprocess
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.formats.npz import write_npz
@@ -167,3 +168,21 @@ def write_checkpoint(
     if notes:
         arrays[NOTES_KEY] = np.asarray(json.dumps(list(notes)))
     write_npz(Path(path), arrays)
+
+
+def stored_config(text: str) -> dict:
+    """The fields of a stored configuration.
+
+    Raises:
+      QkjaxError: the text is not a configuration of this version of qkjax.
+    """
+    try:
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise QkjaxError(f"member {CONFIG_KEY!r} is not a configuration in JSON ({error})") from error
+    if unknown := fields.keys() - set(ViTConfig.__dataclass_fields__):
+        raise QkjaxError(
+            f"member {CONFIG_KEY!r} has the unknown field {min(unknown)!r}, from another version of qkjax: "
+            "download or save the file again"
+        )
+    return fields

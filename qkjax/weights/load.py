@@ -22,12 +22,14 @@ from qkjax.weights.checkpoint import (
     OWN_KEYS,
     PREPROCESS_KEY,
     Checkpoint,
+    stored_config,
     write_checkpoint,
 )
 from qkjax.weights.download.fetch import local_file
 from qkjax.weights.families import described
 from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
 from qkjax.weights.families.facts import Facts
+from qkjax.weights.families.stated import StatedPreprocess
 from qkjax.weights.families.torch_layouts import to_vit
 from qkjax.weights.families.torch_towers import image_tower, split_models
 from qkjax.weights.formats import state_dict
@@ -110,9 +112,9 @@ def load(model: Any, **settings) -> Checkpoint:
 
 def _in_memory(model: Any, settings: Mapping) -> Checkpoint:
     """Reads a model in memory."""
-    config, flat, notes, preset = memory.read(model, settings)
-    name = memory.name_of(model)
-    return _checkpoint(name, config, flat, f"{type(model).__module__}.{type(model).__name__}", preset, notes)
+    data, stated = memory.read(model, settings)
+    source = f"{type(model).__module__}.{type(model).__name__}"
+    return _checkpoint(memory.name_of(model), data, source, stated, None)
 
 
 def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
@@ -124,18 +126,45 @@ def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
         path = local_file(entry.name)
         state = state_dict.find(path) if path.is_dir() else path
         if state is None or state.suffix not in state_dict.PICKLED:
-            return _read(path, entry.sub, entry.name, settings, from_catalogue)
-        plain = _read(path, entry.sub, entry.name, known)
-        write_checkpoint(converted, plain.config, plain.params, notes=plain.notes)
-    from_files = preprocessing.from_folder(catalogue.path_of(entry.name))
-    return _read(converted, None, entry.name, settings, from_files or from_catalogue)
+            return _read(path, entry.sub, entry.name, settings, from_catalogue=from_catalogue)
+        (config, flat, notes), _ = _read_model(path, entry.sub, known)
+        write_checkpoint(converted, config, unflatten_dict(flat, sep="/"), notes=notes)
+    beside = preprocessing.from_folder(catalogue.path_of(entry.name))
+    return _read(converted, None, entry.name, settings, beside, from_catalogue)
 
 
 def _read(
-    path: Path, sub: str | None, name: str, settings: Mapping, from_catalogue: Preprocess | None = None
+    path: Path,
+    sub: str | None,
+    name: str,
+    settings: Mapping,
+    beside: StatedPreprocess | None = None,
+    from_catalogue: Preprocess | None = None,
 ) -> Checkpoint:
-    """Reads any file or folder. Preprocessing that is stored with it takes precedence over the catalogue's."""
-    source = str(path) + (f":{sub}" if sub else "")
+    """Reads any file or folder.
+
+    Args:
+      beside: what the original files state of the preprocessing; it is used if none is stored with the model.
+      from_catalogue: the preprocessing in the catalogue; it is used if no file states one.
+    """
+    data, stored = _read_model(path, sub, settings)
+    return _checkpoint(name, data, str(path) + (f":{sub}" if sub else ""), stored or beside, from_catalogue)
+
+
+def _checkpoint(
+    name: str, data: ModelData, source: str, stated: StatedPreprocess | None, from_catalogue: Preprocess | None
+) -> Checkpoint:
+    """The checkpoint; warns of what was assumed."""
+    config, flat, notes = data
+    preprocess, assumed = preprocessing.resolve(stated, from_catalogue, config)
+    notes = (*notes, *assumed)
+    for note in notes:
+        warnings.warn(f"{name}: {note}", AssumptionWarning, stacklevel=4)
+    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preprocess, notes)
+
+
+def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ModelData, StatedPreprocess | None]:
+    """Reads the model of a file or folder, and what is stored with it about preprocessing."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise QkjaxError(f"{path} is neither a file nor a folder")
@@ -148,23 +177,14 @@ def _read(
             config, flat, notes = _read_state_dict(state, sub, settings)
         else:
             with TensorstoreFolder(folder) if folder else NpzFile(path) as container:
-                stored = preprocessing.from_json(text) if (text := _text(container, PREPROCESS_KEY)) else None
+                text = _text(container, PREPROCESS_KEY)
+                stored = StatedPreprocess(path.name, vars(preprocessing.from_json(text))) if text else None
                 config, flat, notes = _read_container(container, sub, settings)
     except (OSError, ValueError) as error:
         raise QkjaxError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     except QkjaxError as error:
         raise error if str(path) in str(error) else QkjaxError(f"{path}: {error}") from error
-    return _checkpoint(name, config, flat, source, stored or from_catalogue, notes)
-
-
-def _checkpoint(
-    name: str, config: ViTConfig, flat: Mapping, source: str, preset: Preprocess | None, notes: tuple[str, ...]
-) -> Checkpoint:
-    """The checkpoint; warns of what was assumed."""
-    for note in notes:
-        warnings.warn(f"{name}: {note}", AssumptionWarning, stacklevel=4)
-    preset = preset or preprocessing.from_architecture(config)
-    return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preset, notes)
+    return (config, flat, notes), stored
 
 
 def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ModelData:
@@ -204,7 +224,7 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
     keys = [key for key in container.keys() if key not in OWN_KEYS]  # noqa: SIM118
     if text := _text(container, CONFIG_KEY):
         notes = tuple(map(str, json.loads(_text(container, NOTES_KEY) or "[]")))
-        stored = _stored_config(text)
+        stored = stored_config(text)
         if stored.get("weights_only"):
             flat = {key.removeprefix("params/"): check_finite(key, container.read(key)) for key in keys}
             return ViTConfig(**stored), flat, notes
@@ -217,21 +237,3 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
 def _text(container: NpzFile | TensorstoreFolder, key: str) -> str:
     """A text member of an npz file that qkjax wrote; "" for any other container."""
     return container.text(key) if isinstance(container, NpzFile) and key in set(container.keys()) else ""
-
-
-def _stored_config(text: str) -> dict:
-    """The fields of a stored configuration.
-
-    Raises:
-      QkjaxError: the text is not a configuration of this version of qkjax.
-    """
-    try:
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise QkjaxError(f"member {CONFIG_KEY!r} is not a configuration in JSON ({error})") from error
-    if unknown := fields.keys() - set(ViTConfig.__dataclass_fields__):
-        raise QkjaxError(
-            f"member {CONFIG_KEY!r} has the unknown field {min(unknown)!r}, from another version of qkjax: "
-            "download or save the file again"
-        )
-    return fields

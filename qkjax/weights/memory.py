@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
-from qkjax.images.preprocess import Preprocess
 from qkjax.interaction.query_key import QueryKey
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.tree import bare_tree
@@ -23,19 +22,20 @@ from qkjax.weights.families import described, timm
 from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
 from qkjax.weights.families.facts import Facts, from_module_facts
 from qkjax.weights.families.open_clip_module import facts_of as facts_of_open_clip
+from qkjax.weights.families.stated import StatedPreprocess
 from qkjax.weights.families.timm_module import facts_of as facts_of_timm
 from qkjax.weights.families.torch_layouts import to_vit
 from qkjax.weights.families.torch_towers import image_tower
 from qkjax.weights.formats.npz import Header
 
 Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
-ModelData = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...], Preprocess | None]
+ModelData = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...]]
 KERNEL_AXES = 4
 WRAPPERS = ("module", "_orig_mod")
 """Attributes under which DataParallel and `torch.compile` hold the model itself."""
 
 
-def read(model: Any, settings: Mapping) -> ModelData:
+def read(model: Any, settings: Mapping) -> tuple[ModelData, StatedPreprocess | None]:
     """Architecture, flat canonical arrays, notes and preprocessing of a model in memory.
 
     Raises:
@@ -47,10 +47,10 @@ def read(model: Any, settings: Mapping) -> ModelData:
     if any("/" in name for name in arrays):
         container = _Arrays(arrays)
         config, flat = read_vit(container, list(arrays), None, settings)
-        return config, flat, assumptions(config, settings), None
+        return (config, flat, assumptions(config, settings)), None
     names, notes = image_tower(arrays)
     facts = replace(Facts().with_settings(settings), notes=tuple(notes))
-    return *to_vit(names, lambda name: check_finite(name, arrays[name]), facts), None
+    return to_vit(names, lambda name: check_finite(name, arrays[name]), facts), None
 
 
 def name_of(model: Any) -> str:
@@ -63,20 +63,20 @@ def _is_torch(model: Any) -> bool:
     return any(kind.__module__ == "torch.nn.modules.module" for kind in type(model).__mro__)
 
 
-def _read_torch(model: Any, settings: Mapping) -> ModelData:
+def _read_torch(model: Any, settings: Mapping) -> tuple[ModelData, StatedPreprocess | None]:
     notes = []
     while inner := next((name for name in WRAPPERS if name in dict(model.named_children())), None):
         model = getattr(model, inner)
         notes.append(f"unwrapped from {inner!r}")
-    facts, model, preset = _facts_of_module(model)
+    facts, model, stated = _facts_of_module(model)
     state = model.state_dict()
     names, left_out = image_tower(state)
     facts = facts.with_settings(settings)
     facts = replace(facts, notes=(*facts.notes, *notes, *left_out))
-    return *to_vit(names, lambda name: check_finite(name, _copied(state[name])), facts), preset
+    return to_vit(names, lambda name: check_finite(name, _copied(state[name])), facts), stated
 
 
-def _facts_of_module(model: Any) -> tuple[Facts, Any, Preprocess | None]:
+def _facts_of_module(model: Any) -> tuple[Facts, Any, StatedPreprocess | None]:
     """The facts of a torch module, the part of it that holds the ViT, and its preprocessing if it states one."""
     library = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
     if "open_clip" in library:

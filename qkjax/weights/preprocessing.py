@@ -1,34 +1,64 @@
 """The preprocessing of a checkpoint's images, from its folder, the catalogue or its architecture, in this order."""
 
 import json
+import operator
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from qkjax.errors import QkjaxError
-from qkjax.images.preprocess import PRESETS, Preprocess
+from qkjax.images.preprocess import PRESETS, Preprocess, Resolution, pair
+from qkjax.images.resize import Filter
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.families import timm
-from qkjax.weights.families.image_processor import from_processor_config
+from qkjax.weights.families.image_processor import FILE, stated_by_processor
+from qkjax.weights.families.stated import StatedPreprocess, as_side, joined, missing_fields
 from qkjax.weights.formats.json_object import read_json
 
 
-def from_folder(folder: Path) -> Preprocess | None:
-    """Preprocessing from a folder's preprocessor_config.json, or from timm's config.json; None if both are missing
-    or `Preprocess` cannot express it.
+def from_folder(folder: Path) -> StatedPreprocess | None:
+    """What a folder states of the preprocessing, or None.
+
+    It is read from the image processor in processor_config.json, from preprocessor_config.json or from timm's
+    config.json, in this order, which is that of transformers.
 
     Raises:
       QkjaxError: a file does not hold a JSON object.
     """
-    processor, config = folder / "preprocessor_config.json", folder / "config.json"
+    nested, processor, config = (folder / n for n in ("processor_config.json", FILE, "config.json"))
+    inner = read_json(nested).get("image_processor") if nested.is_file() else None
+    if isinstance(inner, Mapping):
+        return stated_by_processor(inner, nested.name)
     if processor.is_file():
-        values = read_json(processor)
-        try:
-            return from_processor_config(values)
-        except QkjaxError:
-            return None
+        return stated_by_processor(read_json(processor))
     return timm.preprocess_of(read_json(config)) if config.is_file() else None
+
+
+def resolve(
+    stated: StatedPreprocess | None, from_catalogue: Preprocess | None, config: ViTConfig
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """The preprocessing of a checkpoint, and sentences on what was assumed.
+
+    Args:
+      stated: what a file states; it takes precedence.
+      from_catalogue: the preprocessing of the catalogue, if there is any; then comes that of the architecture.
+      config: the architecture.
+    """
+    source = "the catalogue" if from_catalogue else f"the preset {_family(config)!r}, assumed from the architecture"
+    fallback = from_catalogue or from_architecture(config)
+    if not stated:
+        assumed = from_catalogue is None and not config.weights_only
+        return fallback, (f"no file states the preprocessing of its images: {source}, is used",) if assumed else ()
+    missing = missing_fields(stated)
+    if "crop" in stated.fields and "resize_to" in missing:
+        fallback = with_resolution(fallback, stated.fields["crop"])
+    if not stated.unfollowed:
+        return replace(fallback, **stated.fields), ()
+    rest = f"; {', '.join(missing)} from {source}" if missing else ""
+    note = f"its preprocessing follows {stated.file} only in part: the file {', and '.join(stated.unfollowed)}{rest}"
+    return replace(fallback, **stated.fields), (note,)
 
 
 def from_json(text: str) -> Preprocess:
@@ -39,14 +69,14 @@ def from_json(text: str) -> Preprocess:
     """
     try:
         preset = Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
-        sides = 0 < preset.crop <= preset.resize_to or preset.resize == "none"
+        crop, resized = pair(preset.crop), pair(preset.resize_to)
+        sides = len(crop) == len(resized) == 2 and all(map(as_side, (*crop, *resized)))
+        sides = sides and (preset.resize == "none" or all(map(operator.le, crop, resized)))
         colours = [float(x) for values in (preset.mean, preset.std) for x in values]
-        known = all(
-            getattr(preset, name) in get_args(Preprocess.__annotations__[name]) for name in ("resize", "filter")
-        )
+        known = preset.resize in get_args(Preprocess.__annotations__["resize"]) and preset.filter in get_args(Filter)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise QkjaxError(f"its preprocessing is damaged ({error}); download or save the file again") from error
-    if not (sides and known and len(colours) == 6 and all(colours[3:]) and type(preset.crop) is int):
+    if not (sides and known and len(colours) == 6 and all(colours[3:])):
         raise QkjaxError(f"its preprocessing {preset} is invalid; download or save the file again")
     return preset
 
@@ -66,9 +96,11 @@ def from_architecture(config: ViTConfig) -> Preprocess:
     )
 
 
-def with_resolution(preset: Preprocess, resolution: int) -> Preprocess:
-    """The preset for images of `resolution` x `resolution` pixels; the margin that is cropped scales with it."""
-    return replace(preset, crop=resolution, resize_to=round(preset.resize_to * resolution / preset.crop))
+def with_resolution(preset: Preprocess, resolution: Resolution) -> Preprocess:
+    """The preset for images of `resolution` pixels; the margin that is cropped scales with it."""
+    sizes = zip(pair(preset.resize_to), pair(resolution), pair(preset.crop), strict=True)
+    height, width = (round(whole * side / cropped) for whole, side, cropped in sizes)
+    return replace(preset, crop=resolution, resize_to=joined(height, width))
 
 
 def _family(config: ViTConfig) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from qkjax.analyses.ablate.compute import Labels, ablate, ablation_settings, check_specs, labels_of
 from qkjax.analyses.ablate.describe import describe
 from qkjax.analyses.ablate.plan import AblationSpec
-from qkjax.analyses.outcome import Written, outcome, report_unreadable
+from qkjax.analyses.outcome import Written, outcome, print_notes, report_unreadable
 from qkjax.errors import QkjaxError
 from qkjax.images.default_set import photographs
 from qkjax.images.labels import by_folder
@@ -78,6 +78,7 @@ def images_and_labels(arguments: AblationArguments) -> tuple[ImageSet, Labels]:
     """
     path, limit, with_labels, *_ = arguments
     images = open_images(path) if path else photographs()
+    print_notes(images)
     labels = Labels([], [])
     if with_labels:
         labels = Labels(*by_folder(path, images)) if path else labels_of(images)

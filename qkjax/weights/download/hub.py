@@ -6,7 +6,7 @@ from types import ModuleType
 from qkjax.errors import QkjaxError
 from qkjax.weights.catalogue.hub_cache import PYTORCH, SINGLE, snapshot
 
-SMALL = ["config.json", "preprocessor_config.json"]
+SMALL = ["config.json", "preprocessor_config.json", "processor_config.json"]
 
 
 def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:

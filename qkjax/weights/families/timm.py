@@ -8,8 +8,9 @@ from importlib.resources import files
 from math import floor
 
 from qkjax.errors import QkjaxError
-from qkjax.images.preprocess import Preprocess
+from qkjax.images.preprocess import IMAGENET
 from qkjax.weights.families.facts import Facts, Grid, from_module_facts
+from qkjax.weights.families.stated import StatedPreprocess, as_side, colours, joined
 from qkjax.weights.families.timm_module import POOLS
 
 USED = {"img_size", "num_heads", "global_pool", "act_layer", "pool_include_prefix", "no_embed_class", "patch_size"}
@@ -20,6 +21,11 @@ VISIBLE = {"depth", "embed_dim", "mlp_ratio", "num_classes", "in_chans", "qkv_bi
 HARMLESS = re.compile(r"drop|^dynamic_img|weight_init|fix_init|^out_indices|^pretrained|^strict_|^script|^export")
 ASSUMED = {"activation": "gelu", "norm_eps": 1e-6}
 """timm's defaults, for an architecture whose name is unknown."""
+DEFAULTS = {"input_size": (3, 224, 224), "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic",
+            "mean": IMAGENET[0], "std": IMAGENET[1]}  # fmt: skip
+"""timm's defaults of an evaluation."""
+FILTERS = ("bicubic", "bilinear", "lanczos", "box", "hamming", "nearest")
+CROP_MODES = {"center": "small side", "squash": "squash"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 
 
@@ -109,19 +115,42 @@ def _grids(arguments: Mapping, pretrained: Mapping, facts: Mapping) -> list[Grid
     return [(height // patch[0], width // patch[1]) for height, width in whole] if patch and all(patch) else []
 
 
-def preprocess_of(config: Mapping) -> Preprocess | None:
-    """The preprocessing of timm's evaluation; None if it is missing or `Preprocess` cannot express it."""
-    values = _pretrained(config)
-    try:
-        _, height, width = values["input_size"]
-        resize = {"center": "small side", "squash": "squash"}[values.get("crop_mode") or "center"]
-        filter = {"bicubic": "pil-bicubic", "bilinear": "pil-bilinear"}[values["interpolation"]]
-        mean, std = (tuple(float(x) for x in values[key]) for key in ("mean", "std"))
-        resize_to = floor(height / values["crop_pct"])
-    except (KeyError, TypeError, ValueError, ArithmeticError):
+def preprocess_of(config: Mapping) -> StatedPreprocess | None:
+    """The parts of timm's evaluation that config.json states; None if it states nothing of it.
+
+    Missing values are timm's defaults.
+    """
+    values = {key: value for key, value in _pretrained(config).items() if key in DEFAULTS and value}
+    if not values:
         return None
-    fits = type(height) is int and 0 < height == width <= resize_to and len(mean) == len(std) == 3 and 0 not in std
-    return Preprocess(resize, filter, resize_to, height, mean, std) if fits else None
+    values = DEFAULTS | values
+    fields, clauses = _geometry(values)
+    if values["interpolation"] in FILTERS:
+        fields["filter"] = f"pil-{values['interpolation']}"
+    else:
+        clauses.append(f"has interpolation={values['interpolation']!r} (expected one of {', '.join(FILTERS)})")
+    mean, std = colours(values["mean"]), colours(values["std"])
+    if mean and std and all(std):
+        fields |= {"mean": mean, "std": std}
+    else:
+        clauses.append("has no usable mean and std")
+    return StatedPreprocess("config.json", fields, tuple(clauses))
+
+
+def _geometry(values: Mapping) -> tuple[dict, list[str]]:
+    """How images are resized and cropped, and a clause on each part that is unknown or not followed."""
+    size, share, mode = values["input_size"], values["crop_pct"], values["crop_mode"]
+    sides = size[1:] if isinstance(size, list | tuple) and len(size) == 3 else []
+    if not sides or not all(map(as_side, sides)):
+        return {}, [f"has input_size={size} (expected channels, height and width)"]
+    clauses = []
+    if mode not in list(CROP_MODES):  # a list compares values that have no hash
+        clauses.append(f"has crop_mode={mode!r}, which is not supported (images are cropped as with 'center')")
+    if type(share) not in (int, float) or not 0 < share <= 1:
+        clauses.append(f"has crop_pct={share!r} (expected a number up to 1, which is assumed)")
+        share = 1
+    fields = {"resize": CROP_MODES.get(mode, "small side") if isinstance(mode, str) else "small side"}
+    return fields | {"resize_to": joined(*(floor(side / share) for side in sides)), "crop": joined(*sides)}, clauses
 
 
 def _pretrained(config: Mapping) -> Mapping:

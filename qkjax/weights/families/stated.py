@@ -1,0 +1,44 @@
+"""What a file states of a preprocessing, of which some parts may be unknown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from qkjax.images.preprocess import Preprocess, Resolution
+
+
+class StatedPreprocess(NamedTuple):
+    """The parts of a `Preprocess` that a file determines.
+
+    Attributes:
+      file: name of the file.
+      fields: fields of `Preprocess`; those that the file does not determine are missing.
+      unfollowed: a clause on each part that is unknown or not followed, such as "has do_pad=true".
+    """
+
+    file: str
+    fields: Mapping[str, Any]
+    unfollowed: tuple[str, ...] = ()
+
+
+def joined(height: int, width: int) -> Resolution:
+    """One number for a square, otherwise (height, width)."""
+    return height if height == width else (height, width)
+
+
+def missing_fields(stated: StatedPreprocess) -> list[str]:
+    """The fields of `Preprocess` that the file does not determine, in their order."""
+    return [name for name in Preprocess.__dataclass_fields__ if name not in stated.fields]
+
+
+def as_side(value: Any) -> bool:
+    """Whether a value of a JSON file is a length in pixels."""
+    return type(value) is int and value > 0
+
+
+def colours(values: Any) -> tuple[float, float, float] | None:
+    """Three finite numbers from a list of a JSON file, or None."""
+    if not isinstance(values, Sequence) or len(values) != 3:
+        return None
+    if not all(type(value) in (int, float) and abs(value) < float("inf") for value in values):
+        return None
+    return tuple(float(value) for value in values)
