@@ -33,9 +33,9 @@ class Checkpoint:
       params: nested dict of numpy arrays, the Linen tree of `big_vision.models.vit.Model`, in the
         dtypes of the file (bfloat16 as `ml_dtypes.bfloat16`).
       source: path of the file or folder it was read from.
-      preprocess: preprocessing of its images, at its own resolution. It is read from preprocessor_config.json
-        (or timm's config.json, or qkjax's own npz). If there is none, it is that of the catalogue's entry, or of
-        the family that the architecture belongs to.
+      preprocess: preprocessing of its images, at its own resolution. It is read from processor_config.json or
+        preprocessor_config.json (or timm's config.json, or qkjax's own npz). What they do not state is that of the
+        catalogue's entry, or of the family that the architecture belongs to; a note says so.
       notes: sentences on what was assumed, overruled or left out when the file was read; results store them.
 
     Example:
