@@ -144,6 +144,18 @@ def test_heads_of_a_nested_config_that_omits_them(transformers, torch, kind, tmp
         assert_close(captured["attention"][layer], wanted[layer])
 
 
+def test_config_of_an_unknown_model_type_has_no_defaults(timm, tmp_path):
+    """A config.json that states no heads is not a reason to assume the 12 of transformers' ViT."""
+    model = small_timm(embed_dim=96, num_heads=8)
+    save_state(tmp_path, state_of(model), {})
+    refused(tmp_path, "the number of heads is not in the file")
+    save_state(tmp_path, state_of(model), {"model_type": "vit_of_tomorrow", "num_attention_heads": 8})
+    checkpoint = qkjax.load(tmp_path)
+    assert_agrees(checkpoint, model)
+    assert "model type 'vit_of_tomorrow' is unknown: read as a plain ViT, which its parameters fit" in checkpoint.notes
+    assert any("assumed" in n and "activation='gelu', norm_eps=1e-06" in n for n in checkpoint.notes)
+
+
 def without_heads(state: dict, pruned: tuple[int, ...], layers=(0, 1)) -> dict:
     """The state of a ViT of transformers after pruning heads of 12 rows."""
     import torch
@@ -188,7 +200,7 @@ def test_pruned_heads(transformers, torch, tmp_path):
 
 def test_given_heads_overrule_the_file_with_a_note(timm, tmp_path):
     save_timm(tmp_path, small_timm())
-    assert qkjax.load(tmp_path).notes == ()
+    assert not any("heads" in note for note in qkjax.load(tmp_path).notes)
     checkpoint = qkjax.load(tmp_path, heads=2)
     assert (checkpoint.config.heads, checkpoint.config.head_dim) == (2, 24)
     assert "heads=2 is used as given; the files state 4" in checkpoint.notes
@@ -390,7 +402,8 @@ def prefixed(state: dict, prefix: str) -> dict:
 
 def test_teacher_and_student(timm, torch, tmp_path):
     """DINO's training file: nested, or flat."""
-    student, teacher = state_of(small_timm()), {n: x * 1.5 for n, x in state_of(small_timm()).items()}
+    model = small_timm()
+    student, teacher = state_of(model), {n: x * 1.5 for n, x in state_of(model).items()}
     for name, state in (("student", student), ("teacher", teacher)):
         torch.save(state, tmp_path / f"{name}.pth")
     nested = {"student": prefixed(student, "module.backbone."), "teacher": prefixed(teacher, "backbone."), "epoch": 1}
@@ -402,6 +415,7 @@ def test_teacher_and_student(timm, torch, tmp_path):
             assert_same(
                 qkjax.load(f"{tmp_path}/both.pth:{name}", heads=4), qkjax.load(tmp_path / f"{name}.pth", heads=4)
             )
+        assert_agrees(qkjax.load(f"{tmp_path}/both.pth:student", heads=4), model)
 
 
 @pytest.mark.parametrize(
@@ -475,6 +489,30 @@ def test_chunked_blocks_and_gated_mlp_of_metas_dinov2(timm, torch, tmp_path):
     names = {n: f"blocks.{chunk[n.split('.')[1]]}.{n.split('.', 2)[2]}" for n in state if n.startswith("blocks.")}
     torch.save({names.get(n, n): x for n, x in state.items()}, tmp_path / "chunked.pth")
     assert_same(qkjax.load(tmp_path / "chunked.pth", heads=4), plain)
+
+
+@pytest.mark.parametrize("activation", ["GELU", "QuickGELU"])
+def test_image_tower_in_a_file_of_open_clip(torch, activation, tmp_path):
+    """Its activation is in no parameter: QuickGELU is assumed, with a note, unless the caller states it."""
+    open_clip = pytest.importorskip("open_clip", reason=NEEDS)
+    act = torch.nn.GELU if activation == "GELU" else open_clip.transformer.QuickGELU
+    visual = moved(
+        open_clip.transformer.VisionTransformer(
+            image_size=28, patch_size=7, width=48, layers=2, heads=4, mlp_ratio=2, output_dim=24, act_layer=act
+        )
+    )
+    text = {"transformer.resblocks.0.ln_1.weight": torch.ones(8), "token_embedding.weight": torch.ones(9, 8)}
+    state = prefixed(state_of(visual), "visual.") | text | {"logit_scale": torch.ones(())}
+    save_state(tmp_path, state)
+    (tmp_path / "model.safetensors").rename(tmp_path / "open_clip_model.safetensors")
+    given = {} if activation == "QuickGELU" else {"activation": "gelu"}
+    checkpoint = qkjax.load(tmp_path, heads=4, **given)
+    assert any("activation='quick_gelu'" in note for note in checkpoint.notes) == (not given)
+    assert any("left out, since they are not part of the image model" in note for note in checkpoint.notes)
+    images = torch.randn(2, 3, 28, 28)
+    visual.proj = None
+    ours, _ = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1))
+    assert_close(ours, visual(images))
 
 
 # Files that are not models
@@ -585,10 +623,11 @@ def test_weights_alone_are_saved_and_loaded(transformers, tmp_path):
     model = transformers.ASTModel(transformers.ASTConfig(**sizes, max_length=32, num_mel_bins=32))
     moved(model).save_pretrained(tmp_path / "ast")
     checkpoint = qkjax.load(tmp_path / "ast")
-    qkjax.save(checkpoint, tmp_path / "ast.npz")
-    again = qkjax.load(tmp_path / "ast.npz")
+    qkjax.save(checkpoint, tmp_path / "again.npz")
+    again = qkjax.load(tmp_path / "again.npz")
     assert_same(again, checkpoint)
     assert again.notes == checkpoint.notes
+    assert qkjax.compare(checkpoint, again).sizes["layer"] == 2
 
 
 def test_command_line_prints_notes(bare, tmp_path):

@@ -112,8 +112,10 @@ def facts_of(config: Mapping) -> Facts:
         settings["weights_only"] = WEIGHTS_ONLY[kind]
     else:
         settings["activation"] = _activation(values, default)
+    if kind not in KINDS and kind not in WEIGHTS_ONLY:  # an unknown class has no known defaults
+        settings = {name: value for name, value in settings.items() if _is_stated(name, values)}
     if pruned := {str(layer): heads for layer, heads in (values.get("pruned_heads") or {}).items() if heads}:
-        settings["heads"] = _remaining_heads(settings["heads"], pruned, values)
+        settings["heads"] = _remaining_heads(settings.get("heads", default.heads), pruned, values)
     width = values.get("hidden_size")
     whole = values.get("num_attention_heads", default.heads)
     head_dim = width // whole if isinstance(width, int) and isinstance(whole, int) and whole > 0 else None
@@ -157,6 +159,13 @@ def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:
             f"{what} and has {unknown[0]}={str(values[unknown[0]])[:60]}, an unknown key: remove it if it does not "
             "change the image model"
         )
+
+
+def _is_stated(setting: str, values: Mapping) -> bool:
+    """Whether the configuration has a value for a setting, so that it is not a default of its class."""
+    names = {"heads": ("num_attention_heads",), "norm_eps": ("layer_norm_eps", "rms_norm_eps"),
+             "activation": ("hidden_act", "use_swiglu_ffn")}  # fmt: skip
+    return setting not in names or any(name in values for name in names[setting])
 
 
 def _eps(values: Mapping, default: Kind) -> Any:
