@@ -585,6 +585,48 @@ def test_adapters_and_quantised_weights(name, advice, tmp_path):
     refused(tmp_path, advice, heads=2)
 
 
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"architecture": PLAIN, "model_args": {"num_heads": "4"}}, "heads='4': expected a positive whole number"),
+        ({"architecture": PLAIN, "model_args": {"img_size": 28, "patch_size": "x"}}, "a value of the wrong type"),
+        ({"architecture": PLAIN, "pretrained_cfg": {"input_size": 28}}, "a value of the wrong type"),
+        ({"architecture": PLAIN, "model_args": [1]}, r"model_args=\[1\], expected an object"),
+        ({"model_type": "vit", "pruned_heads": [1]}, "a value of the wrong type"),
+        ({"model_type": "vit", "pruned_heads": {"0": 3}}, "a value of the wrong type"),
+        ({"model_type": "vit", "architectures": 3}, "a value of the wrong type"),
+        ({"model_type": "vit", "num_hidden_layers": "a", "pruned_heads": {"0": [1]}}, "a value of the wrong type"),
+    ],
+)
+def test_values_of_the_wrong_type_in_a_config(config, match, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(plain_state(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(tmp_path, match)
+
+
+def test_width_that_the_arguments_change(timm, tmp_path):
+    """The architecture's number of heads holds, not the size of a head."""
+    model = small_timm(num_heads=3)
+    arguments = {name: value for name, value in TIMM.items() if name != "num_heads"}
+    save_state(tmp_path, state_of(model), {"architecture": PLAIN, "model_args": arguments})
+    checkpoint = qkjax.load(tmp_path)
+    assert (checkpoint.config.heads, checkpoint.config.head_dim) == (3, 16)
+    assert_agrees(checkpoint, model)
+
+
+def test_positions_that_show_their_grid(tmp_path):
+    """NaFlex stores positions as rows x columns; a grid that contradicts them is refused."""
+    from safetensors.numpy import save_file
+
+    state = plain_state() | {"pos_embed": np.ones((1, 2, 8, 8), np.float32)}
+    save_file(state, tmp_path / "model.safetensors")
+    assert qkjax.load(tmp_path, heads=2).config.grid == (2, 8)
+    assert qkjax.load(tmp_path, heads=2, grid=(2, 8)).config.grid == (2, 8)
+    refused(tmp_path, r"has 2 x 8 positions, not those of grid=\(4, 4\)", heads=2, grid=(4, 4))
+
+
 # Notes
 
 

@@ -9,6 +9,7 @@ from math import floor
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import IMAGENET
+from qkjax.vit.config import check_settings
 from qkjax.weights.families.facts import Facts, Grid, from_module_facts
 from qkjax.weights.families.stated import StatedPreprocess, as_side, colours, joined
 from qkjax.weights.families.timm_module import POOLS
@@ -86,8 +87,10 @@ def _changed(arguments: Mapping) -> dict:
                 f"config.json has {name}={value!r}, an unknown argument: remove it if the model is a plain ViT"
             )
     facts = _pool(str(arguments["global_pool"])) if "global_pool" in arguments else {}
-    if "num_heads" in arguments:
-        facts |= {"heads": arguments["num_heads"], "head_dim": None}
+    if "embed_dim" in arguments:
+        facts["head_dim"] = None
+    if (heads := arguments.get("num_heads")) is not None:
+        facts |= check_settings({"heads": heads}) | {"head_dim": None}
     if "no_embed_class" in arguments:
         facts["prefix_positions"] = not arguments["no_embed_class"]
     if "pool_include_prefix" in arguments:

@@ -29,6 +29,10 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
     if positions is not None:
         if positions.ndim == 4:  # (1, rows, columns, width): no rows for special tokens
             grid, prefix = positions.shape[1:3], ()
+            if facts.grid_is_given and facts.grids[0] != grid:
+                raise QkjaxError(
+                    f"the position embedding has {grid[0]} x {grid[1]} positions, not those of grid={facts.grids[0]}"
+                )
             positions = positions.reshape(1, -1, width)
         else:
             positions = positions.reshape(1, -1, width)
