@@ -345,8 +345,8 @@ def test_intervals_over_few_seeds_hold_what_they_say(seeds):
 @pytest.mark.parametrize(
     ("specs", "arguments", "says"),
     [
-        ([], {"limit": 0}, "limit=0: expected a whole number from 1 up"),
-        ([], {"queries": 0}, "queries=0: expected a whole number from 1 up"),
+        ([], {"limit": 0}, "limit=0: expected a whole number of at least 1"),
+        ([], {"queries": 0}, "queries=0: expected a whole number of at least 1"),
         (expand([{"edit": "dro"}]), {}, r"unknown edit 'dro' \(nearest: 'drop'\)"),
         ([], {"labels": True, "path": "first"}, "needs a folder of images for each class"),
     ],
@@ -371,7 +371,7 @@ def test_commands(checkpoint, folder, tmp_path, monkeypatch, capsys):
     for words, says in {
         (): "no modes are selected: give --select",
         ("--plan", "plan.toml", "--no-key-bias"): "--plan replaces --edit, --select",
-        ("--select", "all", "--batch", -1): "--batch -1: expected a whole number from 1 up",
+        ("--select", "all", "--batch", -1): "--batch -1: expected a whole number of at least 1",
     }.items():
         done = command(monkeypatch, capsys, "ablate", checkpoint.source, *words)
         assert done.code == 2

@@ -201,11 +201,11 @@ def test_earlier_names_warn_and_state_the_new_one(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda c: qkjax.same_object(c, mosaics(2, 0), top=0), "top=0: expected a whole number from 1 up"),
-        (lambda c: qkjax.ablate(c, [{"edit": "drop"}], queries=0), "queries=0: expected a whole number from 1 up"),
+        (lambda c: qkjax.same_object(c, mosaics(2, 0), top=0), "top=0: expected a whole number of at least 1"),
+        (lambda c: qkjax.ablate(c, [{"edit": "drop"}], queries=0), "queries=0: expected a whole number of at least 1"),
         (
             lambda c: qkjax.attention_preference(c, patterns(2, 0), options=qkjax.PassOptions(batch=0)),
-            "batch=0: expected a whole number from 1 up",
+            "batch=0: expected a whole number of at least 1",
         ),
         (lambda c: qkjax.analyze(c, center=True), "center=True needs fold_scale=True"),
     ],

@@ -483,11 +483,18 @@ def test_help_is_in_plain_words(name, monkeypatch, capsys):
 
 def test_errors_name_options(monkeypatch, capsys):
     for words, message in {
-        ("objects", DATA / "a.npz", "--top", 0): "--top 0: expected a whole number from 1 up",
+        ("objects", DATA / "a.npz", "--top", 0): "--top 0: expected a whole number of at least 1",
         ("analyze", DATA / "a.npz", "--center"): "--center needs --fold-scale: ",
-        ("ablate", DATA / "a.npz", "--select", "all", "--queries", 0): "--queries 0: expected a whole number from 1 up",
-        ("preference", DATA / "a.npz", "--batch", 0): "--batch 0: expected a whole number from 1 up",
-        ("image", DATA / "a.npz", "chelsea", "--top", 0): "--top 0: expected a whole number from 1 up",
+        (
+            "ablate",
+            DATA / "a.npz",
+            "--select",
+            "all",
+            "--queries",
+            0,
+        ): "--queries 0: expected a whole number",
+        ("preference", DATA / "a.npz", "--batch", 0): "--batch 0: expected a whole number of at least 1",
+        ("image", DATA / "a.npz", "chelsea", "--top", 0): "--top 0: expected a whole number of at least 1",
     }.items():
         done = command(monkeypatch, capsys, *words)
         assert done.code == 2

@@ -248,7 +248,7 @@ def test_disk_without_room(serve, tmp_path, monkeypatch):
     usage = partial_file.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(partial_file.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
-        qkjax.QkjaxError, match=r"has 0\.0 MB of free space, expected 0\.3 MB for the download; free some space"
+        qkjax.QkjaxError, match=r"has 0\.0 MB of free space, and the download needs 0\.3 MB: free some space"
     ):
         get(url, tmp_path / "x.npz")
 

@@ -575,7 +575,7 @@ def test_simmim(torch, transformers, tmp_path):
         images = np.random.default_rng(0).standard_normal((2, 28, 28, 3)).astype(np.float32)
         outputs = [forward(qkjax.ViT(c.config), c.params, images)[0] for c in (first, second)]
         np.testing.assert_array_equal(*outputs)
-        with pytest.raises(qkjax.QkjaxError, match="the grid of the relative position biases"):
+        with pytest.raises(qkjax.QkjaxError, match="the relative position biases are for"):
             forward(qkjax.ViT(second.config), second.params, np.zeros((1, 35, 28, 3), np.float32))
 
 

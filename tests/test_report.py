@@ -448,8 +448,8 @@ def test_bad_input(site, tmp_path):
     for arguments, parts in (
         ((MODEL, "--images", tmp_path / "others"), ("top_images.nc", "is of the images 'images'", "--images")),
         (("nothing-like-this",), ("nothing-like-this",)),
-        ((MODEL, "--images", "images", "--top", "0"), ("--top 0: expected a whole number from 1 up",)),
-        ((MODEL, "--images", "images", "--modes", "-1"), ("--modes -1: expected a whole number from 1 up",)),
+        ((MODEL, "--images", "images", "--top", "0"), ("--top 0: expected a whole number of at least 1",)),
+        ((MODEL, "--images", "images", "--modes", "-1"), ("--modes -1: expected a whole number of at least 1",)),
         (
             (MODEL, "--images", "images", "--out", "."),
             ("--out .: this is the working folder, or above it, and would be replaced",),

@@ -175,8 +175,8 @@ def test_the_bar_says_how_idle_the_device_is(small, folder, capsys):
             r"^scores='products': unknown score \(nearest: 'product'\); expected product, query_max",
         ),
         ({"scores": ()}, r"^scores=\(\): expected one or more of product, query_max"),
-        ({"top": 0}, "^top=0: expected a whole number from 1 up$"),
-        ({"options": PassOptions(batch=-1)}, "^batch=-1: expected a whole number from 1 up$"),
+        ({"top": 0}, "^top=0: expected a whole number of at least 1$"),
+        ({"options": PassOptions(batch=-1)}, "^batch=-1: expected a whole number of at least 1$"),
         ({"options": PassOptions(resolution=(4, 32))}, "expected at least one patch"),
         ({"options": PassOptions(resolution=(-32, 32))}, "expected at least one patch"),
     ],
@@ -191,9 +191,9 @@ def test_impossible_arguments(small, folder, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--top", "0"), "--top 0: expected a whole number from 1 up"),
+        (("--top", "0"), "--top 0: expected a whole number of at least 1"),
         (("--score", "products"), "--score 'products': unknown score (nearest: 'product')"),
-        (("--sheet-modes", "0"), "--sheet-modes 0: expected a whole number from 1 up"),
+        (("--sheet-modes", "0"), "--sheet-modes 0: expected a whole number of at least 1"),
     ],
 )
 def test_impossible_options(folder, tmp_path, option, message):

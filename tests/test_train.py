@@ -277,7 +277,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"steps": 0}, "steps=0: expected a whole number from 1 up"),
+        ({"steps": 0}, "steps=0: expected a whole number of at least 1"),
         ({"heads": 3}, "width=64, heads=3: expected a width that is a multiple of heads"),
         ({"constraint": "tide"}, "unknown constraint 'tide'"),
         ({"constraint": "0-2:tied"}, "has no constraint for layer 3"),

@@ -28,7 +28,8 @@ def analyze(
       fold_scale, center, normalize: the frame of M, see `decompose`.
 
     Returns:
-      A dataset with dims layer, head, mode, embed (and eigen, pair); see `qkjax.results.modes.to_dataset`.
+      A dataset with dims layer, head, mode and embed; spectra have the dims eigen and pair. See
+      `qkjax.results.modes.to_dataset`.
 
     Raises:
       QkjaxError: `center` without `fold_scale`.

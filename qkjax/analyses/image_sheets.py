@@ -57,7 +57,7 @@ def write_image(checkpoint: Checkpoint, photo: str, folder: Path | None, shown: 
     requested_indices("head", shown.head, checkpoint.config.heads)
     photograph_grid(checkpoint, shown.resolution)
     if shown.top < 1:
-        raise QkjaxError(f"top={shown.top}: expected a whole number from 1 up")
+        raise QkjaxError(f"top={shown.top}: expected a whole number of at least 1")
     name, photograph = open_photo(photo)
     folder = folder or Path("results") / checkpoint.name / "images" / (name.strip(".") or "image")
 

@@ -1,4 +1,4 @@
-"""Tables of the shares of modes in the attention logits of one image, and the rows of its sheets."""
+"""Tables of how much each mode contributes to the attention logits of one image, and the rows of its contact sheets."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -57,10 +57,10 @@ def ablate(
       resolution: height and width of the images in pixels; by default the model's own.
       dtype: number format of the forward pass.
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: rows and columns of the position embedding, if its grid is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
       pool: pooling, if it is not the one inferred from the parameters ("gap" is inferred for "none" and "0", too).
       heads: number of attention heads, for a torch file without config.json.
-      json: print the table and the findings as JSON.
+      json: print the table and the findings as JSON instead of text.
     """
     if plan and (select or controls or edit or not key_bias):
         raise QkjaxError(

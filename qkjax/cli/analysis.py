@@ -34,9 +34,9 @@ def analyze(
       center: also remove the mean direction, as LayerNorm does: C diag(g) M diag(g) C with C = I - 11^T / D. Requires
         --fold-scale.
       normalize: divide M by sqrt(head_dim), so that strengths have the units of attention logits.
-      grid: rows and columns of the position embedding, if its grid is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
       heads: number of attention heads, for a torch file without config.json.
-      json: print the table and the findings as JSON.
+      json: print the table and the findings as JSON instead of text.
     """
     from qkjax import figures
     from qkjax.analyses.analyze import analyze as compute

@@ -51,9 +51,9 @@ def preference(
       resolution: height and width of the images in pixels; by default the model's own.
       dtype: number format of the forward pass.
       distributed: share the scenes among several processes that run this command (jax.distributed).
-      grid: rows and columns of the position embedding, if its grid is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
       heads: number of attention heads, for a torch file without config.json.
-      json: print the table and the findings as JSON.
+      json: print the table and the findings as JSON instead of text.
     """
     join_hosts(distributed)
     from qkjax.analyses.preference.compute import attention_preference
@@ -115,14 +115,15 @@ def objects(
       seed: seed of the composed scenes.
       top: number of images per mode.
       stream: the tokens that are projected, as for top-images.
-      out: folder for the results; by default results/MODEL/objects. With several models: one folder per model in it.
+      out: folder for the results; by default results/MODEL/objects. With several models, each gets a folder of its
+        own in it.
       batch: images per batch; by default 8 on a CPU, and 64 per device on accelerators.
       resolution: height and width of the images in pixels; by default the model's own.
       dtype: number format of the forward pass.
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: rows and columns of the position embedding, if its grid is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
       heads: number of attention heads, for a torch file without config.json.
-      json: print the table and the findings as JSON.
+      json: print the table and the findings as JSON instead of text.
     """
     join_hosts(distributed)
     from qkjax.analyses.objects.compute import same_object

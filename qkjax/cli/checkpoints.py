@@ -143,7 +143,7 @@ def export(
       control: edit strength-matched random modes instead, drawn with this seed.
       key_bias: remove the part of the edited heads' logits that depends on the query bias and the key; it attracts all
         queries to some keys.
-      grid: rows and columns of the position embedding, if its grid is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
       pool: pooling, if it is not the one inferred from the parameters ("gap" is inferred for "none" and "0", too).
       heads: number of attention heads, for a torch file without config.json.
     """

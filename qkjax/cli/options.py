@@ -28,8 +28,8 @@ def given_options(**settings) -> dict:
 def in_options(message: str) -> str:
     """Translates a library error, which names arguments as `top=0`, to options: `--top 0`.
 
-    >>> in_options("top=0: expected a whole number from 1 up; center=True needs fold_scale=True")
-    '--top 0: expected a whole number from 1 up; --center needs --fold-scale'
+    >>> in_options("top=0: expected a whole number of at least 1; center=True needs fold_scale=True")
+    '--top 0: expected a whole number of at least 1; --center needs --fold-scale'
     """
 
     def option(match: re.Match) -> str:

@@ -37,9 +37,9 @@ def image(
       stream: the tokens that the maps project: norm, the LayerNorm's output, on which the modes act; or residual, the
         residual stream before it, as in the authors' code.
       resolution: height and width of the images in pixels; by default the model's own.
-      grid: rows and columns of the position embedding, if its grid is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
       heads: number of attention heads, for a torch file without config.json.
-      json: print the table and the findings as JSON.
+      json: print the table and the findings as JSON instead of text.
     """
     from qkjax.analyses.image_sheets import ImageSheets, write_image
     from qkjax.analyses.outcome import print_outcome
@@ -94,7 +94,7 @@ def top_images(
       head: draw only the sheets of this head.
       select: draw one page of these modes instead of the sheets, such as "L8 H7 M2"; "L8 H7 M2-" is the other sign.
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: rows and columns of the position embedding, if its grid is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
       heads: number of attention heads, for a torch file without config.json.
       json: print the findings as JSON.
     """

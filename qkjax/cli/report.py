@@ -36,7 +36,7 @@ def report(
       look: images in which you can pick a patch and see where it attends: files, or names of photographs of
         scikit-image and scikit-learn, such as chelsea; by default two of the images.
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: rows and columns of the position embedding, if its grid is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
       heads: number of attention heads, for a torch file without config.json.
     """
     if not targets:

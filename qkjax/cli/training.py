@@ -94,7 +94,7 @@ def _sweep(base: TrainConfig) -> Callable:
           constraints: one or more constraints or schedules, such as: free tied "0-2:tied 3-5:free".
           seeds: number of seeds per constraint; the seeds are 0, 1, ...
           config: preset or file with the defaults of the options below, as for train.
-          json: print the table and the findings as JSON.
+          json: print the table and the findings as JSON instead of text.
           run: configuration that all runs share; the sweep sets constraint and seed.
         """
         from qkjax.train.findings import format_table, table

@@ -14,7 +14,7 @@ def by_folder(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
       images: the image set.
 
     Raises:
-      QkjaxError: there are fewer than two folders, or images outside of folders.
+      QkjaxError: there are fewer than two folders, or some images are in no folder.
     """
     parts = [[part for part in name.split("/") if not part.endswith((".zip", ".tar"))] for name in images.names]
     folders = [part[0] if len(part) > 1 else "" for part in parts]

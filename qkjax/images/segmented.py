@@ -79,7 +79,7 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
     Pixels of one value (in all channels) belong to one object; black belongs to none.
 
     Raises:
-      QkjaxError: the folder has another layout, or no image with a mask.
+      QkjaxError: the folder does not have one of these layouts, or it contains no image that has a mask.
     """
     path = Path(path)
     if not path.is_dir():

@@ -35,7 +35,7 @@ def batch_size(requested: int | None) -> int:
       QkjaxError: `requested` is less than 1.
     """
     if requested is not None and requested < 1:
-        raise QkjaxError(f"batch={requested}: expected a whole number from 1 up")
+        raise QkjaxError(f"batch={requested}: expected a whole number of at least 1")
     devices = jax.local_device_count()
     size = requested or (8 if jax.default_backend() == "cpu" else 64 * devices)
     return -(-size // devices) * devices

@@ -61,7 +61,7 @@ def report(
     """
     if options.top < 1 or (options.modes is not None and options.modes < 1):
         name, value = ("top", options.top) if options.top < 1 else ("modes", options.modes)
-        raise QkjaxError(f"{name}={value}: expected a whole number from 1 up")
+        raise QkjaxError(f"{name}={value}: expected a whole number of at least 1")
     subjects = subjects_of(targets, settings)
     out = out or (subjects[0].folder if len(subjects) == 1 else Path("results")) / "report"
     check_replaceable(out, *page.OURS)

@@ -59,7 +59,8 @@ def map_tiles(
       shown: modes of each head, and images of each mode.
 
     Returns:
-      A dataset with `Tiles` as variables, and `left_out`, the images that can no longer be read, with a `reason`.
+      A dataset whose variables are the fields of `Tiles`, and `left_out`: the names of images that can no longer be
+      read, with the `reason` of each.
 
     Raises:
       QkjaxError: an interrupted pass has other settings, or a file cannot be written; progress is kept.

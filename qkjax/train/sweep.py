@@ -70,7 +70,7 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
     if not constraints or len(set(constraints)) < len(constraints):
         raise QkjaxError(f"constraints={tuple(constraints)!r}: expected one or more, without repetitions")
     if seeds < 1:
-        raise QkjaxError(f"seeds={seeds}: expected a whole number from 1 up")
+        raise QkjaxError(f"seeds={seeds}: expected a whole number of at least 1")
     runs = [
         replace(config, constraint=constraint, seed=seed).checked()
         for seed in range(seeds)

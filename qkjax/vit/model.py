@@ -23,7 +23,7 @@ CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
 
 
 class ViT(nn.Module):
-    """A ViT with the parameter tree of `big_vision.models.vit.Model`, extended by the other parts of `ViTConfig`.
+    """A ViT with the parameter tree of `big_vision.models.vit.Model`, and parameters for what `ViTConfig` adds to it.
 
     Attributes:
       config: the architecture.
@@ -148,8 +148,8 @@ def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
     if config.relative_positions and (rows, columns) != config.grid:
         expected = tuple(n * p for n, p in zip(config.grid, config.patch_size, strict=True))
         raise QkjaxError(
-            f"resolution={tuple(pixels)}: expected {expected}, which gives the grid of the relative position biases "
-            f"{config.grid} instead of {(rows, columns)}, pass images of that size"
+            f"resolution={tuple(pixels)}: expected {expected}; it gives {(rows, columns)} patches, and the relative "
+            f"position biases are for {config.grid}"
         )
     return rows, columns
 

@@ -13,7 +13,7 @@ def query_places(grid: tuple[int, int], count: int) -> Int[np.ndarray, "queries"
       QkjaxError: `count` is less than 1.
     """
     if count < 1:
-        raise QkjaxError(f"queries={count}: expected a whole number from 1 up")
+        raise QkjaxError(f"queries={count}: expected a whole number of at least 1")
     rows, columns = grid
     if count >= rows * columns:
         return np.arange(rows * columns)

@@ -119,7 +119,7 @@ class Ablator:
 
     @property
     def columns(self) -> int | None:
-        """Number of columns of the edited heads, for `qkjax.interaction.edit.edit`."""
+        """Columns that the kernels of edited heads need, an argument of `qkjax.interaction.edit.edit`."""
         return wide_columns(self._checkpoint) if self._exact else None
 
 

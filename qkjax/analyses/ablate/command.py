@@ -85,6 +85,6 @@ def images_and_labels(arguments: AblationArguments) -> tuple[ImageSet, Labels]:
     if limit is None or limit >= len(images):
         return images, labels
     if limit < 1:
-        raise QkjaxError(f"limit={limit}: expected a whole number from 1 up")
+        raise QkjaxError(f"limit={limit}: expected a whole number of at least 1")
     subset, indices = images.spread(limit)
     return subset, Labels([labels.classes_of_images[i] for i in indices] if labels.names else [], labels.names)

@@ -92,7 +92,7 @@ def same_object(
     """
     options = options or PassOptions()
     if top < 1:
-        raise QkjaxError(f"top={top}: expected a whole number from 1 up")
+        raise QkjaxError(f"top={top}: expected a whole number of at least 1")
     checkpoint = for_photographs(checkpoint)
     photograph_grid(checkpoint, options.resolution)  # raises before any computation
     images = mosaics(200, 0) if images is None else images

@@ -132,7 +132,7 @@ def check(checkpoint: Checkpoint, top: int, scores: tuple[str, ...], options: Pa
             f"scores={unknown[0]!r}: unknown score{nearest(unknown[0], SCORES)}; expected {', '.join(SCORES)}"
         )
     if top < 1:
-        raise QkjaxError(f"top={top}: expected a whole number from 1 up")
+        raise QkjaxError(f"top={top}: expected a whole number of at least 1")
     batch_size(options.batch)
     return photograph_grid(checkpoint, options.resolution)
 

@@ -101,7 +101,7 @@ def pages_of(shown: SheetOptions, shape: tuple[int, int, int]) -> dict[str, list
     if shown.select:
         return {SELECTED: [ModeName.parse(text, shape) for text in shown.select]}
     if shown.modes < 1:
-        raise QkjaxError(f"sheet_modes={shown.modes}: expected a whole number from 1 up")
+        raise QkjaxError(f"sheet_modes={shown.modes}: expected a whole number of at least 1")
     layers, heads = requested_indices("layer", shown.layer, shape[0]), requested_indices("head", shown.head, shape[1])
     modes = range(min(shown.modes, shape[2]))
     return {

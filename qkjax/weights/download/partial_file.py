@@ -37,8 +37,8 @@ def prepare(partial: Path, length: int) -> int:
     have = size(partial)
     if free < length - have:
         raise QkjaxError(
-            f"{partial.parent} has {free / 1e6:.1f} MB of free space, expected {(length - have) / 1e6:.1f}"
-            " MB for the download; free some space or set QKJAX_CHECKPOINTS"
+            f"{partial.parent} has {free / 1e6:.1f} MB of free space, and the download needs "
+            f"{(length - have) / 1e6:.1f} MB: free some space, or set QKJAX_CHECKPOINTS to another folder"
         )
     return have
 
