@@ -122,3 +122,12 @@ def test_parts_of_a_tree_can_be_read_and_replaced(small):
     np.testing.assert_array_equal(tree.position_embedding(tree.with_position_embedding(params, 2 * table)), 2 * table)
     assert set(params) - set(tree.without_heads(params)) == {"head", "pre_logits"}
     assert tree.depth_of(params) == small[0].config.depth
+
+
+def test_fields_added_since_version_0_1_do_not_change_settings_of_usual_models(default):
+    """A result of version 0.1 is taken for that of the same model: its configuration is the same text."""
+    names = list(default.config.to_dict())
+    assert names[-1] == "activation" and not {"norm", "final_norm", "weights_only"} & set(names)
+    other = replace(default.config, norm="rms")
+    assert other.to_dict()["norm"] == "rms"
+    assert qkjax.ViTConfig(**other.to_dict()) == other

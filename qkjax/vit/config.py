@@ -10,6 +10,8 @@ Pool = Literal["tok", "gap", "map", "none", "0"]
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
 Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias"]
 Norm = Literal["layer", "rms"]
+ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "weights_only")
+"""Fields that came after version 0.1."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,10 @@ class ViTConfig:
         return self.class_token + self.registers
 
     def to_dict(self) -> dict:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON. Fields that version 0.1 did not have are left out if they have their default, so that
+        the results of that version still are those of the same model."""
+        defaults = {name: self.__dataclass_fields__[name].default for name in ADDED}
+        return {name: value for name, value in asdict(self).items() if name not in ADDED or value != defaults[name]}
 
 
 SETTINGS = {
