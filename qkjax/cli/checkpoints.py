@@ -114,6 +114,7 @@ def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")],
         catalogue.entry(name)
     for name in names:
         print(fetch_one(name))
+    print(f"next: qkjax analyze {names[0]}", file=sys.stderr)
 
 
 def export(
@@ -158,3 +159,4 @@ def export(
     for note in [*notes, *export_checkpoint(checkpoint, path)]:
         print(f"note: {note}", file=sys.stderr)
     print(path)
+    print(f"next: qkjax analyze {path}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """`qkjax report`: results in a browser."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -53,3 +54,4 @@ def report(
     path = write(targets, images, out, ReportOptions(top, modes, look), given_options(grid=grid, heads=heads))
     if not jax.process_index():
         print(path)
+        print(f"next: open {path} in a browser", file=sys.stderr)
