@@ -37,7 +37,7 @@ def project(
     u: Float[Array | np.ndarray, "heads embed rank"],
     v: Float[Array | np.ndarray, "heads embed rank"],
 ) -> Float[Array, "batch tokens 2 heads rank"]:
-    """Projections of the tokens of one layer onto its query (0) and key (1) directions, in one product.
+    """Projects the tokens of one layer onto its query (index 0) and key directions (index 1), in one product.
 
     This costs as much as computing queries and keys. A small linear map per head could instead compute the projections
     from queries and keys. But it divides by the singular values of Wq and Wk, which in trained heads are as small as

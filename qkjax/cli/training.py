@@ -51,7 +51,7 @@ def _train(base: TrainConfig) -> Callable:
           out: folder of the run: config.json, metrics.jsonl, checkpoints, and at the end model.npz.
           config: preset or file with the defaults of the options below: digits (a demonstration), digits-study,
             odd-one-out-study, imagenet-s16, or a .json or .toml file, such as another run's config.json.
-          distributed: train on the devices of several processes that all run this command (jax.distributed).
+          distributed: train on several processes that each run this same command (jax.distributed).
           json: print the last evaluation and the findings as JSON.
           run: configuration of the run.
         """

@@ -71,7 +71,7 @@ def crop_objects(
 
 
 def open_objects(path: str | Path) -> ImageSet[Segmented]:
-    """Opens ADE20K, or any folder with images/ and masks/ of the same names.
+    """Opens ADE20K, or a folder with subfolders images/ and masks/ whose files have the same names.
 
     ADE20K is the scene parsing benchmark (images/ and annotations_instance/ or annotations/), or the full data set,
     with masks NAME_seg.png next to NAME.jpg.

@@ -17,7 +17,8 @@ class TrainConfig:
         3-5:free".
       pull: weight of the penalty of the constraint pull(c). The penalty is the mean squared difference between the
         layers' weighted cosines and c.
-      match: widen the MLPs to match the number of trained values of the model without constraints.
+      match: widen the MLPs until the model has as many trainable parameters as the one without
+        constraints.
       bias: give queries and keys biases; without them, attention depends on Wq Wk^T alone.
       init: initialisation of queries and keys: "xavier" as in big_vision, or "mimetic" (Trockman and Kolter 2023),
         which also initialises values and outputs; a constraint then starts from the nearest kernels that satisfy it.
@@ -34,7 +35,7 @@ class TrainConfig:
       heads: number of heads per layer; width must be a multiple of it.
       mlp_dim: hidden dimension of the MLPs.
       posemb: learned or fixed sine-cosine position embedding.
-      rep_size: add a tanh layer of the embedding dimension before the classifier.
+      rep_size: add a tanh layer, as wide as the embedding, before the classifier.
       steps: number of training steps.
       batch: images per step, over all devices.
       accumulate: number of parts of each batch, which are processed one after the other to save memory.

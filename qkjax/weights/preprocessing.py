@@ -75,7 +75,9 @@ def from_json(text: str) -> Preprocess:
         colours = [float(x) for values in (preset.mean, preset.std) for x in values]
         known = preset.resize in get_args(Preprocess.__annotations__["resize"]) and preset.filter in get_args(Filter)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise QkjaxError(f"its preprocessing is damaged ({error}); download or save the file again") from error
+        raise QkjaxError(
+            f"its preprocessing settings are damaged ({error}); download or save the file again"
+        ) from error
     if not (sides and known and len(colours) == 6 and all(colours[3:])):
         raise QkjaxError(f"its preprocessing {preset} is invalid; download or save the file again")
     return preset

@@ -1,4 +1,4 @@
-"""Plans of ablations: a grid of edits, as a TOML file.
+"""Ablation plans: a plan is a grid of edits in a TOML file.
 
     [[grid]]
     edit = "drop"

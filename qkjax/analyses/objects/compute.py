@@ -61,7 +61,8 @@ def same_object(
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """Finds the images that excite each mode most, and whether its query and key object are the same in them.
+    """Finds the images that excite each mode most, and in each of them the objects where its query map and its key map
+    are strongest: are they the same?
 
     The query object has the largest projection per area on u, the key object has the largest one on v (the paper,
     figure 6). The pass resumes from `partial` and runs on several hosts.
