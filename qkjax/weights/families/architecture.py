@@ -140,7 +140,8 @@ def check_shapes(shapes: Mapping[str, Shape], config: ViTConfig) -> None:
     """
     if not (config.width > 0 and all(config.patch_size)):
         raise QkjaxError(
-            f"not a ViT: width {config.width}, depth {config.depth}, patch size {config.patch_size}; expected positive ones"
+            f"not a ViT: width {config.width}, depth {config.depth}, patch size {config.patch_size}; "
+            "expected positive values"
         )
     expected = expected_shapes(config)
     if missing := _first(set(expected) - set(shapes)):
