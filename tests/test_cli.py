@@ -210,6 +210,34 @@ def test_interrupt(tmp_path):
     assert left == []
 
 
+GARBAGE = """
+import gc, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import qkjax.cli
+
+def interrupted(phase, info):
+    gc.callbacks.remove(interrupted)
+    os.kill(os.getpid(), signal.SIGINT)
+    sum(range(1000))
+
+def run(arguments):
+    gc.callbacks.append(interrupted)
+    gc.collect()
+    time.sleep(5)
+    print("went on")
+
+qkjax.cli._run = run
+qkjax.cli.main()
+"""
+
+
+def test_interrupt_within_garbage_collection():
+    """Python cannot raise an exception out of the garbage collector's callbacks, of which jax has one."""
+    done = subprocess.run([sys.executable, "-c", GARBAGE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "interrupted" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_names_that_matplotlib_would_read_as_its_own(tmp_path):
     """Dollar signs are no mathematics, and a leading underscore hides nothing from the legend."""
     for name in (r"_x$\frac$", "c"):

@@ -1,8 +1,10 @@
 """The command line: it reads options, calls an analysis, and passes the result to a writer. It computes nothing."""
 
+import _thread
 import os
 import signal
 import sys
+import threading
 import warnings
 
 # LAPACK is called from XLA's threads and our own, with which OpenBLAS's would compete. numpy reads this on import.
@@ -43,6 +45,7 @@ ALIASES = {"modes": "top-images"}
 def main() -> None:
     """Entry point of the `qkjax` command. Exit codes: 0 for success, 2 for invalid input, 130 for an interrupt."""
     warnings.showwarning = _show_warning
+    sys.unraisablehook = _pass_interrupt_on
     try:
         _run(sys.argv[1:])
         sys.stdout.flush()
@@ -64,6 +67,15 @@ def main() -> None:
             raise
         print("qkjax: error: out of memory: give a smaller --resolution or --batch", file=sys.stderr)
         sys.exit(2)
+
+
+def _pass_interrupt_on(unraisable) -> None:
+    """Raises an interrupt again that arrived within a callback of the garbage collector, of which jax has one: Python
+    would print it and go on. A timer does it, since nothing can be raised from here either."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
