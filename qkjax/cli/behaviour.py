@@ -161,7 +161,7 @@ def _generated(count: int | None, seed: int | None) -> dict[str, int]:
     count, seed = 200 if count is None else count, seed or 0
     for name, value, least in (("count", count, 1), ("seed", seed, 0)):
         if value < least:
-            raise QkjaxError(f"{name}={value}: expected a whole number from {least} up")
+            raise QkjaxError(f"{name}={value}: expected a whole number of at least {least}")
     return {"count": count, "seed": seed}
 
 

@@ -151,7 +151,7 @@ class TrainConfig:
         return asdict(self)
 
 
-_COUNT = "a whole number from 1 up", lambda value: value >= 1
+_COUNT = "a whole number of at least 1", lambda value: value >= 1
 _POSITIVE = "a number above 0", lambda value: 0 < value < math.inf
 _NOT_NEGATIVE = "0 or more", lambda value: 0 <= value < math.inf
 _SHARE = "from 0 to below 1", lambda value: 0 <= value < 1

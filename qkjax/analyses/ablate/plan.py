@@ -124,7 +124,7 @@ def _grid_specs(grid: Mapping) -> list[AblationSpec]:
     if unused := set(values) - used:
         raise QkjaxError(f"{min(unused)} is not used: write {{{min(unused)}}} in a selection, or remove it")
     if (controls := grid.get("controls", 0)) < 0:
-        raise QkjaxError(f"controls is {controls}, expected a whole number from 0 up")
+        raise QkjaxError(f"controls is {controls}, expected a whole number of at least 0")
     seeds = [None, *range(controls)]
     specs = []
     for edit, template in product(edits, selections):

@@ -73,7 +73,7 @@ class Argument:
         """
         high = head_dim if self.high is None else self.high
         number = "a whole number" if self.type is int else "a number"
-        expected = f"{number} from {self.low} up" if high is None else f"{number} from {self.low} to {high}"
+        expected = f"{number} of at least {self.low}" if high is None else f"{number} from {self.low} to {high}"
         try:
             value = self.type(text)
         except ValueError as error:
