@@ -379,4 +379,4 @@ def test_commands(checkpoint, folder, tmp_path, monkeypatch, capsys):
     for name, words in {"preference": ("--seed", -1), "objects": ("--count", 0)}.items():
         done = command(monkeypatch, capsys, name, checkpoint.source, *words)
         assert done.code == 2
-        assert f"{words[0]} {words[1]}: expected a whole number from {1 + min(words[1], 0)} up" in done.err
+        assert f"{words[0]} {words[1]}: expected a whole number of at least {1 + min(words[1], 0)}" in done.err
