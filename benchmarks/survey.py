@@ -1,10 +1,10 @@
-"""What `qkjax.load` does with every ViT of timm and transformers: exact, weights only, refused, or wrong.
+"""What `qkjax.load` does with every ViT of timm: exact, weights only, refused, or wrong.
 
     python benchmarks/survey.py                      # all of them; about half an hour on two CPU cores
     python benchmarks/survey.py "vit_base_*"           # some
-    python benchmarks/survey.py architectures        # writes qkjax/weights/families/timm_architectures.json anew
+    python benchmarks/survey.py architectures        # writes qkjax/weights/families/timm_architectures.json
 
-Each model is built by its own library with one or two layers and random weights, every parameter moved away from its
+Each model is built by timm with one layer and random weights, every parameter moved away from its
 initial value, saved with its config.json, and loaded. Exact: the tokens after each layer and the output agree to 1e-5
 of their range. Weights only: the singular values of Wq Wk^T of every head agree.
 """

@@ -74,6 +74,15 @@ def test_transformers_module_and_its_file(torch, tmp_path):
         qkjax.load(model)
 
 
+def test_module_in_bfloat16_and_its_file(torch, tmp_path):
+    """The dtype of the parameters is that of the module."""
+    model = small_clip(torch).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    live = qkjax.load(model)
+    assert_equal(live, qkjax.load(tmp_path))
+    assert live.params["embedding"]["kernel"].dtype == "bfloat16"
+
+
 def test_wrapped_module(torch):
     model = small_clip(torch)
     wrapped = torch.nn.DataParallel(model)

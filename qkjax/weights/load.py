@@ -5,11 +5,9 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import AssumptionWarning, QkjaxError
@@ -28,17 +26,14 @@ from qkjax.weights.checkpoint import (
 from qkjax.weights.download.fetch import local_file
 from qkjax.weights.families import described
 from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
-from qkjax.weights.families.facts import Facts
+from qkjax.weights.families.facts import Facts, ParsedModel
 from qkjax.weights.families.stated import StatedPreprocess
-from qkjax.weights.families.torch_layouts import to_vit
-from qkjax.weights.families.torch_towers import image_tower, split_models
+from qkjax.weights.families.torch_layouts import read_state
+from qkjax.weights.families.torch_towers import split_models
 from qkjax.weights.formats import state_dict
 from qkjax.weights.formats.json_object import read_json
 from qkjax.weights.formats.npz import NpzFile
 from qkjax.weights.formats.tensorstore import TensorstoreFolder, resolve
-
-ModelData = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...]]
-"""Architecture, flat arrays, and notes on what was assumed or left out."""
 
 
 def split_submodel(path: str) -> tuple[str, str | None]:
@@ -80,7 +75,7 @@ def load(model: Any, **settings) -> Checkpoint:
       **settings: parts of `ViTConfig` that cannot be inferred from the parameters: `pool="none"` or "0"
         (by default "gap" if there is no class token), `grid=(rows, columns)` of a position embedding that is not
         square, `norm_eps`, `activation`, `posemb_resample`; and `heads` of a torch file, if neither its
-        config.json nor its width determines their number.
+        config.json nor the architecture's name states their number.
 
     Returns:
       The checkpoint. Every parameter is present, has the right shape and is finite.
@@ -129,8 +124,8 @@ def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
             return _read(path, entry.sub, entry.name, settings, from_catalogue=from_catalogue)
         (config, flat, notes), _ = _read_model(path, entry.sub, known)
         write_checkpoint(converted, config, unflatten_dict(flat, sep="/"), notes=notes)
-    beside = preprocessing.from_folder(catalogue.path_of(entry.name))
-    return _read(converted, None, entry.name, settings, beside, from_catalogue)
+    original = preprocessing.from_folder(catalogue.path_of(entry.name))
+    return _read(converted, None, entry.name, settings, original, from_catalogue)
 
 
 def _read(
@@ -138,21 +133,21 @@ def _read(
     sub: str | None,
     name: str,
     settings: Mapping,
-    beside: StatedPreprocess | None = None,
+    original: StatedPreprocess | None = None,
     from_catalogue: Preprocess | None = None,
 ) -> Checkpoint:
     """Reads any file or folder.
 
     Args:
-      beside: what the original files state of the preprocessing; it is used if none is stored with the model.
+      original: what the original files state of the preprocessing; it is used if none is stored with the model.
       from_catalogue: the preprocessing in the catalogue; it is used if no file states one.
     """
     data, stored = _read_model(path, sub, settings)
-    return _checkpoint(name, data, str(path) + (f":{sub}" if sub else ""), stored or beside, from_catalogue)
+    return _checkpoint(name, data, str(path) + (f":{sub}" if sub else ""), stored or original, from_catalogue)
 
 
 def _checkpoint(
-    name: str, data: ModelData, source: str, stated: StatedPreprocess | None, from_catalogue: Preprocess | None
+    name: str, data: ParsedModel, source: str, stated: StatedPreprocess | None, from_catalogue: Preprocess | None
 ) -> Checkpoint:
     """The checkpoint; warns of what was assumed."""
     config, flat, notes = data
@@ -163,7 +158,7 @@ def _checkpoint(
     return Checkpoint(name, config, unflatten_dict(flat, sep="/"), source, preprocess, notes)
 
 
-def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ModelData, StatedPreprocess | None]:
+def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ParsedModel, StatedPreprocess | None]:
     """Reads the model of a file or folder, and what is stored with it about preprocessing."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -187,15 +182,12 @@ def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ModelDa
     return (config, flat, notes), stored
 
 
-def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ModelData:
+def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ParsedModel:
     """Reads a torch model's file; `sub` selects one of several models in it, such as I-JEPA's "predictor"."""
     config = path.parent / "config.json"
     facts = described.facts_of_config(read_json(config)) if config.is_file() else Facts()
     readers = _chosen_model(path, state_dict.open_state(path), sub)
-    names, notes = image_tower(readers)
-    facts = facts.with_settings(settings)
-    facts = replace(facts, notes=(*facts.notes, *notes))
-    return to_vit(names, lambda name: check_finite(name, readers[name]()), facts)
+    return read_state(readers, facts, settings)
 
 
 def _chosen_model(path: Path, stored: Mapping[str, state_dict.Readers], sub: str | None) -> state_dict.Readers:
@@ -220,7 +212,7 @@ def _chosen_model(path: Path, stored: Mapping[str, state_dict.Readers], sub: str
     raise QkjaxError(f"{path} contains several models: {listed}; choose one, as in {path}:{next(filter(None, models))}")
 
 
-def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, settings: Mapping) -> ModelData:
+def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, settings: Mapping) -> ParsedModel:
     keys = [key for key in container.keys() if key not in OWN_KEYS]  # noqa: SIM118
     if text := _text(container, CONFIG_KEY):
         notes = tuple(map(str, json.loads(_text(container, NOTES_KEY) or "[]")))

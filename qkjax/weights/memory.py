@@ -1,10 +1,10 @@
 """Models in memory: live torch modules, flax.nnx modules and states, dictionaries of arrays, bare kernels.
 
-Parameters are copied to the host, so that training goes on without changing a checkpoint; the model stays where it is.
+Parameters are copied to the host, so that further training does not change a checkpoint. The model is not moved.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,21 @@ from qkjax.weights import preprocessing
 from qkjax.weights.checkpoint import Checkpoint
 from qkjax.weights.families import described, timm
 from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
-from qkjax.weights.families.facts import Facts, from_module_facts
+from qkjax.weights.families.facts import Facts, ParsedModel, from_module_facts
 from qkjax.weights.families.open_clip_module import facts_of as facts_of_open_clip
 from qkjax.weights.families.stated import StatedPreprocess
 from qkjax.weights.families.timm_module import facts_of as facts_of_timm
-from qkjax.weights.families.torch_layouts import to_vit
-from qkjax.weights.families.torch_towers import image_tower
+from qkjax.weights.families.torch_layouts import read_state
 from qkjax.weights.formats.npz import Header
+from qkjax.weights.formats.state_dict import to_numpy
 
 Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
-ModelData = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...]]
 KERNEL_AXES = 4
 WRAPPERS = ("module", "_orig_mod")
 """Attributes under which DataParallel and `torch.compile` hold the model itself."""
 
 
-def read(model: Any, settings: Mapping) -> tuple[ModelData, StatedPreprocess | None]:
+def read(model: Any, settings: Mapping) -> tuple[ParsedModel, StatedPreprocess | None]:
     """Architecture, flat canonical arrays, notes and preprocessing of a model in memory.
 
     Raises:
@@ -48,9 +47,7 @@ def read(model: Any, settings: Mapping) -> tuple[ModelData, StatedPreprocess | N
         container = _Arrays(arrays)
         config, flat = read_vit(container, list(arrays), None, settings)
         return (config, flat, assumptions(config, settings)), None
-    names, notes = image_tower(arrays)
-    facts = replace(Facts().with_settings(settings), notes=tuple(notes))
-    return to_vit(names, lambda name: check_finite(name, arrays[name]), facts), None
+    return read_state({name: partial(arrays.get, name) for name in arrays}, Facts(), settings), None
 
 
 def name_of(model: Any) -> str:
@@ -63,17 +60,14 @@ def _is_torch(model: Any) -> bool:
     return any(kind.__module__ == "torch.nn.modules.module" for kind in type(model).__mro__)
 
 
-def _read_torch(model: Any, settings: Mapping) -> tuple[ModelData, StatedPreprocess | None]:
+def _read_torch(model: Any, settings: Mapping) -> tuple[ParsedModel, StatedPreprocess | None]:
     notes = []
     while inner := next((name for name in WRAPPERS if name in dict(model.named_children())), None):
         model = getattr(model, inner)
         notes.append(f"unwrapped from {inner!r}")
     facts, model, stated = _facts_of_module(model)
-    state = model.state_dict()
-    names, left_out = image_tower(state)
-    facts = facts.with_settings(settings)
-    facts = replace(facts, notes=(*facts.notes, *notes, *left_out))
-    return to_vit(names, lambda name: check_finite(name, _copied(state[name])), facts), stated
+    readers = {name: partial(_copied, name, tensor) for name, tensor in model.state_dict().items()}
+    return read_state(readers, facts, settings, notes), stated
 
 
 def _facts_of_module(model: Any) -> tuple[Facts, Any, StatedPreprocess | None]:
@@ -95,10 +89,9 @@ def _facts_of_module(model: Any) -> tuple[Facts, Any, StatedPreprocess | None]:
     return Facts(), model, None
 
 
-def _copied(tensor: Any) -> np.ndarray:
-    """A copy of a torch tensor on the host; bfloat16, which numpy lacks, becomes float32."""
-    tensor = tensor.detach().cpu()
-    return np.array(tensor.float().numpy() if str(tensor.dtype) == "torch.bfloat16" else tensor.numpy())
+def _copied(name: str, tensor: Any) -> np.ndarray:
+    """A copy of a torch tensor on the host, which training does not change."""
+    return np.array(to_numpy(repr(name), tensor))
 
 
 def _arrays(model: Any) -> dict[str, np.ndarray]:

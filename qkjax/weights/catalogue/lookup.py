@@ -21,7 +21,7 @@ class Entry:
     """An entry of the catalogue; the head of `catalogue.toml` explains the fields.
 
     The fields from `kind` to `member` are the entry's `source`; fields that do not apply to its kind are
-    empty. `bytes` is 0 if the size is not published, `heads` is 0 if the file or its width determines it.
+    empty. `bytes` is 0 if the size is not published, `heads` is 0 if the file states it.
     """
 
     name: str

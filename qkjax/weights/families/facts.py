@@ -2,10 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from qkjax.vit.config import ViTConfig
 
 Grid = tuple[int, int]
+ParsedModel = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...]]
+"""Architecture, flat canonical arrays, and notes on what was assumed or left out."""
+ROTARY = "it has rotary position embeddings: a head has no single matrix Wq Wk^T"
 FIELDS = frozenset(ViTConfig.__dataclass_fields__)
 
 
@@ -52,6 +58,16 @@ class Facts:
             head_dim=head_dim,
             notes=(*self.notes, *differing),
         )
+
+    def with_notes(self, *notes: str) -> "Facts":
+        """The facts with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+def height_and_width(value: Any) -> tuple[int, int] | None:
+    """Height and width from one number or a list of two; None for anything else."""
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
+    return pair if len(pair) == 2 and all(type(n) is int and n > 0 for n in pair) else None
 
 
 def from_module_facts(facts: Mapping) -> Facts:

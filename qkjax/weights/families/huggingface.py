@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from qkjax.errors import QkjaxError
 from qkjax.vit.config import check_settings
 from qkjax.weights.families import huggingface_keys as keys
-from qkjax.weights.families.facts import Facts, Grid
+from qkjax.weights.families.facts import ROTARY, Facts, Grid, height_and_width
 
-ROTARY = "it has rotary position embeddings: a head has no single matrix Wq Wk^T"
 ACTIVATIONS = {
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
@@ -99,20 +98,15 @@ def facts_of(config: Mapping) -> Facts:
     _check_keys(kind, config, values)
     default = KINDS.get(kind, Kind())
     settings = {"heads": values.get("num_attention_heads", default.heads), "norm_eps": _eps(values, default)}
-    notes = []
+    notes = [OUTPUTS[kind]] if kind in OUTPUTS else []
     if kind in ("beit", "data2vec-vision", "internvl_vision"):
         settings["final_norm"] = not values.get("use_mean_pooling", True)
-    if kind in OUTPUTS:
-        notes.append(OUTPUTS[kind])
-    if kind not in KINDS and kind not in WEIGHTS_ONLY:
-        notes.append(f"model type {kind!r} is unknown: read as a plain ViT, which its parameters fit")
     if kind == "aimv2_vision_model" or values.get("norm_type") == "rms_norm":
         settings["norm"] = "rms"
-    if kind in WEIGHTS_ONLY:
-        settings["weights_only"] = WEIGHTS_ONLY[kind]
-    else:
+    if kind not in WEIGHTS_ONLY:
         settings["activation"] = _activation(values, default)
     if kind not in KINDS and kind not in WEIGHTS_ONLY:  # an unknown class has no known defaults
+        notes.append(f"model type {kind!r} is unknown: read as a plain ViT, which its parameters fit")
         settings = {name: value for name, value in settings.items() if _is_stated(name, values)}
     if pruned := {str(layer): heads for layer, heads in (values.get("pruned_heads") or {}).items() if heads}:
         settings["heads"] = _remaining_heads(settings.get("heads", default.heads), pruned, values)
@@ -120,11 +114,10 @@ def facts_of(config: Mapping) -> Facts:
     whole = values.get("num_attention_heads", default.heads)
     head_dim = width // whole if isinstance(width, int) and isinstance(whole, int) and whole > 0 else None
     return Facts(
-        check_settings({k: v for k, v in settings.items() if k != "weights_only"})
-        | ({"weights_only": WEIGHTS_ONLY[kind]} if kind in WEIGHTS_ONLY else {}),
+        check_settings(settings) | ({"weights_only": WEIGHTS_ONLY[kind]} if kind in WEIGHTS_ONLY else {}),
         head_dim=head_dim,
         grids=_grids(values, default),
-        patch_size=_pair(values.get("patch_size", default.patch)),
+        patch_size=height_and_width(values.get("patch_size", default.patch)),
         foreign_head=_foreign_head(config),
         complete=kind in KINDS,
         notes=tuple(notes),
@@ -198,14 +191,11 @@ def _grids(values: Mapping, default: Kind) -> tuple[Grid, ...]:
     if isinstance(patches, int) and "image_size" not in values:
         side = round(patches**0.5)
         return ((side, side),) if side * side == patches else ()
-    size, patch = _pair(values.get("image_size", default.image)), _pair(values.get("patch_size", default.patch))
-    return ((size[0] // patch[0], size[1] // patch[1]),) if size and patch and min(patch) > 0 else ()
-
-
-def _pair(value: Any) -> tuple[int, int] | None:
-    """Height and width from one number or a list of two; None for anything else."""
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
-    return pair if len(pair) == 2 and all(type(n) is int and n > 0 for n in pair) else None
+    size, patch = (
+        height_and_width(values.get("image_size", default.image)),
+        height_and_width(values.get("patch_size", default.patch)),
+    )
+    return ((size[0] // patch[0], size[1] // patch[1]),) if size and patch else ()
 
 
 def _foreign_head(config: Mapping) -> str:

@@ -40,5 +40,4 @@ STOP = {
     "is_hybrid": Stop(False, "a convolutional network computes its tokens"),
     "num_experts": Stop(1, "its MLP is a mixture of experts"),
     "num_key_value_groups": Stop(1, "several query heads share a key head"),
-    "quantization_config": Stop(None, "its weights are quantised"),
 }

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from math import floor
@@ -10,7 +11,7 @@ from math import floor
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import IMAGENET
 from qkjax.vit.config import check_settings
-from qkjax.weights.families.facts import Facts, Grid, from_module_facts
+from qkjax.weights.families.facts import Facts, Grid, from_module_facts, height_and_width
 from qkjax.weights.families.stated import StatedPreprocess, as_side, colours, joined
 from qkjax.weights.families.timm_module import POOLS
 
@@ -27,7 +28,8 @@ DEFAULTS = {"input_size": (3, 224, 224), "crop_pct": 0.875, "crop_mode": "center
 """timm's defaults of an evaluation."""
 FILTERS = ("bicubic", "bilinear", "lanczos", "box", "hamming", "nearest")
 CROP_MODES = {"center": "small side", "squash": "squash"}
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+"""Names that timm and qkjax share."""
 
 
 @cache
@@ -64,15 +66,8 @@ def facts_of(config: Mapping) -> Facts:
         () if known else (f"timm's {name} is unknown: read as a plain ViT, which its parameters fit, with {listed}",)
     )
     grids = dict.fromkeys([*_grids(arguments, pretrained, facts), *result.grids])
-    return Facts(
-        {"posemb_resample": "bicubic_antialias", **result.settings},
-        head_dim=result.head_dim,
-        grids=tuple(grids),
-        prefix_positions=result.prefix_positions,
-        patch_size=result.patch_size,
-        complete=known is not None,
-        notes=notes,
-    )
+    settings = {"posemb_resample": "bicubic_antialias", **result.settings}
+    return replace(result, settings=settings, grids=tuple(grids), complete=known is not None, notes=notes)
 
 
 def _changed(arguments: Mapping) -> dict:
@@ -98,7 +93,7 @@ def _changed(arguments: Mapping) -> dict:
     if (act := arguments.get("act_layer")) is not None:
         if act not in ACTIVATIONS:
             raise QkjaxError(f"config.json has act_layer={act!r}, expected one of {', '.join(ACTIVATIONS)}")
-        facts["activation"] = ACTIVATIONS[act]
+        facts["activation"] = act
     return facts
 
 
@@ -110,12 +105,12 @@ def _pool(name: str) -> dict:
 
 def _grids(arguments: Mapping, pretrained: Mapping, facts: Mapping) -> list[Grid]:
     """The grids of patches for the image sizes in config.json."""
-    patch = arguments.get("patch_size", facts.get("patch_size"))
-    patch = (patch, patch) if isinstance(patch, int) else tuple(patch) if patch else None
+    side = arguments.get("patch_size", facts.get("patch_size"))
     sizes = [arguments.get("img_size"), (pretrained.get("input_size") or (None,))[-2:]]
-    pairs = [(size, size) if isinstance(size, int) else tuple(size or ()) for size in sizes]
-    whole = [pair for pair in pairs if len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)]
-    return [(height // patch[0], width // patch[1]) for height, width in whole] if patch and all(patch) else []
+    if odd := [size for size in (side, *sizes) if not isinstance(size, int | list | tuple | None)]:
+        raise TypeError(f"a size is {odd[0]!r}")
+    patch, whole = height_and_width(side), [pair for pair in map(height_and_width, sizes) if pair]
+    return [(height // patch[0], width // patch[1]) for height, width in whole] if patch else []
 
 
 def preprocess_of(config: Mapping) -> StatedPreprocess | None:

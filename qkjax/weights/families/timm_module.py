@@ -6,6 +6,8 @@ holds their results for every ViT of timm, by the name of the architecture (`ben
 
 from typing import Any
 
+from qkjax.weights.families.facts import ROTARY
+
 KNOWN = ("VisionTransformer", "VisionTransformerDistilled", "Beit", "Eva", "VisionTransformerSAM", "NaFlexVit",
          "VisionTransformerRelPos")  # fmt: skip
 POOLS = {"token": "tok", "avg": "gap", "map": "map", "": "none"}
@@ -15,7 +17,6 @@ POST_NORM = (
     "its LayerNorms follow attention and MLP (residual post-norm): Wq Wk^T acts on the residual stream, not on the "
     "output of a LayerNorm"
 )
-ROTARY = "it has rotary position embeddings: a head has no single matrix Wq Wk^T"
 BLOCKS = {
     "ResPostBlock": POST_NORM,
     "ResPostRelPosBlock": POST_NORM,
@@ -46,10 +47,9 @@ def facts_of(model: Any) -> dict:
     if reason := _limit(model, block):
         return facts | {"weights_only": reason}
     patches = getattr(model, "patch_embed", None) or getattr(model, "embeds", None)
-    pool = model.attn_pool if _class(getattr(model, "attn_pool", None)) != "NoneType" else None
     facts |= {
         "activation": _activation(block.mlp),
-        "pool": "map" if pool is not None else POOLS[model.global_pool],
+        "pool": "map" if getattr(model, "attn_pool", None) is not None else POOLS[model.global_pool],
         "final_norm": not (_is_absent(model, "norm") and _is_absent(model, "fc_norm")),
         "pool_prefix": bool(getattr(model, "pool_include_prefix", False)),
         "prefix_positions": not getattr(model, "no_embed_class", False),

@@ -4,7 +4,7 @@ Linear weights are (out, in) in torch; here they are (in, out) and split into he
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isqrt
 
 import numpy as np
@@ -12,18 +12,37 @@ import numpy as np
 from qkjax.errors import QkjaxError, nearest
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.families.architecture import check_shapes, infer_config
+from qkjax.weights.families.big_vision import check_finite
 from qkjax.weights.families.big_vision_names import BLOCK
-from qkjax.weights.families.facts import Facts
+from qkjax.weights.families.facts import Facts, ParsedModel
 from qkjax.weights.families.torch_heads import head_count, split_fused
 from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, canonical_name
 from qkjax.weights.families.torch_positions import fold_positions
+from qkjax.weights.families.torch_towers import image_tower
 
 Arrays = dict[str, np.ndarray]
 
 
-def to_vit(
-    keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts
-) -> tuple[ViTConfig, Arrays, tuple[str, ...]]:
+def read_state(
+    readers: Mapping[str, Callable[[], np.ndarray]], facts: Facts, settings: Mapping, notes: Sequence[str] = ()
+) -> ParsedModel:
+    """The image model of a state dict.
+
+    Args:
+      readers: for each parameter a function that returns its array.
+      facts: facts about the model.
+      settings: those of the caller, which take precedence.
+      notes: more notes.
+
+    Raises:
+      QkjaxError: see `image_tower` and `to_vit`, or a parameter is not finite.
+    """
+    names, left_out = image_tower(readers)
+    facts = facts.with_settings(settings).with_notes(*notes, *left_out)
+    return to_vit(names, lambda name: check_finite(name, readers[name]()), facts)
+
+
+def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts) -> ParsedModel:
     """The architecture and the checked flat canonical arrays of a state dict, and notes on what was assumed.
 
     Args:
@@ -50,9 +69,7 @@ def to_vit(
     return config, flat, notes
 
 
-def _queries_and_keys(
-    keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts
-) -> tuple[ViTConfig, Arrays, tuple[str, ...]]:
+def _queries_and_keys(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts) -> ParsedModel:
     """Reads only the queries, the keys and the norms before them; for a model that qkjax cannot run on images."""
     names = {key: canonical_name(key, strict=False) for key in sorted(keys)}
     flat = {name: read(key) for key, name in names.items() if name and MODES_ONLY.search(name)}

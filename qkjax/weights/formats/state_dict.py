@@ -139,7 +139,7 @@ def _open_torch(path: Path) -> dict[str, Readers]:
         raise QkjaxError(f"{path} contains {type(state).__name__}, expected a state dict")
     models = _models(state)
     return {
-        name: {key: (lambda key=key, t=t: _to_numpy(f"{path}: {key!r}", t)) for key, t in tensors.items()}
+        name: {key: (lambda key=key, t=t: to_numpy(f"{path}: {key!r}", t)) for key, t in tensors.items()}
         for name, tensors in models.items()
     }
 
@@ -164,14 +164,22 @@ def _models(state: dict, name: str = "", depth: int = 0) -> dict[str, dict]:
     return models
 
 
-def _to_numpy(what: str, tensor) -> np.ndarray:
+def to_numpy(what: str, tensor) -> np.ndarray:
+    """A torch tensor on the host as an array of its dtype, which may share its memory.
+
+    Args:
+      what: the tensor, for messages.
+
+    Raises:
+      QkjaxError: it is not a dense tensor of floating point numbers.
+    """
     import ml_dtypes
     import torch
 
     known = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     if tensor.layout != torch.strided or tensor.dtype not in known:
         raise QkjaxError(f"{what} is {tensor.dtype}, {tensor.layout}; expected a dense tensor of 16 to 64 bit floats")
-    tensor = tensor.detach().contiguous()
+    tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
