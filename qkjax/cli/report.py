@@ -1,6 +1,5 @@
 """`qkjax report`: results in a browser."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -54,4 +53,3 @@ def report(
     path = write(targets, images, out, ReportOptions(top, modes, look), given_options(grid=grid, heads=heads))
     if not jax.process_index():
         print(path)
-        print(f"next: open {path} in a browser", file=sys.stderr)
