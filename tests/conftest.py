@@ -22,6 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")  # a missing axis is a bu
 
 DATA = Path(__file__).parent / "data"
 DEFAULT = "dinov2-vits14-focus"
+NEEDS = "needs the parity extra: pip install -e '.[parity]'"
 UNCACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 """For processes that are killed: half a program that one was writing would be an error in every later test."""
 
@@ -38,6 +39,32 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(skip)
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason=NEEDS)
+
+
+@pytest.fixture
+def transformers(torch):
+    return pytest.importorskip("transformers", reason=NEEDS)
+
+
+@pytest.fixture
+def timm(torch):
+    return pytest.importorskip("timm", reason=NEEDS)
+
+
+def moved(model):
+    """The torch model with every parameter moved away from its initial value: biases and norms then matter."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import qkjax
+from conftest import moved
 from qkjax.images.preprocess import PRESETS, Preprocess
 from qkjax.vit.model import forward
 from qkjax.vit.tree import query_key_kernels
@@ -20,7 +21,6 @@ from qkjax.weights import preprocessing
 from qkjax.weights.families import timm
 from qkjax.weights.formats.npz import write_npz
 
-NEEDS = "needs the parity extra: pip install -e '.[parity]'"
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 28,
          "patch_size": 7}  # fmt: skip
 FAMILIES = {
@@ -85,25 +85,11 @@ WEIGHTS_ONLY = {
 MAE = ("ViTMAEConfig", "ViTMAEForPreTraining", {"decoder_num_hidden_layers": 1, "mask_ratio": 0.0})
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason=NEEDS)
-
-
-@pytest.fixture
-def transformers(torch):
-    return pytest.importorskip("transformers", reason=NEEDS)
-
-
 def random_model(torch, transformers, family: str):
     torch.manual_seed(0)
     config, model, options = {**FAMILIES, "MAE": MAE}[family]
     config = getattr(transformers, config)(**SMALL, **options, attn_implementation="eager")
-    model = getattr(transformers, model)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return moved(getattr(transformers, model)(config))
 
 
 def assert_close(ours, theirs, tolerance=1e-5):

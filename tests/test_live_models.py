@@ -7,26 +7,12 @@ import numpy as np
 import pytest
 
 import qkjax
+from conftest import NEEDS, moved
 from qkjax.errors import AssumptionWarning
 from qkjax.vit.tree import query_key
 
-NEEDS = "needs the parity extra: pip install -e '.[parity]'"
 TIMM = ("vit_tiny_patch16_224", "test_vit3", "beit_base_patch16_224", "samvit_base_patch16_224",
         "naflexvit_base_patch16_siglip")  # fmt: skip
-
-
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason=NEEDS)
-
-
-def moved(torch, model):
-    """Every parameter away from its initial value."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def assert_equal(first: qkjax.Checkpoint, second: qkjax.Checkpoint):
@@ -35,12 +21,11 @@ def assert_equal(first: qkjax.Checkpoint, second: qkjax.Checkpoint):
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_timm_module_and_its_file(torch, name, tmp_path):
-    timm = pytest.importorskip("timm", reason=NEEDS)
+def test_timm_module_and_its_file(timm, name, tmp_path):
     from safetensors.torch import save_file
 
     arguments = {} if name.startswith("test") else {"depth": 2}
-    model = moved(torch, timm.create_model(name, **arguments))
+    model = moved(timm.create_model(name, **arguments))
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "model.safetensors")
     sizes = {"input_size": list(model.pretrained_cfg["input_size"])}
     (tmp_path / "config.json").write_text(
@@ -51,40 +36,38 @@ def test_timm_module_and_its_file(torch, name, tmp_path):
     assert_equal(live, qkjax.load(tmp_path))
 
 
-def test_refusal_of_a_live_rotary_model(torch):
-    timm = pytest.importorskip("timm", reason=NEEDS)
+def test_refusal_of_a_live_rotary_model(timm):
     with pytest.raises(qkjax.QkjaxError, match="rotary position embeddings: a head has no single matrix"):
         qkjax.load(timm.create_model("vit_small_patch16_dinov3", depth=1))
 
 
-def small_clip(torch):
-    transformers = pytest.importorskip("transformers", reason=NEEDS)
+def small_clip(transformers):
     vision = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80,
               "image_size": 28, "patch_size": 7}  # fmt: skip
     text = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2,
             "vocab_size": 99, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
-    return moved(torch, transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text)))
+    return moved(transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text)))
 
 
-def test_transformers_module_and_its_file(torch, tmp_path):
-    model = small_clip(torch)
+def test_transformers_module_and_its_file(torch, transformers, tmp_path):
+    model = small_clip(transformers)
     model.save_pretrained(tmp_path)
     assert_equal(qkjax.load(model), qkjax.load(tmp_path))
     with pytest.warns(AssumptionWarning, match="text_model"):
         qkjax.load(model)
 
 
-def test_module_in_bfloat16_and_its_file(torch, tmp_path):
+def test_module_in_bfloat16_and_its_file(torch, transformers, tmp_path):
     """The dtype of the parameters is that of the module."""
-    model = small_clip(torch).to(torch.bfloat16)
+    model = small_clip(transformers).to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     live = qkjax.load(model)
     assert_equal(live, qkjax.load(tmp_path))
     assert live.params["embedding"]["kernel"].dtype == "bfloat16"
 
 
-def test_wrapped_module(torch):
-    model = small_clip(torch)
+def test_wrapped_module(torch, transformers):
+    model = small_clip(transformers)
     wrapped = torch.nn.DataParallel(model)
     assert_equal(qkjax.load(wrapped), qkjax.load(model))
     assert "unwrapped from 'module'" in qkjax.load(wrapped).notes
@@ -95,7 +78,7 @@ def test_open_clip_module(torch):
     visual = open_clip.transformer.VisionTransformer(
         image_size=28, patch_size=7, width=48, layers=2, heads=4, mlp_ratio=2, output_dim=24, act_layer=torch.nn.GELU
     )
-    model = moved(torch, visual)
+    model = moved(visual)
     checkpoint = qkjax.load(model)
     assert (checkpoint.config.heads, checkpoint.config.grid, checkpoint.config.activation) == (4, (4, 4), "gelu")
     images = torch.randn(2, 3, 28, 28)
@@ -105,12 +88,12 @@ def test_open_clip_module(torch):
     np.testing.assert_allclose(ours, wanted.detach().numpy(), atol=1e-5 * wanted.abs().max().item())
 
 
-def test_training_loop_changes_no_checkpoint_and_keeps_no_memory(torch):
+def test_training_loop_changes_no_checkpoint_and_keeps_no_memory(torch, transformers):
     """Ten analyses in the middle of a training loop: copies, which are freed; the module stays where and what it is."""
     import gc
     import weakref
 
-    model = small_clip(torch)
+    model = small_clip(transformers)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = qkjax.load(model)
     kernel = query_key(before.params).query_kernel.copy()

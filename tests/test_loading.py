@@ -14,39 +14,13 @@ import numpy as np
 import pytest
 
 import qkjax
+from conftest import NEEDS, moved
 from qkjax.errors import AssumptionWarning
 
-NEEDS = "needs the parity extra: pip install -e '.[parity]'"
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 28,
          "patch_size": 7}  # fmt: skip
 TIMM = {"depth": 2, "embed_dim": 48, "num_heads": 4, "img_size": 28, "patch_size": 7, "num_classes": 5}
 PLAIN = "vit_tiny_patch16_224"
-
-
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason=NEEDS)
-
-
-@pytest.fixture
-def timm(torch):
-    return pytest.importorskip("timm", reason=NEEDS)
-
-
-@pytest.fixture
-def transformers(torch):
-    return pytest.importorskip("transformers", reason=NEEDS)
-
-
-def moved(model):
-    """The model with every parameter moved away from its initial value."""
-    import torch
-
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def small_timm(name: str = PLAIN, **arguments):

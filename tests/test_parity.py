@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 import qkjax
-from conftest import DEFAULT
+from conftest import DEFAULT, NEEDS
 from qkjax.vit import posemb
 from qkjax.vit.model import forward
 from qkjax.weights import catalogue
-
-NEEDS = "needs the parity extra: pip install -e '.[parity]'"
 
 
 def test_default_model_agrees_with_onnxruntime(default, photograph, tmp_path):

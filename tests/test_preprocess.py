@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from skimage import data, transform
 
+from conftest import NEEDS
 from qkjax import QkjaxError
 from qkjax.images.preprocess import PRESETS, Preprocess, normalise, open_image, pair, picture, preprocess
 from qkjax.weights import preprocessing
 from qkjax.weights.families import timm
 from qkjax.weights.families.image_processor import from_processor_config, stated_by_processor
 
-NEEDS = "needs the parity extra: pip install -e '.[parity]'"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 PHOTOGRAPHS = {
     "chelsea": data.chelsea,  # 300 x 451
