@@ -67,6 +67,28 @@ def moved(model):
     return model.eval()
 
 
+def assert_close(ours, theirs):
+    theirs = theirs.detach().numpy()
+    assert np.shape(ours) == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def assert_agrees(checkpoint, model, pixels=(28, 28)):
+    """The tokens after each block and the output are those of a timm model."""
+    import torch
+
+    images = torch.randn(2, 3, *pixels, generator=torch.Generator().manual_seed(1))
+    tokens = []
+    hooks = [block.register_forward_hook(lambda _, __, out: tokens.append(out)) for block in model.blocks]
+    output = model(images)
+    for hook in hooks:
+        hook.remove()
+    ours, captured = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1), ("residual",))
+    for layer, token in enumerate(tokens[:-1]):
+        assert_close(captured["residual"][layer + 1], token)
+    assert_close(ours, output)
+
+
 @pytest.fixture(scope="session")
 def default():
     """The embedded default with its real weights; fetched when it is not on disk."""

@@ -14,10 +14,11 @@ from qkjax.weights.catalogue import augreg_names
 from qkjax.weights.download.fetch import local_file
 
 ENTRIES = catalogue.entries()
-GOOGLE_FAMILIES = {"ViT", "AugReg", "SAM", "GSAM", "LiT", "DeiT-3", "SigLIP", "SigLIP 2", "FlexiViT", "CLIPPO", "UViM"}
+GOOGLE_FAMILIES = {"ViT", "AugReg", "SAM", "GSAM", "LiT", "DeiT-3", "SigLIP", "SigLIP 2", "FlexiViT", "CLIPPO", "UViM",
+                   "TIPS", "TIPSv2"}  # fmt: skip
 OTHER_FAMILIES = {"PaliGemma", "DINO", "DINOv2", "DINOv3", "CLIP", "DeiT", "SimMIM", "I-JEPA", "MAE"}
 SOURCES = {
-    "gs": r"(vit_models|big_vision)/[\w./+-]+\.npz",
+    "gs": r"(vit_models|big_vision|tips_data)/[\w./+-]+\.npz",
     "hf": r"(google|facebook|openai)/[\w.-]+",
     "https": r"https://[\w./-]+",
     "hand": r"https://[\w./-]+",
@@ -35,7 +36,7 @@ def test_entry_is_well_formed(name):
     assert entry.objective in catalogue.OBJECTIVES or (entry.objective == "other" and entry.unsupported)
     assert entry.preprocess in PRESETS or (entry.preprocess == "not stated" and entry.unsupported)
     assert entry.pool in ("tok", "gap", "map", "none")
-    assert entry.resolution in (224, 240, 256, 384, 512) or (entry.resolution == 0 and entry.unsupported)
+    assert entry.resolution in (224, 240, 256, 384, 448, 512) or (entry.resolution == 0 and entry.unsupported)
     assert entry.title and entry.licence and entry.facts and entry.bytes >= 0
     source = {"gs": entry.path, "hf": entry.repo, "https": entry.url, "hand": entry.url, "pypi": entry.package}
     assert re.fullmatch(SOURCES[entry.kind], source[entry.kind])

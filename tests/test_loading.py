@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import qkjax
-from conftest import NEEDS, moved
+from conftest import NEEDS, assert_agrees, assert_close, moved
 from qkjax.errors import AssumptionWarning
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 28,
@@ -49,28 +49,6 @@ def save_timm(folder, model, name: str = PLAIN, arguments: dict | None = None, *
     """A folder as on the hub, from a model of `small_timm`."""
     arguments = {**TIMM, **(arguments or {})}
     return save_state(folder, state_of(model), {"architecture": name, "model_args": arguments, **config})
-
-
-def assert_close(ours, theirs):
-    theirs = theirs.detach().numpy()
-    assert np.shape(ours) == theirs.shape
-    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
-
-
-def assert_agrees(checkpoint, model, pixels=(28, 28)):
-    """The tokens after each block and the output are those of a timm model."""
-    import torch
-
-    images = torch.randn(2, 3, *pixels, generator=torch.Generator().manual_seed(1))
-    tokens = []
-    hooks = [block.register_forward_hook(lambda _, __, out: tokens.append(out)) for block in model.blocks]
-    output = model(images)
-    for hook in hooks:
-        hook.remove()
-    ours, captured = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1), ("residual",))
-    for layer, token in enumerate(tokens[:-1]):
-        assert_close(captured["residual"][layer + 1], token)
-    assert_close(ours, output)
 
 
 def assert_same(first, second):

@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from qkjax.weights.families import described
 from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
 from qkjax.weights.families.facts import Facts, ParsedModel
 from qkjax.weights.families.stated import StatedPreprocess
+from qkjax.weights.families.tips import is_tips, read_tips
 from qkjax.weights.families.torch_layouts import read_state
 from qkjax.weights.families.torch_towers import split_models
 from qkjax.weights.formats import state_dict
@@ -222,6 +224,11 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
             return ViTConfig(**stored), flat, notes
         stored = check_settings({k: v for k, v in stored.items() if k in SETTINGS and v is not None})
         return *read_vit(container, keys, sub, {**stored, **settings}), notes
+    if is_tips(keys):
+        return read_tips(container, keys, settings)
+    if keys and not any("/" in key for key in keys):  # names of a torch model, as in TIPS's files for PyTorch
+        readers = {key: partial(container.read, key) for key in keys}
+        return read_state(_chosen_model(container.path, {"": readers}, sub), Facts(), settings)
     config, flat = read_vit(container, keys, sub, settings)
     return config, flat, assumptions(config, settings)
 

@@ -92,10 +92,10 @@ def from_architecture(config: ViTConfig) -> Preprocess:
     """The preset of the family that the architecture belongs to, at the resolution of its position embedding."""
     preset = PRESETS[_family(config)]
     height, width = (n * size for n, size in zip(config.grid or (0, 0), config.patch_size, strict=True))
-    # DINOv2's grid is for 518 pixels, the resolution at the end of its training; it is evaluated at 224.
-    return (
-        preset if height != width or not height or preset is PRESETS["hf-dinov2"] else with_resolution(preset, height)
-    )
+    # DINOv2's grid is for 518 pixels, the resolution at the end of its training; it is evaluated at 224. TIPS is
+    # evaluated at 448 pixels, whatever its grid.
+    keeps_size = preset in (PRESETS["hf-dinov2"], PRESETS["tips"])
+    return preset if height != width or not height or keeps_size else with_resolution(preset, height)
 
 
 def with_resolution(preset: Preprocess, resolution: Resolution) -> Preprocess:
@@ -110,6 +110,7 @@ def _family(config: ViTConfig) -> str:
     if config.posemb_resample == "linear":
         return "squash" if config.pool == "map" else "bigvision-small-crop"
     traits = {
+        "tips": config.posemb_resample == "bilinear_antialias",
         "hf-clip": config.pre_norm,
         "hf-siglip": config.pool == "map",
         "simmim": config.relative_positions,
