@@ -11,6 +11,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import qkjax
 from conftest import moved
@@ -146,11 +147,37 @@ def outputs_of(torch, family: str, model, images):
     """The outputs of a model of `MORE`. SigLIP 2's takes patches, and Idefics' more than one image."""
     options = {"output_hidden_states": True, "output_attentions": True}
     if family == "SigLIP 2 NaFlex":
-        patches = images.unfold(2, 7, 7).unfold(3, 7, 7).permute(0, 2, 3, 4, 5, 1).reshape(len(images), 16, -1)
-        mask = torch.ones(len(images), 16, dtype=torch.int32)
-        shapes = torch.tensor([[4, 4]] * len(images))
+        rows, columns = (side // 7 for side in images.shape[2:])
+        patches = (
+            images.unfold(2, 7, 7).unfold(3, 7, 7).permute(0, 2, 3, 4, 5, 1).reshape(len(images), rows * columns, -1)
+        )
+        mask = torch.ones(len(images), rows * columns, dtype=torch.int32)
+        shapes = torch.tensor([[rows, columns]] * len(images))
         return model(patches, pixel_attention_mask=mask, spatial_shapes=shapes, **options)
     return model(pixel_values=images, **options)
+
+
+@pytest.mark.parametrize("pixels", [(28, 28), (21, 35), (56, 42)], ids=str)
+def test_naflex_at_other_sizes_and_in_googles_layout(torch, transformers, pixels, tmp_path):
+    """Google's npz has a dense patch embedding and a table of n x n positions; its other names are big_vision's."""
+    model = more_random(torch, *MORE["SigLIP 2 NaFlex"][:-1])
+    model.save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path)
+    flat = {name: np.asarray(value) for name, value in flatten_dict(checkpoint.params, sep="/").items()}
+    width = checkpoint.config.width
+    flat |= {
+        "embedding/kernel": flat["embedding/kernel"].reshape(-1, width),
+        "pos_embedding": flat["pos_embedding"].reshape(4, 4, width),
+    }
+    np.savez(tmp_path / "google.npz", **{f"params/img/{name}": array for name, array in flat.items()})
+    google = qkjax.load(f"{tmp_path / 'google.npz'}:img")
+    assert google.config == checkpoint.config
+    images = torch.randn(2, 3, *pixels)
+    with torch.no_grad():
+        wanted = outputs_of(torch, "SigLIP 2 NaFlex", model, images)
+    output, seen = qkjax.forward(google, images.numpy().transpose(0, 2, 3, 1), ("residual",))
+    assert_close(seen["residual"][1], wanted.hidden_states[1])
+    assert_close(output, wanted.pooler_output)
 
 
 @pytest.mark.parametrize("family", MORE)

@@ -94,7 +94,7 @@ def from_architecture(config: ViTConfig) -> Preprocess:
     height, width = (n * size for n, size in zip(config.grid or (0, 0), config.patch_size, strict=True))
     # DINOv2's grid is for 518 pixels, the resolution at the end of its training; it is evaluated at 224. TIPS is
     # evaluated at 448 pixels, whatever its grid.
-    keeps_size = preset in (PRESETS["hf-dinov2"], PRESETS["tips"])
+    keeps_size = _family(config) in ("hf-dinov2", "tips")
     return preset if height != width or not height or keeps_size else with_resolution(preset, height)
 
 
@@ -110,9 +110,9 @@ def _family(config: ViTConfig) -> str:
     if config.posemb_resample == "linear":
         return "squash" if config.pool == "map" else "bigvision-small-crop"
     traits = {
-        "tips": config.posemb_resample == "bilinear_antialias",
         "hf-clip": config.pre_norm,
         "hf-siglip": config.pool == "map",
+        "tips": config.posemb_resample == "bilinear_antialias",
         "simmim": config.relative_positions,
         "hf-dinov2": config.layer_scale,
         "hf-deit": config.registers == 1,

@@ -64,8 +64,6 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     Raises:
       QkjaxError: not a plain ViT; the message has the name of a parameter that is missing or has a wrong shape.
     """
-    if len(shapes.get("embedding/kernel", ())) == 2:
-        raise QkjaxError("this is a NaFlex ViT (its patch embedding is a dense layer), which is not supported")
     kernel = shape_of(shapes, "embedding/kernel", 4)
     width, heads, head_dim = shape_of(shapes, f"{BLOCK}_0/MultiHeadDotProductAttention_0/query/kernel", 3)
     posemb, grid = _infer_positions(shapes, settings.get("grid"))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -58,6 +59,10 @@ def read_vit(
     stored = names.canonical(keys, {full: header.shape for full, header in by_key.items()})
     headers = {name: by_key[s.key] for name, s in stored.items()}
     shapes = {name: h.shape if stored[name].layer is None else h.shape[1:] for name, h in headers.items()}
+    flattened = naflex_shapes(shapes)
+    if flattened:
+        shapes |= flattened
+        settings = {"posemb_resample": "bilinear_antialias", **settings}
     config = infer_config(shapes, settings)
     class_row = has_class_row(shapes, config.grid)
     if class_row:
@@ -69,7 +74,32 @@ def read_vit(
     if class_row:
         arrays["cls"] = arrays["cls"] + arrays["pos_embedding"][:, :1]
         arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
+    arrays |= {name: arrays[name].reshape(shape) for name, shape in flattened.items()}
     return config, arrays
+
+
+def naflex_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a NaFlex ViT's patch embedding and position embedding in a plain ViT; {} for any other ViT.
+
+    NaFlex (SigLIP 2, arXiv 2502.14786) embeds patches with a dense layer, whose inputs are the pixels of a patch row by
+    row, and has one position embedding per row and column of a square grid. On images of that size it is a plain ViT.
+
+    Raises:
+      QkjaxError: the patches are not square patches of 3 channels, or the grid is not square.
+    """
+    kernel, positions = shapes.get("embedding/kernel", ()), shapes.get("pos_embedding", ())
+    if len(kernel) != 2:
+        return {}
+    side = isqrt(kernel[0] // 3)
+    if 3 * side**2 != kernel[0] or len(positions) != 3 or positions[0] != positions[1]:
+        raise QkjaxError(
+            f"a dense patch embedding of shape {kernel} is that of a NaFlex ViT: expected 3 channels of a square patch,"
+            f" and a position embedding of shape (n, n, {kernel[1]}) instead of {positions}"
+        )
+    return {
+        "embedding/kernel": (side, side, 3, kernel[1]),
+        "pos_embedding": (1, positions[0] * positions[1], positions[2]),
+    }
 
 
 def assumptions(config: ViTConfig, settings: Mapping) -> tuple[str, ...]:

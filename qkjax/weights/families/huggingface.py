@@ -103,6 +103,8 @@ def facts_of(config: Mapping) -> Facts:
         settings["final_norm"] = not values.get("use_mean_pooling", True)
     if kind == "aimv2_vision_model" or values.get("norm_type") == "rms_norm":
         settings["norm"] = "rms"
+    if kind == "siglip2_vision_model":  # NaFlex
+        settings["posemb_resample"] = "bilinear_antialias"
     if kind not in WEIGHTS_ONLY:
         settings["activation"] = _activation(values, default)
     if kind not in KINDS and kind not in WEIGHTS_ONLY:  # an unknown class has no known defaults
