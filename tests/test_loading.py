@@ -4,6 +4,7 @@ A fact that decides a number is read, asked for, or assumed with a note; it is n
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -473,8 +474,6 @@ def test_image_tower_in_a_file_of_open_clip(torch, activation, tmp_path):
 @pytest.mark.parametrize(
     ("files", "listed"),
     [
-        (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pytorch_model-00001-of-00002.bin"),
-        (["open_clip_pytorch_model.bin", "open_clip_config.json"], "open_clip_config.json, open_clip_pytorch_model"),
         (["checkpoint.pth"], "checkpoint.pth; expected model.safetensors"),
         (["flax_model.msgpack"], "flax_model.msgpack"),
         (["__0_0.distcp", ".metadata"], "__0_0.distcp"),
@@ -486,7 +485,7 @@ def test_folder_without_a_readable_model(files, listed, tmp_path):
     for name in files:
         (tmp_path / name).write_bytes(b"x")
     refused(tmp_path, listed)
-    refused(tmp_path, r"expected model.safetensors, model.safetensors.index.json, pytorch_model.bin, one \*.safetens")
+    refused(tmp_path, r"expected model.safetensors, .*, open_clip_pytorch_model.bin, one \*.safetens")
     if pickled := [name for name in files if name.endswith((".bin", ".pth"))]:
         refused(tmp_path, f"give the file, such as .*{pickled[0]}")
 
@@ -630,3 +629,136 @@ def test_command_line_prints_notes(bare, tmp_path):
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "note: bare: assumed, since the file does not state it: activation='gelu'" in done.stderr
     assert "AssumptionWarning" not in done.stderr
+
+
+# open_clip's repositories
+
+
+def open_clip_folder(folder, model, config: dict):
+    """A folder as open_clip pushes it to the hub."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    save_file(state_of(model), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+CLIP_TEXT = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+CLIP_IMAGE = {"image_size": [28, 21], "layers": 2, "width": 48, "head_width": 12, "patch_size": 7, "mlp_ratio": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("quick", "vision", "activation"),
+    [
+        (True, {}, "quick_gelu"),
+        (False, {}, "gelu"),
+        (False, {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}}, "gelu_tanh"),
+        (False, {"ls_init_value": 0.1}, "gelu"),
+    ],
+)
+def test_config_of_open_clip(torch, quick, vision, activation, tmp_path):
+    open_clip = pytest.importorskip("open_clip", reason=NEEDS)
+    vision = {**CLIP_IMAGE, **vision}
+    model = moved(open_clip.CLIP(24, {**vision, "image_size": tuple(vision["image_size"])}, CLIP_TEXT, quick))
+    preprocess = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "resize_mode": "squash"}
+    config = {"model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": CLIP_TEXT, "quick_gelu": quick},
+              "preprocess_cfg": preprocess}  # fmt: skip
+    checkpoint = qkjax.load(open_clip_folder(tmp_path, model, config))
+    found = checkpoint.config
+    assert (found.heads, found.grid, found.activation) == (4, (4, 3), activation)
+    assert not any("assumed" in note for note in checkpoint.notes)
+    stated = checkpoint.preprocess
+    assert (stated.resize, stated.filter, stated.crop, stated.mean) == (
+        "squash",
+        "pil-bilinear",
+        (28, 21),
+        (0.1, 0.2, 0.3),
+    )
+    model.visual.proj = None
+    images = torch.randn(2, 3, 28, 21)
+    ours, _ = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1))
+    assert_close(ours, model.visual(images))
+
+
+def test_config_of_open_clip_with_a_tower_of_timm(torch, timm, tmp_path):
+    open_clip = pytest.importorskip("open_clip", reason=NEEDS)
+    vision = {"timm_model_name": PLAIN, "timm_pool": "avg", "timm_proj": "linear", "image_size": 224}
+    model = moved(open_clip.CustomTextCLIP(24, vision, CLIP_TEXT))
+    config = {"model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": CLIP_TEXT}}
+    checkpoint = qkjax.load(open_clip_folder(tmp_path, model, config))
+    assert (checkpoint.config.heads, checkpoint.config.grid, checkpoint.config.pool) == (3, (14, 14), "gap")
+    images = torch.randn(2, 3, 224, 224)
+    ours, _ = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1))
+    assert_close(ours, model.visual.trunk(images))
+
+
+@pytest.mark.parametrize(
+    ("vision", "match"),
+    [
+        ({"attentional_pool": True}, "attentional_pool=True, which qkjax does not know"),
+        ({"qk_norm": True}, "qk_norm=True"),
+        ({"layers": [3, 4, 6, 3]}, "for a ResNet, expected a vision transformer"),
+        ({"pool_type": "max"}, "pool_type='max'"),
+        ({"width": "48"}, "not positive whole numbers"),
+        ({"norm_kwargs": 3}, "a value of the wrong type"),
+        ({"timm_model_name": "vit_pe_core_base_patch16_224"}, "rotary"),
+        (None, "has no vision_cfg"),
+    ],
+)
+def test_config_of_open_clip_that_is_refused(vision, match, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(plain_state(), tmp_path / "open_clip_model.safetensors")
+    section = {} if vision is None else {"vision_cfg": {**CLIP_IMAGE, **vision}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 24, **section}}))
+    refused(tmp_path, match)
+
+
+def test_weights_of_transformers_beside_those_of_open_clip(transformers, torch, tmp_path):
+    """The file that is read decides which configuration counts."""
+    model = moved(transformers.ViTModel(transformers.ViTConfig(**SMALL), add_pooling_layer=False))
+    model.save_pretrained(tmp_path)
+    config = {"model_cfg": {"vision_cfg": {**CLIP_IMAGE, "head_width": 24}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert qkjax.load(tmp_path).config.heads == SMALL["num_attention_heads"]
+
+
+# Shards
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_shards(transformers, torch, safe, tmp_path):
+    model = moved(transformers.ViTModel(transformers.ViTConfig(**SMALL), add_pooling_layer=False))
+    model.save_pretrained(tmp_path / "whole")
+    whole = qkjax.load(tmp_path / "whole")
+    folder = tmp_path / "shards"
+    if safe:
+        model.save_pretrained(folder, max_shard_size="40KB")
+    else:
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / "model.safetensors").unlink()
+        state, names = state_of(model), sorted(model.state_dict())
+        places = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(names)}
+        for shard in set(places.values()):
+            torch.save({name: state[name] for name in names if places[name] == shard}, folder / shard)
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    assert_same(qkjax.load(folder), whole)
+    next(folder.glob("*-00002*")).unlink(missing_ok=True)
+    refused(folder, "shard '.*' is missing")
+
+
+# Resampling
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (20, 11), (40, 37)])
+def test_position_offset_of_metas_dinov2(torch, grid):
+    """Meta's code passes interpolate a scale of (new size + 0.1) / old size instead of the new size."""
+    from qkjax.vit.posemb import resample
+
+    table = torch.randn(1, 37 * 37, 8)
+    scale = tuple((side + 0.1) / 37 for side in grid)
+    square = table.reshape(1, 37, 37, 8).permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(square, scale_factor=scale, mode="bicubic").permute(0, 2, 3, 1)
+    ours = resample(table.numpy(), (37, 37), grid, "bicubic_offset")
+    assert_close(np.asarray(ours).reshape(theirs.shape), theirs)

@@ -8,7 +8,7 @@ from qkjax.errors import QkjaxError, nearest
 
 Pool = Literal["tok", "gap", "map", "none", "0"]
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
-Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias"]
+Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset"]
 Norm = Literal["layer", "rms"]
 ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "weights_only")
 """Fields that came after version 0.1."""
@@ -31,7 +31,8 @@ class ViTConfig:
       posemb_resample: how a learned position embedding is resampled to another grid: "linear" with
         aligned corners (big_vision), or torch's "bicubic" with half-pixel centres and a = -0.75, or its
         "bicubic_antialias", with a = -0.5 and at least as wide as a pixel of the new grid, or
-        "bilinear_antialias" likewise.
+        "bilinear_antialias" likewise; or "bicubic_offset", which is "bicubic" at a scale of (new size + 0.1) / old
+        size, as in Meta's own code of DINOv2.
       pool: class token ("tok"), mean of the patches ("gap"), attention pooling ("map"), no pooling ("none": the head
         acts on every token), or the first token ("0").
       pool_prefix: "gap" and "map" pool the special tokens, too, and not the patches alone.

@@ -1,5 +1,7 @@
 """Position embeddings: the fixed sine-cosine embedding, and resampling of a learned one to another grid."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -25,13 +27,17 @@ def _linear_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(old)[None]))
 
 
-def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Cubic convolution (a = -0.75), half-pixel centres, edges repeated, no antialiasing, as in torch."""
+def _bicubic_weights(old: int, new: int, offset: float = 0.0) -> Float[np.ndarray, "new old"]:
+    """Cubic convolution (a = -0.75), half-pixel centres, edges repeated, no antialiasing, as in torch.
+
+    Args:
+      offset: is added to the new size before the scale is computed.
+    """
     a = -0.75
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    centre = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
     weights = np.zeros((new, old))
-    for offset in (-1, 0, 1, 2):
-        index = np.floor(centre).astype(int) + offset
+    for neighbour in (-1, 0, 1, 2):
+        index = np.floor(centre).astype(int) + neighbour
         t = np.abs(centre - index)
         inner = (a + 2) * t**3 - (a + 3) * t**2 + 1  # |t| <= 1
         outer = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a  # 1 < |t| < 2
@@ -60,7 +66,8 @@ def _antialiased_linear_weights(old: int, new: int) -> Float[np.ndarray, "new ol
 
 
 RESAMPLERS = {"linear": _linear_weights, "bicubic": _bicubic_weights, "bicubic_antialias": _antialiased_weights,
-              "bilinear_antialias": _antialiased_linear_weights}  # fmt: skip
+              "bilinear_antialias": _antialiased_linear_weights,
+              "bicubic_offset": partial(_bicubic_weights, offset=0.1)}  # fmt: skip
 
 
 def resample(

@@ -33,7 +33,6 @@ from qkjax.weights.families.tips import is_tips, read_tips
 from qkjax.weights.families.torch_layouts import read_state
 from qkjax.weights.families.torch_towers import split_models
 from qkjax.weights.formats import state_dict
-from qkjax.weights.formats.json_object import read_json
 from qkjax.weights.formats.npz import NpzFile
 from qkjax.weights.formats.tensorstore import TensorstoreFolder, resolve
 
@@ -186,10 +185,8 @@ def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ParsedM
 
 def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ParsedModel:
     """Reads a torch model's file; `sub` selects one of several models in it, such as I-JEPA's "predictor"."""
-    config = path.parent / "config.json"
-    facts = described.facts_of_config(read_json(config)) if config.is_file() else Facts()
-    readers = _chosen_model(path, state_dict.open_state(path), sub)
-    return read_state(readers, facts, settings)
+    facts = described.facts_beside(path)
+    return read_state(_chosen_model(path, state_dict.open_state(path), sub), facts, settings)
 
 
 def _chosen_model(path: Path, stored: Mapping[str, state_dict.Readers], sub: str | None) -> state_dict.Readers:

@@ -18,10 +18,9 @@ from qkjax.vit.config import ViTConfig
 from qkjax.vit.tree import bare_tree
 from qkjax.weights import preprocessing
 from qkjax.weights.checkpoint import Checkpoint
-from qkjax.weights.families import described, timm
+from qkjax.weights.families import described, open_clip, timm
 from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
 from qkjax.weights.families.facts import Facts, ParsedModel, from_module_facts
-from qkjax.weights.families.open_clip_module import facts_of as facts_of_open_clip
 from qkjax.weights.families.stated import StatedPreprocess
 from qkjax.weights.families.timm_module import facts_of as facts_of_timm
 from qkjax.weights.families.torch_layouts import read_state
@@ -77,7 +76,7 @@ def _facts_of_module(model: Any) -> tuple[Facts, Any, StatedPreprocess | None]:
         visual = getattr(model, "visual", model)
         if (trunk := getattr(visual, "trunk", None)) is not None:
             return _facts_of_module(trunk)
-        return facts_of_open_clip(visual), visual, None
+        return open_clip.facts_of_module(visual), visual, None
     if hasattr(model, "pretrained_cfg") and "timm" in library:
         facts = facts_of_timm(model)
         if "refused" in facts:

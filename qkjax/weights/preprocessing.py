@@ -12,7 +12,7 @@ from qkjax.images.preprocess import PRESETS, Preprocess, Resolution, pair
 from qkjax.images.resize import Filter
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.catalogue import Entry
-from qkjax.weights.families import timm
+from qkjax.weights.families import open_clip, timm
 from qkjax.weights.families.image_processor import FILE, stated_by_processor
 from qkjax.weights.families.stated import StatedPreprocess, as_side, joined, missing_fields
 from qkjax.weights.formats.json_object import read_json
@@ -21,8 +21,8 @@ from qkjax.weights.formats.json_object import read_json
 def from_folder(folder: Path) -> StatedPreprocess | None:
     """What a folder states of the preprocessing, or None.
 
-    It is read from the image processor in processor_config.json, from preprocessor_config.json or from timm's
-    config.json, in this order, which is that of transformers.
+    It is read from the image processor in processor_config.json, from preprocessor_config.json, from timm's config.json
+    or from open_clip_config.json. The first of these that states one counts; transformers has the same order.
 
     Raises:
       QkjaxError: a file does not hold a JSON object.
@@ -33,7 +33,11 @@ def from_folder(folder: Path) -> StatedPreprocess | None:
         return stated_by_processor(inner, nested.name)
     if processor.is_file():
         return stated_by_processor(read_json(processor))
-    return timm.preprocess_of(read_json(config)) if config.is_file() else None
+    stated, of_open_clip = (
+        timm.preprocess_of(read_json(config)) if config.is_file() else None,
+        folder / open_clip.CONFIG,
+    )
+    return open_clip.preprocess_of(read_json(of_open_clip)) if not stated and of_open_clip.is_file() else stated
 
 
 def resolve(

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-SINGLE, INDEX, PYTORCH = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+from qkjax.weights.formats.state_dict import FILES, INDEXES
+
+CONFIGS = ("config.json", "open_clip_config.json")
 
 
 def snapshot(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
@@ -21,14 +23,15 @@ def snapshot(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether config.json and all weights exist; huggingface_hub names a file only when it is complete."""
-    if not (folder / "config.json").is_file():
+    """Whether a configuration and all weights exist; huggingface_hub names a file only when it is complete."""
+    if not any((folder / name).is_file() for name in CONFIGS):
         return False
-    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
+    named = next((name for name in FILES if (folder / name).is_file()), None)
+    if named in INDEXES:
         try:
-            shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+            shards = set(json.loads((folder / named).read_text())["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError):
             return True  # the published index is invalid: the reader reports this, and another download would not help
         return all((folder / shard).is_file() for shard in shards)
     single = [path for path in folder.glob("*.safetensors") if "-of-" not in path.name]  # a shard is only a part
-    return (folder / PYTORCH).is_file() or bool(single)
+    return named is not None or bool(single)

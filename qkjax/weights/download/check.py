@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 from qkjax.weights import catalogue
 from qkjax.weights.catalogue import Entry
-from qkjax.weights.catalogue.hub_cache import INDEX, PYTORCH, SINGLE
 from qkjax.weights.download.address import address
 from qkjax.weights.download.http import head
+from qkjax.weights.formats.state_dict import FILES
 
 HUB = "https://huggingface.co"  # HF_ENDPOINT overrides it
 
@@ -36,7 +36,7 @@ def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _problem(entry: Entry) -> str:
-    """The problem with an entry's source, or "". The weights of a hub repository may be in any of three files."""
+    """The problem with an entry's source, or "". The weights of a hub repository may be in any of `FILES`."""
     if entry.kind != "hf":
         return head(address(entry))
     hub = f"{os.environ.get('HF_ENDPOINT', HUB).rstrip('/')}/{entry.repo}/resolve"
@@ -44,8 +44,8 @@ def _problem(entry: Entry) -> str:
         return f"config.json: {problem}"
     problem = ""
     for revision in filter(None, (entry.revision, entry.safetensors)):
-        for file in (SINGLE, INDEX, PYTORCH):
+        for file in FILES:
             problem = head(f"{hub}/{quote(revision, safe='')}/{file}")
             if not problem:
                 return ""
-    return f"neither {SINGLE}, its index nor {PYTORCH}: {problem}"
+    return f"none of {', '.join(FILES)}: {problem}"

@@ -4,9 +4,10 @@ from pathlib import Path
 from types import ModuleType
 
 from qkjax.errors import QkjaxError
-from qkjax.weights.catalogue.hub_cache import PYTORCH, SINGLE, snapshot
+from qkjax.weights.catalogue.hub_cache import CONFIGS, snapshot
+from qkjax.weights.formats.state_dict import FILES, PICKLED
 
-SMALL = ["config.json", "preprocessor_config.json", "processor_config.json"]
+SMALL = [*CONFIGS, "preprocessor_config.json", "processor_config.json"]
 
 
 def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
@@ -21,11 +22,11 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path
         listed = {}
         for revision in filter(None, revisions):
             listed[revision] = hub.HfApi().list_repo_files(repo, revision=revision)
-            if _weights(listed[revision]) not in ([], [PYTORCH]):
+            if any(name.endswith(".safetensors") for name in _weights(listed[revision])):
                 break
         chosen = next((r for r in reversed(listed) if _weights(listed[r])), None)
         if chosen is None:
-            raise QkjaxError(f"{repo} on the hub holds neither {SINGLE} nor {PYTORCH}; choose another repository")
+            raise QkjaxError(f"{repo} on the hub holds none of {', '.join(FILES)}; choose another repository")
         # The small files first: once the weights exist, the snapshot counts as complete.
         small = Path(hub.snapshot_download(repo, revision=chosen, cache_dir=cache, allow_patterns=SMALL))
         hub.snapshot_download(repo, revision=small.name, cache_dir=cache, allow_patterns=_weights(listed[chosen]))
@@ -36,7 +37,7 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path
         raise QkjaxError(f"cannot fetch {repo} from the hub: {_reason(error)}") from error
     path = snapshot(cache, repo, (chosen,))
     if not path.exists():
-        raise QkjaxError(f"{repo} on the hub has no config.json, or the download is incomplete; try again")
+        raise QkjaxError(f"{repo} on the hub has no {' or '.join(CONFIGS)}, or the download is incomplete; try again")
     return path
 
 
@@ -51,13 +52,19 @@ def _library() -> ModuleType:
 
 
 def _weights(files: list[str]) -> list[str]:
-    """The files with the weights of a repository; [] if qkjax can read none of them."""
+    """The files with the weights of a repository; [] if qkjax can read none of them.
+
+    One file is preferred to shards, and safetensors to PyTorch's files.
+    """
     top = [name for name in files if "/" not in name]
-    if SINGLE in top:
-        return [SINGLE]
-    return sorted(n for n in top if n.endswith((".safetensors", ".safetensors.index.json"))) or (
-        [PYTORCH] if PYTORCH in top else []
-    )
+    if FILES[0] in top:
+        return [FILES[0]]
+    if safe := sorted(name for name in top if name.endswith((".safetensors", ".safetensors.index.json"))):
+        return safe
+    named = next((name for name in FILES if name in top), None)
+    if named and named.endswith(".index.json"):
+        return [named, *sorted(name for name in top if name.endswith(PICKLED) and "-of-" in name)]
+    return [named] if named else []
 
 
 def _reason(error: Exception) -> str:

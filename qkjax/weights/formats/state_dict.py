@@ -16,8 +16,9 @@ import numpy as np
 from qkjax.errors import QkjaxError
 from qkjax.weights.formats.json_object import read_json
 
-INDEX = "model.safetensors.index.json"
-FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+FILES = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1], *OPEN_CLIP)
 PICKLED = (".bin", ".pt", ".pth", ".tar")  # suffixes of PyTorch files
 # Classes of configurations that Microsoft's and other training code saves with models; they are not used.
 HARMLESS = [(OrderedDict, "yacs.config.CfgNode"), Namespace]
@@ -109,7 +110,7 @@ def _open_shards(index: Path) -> Readers:
     for name in sorted(set(places.values())):
         if Path(name).name != name or not (index.parent / name).is_file():
             raise QkjaxError(f"{index.parent}: shard {name!r} is missing; download or copy the model again")
-        shards[name] = _open_safetensors(index.parent / name)
+        shards[name] = _open_shard(index.parent / name)
     for parameter, name in places.items():
         if parameter not in shards[name]:
             raise QkjaxError(
@@ -117,6 +118,14 @@ def _open_shards(index: Path) -> Readers:
                 "models; download the model again"
             )
     return {parameter: shards[name][parameter] for parameter, name in places.items()}
+
+
+def _open_shard(path: Path) -> Readers:
+    """The readers of a shard, which holds one part of one model."""
+    models = open_state(path)
+    if list(models) != [""]:
+        raise QkjaxError(f"{path}: the shard holds nested objects ({', '.join(models)}), expected parameters alone")
+    return models[""]
 
 
 def _open_torch(path: Path) -> dict[str, Readers]:
