@@ -115,11 +115,11 @@ def verdict(name: str, load: Callable, model: Any, pixels: tuple[int, int], atte
     except QkjaxError as error:
         return Verdict(name, "refused", str(error).partition(": ")[2] or str(error))
     if checkpoint.config.weights_only:
-        return _weights(name, checkpoint, attention())
+        return weights_verdict(name, checkpoint, attention())
     return _forward(name, checkpoint, model, pixels)
 
 
-def _weights(name: str, checkpoint: qkjax.Checkpoint, pairs: list) -> Verdict:
+def weights_verdict(name: str, checkpoint: qkjax.Checkpoint, pairs: list) -> Verdict:
     modes, heads = qkjax.decompose(checkpoint), checkpoint.config.heads
     worst = 0.0
     for layer, (query, key) in enumerate(pairs):
@@ -143,11 +143,13 @@ def _forward(name: str, checkpoint: qkjax.Checkpoint, model: Any, pixels: tuple[
     ours, captured = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1), ("residual",))
     pairs = [(captured["residual"][i + 1], token) for i, token in enumerate(tokens[:-1])]
     pairs.append((ours, output[0] if isinstance(output, tuple) else output))
-    worst = max(_distance(np.asarray(a), b.detach().numpy()) for a, b in pairs)
+    worst = max(distance(np.asarray(a), b.detach().numpy()) for a, b in pairs)
     return Verdict(name, "exact" if worst < TOLERANCE else "wrong", f"{worst:.0e}")
 
 
-def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+def distance(ours: Any, theirs: Any) -> float:
+    """The largest difference, relative to the largest value; infinite for different shapes."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
     if ours.shape != theirs.shape:
         return np.inf
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
