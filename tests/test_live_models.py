@@ -1,6 +1,7 @@
 """Models in memory: what `load` reads from a live module equals what it reads from that module's file."""
 
 import json
+import warnings
 
 import jax
 import numpy as np
@@ -151,5 +152,89 @@ def test_bare_kernels():
 
 @pytest.mark.parametrize("model", [3, [1.0], object()])
 def test_what_is_no_model(model):
-    with pytest.raises(qkjax.QkjaxError, match="expected a name, a path, a torch or nnx module"):
+    with pytest.raises(qkjax.QkjaxError, match="expected a name, a path, a torch, nnx or Equinox module"):
         qkjax.load(model)
+
+
+def small_equimo(**arguments):
+    """A random vision transformer of Equimo, with every parameter moved away from its initial value."""
+    equinox = pytest.importorskip("equinox", reason=NEEDS)
+    vit = pytest.importorskip("equimo.models.vit", reason=NEEDS)
+    sizes = {"img_size": 28, "in_channels": 3, "dim": 48, "patch_size": 7, "num_heads": [4, 4], "depths": [2, 1],
+             "num_classes": 5, "class_token": True}  # fmt: skip
+    model = vit.VisionTransformer(**{**sizes, **arguments}, key=jax.random.key(0))
+    arrays, rest = equinox.partition(model, equinox.is_inexact_array)
+    leaves, tree = jax.tree.flatten(arrays)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved_leaves = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return equinox.combine(jax.tree.unflatten(tree, moved_leaves), rest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ({"reg_tokens": 2, "init_values": 1e-5, "eps": 1e-6, "act_layer": "exactgelu"}, {"activation": "gelu"}),
+        ({"global_pool": "token"}, {"activation": "gelu_tanh", "pool": "tok", "norm_eps": 1e-5}),
+        ({"class_token": False, "global_pos_embed_cls": False, "num_classes": 0}, {"pool": "gap"}),
+        ({"ffn_layer": "swiglu", "reg_tokens": 3, "global_pos_embed_reg": True}, {"activation": "swiglu"}),
+    ],
+)
+def test_equinox_module(arguments, settings):
+    """Equimo's vision transformer: its layers come in chunks, and its axes are those of torch."""
+    model = small_equimo(**arguments)
+    checkpoint = qkjax.load(model)
+    assert (checkpoint.config.depth, checkpoint.config.heads, checkpoint.config.grid) == (3, 4, (4, 4))
+    assert {name: getattr(checkpoint.config, name) for name in settings} == settings
+    assert not any("assumed, since" in note for note in checkpoint.notes)
+    images = np.asarray(jax.random.normal(jax.random.key(2), (2, 3, 28, 28)))
+    wanted = np.stack([model(image, inference=True) for image in images])
+    ours, _ = qkjax.forward(checkpoint, images.transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(ours, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"qk_norm": True}, "normalised queries and keys"),
+        ({"global_pool": "max"}, "pooling 'max'"),
+        ({"use_local_pos_embed": True, "num_heads": 4}, "rotary position embeddings"),
+        ({"act_layer": "relu"}, "activation"),
+        ({"norm_layer": "rmsnorm"}, "norms of class RMSNorm"),
+    ],
+)
+def test_equinox_module_that_is_refused(arguments, match):
+    with pytest.raises(qkjax.QkjaxError, match=match):
+        qkjax.load(small_equimo(**arguments))
+
+
+def test_equinox_module_of_another_library():
+    """Its parameters must have names that qkjax knows."""
+    equinox = pytest.importorskip("equinox", reason=NEEDS)
+    with pytest.raises(qkjax.QkjaxError, match=r"unknown parameter 'layers\.0\.bias'"):
+        qkjax.load(equinox.nn.MLP(4, 4, 8, 1, key=jax.random.key(0)), heads=1)
+
+
+def trainer_of(torch, **parts):
+    """A module as training frameworks have it: the model is an attribute, next to other parts."""
+    module = torch.nn.Module()
+    for name, part in parts.items():
+        setattr(module, name, part)
+    return module
+
+
+def test_model_inside_the_module_of_a_trainer(torch, transformers):
+    model = small_clip(transformers)
+    trainer = trainer_of(torch, inner=trainer_of(torch, net=model, head=torch.nn.Linear(48, 3)))
+    assert_equal(qkjax.load(trainer), qkjax.load(model))
+    assert "unwrapped from 'inner.net'; the rest of the module is left out" in qkjax.load(trainer).notes
+    with pytest.raises(qkjax.QkjaxError, match=r"contains several models \(teacher, student\): load one of them"):
+        qkjax.load(trainer_of(torch, teacher=model, student=small_clip(transformers)))
+
+
+def test_live_adapter(torch, transformers):
+    peft = pytest.importorskip("peft", reason="needs peft, which is in no extra")
+    model = small_clip(transformers).vision_model
+    warnings.simplefilter("ignore")  # peft's own
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
+    with pytest.raises(qkjax.QkjaxError, match="belongs to an adapter"):
+        qkjax.load(adapted)

@@ -381,14 +381,20 @@ def test_prefixes_of_wrappers(timm, torch, prefix, tmp_path):
     state = state_of(small_timm())
     torch.save(state, tmp_path / "bare.pth")
     torch.save(prefixed(state, prefix), tmp_path / "x.pth")
-    assert_same(qkjax.load(tmp_path / "x.pth", heads=4), qkjax.load(tmp_path / "bare.pth", heads=4))
+    wrapped, bare = qkjax.load(tmp_path / "x.pth", heads=4), qkjax.load(tmp_path / "bare.pth", heads=4)
+    assert_same(wrapped, bare)
+    # "encoder." belongs to the names of some libraries
+    added = () if prefix == "encoder." else (f"{prefix!r} is removed from the names of the parameters",)
+    assert wrapped.notes == (*added, *bare.notes)
 
 
 def test_arguments_beside_the_weights(timm, torch, tmp_path):
     """Training code saves its argparse.Namespace along with the model."""
     model = small_timm()
     torch.save({"model": state_of(model), "args": Namespace(lr=0.1, model="vit")}, tmp_path / "x.pth")
-    assert_agrees(qkjax.load(tmp_path / "x.pth", heads=4), model)
+    checkpoint = qkjax.load(tmp_path / "x.pth", heads=4)
+    assert_agrees(checkpoint, model)
+    assert "the file holds one model, 'model', which is read" in checkpoint.notes
 
 
 def test_masked_autoencoder_with_its_decoder(timm, torch, tmp_path):

@@ -72,7 +72,8 @@ def load(model: Any, **settings) -> Checkpoint:
         not on disk); the path of an npz file, a tensorstore folder, a safetensors or PyTorch file, a folder that
         holds one of these and its config.json, or a folder written by `qkjax train`; or a path followed by a
         sub-model, "siglip.npz:img". Or a model in memory, whose parameters are copied: a torch module (transformers,
-        timm, open_clip, or one that uses their names), a flax.nnx module or state, a dictionary of arrays.
+        timm, open_clip, or one that uses their names), an Equinox module of Equimo, a flax.nnx module or state, a
+        dictionary of arrays.
       **settings: parts of `ViTConfig` that cannot be inferred from the parameters: `pool="none"` or "0"
         (by default "gap" if there is no class token), `grid=(rows, columns)` of a position embedding that is not
         square, `norm_eps`, `activation`, `posemb_resample`; and `heads` of a torch file, if neither its
@@ -186,11 +187,13 @@ def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ParsedM
 def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ParsedModel:
     """Reads a torch model's file; `sub` selects one of several models in it, such as I-JEPA's "predictor"."""
     facts = described.facts_beside(path)
-    return read_state(_chosen_model(path, state_dict.open_state(path), sub), facts, settings)
+    return read_state(*_chosen_model(path, state_dict.open_state(path), sub, facts), settings)
 
 
-def _chosen_model(path: Path, stored: Mapping[str, state_dict.Readers], sub: str | None) -> state_dict.Readers:
-    """The readers of one model of a file.
+def _chosen_model(
+    path: Path, stored: Mapping[str, state_dict.Readers], sub: str | None, facts: Facts
+) -> tuple[state_dict.Readers, Facts]:
+    """The readers of one model of a file, and the facts with a note on where in the file it is.
 
     Raises:
       QkjaxError: the file has several models, and `sub` is not one of them; the message lists them with their sizes.
@@ -200,9 +203,10 @@ def _chosen_model(path: Path, stored: Mapping[str, state_dict.Readers], sub: str
         for part, names in split_models(readers).items():
             models[f"{name}/{part}".strip("/")] = {short: readers[full] for short, full in names.items()}
     if sub in models:
-        return models[sub]
+        return models[sub], facts
     if sub is None and len(models) == 1:
-        return next(iter(models.values()))
+        name, readers = next(iter(models.items()))
+        return readers, facts.with_notes(f"the file holds one model, {name!r}, which is read") if name else facts
     listed = ", ".join(f"{name or 'the top level'} ({len(readers)} parameters)" for name, readers in models.items())
     if sub is not None:
         raise QkjaxError(f"{path} has no model {sub!r}; it has {listed or 'none'}")
@@ -225,7 +229,7 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
         return read_tips(container, keys, settings)
     if keys and not any("/" in key for key in keys):  # names of a torch model, as in TIPS's files for PyTorch
         readers = {key: partial(container.read, key) for key in keys}
-        return read_state(_chosen_model(container.path, {"": readers}, sub), Facts(), settings)
+        return read_state(*_chosen_model(container.path, {"": readers}, sub, Facts()), settings)
     config, flat = read_vit(container, keys, sub, settings)
     return config, flat, assumptions(config, settings)
 

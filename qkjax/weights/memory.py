@@ -1,9 +1,9 @@
-"""Models in memory: live torch modules, flax.nnx modules and states, dictionaries of arrays, bare kernels.
+"""Models in memory: live modules of torch, flax.nnx and Equinox, nnx states, dictionaries of arrays, bare kernels.
 
 Parameters are copied to the host, so that further training does not change a checkpoint. The model is not moved.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from qkjax.vit.config import ViTConfig
 from qkjax.vit.tree import bare_tree
 from qkjax.weights import preprocessing
 from qkjax.weights.checkpoint import Checkpoint
-from qkjax.weights.families import described, open_clip, timm
+from qkjax.weights.families import described, equinox_module, open_clip, timm
 from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
 from qkjax.weights.families.facts import Facts, ParsedModel, from_module_facts
 from qkjax.weights.families.stated import StatedPreprocess
@@ -41,6 +41,10 @@ def read(model: Any, settings: Mapping) -> tuple[ParsedModel, StatedPreprocess |
     """
     if _is_torch(model):
         return _read_torch(model, settings)
+    if equinox_module.is_equinox(model):
+        arrays = equinox_module.arrays_of(model)
+        readers = {name: partial(arrays.get, name) for name in arrays}
+        return read_state(readers, equinox_module.facts_of(model), settings), None
     arrays = _arrays(model)
     if any("/" in name for name in arrays):
         container = _Arrays(arrays)
@@ -64,14 +68,41 @@ def _read_torch(model: Any, settings: Mapping) -> tuple[ParsedModel, StatedPrepr
     while inner := next((name for name in WRAPPERS if name in dict(model.named_children())), None):
         model = getattr(model, inner)
         notes.append(f"unwrapped from {inner!r}")
+    if not _is_described(model):
+        inside = dict(_described_inside(model))
+        if len(inside) > 1:
+            raise QkjaxError(f"the module contains several models ({', '.join(inside)}): load one of them")
+        for name, only in inside.items():
+            model = only
+            notes.append(f"unwrapped from {name!r}; the rest of the module is left out")
     facts, model, stated = _facts_of_module(model)
     readers = {name: partial(_copied, name, tensor) for name, tensor in model.state_dict().items()}
     return read_state(readers, facts, settings, notes), stated
 
 
+def _library(model: Any) -> set[str]:
+    """The top-level packages of the model's classes."""
+    return {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+
+
+def _is_described(model: Any) -> bool:
+    """Whether a torch module states its architecture: one of open_clip, timm or transformers."""
+    timms = "timm" in _library(model) and hasattr(model, "pretrained_cfg")
+    return timms or "open_clip" in _library(model) or hasattr(getattr(model, "config", None), "to_dict")
+
+
+def _described_inside(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The outermost modules that state their architecture within a module that does not, such as that of a trainer."""
+    for name, child in module.named_children():
+        if _is_described(child):
+            yield prefix + name, child
+        else:
+            yield from _described_inside(child, f"{prefix}{name}.")
+
+
 def _facts_of_module(model: Any) -> tuple[Facts, Any, StatedPreprocess | None]:
     """The facts of a torch module, the part of it that holds the ViT, and its preprocessing if it states one."""
-    library = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    library = _library(model)
     if "open_clip" in library:
         visual = getattr(model, "visual", model)
         if (trunk := getattr(visual, "trunk", None)) is not None:
@@ -101,7 +132,8 @@ def _arrays(model: Any) -> dict[str, np.ndarray]:
     """
     if not (_is_nnx(model) or isinstance(model, Mapping)):
         raise QkjaxError(
-            f"cannot read a {type(model).__name__}: expected a name, a path, a torch or nnx module, or arrays by name"
+            f"cannot read a {type(model).__name__}: expected a name, a path, a torch, nnx or Equinox module, "
+            "or arrays by name"
         )
     nested = _pure(model) if _is_nnx(model) else model
     flat = {"/".join(map(str, path)): value for path, value in flatten_dict(_as_dict(nested)).items()}

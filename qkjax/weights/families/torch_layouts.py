@@ -16,7 +16,7 @@ from qkjax.weights.families.big_vision import check_finite
 from qkjax.weights.families.big_vision_names import BLOCK
 from qkjax.weights.families.facts import Facts, ParsedModel
 from qkjax.weights.families.torch_heads import head_count, split_fused
-from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, canonical_name
+from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, canonical_name, wrappers
 from qkjax.weights.families.torch_positions import fold_positions
 from qkjax.weights.families.torch_towers import image_tower
 
@@ -38,7 +38,8 @@ def read_state(
       QkjaxError: see `image_tower` and `to_vit`, or a parameter is not finite.
     """
     names, left_out = image_tower(readers)
-    facts = facts.with_settings(settings).with_notes(*notes, *left_out)
+    unwrapped = [f"{prefix!r} is removed from the names of the parameters"] if (prefix := wrappers(names)) else []
+    facts = facts.with_settings(settings).with_notes(*notes, *unwrapped, *left_out)
     return to_vit(names, lambda name: check_finite(name, readers[name]()), facts)
 
 

@@ -5,14 +5,18 @@ the names in a file determine the family.
 """
 
 import re
+from collections.abc import Iterable
 
 from qkjax.errors import QkjaxError, nearest
 from qkjax.weights.families.big_vision_names import BLOCK
 
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "teacher.", "student.", "encoder.", "vit.", "deit.",
-            "dinov2.", "dinov2_with_registers.", "ijepa.", "beit.", "data2vec_vision.", "vision_model.",
-            "vision_tower.", "vision_encoder.", "image_encoder.", "blip.", "owlvit.", "owlv2.", "clip.", "siglip.",
-            "dpt.", "aimv2.", "tipsv2.", "git.", "base_encoder.", "momentum_encoder.", "target_encoder.",
+WRAPPED = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "model.", "net.", "backbone.",
+           "teacher.", "student.", "ema.", "ema_model.", "module_ema.", "base_encoder.",
+           "momentum_encoder.")  # fmt: skip
+"""What training code puts before the names of a model's parameters."""
+PREFIXES = (*WRAPPED, "encoder.", "vit.", "deit.", "dinov2.", "dinov2_with_registers.", "ijepa.", "beit.",
+            "data2vec_vision.", "vision_model.", "vision_tower.", "vision_encoder.", "image_encoder.", "blip.",
+            "owlvit.", "owlv2.", "clip.", "siglip.", "dpt.", "aimv2.", "tipsv2.", "git.", "target_encoder.",
             "visual.trunk.", "visual.", "transformer.")  # fmt: skip
 ATTENTION = "MultiHeadDotProductAttention_0"
 
@@ -170,6 +174,13 @@ IGNORED = re.compile(
     r"head\.(?:cls_token|[kv]_proj|output_proj)\b|"  # AIMv2's pooling
     r".*(?:mask_token|position_ids|relative_position_index|predictor_proj|k_bias).*"
 )
+
+
+def wrappers(names: Iterable[str]) -> str:
+    """The prefix that training code has put before the names of all parameters; "" if there is none."""
+    pattern = re.compile(f"(?:{'|'.join(map(re.escape, WRAPPED))})*")
+    prefixes = {pattern.match(name)[0] for name in names}
+    return prefixes.pop() if len(prefixes) == 1 else ""
 
 
 def canonical_name(name: str, *, strict: bool = True) -> str | None:
