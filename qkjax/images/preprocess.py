@@ -1,16 +1,18 @@
 """Converts photographs to the input of a model: opens, resizes, crops and normalises them as its family does."""
 
+import operator
 import warnings
 from dataclasses import dataclass
 from functools import cache
 from io import IOBase
 from pathlib import Path
-from typing import Literal, Union
+from typing import Literal, Union, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from qkjax.errors import QkjaxError
+from qkjax.images.limits import LARGEST, check_colours, check_sides
 from qkjax.images.resize import Filter, resize
 from qkjax.images.rgb import scale_transparency, to_rgb
 
@@ -21,7 +23,13 @@ Values = Float[np.ndarray, "height width 3"]
 RGB = tuple[float, float, float]
 Resolution = int | tuple[int, int]  # pixels of a side, or (height, width)
 HEIF = (".heic", ".heif", ".hif")
+Resize = Literal["small side", "squash", "none"]
 MAX_PIXELS = 100_000_000  # limit for a resized picture; only images of extreme aspect ratios reach it
+
+
+def pair(size: Resolution) -> tuple[int, int]:
+    """(height, width) of a size, which may be the side of a square."""
+    return (size, size) if isinstance(size, int) else size
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,29 @@ class Preprocess:
         smaller side, and the resized image covers a pair. At another resolution, `resize_to` and `crop` are scaled.
       crop: side in pixels of the square that is cropped, which the model sees; or (height, width).
       mean, std: mean and standard deviation per colour, for values in 0..1; the model takes (value - mean) / std.
+
+    Raises:
+      QkjaxError: a side is not a whole number of pixels from 1 to `MAX_SIDE`, the crop is larger than the resized
+        picture, or a mean or standard deviation cannot be one.
     """
 
-    resize: Literal["small side", "squash", "none"]
+    resize: Resize
     filter: Filter
     resize_to: Resolution
     crop: Resolution
     mean: RGB
     std: RGB
+
+    def __post_init__(self):
+        for name, choices in (("resize", get_args(Resize)), ("filter", get_args(Filter))):
+            if getattr(self, name) not in choices:
+                raise QkjaxError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
+        for name in ("resize_to", "crop"):
+            check_sides(name, getattr(self, name))
+        if self.resize != "none" and any(map(operator.gt, pair(self.crop), pair(self.resize_to))):
+            raise QkjaxError(f"crop={self.crop} is larger than resize_to={self.resize_to}: expected at most that size")
+        check_colours("mean", self.mean, -LARGEST, LARGEST)
+        check_colours("std", self.std, 1 / LARGEST, LARGEST)
 
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # 0..1 to -1..1
@@ -132,11 +155,6 @@ def source_pixels(
 def side_lengths(preset: Preprocess, resolution: Resolution | None) -> tuple[int, int]:
     """(height, width) of the result of `picture`."""
     return pair(preset.crop if resolution is None else resolution)
-
-
-def pair(size: Resolution) -> tuple[int, int]:
-    """(height, width) of a size, which may be the side of a square."""
-    return (size, size) if isinstance(size, int) else size
 
 
 def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, int]) -> tuple[int, int]:

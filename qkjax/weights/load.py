@@ -153,7 +153,10 @@ def _checkpoint(
 ) -> Checkpoint:
     """The checkpoint; warns of what was assumed."""
     config, flat, notes = data
-    preprocess, assumed = preprocessing.resolve(stated, from_catalogue, config)
+    try:
+        preprocess, assumed = preprocessing.resolve(stated, from_catalogue, config)
+    except QkjaxError as error:
+        raise QkjaxError(f"{source}: {error}") from error
     notes = (*notes, *assumed)
     for note in notes:
         warnings.warn(f"{name}: {note}", AssumptionWarning, stacklevel=4)
