@@ -170,7 +170,7 @@ def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ParsedM
             raise QkjaxError(f"{path} is neither a file nor a folder")
         folder = resolve(path)
         state = state_dict.find(folder) if folder else path if state_dict.is_torch_file(path) else None
-        if folder and not state and not any(folder.glob("*/.zarray")):
+        if folder and not state and not any(f.is_file() for f in folder.glob("*/.zarray")):
             raise QkjaxError(state_dict.no_model_message(folder))
         if state:
             stored = preprocessing.from_folder(state.parent)

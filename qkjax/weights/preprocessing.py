@@ -78,8 +78,9 @@ def from_json(text: str) -> Preprocess:
     try:
         return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise QkjaxError(
-            f"its preprocessing settings are damaged ({' '.join(str(error).split())[:200]}); download or save the file again"
+            f"its preprocessing settings are damaged ({reason}); download or save the file again"
         ) from error
     except QkjaxError as error:
         raise QkjaxError(f"its preprocessing settings are damaged: {error}; download or save the file again") from error

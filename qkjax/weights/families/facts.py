@@ -28,6 +28,7 @@ class Facts:
       patch_size: height and width of a patch, for a patch embedding that is stored as a dense layer.
       foreign_head: why the classifier is not a dense layer on the pooled token; "" if it is.
       complete: whether the source describes the whole model, so that nothing else is assumed.
+      stated_sizes: sizes that the parameters show, too, by the key of config.json; they must agree.
       notes: sentences on what was overruled or left out.
     """
 
@@ -39,6 +40,7 @@ class Facts:
     patch_size: tuple[int, int] | None = None
     foreign_head: str = ""
     complete: bool = False
+    stated_sizes: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def with_settings(self, settings: Mapping) -> "Facts":

@@ -122,8 +122,18 @@ def facts_of(config: Mapping) -> Facts:
         patch_size=height_and_width(values.get("patch_size", default.patch)),
         foreign_head=_foreign_head(config),
         complete=kind in KINDS,
+        stated_sizes=_stated_sizes(kind, values),
         notes=tuple(notes),
     )
+
+
+def _stated_sizes(kind: str, values: Mapping) -> dict[str, int | tuple[int, ...]]:
+    """The sizes in a configuration that the shapes of the parameters show, too. DINOv2 has `mlp_ratio` instead of an
+    intermediate size."""
+    names = ("hidden_size", "num_hidden_layers", *(() if kind.startswith("dinov2") else ("intermediate_size",)))
+    sizes = {name: values[name] for name in names if type(values.get(name)) is int}
+    pairs = {name: height_and_width(values.get(name)) for name in ("patch_size", "image_size")}
+    return sizes | {name: pair for name, pair in pairs.items() if pair}
 
 
 def _vision_part(config: Mapping) -> tuple[str, dict]:

@@ -15,6 +15,7 @@ from qkjax.weights.families.architecture import check_shapes, infer_config
 from qkjax.weights.families.big_vision import check_finite
 from qkjax.weights.families.big_vision_names import BLOCK
 from qkjax.weights.families.facts import Facts, ParsedModel
+from qkjax.weights.families.torch_checks import check_ranks, check_stated_sizes
 from qkjax.weights.families.torch_heads import head_count, split_fused
 from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, canonical_name, wrappers
 from qkjax.weights.families.torch_positions import fold_positions
@@ -62,6 +63,7 @@ def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts)
     settings = {**assumed, **facts.settings, "grid": grid}
     config = infer_config(shapes, settings)
     check_shapes(shapes, config)
+    check_stated_sizes(config, facts)
     if not facts.complete:
         stated = {**assumed, **({} if "pool" in facts.settings else {"pool": config.pool})}
         listed = ", ".join(f"{name}={value!r}" for name, value in sorted(stated.items()))
@@ -74,6 +76,7 @@ def _queries_and_keys(keys: Iterable[str], read: Callable[[str], np.ndarray], fa
     """Reads only the queries, the keys and the norms before them; for a model that qkjax cannot run on images."""
     names = {key: canonical_name(key, strict=False) for key in sorted(keys)}
     flat = {name: read(key) for key, name in names.items() if name and MODES_ONLY.search(name)}
+    check_ranks(flat, {name: key for key, name in names.items() if name})
     if not flat:
         raise QkjaxError("the parameters have no queries and keys with known names")
     heads, rows = head_count(flat, facts)
@@ -86,6 +89,7 @@ def _queries_and_keys(keys: Iterable[str], read: Callable[[str], np.ndarray], fa
     settings = {k: v for k, v in facts.settings.items() if k in ("norm", "norm_eps", "weights_only")}
     config = ViTConfig(width=width, depth=depth, heads=heads, head_dim=head_dim, mlp_dim=0, patch_size=(0, 0),
                        **settings)  # fmt: skip
+    check_stated_sizes(config, facts)
     return config, arrays, (*facts.notes, f"only queries and keys are read: {config.weights_only}")
 
 
@@ -112,6 +116,7 @@ def to_tree(
             f"both {first[named[second]]!r} and {second!r} hold {named[second]!r}: expected a file with one model"
         )
     flat = {name: read(key) for key, name in named.items()}
+    check_ranks(flat, first)
     notes = [*facts.notes]
     _orient_patches(flat, any("predictor_embed" in key for key in named), facts)
     width = flat["embedding/kernel"].shape[-1]
