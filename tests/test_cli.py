@@ -318,6 +318,7 @@ def test_modes_of_a_small_model(tmp_path):
         assert data.value.dims == ("score", "layer", "head", "mode", "sign", "place")
         assert dict(data.sizes) == {
             "score": 2, "layer": 4, "head": 4, "mode": 16, "sign": 2, "place": 4, "image": 241, "broken": 0,
+            "mapped_mode": 5, "row": 4, "column": 4,
         }  # fmt: skip
         assert (data.value.diff("place") <= 0).all()
         best = data.sel(score="product", layer=2, head=1, mode=0).isel(place=0)
@@ -404,7 +405,7 @@ def test_images_of_modes_that_change_or_cannot_be_read(tmp_path):
     assert_one_clear_line(run(*command), "cannot read the result", "remove it")
 
 
-@pytest.mark.parametrize("kilobytes", [8, 60])
+@pytest.mark.parametrize("kilobytes", [8, 300])
 def test_full_disk_during_modes(kilobytes, tmp_path):
     """Neither the scan nor its figures leave half a file."""
     out = tmp_path / "out"
