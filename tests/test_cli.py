@@ -17,7 +17,7 @@ import xarray as xr
 from commands import command
 
 import qkjax
-from conftest import DATA, DEFAULT
+from conftest import DATA, DEFAULT, UNCACHED
 from qkjax.cli import COMMANDS
 
 FIGURES = {"cosine_by_layer", "cosine_histograms", "spectra", "head_map", "symmetry_by_layer"}
@@ -28,6 +28,7 @@ def run(*arguments, cwd=None, kilobytes=0, **options) -> subprocess.CompletedPro
     command = [sys.executable, "-m", "qkjax", *map(str, arguments)]
     if kilobytes:
         command = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash", *command]
+        options["env"] = os.environ | UNCACHED  # a program that is cut off would be read from the cache later
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=200, **options)
 
 
