@@ -21,9 +21,9 @@ def brightness(values: Map, limits: tuple[float, float] = LIMITS) -> Map:
 
 
 def enlarge(values: Map, shape: tuple[int, ...]) -> Float[np.ndarray, "height width"]:
-    """A map at the size of the picture: one block of pixels per patch, exactly where the patch is."""
-    rows, columns = values.shape
-    return np.repeat(np.repeat(values, shape[0] // rows, axis=0), shape[1] // columns, axis=1)
+    """A map at the size of the picture: one block of pixels per patch, which covers the patch to the pixel."""
+    row, column = (np.arange(size) * count // size for size, count in zip(shape[:2], values.shape, strict=True))
+    return values[row][:, column]
 
 
 def overlay(picture: Picture, query_map: Map, key_map: Map) -> Picture:

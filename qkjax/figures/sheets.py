@@ -56,10 +56,10 @@ def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Fig
     def draw(tile: Tile) -> Picture:
         height, width, _ = tile.picture.shape
         below = np.full((height - height // 2, width, 3), PAPER, np.uint8)
-        if tile is first:
-            return np.concatenate([picture, below])
+        if tile.query_map is nothing:
+            return np.concatenate([tile.picture, below])
         query, key = (
-            map_pixels(values, picture.shape, channels)[::2, ::2]
+            map_pixels(values, tile.picture.shape, channels)[::2, ::2]
             for values, channels in ((tile.query_map, (0,)), (tile.key_map, (1, 2)))
         )
         below[:, : query.shape[1]], below[:, width - key.shape[1] :] = query, key
@@ -70,14 +70,18 @@ def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Fig
 
 def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture]) -> Figure:
     """Draws all tiles, which have one shape, as one image with no more pixels than the page has: a hundred axes would
-    take minutes."""
+    take minutes.
+
+    Args:
+      draw: the pixels of a tile; it gets the tile with its picture at the size on the page.
+    """
     columns = max(len(row.tiles) for row in rows)
     left, top, bottom = 0.75, 0.25, 0.45  # inches for labels, title and key
     inches = (WIDTH - left) / max(columns, 5)
     gap = round(GAP * inches * DPI)
     width = min(round(inches * DPI) - gap, rows[0].tiles[0].picture.shape[1])
-    first = _resized(draw(rows[0].tiles[0]), width)
-    height = len(first)
+    rows = [row._replace(tiles=[_resized(tile, width) for tile in row.tiles]) for row in rows]
+    height = len(draw(rows[0].tiles[0]))
     lines = max(tile.caption.count("\n") + 1 for row in rows for tile in row.tiles)
     above = round(0.17 * width * lines)  # room for a caption
     canvas = np.full((len(rows) * (height + above + gap), columns * (width + gap) - gap, 3), PAPER, np.uint8)
@@ -93,9 +97,9 @@ def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture
             axes.text(-gap, y, literal(row.label), ha="right", va="top", fontsize=6.5, linespacing=1.35)
             for j, tile in enumerate(row.tiles):
                 x = j * (width + gap)
-                canvas[y : y + height, x : x + width] = _resized(draw(tile), width)
+                canvas[y : y + height, x : x + width] = draw(tile)
                 axes.text(x, y - gap / 3, literal(tile.caption), va="bottom", fontsize=font, linespacing=1.1)
-        axes.imshow(canvas, interpolation="nearest")
+        axes.imshow(canvas, interpolation="nearest", alpha=1)  # without alpha, matplotlib computes in float64
         axes.axis("off")
         figure.text(0, 1, literal(title), va="top", fontsize=8)
         key = figure.legend(handles=KEY, loc="lower left", ncols=3, frameon=False, fontsize=7, handlelength=1)
@@ -107,10 +111,12 @@ def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture
         return figure
 
 
-def _resized(pixels: Picture, width: int) -> Picture:
-    if pixels.shape[1] == width:
-        return pixels
+def _resized(tile: Tile, width: int) -> Tile:
+    """The tile with its picture at this width."""
+    if tile.picture.shape[1] == width:
+        return tile
     from PIL import Image
 
-    height = round(len(pixels) * width / pixels.shape[1])
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    height = round(len(tile.picture) * width / tile.picture.shape[1])
+    resized = Image.fromarray(tile.picture).resize((width, height), Image.Resampling.LANCZOS)
+    return tile._replace(picture=np.asarray(resized))

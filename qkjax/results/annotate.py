@@ -25,6 +25,7 @@ DIMENSIONS = {
     "layer": Label("layer", "1", "Layer, counted from 0."),
     "head": Label("head", "1", "Attention head of a layer, counted from 0."),
     "mode": Label("mode", "1", "Mode of a head, strongest first, counted from 0."),
+    "mapped_mode": Label("mode with maps", "1", "Mode of a head, strongest first, counted from 0."),
     "embed": Label("embedding dimension", "1", "Index in the token embedding."),
     "eigen": Label("eigenvalue", "1", "Eigenvalues in descending order, counted from 0."),
     "pair": Label("eigenvalue pair", "1", "Pairs of imaginary eigenvalues in descending order, counted from 0."),

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from qkjax import figures
 from qkjax.activations.project import Stream
 from qkjax.analyses.outcome import Description, Written, outcome, report_unreadable
-from qkjax.analyses.top_images.compute import check, scan_settings, top_images
+from qkjax.analyses.top_images.compute import MAPPED, check, scan_settings, top_images
 from qkjax.analyses.top_images.sheets import sheets
 from qkjax.analyses.top_images.tables import mode_table, summary
 from qkjax.errors import QkjaxError
@@ -33,7 +33,7 @@ class SheetOptions(NamedTuple):
     """What sheets show: for each head its first `modes`, of one layer or head or of all; or one page of the modes in
     `select`."""
 
-    modes: int = 5
+    modes: int = MAPPED
     layer: int | None = None
     head: int | None = None
     select: tuple[str, ...] = ()

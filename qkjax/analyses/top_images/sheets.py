@@ -3,18 +3,18 @@
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
 from tqdm import tqdm
 
 from qkjax.activations.project import Stream
-from qkjax.analyses.top_images.tables import images_of_mode, with_sign
+from qkjax.analyses.top_images.tables import has_maps, images_of_mode, maps_of_mode, with_sign
 from qkjax.errors import QkjaxError
+from qkjax.figures.overlay import Map
 from qkjax.figures.sheets import SheetRow, Tile
 from qkjax.images.preprocess import normalise, picture
 from qkjax.images.sets import ImageSet
@@ -32,8 +32,6 @@ from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.model import ViT, forward
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint
-
-Map = Float[np.ndarray, "rows columns"]
 
 
 def options_of(dataset: xr.Dataset) -> tuple[Stream, PassOptions]:
@@ -65,28 +63,56 @@ def sheets(
     """
     checkpoint = for_photographs(checkpoint)
     pages = {page: [with_sign(dataset, name) for name in names] for page, names in pages.items()}
-    modes_by_image = defaultdict(list)
-    for name in sorted({name for names in pages.values() for name in names}):
-        for index, _ in images_of_mode(dataset, name):
-            modes_by_image[index].append(name)
-    stream, options = options_of(dataset)
-    modes = decompose(*query_key_kernels(checkpoint.params))
-    maps = mode_maps(checkpoint, modes, images, modes_by_image, stream, options)
-    resolution = resolution_of(checkpoint, options.resolution)
+    computed = _second_pass(checkpoint, images, dataset, {name for names in pages.values() for name in names})
+    visible = _visible(checkpoint, images, options_of(dataset)[1])
 
-    @lru_cache(maxsize=512)
-    def visible(index: int) -> np.ndarray:
-        return crop_to_patches(checkpoint, picture(images.read(index), checkpoint.preprocess, resolution))
+    def tiles(name: ModeName) -> Iterator[Tile]:
+        found, stored = images_of_mode(dataset, name), has_maps(dataset, name)
+        maps = maps_of_mode(dataset, name) if stored else [computed.get((index, name)) for index, _ in found]
+        for (index, score), pair in zip(found, maps, strict=True):
+            pixels = visible(index)
+            if pixels is not None and pair is not None:
+                yield Tile(pixels, *pair, f"{score:.3g}")
 
     for page, names in pages.items():
         rows = []
         for name in names:
             s, cosine = (float(dataset[x].values[name[:3]]) for x in ("singular_value", "cosine"))
-            readable = [(index, score) for index, score in images_of_mode(dataset, name) if (index, name) in maps]
-            tiles = [Tile(visible(index), *maps[index, name], f"{score:.3g}") for index, score in readable]
-            rows.append(SheetRow(f"{name}\ncos {cosine:.2f}\ns {s:.3g}", tiles))
+            rows.append(SheetRow(f"{name}\ncos {cosine:.2f}\ns {s:.3g}", list(tiles(name))))
         if rows := [row for row in rows if row.tiles]:
             yield page, rows
+
+
+def _visible(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> Callable[[int], np.ndarray | None]:
+    """A function from the index of an image to its pixels as the model sees it; None for an image that can no longer be
+    read, which standard error then reports."""
+    resolution, reported = resolution_of(checkpoint, options.resolution), set()
+
+    @lru_cache(maxsize=512)
+    def visible(index: int) -> np.ndarray | None:
+        try:
+            return crop_to_patches(checkpoint, picture(images.read(index), checkpoint.preprocess, resolution))
+        except QkjaxError as error:
+            if index not in reported:
+                print(f"left out of the sheets, though it was scanned: {error}", file=sys.stderr)
+            reported.add(index)
+            return None
+
+    return visible
+
+
+def _second_pass(
+    checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, names: Collection[ModeName]
+) -> dict[tuple[int, ModeName], tuple[Map, Map]]:
+    """The maps of those signed modes that the dataset has no maps of, see `mode_maps`."""
+    modes_by_image = defaultdict(list)
+    for name in sorted(name for name in names if not has_maps(dataset, name)):
+        for index, _ in images_of_mode(dataset, name):
+            modes_by_image[index].append(name)
+    if not modes_by_image:
+        return {}
+    modes = decompose(*query_key_kernels(checkpoint.params))
+    return mode_maps(checkpoint, modes, images, modes_by_image, *options_of(dataset))
 
 
 def sheet_rows(checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, names: Sequence[str]) -> list[SheetRow]:
@@ -111,7 +137,7 @@ def mode_maps(
 
     Args:
       modes_by_image: names of modes by the index of the image in the set. An image that can no longer be read is left
-        out, and standard error says so.
+        out.
     """
     model, params = ViT(checkpoint.config, options.dtype), jax.device_put(checkpoint.params)
     grid, size = photograph_grid(checkpoint, options.resolution), batch_size(options.batch)
@@ -123,8 +149,6 @@ def mode_maps(
     with tqdm(total=len(indices), desc="maps", unit="img", disable=few) as bar, deferred_interrupt() as check_interrupt:
         for batch in batches_of_photographs(checkpoint, images, options)(groups):
             check_interrupt()
-            for _, reason in batch.unreadable:
-                print(f"left out of the sheets, though it was scanned: {reason}", file=sys.stderr)
             pixels = normalise(batch.pixels, checkpoint.preprocess)
             tokens = np.asarray(forward(model, params, pixels, (stream,))[1][stream], np.float32)
             for place, index in enumerate(batch.index):
