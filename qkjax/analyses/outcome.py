@@ -102,9 +102,24 @@ def outcome(
     remove(partial)
     if not first:
         return Written(dataset, Description("", [], {}, {}), folder)
-    description = describe(dataset)
+    description = _described(dataset, describe, path if dataset is earlier else None)
     write_description(description, folder)
     return Written(dataset, description, folder)
+
+
+def _described(dataset: xr.Dataset, describe: Callable[[xr.Dataset], Description], path: Path | None) -> Description:
+    """The description of a dataset.
+
+    Raises:
+      QkjaxError: the dataset was read from `path`, and lacks what is described. Results of version 0.1 have no
+        checksum.
+    """
+    try:
+        return describe(dataset)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        if path is None:
+            raise
+        raise QkjaxError(f"the result {path} is not one of this analysis ({repr(error)[:200]}); remove it") from error
 
 
 def _from_first_host(dataset: xr.Dataset | None) -> xr.Dataset:
@@ -155,6 +170,22 @@ def require_readable(unreadable: Unreadable, images: ImageSet, partial: Path | N
             remove(partial)
         first = unreadable[0][1]
         raise QkjaxError(f"none of the {len(images)} images of {images.name} can be used; the first: {first}")
+
+
+def require_finite(scores: np.ndarray, images: ImageSet, partial: Path | None) -> None:
+    """Makes sure that all scores are numbers.
+
+    Raises:
+      QkjaxError: one is not, as in a model whose activations overflow. The progress is removed.
+    """
+    if not np.isfinite(scores).all():
+        if partial:
+            remove(partial)
+        share = 1 - np.isfinite(scores).mean()
+        raise QkjaxError(
+            f"{share:.2%} of the scores of {images.name} are NaN or infinite: the model's activations overflow; check "
+            "its parameters and preprocessing, or give dtype='float32'"
+        )
 
 
 def print_outcome(name: str, written: Written, *, as_json: bool = False, next_step: str = "") -> None:

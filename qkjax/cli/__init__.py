@@ -23,6 +23,7 @@ from qkjax.cli.plain_help import with_plain_help
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
 from qkjax.errors import AssumptionWarning, QkjaxError, nearest
+from qkjax.runtime.visible import VisibleStream, visible
 
 # Only light modules are imported above, so that `qkjax --help` is fast.
 
@@ -44,13 +45,14 @@ ALIASES = {"modes": "top-images"}
 
 def main() -> None:
     """Entry point of the `qkjax` command. Exit codes: 0 for success, 2 for invalid input, 130 for an interrupt."""
+    sys.stdout, sys.stderr = VisibleStream(sys.stdout), VisibleStream(sys.stderr)
     warnings.showwarning = _show_warning
     sys.unraisablehook = _pass_interrupt_on
     try:
         _run(sys.argv[1:])
         sys.stdout.flush()
     except QkjaxError as error:
-        print(f"qkjax: error: {in_options(str(error))}", file=sys.stderr)
+        print(f"qkjax: error: {visible(in_options(str(error)))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore further interrupts
@@ -59,7 +61,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         _drop_output()
     except OSError as error:
-        print(f"qkjax: error: {error}", file=sys.stderr)
+        print(f"qkjax: error: {visible(str(error))}", file=sys.stderr)
         _drop_output()
         sys.exit(2)
     except Exception as error:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from qkjax.runtime.files import atomic_path
+from qkjax.runtime.visible import visible
 
 # Okabe and Ito 2008: distinguishable with any colour vision. Black is kept for axes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -46,7 +47,7 @@ def styled() -> Iterator[None]:
 
 def literal(name: str) -> str:
     """Escapes a name for matplotlib, which would read $ as mathematics and hide legend entries that begin with _."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    return (" " if name.startswith("_") else "") + visible(name, "\n").replace("$", r"\$")
 
 
 FORMATS = {".png": {}, ".pdf": {"CreationDate": None}}

@@ -1,6 +1,7 @@
 """The file that stores the progress of a pass, from which the next call resumes."""
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,18 +35,23 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
     if not path.exists():
         return None
     advice = f"remove {path} to start again"
+    if not path.is_file():
+        raise QkjaxError(f"{path} is not a file, expected the progress of a pass; {advice}")
     try:
         # If numpy opens a file itself and cannot read it, it does not close it.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file}
         texts = ("settings", "unreadable", "layout")
         earlier, unreadable, layout = (json.loads(str(arrays.pop(name))) for name in texts)
+        if not isinstance(earlier, dict):
+            raise ValueError("its settings are not an object")
         if layout != _layout(arrays):
             raise ValueError("its arrays are not those that were written")
         unreadable = tuple((int(index), str(reason)) for index, reason in unreadable)
         different = [name for name in settings if settings[name] != earlier.get(name)]
     except Exception as error:  # zipfile, numpy and json raise errors of many types
-        raise QkjaxError(f"cannot read the interrupted pass {path} ({error}); {advice}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise QkjaxError(f"cannot read the interrupted pass {path} ({reason}); {advice}") from error
     if different:
         raise QkjaxError(
             f"{path} is an interrupted pass with other settings ({', '.join(different)}): repeat those, or {advice}"
@@ -54,5 +60,10 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
 
 
 def _layout(arrays: Mapping[str, np.ndarray]) -> dict[str, list]:
-    """Type and shape of each array, as JSON values."""
-    return {name: [str(array.dtype), *array.shape] for name, array in arrays.items()}
+    """Type, checksum and shape of each array, as JSON values."""
+    return {name: [str(x.dtype), zlib.crc32(x.tobytes()), *x.shape] for name, x in arrays.items()}
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    """One number for the names, dtypes, shapes and values of arrays."""
+    return zlib.crc32(json.dumps(_layout(arrays), sort_keys=True).encode())

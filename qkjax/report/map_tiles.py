@@ -20,7 +20,7 @@ from qkjax.passes.engine import batch_groups, run_pass
 from qkjax.passes.inputs import batches_of_photographs, normalised_pixels, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.report.pack import COARSE, quantised
-from qkjax.results.store import HOW, texts, versions, write_dataset
+from qkjax.results.store import HOW, read_result, texts, versions, write_dataset
 from qkjax.runtime import hosts
 from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
@@ -87,13 +87,13 @@ def map_tiles(
 def _earlier(path: Path, settings: Mapping[str, str], shown: tuple[int, int], images: ImageSet) -> xr.Dataset | None:
     """Of maps that were made before the first modes and places; None where they are not these, or too few."""
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            was = json.loads(opened.attrs["settings"])
-            enough = opened.sizes["mode"] >= shown[0] and opened.sizes["place"] >= shown[1]
-            same = all(was.get(name) == settings[name] for name in settings if name not in (*HOW, "shown"))
-            if not (enough and same) or any(_readable(images, str(name)) for name in opened.left_out.values):
-                return None
-            return opened.isel(mode=slice(shown[0]), place=slice(shown[1])).load()
+        earlier = read_result(path)
+        was = json.loads(earlier.attrs["settings"])
+        enough = earlier.sizes["mode"] >= shown[0] and earlier.sizes["place"] >= shown[1]
+        same = all(was.get(name) == settings[name] for name in settings if name not in (*HOW, "shown"))
+        if not (enough and same) or any(_readable(images, str(name)) for name in earlier.left_out.values):
+            return None
+        return earlier.isel(mode=slice(shown[0]), place=slice(shown[1]))
     except Exception:  # not there, or h5netcdf stumbles over it: unlike a scan it is soon made again
         return None
 

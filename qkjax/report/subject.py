@@ -12,6 +12,7 @@ from qkjax.analyses.top_images.pages import ScanOptions, earlier_folder
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes
 from qkjax.passes.inputs import for_photographs
+from qkjax.results.store import read_result
 from qkjax.weights.checkpoint import Checkpoint
 from qkjax.weights.load import load, origin
 
@@ -103,9 +104,12 @@ def _origin_of_results(folder: Path, settings: Mapping) -> dict[str, str] | None
       QkjaxError: a result cannot be read, or no result states the path of its model.
     """
     attrs = {path: attributes(path) for path in (folder / name for name in RESULTS) if path.is_file()}
-    for stored in attrs.values():
+    for path, stored in attrs.items():
         if "checkpoint" in stored:
-            loaded_with = {**json.loads(stored.get("loaded_with", "{}")), **settings}
+            try:
+                loaded_with = {**json.loads(stored.get("loaded_with", "{}")), **settings}
+            except (ValueError, TypeError) as error:
+                raise QkjaxError(f"{path} does not state how its model was loaded ({error}); remove it") from error
             return {"checkpoint": str(stored["checkpoint"]), "loaded_with": json.dumps(loaded_with)}
     if attrs:
         raise QkjaxError(
@@ -120,8 +124,4 @@ def attributes(path: Path) -> dict:
     Raises:
       QkjaxError: the file cannot be read.
     """
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as data:
-            return dict(data.attrs)
-    except Exception as error:  # h5netcdf raises many kinds of exceptions
-        raise QkjaxError(f"cannot read the result {path} ({error}); remove it") from error
+    return dict(read_result(path).attrs)

@@ -9,8 +9,11 @@ import numpy as np
 import xarray as xr
 
 from qkjax.runtime.files import atomic_path, remove
+from qkjax.runtime.visible import visible
 
 Row = dict[str, int | float | str]
+FORMULAS = ("=", "+", "-", "@")
+"""What a spreadsheet takes for the begin of a formula."""
 
 
 def head_mean(values) -> np.ndarray:
@@ -27,10 +30,18 @@ def write_csv(rows: list[Row], path: Path) -> None:
     Raises:
       QkjaxError: the file cannot be written.
     """
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: float | str) -> float | str:
+    """A value for a CSV file. Texts have no hidden characters, and none is a formula to a spreadsheet."""
+    if not isinstance(value, str):
+        return value
+    shown = visible(value)
+    return f"'{shown}" if shown.startswith(FORMULAS) else shown
 
 
 def list_unreadable(data: xr.Dataset, path: Path, names: str = "unreadable", what: str = "could not be read") -> None:

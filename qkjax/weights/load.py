@@ -13,6 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import AssumptionWarning, QkjaxError
 from qkjax.images.preprocess import Preprocess
+from qkjax.runtime.visible import visible
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
 from qkjax.weights import catalogue, memory, preprocessing
 from qkjax.weights.checkpoint import (
@@ -102,7 +103,9 @@ def load(model: Any, **settings) -> Checkpoint:
         return _load_entry(catalogue.entry(text), settings)
     path, sub = split_submodel(text)
     absolute = Path(os.path.abspath(path))
-    name = (absolute.name if os.path.isdir(absolute) else absolute.stem).encode(errors="replace").decode()
+    name = visible(absolute.name if os.path.isdir(absolute) else absolute.stem)
+    if not name.strip("."):
+        raise QkjaxError(f"{path}: results are kept under the name of the file, which is only dots; rename it")
     trained = os.path.join(path, "model.npz")  # in the folder of a run of `qkjax train`
     return _read(Path(trained if os.path.isfile(trained) else path), sub, name, settings)
 

@@ -10,10 +10,13 @@ import jax
 import numpy as np
 
 from qkjax.analyses.edit import ResolvedEdit
+from qkjax.passes.partial_file import checksum
 from qkjax.runtime import hosts
 from qkjax.runtime.files import atomic_path, remove
 
 Arrays = dict[str, np.ndarray]
+CHECKSUM = "checksum"
+"""Name of the array with the checksum of the others."""
 
 
 class Store:
@@ -45,7 +48,8 @@ class Store:
         if self.folder and jax.process_index() == 0:
             path = self.folder / f"{self.key(edit)}.npz"
             with suppress(Exception), open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file}
+                stored = {name: file[name] for name in file}
+                arrays = stored if int(stored.pop(CHECKSUM)) == checksum(stored) else None
         if jax.process_count() > 1:
             arrays = hosts.gather_arrays(arrays or {})[0] or None
         return arrays
@@ -60,7 +64,7 @@ class Store:
             return
         if jax.process_index() == 0:
             with atomic_path(self.folder / f"{self.key(edit)}.npz") as temporary, open(temporary, "wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **arrays, **{CHECKSUM: np.array(checksum(arrays))})
         if jax.process_count() > 1:
             hosts.gather_json(None)  # every host keeps its progress until the result is written
         if path := self.partial(edit):

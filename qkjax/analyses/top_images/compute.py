@@ -12,7 +12,7 @@ import xarray as xr
 from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import SCORES, both_signs
 from qkjax.activations.top_maps import TopMaps, add, empty, merge
-from qkjax.analyses.outcome import require_readable
+from qkjax.analyses.outcome import require_finite, require_readable
 from qkjax.analyses.top_images.tables import top_images_dataset
 from qkjax.errors import QkjaxError, nearest
 from qkjax.images.default_set import photographs
@@ -123,6 +123,7 @@ def top_images(
     unreadable = [(images.names[index], reason) for index, reason in result.unreadable]
     attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
     best = jax.tree.map(np.asarray, result.state)
+    require_finite(best.top.score[best.top.image >= 0], images, partial)
     return top_images_dataset(best, grid, tuple(scores), images.names, unreadable, measure(modes), attrs)
 
 
