@@ -370,7 +370,7 @@ def test_commands(checkpoint, folder, tmp_path, monkeypatch, capsys):
         assert data.control.values.tolist() == [-1, -1, 0]
     for words, says in {
         (): "no modes are selected: pass --select",
-        ("--plan", "plan.toml", "--no-key-bias"): "--plan replaces --edit, --select",
+        ("--plan", "plan.toml", "--no-key-bias"): "--plan is given together with --edit, --select",
         ("--select", "all", "--batch", -1): "--batch -1: expected a whole number of at least 1",
     }.items():
         done = command(monkeypatch, capsys, "ablate", checkpoint.source, *words)

@@ -192,7 +192,7 @@ def test_o3_in_its_published_layout(tmp_path):
     scenes = open_o3(tmp_path / "zip")
     assert scenes.names == ("a.jpg", "b.jpg")
     assert dict(scenes.left_out) == {
-        "alone.jpg": "no mask of its target and distractors in targ_labels",
+        "alone.jpg": "no mask of the target and distractors in targ_labels",
         "gone.jpg": "listed in the table of properties, but there is no such file",
     }
     scene = scenes.read(0)
@@ -266,7 +266,7 @@ def test_scenes_that_are_not_whole_are_explained(tmp_path):
             crop_to_model(scene, "x", preset, None, (8, 8))
     for path, says in {
         "none": "there is no folder .*none: pass the folder of the unpacked O3 data set",
-        ".": "is not the O3 data set: it has folders images, targ_labels and dist_labels",
+        ".": "is not the O3 data set: O3 has folders images, targ_labels and dist_labels",
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
             open_o3(tmp_path / path)

@@ -174,7 +174,7 @@ def test_the_bar_says_how_idle_the_device_is(small, folder, capsys):
             {"scores": ("products",)},
             r"^scores='products': unknown score \(nearest: 'product'\); expected one of product, query_max",
         ),
-        ({"scores": ()}, r"^scores=\(\): expected one or more of product, query_max"),
+        ({"scores": ()}, r"^scores=\(\): expected one or more scores among product, query_max"),
         ({"top": 0}, "^top=0: expected a whole number of at least 1$"),
         ({"options": PassOptions(batch=-1)}, "^batch=-1: expected a whole number of at least 1$"),
         ({"options": PassOptions(resolution=(4, 32))}, "expected at least one patch"),
