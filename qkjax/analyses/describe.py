@@ -35,8 +35,8 @@ def describe(
     Args:
       dataset: the result of an analysis.
       checkpoint: the checkpoint of the analysis, for figures that show images.
-      images: the images of the analysis, for figures that show images: an image set, or for `attribute_logits` the
-        photograph.
+      images: the images of the analysis, for figures that show images. For `attribute_logits`, pass the photograph; for
+        all other analyses, pass the image set.
       select: for `top_images`, the modes on the sheet, such as "L8 H4 M2". For `attribute_logits`, the heads on the
         sheet, such as "L8 H4".
 

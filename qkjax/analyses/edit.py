@@ -201,7 +201,7 @@ def notes_on(plan: ResolvedEdit, heads: EditedHeads, head_dim: int) -> list[str]
         layer, head = np.unravel_index(kept.argmin(), kept.shape)
         notes.append(
             f"kernels with {head_dim} columns represent {kept.mean():.4f} of the edited interactions' squared strength "
-            f"on average, and {kept.min():.4f} at least (layer {layer}, head {head}); exact=True widens the heads"
+            f"on average, and {kept.min():.4f} at least (layer {layer}, head {head}); exact heads are wider"
         )
     if not plan.heads.any():
         notes.append("the selection is empty: nothing is edited")

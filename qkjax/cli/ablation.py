@@ -47,8 +47,8 @@ def ablate(
       key_bias: remove the key bias term of the edited heads, the part of the logits that depends on the query bias and
         the key (see `qkjax export --help`).
       plan: TOML file with a grid of ablations, which replaces the options above; see docs/ablations.md.
-      images: image source: a folder of images or archives, a .zip or a .tar; by default the photographs that come with
-        scikit-image and scikit-learn.
+      images: a .zip, a .tar, or a folder of images or archives; by default the photographs that come with scikit-image
+        and scikit-learn.
       limit: number of images to use, evenly spaced in the set; by default all images.
       labels: also measure accuracy, with the names of the image folders as classes. Accuracy is measured by a linear
         probe, by nearest neighbours, and by the model's classifier if the outputs of the classifier are these classes.

@@ -79,8 +79,8 @@ def top_images(
 
     Args:
       model: name of a model listed by `qkjax models`, or path of a checkpoint.
-      images: image source: a .zip, a .tar (webdataset), or a folder of archives or images (flat, nested, or ImageNet's
-        layout). The default is the photographs that come with scikit-image and scikit-learn.
+      images: a .zip, a .tar (webdataset), or a folder of archives or images (flat, nested, or in ImageNet's layout).
+        The default is the photographs that come with scikit-image and scikit-learn.
       out: folder for the results; by default results/MODEL/top_images.
       score: one or more scores by which to rank images; sheets show the first score. product multiplies the maximum of
         the query map by the maximum of the key map, as in the paper. query_max and key_max are the maximum of the query

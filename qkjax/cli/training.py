@@ -19,7 +19,9 @@ Folder = Annotated[Positional[Path], arg(metavar="FOLDER")]
 
 
 def training_commands(arguments: Sequence[str]) -> dict[str, Callable]:
-    """The commands `train` and `sweep`, by name. Defaults of their options come from the preset or file of `--config`.
+    """The commands `train` and `sweep`, by name.
+
+    The defaults of the options are the values in the preset or file that `--config` names.
 
     Raises:
       QkjaxError: the preset is unknown, or the file cannot be read.

@@ -47,8 +47,8 @@ def top_images_sheet(title: str, rows: Sequence[SheetRow]) -> Figure:
 def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Figure:
     """Draws one row per head with the modes that contribute most to the head's attention logits (the paper, figure 5).
 
-    Each row starts with the picture. Each tile shows the picture with both maps (see `top_images_sheet`), and below it
-    the query map and the key map separately.
+    Each row starts with the picture. The upper half of each tile shows both maps over the picture (see
+    `top_images_sheet`), and the lower half shows the query map and the key map separately.
     """
     nothing = np.zeros((1, 1))
     first = Tile(picture, nothing, nothing, "")

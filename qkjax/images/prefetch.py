@@ -47,7 +47,7 @@ def or_reason(compute: Callable[[], Result], name: str) -> Result | str:
     except QkjaxError as error:
         return str(error)
     except MemoryError:
-        return f"{name} does not fit in memory; make it smaller"
+        return f"{name} does not fit in memory; reduce the size of the image"
 
 
 def batches(

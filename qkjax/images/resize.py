@@ -51,9 +51,9 @@ def _weights(old: int, new: int, filter: str):
 def _taps(old: int, new: int, filter: str) -> Iterator[tuple[int, np.ndarray]]:
     """For each new pixel, yields the index of the first old pixel that contributes, and the weights of old pixels.
 
-    The weights are for consecutive old pixels, starting at that index. "area" takes the mean over the interval of old
-    pixels that the new pixel covers, with fractional ends, also when enlarging. "bilinear" interpolates between the two
-    old pixels nearest to the centre of the new pixel; edge pixels are repeated.
+    The weights belong to consecutive old pixels, of which the index is the first. "area" takes the mean over the
+    interval of old pixels that the new pixel covers, with fractional ends, also when enlarging. "bilinear" interpolates
+    between the two old pixels nearest to the centre of the new pixel; edge pixels are repeated.
     """
     for low, high in pairwise(np.arange(new + 1) * old / new):
         if filter == "area":

@@ -75,7 +75,7 @@ def report(
     with atomic_folder(out, *page.OURS) as folder:
         sizes = [write_model(folder / page.DATA / f"m{i}", data, image_set, photos) for i, data in enumerate(models)]
         page.write(folder, len(subjects))
-    advice = "; pass smaller modes=... or top=... for a smaller report" if max(sizes) > LARGE else ""
+    advice = "; fewer modes, or fewer images per mode, make the report smaller" if max(sizes) > LARGE else ""
     print(f"wrote a report of {sum(sizes) / 1e6:.1f} MB{advice}: open {out / page.MARK} in a browser", file=sys.stderr)
     return out / page.MARK
 

@@ -36,7 +36,7 @@ def placement(tree: Tree, parallel: str) -> Tree:
     Args:
       tree: a tree of arrays, or of their shapes.
       parallel: "data" or "fsdp". With "data", every device has all arrays. With "fsdp", an array with at least
-        `SPLIT_FROM` values is split along its longest axis among those that the number of devices divides.
+        `SPLIT_FROM` values is split along its longest axis whose length is a multiple of the number of devices.
     """
 
     def sharding(leaf) -> NamedSharding:

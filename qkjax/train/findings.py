@@ -20,12 +20,12 @@ def table(dataset: xr.Dataset) -> list[Row]:
       dataset: the dataset of a sweep, see `train.sweep.collect`.
 
     Returns:
-      Rows with the following columns. "constraint" is the constraint, and "seeds" is the number of seeds that did not
-      diverge. "accuracy" is the accuracy in percent, and "low" and "high" are the ends of its 95% interval over seeds
-      (Student's t). "to_free" is the difference from the constraint `free` in percentage points, paired by seed.
-      "to_free_low" and "to_free_high" are the ends of the 95% interval of this difference, not corrected for the number
-      of rows. "cosine_0", "cosine_1" and so on are the mean weighted cosines of the layers. Intervals are NaN if there
-      is a single seed, and differences are NaN if the sweep does not include `free`.
+      Rows with the following columns. "constraint" is the name of the constraint, and "seeds" is the number of seeds
+      that did not diverge. "accuracy" is the accuracy in percent, and "low" and "high" are the ends of its 95% interval
+      over seeds (Student's t). "to_free" is the difference from the constraint `free` in percentage points, paired by
+      seed. "to_free_low" and "to_free_high" are the ends of the 95% interval of this difference, not corrected for the
+      number of rows. "cosine_0", "cosine_1" and so on are the mean weighted cosines of the layers. Intervals are NaN if
+      there is a single seed, and differences are NaN if the sweep does not include `free`.
     """
     last = 100 * dataset.accuracy.isel(step=-1)
     free = last.sel(constraint=REFERENCE).values if REFERENCE in last.constraint.values else np.nan * last[0].values

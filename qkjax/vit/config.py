@@ -104,8 +104,8 @@ class ViTConfig:
     def to_dict(self) -> dict:
         """The fields as plain values for JSON.
 
-        Fields that version 0.1 did not have are left out if they have their default values. The dict of an unchanged
-        model is then the same as in version 0.1, so results of version 0.1 remain valid.
+        Fields that version 0.1 did not have are left out if they have their default values. For an architecture of
+        version 0.1, the result is therefore the same as in version 0.1, and results of version 0.1 remain valid.
         """
         defaults = {name: self.__dataclass_fields__[name].default for name in ADDED}
         return {name: value for name, value in asdict(self).items() if name not in ADDED or value != defaults[name]}

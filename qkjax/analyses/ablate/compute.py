@@ -161,7 +161,7 @@ def _resolved(specs: Sequence[AblationSpec], model: _Model) -> tuple[list[Ablati
         if not is_idle_control(spec.edit, edit):
             retained.append((spec, edit))
         elif spec.edit.control == 0:
-            print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL}, and left out", file=sys.stderr)
+            print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL}, and is left out", file=sys.stderr)
     return [spec for spec, _ in retained], [edit for _, edit in retained]
 
 
