@@ -61,7 +61,7 @@ def contributions(
 
     Args:
       tokens, logits, attention: "norm", "attention_logits" and "attention" of the layer, as `forward` captures them.
-      u, s, v: modes of the layer, in the plain frame.
+      u, s, v: modes of the layer, in the plain frame (see `Frame`).
       key_direction: key direction of the layer, see `bias_terms`.
       head_dim: head dimension of the model.
     """

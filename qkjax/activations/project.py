@@ -69,7 +69,7 @@ def query_key_maps(
     Args:
       tokens: tokens of all layers: `forward(..., capture=("norm",))[1]["norm"]`, on which M acts, or "residual" instead
         of "norm".
-      modes: modes of the same model, in the plain frame.
+      modes: modes of the same model, in the plain frame (see `Frame`).
       special: number of tokens before the patches, `config.prefix_tokens`.
       grid: number of rows and columns of patches; by default a square grid.
 

@@ -133,7 +133,7 @@ def _pasted(rng: np.random.Generator, _: int) -> Scene:
     """A scene of eight round pieces in eight cells of a 3 x 3 grid.
 
     The seven distractors are copies of one piece of a photograph, each rotated by a random multiple of 90 degrees and
-    mirrored at random. The target is a piece of another photograph.
+    mirrored at random. The target is a piece of a second photograph.
     """
     background, distractor, target = (int(i) for i in rng.choice(len(square_photographs()), 3, replace=False))
     image = _blurred(background).copy()

@@ -164,7 +164,7 @@ def edit(
 
     Args:
       parameters: query and key parameters of the model.
-      modes: modes of the same model, in the plain frame.
+      modes: modes of the same model, in the plain frame (see `Frame`).
       kind: name of an edit in `EDITS`.
       weights: how much of each mode is edited, from 0 (unchanged) to 1 (fully edited).
       columns: number of columns of the new kernels. If None, the kernels have head_dim columns, and the parameters of

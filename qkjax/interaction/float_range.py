@@ -1,7 +1,8 @@
 """Rescales heads with kernels so small or so large that the singular values leave the range of float32.
 
 Weight decay can shrink the kernels of a head almost to zero, and divergence can make kernels very large. The kernels of
-such a head are divided by powers of two before the decomposition, which is exact, and its singular values are float64.
+such a head are divided by powers of two before the decomposition. This division is exact. The singular values of such a
+head are float64.
 """
 
 import numpy as np

@@ -71,7 +71,7 @@ class Modes:
 
 
 def require_plain(modes: Modes, what: str) -> None:
-    """Refuses modes that are not in the plain frame.
+    """Refuses modes that are not in the plain frame, in which M acts on the output of the LayerNorm.
 
     Args:
       modes: the modes to check.

@@ -54,7 +54,7 @@ def attended(
 
     Args:
       checkpoint: the model.
-      modes: all modes of the checkpoint, in the plain frame.
+      modes: all modes of the checkpoint, in the plain frame (see `Frame`).
       key_direction: the field `key_direction` of `bias_terms`.
       pixels: the picture at the model's resolution.
     """

@@ -56,7 +56,7 @@ def map_tiles(
 
     Args:
       checkpoint: the model.
-      modes: modes of the checkpoint, in the plain frame.
+      modes: modes of the checkpoint, in the plain frame (see `Frame`).
       images: the image set of the scan.
       top: the result of the scan, as `top_images` returns it; the first score determines the images.
       shown: number of modes per head, and number of images per mode and sign.

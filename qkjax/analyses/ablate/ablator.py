@@ -41,8 +41,8 @@ class Ablator:
     own share of the images.
 
     Attributes:
-      original: rows of the original model compared with itself: effects, "representation", and "logits" if the model
-        has a classifier.
+      original: rows of the original model, which is compared with itself. The rows are the effects, "representation",
+        and "logits" if the model has a classifier.
       index: indices, in the set, of the images that could be read.
       unreadable: index and reason for each image that could not be read.
       pixels: a digest of the pixels of all images.

@@ -30,7 +30,7 @@ def describe(
     scenes: ImageSet[Scene] | None = None,
     options: PassOptions | None = None,
 ) -> Description:
-    """Makes tables by layer and by head, rank correlations with the weighted cosine, and figures.
+    """Makes figures, tables by layer and by head, and a table of rank correlations with the weighted cosine.
 
     Args:
       dataset: the result of `attention_preference`.

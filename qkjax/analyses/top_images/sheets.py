@@ -114,7 +114,7 @@ def mode_maps(
 
     Args:
       checkpoint: the checkpoint.
-      modes: modes of the checkpoint, in the plain frame.
+      modes: modes of the checkpoint, in the plain frame (see `Frame`).
       images: the image set.
       modes_by_image: names of modes, by the index of the image in the set.
       stream: the tokens to project.

@@ -107,9 +107,8 @@ class Constraint:
     Attributes:
       description: description of the constraint in one line, for tables and help.
       parameters: kinds of the layer's own parameters, by name.
-      init: function that takes a random key and a shape, and returns random parameters. The entries
-        of the kernels have the variance of big_vision's Xavier initialisation, unless the constraint fixes the
-        variance.
+      init: function that takes a random key and a shape, and returns random parameters. The entries of the kernels have
+        the variance of big_vision's Xavier initialisation, unless the constraint fixes the variance.
       kernels: function that takes parameters and a shape, and returns the query and the key kernel. The kernels satisfy
         the constraint for any parameters.
       nearest: function that takes a `Head`, and returns the parameters for which M is nearest to the M of this head in
