@@ -28,8 +28,9 @@ def to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
 def scale_transparency(image: "PIL.Image.Image") -> None:
     """Scales the transparent colour of a PNG with 2, 4 or 48 bits per pixel in the same way as the pixels.
 
-    Pillow scales only the pixels to 8 bits. For 48-bit colours, Pillow drops the lower half of the bits, so all colours
-    that share the upper half with the transparent colour become transparent, too.
+    Pillow scales the pixels of such a PNG to 8 bits, but not the transparent colour. For 48-bit colours, Pillow drops
+    the lower half of the bits, so all colours that share the upper half with the transparent colour become transparent,
+    too.
     """
     clear, layout = image.info.get("transparency"), str(image.tile[0][3]) if getattr(image, "tile", None) else ""
     if layout in ("L;2", "L;4") and isinstance(clear, int):

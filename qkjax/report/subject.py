@@ -36,7 +36,7 @@ class Subject(NamedTuple):
 
     @property
     def scan_folder(self) -> Path:
-        """The folder of top_images.nc: the folder of results if this file is directly in it, or else a subfolder."""
+        """The folder with top_images.nc, which is the folder of results itself or one of its subfolders."""
         return self.folder if (self.folder / "top_images.nc").exists() else earlier_folder(self.folder)
 
 
