@@ -228,7 +228,7 @@ def test_arrays_that_are_no_picture(array):
 
 
 def test_a_strip_is_no_memory_bomb():
-    with pytest.raises(QkjaxError, match="too long a strip"):
+    with pytest.raises(QkjaxError, match="too elongated to resize"):
         picture(np.zeros((1, 60_000, 3), np.uint8), PRESETS["hf-clip"])
     with pytest.raises(QkjaxError, match="cannot crop 0 x 0 pixels"):
         picture(np.zeros((9, 9, 3), np.uint8), PRESETS["hf-clip"], 0)
@@ -346,7 +346,7 @@ def test_decompression_bombs(tmp_path, monkeypatch):
     filters = [f for f in warnings.filters if not _is_pillows(f)]
     for limit in (6000, 3000):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(QkjaxError, match=r"bomb\.png.*(more than Pillow's limit|exceeds limit)"):
+        with pytest.raises(QkjaxError, match=r"bomb\.png.*(exceed Pillow's limit|exceeds limit)"):
             open_image(path)
     assert [f for f in warnings.filters if not _is_pillows(f)] == filters
 

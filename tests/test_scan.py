@@ -240,9 +240,9 @@ def test_the_bar_says_how_idle_the_device_is(small, folder, capsys):
     [
         (
             {"scores": ("products",)},
-            r"^scores='products': unknown score \(nearest: 'product'\); expected product, query_max",
+            r"^scores='products': unknown score \(nearest: 'product'\); expected one of product, query_max",
         ),
-        ({"scores": ()}, r"^scores=\(\): expected one or more of product, query_max"),
+        ({"scores": ()}, r"^scores=\(\): expected one or more scores among product, query_max"),
         ({"maps": -1}, "^maps=-1: expected a whole number of at least 0$"),
         ({"top": 0}, "^top=0: expected a whole number of at least 1$"),
         ({"options": PassOptions(batch=-1)}, "^batch=-1: expected a whole number of at least 1$"),
@@ -277,7 +277,9 @@ def test_interrupted_scan_of_other_settings_is_kept(small, folder, tmp_path):
     images, path = open_images(folder), tmp_path / "p.npz"
     qkjax.top_images(small, images, top=4, partial=path)
     before = path.read_bytes()
-    with pytest.raises(qkjax.QkjaxError, match=r"other settings \(top\): repeat those, or remove .*p\.npz to start"):
+    with pytest.raises(
+        qkjax.QkjaxError, match=r"different settings \(top\): run again .*, or remove .*p\.npz to start"
+    ):
         qkjax.top_images(small, images, top=5, partial=path)
     assert path.read_bytes() == before
     path.write_bytes(before[: len(before) // 2])
@@ -464,7 +466,7 @@ def test_hosts_that_see_different_images_say_so(folder, tmp_path):
     (tmp_path / "images" / "0004.png").unlink()
     for done in run_two_hosts(folder, tmp_path / "images", tmp_path / "out"):
         assert done.returncode == 2
-        assert "qkjax: error: the processes differ in images: give all of them the same command" in done.stderr
+        assert "qkjax: error: the processes differ in images: start all of them with the same command" in done.stderr
     assert not (tmp_path / "out" / "top_images.nc").exists()
 
 

@@ -1,4 +1,4 @@
-"""Sheets of pictures: the top images of modes, and the modes that contribute most in one image."""
+"""Draws sheets of pictures: the top images of modes, and the modes that contribute most in one image."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from qkjax.figures.overlay import LIMITS, Map, Picture, map_pixels, overlay
 from qkjax.figures.style import DPI, WIDTH, literal, styled
 
-GAP = 0.06  # of a tile's width
+GAP = 0.06  # gap between tiles, as a share of a tile's width
 PAPER = 255
 KEY = (
     Patch(facecolor="#FF0000", label="query map"),
@@ -20,7 +20,7 @@ KEY = (
 
 
 class Tile(NamedTuple):
-    """One image and one mode: the picture as the model gets it, its query map and key map, a caption."""
+    """One image and one mode: the picture that the model sees, the query map, the key map, and a caption."""
 
     picture: Picture
     query_map: Map
@@ -29,26 +29,26 @@ class Tile(NamedTuple):
 
 
 class SheetRow(NamedTuple):
-    """A row of a sheet: the label at its left, and its tiles."""
+    """A row of a sheet: a label on the left, and tiles."""
 
     label: str
     tiles: Sequence[Tile]
 
 
 def top_images_sheet(title: str, rows: Sequence[SheetRow]) -> Figure:
-    """One row per mode: its top images, highest score first (paper, figure 4).
+    """Draws one row per mode with the top images of the mode, highest score first (the paper, figure 4).
 
-    Each tile is the picture, and below it the grey picture with the query map in red and the key map in cyan,
-    scaled between the percentiles `LIMITS` of each map. The caption is the score.
+    Each tile shows the picture, and below the picture a grey copy with the query map in red and the key map in cyan.
+    Each map is scaled between its percentiles `LIMITS`. The caption is the score.
     """
     return _mosaic(title, rows, lambda tile: np.concatenate([tile.picture, overlay(*tile[:3])]))
 
 
 def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Figure:
-    """One row per head: the modes that contribute most to its logits (paper, figure 5).
+    """Draws one row per head with the modes that contribute most to the head's attention logits (the paper, figure 5).
 
-    Each tile is the overlay (see `top_images_sheet`) above the two separate maps. The picture comes first in each
-    row.
+    Each row starts with the picture. The upper half of each tile shows both maps over the picture (see
+    `top_images_sheet`), and the lower half shows the query map and the key map separately.
     """
     nothing = np.zeros((1, 1))
     first = Tile(picture, nothing, nothing, "")
@@ -69,11 +69,12 @@ def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Fig
 
 
 def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture]) -> Figure:
-    """Draws all tiles, which have one shape, as one image with no more pixels than the page has: a hundred axes would
-    take minutes.
+    """Draws all tiles as one image with no more pixels than the page has, since a hundred axes would take minutes.
+
+    All tiles must have the same shape.
 
     Args:
-      draw: the pixels of a tile; it gets the tile with its picture at the size on the page.
+      draw: function that returns the pixels of a tile; the tile has its picture at the size on the page.
     """
     columns = max(len(row.tiles) for row in rows)
     left, top, bottom = 0.75, 0.25, 0.45  # inches for labels, title and key

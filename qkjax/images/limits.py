@@ -1,4 +1,4 @@
-"""Limits of the sizes and colours that settings for images may have."""
+"""Sizes of images, and the limits of the sizes and colours that settings for images may have."""
 
 import os
 import textwrap
@@ -6,10 +6,16 @@ from typing import Any
 
 from qkjax.errors import QkjaxError
 
+Resolution = int | tuple[int, int]  # side of a square in pixels, or (height, width)
 MAX_SIDE = int(os.environ.get("QKJAX_MAX_SIDE") or 4096)
 """Longest side in pixels of what a model sees: 4,096 pixels are 65,536 patches of 16 pixels."""
 LARGEST = 1e6
 """Largest mean or standard deviation, and the inverse of the smallest standard deviation."""
+
+
+def pair(size: Resolution) -> tuple[int, int]:
+    """(height, width) of a size, which may be the side of a square."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def check_sides(name: str, size: Any) -> None:

@@ -15,14 +15,14 @@ from qkjax.runtime.visible import visible
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that computed a result, for its attributes."""
+    """Versions of the libraries that computed a result, as attributes of the result."""
     return {f"version_{name}": version(name) for name in ("qkjax", "jax", "numpy")}
 
 
 def write_dataset(dataset: xr.Dataset, path: Path) -> None:
-    """Atomically writes netCDF (HDF5), with a checksum of the dataset in the attribute `digest`.
+    """Writes a dataset to a netCDF (HDF5) file atomically, with a checksum of the dataset in the attribute `digest`.
 
-    The file is built in memory first, since HDF5 crashes the process if it cannot write.
+    The file is first built in memory, since HDF5 crashes the process if it cannot write to disk.
 
     Raises:
       QkjaxError: the file cannot be written.
@@ -74,20 +74,21 @@ def digest(dataset: xr.Dataset) -> str:
 
 
 HOW = ("model", "batch", "devices", "jax", "qkjax")
-"""Settings that only affect the name or the last bits of a result; results that differ only in these are equivalent."""
+"""Settings that affect only the name or the last bits of a result. Results that differ only in these settings are
+equivalent."""
 
 
 def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str] = ()) -> xr.Dataset | None:
-    """Reads the result of an earlier run with the same settings; None if the file does not exist.
+    """Reads the result of an earlier run with the same settings; returns None if the file does not exist.
 
     Args:
       path: the netCDF file.
-      settings: the expected settings; the file has its own in the attribute `settings`, as JSON.
-      at_least: names of numeric settings for which the earlier result may have larger values.
+      settings: the expected settings. The settings of the earlier run are in the attribute `settings`, as JSON.
+      at_least: names of numeric settings that may have larger values in the earlier result.
 
     Raises:
-      QkjaxError: the result has other settings or cannot be read. It is never overwritten, since it may be the work of
-        hours.
+      QkjaxError: the result has different settings or cannot be read. The file is never overwritten, since its
+        computation may have taken hours.
     """
     if not path.exists():
         return None
@@ -99,7 +100,7 @@ def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str
         raise QkjaxError(f"the result {path} does not state its settings ({error!r}); remove it") from error
     if other := [name for name in settings if earlier.get(name) != settings[name] and name not in enough]:
         raise QkjaxError(
-            f"{path} has other settings ({', '.join(other)}): remove it, or write to another folder, folder=..."
+            f"{path} has different settings ({', '.join(other)}): remove the file, or pass another folder as folder=..."
         )
     return data
 

@@ -1,4 +1,4 @@
-"""Which images excite each mode most: one pass over a set of images (the paper's figures 1 and 4, S5 to S16)."""
+"""Finds the images that excite each mode most, in one pass over an image set (the paper's figures 1, 4, S5 to S16)."""
 
 import json
 from functools import partial
@@ -44,9 +44,9 @@ MAP_BYTES = 512 * 2**20
 def _step(
     model: ViT, params, modes: Modes, scaling, state: TopMaps, pixels, index, stream: Stream, scores: tuple[str, ...]
 ):
-    """The top images with one more batch, which take the place of the old ones: forward pass, projections, scores.
+    """Updates the top images of every mode, and their maps, with a batch; the buffers of the old state are donated.
 
-    Nothing else can be donated: no result has the shape of the pixels.
+    The pixels cannot be donated, because no result has their shape.
     """
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
@@ -69,29 +69,29 @@ def top_images(
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """For every layer, head, mode and sign the images that excite it most, and maps of the first modes on them.
+    """Finds the images that excite each mode most, for both signs of the mode, and the maps of the first modes on them.
 
-    The pass resumes from `partial` and runs on several hosts.
+    An interrupted pass resumes from the file `partial`. Several hosts can share a pass.
 
     Args:
-      checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
-      images: by default the photographs of scikit-image and scikit-learn and crops of them, see `photographs`; or
-        those of a folder, see `open_images`.
-      top: images per mode, sign and score; no more than there are.
-      scores: names in `qkjax.activations.scores.SCORES`.
-      stream: the tokens that are projected, see `qkjax.activations.project.Stream`.
+      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
+      images: the image set, for example from `open_images`; by default the photographs of scikit-image and
+        scikit-learn, and crops of these photographs.
+      top: number of images per mode, sign and score; at most the number of images in the set.
+      scores: names of scores in `qkjax.activations.scores.SCORES`.
+      stream: the tokens to project, see `qkjax.activations.project.Stream`.
       maps: number of modes of each head, strongest first, whose query and key maps on the images of the first score
-        are stored. Drawing other modes takes a second pass over the images shown. None: 5, or fewer if those would take
-        more than 512 MB.
-      options: batch size, resolution, dtype.
-      partial: file in which progress is saved; None: nothing is saved. The caller removes it.
+        are stored. Drawing other modes takes a second pass over their images. None means 5 modes, or fewer if their
+        maps would take more than 512 MB.
+      options: batch size, resolution and number format.
+      partial: file in which progress is saved; the caller removes the file. If None, progress is not saved.
 
     Returns:
-      A dataset with dims score, layer, head, mode, sign, place and image; see `top_images_dataset`.
+      A dataset with dimensions score, layer, head, mode, sign, place and image; see `top_images_dataset`.
 
     Raises:
-      QkjaxError: an unknown score, `top` below 1, `maps` below 0, no readable image, a resolution that the model
-        cannot take, or progress of other settings.
+      QkjaxError: a score is unknown, `top` is below 1, `maps` is below 0, no image is readable, the model does not
+        support the resolution, or `partial` has different settings.
 
     Example:
       >>> import qkjax
@@ -130,21 +130,21 @@ def top_images(
 def scan_settings(
     checkpoint, images: ImageSet, top: int, scores, stream: Stream, options: PassOptions
 ) -> dict[str, str]:
-    """What the result of `top_images` depends on, except for the number of modes with maps."""
+    """The settings that the result of `top_images` depends on, except for the number of modes with maps."""
     return settings_of(checkpoint, images, options, scores=tuple(scores), top=top, stream=stream)
 
 
 def check(checkpoint: Checkpoint, top: int, scores: tuple[str, ...], options: PassOptions) -> tuple[int, int]:
-    """Refuses impossible arguments of `top_images` before any work; returns the rows and columns of patches.
+    """Checks the arguments of `top_images`; returns the number of rows and columns of patches.
 
     Raises:
-      QkjaxError: an unknown score, `top` or `batch` below 1, or a resolution that the model cannot take.
+      QkjaxError: a score is unknown, `top` or `batch` is below 1, or the model does not support the resolution.
     """
     if not scores:
-        raise QkjaxError(f"scores=(): expected one or more of {', '.join(SCORES)}")
+        raise QkjaxError(f"scores=(): expected one or more scores among {', '.join(SCORES)}")
     if unknown := sorted(set(scores) - set(SCORES)):
         raise QkjaxError(
-            f"scores={unknown[0]!r}: unknown score{nearest(unknown[0], SCORES)}; expected {', '.join(SCORES)}"
+            f"scores={unknown[0]!r}: unknown score{nearest(unknown[0], SCORES)}; expected one of {', '.join(SCORES)}"
         )
     if top < 1:
         raise QkjaxError(f"top={top}: expected a whole number of at least 1")
@@ -180,7 +180,7 @@ def scan_step(checkpoint: Checkpoint, modes: Modes, stream: Stream, scores: tupl
         pixels, index = jax.device_put((batch.pixels, batch.index), split)
         state = jax.device_put(state, whole)  # otherwise the first step would be compiled separately
         state = _step(model, *on_device, state, pixels, index, stream=stream, scores=scores)
-        # Threads decode the next batches meanwhile. Without waiting, steps would queue up with their pixels.
+        # Waits for the step, while threads decode the next batches. Without waiting, steps and pixels would queue up.
         return jax.block_until_ready(state), {}
 
     return step

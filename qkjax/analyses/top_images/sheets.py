@@ -1,4 +1,4 @@
-"""From the images that excite modes most to the rows of a sheet: pictures, maps, captions."""
+"""Makes the rows of sheets of top images: pictures, query and key maps, and captions."""
 
 import json
 import sys
@@ -35,10 +35,10 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 def options_of(dataset: xr.Dataset) -> tuple[Stream, PassOptions]:
-    """The stream and the options of the pass that made a dataset of `top_images`.
+    """The stream and the pass options with which a result of `top_images` was computed.
 
     Raises:
-      QkjaxError: the dataset does not say.
+      QkjaxError: the dataset does not state its settings.
     """
     try:
         settings = json.loads(dataset.attrs["settings"])
@@ -46,20 +46,21 @@ def options_of(dataset: xr.Dataset) -> tuple[Stream, PassOptions]:
         options = PassOptions(int(settings["batch"]), tuple(resolution) if resolution else None, settings["dtype"])
         return settings["stream"], options
     except (KeyError, ValueError, TypeError) as error:
-        raise QkjaxError(f"the dataset does not say how it was made ({error!r}); compute it again") from error
+        raise QkjaxError(f"the dataset does not state its settings ({error!r}); compute the dataset again") from error
 
 
 def sheets(
     checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, pages: Mapping[str, Sequence[ModeName]]
 ) -> Iterator[tuple[str, list[SheetRow]]]:
-    """The rows of each page, for `figures.top_images_sheet`; a mode without an image has no row.
+    """Yields the name and the rows of each page, for `figures.top_images_sheet`.
 
-    An image that can no longer be read is left out.
+    An image that can no longer be read is left out, and a mode without images has no row.
 
     Args:
-      images: those of the dataset.
-      dataset: of `top_images`.
-      pages: the modes on each page, by the page's name.
+      checkpoint: the checkpoint.
+      images: the image set of the dataset.
+      dataset: the result of `top_images`.
+      pages: the modes on each page, by the name of the page.
     """
     checkpoint = for_photographs(checkpoint)
     pages = {page: [with_sign(dataset, name) for name in names] for page, names in pages.items()}
@@ -116,10 +117,10 @@ def _second_pass(
 
 
 def sheet_rows(checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, names: Sequence[str]) -> list[SheetRow]:
-    """The rows of one sheet of modes by their names, such as "L8 H7 M2"; see `sheets`.
+    """The rows of one sheet with the modes of the given names, such as "L8 H7 M2"; see `sheets`.
 
     Raises:
-      QkjaxError: an unknown mode.
+      QkjaxError: a mode does not exist.
     """
     parsed = [ModeName.parse(name, dataset["cosine"].shape) for name in names]
     return next((rows for _, rows in sheets(checkpoint, images, dataset, {"": parsed})), [])
@@ -133,11 +134,17 @@ def mode_maps(
     stream: Stream,
     options: PassOptions,
 ) -> dict[tuple[int, ModeName], tuple[Map, Map]]:
-    """Query and key map of some modes on some images, by image and mode; both negated for sign -1.
+    """Computes query and key maps of some modes on some images, by image and mode; maps are negated for sign -1.
+
+    An image that can no longer be read is left out, with a message on standard error.
 
     Args:
-      modes_by_image: names of modes by the index of the image in the set. An image that can no longer be read is left
-        out.
+      checkpoint: the checkpoint.
+      modes: modes of the checkpoint, in the plain frame (see `Frame`).
+      images: the image set.
+      modes_by_image: names of modes, by the index of the image in the set.
+      stream: the tokens to project.
+      options: options of the pass.
     """
     model, params = ViT(checkpoint.config, options.dtype), jax.device_put(checkpoint.params)
     grid, size = photograph_grid(checkpoint, options.resolution), batch_size(options.batch)

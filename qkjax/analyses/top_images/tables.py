@@ -1,4 +1,4 @@
-"""The images that excite each mode most: a labelled dataset, a table of chosen modes, the result in words."""
+"""Converts the results of `top_images` to a labelled dataset, a table of selected modes, and a summary in words."""
 
 from collections.abc import Mapping, Sequence
 
@@ -37,22 +37,24 @@ def top_images_dataset(
     metrics: Metrics,
     attrs: Mapping[str, str],
 ) -> xr.Dataset:
-    """The images that excite each mode most.
+    """Collects the images that excite each mode most in a dataset.
 
     Args:
-      best: scores and indices of the images, and their maps.
+      best: scores and indices of the images, (scores, layers, heads, modes, 2, places), and their maps.
       grid: rows and columns of patches.
-      scores: their names.
-      names: of all images of the set.
-      unreadable: name and reason of the images that could not be read.
-      metrics: of the modes.
+      scores: names of the scores.
+      names: names of all images in the set.
+      unreadable: name and reason for each image that could not be read.
+      metrics: measures of the modes.
+      attrs: attributes of the dataset.
 
     Returns:
-      A dataset with dims score, layer, head, mode, sign (1 as in `Modes`, -1 the other), place (0 best) and image:
-      `value` of the score, `image_index` (-1 if there are too few images), the names as coordinate `image`;
-      `singular_value` and `cosine` of the modes; `query_map` and `key_map` of the first modes on these images, with
-      dims mapped_mode, row and column, not negated for sign -1; `unreadable`, the names of images that could not be
-      read, and the `reason` of each.
+      A dataset with dimensions score, layer, head, mode, sign (1 as in `Modes`, or -1), place (0 is the best image) and
+      image. `value` is the score of an image, and `image_index` its index, or -1 if there are too few images. The
+      coordinate `image` has the names of the images. `singular_value` and `cosine` describe the modes. `query_map` and
+      `key_map` are the maps of the first modes on these images, with dimensions mapped_mode, row and column; they are
+      not negated for sign -1. `unreadable` has
+      the names of images that could not be read, and `reason` the reasons.
     """
     dims = ("score", *PER_MODE, "sign", "place")
     variables = {
@@ -72,7 +74,7 @@ def top_images_dataset(
 
 
 def summary(dataset: xr.Dataset) -> str:
-    """The result in words: how many images and modes, and which mode has the highest score."""
+    """Summarises the result in words: the number of images and modes, and the mode with the highest score."""
     best = dataset.value.isel(score=0, place=0)
     layer, head, mode, sign = np.unravel_index(int(best.values.argmax()), best.shape)
     image = str(dataset.image.values[int(dataset.image_index.isel(score=0, place=0).values[layer, head, mode, sign])])
@@ -86,13 +88,13 @@ def summary(dataset: xr.Dataset) -> str:
 
 
 def with_sign(dataset: xr.Dataset, name: ModeName) -> ModeName:
-    """The mode with a sign: if none is given, the one whose best image has the larger score."""
+    """The name of a mode with a sign; if no sign is given, the sign whose best image has the larger score."""
     best = dataset["value"].values[0][name[:3]][:, 0]
     return name if name.sign else name._replace(sign=1 if best[0] >= best[1] else -1)
 
 
 def images_of_mode(dataset: xr.Dataset, name: ModeName) -> list[tuple[int, float]]:
-    """Index and score of a signed mode's images, best first, by the first score of the dataset."""
+    """Indices and scores of the top images of a mode with a sign, best first, by the first score of the dataset."""
     place = (0, *name[:3], 0 if name.sign > 0 else 1)
     pairs = zip(dataset["image_index"].values[place], dataset["value"].values[place], strict=True)
     return [(int(index), float(score)) for index, score in pairs if index >= 0]
@@ -112,7 +114,7 @@ def maps_of_mode(dataset: xr.Dataset, name: ModeName) -> list[tuple[Map, Map]]:
 
 
 def mode_table(dataset: xr.Dataset, names: Sequence[ModeName]) -> list[Row]:
-    """One row for each image of each mode."""
+    """A table with one row for each top image of each mode."""
     s, cosine = dataset["singular_value"].values, dataset["cosine"].values
     return [
         {**name._asdict(), "cosine": float(cosine[name[:3]]), "singular_value": float(s[name[:3]]), "place": place,
