@@ -8,7 +8,8 @@ from qkjax.errors import QkjaxError, nearest
 
 Pool = Literal["tok", "gap", "map", "none", "0"]
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
-Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset"]
+Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset", "bilinear",
+                   "bilinear_offset", "bilinear_crop"]  # fmt: skip
 Norm = Literal["layer", "rms"]
 ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "weights_only")
 """Fields of `ViTConfig` that were added after version 0.1."""
@@ -33,6 +34,8 @@ class ViTConfig:
         "bicubic_antialias" is torch's antialiased bicubic with a = -0.5, with a kernel scaled to the coarser grid.
         "bilinear_antialias" is torch's antialiased bilinear, with a kernel scaled in the same way.
         "bicubic_offset" is "bicubic" at a scale of (new size + 0.1) / old size, as in Meta's own code of DINOv2.
+        "bilinear" is torch's bilinear without antialiasing, and "bilinear_offset" is "bilinear" at that scale.
+        "bilinear_crop" is "bilinear" to a square that covers the new grid, which is then cropped (C-RADIO).
       pool: input of the head: the class token ("tok"), the mean of the patches ("gap"), the result of attention pooling
         ("map"), every token without pooling ("none"), or the first token ("0").
       pool_prefix: whether "gap" and "map" pool the special tokens in addition to the patches.

@@ -75,9 +75,25 @@ def _antialiased_linear_weights(old: int, new: int) -> Float[np.ndarray, "new ol
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-RESAMPLERS = {"linear": _linear_weights, "bicubic": _bicubic_weights, "bicubic_antialias": _antialiased_weights,
-              "bilinear_antialias": _antialiased_linear_weights,
-              "bicubic_offset": partial(_bicubic_weights, offset=0.1)}  # fmt: skip
+def _bilinear_weights(old: int, new: int, offset: float = 0.0) -> Float[np.ndarray, "new old"]:
+    """Linear interpolation, half-pixel centres, edges repeated, no antialiasing, as in torch.
+
+    Torch copies an axis whose size does not change, whatever the offset.
+    """
+    centre = (np.arange(new) + 0.5) * old / (new + (0 if old == new else offset)) - 0.5
+    return np.maximum(0, 1 - np.abs(centre.clip(0, old - 1)[:, None] - np.arange(old)[None]))
+
+
+RESAMPLERS = {
+    "linear": _linear_weights,
+    "bicubic": _bicubic_weights,
+    "bicubic_antialias": _antialiased_weights,
+    "bicubic_offset": partial(_bicubic_weights, offset=0.1),
+    "bilinear": _bilinear_weights,
+    "bilinear_antialias": _antialiased_linear_weights,
+    "bilinear_crop": _bilinear_weights,
+    "bilinear_offset": partial(_bilinear_weights, offset=0.1),
+}
 
 
 def resample(
@@ -95,8 +111,9 @@ def resample(
     """
     if old == new:
         return posemb
-    weights = RESAMPLERS[method]
-    rows, columns = (jnp.asarray(weights(*sizes), posemb.dtype) for sizes in zip(old, new, strict=True))
+    target = (max(new), max(new)) if method == "bilinear_crop" else new
+    both = (RESAMPLERS[method](*sizes)[:count] for *sizes, count in zip(old, target, new, strict=True))
+    rows, columns = (jnp.asarray(weights, posemb.dtype) for weights in both)
     table = posemb.reshape(*old, -1)
     return jnp.einsum("ra,cb,abd->rcd", rows, columns, table, precision="highest").reshape(1, new[0] * new[1], -1)
 

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from qkjax.vit.config import ViTConfig
+from qkjax.weights.families.layout import Layout
 
 Grid = tuple[int, int]
 ParsedModel = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...]]
 """Architecture, flat canonical arrays, and notes on what was assumed or left out."""
 ROTARY = "it has rotary position embeddings: a head has no single matrix Wq Wk^T"
+USUAL = Layout()
 FIELDS = frozenset(ViTConfig.__dataclass_fields__)
 
 
@@ -28,6 +30,7 @@ class Facts:
       patch_size: height and width of a patch, for a patch embedding that is stored as a dense layer.
       foreign_head: why the classifier is not a dense layer on the pooled token; "" if it is.
       complete: whether the source describes the whole model, so that nothing else is assumed.
+      layout: how the model type stores its parameters.
       stated_sizes: sizes that the parameters show, too, by the key of config.json; they must agree.
       notes: sentences on what was overruled or left out.
     """
@@ -40,6 +43,7 @@ class Facts:
     patch_size: tuple[int, int] | None = None
     foreign_head: str = ""
     complete: bool = False
+    layout: Layout = USUAL
     stated_sizes: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

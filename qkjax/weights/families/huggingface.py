@@ -1,17 +1,19 @@
 """Reads the facts in the config.json of a transformers model that the shapes of its parameters do not determine.
 
-A model type is in one of the tables because its mathematics is known. Every key of a configuration is used, determined
-by the parameters, harmless, or an error.
+A model type is in one of the tables of `huggingface_kinds` because its mathematics is known. Every key of a
+configuration is used, determined by the parameters, harmless, or an error.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from qkjax.errors import QkjaxError
 from qkjax.vit.config import check_settings
 from qkjax.weights.families import huggingface_keys as keys
 from qkjax.weights.families.facts import ROTARY, Facts, Grid, height_and_width
+from qkjax.weights.families.huggingface_kinds import KINDS, OUTPUTS, REFUSED, WEIGHTS_ONLY, WEIGHTS_ONLY_KINDS, Kind
+from qkjax.weights.families.huggingface_layouts import NO_FINAL_NORM, OWN_KEYS, layout_of, resampling, usual_keys
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -22,68 +24,6 @@ ACTIVATIONS = {
 }
 
 
-class Kind(NamedTuple):
-    """Defaults of a configuration class of transformers, for values that files may omit."""
-
-    heads: int = 12
-    activation: str = "gelu"
-    norm_eps: float = 1e-12
-    image: int | tuple[int, int] = 224
-    patch: int = 16
-
-
-CLIP = Kind(12, "quick_gelu", 1e-5, 224, 32)
-SIGLIP = Kind(12, "gelu_pytorch_tanh", 1e-6, 224, 16)
-BLIP_2 = Kind(16, "gelu", 1e-6, 224, 14)
-KINDS = {
-    "vit": Kind(),
-    "deit": Kind(),
-    "ijepa": Kind(),
-    "beit": Kind(),
-    "data2vec-vision": Kind(),
-    "vit_mae": Kind(),
-    "vit_msn": Kind(norm_eps=1e-6),
-    "dpt": Kind(image=384),
-    "dinov2": Kind(norm_eps=1e-6, patch=14),
-    "dinov2_with_registers": Kind(norm_eps=1e-6),
-    "tipsv2_vision_model": Kind(norm_eps=1e-6, image=448, patch=14),
-    "clip_vision_model": CLIP,
-    "metaclip_2_vision_model": CLIP,
-    "clipseg_vision_model": CLIP,
-    "chinese_clip_vision_model": CLIP,
-    "altclip_vision_model": CLIP,
-    "git_vision_model": Kind(12, "quick_gelu", 1e-5, 224, 16),
-    "owlvit_vision_model": Kind(12, "quick_gelu", 1e-5, 768, 32),
-    "owlv2_vision_model": Kind(12, "quick_gelu", 1e-5, 768, 16),
-    "siglip_vision_model": SIGLIP,
-    "siglip2_vision_model": SIGLIP,
-    "idefics2_vision": Kind(12, "gelu_pytorch_tanh", 1e-6, 224, 32),
-    "idefics3_vision": Kind(16, "gelu_pytorch_tanh", 1e-6, 224, 32),
-    "blip_vision_model": Kind(12, "gelu", 1e-5, 384, 16),
-    "blip_2_vision_model": BLIP_2,
-    "instructblip_vision_model": BLIP_2,
-    "aimv2_vision_model": Kind(8, "silu", 1e-5, 224, 14),
-    "internvl_vision": Kind(16, "gelu", 1e-6, 448, 14),
-}
-WEIGHTS_ONLY = {
-    "yolos": "detection tokens follow its patches, and middle layers add position embeddings",
-    "eomt": "its last layers take query tokens, too",
-    "sam_vision_model": "its attention has windows and decomposed relative positions",
-    "vitdet": "its attention has windows",
-    "seggpt": "its attention has decomposed relative positions, and it joins two images",
-    "audio-spectrogram-transformer": "its patches overlap",
-    "videomae": "its patches are those of a video",
-    "vivit": "its patches are those of a video",
-}
-"""Model types that qkjax cannot run, and why. It reads only their queries and keys; their defaults are `Kind()`."""
-TWICE = "the output is the class token after one norm; the pooled output of this model applies its last norm twice"
-OUTPUTS = {
-    "aimv2_vision_model": "the output is the mean of the patches; this model's attention pooling is left out",
-    "blip_vision_model": TWICE,
-    "blip_2_vision_model": TWICE,
-    "instructblip_vision_model": TWICE,
-}
-"""Models whose own output differs from ours, though their tokens and attention are the same."""
 NAMED_ROTARY = re.compile(r"dinov3|pixtral|mlcd|llama4|qwen|rope|sam3|eva02|perception|moonvit|ernie|glm|vjepa")
 
 
@@ -96,17 +36,8 @@ def facts_of(config: Mapping) -> Facts:
     """
     kind, values = _vision_part(config)
     _check_keys(kind, config, values)
-    default = KINDS.get(kind, Kind())
-    settings = {"heads": values.get("num_attention_heads", default.heads), "norm_eps": _eps(values, default)}
-    notes = [OUTPUTS[kind]] if kind in OUTPUTS else []
-    if kind in ("beit", "data2vec-vision", "internvl_vision"):
-        settings["final_norm"] = not values.get("use_mean_pooling", True)
-    if kind == "aimv2_vision_model" or values.get("norm_type") == "rms_norm":
-        settings["norm"] = "rms"
-    if kind == "siglip2_vision_model":  # NaFlex
-        settings["posemb_resample"] = "bilinear_antialias"
-    if kind not in WEIGHTS_ONLY:
-        settings["activation"] = _activation(values, default)
+    default = (WEIGHTS_ONLY_KINDS if kind in WEIGHTS_ONLY else KINDS).get(kind, Kind())
+    settings, notes = _settings(kind, values, default), [OUTPUTS[kind]] if kind in OUTPUTS else []
     if kind not in KINDS and kind not in WEIGHTS_ONLY:  # an unknown class has no known defaults
         notes.append(f"model type {kind!r} is unknown: read as a plain ViT, which its parameters fit")
         settings = {name: value for name, value in settings.items() if _is_stated(name, values)}
@@ -117,11 +48,12 @@ def facts_of(config: Mapping) -> Facts:
     head_dim = width // whole if isinstance(width, int) and isinstance(whole, int) and whole > 0 else None
     return Facts(
         check_settings(settings) | ({"weights_only": WEIGHTS_ONLY[kind]} if kind in WEIGHTS_ONLY else {}),
-        head_dim=head_dim,
+        head_dim=values.get("head_dim") or head_dim,
         grids=_grids(values, default),
         patch_size=height_and_width(values.get("patch_size", default.patch)),
         foreign_head=_foreign_head(config),
         complete=kind in KINDS,
+        layout=layout_of(kind, values),
         stated_sizes=_stated_sizes(kind, values),
         notes=tuple(notes),
     )
@@ -136,27 +68,52 @@ def _stated_sizes(kind: str, values: Mapping) -> dict[str, int | tuple[int, ...]
     return sizes | {name: pair for name, pair in pairs.items() if pair}
 
 
+def _settings(kind: str, values: Mapping, default: Kind) -> dict:
+    """The fields of `ViTConfig` that the parameters do not determine."""
+    settings = {"heads": values.get("num_attention_heads", default.heads), "norm_eps": _eps(values, default)}
+    if kind in ("beit", "data2vec-vision", "internvl_vision", "qianfan_ocr_vision"):
+        settings["final_norm"] = not values.get("use_mean_pooling", True)
+    if kind in NO_FINAL_NORM:
+        settings["final_norm"] = False
+    if kind in ("aimv2_vision_model", "ovis2_vision") or values.get("norm_type") == "rms_norm":
+        settings["norm"] = "rms"
+    if resample := resampling(kind, values):
+        settings["posemb_resample"] = resample
+    if kind not in WEIGHTS_ONLY:
+        settings["activation"] = _activation(values, default)
+    return settings
+
+
 def _vision_part(config: Mapping) -> tuple[str, dict]:
-    """The model type and the configuration of the image model."""
+    """The model type and the configuration of the image model, with the keys that most model types have."""
     kind = str(config.get("model_type"))
+    if kind == "flava" and isinstance(config.get("image_config"), Mapping):
+        return "flava_image_model", dict(config["image_config"])
     parts = [config[name] for name in ("vision_config", "vision_config_dict") if isinstance(config.get(name), Mapping)]
     inner = {name: value for part in parts for name, value in part.items()}
     if not inner:
-        return kind, dict(config)
-    return str(inner.get("model_type") or kind.replace("-", "_") + "_vision_model"), inner
+        return kind, usual_keys(kind, config)
+    kind = str(inner.get("model_type") or kind.replace("-", "_") + "_vision_model")
+    return kind, usual_keys(kind, inner)
 
 
 def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:
     if config.get("quantization_config") or values.get("quantization_config"):
         raise QkjaxError("config.json has quantised weights: dequantise the model first (transformers' dequantize)")
-    if NAMED_ROTARY.search(kind) or any(name.startswith("rope") and value for name, value in values.items()):
+    if kind in REFUSED:
+        raise QkjaxError(f"config.json is for {kind}: {REFUSED[kind]}")
+    named = NAMED_ROTARY.search(kind) and kind not in KINDS and kind not in WEIGHTS_ONLY
+    if named or any(name.startswith("rope") and value for name, value in values.items()):
         raise QkjaxError(f"config.json is for {kind}: {ROTARY}")
     for name, value in values.items():
         if name in keys.STOP and value not in (None, False, keys.STOP[name].harmless):
+            if kind in WEIGHTS_ONLY and name in keys.IN_MLP:
+                continue
             raise QkjaxError(f"config.json has {name}={value!r}: {keys.STOP[name].reason}")
     if kind in WEIGHTS_ONLY:
         return
     known = keys.KNOWN | keys.STOP.keys()
+    known |= OWN_KEYS.get(kind, set())
     unknown = [n for n, v in values.items() if n not in known and not keys.HARMLESS.search(n) and v not in keys.EMPTY]
     if unknown:
         what = f"config.json is for {kind}" + ("" if kind in KINDS else ", an unknown model type,")

@@ -41,3 +41,5 @@ STOP = {
     "num_experts": Stop(1, "its MLP is a mixture of experts"),
     "num_key_value_groups": Stop(1, "several query heads share a key head"),
 }
+IN_MLP = {"num_experts"}
+"""Keys of `STOP` that do not affect queries and keys."""

@@ -5,11 +5,10 @@ Linear weights are (out, in) in torch; here they are (in, out) and split into he
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import isqrt
 
 import numpy as np
 
-from qkjax.errors import QkjaxError, nearest
+from qkjax.errors import QkjaxError
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.families.architecture import check_shapes, infer_config
 from qkjax.weights.families.big_vision import check_finite
@@ -18,6 +17,7 @@ from qkjax.weights.families.facts import Facts, ParsedModel
 from qkjax.weights.families.torch_checks import check_ranks, check_stated_sizes
 from qkjax.weights.families.torch_heads import head_count, split_fused
 from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, canonical_name, wrappers
+from qkjax.weights.families.torch_patches import fold_pixel_scale, orient_patches
 from qkjax.weights.families.torch_positions import fold_positions
 from qkjax.weights.families.torch_towers import image_tower
 
@@ -55,6 +55,8 @@ def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts)
     Raises:
       QkjaxError: see `to_tree`, `infer_config` and `check_shapes`.
     """
+    keys, read, left_out = facts.layout.apply(keys, read)
+    facts = facts.with_notes(*left_out)
     if facts.settings.get("weights_only"):
         return _queries_and_keys(keys, read, facts)
     flat, grid, notes = to_tree(keys, read, facts)
@@ -118,7 +120,8 @@ def to_tree(
     flat = {name: read(key) for key, name in named.items()}
     check_ranks(flat, first)
     notes = [*facts.notes]
-    _orient_patches(flat, any("predictor_embed" in key for key in named), facts)
+    orient_patches(flat, any("predictor_embed" in key for key in named), facts)
+    fold_pixel_scale(flat)
     width = flat["embedding/kernel"].shape[-1]
     heads, rows = head_count(flat, facts)
     split_fused(flat, rows)
@@ -128,26 +131,6 @@ def to_tree(
     grid = fold_positions(flat, width, facts, notes)
     _drop_foreign_head(flat, width, facts, first, notes)
     return {name: _oriented(name, array, heads) for name, array in flat.items()}, grid, tuple(notes)
-
-
-def _orient_patches(flat: Arrays, is_predictor: bool, facts: Facts) -> None:
-    """Reshapes the patch embedding to (rows, columns, channels, width)."""
-    kernel = flat.get("embedding/kernel")
-    if kernel is None:
-        raise QkjaxError("the parameters have no patch embedding" + nearest("patch_embed.proj.weight", flat))
-    if kernel.ndim == 2 and is_predictor:
-        flat["embedding/kernel"] = kernel.T[None, None]
-    elif kernel.ndim == 2:
-        width, inputs = kernel.shape
-        side = isqrt(inputs // 3)
-        height, breadth = facts.patch_size or (side, side)
-        if height * breadth * 3 != inputs:
-            raise QkjaxError(f"the patch embedding has {inputs} inputs, expected 3 channels of a square patch")
-        flat["embedding/kernel"] = kernel.reshape(width, height, breadth, 3).transpose(1, 2, 3, 0)
-    elif kernel.ndim == 4:
-        flat["embedding/kernel"] = kernel.transpose(2, 3, 1, 0)
-    else:
-        raise QkjaxError(f"the patch embedding has shape {kernel.shape}: expected patches of images, not of videos")
 
 
 def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[str, str], notes: list[str]) -> None:

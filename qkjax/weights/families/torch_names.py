@@ -83,6 +83,9 @@ TOP = {
     "encoder.relative_position_bias.relative_position_bias_table": "relative_position_bias",
     "shared_position_bias.relative_position_bias_table": "relative_position_bias",
     "rel_pos_bias.relative_position_bias_table": "relative_position_bias",
+    # C-RADIO: it normalises the pixels itself
+    "input_conditioner.norm_mean": "pixel_mean",
+    "input_conditioner.norm_std": "pixel_std",
     # Meta's I-JEPA predictor: its inputs are the encoder's tokens, and its patch embedding is a 1 x 1 convolution
     "predictor_embed": "embedding",
     "predictor_pos_embed": "positions",

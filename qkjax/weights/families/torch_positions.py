@@ -35,7 +35,7 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
                 )
             positions = positions.reshape(1, -1, width)
         else:
-            positions = positions.reshape(1, -1, width)
+            positions = positions.reshape(1, -1, width)[:, facts.layout.unused_positions :]
             prefix, grid = _reading(flat, positions.shape[1], facts, notes)
         at = 0
         for name in prefix:  # in float32: half precision would round the sum
@@ -49,7 +49,21 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
         )
     if "distillation" in flat:
         flat["registers"] = flat.pop("distillation")
+    _split_class_tokens(flat, facts.layout.class_tokens)
     return grid
+
+
+def _split_class_tokens(flat: dict[str, np.ndarray], count: int) -> None:
+    """Makes all class tokens but the first registers.
+
+    Raises:
+      QkjaxError: there are more or fewer than `count`.
+    """
+    found = flat["cls"].shape[1] if "cls" in flat else 0
+    if count > 1 and found != count:
+        raise QkjaxError(f"the parameters have {found} class tokens, expected {count} as in config.json")
+    if count > 1:
+        flat["cls"], flat["registers"] = np.split(flat["cls"], [1], axis=1)
 
 
 def _reading(flat: dict[str, np.ndarray], rows: int, facts: Facts, notes: list[str]) -> Reading:

@@ -1,0 +1,155 @@
+"""The types of image models in transformers: defaults of their configurations, and what qkjax can do with each."""
+
+from typing import NamedTuple
+
+from qkjax.weights.families.facts import ROTARY
+
+
+class Kind(NamedTuple):
+    """Defaults of a configuration class of transformers, for values that files may omit."""
+
+    heads: int = 12
+    activation: str = "gelu"
+    norm_eps: float = 1e-12
+    image: int | tuple[int, int] = 224
+    patch: int = 16
+
+
+CLIP = Kind(12, "quick_gelu", 1e-5, 224, 32)
+SIGLIP = Kind(12, "gelu_pytorch_tanh", 1e-6, 224, 16)
+BLIP_2 = Kind(16, "gelu", 1e-6, 224, 14)
+INTERN = Kind(16, "gelu", 1e-6, 448, 14)
+IDEFICS = Kind(16, "gelu", 1e-5, 224, 14)
+KINDS = {
+    "vit": Kind(),
+    "deit": Kind(),
+    "ijepa": Kind(),
+    "beit": Kind(),
+    "data2vec-vision": Kind(),
+    "vit_mae": Kind(),
+    "vit_msn": Kind(norm_eps=1e-6),
+    "flava_image_model": Kind(),
+    "dpt": Kind(image=384),
+    "dinov2": Kind(norm_eps=1e-6, patch=14),
+    "dinov2_with_registers": Kind(norm_eps=1e-6),
+    "pixio": Kind(16, "gelu", 1e-6, 256, 16),
+    "radio": Kind(16, "gelu", 1e-6, 2048, 16),
+    "tipsv2_vision_model": Kind(norm_eps=1e-6, image=448, patch=14),
+    "clip_vision_model": CLIP,
+    "metaclip_2_vision_model": CLIP,
+    "clipseg_vision_model": CLIP,
+    "chinese_clip_vision_model": CLIP,
+    "altclip_vision_model": CLIP,
+    "git_vision_model": Kind(12, "quick_gelu", 1e-5, 224, 16),
+    "owlvit_vision_model": Kind(12, "quick_gelu", 1e-5, 768, 32),
+    "owlv2_vision_model": Kind(12, "quick_gelu", 1e-5, 768, 16),
+    "siglip_vision_model": SIGLIP,
+    "siglip2_vision_model": SIGLIP,
+    "cosmos3_edge_vision": Kind(16, "gelu_pytorch_tanh", 1e-6, 256, 16),
+    "granite_docling_vision": Kind(12, "gelu_pytorch_tanh", 1e-6, 512, 16),
+    "molmo2_vision": Kind(16, "gelu_pytorch_tanh", 1e-6, 378, 14),
+    "phi4_multimodal_vision": Kind(16, "gelu_pytorch_tanh", 1e-6, 448, 14),
+    "janus_vision_model": Kind(16, "gelu", 1e-6, 384, 16),
+    "idefics_vision": IDEFICS,
+    "idefics": IDEFICS,
+    "idefics2_vision": Kind(12, "gelu_pytorch_tanh", 1e-6, 224, 32),
+    "idefics3_vision": Kind(16, "gelu_pytorch_tanh", 1e-6, 224, 32),
+    "blip_vision_model": Kind(12, "gelu", 1e-5, 384, 16),
+    "blip_2_vision_model": BLIP_2,
+    "instructblip_vision_model": BLIP_2,
+    "aimv2_vision_model": Kind(8, "silu", 1e-5, 224, 14),
+    "ovis2_vision": Kind(8, "silu", 1e-5, 224, 14),
+    "internvl_vision": INTERN,
+    "qianfan_ocr_vision": INTERN,
+    "hunyuan_vl_vision": Kind(16, "gelu", 1e-5, 2048, 16),
+    "hy_v4_vl_vision": Kind(16, "gelu", 1e-5, 2048, 16),
+    "glm_image_vision": Kind(16, "gelu", 1e-6, 2048, 16),
+    "mgp-str": Kind(12, "gelu", 1e-5, (32, 128), 4),
+}
+SAM = Kind(12, "gelu", 1e-6, 1024, 16)
+DOWNSAMPLED = "it merges patches between layers"
+WINDOWS = "its attention has windows"
+SAM_WINDOWS = "its attention has windows and decomposed relative positions"
+WEIGHTS_ONLY = {
+    "yolos": "detection tokens follow its patches, and middle layers add position embeddings",
+    "eomt": "its last layers take query tokens, too",
+    "videomt": "its last layers take query tokens, too",
+    "sam_vision_model": SAM_WINDOWS,
+    "sam_hq_vision_model": SAM_WINDOWS,
+    "got_ocr2_vision": SAM_WINDOWS,
+    "pp_chart2table_vision": SAM_WINDOWS,
+    "pp_formulanet_vision": SAM_WINDOWS,
+    "slanext_vision": SAM_WINDOWS,
+    "deepseek_ocr2_sam_vision_model": SAM_WINDOWS,
+    "unlimited_ocr_sam_vision_model": SAM_WINDOWS,
+    "unlimited_ocr_vision_encoder": "another image encoder (SAM) computes its patches",
+    "vitdet": WINDOWS,
+    "lw_detr_vit": WINDOWS,
+    "rf_detr_dinov2": WINDOWS,
+    "seggpt": "its attention has decomposed relative positions, and it joins two images",
+    "audio-spectrogram-transformer": "its patches overlap",
+    "vitpose_backbone": "its patch embedding pads the image",
+    "videomae": "its patches are those of a video",
+    "vivit": "its patches are those of a video",
+    "timesformer": "its patches are those of a video, and attention over time alone is left out",
+    "xclip_vision_model": "its layers take message tokens between the frames of a video, whose attention is left out",
+    "mllama_vision_model": "it takes several tiles of an image at once, with gates and embeddings for tiles",
+    "minicpm_ocr_vision": DOWNSAMPLED,
+    "minicpmv4_6_vision": DOWNSAMPLED,
+    "minicpmv4_7_vision": DOWNSAMPLED,
+    "groupvit_vision_model": "its layers take group tokens, to which it assigns the patches between layers",
+    "vilt": "words are tokens of the same sequence",
+}
+"""Model types that qkjax cannot run, and why. It reads only their queries, keys and the norms before them."""
+WEIGHTS_ONLY_KINDS = {
+    "sam_vision_model": SAM,
+    "sam_hq_vision_model": SAM,
+    "got_ocr2_vision": SAM,
+    "pp_chart2table_vision": SAM,
+    "pp_formulanet_vision": SAM,
+    "slanext_vision": SAM,
+    "deepseek_ocr2_sam_vision_model": SAM,
+    "unlimited_ocr_sam_vision_model": SAM,
+    "unlimited_ocr_vision_encoder": Kind(16, "quick_gelu", 1e-5, 224, 14),
+    "videomt": Kind(16, "gelu", 1e-6, 640, 16),
+    "eomt": Kind(16, "gelu", 1e-6, 640, 16),
+    "vitdet": Kind(norm_eps=1e-6),
+    "lw_detr_vit": Kind(norm_eps=1e-6),
+    "rf_detr_dinov2": Kind(norm_eps=1e-6),
+    "seggpt": Kind(16, norm_eps=1e-6),
+    "timesformer": Kind(norm_eps=1e-6),
+    "xclip_vision_model": CLIP,
+    "mllama_vision_model": Kind(16, norm_eps=1e-5),
+    "minicpm_ocr_vision": SIGLIP,
+    "minicpmv4_6_vision": SIGLIP,
+    "minicpmv4_7_vision": SIGLIP,
+    "groupvit_vision_model": Kind(6, norm_eps=1e-5),
+}
+"""Defaults of the model types in `WEIGHTS_ONLY` that differ from `Kind()`; only heads and epsilon matter."""
+STAGES = "its patches are merged between stages, so that its layers have different widths"
+REFUSED = {
+    "swin": f"{STAGES} (Swin)",
+    "donut-swin": f"{STAGES} (Swin)",
+    "clap_audio_model": f"{STAGES} (Swin)",
+    "dinat": f"{STAGES} (DiNAT)",
+    "swinv2": "it normalises queries and keys (cosine attention), so that a head has no single matrix Wq Wk^T",
+    "swin2sr": "it normalises queries and keys (cosine attention), so that a head has no single matrix Wq Wk^T",
+    "layoutlmv3": "its norms follow attention and MLP (post-norm): the input of attention is the residual stream",
+    "udop": "its layers take the tokens of a document with its text, and it does not scale scores by 1/sqrt(head_dim)",
+    "inkling_vision": "it has no attention",
+    "dots3_note_vision_encoder": ROTARY,
+    "unlimited_ocr_vision": "it has two image encoders in a row: load one of them, with its own config.json",
+    "deepseek_ocr2_vision": "it has two image encoders in a row: load one of them, with its own config.json",
+}
+"""Model types that are refused, and why."""
+TWICE = "the output is the class token after one norm; the pooled output of this model applies its last norm twice"
+OUTPUTS = {
+    "aimv2_vision_model": "the output is the mean of the patches; this model's attention pooling is left out",
+    "blip_vision_model": TWICE,
+    "blip_2_vision_model": TWICE,
+    "instructblip_vision_model": TWICE,
+    "janus_vision_model": "the output is the mean of the patches; the pooled output of this model is its first patch",
+    "pixio": "the output is the first class token; the pooled output of this model is the mean of all class tokens",
+    "radio": "the output is the first class token; the summary of this model joins several class tokens",
+}
+"""Models whose own output differs from ours, though their tokens and attention are the same."""
