@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
@@ -62,7 +63,7 @@ def _on_disk(entry: Entry) -> Path | None:
     if not path.exists():
         return None
     if entry.kind == "hand":
-        with writing(path), open(path, "rb") as file:
+        with suppress(OSError), open(path, "rb") as file:  # the reader reports it
             check_content(file, str(path))
     # Without a connection, a repository is identified by its commit alone, as huggingface_hub does it.
     offline = entry.kind == "hf" and is_offline()
@@ -93,7 +94,7 @@ def _download_file(entry: Entry, path: Path) -> None:
     pinned = {} if entry.sha256 else read_record(path)
     place = path.with_name(f"new-{path.name}") if path.exists() else path
     try:
-        download(address(entry), place, entry.sha256 or str(pinned.get("sha256", "")))
+        download(address(entry), place, entry.sha256 or pinned.get("sha256", ""))
     except WrongDigestError as error:
         if not pinned:
             raise

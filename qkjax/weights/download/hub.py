@@ -10,8 +10,8 @@ from typing import Any
 from qkjax.errors import QkjaxError
 from qkjax.weights.catalogue.hub_cache import CONFIGS, snapshot, unverified
 from qkjax.weights.download.address import hub_address
-from qkjax.weights.download.partial_file import verify
-from qkjax.weights.download.record import read_record, write_record
+from qkjax.weights.download.partial_file import WrongDigestError, digests, verify
+from qkjax.weights.download.record import read_record, record_path, write_record
 from qkjax.weights.formats.state_dict import FILES, PICKLED
 
 SMALL = [*CONFIGS, "preprocessor_config.json", "processor_config.json"]
@@ -40,6 +40,7 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path
         files, weights = listed[chosen], _weights(listed[chosen])
         # The small files first: once the weights exist and are verified, the snapshot counts as complete.
         small = Path(hub.snapshot_download(repo, revision=chosen, cache_dir=cache, allow_patterns=SMALL))
+        _compare(small, files, repo)
         small.mkdir(parents=True, exist_ok=True)
         unverified(small).touch()
         hub.snapshot_download(repo, revision=small.name, cache_dir=cache, allow_patterns=weights)
@@ -63,28 +64,43 @@ def _listed(hub: ModuleType, repo: str, revision: str) -> dict[str, Any]:
     return {file.path: file for file in files if hasattr(file, "blob_id")}
 
 
+def _compare(folder: Path, files: Mapping[str, Any], repo: str) -> None:
+    """Compares a snapshot that was downloaded before with what the hub states now: a commit never changes.
+
+    Raises:
+      QkjaxError: a file differs; it stays.
+    """
+    recorded = read_record(folder)
+    for name, facts in recorded.get("files", {}).items():
+        stated, known = _stated_digest(files.get(name)), dict(facts)
+        if (folder / name).is_file():
+            with open(folder / name, "rb") as file:
+                known |= digests(file, stated)
+        if any(known.get(kind, digest) != digest for kind, digest in stated.items()):
+            raise QkjaxError(
+                f"{hub_address()}/{repo} has another {name} than {recorded['url']} had on {recorded['date']}, at the "
+                f"same commit: one was altered; to accept the new one, delete {folder} and {record_path(folder).name}"
+            )
+
+
 def _verify(folder: Path, files: Mapping[str, Any], repo: str) -> None:
-    """Compares the files of a snapshot with what the hub states, and with what was recorded of this commit before.
+    """Compares the files of a snapshot with what the hub states.
 
     Raises:
       QkjaxError: a file differs; it is removed.
     """
-    recorded = read_record(folder)
-    source = f"which {recorded.get('url')} had on {recorded.get('date')}"
     for path in sorted(folder.iterdir()):
-        earlier = recorded.get("files", {}).get(path.name, {}).get("sha256", "")
         try:
             with open(path, "rb") as file:
                 verify(file, f"{repo}/{path.name}", _stated_digest(files.get(path.name), path.resolve().name))
-                verify(file, f"{repo}/{path.name} is not the file {source}: it", {"sha256": earlier})
-        except QkjaxError:
+        except WrongDigestError:
             path.resolve().unlink()
             path.unlink(missing_ok=True)
             raise
 
 
-def _stated_digest(stated: Any, blob: str) -> dict[str, str]:
-    """The expected digests of a file; `stated` is its line in the hub's list, or None, and `blob` its cached name.
+def _stated_digest(stated: Any, blob: str = "") -> dict[str, str]:
+    """The expected digests of a file; `stated` is its line in the hub's list, or None; `blob` is its name in the cache.
 
     The hub lists the SHA-256 of large files; for small ones, the identifier of git. huggingface_hub calls a file in its
     cache by the ETag of the server, which is a SHA-256 for large files.

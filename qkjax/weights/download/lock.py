@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from filelock import FileLock, Timeout
+
 from qkjax.weights.download.partial_file import writing
 
 
@@ -16,8 +18,6 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     Raises:
       QkjaxError: the folder cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     path = folder / ".locks" / f"{quote(name, safe='')[-200:]}.lock"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

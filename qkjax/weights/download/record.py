@@ -45,8 +45,8 @@ def read_record(path: Path) -> dict:
     place = record_path(path)
     try:
         facts = json.loads(place.read_bytes())
-        if not isinstance(facts["url"], str) or not isinstance(facts["date"], str):
-            raise TypeError("url and date are texts")
+        if not all(isinstance(text, str) for text in (facts["url"], facts["date"], facts.get("sha256", ""))):
+            raise TypeError("url, date and sha256 are texts")
         return facts
     except FileNotFoundError:
         return {}

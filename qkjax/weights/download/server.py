@@ -72,10 +72,17 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, url: str):
         self.url, self.passed = url, []
 
+    def http_error_302(
+        self, request: urllib.request.Request, body: HTTPResponse, code: int, reason: str, headers: Message
+    ) -> HTTPResponse | None:
+        body.close()  # urllib would read it to its end, which may never come
+        return super().http_error_302(request, body, code, reason, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
     def redirect_request(
         self, request: urllib.request.Request, body: HTTPResponse, code: int, reason: str, headers: Message, url: str
     ) -> urllib.request.Request | None:
-        body.close()  # urllib would read it to its end, which may never come
         if urlsplit(url).scheme not in ("https", urlsplit(request.full_url).scheme):
             raise QkjaxError(f"cannot download {self.url}: it redirects to {url[:200]}, which is not encrypted")
         self.passed.append(headers)
