@@ -525,7 +525,9 @@ def test_other_mirror_with_the_same_file(serve, checkpoints, monkeypatch, capsys
     first, _ = serve(Answer())
     second, log = serve(Answer())
     path = from_mirror(first, monkeypatch)
+    path.with_name(f"new-{path.name}").write_bytes(OTHER)  # of a process that was killed
     assert from_mirror(second, monkeypatch) == path
+    assert path.read_bytes() == BODY
     assert f"came from {first}" in capsys.readouterr().err
     assert len(log) == 1
     assert json.loads(record_path(path).read_text())["url"].startswith(second)

@@ -93,6 +93,8 @@ def _download_file(entry: Entry, path: Path) -> None:
     """Downloads a file. One from another source stays until the new one is complete, and its digest is expected."""
     pinned = {} if entry.sha256 else read_record(path)
     place = path.with_name(f"new-{path.name}") if path.exists() else path
+    if place != path:
+        place.unlink(missing_ok=True)  # of a process that was killed; its source is unknown
     try:
         download(address(entry), place, entry.sha256 or pinned.get("sha256", ""))
     except WrongDigestError as error:

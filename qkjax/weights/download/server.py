@@ -30,12 +30,12 @@ class _Deadline:
     """A connection that closes if the head of the answer is not complete in time, even if single bytes arrive."""
 
     def getresponse(self) -> HTTPResponse:
-        late = threading.Event()
+        late, connection = threading.Event(), self.sock
 
         def close() -> None:
             late.set()
             with suppress(OSError):
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)  # that of ssl is not for two threads
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # that of ssl is not for two threads
 
         timer = threading.Timer(self.timeout, close)
         timer.daemon = True
