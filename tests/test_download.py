@@ -364,6 +364,13 @@ PULL = "1123456789abcdef0123456789abcdef01234567"
 REVISIONS = {"main": SHA, "refs/pr/1": PULL, SHA: SHA, PULL: PULL}
 
 
+class Large(bytes):
+    """A file that the hub keeps apart from git, and lists with its SHA-256."""
+
+    def lfs(self) -> dict:
+        return {"lfs": {"oid": hashlib.sha256(self).hexdigest(), "size": len(self), "pointerSize": 130}}
+
+
 class Hub(BaseHTTPRequestHandler):
     """What huggingface_hub asks of a hub; `repos` maps (repository, commit) to file name -> content."""
 
@@ -389,6 +396,7 @@ class Hub(BaseHTTPRequestHandler):
                             "size": len(c),
                             "oid": hashlib.sha1(b"blob %d\0" % len(c) + c).hexdigest(),
                         }
+                        | (c.lfs() if isinstance(c, Large) else {})
                         for f, c in files.items()
                     ]
                     return self.answer(json.dumps(tree).encode(), commit)
@@ -404,7 +412,8 @@ class Hub(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Content-Type", "application/json")
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        digest = hashlib.sha256 if isinstance(content, Large) else hashlib.sha1
+        self.send_header("ETag", f'"{digest(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", commit)
         self.end_headers()
         if self.command == "GET":

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_download import PICKLE, SHA, SMALL, hub_run, hub_server, names_in  # noqa: F401
+from test_download import SHA, SMALL, Large, hub_run, hub_server, names_in  # noqa: F401
 
 import qkjax
 from qkjax.weights import catalogue
@@ -716,15 +716,16 @@ REPO = ("facebook/dinov2-small", SHA)
 SAFE = {"model.safetensors": b"safe"}
 
 
-class Lies(dict):
-    """Files of a hub whose list states other contents than it sends."""
-
-    def items(self):
-        return ((name, Lie(content) if name.startswith("model") else content) for name, content in super().items())
-
-
-class Lie(bytes):
+class Lie:
     """Its bytes differ when they are sent, and have the length that was listed."""
+
+
+class SmallLie(Lie, bytes):
+    pass
+
+
+class LargeLie(Lie, Large):
+    pass
 
 
 @pytest.fixture
@@ -734,19 +735,22 @@ def lying_hub(monkeypatch):
     honest = test_download.Hub.answer
 
     def answer(self, content, commit):
-        honest(self, b"evil" if isinstance(content, Lie) else content, commit)
+        evil = Large(b"evil") if isinstance(content, Large) else b"evil"
+        honest(self, evil if isinstance(content, Lie) else content, commit)
 
     monkeypatch.setattr(test_download.Hub, "answer", answer)
 
 
-def test_hub_that_sends_another_file(hub_run, lying_hub, tmp_path):  # noqa: F811
-    done = hub_run("dinov2-small", {REPO: Lies(SMALL | SAFE)})
+@pytest.mark.parametrize(("lie", "honest", "kind"), [(SmallLie, bytes, "git"), (LargeLie, Large, "sha256")])
+def test_hub_that_sends_another_file(lie, honest, kind, hub_run, lying_hub, tmp_path):  # noqa: F811
+    done = hub_run("dinov2-small", {REPO: SMALL | {"model.safetensors": lie(b"safe")}})
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     (line,) = (x for x in done.stderr.splitlines() if x.startswith("qkjax: error: "))
-    assert "facebook/dinov2-small/model.safetensors has git" in line
+    assert f"facebook/dinov2-small/model.safetensors has {kind} " in line
     assert not list(tmp_path.rglob("model.safetensors")), "what is wrong is not kept"
-    assert names_in(hub_run("dinov2-small", {REPO: SMALL | SAFE})) > {"model.safetensors"}
+    done = hub_run("dinov2-small", {REPO: SMALL | {"model.safetensors": honest(b"safe")}})
+    assert names_in(done) > {"model.safetensors"}
 
 
 @pytest.mark.parametrize("status", [200, 403, 404])
