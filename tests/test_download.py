@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -26,8 +28,16 @@ from qkjax.weights.download.check import check_urls
 from qkjax.weights.download.fetch import fetch, local_file
 from qkjax.weights.download.http import download
 
-BODY = np.random.default_rng(0).bytes(300_000)
-OTHER = np.random.default_rng(1).bytes(300_000)
+
+def npz(seed: int) -> bytes:
+    """An npz file of 300,000 bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr(zipfile.ZipInfo("x.npy"), np.random.default_rng(seed).bytes(299_892))
+    return buffer.getvalue()
+
+
+BODY, OTHER = npz(0), npz(1)
 
 
 class Server(BaseHTTPRequestHandler):
@@ -92,6 +102,7 @@ class Server(BaseHTTPRequestHandler):
 def serve(monkeypatch):
     """Starts servers; gives the address and the handler class, whose `log` lists the requests."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     servers = []
 
     def start(*faults: str, **settings):
@@ -353,6 +364,13 @@ PULL = "1123456789abcdef0123456789abcdef01234567"
 REVISIONS = {"main": SHA, "refs/pr/1": PULL, SHA: SHA, PULL: PULL}
 
 
+class Large(bytes):
+    """A file that the hub keeps apart from git, and lists with its SHA-256."""
+
+    def lfs(self) -> dict:
+        return {"lfs": {"oid": hashlib.sha256(self).hexdigest(), "size": len(self), "pointerSize": 130}}
+
+
 class Hub(BaseHTTPRequestHandler):
     """What huggingface_hub asks of a hub; `repos` maps (repository, commit) to file name -> content."""
 
@@ -372,7 +390,13 @@ class Hub(BaseHTTPRequestHandler):
                     return self.answer(json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode(), commit)
                 if path == f"api/models/{repo}/tree/{name}":
                     tree = [
-                        {"type": "file", "path": f, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                        {
+                            "type": "file",
+                            "path": f,
+                            "size": len(c),
+                            "oid": hashlib.sha1(b"blob %d\0" % len(c) + c).hexdigest(),
+                        }
+                        | (c.lfs() if isinstance(c, Large) else {})
                         for f, c in files.items()
                     ]
                     return self.answer(json.dumps(tree).encode(), commit)
@@ -388,7 +412,8 @@ class Hub(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Content-Type", "application/json")
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        digest = hashlib.sha256 if isinstance(content, Large) else hashlib.sha1
+        self.send_header("ETag", f'"{digest(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", commit)
         self.end_headers()
         if self.command == "GET":

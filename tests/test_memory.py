@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -102,7 +103,8 @@ def test_peak_memory_of_fetch_does_not_grow_with_the_file(tmp_path):
     entry = next(e for e in catalogue.entries().values() if e.kind == "gs" and not e.sha256)
     file = tmp_path / entry.path
     file.parent.mkdir(parents=True)
-    file.write_bytes(bytes(50_000_000))
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x.npy", bytes(50_000_000))
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -25,7 +25,9 @@ from qkjax.weights.checkpoint import (
     stored_config,
     write_checkpoint,
 )
+from qkjax.weights.download.address import address as address_of
 from qkjax.weights.download.fetch import local_file
+from qkjax.weights.download.record import other_source, write_record
 from qkjax.weights.families import described
 from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
 from qkjax.weights.families.facts import Facts, ParsedModel
@@ -122,13 +124,15 @@ def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
     known = {"heads": entry.heads} if entry.heads else {}
     settings, from_catalogue = {**known, **settings}, preprocessing.from_entry(entry)
     converted = catalogue.folder() / "converted" / f"{entry.name.replace('/', '--')}.npz"
-    if not converted.exists():
+    source = f"{address_of(entry)}:{entry.sub or ''}"
+    if not converted.exists() or other_source(converted, source):
         path = local_file(entry.name)
         state = state_dict.find(path) if path.is_dir() else path
         if state is None or state.suffix not in state_dict.PICKLED:
             return _read(path, entry.sub, entry.name, settings, from_catalogue=from_catalogue)
         (config, flat, notes), _ = _read_model(path, entry.sub, known)
         write_checkpoint(converted, config, unflatten_dict(flat, sep="/"), notes=notes)
+        write_record(converted, source)
     original = preprocessing.from_folder(catalogue.path_of(entry.name))
     return _read(converted, None, entry.name, settings, original, from_catalogue)
 

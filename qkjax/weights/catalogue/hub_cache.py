@@ -1,11 +1,31 @@
 """Repositories of the Hugging Face hub on disk, in the cache layout of huggingface_hub."""
 
 import json
+import os
 from pathlib import Path
 
 from qkjax.weights.formats.state_dict import FILES, INDEXES
 
 CONFIGS = ("config.json", "open_clip_config.json")
+
+
+def is_offline() -> bool:
+    """Whether the user forbids connections, by the variables that huggingface_hub reads."""
+    stated = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return stated.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def user_cache() -> Path:
+    """The cache that other programs of the user share, by the variables that huggingface_hub reads."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
+    chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    return Path(os.path.expandvars(os.path.expanduser(chosen)))
+
+
+def unverified(folder: Path) -> Path:
+    """A file that exists while a snapshot is downloaded and not yet verified."""
+    return folder.with_name(f"{folder.name}.unverified")
 
 
 def snapshot(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
@@ -24,7 +44,7 @@ def snapshot(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
 
 def _is_complete(folder: Path) -> bool:
     """Whether a configuration and all weights exist; huggingface_hub names a file only when it is complete."""
-    if not any((folder / name).is_file() for name in CONFIGS):
+    if unverified(folder).exists() or not any((folder / name).is_file() for name in CONFIGS):
         return False
     named = next((name for name in FILES if (folder / name).is_file()), None)
     if named in INDEXES:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path
 
-from qkjax.weights.catalogue.hub_cache import snapshot
+from qkjax.weights.catalogue.hub_cache import is_offline, snapshot, user_cache
 from qkjax.weights.catalogue.lookup import entry
 
 
@@ -26,7 +26,8 @@ def path_of(name: str) -> Path:
 
     Files from Google's storage keep their path below `gs/`, so a mirror of the bucket can be placed there. Files from
     other servers keep their path below `https/`, and entries with the same file share the download. A hub repository
-    is a folder with config.json and weights below `hf/`, in the layout of huggingface_hub. A file that the user
+    is a folder with config.json and weights below `hf/`, in the layout of huggingface_hub; without a connection
+    (`HF_HUB_OFFLINE`), one in the cache of huggingface_hub is used, too. A file that the user
     downloads in a browser is NAME.pth; a file that is converted from a package is NAME.npz.
 
     Raises:
@@ -36,7 +37,10 @@ def path_of(name: str) -> Path:
     if match.kind == "gs":
         return folder() / "gs" / match.path
     if match.kind == "hf":
-        return snapshot(folder() / "hf", match.repo, (match.revision, match.safetensors))
+        revisions = (match.revision, match.safetensors)
+        path = snapshot(folder() / "hf", match.repo, revisions)
+        shared = snapshot(user_cache(), match.repo, revisions) if is_offline() and not path.exists() else path
+        return shared if shared.exists() else path
     if match.kind == "https":
         parts = urlsplit(match.url)
         return folder() / "https" / parts.netloc.replace(":", "-") / parts.path.lstrip("/")

@@ -1,4 +1,4 @@
-"""The URL of a file of the catalogue."""
+"""The source of an entry of the catalogue."""
 
 import os
 from urllib.parse import quote
@@ -6,10 +6,20 @@ from urllib.parse import quote
 from qkjax.weights.catalogue import Entry
 
 GOOGLE = "https://storage.googleapis.com"  # QKJAX_GS_URL overrides it with a mirror of the same layout
+HUB = "https://huggingface.co"  # HF_ENDPOINT overrides it
+
+
+def hub_address() -> str:
+    """The address of the Hugging Face hub."""
+    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
 
 def address(entry: Entry) -> str:
-    """The URL of an entry whose kind is "gs", "https" or "hand"."""
+    """The URL of an entry's file; of its repository, if it is on the hub; else a text that identifies the source."""
     if entry.kind == "gs":
-        return f"{os.environ.get('QKJAX_GS_URL', GOOGLE).rstrip('/')}/{quote(entry.path)}"
+        return f"{(os.environ.get('QKJAX_GS_URL') or GOOGLE).rstrip('/')}/{quote(entry.path)}"
+    if entry.kind == "hf":
+        return f"{hub_address()}/{entry.repo}/tree/{entry.revision}"
+    if entry.kind == "pypi":
+        return f"pypi:{entry.package}/{entry.version}/{entry.wheel}/{entry.member}"
     return entry.url

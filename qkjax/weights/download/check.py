@@ -1,17 +1,14 @@
 """Checks whether servers still have the files of the catalogue."""
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 from qkjax.weights import catalogue
 from qkjax.weights.catalogue import Entry
-from qkjax.weights.download.address import address
+from qkjax.weights.download.address import address, hub_address
 from qkjax.weights.download.http import head
 from qkjax.weights.formats.state_dict import FILES
-
-HUB = "https://huggingface.co"  # HF_ENDPOINT overrides it
 
 
 def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -39,7 +36,7 @@ def _problem(entry: Entry) -> str:
     """The problem with an entry's source, or "". The weights of a hub repository may be in any of `FILES`."""
     if entry.kind != "hf":
         return head(address(entry))
-    hub = f"{os.environ.get('HF_ENDPOINT', HUB).rstrip('/')}/{entry.repo}/resolve"
+    hub = f"{hub_address()}/{entry.repo}/resolve"
     if problem := head(f"{hub}/{quote(entry.revision, safe='')}/config.json"):
         return f"config.json: {problem}"
     problem = ""

