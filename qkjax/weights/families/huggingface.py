@@ -61,8 +61,9 @@ def facts_of(config: Mapping) -> Facts:
 
 def _stated_sizes(kind: str, values: Mapping) -> dict[str, int | tuple[int, ...]]:
     """The sizes in a configuration that the shapes of the parameters show, too. DINOv2 has `mlp_ratio` instead of an
-    intermediate size."""
-    names = ("hidden_size", "num_hidden_layers", *(() if kind.startswith("dinov2") else ("intermediate_size",)))
+    intermediate size; Mllama counts some of its layers separately."""
+    odd = {"intermediate_size": kind.startswith("dinov2"), "num_hidden_layers": kind.startswith("mllama")}
+    names = [n for n in ("hidden_size", "num_hidden_layers", "intermediate_size") if not odd.get(n)]
     sizes = {name: values[name] for name in names if type(values.get(name)) is int}
     pairs = {name: height_and_width(values.get(name)) for name in ("patch_size", "image_size")}
     return sizes | {name: pair for name, pair in pairs.items() if pair}
