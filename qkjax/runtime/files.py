@@ -1,9 +1,10 @@
 """Atomic writes: a reader sees the old or the new content of a file, never a part."""
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,9 +62,45 @@ def make_folder(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a file written with `atomic_path`, and temporary files of processes that were killed while writing."""
-    for file in (path, *path.parent.glob(f".{path.stem}-*{path.suffix}")):
+    discard([path, *temporaries([path])])
+
+
+def discard(paths: Iterable[Path]) -> None:
+    """Removes files and folders, as far as that is possible."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def temporaries(paths: Iterable[Path]) -> list[Path]:
+    """Temporary files of processes that were killed while they wrote these files with `atomic_path`. Those of a process
+    that is still writing look the same: only a process that has locked the folder may remove them."""
+    found = []
+    for path in paths:
+        # mkstemp puts eight of these characters between prefix and suffix
+        name = re.compile(rf"\.{re.escape(path.stem)}-[a-z0-9_]{{8}}{re.escape(path.suffix)}")
         with suppress(OSError):
-            file.unlink()
+            found += [file for file in path.parent.iterdir() if name.fullmatch(file.name)]
+    return found
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The content of a file; None if there is none.
+
+    Raises:
+      QkjaxError: it is not a regular file, which would block or have no end, or it cannot be read.
+    """
+    try:
+        if not path.is_file() and (path.exists() or path.is_symlink()):
+            raise QkjaxError(f"{path} is not a regular file: remove it")
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise QkjaxError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 @contextmanager
