@@ -269,7 +269,7 @@ def test_what_a_killed_sweep_left_is_removed(tmp_path):
 def test_one_process_at_a_time(tmp_path):
     with (
         exclusive(tmp_path / "sweep"),
-        pytest.raises(qkjax.QkjaxError, match="another process trains in .*sweep: wait"),
+        pytest.raises(qkjax.QkjaxError, match=r"another process trains in .*sweep: wait"),
     ):
         sweep(TINY, ("free",), 1, tmp_path / "sweep")
     assert not list(tmp_path.iterdir()), "neither the lock nor the folder stays"
@@ -300,7 +300,7 @@ def test_two_processes_at_once(name, tmp_path):
     codes = [process.returncode for process in pair]
     assert sorted(codes) in ([0, 0], [0, 2]), errors
     assert all("another process trains in" in error for error, code in zip(errors, codes, strict=True) if code)
-    assert not [path for path in (tmp_path / "out").rglob(".*")]
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="mounts a file system")

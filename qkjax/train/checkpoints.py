@@ -74,11 +74,11 @@ def _quiet() -> Iterator[None]:
     sys.unraisablehook = without_closed_loops
     try:
         yield
+        sys.unraisablehook = hook  # after an error it stays, since other threads may complain later
     finally:
         gc.collect()  # asyncio complains about errors that nothing has read when it is collected
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        sys.unraisablehook = hook
 
 
 def _manager(folder: Path):

@@ -128,7 +128,7 @@ def _is_between(low: float, high: float) -> Callable:
 
 _LARGEST = 1e300
 _FINITE = "a finite number", _is_between(-_LARGEST, _LARGEST)
-_SHARE = "from 0 to 1", _is_between(0, 1)
+_SHARE = "from 0 to 1", _is_between(0.0, 1.0)
 _COUNT = "a whole number of at least 1", _is_count
 _FACTS: dict[str, Check] = {
     **dict.fromkeys(("classes", "held_out", "parameters"), _COUNT),
