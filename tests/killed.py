@@ -22,7 +22,7 @@ from qkjax.train.run import train
 from qkjax.train.sweep import sweep
 
 assert grain and sklearn.datasets and orbax.checkpoint
-CONFIG = TrainConfig(width=16, depth=1, heads=1, mlp_dim=16, steps=90, warmup=0, every=3, batch=8)
+CONFIG = TrainConfig(width=16, depth=1, heads=1, mlp_dim=16, steps=45, warmup=0, every=3, batch=8)
 KINDS = {"train": lambda folder: train(CONFIG, folder), "sweep": lambda folder: sweep(CONFIG, ("free",), 1, folder)}
 
 

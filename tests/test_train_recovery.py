@@ -158,10 +158,10 @@ def edited(**values):
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (lambda lines: lines.insert(1, "{"), r"line 2 of .*metrics.jsonl is not a valid line of metrics \("),
-        (lambda lines: lines.insert(1, "[" * 100_000), "line 2 of .*nested too deeply"),
-        (lambda lines: lines.pop(0), "line 1 of .*step=6: expected 3"),
-        (lambda lines: lines.append(lines[-1]), "line 4 of .*step=9: expected None"),
+        (lambda lines: lines.insert(1, "{"), r"metrics.jsonl is not a valid file of metrics \(line 2: "),
+        (lambda lines: lines.insert(1, "[" * 100_000), "line 2: nested too deeply"),
+        (lambda lines: lines.pop(0), "line 1: step=6: expected 3"),
+        (lambda lines: lines.append(lines[-1]), "line 4: step=9: expected no such line"),
         (edited(accuracy=1.5), "accuracy=1.5: expected from 0 to 1"),
         (edited(accuracy=True), "accuracy=True: expected from 0 to 1"),
         (edited(loss=float("nan")), "loss=nan: expected a finite number"),
@@ -170,7 +170,7 @@ def edited(**values):
         (edited(weighted_cosine=None), "expected 1 numbers from -1 to 1"),
         (edited(step="6"), "step=6: expected 6"),
         (lambda lines: lines.__setitem__(1, "[1]"), "expected a JSON object"),
-        (lambda lines: lines.__setitem__(1, "{}"), "loss is missing"),
+        (lambda lines: lines.__setitem__(1, "{}"), "step is missing"),
         (lambda lines: lines.clear(), "has only 0 of the 3 lines up to step 9"),
     ],
 )

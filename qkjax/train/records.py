@@ -51,7 +51,7 @@ def read_metrics(path: Path, config: TrainConfig) -> list[dict]:
             if number == len(texts):
                 break
             raise _invalid(path, number, _short(error)) from error
-        if problem := _problem(line, _line_checks(config) | {"step": (str(step), lambda value, s=step: value == s)}):
+        if problem := _problem(line, {"step": _is_step(step)} | _line_checks(config)):
             raise _invalid(path, number, problem)
         lines.append(line)
     return lines
@@ -59,7 +59,7 @@ def read_metrics(path: Path, config: TrainConfig) -> list[dict]:
 
 def _invalid(path: Path, number: int, problem: str) -> QkjaxError:
     return QkjaxError(
-        f"line {number} of {path} is not a valid line of metrics ({problem}): restore it, or remove {path.parent}"
+        f"{path} is not a valid file of metrics (line {number}: {problem}): restore it, or remove {path.parent}"
     )
 
 
@@ -134,6 +134,11 @@ _FACTS: dict[str, Check] = {
     **dict.fromkeys(("classes", "held_out", "parameters"), _COUNT),
     "largest_class": ("from 0 to 1, or null", lambda value: value is None or _SHARE[1](value)),
 }
+
+
+def _is_step(step: int | None) -> Check:
+    """The check of an evaluation's step; None: the run has no such evaluation."""
+    return "no such line" if step is None else str(step), lambda value: type(value) is int and value == step
 
 
 def _line_checks(config: TrainConfig) -> dict[str, Check]:
