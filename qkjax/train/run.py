@@ -54,7 +54,7 @@ class DivergedError(QkjaxError):
 def train(config: TrainConfig, folder: str | Path, *, label: str = "") -> dict:
     """Trains a ViT in a folder, or resumes a run there. It shows only a progress bar, on standard error.
 
-    The folder contains config.json, metrics.jsonl (one line per evaluation), the states at the last and at the best
+    The folder contains config.json, metrics.jsonl (one line per evaluation), the states at the last two and at the best
     evaluation, and at the end model.npz, which `qkjax.load(folder)` and big_vision read. The same call resumes an
     interrupted run and gives bit-identical results; a finished run is not trained again. Processes that were joined by
     `hosts.join` train one model together, in a folder that all of them can access.
