@@ -19,11 +19,13 @@ import xarray as xr
 
 from qkjax import figures
 from qkjax.errors import QkjaxError
-from qkjax.images.sets import ImageSet, Unreadable
+from qkjax.figures.style import FORMATS
+from qkjax.images.sets import ImageSet
 from qkjax.results.rows import Row, list_unreadable, write_csv
 from qkjax.results.store import read_earlier, write_dataset
 from qkjax.runtime import hosts
-from qkjax.runtime.files import make_folder, remove
+from qkjax.runtime.files import discard, remove, temporaries
+from qkjax.runtime.lock import exclusive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,6 +67,7 @@ def outcome(
     at_least: Sequence[str] = (),
     attrs: Mapping[str, str] | None = None,
     recompute: bool = False,
+    fresh: bool = False,
 ) -> Written:
     """Reads an earlier result from a folder, or computes and writes the result; then writes tables and figures.
 
@@ -79,33 +82,46 @@ def outcome(
       at_least: names of numeric settings that may have larger values in an earlier result.
       attrs: additional attributes for the file, such as the path of the checkpoint.
       recompute: compute even if there is an earlier result with these settings.
+      fresh: discard an earlier result, whatever its settings, and the progress of an interrupted pass.
 
     Returns:
       The result, on every host.
 
     Raises:
-      QkjaxError: an earlier result has different settings, or a file cannot be written. Saved progress stays on disk.
+      QkjaxError: an earlier result has different settings, another process works in the folder, or a file cannot be
+        written. Saved progress stays on disk.
     """
-    make_folder(folder)
     path, partial = folder / f"{stem}.nc", hosts.process_path(folder / f"{stem}.partial.npz")
+    with exclusive(folder):
+        if fresh:
+            remove(path), remove(partial)
+        dataset, is_earlier = _earlier_or_computed(path, partial, settings, compute, at_least, attrs, recompute)
+        remove(partial)
+        if jax.process_index():
+            return Written(dataset, Description("", [], {}, {}), folder)
+        description = _described(dataset, describe, path if is_earlier else None)
+        write_description(description, folder)
+        discard(temporaries([path, *files_of(description, folder)]))  # left by processes that were killed
+    return Written(dataset, description, folder)
+
+
+def _earlier_or_computed(
+    path: Path, partial: Path, settings, compute, at_least: Sequence[str], attrs, recompute: bool
+) -> tuple[xr.Dataset, bool]:
+    """The dataset on every host, and whether it was read; a computed one is written."""
     first, several = jax.process_index() == 0, jax.process_count() > 1
     earlier = read_earlier(path, settings, at_least) if settings is not None and first else None
     earlier = None if recompute else earlier
     if several and hosts.gather_json(earlier is not None)[0]:
         earlier = _from_first_host(earlier)
-    dataset = earlier
-    if dataset is None:
-        dataset = compute(partial).assign_attrs(attrs or {})
-        if first:
-            write_dataset(dataset, path)
-        if several:
-            hosts.gather_json(None)  # waits, so that every host keeps its progress file until the result is written
-    remove(partial)
-    if not first:
-        return Written(dataset, Description("", [], {}, {}), folder)
-    description = _described(dataset, describe, path if dataset is earlier else None)
-    write_description(description, folder)
-    return Written(dataset, description, folder)
+    if earlier is not None:
+        return earlier, True
+    dataset = compute(partial).assign_attrs(attrs or {})
+    if first:
+        write_dataset(dataset, path)
+    if several:
+        hosts.gather_json(None)  # every host keeps its progress until the result is written
+    return dataset, False
 
 
 def _described(dataset: xr.Dataset, describe: Callable[[xr.Dataset], Description], path: Path | None) -> Description:
@@ -128,6 +144,12 @@ def _from_first_host(dataset: xr.Dataset | None) -> xr.Dataset:
     data = dataset.to_netcdf(engine="h5netcdf") if jax.process_index() == 0 else b""
     shared = hosts.gather_arrays({"file": np.frombuffer(bytes(data), np.uint8)})[0]["file"]
     return xr.load_dataset(BytesIO(shared.tobytes()), engine="h5netcdf")
+
+
+def files_of(description: Description, folder: Path) -> list[Path]:
+    """The files that `write_description` writes."""
+    tables = [folder / f"{name}.csv" for name in description.tables]
+    return tables + [folder / f"{name}{suffix}" for name in description.figures for suffix in FORMATS]
 
 
 def write_description(description: Description, folder: Path) -> None:
@@ -161,37 +183,6 @@ def print_notes(images: ImageSet) -> None:
     """Prints the notes of an image set on standard error. Only the first host prints."""
     for note in images.notes if jax.process_index() == 0 else ():
         print(f"note: {images.name}: {note}", file=sys.stderr)
-
-
-def require_readable(unreadable: Unreadable, images: ImageSet, partial: Path | None) -> None:
-    """Checks that at least one image could be read.
-
-    Raises:
-      QkjaxError: no image could be read. The progress file is removed, so that the next run reads the images again.
-    """
-    if len(unreadable) == len(images):
-        if partial:
-            remove(partial)
-        first = unreadable[0][1]
-        raise QkjaxError(
-            f"none of the {len(images)} images of {images.name} can be used; the reason for the first image: {first}"
-        )
-
-
-def require_finite(scores: np.ndarray, images: ImageSet, partial: Path | None) -> None:
-    """Makes sure that all scores are numbers.
-
-    Raises:
-      QkjaxError: one is not, as in a model whose activations overflow. The progress is removed.
-    """
-    if not np.isfinite(scores).all():
-        if partial:
-            remove(partial)
-        share = 1 - np.isfinite(scores).mean()
-        raise QkjaxError(
-            f"{share:.2%} of the scores of {images.name} are NaN or infinite: the model's activations overflow; check "
-            "its parameters and preprocessing, or give dtype='float32'"
-        )
 
 
 def print_outcome(name: str, written: Written, *, as_json: bool = False, next_step: str = "") -> None:

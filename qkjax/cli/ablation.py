@@ -27,6 +27,7 @@ def ablate(
     batch: Count = None,
     resolution: Resolution = None,
     dtype: Dtype = "float32",
+    fresh: bool = False,
     distributed: bool = False,
     grid: Grid = None,
     pool: Pool | None = None,
@@ -60,6 +61,7 @@ def ablate(
       batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
       resolution: height and width of the images in pixels; by default the model's own resolution.
       dtype: number format of the forward pass.
+      fresh: discard an earlier result and all finished ablations.
       distributed: share the images among several processes that run this command (jax.distributed).
       grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       pool: pooling of the model, if it differs from the pooling inferred from the parameters. ("gap" is also inferred
@@ -87,5 +89,5 @@ def ablate(
     checkpoint, options = load(model, **settings), PassOptions(batch, resolution, dtype)
     arguments = AblationArguments(images, limit, labels, queries, exact, options)
     folder = out or Path("results") / checkpoint.name / "ablations"
-    written = write_ablations(checkpoint, specs, arguments, folder, origin(model, settings))
+    written = write_ablations(checkpoint, specs, arguments, folder, origin(model, settings), fresh=fresh)
     print_outcome(checkpoint.name, written, as_json=json, next_step=f"qkjax report {model}")

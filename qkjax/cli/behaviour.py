@@ -31,6 +31,7 @@ def preference(
     batch: Count = None,
     resolution: Resolution = None,
     dtype: Dtype = "float32",
+    fresh: bool = False,
     distributed: bool = False,
     grid: Grid = None,
     heads: Count = None,
@@ -54,6 +55,7 @@ def preference(
       batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
       resolution: height and width of the images in pixels; by default the model's own resolution.
       dtype: number format of the forward pass.
+      fresh: discard an earlier result and the progress of an interrupted run.
       distributed: share the scenes among several processes that run this command (jax.distributed).
       grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
@@ -83,6 +85,7 @@ def preference(
         lambda c: settings_of(c, scenes, options),
         lambda c, partial: attention_preference(c, scenes, options=options, partial=partial),
         lambda c, dataset: describe(dataset, c, scenes, options),
+        fresh,
         json,
         "qkjax ablate {model} --select grouping=0.3 --controls 3",
     )
@@ -100,6 +103,7 @@ def objects(
     batch: Count = None,
     resolution: Resolution = None,
     dtype: Dtype = "float32",
+    fresh: bool = False,
     distributed: bool = False,
     grid: Grid = None,
     heads: Count = None,
@@ -127,6 +131,7 @@ def objects(
       batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
       resolution: height and width of the images in pixels; by default the model's own resolution.
       dtype: number format of the forward pass.
+      fresh: discard an earlier result and the progress of an interrupted run.
       distributed: share the images among several processes that run this command (jax.distributed).
       grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
@@ -150,6 +155,7 @@ def objects(
         lambda c: settings_of(c, images, options, **choices),
         lambda c, partial: same_object(c, images, **choices, options=options, partial=partial),
         lambda c, dataset: describe(dataset, c.name),
+        fresh,
         json,
         "qkjax preference {model}",
     )
@@ -196,6 +202,7 @@ def _each(
     settings: Callable,
     compute: Callable,
     describe: Callable,
+    fresh: bool,
     as_json: bool,
     next_step: str,
 ) -> None:
@@ -214,6 +221,7 @@ def _each(
             lambda partial, c=checkpoint: compute(c, partial),
             lambda dataset, c=checkpoint: describe(c, dataset),
             attrs=origin,
+            fresh=fresh,
         )
         if written.description.rows:
             stem = "left_out" if "left_out" in written.dataset else "unreadable"

@@ -15,7 +15,7 @@ KeyBias = Annotated[bool, arg(help_behavior_hint="")]
 OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for name in ("top", "batch", "resolution", "count", "seed", "layer", "head", "queries", "limit", "labels", "grid",
-                 "heads", "pool", "images", "modes", "fold_scale", "center", "select", "controls")
+                 "heads", "pool", "images", "modes", "fold_scale", "center", "select", "controls", "fresh")
 } | {"scores": "--score", "folder": "--out", "sheet_modes": "--sheet-modes"}  # fmt: skip
 """Command-line options, by the names of the corresponding arguments in the library."""
 

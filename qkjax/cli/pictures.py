@@ -67,6 +67,7 @@ def top_images(
     layer: Annotated[int | None, arg(metavar="N")] = None,
     head: Annotated[int | None, arg(metavar="N")] = None,
     select: Annotated[tuple[str, ...], arg(metavar="MODE...")] = (),
+    fresh: bool = False,
     distributed: bool = False,
     grid: Annotated[tuple[int, int] | None, arg(metavar="ROWS COLUMNS")] = None,
     heads: Annotated[int | None, arg(metavar="N")] = None,
@@ -97,6 +98,7 @@ def top_images(
       head: draw only the sheets of this head.
       select: modes to draw on one page instead of the sheets, such as "L8 H7 M2"; for the opposite sign of the mode,
         append a minus sign, as in "L8 H7 M2-".
+      fresh: discard an earlier result and the progress of an interrupted run.
       distributed: share the images among several processes that run this command (jax.distributed).
       grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
@@ -130,6 +132,6 @@ def top_images(
     pictures = open_images(images) if images else photographs()
     print_notes(pictures)
     folder = out or earlier_folder(Path("results") / checkpoint.name)
-    written = write_top_images(checkpoint, pictures, scan, folder, origin(model, settings))
+    written = write_top_images(checkpoint, pictures, scan, folder, origin(model, settings), fresh=fresh)
     draw_pages(checkpoint, pictures, written.dataset, pages, folder)
     print_outcome(checkpoint.name, written, as_json=json, next_step=f"qkjax report {model}")

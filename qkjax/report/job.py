@@ -24,6 +24,7 @@ from qkjax.report.model_pages import write_model
 from qkjax.report.subject import ModelData, Subject, attributes, subjects_of
 from qkjax.runtime import hosts
 from qkjax.runtime.files import atomic_folder, check_replaceable
+from qkjax.runtime.lock import exclusive
 from qkjax.vit.tree import query_key
 
 LARGE = 100e6
@@ -72,7 +73,7 @@ def report(
     models = [_gather(subject, image_set, images, options) for subject in subjects]
     if jax.process_index():
         return out / page.MARK
-    with atomic_folder(out, *page.OURS) as folder:
+    with exclusive(out.parent), atomic_folder(out, *page.OURS) as folder:
         sizes = [write_model(folder / page.DATA / f"m{i}", data, image_set, photos) for i, data in enumerate(models)]
         page.write(folder, len(subjects))
     advice = "; fewer modes, or fewer images per mode, make the report smaller" if max(sizes) > LARGE else ""

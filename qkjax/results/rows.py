@@ -36,7 +36,7 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
 
 
-def _cell(value: float | str) -> float | str:
+def _cell(value: int | float | str) -> int | float | str:
     """A value for a CSV file. Texts have no hidden characters, and none is a formula to a spreadsheet."""
     if not isinstance(value, str):
         return value

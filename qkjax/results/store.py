@@ -100,7 +100,8 @@ def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str
         raise QkjaxError(f"the result {path} does not state its settings ({error!r}); remove it") from error
     if other := [name for name in settings if earlier.get(name) != settings[name] and name not in enough]:
         raise QkjaxError(
-            f"{path} has different settings ({', '.join(other)}): remove the file, or pass another folder as folder=..."
+            f"{path} has different settings ({', '.join(other)}): pass another folder as folder=..., or repeat the "
+            "command that wrote the file with fresh=True"
         )
     return data
 

@@ -1,9 +1,10 @@
 """Atomic writes: a reader sees either the old or the new content of a file, never a partly written file."""
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,15 +62,54 @@ def make_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file written with `atomic_path`, and temporary files left by processes killed while writing it."""
-    for file in (path, *path.parent.glob(f".{path.stem}-*{path.suffix}")):
+    """Removes a file written with `atomic_path`, and temporary files of processes that were killed while writing."""
+    discard([path, *temporaries([path])])
+
+
+def discard(paths: Iterable[Path]) -> None:
+    """Removes files and folders, as far as that is possible."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def temporaries(paths: Iterable[Path]) -> list[Path]:
+    """Temporary files of processes that were killed while they wrote these files with `atomic_path`. Those of a process
+    that is still writing look the same: only a process that has locked the folder may remove them."""
+    found = []
+    for path in paths:
+        # mkstemp puts eight of these characters between prefix and suffix
+        name = re.compile(rf"\.{re.escape(path.stem)}-[a-z0-9_]{{8}}{re.escape(path.suffix)}")
         with suppress(OSError):
-            file.unlink()
+            found += [file for file in path.parent.iterdir() if name.fullmatch(file.name)]
+    return found
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The content of a file; None if there is none.
+
+    Raises:
+      QkjaxError: it is not a regular file, which would block or have no end, or it cannot be read.
+    """
+    try:
+        if not path.is_file() and (path.exists() or path.is_symlink()):
+            raise QkjaxError(f"{path} is not a regular file: remove it")
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise QkjaxError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 @contextmanager
 def atomic_folder(path: Path, marker: str, text: str, names: tuple[str, ...]) -> Iterator[Path]:
     """Yields a temporary folder next to `path`, which replaces `path` if the block ends without an error.
+
+    The caller has locked the folder that contains `path`. Temporary folders of this kind in it were left by processes
+    that were killed, and are removed.
 
     Args:
       path: the folder to create or replace.
@@ -85,6 +125,9 @@ def atomic_folder(path: Path, marker: str, text: str, names: tuple[str, ...]) ->
     path, temporary = path.resolve(), None  # if `path` is a link, the link stays and its target is replaced
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in temporaries([path]):
+            if left.is_dir() and {item.name for item in left.iterdir()} <= {"new", "before"}:
+                _restore(left, path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         new = temporary / "new"
         new.mkdir()
@@ -96,9 +139,14 @@ def atomic_folder(path: Path, marker: str, text: str, names: tuple[str, ...]) ->
         raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
-            if (temporary / "before").exists() and not path.exists():
-                (temporary / "before").rename(path)  # restores the old folder after a stop between the two renames
-            shutil.rmtree(temporary, ignore_errors=True)
+            _restore(temporary, path)
+
+
+def _restore(temporary: Path, path: Path) -> None:
+    """Removes a temporary folder, after moving the old folder back if the process stopped between the two renames."""
+    if (temporary / "before").exists() and not path.exists():
+        (temporary / "before").rename(path)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_replaceable(path: Path, marker: str, text: str, names: tuple[str, ...]) -> None:

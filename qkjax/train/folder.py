@@ -1,186 +1,141 @@
-"""Reads and writes the files in the folder of a training run: configuration, metrics, checkpoints and lock."""
+"""The folder of a run: which run it holds, how far that has come, and what a killed process left there."""
 
-import json
 import logging
+import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
 
 from qkjax.errors import QkjaxError
-from qkjax.runtime.files import atomic_path
-from qkjax.train.config import TrainConfig, from_dict
-from qkjax.train.step import State
+from qkjax.runtime.files import atomic_path, discard, read_bytes, temporaries
+from qkjax.runtime.lock import LOCK, exclusive
+from qkjax.train.config import TrainConfig
+from qkjax.train.digests import steps, unfinished
+from qkjax.train.records import evaluations, read_config, read_metrics, write_config
 
 CONFIG, METRICS, CHECKPOINTS, MODEL, BOARD = "config.json", "metrics.jsonl", "checkpoints", "model.npz", "tensorboard"
-DATA, FACTS, LOCK = "data.txt", "task.json", ".lock"
+DATA, FACTS = "data.txt", "task.json"
+OWN = (CONFIG, METRICS, MODEL, DATA, FACTS)
+log = logging.getLogger(__name__)
 
 
-def holds_run(folder: Path, config: TrainConfig) -> bool:
-    """Whether the folder has a checkpoint of the run with this configuration.
+def earlier_metrics(folder: Path, config: TrainConfig) -> list[dict]:
+    """The metrics of the run in a folder; empty if it has no checkpoint.
 
     Raises:
-      QkjaxError: the folder has a checkpoint of a run with a different configuration.
+      QkjaxError: the folder has a checkpoint of another run, or its configuration or metrics are not valid.
     """
-    path = folder / CONFIG
-    if not path.exists() or not _has_checkpoint(folder):
+    if not steps(folder / CHECKPOINTS):
+        return []
+    earlier = read_config(folder / CONFIG)
+    if earlier is None:
+        raise QkjaxError(
+            f"{folder / CHECKPOINTS} belongs to a run, but {CONFIG} is missing: restore it, or remove {folder}"
+        )
+    pairs = zip(earlier.to_dict().items(), config.to_dict().values(), strict=True)
+    if other := [f"{name}={value!r}" for (name, value), wanted in pairs if value != wanted]:
+        raise QkjaxError(f"{folder} contains a run with {', '.join(other)}: choose another folder, or remove it")
+    return read_metrics(folder / METRICS, config)
+
+
+def is_finished(folder: Path, config: TrainConfig, lines: list[dict]) -> bool:
+    """Whether a run with these metrics has come to its end and exported its model. A damaged model is logged."""
+    model = folder / MODEL
+    if len(lines) < len(evaluations(config)) or not model.is_file():
         return False
     try:
-        earlier = from_dict(json.loads(path.read_text())).to_dict()
-    except (OSError, ValueError, AttributeError) as error:
+        with zipfile.ZipFile(model) as file:
+            damaged = file.testzip() is not None
+    except Exception:  # zipfile raises errors of many types
+        damaged = True
+    if damaged:
+        log.warning("%s is damaged: exported again from the last checkpoint", model)
+    return not damaged
+
+
+def resumed_lines(folder: Path, config: TrainConfig, own: dict) -> list[dict]:
+    """The metrics up to a checkpoint.
+
+    Args:
+      folder: folder of the run.
+      config: the run.
+      own: the line of the checkpoint, which takes the place of the one in the file.
+
+    Raises:
+      QkjaxError: a line before it is missing or not valid.
+    """
+    expected = [step for step in evaluations(config) if step <= own["step"]]
+    lines = earlier_metrics(folder, config)[: len(expected)]
+    if "loss" in own and len(lines) >= len(expected) - 1:
+        if len(lines) < len(expected):
+            log.warning("%s has lost its last line: restored from the checkpoint", folder / METRICS)
+        lines = [*lines[: len(expected) - 1], own]
+    if [line["step"] for line in lines] != expected:
         raise QkjaxError(
-            f"{path} is not a valid configuration of a run ({error}); remove the file, or choose another folder"
-        ) from error
-    other = [f"{name}={earlier[name]!r}" for name, value in config.to_dict().items() if earlier[name] != value]
-    if other:
-        raise QkjaxError(
-            f"{folder} contains a run with {', '.join(other)}: choose another folder, or remove this folder"
+            f"{folder / METRICS} has only {len(lines)} of the {len(expected)} lines up to step {own['step']}: restore "
+            f"it, or remove {folder}"
         )
-    return True
+    return lines
 
 
 def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
-    """Writes the run's configuration and the fingerprint of its data, unless the run already has a checkpoint.
+    """Writes the run's configuration and the fingerprint of its data, unless the run has a checkpoint.
 
     Raises:
-      QkjaxError: the run has a checkpoint that was trained on different data.
+      QkjaxError: the run has a checkpoint that was trained on other data.
     """
-    path, resumes = folder / DATA, _has_checkpoint(folder)
-    if resumes and path.exists() and path.read_text() != fingerprint:
+    path, resumes = folder / DATA, bool(steps(folder / CHECKPOINTS))
+    earlier = read_bytes(path)
+    if resumes and earlier is not None and earlier.decode(errors="replace") != fingerprint:
         raise QkjaxError(
-            f"data={config.data!r} has changed since the run in {folder} began: restore the data, or choose another "
-            "folder"
+            f"data={config.data!r} has changed since the run in {folder} began: restore its files, or choose another "
+            f"folder; if only {DATA} has changed, remove that"
         )
     if jax.process_index() == 0 and not resumes:
-        for target, text in ((folder / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n"), (path, fingerprint)):
-            with atomic_path(target) as temporary:
-                temporary.write_text(text)
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / CHECKPOINTS).glob("[0-9]*"))
-
-
-def write_facts(folder: Path, facts: dict) -> None:
-    """Writes facts about a run that are not in its configuration, such as the number of classes, atomically."""
-    if jax.process_index() == 0:
-        with atomic_path(folder / FACTS) as temporary:
-            temporary.write_text(json.dumps(facts) + "\n")
-
-
-def read_facts(folder: Path) -> dict:
-    """Reads the facts that `write_facts` wrote; the result is empty for a run of version 0.1.0.
-
-    Raises:
-      QkjaxError: the file is not valid JSON.
-    """
-    path = folder / FACTS
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise QkjaxError(f"{path} is not a valid JSON object ({error}): remove the file") from error
+        write_config(folder / CONFIG, config)
+        with atomic_path(path) as temporary:
+            temporary.write_text(fingerprint)
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Locks the folder against other processes. With several hosts, the first host holds the lock for all hosts.
+def only_process(folder: Path) -> Iterator[None]:
+    """Locks the folder of a run, see `exclusive`. What a process that was killed or failed left there is removed.
 
     Raises:
-      QkjaxError: another process is training in the folder, or filelock is not installed.
+      QkjaxError: another process works in the folder.
     """
+    with exclusive(folder):
+        try:
+            discard(_leftovers(folder))
+            yield
+        finally:
+            discard(_leftovers(folder))
+
+
+def tidy(folder: Path) -> None:
+    """Removes what a killed process left in the folder of a finished run, unless another process works there."""
+    if _leftovers(folder) or (folder / LOCK).exists():
+        with suppress(QkjaxError), only_process(folder):
+            pass
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Temporary files and unfinished checkpoints, on the first host, which writes them."""
     if jax.process_index() > 0:
-        yield
-        return
-    try:
-        from filelock import FileLock, Timeout
-    except ImportError as error:
-        raise QkjaxError("training needs filelock, which is not installed: pip install 'qkjax[train]'") from error
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise QkjaxError(
-            f"another process is training in {folder}: wait until that process ends, or choose another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """Reads the metrics of a run, with one dict per evaluation; the result is empty if the file does not exist.
-
-    Raises:
-      QkjaxError: the file is not a valid file of metrics.
-    """
-    if not path.exists():
         return []
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return [line for line in lines if isinstance(line["step"], int)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise QkjaxError(
-            f"{path} is not a valid file of metrics ({error}): restore the file, or remove the folder of the run"
-        ) from error
-
-
-def write_metrics(path: Path, lines: list[dict]) -> None:
-    """Writes the metrics of a run atomically, with one line per evaluation."""
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def checkpoints(folder: Path):
-    """Orbax's checkpoint manager for a run, which keeps only the last and the best checkpoint."""
-    import orbax.checkpoint as ocp
-    from orbax.checkpoint import checkpoint_managers as policies
-
-    logging.getLogger("absl").setLevel(logging.ERROR)  # absl logs every file that orbax writes
-
-    def accuracy(metrics) -> float:
-        return metrics["accuracy"]
-
-    policy = policies.AnyPreservationPolicy([policies.LatestN(1), policies.BestN(get_metric_fn=accuracy, n=1)])
-    # Without best_fn, metrics are not written, so the metrics of earlier checkpoints are lost when a run resumes.
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=accuracy, cleanup_tmp_directories=True)
-    manager = ocp.CheckpointManager(folder.resolve(), options=options)
-    for step in set(manager.all_steps()) - {manager.latest_step(), manager.best_step()}:
-        manager.delete(step)  # this checkpoint was left by a run that was killed before it could delete the checkpoint
-    return manager
-
-
-def save_state(manager, state: State, metrics: dict) -> None:
-    """Starts to write a checkpoint in the background."""
-    import orbax.checkpoint as ocp
-
-    manager.save(
-        int(state.step), args=ocp.args.StandardSave(state._asdict()), metrics={"accuracy": metrics["accuracy"]}
-    )
-
-
-def restore_state(manager, shapes: State) -> State | None:
-    """Restores the state of the last checkpoint, with the shardings of `shapes`; None if there is no checkpoint."""
-    import orbax.checkpoint as ocp
-
-    if manager.latest_step() is None:
-        return None
-    return State(**manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(shapes._asdict())))
+    return temporaries(folder / name for name in OWN) + unfinished(folder / CHECKPOINTS)
 
 
 @contextmanager
 def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callable[[dict], None]]:
-    """Yields a function that writes one evaluation for TensorBoard.
-
-    The function does nothing if `config.tensorboard` is False.
+    """Yields a function that writes one evaluation for TensorBoard; it does nothing unless `config.tensorboard`.
 
     Args:
       folder: folder of the run.
-      config: configuration of the run.
-      step: step after which the run resumes; earlier entries for later steps are dropped.
+      config: the run.
+      step: step after which the run resumes; entries of later steps are dropped.
 
     Raises:
       QkjaxError: tensorboardX is not installed.

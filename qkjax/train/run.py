@@ -15,28 +15,26 @@ from qkjax.interaction.modes import decompose
 from qkjax.passes.engine import with_waits
 from qkjax.results.rows import head_mean
 from qkjax.runtime import hosts
-from qkjax.runtime.files import make_folder
 from qkjax.runtime.interrupt import deferred_interrupt
+from qkjax.train.checkpoints import Checkpoints, open_checkpoints, restore_state, save_state, wait_until_saved
 from qkjax.train.config import TrainConfig, vit_config
 from qkjax.train.data import Task, held_out_batches, training_batches
 from qkjax.train.devices import distribute
 from qkjax.train.folder import (
     CHECKPOINTS,
+    FACTS,
     METRICS,
     MODEL,
-    checkpoints,
-    exclusive,
-    holds_run,
+    earlier_metrics,
     identify,
-    read_facts,
-    read_metrics,
-    restore_state,
-    save_state,
+    is_finished,
+    only_process,
+    resumed_lines,
     tensorboard,
-    write_facts,
-    write_metrics,
+    tidy,
 )
 from qkjax.train.model import count, initial, matched, needs_lapack
+from qkjax.train.records import read_facts, write_facts, write_metrics
 from qkjax.train.start import starting_tree
 from qkjax.train.step import Program, State
 from qkjax.train.step import program as make_program
@@ -57,7 +55,7 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "") -> dict:
     """Trains a ViT in a folder, or resumes an interrupted run there.
 
     The function prints only a progress bar, on standard error. The folder contains config.json, metrics.jsonl (one line
-    per evaluation), and checkpoints of the last and the best evaluation. At the end, the folder also contains
+    per evaluation), and checkpoints of the last two evaluations and of the best evaluation. At the end, it also has
     model.npz, which `qkjax.load(folder)` and big_vision read. The same call resumes an interrupted run and gives
     bit-identical results; a finished run is not trained again. Processes joined by `hosts.join` train one model
     together, in a folder that all processes can access.
@@ -85,14 +83,16 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "") -> dict:
       checkpoint = qkjax.load("runs/tied")
     """
     config, folder = config.checked(), Path(folder)
-    lines = read_metrics(folder / METRICS) if holds_run(folder, config) else []
-    finished = bool(lines) and (folder / MODEL).exists() and lines[-1]["step"] == config.steps
+    lines = earlier_metrics(folder, config)
+    finished = is_finished(folder, config, lines)
     task = None if finished else load_task(config)
     _check_devices(config, finished, task)
-    if task is not None:
+    if task is None:
+        tidy(folder)
+    else:
         vit, tree = starting_tree(config, _matched_vit(config, task))
-        lines = _train_in(folder, config, task, vit, tree, lines, label)
-    return lines[-1] | read_facts(folder)
+        lines = _train_in(folder, config, task, vit, tree, label)
+    return lines[-1] | read_facts(folder / FACTS)
 
 
 def _matched_vit(config: TrainConfig, task: Task) -> ViTConfig:
@@ -101,31 +101,41 @@ def _matched_vit(config: TrainConfig, task: Task) -> ViTConfig:
 
 
 def _train_in(
-    folder: Path, config: TrainConfig, task: Task, vit: ViTConfig, tree: dict | None, lines: list[dict], label: str
+    folder: Path, config: TrainConfig, task: Task, vit: ViTConfig, tree: dict | None, label: str
 ) -> list[dict]:
     """Trains to the last step and exports the model; returns the metrics, with one dict per evaluation."""
     program = make_program(config, vit)
     params = initial(jax.random.key(config.seed), vit, config.constraints(), tree, config.bias)
-    make_folder(folder)
-    with exclusive(folder), checkpoints(folder / CHECKPOINTS) as manager:
-        identify(folder, config, task.fingerprint)
-        if jax.process_count() > 1:
-            hosts.agree({"folder": str(manager.latest_step())})
-        state = restore_state(manager, program.shapes) or program.begin(params)
-        lines = [line for line in lines if line["step"] <= int(state.step)]
-        facts = {"classes": task.classes, "held_out": len(task.held_out), "largest_class": task.largest_class}
-        write_facts(folder, facts | {"parameters": count(state.params, config.constraints())})
-        state = _run_steps(config, task, program, state, manager, lines, folder, label)
+    with only_process(folder):
+        earlier_metrics(folder, config)  # again, since another process may have trained here until now
+        with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
+            identify(folder, config, task.fingerprint)
+            if jax.process_count() > 1:
+                hosts.agree({"folder": str(checkpoints.manager.latest_step())})
+            restored = restore_state(checkpoints, program.shapes)
+            state, own = restored or (program.begin(params), None)
+            lines = resumed_lines(folder, config, own) if own else []
+            facts = {"classes": task.classes, "held_out": len(task.held_out), "largest_class": task.largest_class}
+            if jax.process_index() == 0:
+                write_facts(folder / FACTS, facts | {"parameters": count(state.params, config.constraints())})
+                write_metrics(folder / METRICS, lines)
+            state = _run_steps(config, task, program, state, checkpoints, lines, folder, label)
         exported = program.export(state.evaluated)
         if jax.process_index() == 0:
-            write_checkpoint(
-                folder / MODEL, vit, jax.tree.map(np.asarray, exported), with_resolution(PRESET, task.pixels[0])
-            )
+            preprocess = with_resolution(PRESET, task.pixels[0])
+            write_checkpoint(folder / MODEL, vit, jax.tree.map(np.asarray, exported), preprocess)
     return lines
 
 
 def _run_steps(
-    config: TrainConfig, task: Task, program: Program, state: State, manager, lines: list, folder: Path, label: str
+    config: TrainConfig,
+    task: Task,
+    program: Program,
+    state: State,
+    checkpoints: Checkpoints,
+    lines: list,
+    folder: Path,
+    label: str,
 ) -> State:
     """Runs the remaining steps; evaluates, appends to the metrics and saves a checkpoint every `config.every` steps.
 
@@ -152,9 +162,9 @@ def _run_steps(
                 if host[0] == 0:
                     write_metrics(folder / METRICS, lines)
                 board(lines[-1])
-                save_state(manager, state, lines[-1])
+                save_state(checkpoints, state, lines[-1])
             interrupted()
-        manager.wait_until_finished()
+        wait_until_saved(checkpoints)
     return state
 
 

@@ -15,9 +15,12 @@ from qkjax.errors import QkjaxError
 from qkjax.results.annotate import Label, annotated
 from qkjax.results.rows import Row, write_csv
 from qkjax.results.store import versions, write_dataset
+from qkjax.runtime.files import discard, temporaries
+from qkjax.runtime.lock import exclusive
 from qkjax.train.config import TrainConfig
 from qkjax.train.findings import sweep_summary, table
-from qkjax.train.folder import METRICS, read_facts, read_metrics
+from qkjax.train.folder import FACTS, METRICS
+from qkjax.train.records import evaluations, read_facts, read_metrics
 from qkjax.train.run import DivergedError, train
 
 LABELS = {
@@ -32,6 +35,8 @@ LABELS = {
     "step": Label("step", "1", "Number of training steps before the evaluation."),
 }
 MEASURES = ("loss", "accuracy", "validation_loss")
+DATASET, TABLE, FIGURES = "sweep.nc", "sweep.csv", ("accuracy", "curves", "cosines")
+OWN = (DATASET, TABLE, *(f"{stem}{suffix}" for stem in FIGURES for suffix in (".png", ".pdf")))
 
 
 def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: str | Path) -> xr.Dataset:
@@ -52,8 +57,8 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
       The dataset of `collect`; its attribute `summary` states the findings in a few sentences.
 
     Raises:
-      QkjaxError: there is no constraint, a constraint is repeated, `seeds` is below 1, or `train` raises QkjaxError.
-        Finished runs remain in the folder.
+      QkjaxError: there is no constraint, a constraint is repeated, `seeds` is below 1, another process works in the
+        folder, or `train` raises QkjaxError. Finished runs remain in the folder.
 
     Example:
       dataset = sweep(TrainConfig(steps=300), ("free", "tied"), 3, "runs/two")
@@ -76,28 +81,31 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
         for seed in range(seeds)
         for constraint in constraints
     ]
-    for number, run in enumerate(runs, start=1):
-        try:
-            label = f"run {number} of {len(runs)}: {run.constraint}, seed {run.seed}"
-            train(run, run_folder(folder, run.constraint, run.seed), label=label)
-        except DivergedError:
-            pass  # the values of this run in the dataset are NaN
-    dataset = collect(config, constraints, seeds, folder)
-    rows = table(dataset)
-    write_dataset(dataset, folder / "sweep.nc")
-    write_csv(rows, folder / "sweep.csv")
-    for stem, draw in sweep_figures(dataset, rows).items():
-        figures.save(draw(), folder / stem)
+    with exclusive(folder):
+        discard(temporaries(folder / name for name in OWN))  # left by a process that was killed
+        for number, run in enumerate(runs, start=1):
+            try:
+                label = f"run {number} of {len(runs)}: {run.constraint}, seed {run.seed}"
+                train(run, run_folder(folder, run.constraint, run.seed), label=label)
+            except DivergedError:
+                pass  # its values in the dataset are NaN
+        dataset = collect(config, constraints, seeds, folder)
+        rows = table(dataset)
+        write_dataset(dataset, folder / DATASET)
+        write_csv(rows, folder / TABLE)
+        for stem, draw in sweep_figures(dataset, rows).items():
+            figures.save(draw(), folder / stem)
     return dataset
 
 
 def sweep_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict:
-    """Functions that draw the figures of a sweep, by the stems of the file names."""
-    return {
-        "accuracy": lambda: figures.sweep_accuracy(dataset, rows),
-        "curves": lambda: figures.sweep_curves(dataset),
-        "cosines": lambda: figures.sweep_cosines(dataset),
-    }
+    """Functions that draw the figures of a sweep, by the stems of their files."""
+    draw = (
+        lambda: figures.sweep_accuracy(dataset, rows),
+        lambda: figures.sweep_curves(dataset),
+        lambda: figures.sweep_cosines(dataset),
+    )
+    return dict(zip(FIGURES, draw, strict=True))
 
 
 def run_folder(folder: Path, constraint: str, seed: int) -> Path:
@@ -115,15 +123,15 @@ def collect(config: TrainConfig, constraints: Sequence[str], seeds: int, folder:
       the mean over heads of the weighted cosine of `measure`. Values of diverged runs are NaN. The attributes are
       `summary`, `config` (JSON), `classes` and `chance` if known, and the versions of the libraries.
     """
-    steps = [*range(config.every, config.steps, config.every), config.steps]
+    steps = evaluations(config)
     shape, dims = (len(constraints), seeds, len(steps)), ("constraint", "seed", "step")
     values = {name: np.full(shape, np.nan) for name in MEASURES}
     cosines = np.full((*shape, config.depth), np.nan)
     facts: dict = {}
     for (row, name), seed in product(enumerate(constraints), range(seeds)):
         own = run_folder(folder, name, seed)
-        facts = facts or read_facts(own)
-        for place, line in enumerate(read_metrics(own / METRICS)):
+        facts = facts or read_facts(own / FACTS)
+        for place, line in enumerate(read_metrics(own / METRICS, config)):
             cosines[row, seed, place] = line["weighted_cosine"]
             for measure, array in values.items():
                 array[row, seed, place] = line[measure]

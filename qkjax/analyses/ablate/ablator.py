@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from qkjax.analyses.ablate.outputs import Effects, Outputs, edited_outputs, original_outputs
 from qkjax.analyses.edit import scaled, wide_columns, widened
-from qkjax.analyses.outcome import require_readable
+from qkjax.analyses.usable import require_readable
 from qkjax.images.sets import Batch, ImageSet, Unreadable
 from qkjax.interaction.edit import EditedHeads
 from qkjax.passes.engine import Rows, batch_groups, run_pass

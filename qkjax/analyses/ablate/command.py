@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import xarray as xr
+
 from qkjax.analyses.ablate.compute import Labels, ablate, ablation_settings, check_specs, labels_of
 from qkjax.analyses.ablate.describe import describe
 from qkjax.analyses.ablate.plan import AblationSpec
@@ -15,6 +17,7 @@ from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
 from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.passes.options import PassOptions
+from qkjax.runtime.files import discard
 from qkjax.vit.patches import query_places
 from qkjax.weights.checkpoint import Checkpoint
 
@@ -43,6 +46,8 @@ def write_ablations(
     arguments: AblationArguments,
     folder: Path,
     attrs: Mapping[str, str],
+    *,
+    fresh: bool = False,
 ) -> Written:
     """Runs `ablate` and writes the result to a folder; finished ablations are saved in the subfolder `done`.
 
@@ -58,13 +63,20 @@ def write_ablations(
     query_places(photograph_grid(checkpoint, options.resolution), queries)
     check_specs(checkpoint, specs)  # raises before the folder is created
     choices = {"queries": queries, "exact": exact, "options": options}
+
+    def compute(_: Path) -> xr.Dataset:
+        if fresh:
+            discard((folder / "done").glob("*.npz"))
+        return ablate(checkpoint, specs, images, labels=labels, **choices, partial=folder / "done")
+
     written = outcome(
         folder,
         "ablations",
         ablation_settings(checkpoint, images, arguments.labels, **choices),
-        lambda _: ablate(checkpoint, specs, images, labels=labels, **choices, partial=folder / "done"),
+        compute,
         describe,
         attrs=attrs,
+        fresh=fresh,
         recompute=True,  # the plan may have been extended; finished ablations are read from `done`
     )
     report_unreadable(written.dataset, folder)

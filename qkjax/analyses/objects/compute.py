@@ -17,7 +17,7 @@ from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import both_signs
 from qkjax.activations.top_k import Top, add, empty, merge
 from qkjax.analyses.objects.tables import objects_dataset
-from qkjax.analyses.outcome import require_readable
+from qkjax.analyses.usable import require_readable
 from qkjax.errors import QkjaxError
 from qkjax.images.segmented import Segmented, blank_objects, crop_objects, mosaics
 from qkjax.images.sets import Batch, ImageSet

@@ -15,8 +15,8 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from qkjax.activations.attention import region_attention, similarity_preference
-from qkjax.analyses.outcome import require_readable
 from qkjax.analyses.preference.tables import QUERIES, STREAMS, preference_dataset
+from qkjax.analyses.usable import require_readable
 from qkjax.images.generated import patterns
 from qkjax.images.scenes import Scene, blank_scene, crop_to_model
 from qkjax.images.sets import Batch, ImageSet

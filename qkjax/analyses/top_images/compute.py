@@ -12,8 +12,8 @@ import xarray as xr
 from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import SCORES, both_signs
 from qkjax.activations.top_maps import TopMaps, add, empty, merge
-from qkjax.analyses.outcome import require_finite, require_readable
 from qkjax.analyses.top_images.tables import top_images_dataset
+from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.errors import QkjaxError, nearest
 from qkjax.images.default_set import photographs
 from qkjax.images.sets import Batch, ImageSet

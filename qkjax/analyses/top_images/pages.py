@@ -23,7 +23,9 @@ from qkjax.interaction.mode_name import ModeName, requested_indices
 from qkjax.passes.inputs import for_photographs
 from qkjax.passes.options import PassOptions
 from qkjax.results.rows import write_csv
+from qkjax.runtime.files import discard, temporaries
 from qkjax.runtime.interrupt import deferred_interrupt
+from qkjax.runtime.lock import exclusive
 from qkjax.weights.checkpoint import Checkpoint
 
 SELECTED = "chosen"  # name of the page of modes that were selected by name
@@ -54,7 +56,13 @@ class ScanOptions(NamedTuple):
 
 
 def write_top_images(
-    checkpoint: Checkpoint, images: ImageSet, scan: ScanOptions, folder: Path, attrs: Mapping[str, str]
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    scan: ScanOptions,
+    folder: Path,
+    attrs: Mapping[str, str],
+    *,
+    fresh: bool = False,
 ) -> Written:
     """Reads the result of `top_images` from top_images.nc in a folder, or computes the result and writes it there.
 
@@ -93,6 +101,7 @@ def write_top_images(
         lambda dataset: Description("", [], {}, {}),
         at_least=("top",),
         attrs=attrs,
+        fresh=fresh,
     )
     dataset = written.dataset.isel(place=slice(scan.top))
     return written._replace(dataset=dataset.assign_attrs(summary=summary(dataset)))
@@ -137,9 +146,10 @@ def draw_pages(
     drawn = sheets(checkpoint, images, dataset, pages)
     jobs = ((folder / page, (title, rows)) for page, rows in drawn)
     saved = figures.save_all(jobs, len(pages), top_images_sheet, formats)
-    with deferred_interrupt() as check_interrupt:
+    with exclusive(folder), deferred_interrupt() as check_interrupt:
         for _ in tqdm(saved, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
             check_interrupt()
+        discard(temporaries(folder / f"{page}{suffix}" for page in pages for suffix in formats))
     lines = [{"page": page, **line} for page, names in pages.items() for line in mode_table(dataset, names)]
     write_csv(lines, path)
     print(f"wrote {path.name} and {len(pages)} sheets to {folder}", file=sys.stderr)

@@ -1,0 +1,40 @@
+"""Checks that a pass had images that it could use, and gave numbers."""
+
+from pathlib import Path
+
+import numpy as np
+
+from qkjax.errors import QkjaxError
+from qkjax.images.sets import ImageSet, Unreadable
+from qkjax.runtime.files import remove
+
+
+def require_readable(unreadable: Unreadable, images: ImageSet, partial: Path | None) -> None:
+    """Checks that at least one image could be read.
+
+    Raises:
+      QkjaxError: no image could be read. The progress file is removed, so that the next run reads the images again.
+    """
+    if len(unreadable) == len(images):
+        if partial:
+            remove(partial)
+        first = unreadable[0][1]
+        raise QkjaxError(
+            f"none of the {len(images)} images of {images.name} can be used; the reason for the first image: {first}"
+        )
+
+
+def require_finite(scores: np.ndarray, images: ImageSet, partial: Path | None) -> None:
+    """Makes sure that all scores are numbers.
+
+    Raises:
+      QkjaxError: one is not, as in a model whose activations overflow. The progress is removed.
+    """
+    if not np.isfinite(scores).all():
+        if partial:
+            remove(partial)
+        share = 1 - np.isfinite(scores).mean()
+        raise QkjaxError(
+            f"{share:.2%} of the scores of {images.name} are NaN or infinite: the model's activations overflow; check "
+            "its parameters and preprocessing, or give dtype='float32'"
+        )

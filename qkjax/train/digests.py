@@ -1,0 +1,96 @@
+"""Digests of the files of checkpoints, by which damaged ones are found before orbax reads them.
+
+Each checkpoint contains the SHA-256 digests of its own files. They are written before orbax gives it its name, so that
+a checkpoint has them or is unfinished.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import jax
+
+from qkjax.errors import QkjaxError
+from qkjax.runtime.files import discard
+
+DIGESTS, METADATA = "digests.json", "_CHECKPOINT_METADATA"
+COMMITTED = "commit_timestamp_nsecs"
+"""The field of orbax's metadata that it sets after the digests are written."""
+UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
+log = logging.getLogger(__name__)
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of all checkpoints in a folder, damaged or not, in ascending order."""
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal())
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Checkpoints with orbax's temporary names, which are being written, or which a killed process left unfinished."""
+    return [path for path in folder.glob("*") if UNFINISHED.fullmatch(path.name)]
+
+
+def write_digests(folder: Path) -> None:
+    """Writes the digests of the checkpoint that is about to get its name; orbax calls this in the background."""
+    if jax.process_index() > 0:
+        return
+    for path in unfinished(folder):
+        names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        with open(path / DIGESTS, "w") as file:
+            json.dump({name: _digest(path / name) for name in names}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file; None if it is no longer a file. The time in orbax's metadata does not count."""
+    if not path.is_file():
+        return None
+    if path.name == METADATA:
+        with suppress(ValueError, AttributeError, TypeError):
+            fields = {k: v for k, v in json.loads(path.read_bytes()).items() if k != COMMITTED}
+            return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_damaged(folder: Path) -> None:
+    """Removes damaged checkpoints.
+
+    Raises:
+      QkjaxError: all checkpoints are damaged, or a file cannot be read.
+    """
+    present = steps(folder)
+    listed = [step for step in present if (folder / str(step) / DIGESTS).exists()]
+    try:
+        found = {step: _damage(folder / str(step), step > min(listed, default=step)) for step in present}
+        damaged = {step: damage for step, damage in found.items() if damage}
+        whole = [step for step in present if step not in damaged]
+        if damaged and not whole:
+            raise QkjaxError(
+                f"{folder / str(present[-1])} is damaged ({damaged[present[-1]]}), and there is no other checkpoint to "
+                f"resume from: remove {folder} to train from the first step"
+            )
+        for step, damage in damaged.items():
+            path = folder / str(step)
+            log.warning("%s is damaged (%s): removed, the run resumes from step %d", path, damage, whole[-1])
+            discard([path])
+    except OSError as error:
+        raise QkjaxError(f"cannot read or remove the checkpoints in {folder}: {error.strerror or error}") from error
+
+
+def _damage(path: Path, expects_digests: bool) -> str:
+    """What differs from the digests of a checkpoint; "" if nothing does. Checkpoints of version 0.1.0 have none."""
+    file = path / DIGESTS
+    if not file.is_file():
+        return f"{DIGESTS} is missing" if expects_digests or not path.is_dir() else ""
+    try:
+        digests = dict(json.loads(file.read_bytes()))
+    except (ValueError, TypeError, RecursionError):
+        digests = {}
+    changed = [name for name, digest in digests.items() if _digest(path / name) != digest]
+    return f"{changed[0]} has changed" if changed else "" if digests else f"{DIGESTS} is not valid"
