@@ -9,7 +9,7 @@ from qkjax.errors import QkjaxError, nearest
 Pool = Literal["tok", "gap", "map", "none", "0"]
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
 Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset", "bilinear",
-                   "bilinear_offset", "bilinear_crop"]  # fmt: skip
+                   "bilinear_offset", "bilinear_crop", "nearest"]  # fmt: skip
 Norm = Literal["layer", "rms"]
 ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "weights_only")
 """Fields that came after version 0.1."""
@@ -34,7 +34,8 @@ class ViTConfig:
         "bicubic_antialias", with a = -0.5 and at least as wide as a pixel of the new grid, or
         "bilinear_antialias" likewise; or "bicubic_offset", which is "bicubic" at a scale of (new size + 0.1) / old
         size, as in Meta's own code of DINOv2; or torch's "bilinear", the same at this scale ("bilinear_offset"), or
-        to a square that covers the new grid and is cropped to it ("bilinear_crop", C-RADIO).
+        to a square that covers the new grid and is cropped to it ("bilinear_crop", C-RADIO); or the "nearest"
+        position (Idefics 2).
       pool: class token ("tok"), mean of the patches ("gap"), attention pooling ("map"), no pooling ("none": the head
         acts on every token), or the first token ("0").
       pool_prefix: "gap" and "map" pool the special tokens, too, and not the patches alone.

@@ -83,8 +83,14 @@ def _vision_part(config: Mapping) -> tuple[str, dict]:
     inner = {name: value for part in parts for name, value in part.items()}
     if not inner:
         return kind, usual_keys(kind, config)
-    kind = str(inner.get("model_type") or kind.replace("-", "_") + "_vision_model")
+    kind = _image_type(str(inner.get("model_type") or kind.replace("-", "_") + "_vision_model"))
     return kind, usual_keys(kind, inner)
+
+
+def _image_type(kind: str) -> str:
+    """The type of an image model. Older files name that of the whole model, such as "idefics2"."""
+    names = (kind, kind.removesuffix("_model"), f"{kind}_vision", f"{kind}_vision_model")
+    return next((name for name in names if name in KINDS or name in WEIGHTS_ONLY or name in REFUSED), kind)
 
 
 def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:

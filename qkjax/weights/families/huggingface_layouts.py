@@ -6,7 +6,6 @@ from qkjax.weights.families.layout import Layout, renumbered
 
 OTHER_KEYS = {
     "idefics_vision": {"embed_dim": "hidden_size"},
-    "idefics": {"embed_dim": "hidden_size"},
     "mllama_vision_model": {"attention_heads": "num_attention_heads", "norm_eps": "layer_norm_eps"},
     "glm_image_vision": {"num_heads": "num_attention_heads", "depth": "num_hidden_layers",
                          "in_channels": "num_channels"},
@@ -37,7 +36,10 @@ RESAMPLE = {
     "siglip2_vision_model": "bilinear_antialias",  # NaFlex
     "cosmos3_edge_vision": "bilinear_antialias",
     "idefics_vision": "bicubic_offset",
-    "idefics": "bicubic_offset",
+    "idefics2_vision": "nearest",
+    "idefics3_vision": "nearest",
+    "smolvlm_vision": "nearest",
+    "phi4_multimodal_vision": "nearest",
     "glm_image_vision": "bilinear",
     "radio": "bilinear_crop",
 }
