@@ -415,6 +415,39 @@ def query_and_key_weights(model) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(zip(query, key, strict=True))
 
 
+def query_biases(model) -> list[np.ndarray]:
+    """The query biases of each layer, from separate or fused parameters; none if there are none."""
+    state = {
+        name: value.detach().numpy()
+        for name, value in model.state_dict().items()
+        if not survey_transformers.OTHER_ATTENTION.search(name)
+    }
+    fused = [np.split(value, 3)[0] for name, value in state.items() if name.endswith(".qkv.bias")]
+    return fused or [value for name, value in state.items() if name.endswith((".query.bias", ".q_proj.bias"))]
+
+
+def test_query_parameters_that_weights_only_would_drop_are_refused(torch, transformers, tmp_path):
+    """A norm of the queries is an error, and so are two models in one file."""
+    from safetensors.torch import load_file, save_file
+
+    more_random(torch, *WEIGHTS_ONLY["ViTDet"][:-1]).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in state if name.endswith("qkv.weight"))
+    for added, match in (
+        (
+            name.replace("qkv.weight", "q_norm.weight"),
+            r"unknown parameter '.*q_norm.weight', expected queries and keys",
+        ),
+        (
+            f"encoder.{name}" if not name.startswith("encoder.") else f"net.{name}",
+            "two parameters have the name of one",
+        ),
+    ):
+        save_file(state | {added: state[name].clone()}, tmp_path / "model.safetensors")
+        with pytest.raises(qkjax.QkjaxError, match=match):
+            qkjax.load(tmp_path)
+
+
 @pytest.mark.parametrize("family", WEIGHTS_ONLY)
 def test_modes_of_models_that_cannot_be_run(torch, transformers, family, tmp_path):
     """Singular values and reconstruction of Wq Wk^T of every head, against a dense SVD in float64."""
@@ -432,6 +465,9 @@ def test_modes_of_models_that_cannot_be_run(torch, transformers, family, tmp_pat
             u, s, v = (np.asarray(x[layer, head], np.float64) for x in modes)
             np.testing.assert_allclose(s, np.linalg.svd(m, compute_uv=False)[:12], atol=1e-6 * s[0])
             np.testing.assert_allclose((u * s) @ v.T, m, atol=1e-6 * s[0])
+    for layer, bias in enumerate(query_biases(model)):
+        block = checkpoint.params["Transformer"][f"encoderblock_{layer}"]["MultiHeadDotProductAttention_0"]
+        np.testing.assert_allclose(np.asarray(block["query"]["bias"]).reshape(-1), bias, rtol=1e-6)
     with pytest.raises(qkjax.QkjaxError, match="this model cannot be run on images"):
         qkjax.forward(checkpoint, np.zeros((1, 28, 28, 3), np.float32))
 

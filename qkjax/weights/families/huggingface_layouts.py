@@ -64,6 +64,7 @@ LAYOUTS = {
         left_out=r"^(?:char|bpe|wp)_(?:a3_module|head)\.",
     ),
     "janus_vision_model": Layout(((r"\.self_attn\.projection_layer\.", ".self_attn.out_proj."),)),
+    "videomae": Layout(((r"\.attention\.attention\.q_bias$", ".attn.q_bias"),)),
     "timesformer": Layout(((r"\.attention\.attention\.qkv\.", ".attention.qkv."),)),
     "unlimited_ocr_vision_encoder": Layout(renamed=((r"\.qkv_proj\.", ".qkv."),)),
     "radio": Layout(RADIO, r"(?:^|\.)(?:summary_idxs$|video_embedder\.|video_patch_projection\.)", channels_first=True),
