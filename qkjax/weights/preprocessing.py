@@ -116,7 +116,7 @@ def _family(config: ViTConfig) -> str:
     traits = {
         "hf-clip": config.pre_norm,
         "hf-siglip": config.pool == "map",
-        "tips": config.posemb_resample == "bilinear_antialias" and config.layer_scale,
+        "tips": config.posemb_resample == "bilinear_antialias" and config.class_token,
         "radio": config.posemb_resample == "bilinear_crop",
         "simmim": config.relative_positions,
         "hf-dinov2": config.layer_scale,
