@@ -70,7 +70,9 @@ def scores(checkpoint: Checkpoint, modes: qkjax.Modes, images: ImageSet, dtype: 
     """Scores (layers, heads, modes, signs, images) of all images."""
     with tempfile.TemporaryDirectory() as folder:
         options = qkjax.PassOptions(dtype=dtype)
-        best = qkjax.top_images(checkpoint, images, top=len(images), options=options, partial=Path(folder) / "p.npz")
+        best = qkjax.top_images(
+            checkpoint, images, top=len(images), maps=0, options=options, partial=Path(folder) / "p.npz"
+        )
         top = Top(best.value.values, best.image_index.values)
     found = np.empty_like(top.score[0])
     np.put_along_axis(found, top.image[0], top.score[0], axis=-1)

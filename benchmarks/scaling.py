@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from scan import save_photographs, step_seconds
 
 import qkjax
-from qkjax.activations.top_k import empty
-from qkjax.analyses.top_images.compute import scan_step
+from qkjax.activations.top_maps import empty
+from qkjax.analyses.top_images.compute import MAPPED, scan_step
 from qkjax.figures.style import COLOURS, DPI, MARKERS, WIDTH, styled
 from qkjax.images.preprocess import PRESETS, picture
 from qkjax.vit.tree import query_key_kernels
@@ -61,7 +61,7 @@ def scan(rounds: int = 3) -> list[tuple[float, float]]:
         checkpoint = Checkpoint("scaling", config, jax.tree.map(np.asarray, params), "", PRESETS["squash"])
         modes = qkjax.decompose(*query_key_kernels(params))
         step = scan_step(checkpoint, modes, "norm", ("product",), qkjax.PassOptions())
-        top = empty((1, depth, config.heads, HEAD_DIM, 2), 8)
+        top = empty((1, depth, config.heads, HEAD_DIM), 8, MAPPED, (SIDE // PATCH) ** 2)
         tokens = (SIDE // PATCH) ** 2 + 1
         forward = depth * tokens * (12 * width**2 + 2 * tokens * width)
         seconds = min(step_seconds(step, top, [pixels] * 2) for _ in range(rounds)) / (2 * BATCH)

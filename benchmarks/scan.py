@@ -29,8 +29,8 @@ from PIL import Image
 from table import Line
 
 import qkjax
-from qkjax.activations.top_k import empty
-from qkjax.analyses.top_images.compute import scan_step
+from qkjax.activations.top_maps import empty
+from qkjax.analyses.top_images.compute import MAPPED, scan_step
 from qkjax.images.default_set import photographs
 from qkjax.images.prefetch import photograph_batches
 from qkjax.images.preprocess import PRESETS
@@ -158,7 +158,7 @@ def main(images: int | None = None, batch: int | None = None) -> list[Line]:
         groups = [range(i, i + size) for i in range(0, len(saved), size)]
         made = [b.pixels for b in photograph_batches(saved, groups, size, checkpoint.preprocess, None)]
         step = scan_step(checkpoint, modes, "norm", ("product",), options)
-        top = empty((1, c.depth, c.heads, c.head_dim, 2), 9)
+        top = empty((1, c.depth, c.heads, c.head_dim), 9, MAPPED, (checkpoint.preprocess.crop // c.patch_size[0]) ** 2)
         ways = {
             "bare forward pass, decoded batches": lambda: forward_seconds(checkpoint, made),
             "scan, decoded batches": lambda: step_seconds(step, top, made),

@@ -6,8 +6,8 @@
     best = qkjax.top_images(checkpoint)
     without = qkjax.edit(checkpoint, "drop", "cosine>0.5 layers=0-3")
 
-Every analysis takes a checkpoint in memory and returns a Dataset; nothing is printed or written unless a folder is
-given. Names are imported when first used, so that importing qkjax costs nothing.
+Every analysis takes a checkpoint in memory and returns an xarray.Dataset. An analysis prints and writes nothing
+unless you pass a folder. `import qkjax` is fast because each name is imported only when it is first used.
 """
 
 import warnings
@@ -57,7 +57,7 @@ _RENAMED = {
     "query_key_kernels": ("vit.tree", "query_key_kernels"),
     "scan_images": ("analyses.top_images.compute", "top_images"),
 }
-"""Names of version 0.1.0: where they are now, and what they are called."""
+"""Names of version 0.1.0, each with the module and the name under which the object is found now."""
 _MODULES = ("figures", "images", "train")
 
 __all__ = [*_HOME, *_MODULES]  # noqa: PLE0604

@@ -1,4 +1,4 @@
-"""`python -m qkjax` is the `qkjax` command."""
+"""Makes `python -m qkjax` run the `qkjax` command."""
 
 from qkjax.cli import main
 

@@ -1,17 +1,21 @@
-"""The exception that qkjax raises for its users to read."""
+"""The exception and the warning that qkjax raises for its users."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class AssumptionWarning(UserWarning):
-    """Something that decides a number is not in a checkpoint's files, and was assumed; results store it."""
+    """Warns that a checkpoint's files lack a value that affects the results, so that qkjax assumed the value.
+
+    Result files store the assumption.
+    """
 
 
 class QkjaxError(Exception):
-    """Invalid input, or a failed operation outside qkjax: one line that says what is wrong, where, and what to do.
+    """Error for invalid input or for a failed operation outside qkjax, such as reading a file.
 
-    The command line prints it without a traceback and exits with code 2.
+    The message is one line that says what is wrong, where, and what to do. The command line prints the message without
+    a traceback and exits with code 2.
 
     Example:
       >>> import qkjax
@@ -23,11 +27,11 @@ class QkjaxError(Exception):
     """
 
     def __init__(self, message: str):
-        line = " ".join(message.split())  # messages of libraries may have line breaks,
+        line = " ".join(message.split())  # error messages from libraries may have line breaks,
         super().__init__(line.encode(errors="replace").decode())  # and file names may have bytes that are not text
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that ends an error line: " (nearest: 'x')", or nothing if no known name is similar."""
+    """A hint for the end of an error message, such as " (nearest: 'x')"; empty if no known name is similar."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (nearest: {close[0]!r})" if close else ""

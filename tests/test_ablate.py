@@ -148,10 +148,10 @@ def test_plans_say_what_they_hold(tmp_path):
         "grid": "is not valid TOML",
         "edit = 1": r"is not a plan: expected only \[\[grid\]\] tables",
         "[[grid]]\nselect = 'all'": "a grid has no edit",
-        "[[grid]]\nedit = 'drop'\nselect = '{layer}'": r"placeholder \{layer\}, but its grid has no layer: add a list",
-        "[[grid]]\nedit = 'drop'\ndose = 1": "dose is not used",
-        "[[grid]]\nedit = 'drop'\ncontrols = true": "controls is True, expected a whole number",
-        "[[grid]]\nedit = 'drop'\nselect = 'cosine>{dose}'\ndose = 'x'": "dose is 'x', expected a number",
+        "[[grid]]\nedit = 'drop'\nselect = '{layer}'": r"placeholder \{layer\}, but its grid has no field layer: add",
+        "[[grid]]\nedit = 'drop'\ndose = 1": "the field dose of a grid is not used",
+        "[[grid]]\nedit = 'drop'\ncontrols = true": "controls is True: expected a whole number",
+        "[[grid]]\nedit = 'drop'\nselect = 'cosine>{dose}'\ndose = 'x'": "dose is 'x': expected a number",
         "[[grid]]\nedit = 'drop'\nselect = []": r"\[\] is not a valid list: expected one or more texts or numbers",
     }.items():
         path.write_text(text)
@@ -238,7 +238,7 @@ def test_images_that_change_under_their_names_are_seen(checkpoint, folder, tmp_p
     run([0.3], "grown")
     draw()
     grown, fresh = run([0.3, 0.6], "grown"), run([0.3, 0.6], "fresh")
-    assert "the content of the images has changed; all ablations are computed again" in capsys.readouterr().err
+    assert "the images have changed; all ablations are computed again" in capsys.readouterr().err
     for name in fresh.data_vars:
         np.testing.assert_array_equal(grown[name], fresh[name])
 
@@ -289,7 +289,7 @@ def test_the_files_say_what_was_found(checkpoint, folder, whole):
     names = ("dose_response", "layer_map", "attention_by_layer")
     assert figures == {name + ending for name in names for ending in (".png", ".pdf")}
     other = AblationArguments(folder, labels=True, queries=5, options=qkjax.PassOptions(batch=4))
-    with pytest.raises(qkjax.QkjaxError, match=r"has other settings \(queries\): remove it, or write"):
+    with pytest.raises(qkjax.QkjaxError, match=r"has different settings \(queries\): remove the file, or pass"):
         write_ablations(checkpoint, LINES, other, path, {})
     assert json.loads(data.attrs["settings"])["labels"] == "true"
 
@@ -348,7 +348,7 @@ def test_intervals_over_few_seeds_hold_what_they_say(seeds):
         ([], {"limit": 0}, "limit=0: expected a whole number of at least 1"),
         ([], {"queries": 0}, "queries=0: expected a whole number of at least 1"),
         (expand([{"edit": "dro"}]), {}, r"unknown edit 'dro' \(nearest: 'drop'\)"),
-        ([], {"labels": True, "path": "first"}, "needs a folder of images for each class"),
+        ([], {"labels": True, "path": "first"}, "has no classes: expected at least two subfolders"),
     ],
 )
 def test_invalid_arguments_are_refused_before_any_work(checkpoint, folder, specs, arguments, says, tmp_path):
@@ -369,8 +369,8 @@ def test_commands(checkpoint, folder, tmp_path, monkeypatch, capsys):
         assert data.edit.values.tolist() == ["none", "drop", "drop"]
         assert data.control.values.tolist() == [-1, -1, 0]
     for words, says in {
-        (): "no modes are selected: give --select",
-        ("--plan", "plan.toml", "--no-key-bias"): "--plan replaces --edit, --select",
+        (): "no modes are selected: pass --select",
+        ("--plan", "plan.toml", "--no-key-bias"): "--plan is given together with --edit, --select",
         ("--select", "all", "--batch", -1): "--batch -1: expected a whole number of at least 1",
     }.items():
         done = command(monkeypatch, capsys, "ablate", checkpoint.source, *words)

@@ -143,12 +143,12 @@ def test_schedules():
         ("tide", "unknown constraint 'tide' .nearest: 'tied'."),
         ("tied(3)", "unknown constraint 'tied.3.'"),
         ("low_rank", "unknown constraint 'low_rank' .nearest: 'low_rank.8.'."),
-        ("low_rank(0)", "the rank of low_rank.r. is 0, expected a whole number of at least 1"),
-        ("low_rank(2.5)", "the rank of low_rank.r. is '2.5', expected a whole number of at least 1"),
-        ("pull(2)", "the cosine of pull.c. is 2, expected a number from -1 to 1"),
-        ("0-1:tied", "has no constraint for layer 2: use free for none"),
+        ("low_rank(0)", "the rank of low_rank.r. is 0: expected a whole number of at least 1"),
+        ("low_rank(2.5)", "the rank of low_rank.r. is '2.5': expected a whole number of at least 1"),
+        ("pull(2)", "the cosine of pull.c. is 2: expected a number from -1 to 1"),
+        ("0-1:tied", "names no constraint for layer 2: .* add 2:free"),
         ("0-1:tied 1-3:free", "gives layer 1 two constraints"),
-        ("0-4:tied", "names layer 4, but the model has 4 layers: use 0 to 3"),
+        ("0-4:tied", "names layer 4: expected layers from 0 to 3, since the model has 4 layers"),
         ("0-3=tied 1:free", "'0-3=tied' is not a valid part of a schedule"),
     ],
 )
@@ -159,7 +159,7 @@ def test_invalid_schedules(text, says):
 
 def test_ranks_beyond_the_columns_of_a_head():
     vit = qkjax.ViTConfig(width=24, depth=1, heads=2, head_dim=12, mlp_dim=24, patch_size=(4, 4), grid=(2, 2))
-    with pytest.raises(qkjax.QkjaxError, match=r"rank of low_rank\(r\) is 13, expected a whole number from 1 to 12"):
+    with pytest.raises(qkjax.QkjaxError, match=r"rank of low_rank\(r\) is 13: expected a whole number from 1 to 12"):
         initial(jax.random.key(0), vit, ("low_rank(13)",))
 
 

@@ -120,4 +120,4 @@ def test_virtual_devices_that_would_lock_each_other_up_are_refused(tmp_path):
     command = [sys.executable, "-m", "qkjax", "train", tmp_path, "--constraint", "flat"]
     done = subprocess.run(command, env=os.environ | flags, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
     assert done.returncode == 2
-    assert "set the environment variable PJRT_NPROC to twice their number" in done.stderr
+    assert "set the environment variable PJRT_NPROC to twice the number of devices" in done.stderr

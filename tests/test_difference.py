@@ -58,5 +58,5 @@ def test_random_models_are_as_far_apart_as_chance(kernels):
 def test_other_architectures_are_refused(kernels):
     first = qkjax.decompose(*kernels)
     second = qkjax.decompose(*(k[:2] for k in kernels))
-    with pytest.raises(qkjax.QkjaxError, match="one architecture"):
+    with pytest.raises(qkjax.QkjaxError, match="the same architecture"):
         difference(first, second)

@@ -175,10 +175,10 @@ def test_selections_are_what_they_say(model):
     assert select("all", metrics).all()
     for text, says in {
         "": "the selection is an empty text",
-        "cosine=0.5": "'cosine=0.5' is not a valid term: expected one such as 'cosine>0.5'",
-        "layers=0-3": "'layers=0-3': expected numbers from 0 to 2, the model has 3 layers",
+        "cosine=0.5": "'cosine=0.5' is not a valid term: expected for example 'cosine>0.5'",
+        "layers=0-3": "'layers=0-3': expected numbers from 0 to 2, since the model has 3 layers",
         "modes=3-1": "'3-1' is not a valid range: pass the lower number first",
-        "grouping=0.3 weakest=0.1": "'grouping=0.3' and 'weakest=0.1' order the modes in different ways",
+        "grouping=0.3 weakest=0.1": "'grouping=0.3' and 'weakest=0.1': expected at most one such term",
         "grouping=1.3": "'grouping=1.3': expected a share of the squared strength from 0 to 1",
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
@@ -409,12 +409,12 @@ def test_exact_heads_are_exact_and_commands_say_what_does_not_fit(model, tmp_pat
     logits = (logits + np.einsum("bjd,dhk,hk->bhj", y, key, bias)[:, :, None]) / np.sqrt(6)
     np.testing.assert_allclose(found["attention"][0], scipy.special.softmax(logits, axis=-1), atol=1e-5)
     _, (note,) = edit_with_notes(checkpoint, "symmetric")
-    assert "6 columns hold 0." in note
-    with pytest.raises(qkjax.QkjaxError, match=r"unknown edit 'dropp' \(nearest: 'drop'\); the edits are keep, drop"):
+    assert "kernels with 6 columns represent 0." in note
+    with pytest.raises(qkjax.QkjaxError, match=r"unknown edit 'dropp' \(nearest: 'drop'\); expected one of keep, drop"):
         edit_with_notes(checkpoint, "dropp")
     write_checkpoint(tmp_path / "small.npz", config, params)
     command = [sys.executable, "-m", "qkjax", "export", "small.npz", "out.npz", "--edit", "antisymmetric"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
-    assert "note: 6 columns hold" in done.stderr
+    assert "note: kernels with 6 columns represent" in done.stderr
     m = qkjax.measure(qkjax.decompose(qkjax.load(tmp_path / "out.npz")))
     assert float(m.symmetric_share.max()) < 0.2, "of what 6 columns hold with the bias beside it"

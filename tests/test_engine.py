@@ -241,7 +241,7 @@ def assert_refused(path: Path) -> None:
     text = str(error.value)
     assert "\n" not in text
     assert f"remove {path} to start again" in text or (
-        f"{path} (" in text and text.endswith("remove it to start again")
+        f"{path} (" in text and text.endswith("remove this file to start again")
     )
     assert path.read_bytes() == before
 
@@ -293,13 +293,14 @@ def test_state_of_another_program_is_refused(interrupted):
         (*blank(), np.zeros(2)),
         blank()[:1],
     ):
-        with pytest.raises(qkjax.QkjaxError, match=r"p\.npz .*remove it to start again"):
+        with pytest.raises(qkjax.QkjaxError, match=r"p\.npz .*remove this file to start again"):
             whole_pass(interrupted, state=state)
 
 
 def test_other_settings_are_refused(interrupted):
     with pytest.raises(
-        qkjax.QkjaxError, match=r"other settings \(a\): repeat those, or remove .*p\.npz to start again"
+        qkjax.QkjaxError,
+        match=r"different settings \(a\): run again with the same .*, or remove .*p\.npz to start again",
     ):
         whole_pass(interrupted, settings={"a": "2"})
 
@@ -379,5 +380,5 @@ def test_hosts_share_a_pass(tmp_path, whole, count):
             for name, array in merge(shares)._asdict().items():
                 np.testing.assert_array_equal(file[name], array)
             assert json.loads(str(file["unreadable"])) == [list(item) for item in whole.unreadable]
-    with pytest.raises(qkjax.QkjaxError, match=r"other settings \(process\)"):
+    with pytest.raises(qkjax.QkjaxError, match=r"different settings \(process\)"):
         whole_pass(tmp_path / "partial0.npz")

@@ -1102,7 +1102,7 @@ def test_timm_images():
     for odd, unknown in (
         ({"crop_mode": "border"}, set()), ({"crop_mode": ["a"]}, set()), ({"crop_pct": "a"}, set()),
         ({"crop_pct": 1.5}, set()), ({"crop_pct": float("nan")}, set()), ({"input_size": 224}, size),
-        ({"input_size": [3, 0, 2]}, size), ({"std": [0, 0, 0]}, scale), ({"mean": [1, 2]}, scale),
+        ({"input_size": [3, 0, 2]}, size), ({"std": [0, 0]}, scale), ({"mean": [1, 2]}, scale),
         ({"interpolation": ["a"]}, {"filter"}), ({"interpolation": "random"}, {"filter"}),
     ):  # fmt: skip
         _, fields, (clause,) = timm.preprocess_of(cfg | odd)

@@ -84,7 +84,7 @@ def test_one_archive_and_one_file(tree):
     [
         ("x.zip", b"PK no zip", "cannot list the zip file .*x.zip"),
         ("x.tar", b"x" * 2000, "cannot list the tar file .*x.tar"),
-        ("x.tar.gz", b"", "is compressed, and images in it cannot be read one by one: unpack it"),
+        ("x.tar.gz", b"", "is compressed as a whole, so its images cannot be read one by one: unpack"),
         ("x.txt", b"", "no image in"),
     ],
 )
@@ -164,8 +164,8 @@ def test_what_no_archive_should_hold(tmp_path, monkeypatch):
     (tmp_path / "x.zip").write_bytes(data)
     (batch,) = photograph_batches(open_images(tmp_path), [range(2)], 2, PRESET, (8, 8))
     reasons = [reason for _, reason in batch.unreadable]
-    assert "cannot read image x.zip/bomb.png: its unpacked size is 2 MiB, and the limit is 1 MiB" in reasons[0]
-    assert "cannot read image x.zip/secret.png: it is encrypted" in reasons[1]
+    assert "cannot read image x.zip/bomb.png: the unpacked size is 2 MiB, but the limit is 1 MiB" in reasons[0]
+    assert "cannot read image x.zip/secret.png: the archive entry is encrypted" in reasons[1]
 
 
 def test_more_archives_than_may_be_open(tmp_path):
@@ -210,7 +210,7 @@ def test_pictures_beyond_pillows_limit_are_refused_by_all_threads_alike(tmp_path
         (tmp_path / f"{i:02d}.png").write_bytes(png(i))
     made = list(photograph_batches(open_images(tmp_path), [range(20), range(20, 40)], 20, PRESET, (8, 8)))
     assert sum(len(b.unreadable) for b in made) == 40
-    assert all("36 x 24 pixels are more than Pillow's limit" in reason for b in made for _, reason in b.unreadable)
+    assert all("36 x 24 pixels exceed Pillow's limit" in reason for b in made for _, reason in b.unreadable)
     assert not any(f[0] == "ignore" and f[3] is None and f[2] is Warning for f in warnings.filters)
 
 
@@ -277,7 +277,7 @@ def test_tar_files_that_are_cut_off(tmp_path):
         images = open_images(tmp_path)
         assert (len(images), images.notes) == (
             count,
-            ("x.tar has no end mark and may be cut off after its last whole file",),
+            ("x.tar has no end mark, so files after the last complete file may be missing",),
         )
     for cut in (starts[-1] + 100, starts[-1] + 512, len(whole)):
         path.write_bytes(whole[:cut])
@@ -287,14 +287,14 @@ def test_tar_files_that_are_cut_off(tmp_path):
 def test_files_that_are_passed_over_are_counted(tree):
     """By their endings, also in archives; hidden files and folders are not."""
     (note,) = open_images(tree).notes
-    assert note == "passed over 6 files whose endings are not that of an image: 4 .cls, 1 .json, 1 .txt"
+    assert note == "skipped 6 files whose endings are not that of an image: 4 .cls, 1 .json, 1 .txt"
     (tree / "scan").write_bytes(png(0))
     for index in range(7):
         (tree / f"x.{index}").write_bytes(b"")
     (note,) = open_images(tree).notes
     assert note.endswith("image: 4 .cls, 1 without an ending, 1 .0, 1 .1, 1 .2, 1 .3, 5 others")
     assert open_images(tree / "flat.webp").notes == ()
-    with pytest.raises(QkjaxError, match=r"no image in .*; passed over 1 file whose ending is not that .*: 1 \.txt"):
+    with pytest.raises(QkjaxError, match=r"no image in .*; skipped 1 file whose ending is not that .*: 1 \.txt"):
         open_images(tree / "notes.txt")
 
 
@@ -304,7 +304,7 @@ def test_notes_on_a_set_are_printed(tree, capsys):
     print_notes(open_images(tree))
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith("note: images: passed over 6 files")
+    assert shown.err.startswith("note: images: skipped 6 files")
 
 
 def test_more_endings_of_images(tmp_path):

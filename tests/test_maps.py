@@ -106,7 +106,7 @@ def test_maps_lie_row_by_row_on_a_grid_that_is_not_square():
     assert not np.abs(maps.query_special).any()
     with pytest.raises(qkjax.QkjaxError, match="6 patches do not fill a grid of 2 x 2: pass grid"):
         query_key_maps(tokens, modes, 1)
-    with pytest.raises(qkjax.QkjaxError, match="differ in layers or embed"):
+    with pytest.raises(qkjax.QkjaxError, match="differ in the number of layers or the embedding dimension"):
         query_key_maps(tokens[..., :4], modes, 1, (2, 3))
 
 

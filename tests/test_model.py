@@ -43,7 +43,9 @@ def test_only_what_is_asked_for_is_returned(small):
     checkpoint, images = small
     _, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("query",))
     assert set(seen) == {"encoded", "query"}
-    with pytest.raises(qkjax.QkjaxError, match="capture=\\('qeury',\\): expected names among norm"):
+    with pytest.raises(
+        qkjax.QkjaxError, match="capture=\\('qeury',\\): these names are unknown; pass names among norm"
+    ):
         forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("qeury",))
 
 

@@ -119,5 +119,5 @@ def test_chosen_layers():
     assert list(requested_indices("layer", None, 3)) == [0, 1, 2]
     assert list(requested_indices("layer", 2, 3)) == [2]
     for value in (3, -1):
-        with pytest.raises(QkjaxError, match=f"head={value}: expected a number from 0 to 2, the model has 3 heads"):
+        with pytest.raises(QkjaxError, match=f"head={value}: expected a number from 0 to 2, as the model has 3 heads"):
             requested_indices("head", value, 3)

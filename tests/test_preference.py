@@ -145,7 +145,7 @@ def test_a_pass_that_was_stopped_goes_on_to_the_same_bits(checkpoint, tmp_path, 
     again = qkjax.attention_preference(checkpoint, scenes, **options)
     assert len(calls) == 3 + 3, "two of five batches were done"
     xr.testing.assert_identical(again, whole)
-    with pytest.raises(qkjax.QkjaxError, match=r"interrupted pass with other settings \(images\)"):
+    with pytest.raises(qkjax.QkjaxError, match=r"interrupted pass with different settings \(images\)"):
         qkjax.attention_preference(checkpoint, patterns(9, seed=1), **options)
 
 
@@ -192,8 +192,8 @@ def test_o3_in_its_published_layout(tmp_path):
     scenes = open_o3(tmp_path / "zip")
     assert scenes.names == ("a.jpg", "b.jpg")
     assert dict(scenes.left_out) == {
-        "alone.jpg": "no mask of its target and distractors in targ_labels",
-        "gone.jpg": "listed in the table, and not there",
+        "alone.jpg": "no mask of the target and distractors in targ_labels",
+        "gone.jpg": "listed in the table of properties, but there is no such file",
     }
     scene = scenes.read(0)
     assert set(np.unique(scene.target)) == {0, 255}, "the noise of JPEG is gone"
@@ -220,13 +220,13 @@ def test_o3_that_is_not_as_published(tmp_path, capsys, monkeypatch):
     Image.new("RGB", (48, 48)).save(tmp_path / "images" / "b.jpg", exif=exif)
     done = command(monkeypatch, capsys, "preference", "any", "--o3", tmp_path, "--count", 3)
     assert done.code == 2
-    assert "--count applies to generated scenes, but --o3 is given: leave out one of them" in done.err
+    assert "--count applies only to generated scenes, but --o3 is given: remove one" in done.err
     scenes = open_o3(tmp_path)
     assert scenes.names == ("a.jpg", "b.jpg")
     assert dict(scenes.left_out) == {
-        "a.png": "a.jpg has the same masks", "gone.jpg": "listed in the table, and not there",
+        "a.png": "a.jpg has the same masks", "gone.jpg": "listed in the table of properties, but there is no such file",
     }  # fmt: skip
-    with pytest.raises(qkjax.QkjaxError, match=r"b\.jpg: its EXIF orientation rotates it"):
+    with pytest.raises(qkjax.QkjaxError, match=r"b\.jpg: the EXIF orientation rotates the image"):
         scenes.read(1)
     mask = tmp_path / "targ_labels" / "a.jpg"
     data = bytearray(mask.read_bytes())
@@ -253,20 +253,20 @@ def test_scenes_that_are_not_whole_are_explained(tmp_path):
     corner[:2, :2] = 255
     cut = PRESETS["bigvision-small-crop"]
     for scene, says, preset in (
-        (Scene(image, one, none), "x: the mask of its distractors is empty", PRESET),
+        (Scene(image, one, none), "x: the mask of the distractors is empty", PRESET),
         (
             Scene(image, one, one[:30]),
-            "x: the mask of its distractors has 40 x 30 pixels, and the image 40 x 40",
+            "x: the mask of the distractors has 40 x 30 pixels: expected the size of the image, 40 x 40",
             PRESET,
         ),
-        (Scene(image, one, all_over), "x: target and distractors overlap in 100 pixels", PRESET),
-        (Scene(image, corner, one), "x: its target is outside of the crop", cut),
+        (Scene(image, one, all_over), "x: the masks of target and distractors overlap in 100 pixels", PRESET),
+        (Scene(image, corner, one), "x: the target in the crop", cut),
     ):
         with pytest.raises(qkjax.QkjaxError, match=says):
             crop_to_model(scene, "x", preset, None, (8, 8))
     for path, says in {
-        "none": "there is no folder .*none: pass that of the unpacked O3 data set",
-        ".": "is not the O3 data set: it has folders images, targ_labels and dist_labels",
+        "none": "there is no folder .*none: pass the folder of the unpacked O3 data set",
+        ".": "is not the O3 data set: O3 has folders images, targ_labels and dist_labels",
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
             open_o3(tmp_path / path)
@@ -310,7 +310,7 @@ def test_the_command_writes_tables_figures_and_what_is_left_out(checkpoint, tmp_
     done, data = run([checkpoint.source], "out", "--o3", root)
     assert done.code == 0, done.err
     assert data.image.values.tolist() == ["a.jpg", "b.jpg"]
-    assert "c.jpg: the mask of its target is empty" in (tmp_path / "out" / "left_out.csv").read_text()
+    assert "c.jpg: the mask of the target is empty" in (tmp_path / "out" / "left_out.csv").read_text()
     assert "1 images are left out" in done.err
     files = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {f"{n}.{e}" for n in ("preference_by_layer", "anisotropy", "links", "example") for e in ("png", "pdf")}
@@ -337,7 +337,7 @@ def test_the_command_writes_tables_figures_and_what_is_left_out(checkpoint, tmp_
     assert one["same"] == pytest.approx(np.mean(own))
     done, _ = run([checkpoint.source], "out", "--count", 3)
     assert done.code == 2
-    assert "other settings" in done.err
+    assert "different settings" in done.err
     other = tmp_path / "other.npz"
     write_checkpoint(other, SMALL, checkpoint.params, PRESET)
     done, _ = run([checkpoint.source, other], "two", "--count", 2)

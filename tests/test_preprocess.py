@@ -228,7 +228,7 @@ def test_arrays_that_are_no_picture(array):
 
 
 def test_a_strip_is_no_memory_bomb():
-    with pytest.raises(QkjaxError, match="too long a strip"):
+    with pytest.raises(QkjaxError, match="too elongated to resize"):
         picture(np.zeros((1, 60_000, 3), np.uint8), PRESETS["hf-clip"])
     with pytest.raises(QkjaxError, match="cannot crop 0 x 0 pixels"):
         picture(np.zeros((9, 9, 3), np.uint8), PRESETS["hf-clip"], 0)
@@ -346,7 +346,7 @@ def test_decompression_bombs(tmp_path, monkeypatch):
     filters = [f for f in warnings.filters if not _is_pillows(f)]
     for limit in (6000, 3000):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(QkjaxError, match=r"bomb\.png.*(more than Pillow's limit|exceeds limit)"):
+        with pytest.raises(QkjaxError, match=r"bomb\.png.*(exceed Pillow's limit|exceeds limit)"):
             open_image(path)
     assert [f for f in warnings.filters if not _is_pillows(f)] == filters
 
@@ -534,16 +534,56 @@ def test_what_is_known_is_kept(config, missing, clauses):
         assert picture(data.chelsea(), Preprocess(**fields)).shape == (*pair(fields["crop"]), 3)
 
 
-def test_a_scale_that_is_not_usable():
-    for odd in (
-        {"image_std": [0, 1, 1]},
-        {"image_mean": "a"},
-        {"image_mean": [float("nan")] * 3},
-        {"rescale_factor": 0},
-    ):
-        _, fields, (clause,) = stated_by_processor({"image_processor_type": "ViTImageProcessor", **odd})
-        assert clause == "has no usable image_mean, image_std and rescale_factor"
-        assert fields == {"resize": "squash", "resize_to": 224, "crop": 224, "filter": "pil-bilinear"}
+def test_a_scale_of_another_type():
+    _, fields, (clause,) = stated_by_processor({"image_processor_type": "ViTImageProcessor", "image_mean": "a"})
+    assert clause == "has no usable image_mean, image_std and rescale_factor"
+    assert fields == {"resize": "squash", "resize_to": 224, "crop": 224, "filter": "pil-bilinear"}
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        ({"image_std": [0, 1, 1]}, "std=(0.0, 1.0, 1.0): expected three numbers from 1e-06"),
+        ({"image_std": [NAN] * 3}, "std=(nan, nan, nan)"),
+        ({"image_std": [INFINITE] * 3}, "std=(inf"),
+        ({"image_std": [-1, 1, 1]}, "std=(-1.0"),
+        ({"image_mean": [NAN] * 3}, "mean=(nan"),
+        ({"image_mean": [10**400, 1, 1]}, "that no image has"),
+        ({"rescale_factor": 0}, "that no image has"),
+        ({"rescale_factor": NAN}, "mean=(nan"),
+        ({"size": {"height": 10**12, "width": 8}}, "more than 4096 pixels (QKJAX_MAX_SIDE"),
+        ({"size": {"shortest_edge": 5000}, "do_center_crop": True, "crop_size": 8}, "more than 4096 pixels"),
+    ],
+)
+def test_values_that_no_image_has(odd, says):
+    with pytest.raises(QkjaxError, match=r"^preprocessor_config\.json has") as caught:
+        from_processor_config({"image_processor_type": "ViTImageProcessor", **odd})
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("std", [10**400, 1, 1]), ("std", [1e-320] * 3), ("mean", "123"), ("mean", [NAN] * 3), ("mean", [True, 1, 1]),
+     ("resize_to", 33.3), ("resize_to", 10**30), ("resize_to", INFINITE), ("crop", -5), ("crop", [8, 8, 8]),
+     ("crop", 64), ("resize", "stretch"), ("filter", "sinc")],
+)  # fmt: skip
+def test_stored_values_that_no_image_has(field, value):
+    """As an npz file of qkjax stores them."""
+    stored = {
+        "resize": "squash",
+        "filter": "pil-bilinear",
+        "resize_to": 32,
+        "crop": 32,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    with pytest.raises(QkjaxError, match="its preprocessing settings are damaged") as caught:
+        preprocessing.from_json(json.dumps(stored | {field: value}))
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("name", PRESETS)

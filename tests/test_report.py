@@ -334,11 +334,11 @@ def test_an_earlier_report_is_replaced_and_nothing_else(site, tmp_path, monkeypa
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
-    with pytest.raises(qkjax.QkjaxError, match="it has other files in it"):
+    with pytest.raises(qkjax.QkjaxError, match="contains files that qkjax did not write"):
         report(("results/a",), Path("images"), out, ReportOptions(3, 5), {})
     assert [p.name for p in out.iterdir()] == ["thesis.tex"]
     (out / "thesis.tex").rename(out / "index.html")
-    with pytest.raises(qkjax.QkjaxError, match="it has other files in it"):  # a page of one's own
+    with pytest.raises(qkjax.QkjaxError, match="contains files that qkjax did not write"):  # a page of one's own
         report(("results/a",), Path("images"), out, ReportOptions(3, 5), {})
     (out / "index.html").unlink()
     report(("results/a",), Path("images"), out, ReportOptions(3, 5), {})
@@ -359,7 +359,7 @@ def test_a_scan_that_kept_more_is_taken(site, tmp_path, monkeypatch):
     few = qkjax.top_images(checkpoint, images, top=4, partial=tmp_path / "p.npz")
     np.testing.assert_array_equal(few.image_index.values, taken.image_index.values)
     np.testing.assert_array_equal(few["value"].values, taken["value"].values)
-    with pytest.raises(qkjax.QkjaxError, match=r"other settings \(top\)"):
+    with pytest.raises(qkjax.QkjaxError, match=r"different settings \(top\)"):
         write_top_images(checkpoint, images, ScanOptions(top=10), folder, {})
 
 
@@ -446,13 +446,16 @@ def test_bad_input(site, tmp_path):
     page = (site / "results/a/report/index.html").read_bytes()
     make_images(tmp_path / "others", 3)
     for arguments, parts in (
-        ((MODEL, "--images", tmp_path / "others"), ("top_images.nc", "is of the images 'images'", "--images")),
+        (
+            (MODEL, "--images", tmp_path / "others"),
+            ("top_images.nc", "is a result for the images 'images'", "--images"),
+        ),
         (("nothing-like-this",), ("nothing-like-this",)),
         ((MODEL, "--images", "images", "--top", "0"), ("--top 0: expected a whole number of at least 1",)),
         ((MODEL, "--images", "images", "--modes", "-1"), ("--modes -1: expected a whole number of at least 1",)),
         (
             (MODEL, "--images", "images", "--out", "."),
-            ("--out .: this is the working folder, or above it, and would be replaced",),
+            ("--out .: this folder is or contains the working folder and would be replaced",),
         ),
         ((MODEL, "--images", "images", "--look", "nobody.png"), ("nobody.png",)),
     ):
@@ -466,5 +469,5 @@ def test_bad_input(site, tmp_path):
         moved = data.load().assign_attrs(checkpoint=str(tmp_path / "gone.npz"))
     (tmp_path / "run").mkdir()
     moved.to_netcdf(tmp_path / "run" / "top_images.nc", engine="h5netcdf")
-    with pytest.raises(qkjax.QkjaxError, match=r"cannot be loaded: .*gone\.npz.*; give the model instead"):
+    with pytest.raises(qkjax.QkjaxError, match=r"cannot load the model of .*gone\.npz.*; pass the model instead"):
         report((str(tmp_path / "run"),), site / "images", None, ReportOptions(), {})

@@ -27,9 +27,12 @@ import qkjax
 from conftest import DATA, UNCACHED
 from qkjax.activations.scores import SCORES
 from qkjax.analyses.top_images import compute
-from qkjax.analyses.top_images.tables import LABELS
+from qkjax.analyses.top_images import sheets as top_images_sheets
+from qkjax.analyses.top_images.sheets import mode_maps, sheet_rows
+from qkjax.analyses.top_images.tables import LABELS, has_maps, images_of_mode, maps_of_mode
 from qkjax.images.preprocess import preprocess
 from qkjax.images.sources import open_images
+from qkjax.interaction.mode_name import ModeName
 from qkjax.passes import engine
 from qkjax.passes.inputs import photograph_grid, resolution_of
 from qkjax.passes.options import PassOptions
@@ -106,6 +109,71 @@ def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, r
         np.testing.assert_allclose(np.moveaxis(of_result, 0, -1), value[s], atol=3e-6 * scale)
 
 
+@pytest.mark.parametrize(("stream", "resolution"), [("norm", None), ("residual", (24, 40))])
+def test_stored_maps_are_those_of_a_second_pass(small, folder, stream, resolution):
+    """Within rounding in float32: the two passes sum products in different orders."""
+    images, options = open_images(folder), PassOptions(batch=4, resolution=resolution)
+    result = qkjax.top_images(small, images, top=3, scores=("key_max", "product"), stream=stream, options=options)
+    shape = small.config.depth, small.config.heads, compute.MAPPED
+    names = [ModeName(*mode, sign) for mode in np.ndindex(shape) for sign in (1, -1)]
+    wanted_images = {name: images_of_mode(result, name) for name in names}
+    modes_by_image = {i: [n for n in names if i in dict(wanted_images[n])] for i in range(len(images))}
+    wanted = mode_maps(small, qkjax.decompose(small), images, modes_by_image, stream, options)
+    assert result.query_map.shape == (*shape, 2, 3, *photograph_grid(small, resolution))
+    scale = max(abs(maps).max() for pair in wanted.values() for maps in pair)
+    for name in names:
+        assert has_maps(result, name)
+        for (index, _), maps in zip(wanted_images[name], maps_of_mode(result, name), strict=True):
+            np.testing.assert_allclose(maps, wanted[index, name], atol=1e-6 * scale)
+
+
+def test_number_of_modes_with_maps(small, folder):
+    """As many as requested; by default 5, and fewer if they would take more memory than allowed. The rest of the result
+    is the same to the bit."""
+    images = open_images(folder)
+    none, two, all_modes = (qkjax.top_images(small, images, top=2, maps=maps) for maps in (0, 2, 99))
+    assert set(none.data_vars) == set(LABELS) - {"query_map", "key_map"}
+    assert (two.sizes["mapped_mode"], all_modes.sizes["mapped_mode"]) == (2, 16)
+    for name in none.variables:
+        np.testing.assert_array_equal(none[name].values, all_modes[name].values)
+    np.testing.assert_array_equal(two.query_map, all_modes.query_map[:, :, :2])
+    assert not has_maps(two, ModeName(0, 0, 2)) and not has_maps(none, ModeName(0, 0, 0))
+    vit_l = 24, 16, 64
+    assert compute.mapped_modes(None, vit_l, 9, (37, 37)) == 5, "361 MB at 518 pixels"
+    assert compute.mapped_modes(None, vit_l, 150, (16, 16)) == 2
+    assert compute.mapped_modes(None, vit_l, 1000, (16, 16)) == 0
+
+
+def test_maps_of_another_score_are_not_drawn(small, folder):
+    """The maps are those of the first score; sheets of another one come from a second pass."""
+    result = qkjax.top_images(small, open_images(folder), top=2, scores=("product", "key_max"))
+    assert has_maps(result, ModeName(0, 0, 0))
+    assert not has_maps(result.isel(score=[1]), ModeName(0, 0, 0))
+
+
+def test_sheets_take_a_second_pass_only_for_modes_without_maps(small, folder, monkeypatch):
+    """And show the same, whether maps are stored or not."""
+    images = open_images(folder)
+    result = qkjax.top_images(small, images, top=2, options=PassOptions(batch=4))
+    earlier = result.drop_dims(("mapped_mode", "row", "column"))
+    modes = ["L1 H2 M0", "L3 H0 M4-"]
+    (stored, computed) = (sheet_rows(small, images, data, modes) for data in (result, earlier))
+    for ours, wanted in zip(stored, computed, strict=True):
+        assert ours.label == wanted.label
+        for tile, expected in zip(ours.tiles, wanted.tiles, strict=True):
+            np.testing.assert_array_equal(tile.picture, expected.picture)
+            np.testing.assert_allclose(tile.query_map, expected.query_map, atol=1e-5)
+            np.testing.assert_allclose(tile.key_map, expected.key_map, atol=1e-5)
+            assert tile.caption == expected.caption
+    passes = []
+    monkeypatch.setattr(top_images_sheets, "mode_maps", lambda *a: passes.append(a[3]) or mode_maps(*a))
+    sheet_rows(small, images, result, modes)
+    assert not passes
+    sheet_rows(small, images, result, [*modes, "L1 H2 M5"])
+    (modes_by_image,) = passes
+    assert {name.mode for names in modes_by_image.values() for name in names} == {5}
+
+
 def test_the_dataset_describes_itself(small, folder):
     """Every variable has a name, a unit and a sentence, every dimension of the scan its labels, and the summary
     states the counts and the highest score."""
@@ -172,9 +240,10 @@ def test_the_bar_says_how_idle_the_device_is(small, folder, capsys):
     [
         (
             {"scores": ("products",)},
-            r"^scores='products': unknown score \(nearest: 'product'\); expected product, query_max",
+            r"^scores='products': unknown score \(nearest: 'product'\); expected one of product, query_max",
         ),
-        ({"scores": ()}, r"^scores=\(\): expected one or more of product, query_max"),
+        ({"scores": ()}, r"^scores=\(\): expected one or more scores among product, query_max"),
+        ({"maps": -1}, "^maps=-1: expected a whole number of at least 0$"),
         ({"top": 0}, "^top=0: expected a whole number of at least 1$"),
         ({"options": PassOptions(batch=-1)}, "^batch=-1: expected a whole number of at least 1$"),
         ({"options": PassOptions(resolution=(4, 32))}, "expected at least one patch"),
@@ -208,7 +277,9 @@ def test_interrupted_scan_of_other_settings_is_kept(small, folder, tmp_path):
     images, path = open_images(folder), tmp_path / "p.npz"
     qkjax.top_images(small, images, top=4, partial=path)
     before = path.read_bytes()
-    with pytest.raises(qkjax.QkjaxError, match=r"other settings \(top\): repeat those, or remove .*p\.npz to start"):
+    with pytest.raises(
+        qkjax.QkjaxError, match=r"different settings \(top\): run again .*, or remove .*p\.npz to start"
+    ):
         qkjax.top_images(small, images, top=5, partial=path)
     assert path.read_bytes() == before
     path.write_bytes(before[: len(before) // 2])
@@ -224,11 +295,13 @@ def test_partial_file_has_the_documented_arrays(small, folder, tmp_path):
         assert int(file["done"]) == 6
         np.testing.assert_array_equal(file["state0"], result["value"].values)
         np.testing.assert_array_equal(file["state1"], result.image_index.values)
+        maps = np.stack([result.query_map.values, result.key_map.values], axis=-3)
+        np.testing.assert_array_equal(file["state2"], maps.reshape(file["state2"].shape))
         assert [index for index, _ in json.loads(str(file["unreadable"]))] == [7, 20]
 
 
 def assert_equal(result: xr.Dataset, expected: xr.Dataset) -> None:
-    for name in ("value", "image_index", "unreadable", "reason"):
+    for name in ("value", "image_index", "query_map", "key_map", "unreadable", "reason"):
         np.testing.assert_array_equal(result[name].values, expected[name].values)
 
 
@@ -258,9 +331,9 @@ def test_step_that_fails_spoils_nothing_that_was_saved(small, folder, tmp_path, 
     whole = qkjax.top_images(small, images, **arguments)
     taken, step = [], compute._step
 
-    def fails_at_last(model, params, modes, scaling, top, *rest, **more):
-        result = jax.block_until_ready(step(model, params, modes, scaling, top, *rest, **more))
-        taken.append(top.score.is_deleted())
+    def fails_at_last(model, params, modes, scaling, state, *rest, **more):
+        result = jax.block_until_ready(step(model, params, modes, scaling, state, *rest, **more))
+        taken.append(all(x.is_deleted() for x in jax.tree.leaves(state)))
         if len(taken) == 4:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return result
@@ -355,7 +428,11 @@ def assert_same(ours: Path, wanted: Path) -> None:
     """The same images with scores that differ by rounding: shapes of products differ, so their sums do."""
     ours, wanted = results(ours), results(wanted)
     np.testing.assert_allclose(ours.value, wanted.value, rtol=1e-5, atol=1e-4)
-    assert (ours.image_index == wanted.image_index).mean() > 0.99
+    same = ours.image_index == wanted.image_index
+    assert same.mean() > 0.99
+    same = same[0, :, :, : ours.sizes["mapped_mode"]].values[..., None, None]
+    for name in ("query_map", "key_map"):
+        np.testing.assert_allclose(*(np.where(same, x[name], 0) for x in (ours, wanted)), rtol=1e-5, atol=1e-5)
     assert list(ours.unreadable.values) == list(wanted.unreadable.values) == ["0007.png", "0020.png"]
     assert json.loads(ours.attrs["settings"]).keys() == json.loads(wanted.attrs["settings"]).keys()
 
@@ -389,7 +466,7 @@ def test_hosts_that_see_different_images_say_so(folder, tmp_path):
     (tmp_path / "images" / "0004.png").unlink()
     for done in run_two_hosts(folder, tmp_path / "images", tmp_path / "out"):
         assert done.returncode == 2
-        assert "qkjax: error: the processes differ in images: give all of them the same command" in done.stderr
+        assert "qkjax: error: the processes differ in images: start all of them with the same command" in done.stderr
     assert not (tmp_path / "out" / "top_images.nc").exists()
 
 
@@ -399,6 +476,22 @@ def test_host_without_the_others_says_what_to_set(folder, tmp_path):
     )
     assert done.returncode == 2
     assert "set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each" in done.stderr
+
+
+def test_earlier_results_without_maps_are_used(folder, tmp_path):
+    """They are neither refused nor computed again: the maps come from a second pass, and the sheets are the same within
+    rounding."""
+    run(folder, tmp_path)
+    path, sheet = tmp_path / "top_images.nc", tmp_path / "sheets/L00_H00.png"
+    drawn = np.asarray(Image.open(sheet)).astype(int)
+    with xr.open_dataset(path) as data:
+        earlier = data.load().drop_dims(("mapped_mode", "row", "column"))
+    earlier.to_netcdf(path, engine="h5netcdf")
+    before = path.read_bytes()
+    sheet.unlink()
+    assert "scanning" not in run(folder, tmp_path).stderr
+    assert path.read_bytes() == before
+    assert abs(np.asarray(Image.open(sheet)) - drawn).max() <= 2
 
 
 def test_results_in_the_folder_of_version_0_1_are_found(folder, tmp_path):

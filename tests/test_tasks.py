@@ -83,12 +83,14 @@ def test_folders_of_classes(folder, tmp_path):
 
 
 def test_folders_that_cannot_be(folder, tmp_path, pictures):
-    with pytest.raises(qkjax.QkjaxError, match="needs a folder of images for each class, and at least two classes"):
+    with pytest.raises(qkjax.QkjaxError, match="has no classes: expected at least two subfolders with images"):
         load_task(TrainConfig(data=str(folder / "china")))
     for part, name in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "c")):
         (tmp_path / part / name).mkdir(parents=True)
         pictures[0].save(tmp_path / part / name / "0.png")
-    with pytest.raises(qkjax.QkjaxError, match="has the class b only in its training or only in its validation folder"):
+    with pytest.raises(
+        qkjax.QkjaxError, match="has the class b in only one of the folders for training and validation"
+    ):
         load_task(TrainConfig(data=str(tmp_path)))
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qkjax.activations import top_maps
 from qkjax.activations.scores import SCORES, both_signs, mean_of_top
 from qkjax.activations.top_k import Top, add, empty, merge
 
@@ -79,3 +80,31 @@ def test_add_is_jittable_for_any_number_of_modes():
     top = jax.jit(add)(empty((2, 3, 4), 2), scores, np.arange(6, dtype=np.int32))
     assert top.image.shape == (2, 3, 4, 2)
     np.testing.assert_array_equal(top.image[..., 0], scores.argmax(0))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_maps_follow_their_images(data):
+    """Whatever the batches and the shares: those of the images in the top-k, to the bit, and NaN elsewhere.
+
+    The maps are those of the first score and the first two of three modes; the one of image i is full of i.
+    """
+    count, batch, k = (data.draw(st.integers(1, n)) for n in (20, 7, 5))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    scores = rng.integers(-2, 3, (count, 2, 1, 2, 3, 2)).astype(np.float32)  # with ties
+    index = np.where(rng.random(count) < 0.2, -1, np.arange(count)).astype(np.int32)
+    kind = np.arange(2)[:, None] / 2  # query and key map differ
+    of_images = np.broadcast_to(np.arange(count)[:, None, None] + kind, (1, 2, 2, count, 2, 4)).astype(np.float32)
+    groups = [slice(i, i + batch) for i in range(0, count, batch)]
+
+    def running(groups):
+        state = top_maps.empty((2, 1, 2, 3), k, 2, 4)
+        for group in groups:
+            state = top_maps.add(state, *map(jnp.asarray, (scores[group], index[group], of_images[:, :, :, group])))
+        return state
+
+    shares = [jax.tree.map(np.asarray, running(groups[i::3])) for i in range(3)]
+    for state in (running(groups), top_maps.merge(shares)):
+        image = np.asarray(state.top.image)[0, :, :, :2]
+        wanted = np.where(image < 0, np.nan, image)[..., None, None] + kind
+        np.testing.assert_array_equal(state.maps, np.broadcast_to(wanted, state.maps.shape))

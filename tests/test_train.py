@@ -280,17 +280,17 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
         ({"steps": 0}, "steps=0: expected a whole number of at least 1"),
         ({"heads": 3}, "width=64, heads=3: expected a width that is a multiple of heads"),
         ({"constraint": "tide"}, "unknown constraint 'tide'"),
-        ({"constraint": "0-2:tied"}, "has no constraint for layer 3"),
+        ({"constraint": "0-2:tied"}, "names no constraint for layer 3"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0: expected a number above 0"),
         ({"warmup": 1200}, "warmup=1200: expected 0 or more, and less than steps=1200"),
-        ({"constraint": "low_rank(17)"}, "the rank of low_rank.r. is 17, expected a whole number from 1 to 16"),
+        ({"constraint": "low_rank(17)"}, "the rank of low_rank.r. is 17: expected a whole number from 1 to 16"),
         ({"width": 6, "heads": 2, "posemb": "sincos2d"}, "width=6: expected a multiple of 4"),
         (
             {"start": "x.npz", "match": True},
-            "start='x.npz' determines the architecture and the initial values: leave out match",
+            "start='x.npz' determines the architecture and the initial values: remove match",
         ),
         ({"seed": 2**32}, "seed=4294967296: expected below"),
-        ({"layers": 3}, "unknown setting 'layers'; choose from constraint"),
+        ({"layers": 3}, "unknown setting 'layers'; expected one of constraint"),
         ({"width": "64"}, "width='64': expected int"),
     ],
 )
@@ -300,7 +300,7 @@ def test_configurations_that_cannot_be(values, says):
 
 
 def test_runs_that_cannot_be(tmp_path):
-    with pytest.raises(qkjax.QkjaxError, match="data='mnist' is not a known task; choose from digits, odd-one-out"):
+    with pytest.raises(qkjax.QkjaxError, match="data='mnist' is not a known task: expected digits, odd-one-out"):
         train(TrainConfig(data="mnist"), tmp_path)
     with pytest.raises(qkjax.QkjaxError, match="patch=3: expected a divisor of the images' height 8 and width 8"):
         train(TrainConfig(patch=3), tmp_path)
@@ -320,7 +320,7 @@ def test_runs_that_cannot_be(tmp_path):
 
 
 def test_a_folder_is_one_process_s_and_one_data_set_s(tmp_path):
-    with exclusive(tmp_path), pytest.raises(qkjax.QkjaxError, match="another process trains in"):
+    with exclusive(tmp_path), pytest.raises(qkjax.QkjaxError, match="another process is training in"):
         train(TINY, tmp_path)
     assert not (tmp_path / "config.json").exists()
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
@@ -383,7 +383,8 @@ def test_start_from_a_checkpoint_is_the_checkpoint(tmp_path, photograph):
     _, wanted = forward(qkjax.ViT(was), tree, photograph[:, :48, :48])
     np.testing.assert_allclose(found["encoded"], wanted["encoded"], atol=2e-5)
     with pytest.raises(
-        qkjax.QkjaxError, match="was has mlp_dim 48, but the run has mlp_dim 64: give the run the checkpoint's values"
+        qkjax.QkjaxError,
+        match="was has mlp_dim 48, but the run has mlp_dim 64: use the checkpoint's values for the run",
     ):
         starting_tree(config, vit_config(replace(config, mlp_dim=64), (48, 48, 3), 5))
 
@@ -441,7 +442,7 @@ def test_sweep_says_what_its_runs_say(tmp_path, capsys):
         assert set(found[name].attrs) == {"long_name", "units", "description"}, name
     with pytest.raises(qkjax.QkjaxError, match=r"--learning-rate -1\.0: expected a number above 0"):
         command(tmp_path, ("free",), run=replace(config, learning_rate=-1.0))
-    with pytest.raises(qkjax.QkjaxError, match="expected one or more, without repetitions"):
+    with pytest.raises(qkjax.QkjaxError, match="expected one or more constraints without repetitions"):
         sweep(config, ("free", "free"), 3, tmp_path)
 
     assert set(by_name([qkjax.load(folders[0]), qkjax.load(folders[3])])) == {"free-seed0", "0_tied_1_repulsive-seed0"}

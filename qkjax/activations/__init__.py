@@ -1,1 +1,1 @@
-"""Pure functions of the arrays of one forward pass."""
+"""Pure functions that compute maps, scores and measures from the arrays of one forward pass."""

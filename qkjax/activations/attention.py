@@ -1,4 +1,4 @@
-"""Which tokens attend to which: to regions of the image (the paper, figure 2), and to similar tokens."""
+"""Measures how much tokens attend to regions of the image (the paper, figure 2), and to tokens similar to the query."""
 
 from functools import partial
 from typing import NamedTuple
@@ -11,12 +11,12 @@ LN2 = 0.6931471805599453
 
 
 class RegionAttention(NamedTuple):
-    """How some query tokens of an image distribute their attention, by head.
+    """Attention of some query tokens of an image on regions of the image, for each head.
 
     Attributes:
       mass: attention on each region, normalised so that the mass on all patches is 1.
-      own: the part of the mass on the query token itself.
-      special: share of the whole attention that is on the class token and registers.
+      own: normalised attention on the query token itself.
+      special: attention on the class token and registers, as a share of the attention on all tokens.
     """
 
     mass: Float[Array, "heads queries regions"]
@@ -29,10 +29,10 @@ def region_attention(
     regions: Float[Array, "regions patches"],
     places: Int[Array, "queries"],
 ) -> RegionAttention:
-    """Inner products of attention maps with masks (the paper, section 3.1).
+    """Computes inner products of attention maps with region masks (the paper, section 3.1).
 
-    As in the paper, a map sums to 1 over the patches. It excludes the special tokens, which come first; their share of
-    the attention is returned separately.
+    As in the paper, an attention map sums to 1 over the patches. The map excludes the special tokens, which precede the
+    patches; the attention on special tokens is returned separately.
 
     Args:
       attention: attention of the queries over all tokens.
@@ -53,10 +53,11 @@ def similarity_preference(
     tokens: Float[Array, "patches embed"],
     queries: Int[Array, "queries"],
 ) -> Float[Array, "heads"]:
-    """Attention-weighted cosine similarity of queries with other tokens, minus its value under uniform attention.
+    """Mean cosine similarity of a query with all other tokens, weighted by attention, minus the unweighted mean.
 
-    It is above 0 if a head attends to tokens similar to the query, and below 0 if it attends to different ones. It
-    needs no masks. Both means exclude the query itself, whose similarity with itself is independent of the head.
+    The preference is above 0 if a head attends to tokens similar to the query, and below 0 if the head attends to
+    tokens that differ from the query. The preference does not need masks. The weighted and the unweighted mean exclude
+    the query itself, since the similarity of a token with itself does not depend on the head.
 
     Args:
       attention: attention of the queries over all patches, without special tokens.
@@ -64,7 +65,7 @@ def similarity_preference(
       queries: indices of the queries among the patches.
 
     Returns:
-      Mean over queries.
+      For each head, the mean of the preference over queries.
     """
     length = jnp.maximum(jnp.linalg.norm(tokens, axis=-1, keepdims=True), jnp.finfo(tokens.dtype).tiny)
     unit = tokens / length
@@ -78,14 +79,20 @@ def similarity_preference(
 
 
 def entropy(attention: Float[Array, "*heads queries keys"]) -> Float[Array, "*heads"]:
-    """Entropy of the attention over keys in bits, mean over queries: 0 if all is on one key, log2(keys) if uniform."""
+    """Entropy of the attention over keys in bits, averaged over queries.
+
+    The entropy is 0 if all attention is on one key, and log2(keys) if attention is uniform.
+    """
     return jax.scipy.special.entr(attention).sum(-1).mean(-1) / LN2
 
 
 def jensen_shannon(
     first: Float[Array, "*heads queries keys"], second: Float[Array, "*heads queries keys"]
 ) -> Float[Array, "*heads"]:
-    """Jensen-Shannon divergence of two attentions over keys in bits, mean over queries: 0 if equal, 1 if disjoint."""
+    """Jensen-Shannon divergence of two attention distributions over keys in bits, averaged over queries.
+
+    The divergence is 0 if the distributions are equal, and 1 if they are disjoint.
+    """
     middle = (first + second) / 2
     entr = jax.scipy.special.entr
     return (entr(middle) - (entr(first) + entr(second)) / 2).sum(-1).mean(-1) / LN2

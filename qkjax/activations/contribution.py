@@ -1,4 +1,4 @@
-"""The share of each mode in the attention logits of an image."""
+"""Computes how much each mode contributes to the attention logits of an image."""
 
 from typing import NamedTuple
 
@@ -10,20 +10,22 @@ from jaxtyping import Array, Float
 from qkjax.activations.project import project
 
 ROUNDING = 1e-4
-"""Relative rounding error of float32 logits, with a margin: their differences must be accurate to about a percent."""
+"""Relative rounding error of float32 logits, with a safety margin. Logits must differ by more than this error for
+contributions to be accurate to about a percent."""
 
 
 class Contributions(NamedTuple):
     """Shares of the modes in the attention logits of each image, for one layer or stacked layers; see `contributions`.
 
-    The shares of all modes and of the key bias add up to 1 in a model without relative position biases; otherwise the
-    rest is the share of these. A share is negative if a mode counteracts the sum of all terms. Shares are NaN if the
-    logits differ by no more than float32's rounding, for example because all attention is on one key.
+    In a model without relative position biases, the shares of all modes and of the key bias add up to 1. In a model
+    with relative position biases, these biases have the remaining share. A share is negative if a mode counteracts the
+    sum of all terms. Shares are NaN if the logits differ by no more than float32's rounding error, for example because
+    all attention is on one key.
 
     Attributes:
-      variance: share of each mode with equal weights for all keys.
-      attention: share of each mode with the attention as weights of the keys.
-      key_bias_variance, key_bias_attention: the same shares of the key bias term.
+      variance: share of each mode, with equal weights for all keys.
+      attention: share of each mode, with keys weighted by their attention.
+      key_bias_variance, key_bias_attention: shares of the key bias term, with the same two choices of weights.
     """
 
     variance: Float[Array, "*layers batch heads rank"]
@@ -42,23 +44,24 @@ def contributions(
     key_direction: Float[Array | np.ndarray, "heads embed"],
     head_dim: int,
 ) -> Contributions:
-    """The share of each mode of one layer in the attention logits of each image.
+    """Share of each mode of one layer in the attention logits of each image.
 
-    (The paper's figure 5 shows the modes that contribute most, but does not define the contribution.)
+    (The paper's figure 5 shows the modes that contribute most, but the paper does not define the contribution.)
 
-    The term of a mode is t_ij = s_n (y_i . u_n) (y_j . v_n) / sqrt(d). The softmax depends only on how the logits of
-    one query differ between keys. The terms are therefore centred over the keys of each query: T = t - sum_j w_ij t_ij,
-    and likewise the logits. The share is the covariance sum_ij w_ij T_ij Logit_ij divided by the variance
-    sum_ij w_ij Logit_ij^2, so that the shares of all terms add up to 1. There are two choices of the weights w:
+    A mode adds the term t_ij = s_n (y_i . u_n) (y_j . v_n) / sqrt(d) to the logit of query i and key j. The softmax
+    depends only on how the logits of a query differ between keys. The terms are therefore centred over the keys of each
+    query, T_ij = t_ij - sum_j w_ij t_ij, and the logits are centred in the same way. The share of a mode is the
+    covariance sum_ij w_ij T_ij Logit_ij divided by the variance sum_ij w_ij Logit_ij^2, so that the shares of all terms
+    add up to 1. There are two choices of the weights w:
 
     - `variance`: w_ij = 1 / N for N keys, which gives the share of the variance of the centred logits;
     - `attention`: w_ij is the attention, so that only attended keys count.
 
-    All tokens, including special ones, are queries and keys, as in the model.
+    All tokens, including special tokens, are queries and keys, as in the model.
 
     Args:
       tokens, logits, attention: "norm", "attention_logits" and "attention" of the layer, as `forward` captures them.
-      u, s, v: modes of the layer, in the plain frame.
+      u, s, v: modes of the layer, in the plain frame (see `Frame`).
       key_direction: key direction of the layer, see `bias_terms`.
       head_dim: head dimension of the model.
     """
@@ -82,13 +85,13 @@ def _shares(
     logits: Float[Array, "tokens tokens"],
     weights: Float[Array, "tokens tokens"],
 ):
-    """The shares of each mode and of the key bias, for one head and image.
+    """Shares of each mode and of the key bias in the logits, for one head and one image.
 
-    `query` includes the factor s / sqrt(d); the weights of a query sum to 1.
+    `query` includes the factor s / sqrt(d), and the weights of each query sum to 1.
     """
     centred = logits - (weights * logits).sum(-1, keepdims=True)
     centred = centred - (weights * centred).sum(-1, keepdims=True)  # removes the rounding error of a mean far from 0
-    weighted = weights * centred  # its rows sum to 0, so the terms need no centring
+    weighted = weights * centred  # the rows of `weighted` sum to 0, so the terms need no centring
     total = (weighted * centred).sum()
     covariance = (query * jnp.matmul(weighted, key, precision="highest")).sum(0)
     spread = jnp.sqrt(total / len(logits))

@@ -1,4 +1,4 @@
-"""The query or key object of a mode in an image: the one with the largest mean projection."""
+"""Finds the query object and the key object of a mode in an image: the objects with the largest mean projections."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -7,11 +7,13 @@ from jaxtyping import Array, Float, Int
 def chosen_objects(
     values: Float[Array, "patches *modes"], objects: Float[Array, "objects patches"]
 ) -> Int[Array, "*modes 2"]:
-    """The object with the largest mean projection, for each map and for its negative (the other sign of the mode).
+    """The index of the object with the largest mean projection, for both signs of each mode.
+
+    The map of the opposite sign of a mode is the negative of the map in `values`.
 
     Args:
       values: query or key maps over the patches.
-      objects: share of each patch that each object covers; all 0 for a missing object.
+      objects: share of each patch that each object covers; 0 in all patches for a missing object.
     """
     area = objects.sum(-1)
     means = jnp.einsum("op,p...->o...", objects, values, precision="highest")

@@ -1,4 +1,4 @@
-"""Query and key maps: the tokens of an image projected onto the two directions of every mode.
+"""Computes query and key maps: projections of the tokens of an image onto the two directions of every mode.
 
 Letters: L layers, B images, N tokens, P patches, H heads, D embed, R rank (modes of a head).
 """
@@ -15,15 +15,15 @@ from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes, require_plain
 
 Stream = Literal["norm", "residual"]
-"""The tokens that are projected: the output of the LayerNorm, on which M acts, or the residual stream before it, which
-the authors' published code projects."""
+"""The tokens to project: "norm", the output of the LayerNorm before attention, on which M acts; or "residual", the
+residual stream before this LayerNorm, which the authors' published code projects."""
 
 
 class Maps(NamedTuple):
     """Projections of all tokens onto all modes: `query[..., h, n]` = y . u_n, `key[..., h, n]` = y . v_n.
 
     `query[l, b, :, :, h, n]` is a map over the patch grid, with rows from top to bottom. `query_special` and
-    `key_special` have the class token and the registers, in the model's order.
+    `key_special` are the projections of the class token and the registers, in the model's order.
     """
 
     query: Float[Array, "layers batch rows columns heads rank"]
@@ -37,11 +37,12 @@ def project(
     u: Float[Array | np.ndarray, "heads embed rank"],
     v: Float[Array | np.ndarray, "heads embed rank"],
 ) -> Float[Array, "batch tokens 2 heads rank"]:
-    """Projects the tokens of one layer onto its query (index 0) and key directions (index 1), in one product.
+    """Projects the tokens of one layer onto the query directions (index 0) and key directions (index 1) of all modes.
 
-    This costs as much as computing queries and keys. A small linear map per head could instead compute the projections
-    from queries and keys. But it divides by the singular values of Wq and Wk, which in trained heads are as small as
-    1e-4 of the largest, so the weaker modes would be inaccurate in float32.
+    Both projections are computed by one product, which costs as much as computing queries and keys. The projections
+    could instead be computed from queries and keys, by a small linear map per head. But this map divides by the
+    singular values of Wq and Wk, which in trained heads are as small as 1e-4 of the largest, so weak modes would be
+    inaccurate in float32.
     """
     directions = jnp.stack([u, v])
     return jnp.einsum("bnd,whdr->bnwhr", jnp.asarray(tokens, jnp.float32), directions, precision="highest")
@@ -63,24 +64,25 @@ def query_key_maps(
     special: int,
     grid: tuple[int, int] | None = None,
 ) -> Maps:
-    """Query and key maps of all layers, heads and modes (paper, section 2.2 and figure 4).
+    """Computes query and key maps of all layers, heads and modes (the paper, section 2.2 and figure 4).
 
     Args:
-      tokens: `forward(..., capture=("norm",))[1]["norm"]`, on which M acts, or "residual".
-      modes: modes of the same model, in the plain frame.
+      tokens: tokens of all layers: `forward(..., capture=("norm",))[1]["norm"]`, on which M acts, or "residual" instead
+        of "norm".
+      modes: modes of the same model, in the plain frame (see `Frame`).
       special: number of tokens before the patches, `config.prefix_tokens`.
-      grid: rows and columns of patches; by default a square.
+      grid: number of rows and columns of patches; by default a square grid.
 
     Raises:
-      QkjaxError: tokens and modes have different numbers of layers or dimensions, the modes are not in the plain frame,
-        or the patches do not fill the grid.
+      QkjaxError: tokens and modes differ in the number of layers or in the embedding dimension, the modes are not in
+        the plain frame, or the patches do not fill the grid.
     """
     require_plain(modes, "query_key_maps")
     layers, _, count, embed = tokens.shape
     if (layers, embed) != (modes.u.shape[0], modes.u.shape[2]):
         raise QkjaxError(
-            f"tokens of shape {tokens.shape} and modes of shape {modes.u.shape} differ in layers or embed: pass tokens "
-            "and modes of the same model"
+            f"tokens of shape {tokens.shape} and modes of shape {modes.u.shape} differ in the number of layers or the "
+            "embedding dimension: pass tokens and modes of the same model"
         )
     patches = count - special
     side = int(max(patches, 0) ** 0.5)
@@ -99,11 +101,12 @@ def logits_from_modes(
     constant: Float[Array, "layers heads"],
     head_dim: int,
 ) -> Float[Array, "layers batch heads tokens tokens"]:
-    """The attention logits, computed from all modes and the bias terms.
+    """Computes the attention logits from all modes and the bias terms.
 
-    sqrt(d) logit_ij = sum_n s_n (y_i . u_n) (y_j . v_n) + y_i . a + b . y_j + c, with a, b, c the first three fields of
-    `BiasTerms`. If y is the output of the LayerNorm, this equals the logits of the model up to rounding and without
-    relative position biases. For the residual stream it does not.
+    The logits are given by sqrt(d) logit_ij = sum_n s_n (y_i . u_n) (y_j . v_n) + y_i . a + b . y_j + c, with a, b, c
+    the first three fields of `BiasTerms`. If y is the output of the LayerNorm, the result equals the logits of the
+    model without relative position biases, up to rounding. If y is the residual stream, the result does not equal the
+    logits.
     """
     require_plain(modes, "logits_from_modes")
     einsum = partial(jnp.einsum, precision="highest")

@@ -1,4 +1,4 @@
-"""How much an image excites a mode: scores of its query and key maps, as in the authors' code.
+"""Scores that measure how much an image excites a mode, from its query and key maps, as in the authors' code.
 
 Letters: B images, P patches, H heads, R rank.
 """
@@ -13,10 +13,10 @@ TOP = 5
 
 
 def mean_of_top(values: Map) -> Score:
-    """Mean of the five largest values over the patches; of all values if there are fewer than five.
+    """Mean of the five largest values over the patches; the mean of all values if there are fewer than five patches.
 
-    Each of up to five passes removes all occurrences of the largest value, which is several times faster than sorting
-    on CPUs.
+    Each of up to five passes removes all occurrences of the largest remaining value. On CPUs, this is several times
+    faster than sorting.
     """
     count = min(TOP, values.shape[1])
     remaining = jnp.full_like(values[:, 0], count)
@@ -40,12 +40,13 @@ SCORES = {
     "query_mean": lambda query, key: query.mean(axis=1),
     "key_mean": lambda query, key: key.mean(axis=1),
 }
-"""Scores of a query and a key map over the patches. "product", the default of the authors' code and the score in the
-paper, multiplies the maxima of the two maps, which may be at different patches. It is also large if both maxima are
-negative; the image then excites the other sign of the mode."""
+"""Scores of an image, as functions of its query map and key map over the patches. "product" multiplies the maxima of
+the two maps, which may be at different patches. "product" is the default of the authors' code and the score in the
+paper. "product" is also large if both maxima are negative, that is, if the image excites the opposite sign of the
+mode."""
 
 
 def both_signs(name: str, query: Map, key: Map) -> Float[Array, "batch *modes 2"]:
-    """The score of (u, v) and of (-u, -v), which are the same mode, since the sign is arbitrary."""
+    """The scores for the two signs of a mode, (u, v) and (-u, -v), which are the same mode as the sign is arbitrary."""
     score = SCORES[name]
     return jnp.stack([score(query, key), score(-query, -key)], axis=-1)

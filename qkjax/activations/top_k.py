@@ -1,4 +1,4 @@
-"""A running top-k of images for every mode, whose memory does not grow with the number of images."""
+"""A running top-k of images for every mode; its memory use does not grow with the number of images."""
 
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ class Top(NamedTuple):
     """The k images with the highest scores for each mode, best first.
 
     Attributes:
-      score: score of each image; -inf if there are fewer than k images.
-      image: index of each image; -1 if there are fewer than k images.
+      score: score of each image; -inf in empty places if there are fewer than k images.
+      image: index of each image; -1 in empty places if there are fewer than k images.
     """
 
     score: Float[Array | np.ndarray, "*modes k"]
@@ -21,7 +21,7 @@ class Top(NamedTuple):
 
 
 def empty(shape: tuple[int, ...], k: int) -> Top:
-    """The top-k of no images."""
+    """A top-k without images, as the start of a pass."""
     return Top(jnp.full((*shape, k), -jnp.inf), jnp.full((*shape, k), -1, jnp.int32))
 
 
@@ -31,12 +31,13 @@ def add(
     index: Int32[Array, "batch"],
     values: Int32[Array, "batch *modes"] | None = None,
 ) -> Top:
-    """The top-k with the images of a batch added. Among equal scores, the image that was added first ranks higher.
+    """Adds the images of a batch to the top-k. Among images with equal scores, the image added first ranks higher.
 
     Args:
+      top: the top-k of earlier batches.
       scores: scores of the images in the batch.
-      index: indices of these images; an image with index -1 is ignored.
-      values: numbers from 0 up to store instead of the index, for each image and mode.
+      index: indices of the images in the batch; an image with index -1 is ignored.
+      values: non-negative numbers to store instead of the index, for each image and mode.
     """
     k = top.score.shape[-1]
     scores = jnp.moveaxis(scores, 0, -1)
@@ -50,9 +51,10 @@ def add(
 
 
 def merge(tops: Top) -> Top:
-    """Merges the top-k of several shares of the images, stacked along a first axis.
+    """Merges the top-k of several subsets of the images, which are stacked along a first axis.
 
-    Among equal scores, the image with the smaller index ranks higher, as if all images had been added in order.
+    Among images with equal scores, the image with the smaller index ranks higher, as if all images had been added in
+    order.
     """
     k = tops.score.shape[-1]
     score, image = (np.concatenate(list(np.asarray(x)), axis=-1) for x in tops)

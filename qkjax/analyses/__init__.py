@@ -1,1 +1,1 @@
-"""One module or folder for each question; each is a function from a checkpoint to a Dataset."""
+"""The analyses, each in its own module or folder. An analysis takes a checkpoint and returns an xarray.Dataset."""

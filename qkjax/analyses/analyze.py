@@ -1,4 +1,4 @@
-"""Everything that the weights alone say of a model: modes, their metrics, bias terms."""
+"""Analyses the weights of a model without images: modes, measures of the modes, and bias terms."""
 
 import json
 from collections.abc import Mapping
@@ -21,18 +21,18 @@ from qkjax.weights.checkpoint import Checkpoint, origin_of
 def analyze(
     checkpoint: Checkpoint, *, fold_scale: bool = False, center: bool = False, normalize: bool = False
 ) -> xr.Dataset:
-    """Decomposes every head's query-key interaction and measures its modes; needs no images.
+    """Decomposes the query-key interaction of every head into modes, and measures the modes; needs no images.
 
     Args:
-      checkpoint: any, also one that was edited or trained a line earlier.
+      checkpoint: any checkpoint, including an edited or newly trained checkpoint.
       fold_scale, center, normalize: the frame of M, see `decompose`.
 
     Returns:
-      A dataset with dims layer, head, mode and embed; spectra have the dims eigen and pair. See
+      A dataset with dimensions layer, head, mode and embed, and with dimensions eigen and pair for spectra. See
       `qkjax.results.modes.to_dataset`.
 
     Raises:
-      QkjaxError: `center` without `fold_scale`.
+      QkjaxError: `center` is set without `fold_scale`, or for a model with RMSNorm.
 
     Example:
       >>> import qkjax
@@ -55,10 +55,10 @@ def analyze(
 
 
 def describe(dataset: xr.Dataset) -> Description:
-    """The table by layer, and five figures.
+    """Makes a table by layer, and five figures.
 
     Args:
-      dataset: of `analyze`.
+      dataset: the result of `analyze`.
     """
     name, metrics, rows = dataset.attrs["model"], metrics_of(dataset), layer_rows(dataset)
     return Description(
@@ -76,12 +76,12 @@ def describe(dataset: xr.Dataset) -> Description:
 
 
 def overlay(datasets: Mapping[str, xr.Dataset]):
-    """The figure of several models: weighted cosine against relative depth."""
+    """Plots the weighted cosine of several models against relative depth."""
     return figures.cosine_by_layer({name: metrics_of(dataset) for name, dataset in datasets.items()})
 
 
 def summary(metrics: Metrics) -> str:
-    """The result in words: the layers that group most, and the layer that groups least."""
+    """Summarises the result in words: the layers with the highest weighted cosines, and the layer with the lowest."""
     weighted = head_mean(metrics.weighted_cosine)
     chance = float(metrics.null.weighted_cosine)
     order = np.argsort(-np.nan_to_num(weighted, nan=-2), kind="stable")
@@ -107,10 +107,11 @@ def _listed(layers: list[int]) -> str:
 
 
 def curve_rows(dataset: xr.Dataset, objective: str) -> list[Row]:
-    """One row per layer of one model, for a table of several models.
+    """One row per layer of a model, for a table of several models.
 
     Args:
-      objective: the training objective, as the catalogue states it.
+      dataset: the result of `analyze`.
+      objective: the training objective of the model, as in the catalogue.
     """
     weighted, plain = (head_mean(dataset[name].values) for name in ("weighted_cosine", "mean_cosine"))
     return [

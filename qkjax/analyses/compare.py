@@ -1,4 +1,4 @@
-"""Compares two models of one architecture mode by mode, and several models layer by layer."""
+"""Compares two models with the same architecture mode by mode, and several models layer by layer."""
 
 from collections.abc import Mapping
 
@@ -28,17 +28,18 @@ def compare(
     center: bool = False,
     normalize: bool = False,
 ) -> xr.Dataset:
-    """Measures how the modes of the second model differ from those of the first, head by head and mode by mode.
+    """Measures how much the modes of the second model differ from the modes of the first model.
 
     Args:
-      first, second: checkpoints of one architecture, such as an original and an edited or fine-tuned one.
+      first, second: checkpoints with the same architecture, such as a model before and after fine-tuning.
       fold_scale, center, normalize: the frame of M, see `decompose`.
 
     Returns:
-      A dataset with dims layer, head, mode (of the first model); see `qkjax.interaction.difference.Difference`.
+      A dataset with dimensions layer, head and mode (of the first model); see
+      `qkjax.interaction.difference.Difference`.
 
     Raises:
-      QkjaxError: the models differ in layers, heads, width or rank.
+      QkjaxError: the models differ in the number of layers, the number of heads, the width or the rank.
 
     Example:
       >>> import qkjax
@@ -61,7 +62,7 @@ def compare(
 
 
 def describe(dataset: xr.Dataset) -> Description:
-    """A table by layer and a figure of one comparison.
+    """Makes a table by layer and a figure for the comparison of two models.
 
     Args:
       dataset: the result of `compare`.
@@ -73,7 +74,7 @@ def describe(dataset: xr.Dataset) -> Description:
 
 
 def difference_rows(dataset: xr.Dataset) -> list[Row]:
-    """One row per layer with means over heads. The overlaps are mean squared cosines of the principal angles."""
+    """One row per layer with means over heads; an overlap is the mean squared cosine of the principal angles."""
     columns = {
         "similarity": dataset.similarity.values,
         "strength_ratio": dataset.strength_ratio.values,
@@ -87,11 +88,11 @@ def difference_rows(dataset: xr.Dataset) -> list[Row]:
 
 
 def describe_curves(datasets: Mapping[str, xr.Dataset], objectives: Mapping[str, str]) -> Description:
-    """Several models in one table and one figure.
+    """Makes one table and one figure for several models.
 
     Args:
-      datasets: results of `analyze`, by the models' names.
-      objectives: the training objective of each.
+      datasets: results of `analyze`, by the name of the model.
+      objectives: training objectives, by the name of the model.
     """
     measured = {name: metrics_of(dataset) for name, dataset in datasets.items()}
     rows = [row for name, dataset in datasets.items() for row in curve_rows(dataset, objectives[name])]
@@ -100,7 +101,7 @@ def describe_curves(datasets: Mapping[str, xr.Dataset], objectives: Mapping[str,
 
 
 def curve_table(datasets: Mapping[str, xr.Dataset], objectives: Mapping[str, str]) -> str:
-    """Weighted mean cosine of each model at five depths, interpolated between layers."""
+    """A table, as text, of the weighted cosine of each model at five relative depths, interpolated between layers."""
     width = min(max(map(len, datasets)), 26)
     lines = ["weighted cosine at depth".ljust(width + 18) + "".join(f"{d:7.2f}" for d in DEPTHS)]
     for name, dataset in datasets.items():
@@ -112,13 +113,14 @@ def curve_table(datasets: Mapping[str, xr.Dataset], objectives: Mapping[str, str
 
 
 def curves_dataset(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """The mean weighted cosine of each model, with the comparison in words as its `summary`.
+    """Collects the mean weighted cosine of each model in a dataset.
 
     Args:
-      datasets: results of `analyze`, by the models' names.
+      datasets: results of `analyze`, by the name of the model.
 
     Returns:
-      A dataset with dim model and `weighted_cosine`, mean over layers of the means over heads.
+      A dataset with the dimension model. The variable `weighted_cosine` is the mean over layers of the means over
+      heads, and the attribute `summary` of the dataset compares the models in words.
     """
     means = {name: float(np.nanmean(head_mean(data.weighted_cosine.values))) for name, data in datasets.items()}
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
@@ -136,7 +138,7 @@ def curves_dataset(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
 
 def objective_of(name: str) -> str:
-    """The training objective that the catalogue states; a file outside the catalogue has none."""
+    """The training objective of a model in the catalogue; "objective not stated" for a model outside the catalogue."""
     try:
         return catalogue.entry(name).objective
     except QkjaxError:

@@ -1,4 +1,4 @@
-"""The modes and bias terms of a checkpoint in memory."""
+"""Computes the modes and the bias terms of a checkpoint in memory."""
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -23,24 +23,25 @@ def decompose(
     normalize: bool = False,
     norm_scale: Float[Array | np.ndarray, "layers embed"] | None = None,
 ) -> Modes:
-    """Singular modes of M = Wq Wk^T of all layers and heads (the paper, section 2.2).
+    """Computes the singular modes of M = Wq Wk^T for all layers and heads (the paper, section 2.2).
 
     Args:
-      checkpoint: a checkpoint; or its `QueryKey`; or the query kernels, (layers, embed, heads, head_dim), followed by
-        the key kernels of the same shape.
-      fold_scale: fold the LayerNorm scale g into M: diag(g) M diag(g), which acts on normalised tokens; not for
-        kernels.
-      center: also remove the mean direction, which LayerNorm removes: C diag(g) M diag(g) C, C = I - 11^T / D. Needs
-        `fold_scale`, except for kernels.
+      checkpoint: a checkpoint, its `QueryKey`, or an array of query kernels (layers, embed, heads, head_dim).
+      key_kernel: key kernels of the same shape, if `checkpoint` is an array of query kernels.
+      fold_scale: include the LayerNorm scale g in M, so that the modes are those of diag(g) M diag(g), which acts on
+        normalised tokens. Not allowed if kernels are given.
+      center: also remove the mean direction, as LayerNorm does, so that the modes are those of C diag(g) M diag(g) C
+        with C = I - 11^T / D. Requires `fold_scale`, unless kernels are given.
       normalize: divide M by sqrt(head_dim), so that strengths are in units of the attention logit.
-      norm_scale: g of the LayerNorm, for kernels: folds it as `fold_scale` does.
+      norm_scale: the LayerNorm scale g (layers, embed) to include in M; allowed only if kernels are given.
 
     Returns:
-      `Modes` with u (layers, heads, embed, rank), s (layers, heads, rank), v like u, and their frame. See
+      `Modes` with u and v (layers, heads, embed, rank), s (layers, heads, rank), and the frame of M. See
       `qkjax.interaction.modes.decompose` for the accuracy.
 
     Raises:
-      QkjaxError: kernels of other shapes, `center` without `fold_scale` or for an RMSNorm, or `fold_scale` for kernels.
+      QkjaxError: the kernels have invalid shapes, `center` is set without `fold_scale` or for a model with RMSNorm, or
+        `fold_scale` is set although kernels are given.
 
     Example:
       >>> import qkjax
@@ -52,11 +53,17 @@ def decompose(
         checkpoint = query_key(checkpoint.params)
     if not isinstance(checkpoint, QueryKey):
         if key_kernel is None or fold_scale:
-            raise QkjaxError("decompose takes a checkpoint, or two kernels with norm_scale=..., not fold_scale=True")
+            raise QkjaxError(
+                "decompose got a single kernel, or kernels with fold_scale=True: pass a checkpoint, or two kernels and "
+                "norm_scale=..."
+            )
         how = {"norm_scale": norm_scale, "center": center, "normalize": normalize}
         return modes.decompose(checkpoint, key_kernel, **how)
     if key_kernel is not None or norm_scale is not None:
-        raise QkjaxError("decompose takes a checkpoint alone, or two kernels; a checkpoint and an array were given")
+        raise QkjaxError(
+            "decompose got a checkpoint and an array: pass a checkpoint without key_kernel=... and norm_scale=..., or "
+            "two kernels"
+        )
     check_frame(fold_scale, center, bool(checkpoint.norm_centers))
     scale = checkpoint.norm_scale if fold_scale else None
     kernels = checkpoint.query_kernel, checkpoint.key_kernel
@@ -64,7 +71,7 @@ def decompose(
 
 
 def bias_terms(checkpoint: Checkpoint | QueryKey) -> BiasTerms:
-    """What the query and key biases add to the attention logits, see `BiasTerms`.
+    """Computes what the query and key biases add to the attention logits, see `BiasTerms`.
 
     Example:
       >>> import qkjax
@@ -76,14 +83,17 @@ def bias_terms(checkpoint: Checkpoint | QueryKey) -> BiasTerms:
 
 
 def check_frame(fold_scale: bool, center: bool, norm_centers: bool = True) -> None:
-    """Refuses a frame that does not exist.
+    """Refuses an invalid frame.
 
     Raises:
-      QkjaxError: `center` without `fold_scale`, or for an RMSNorm.
+      QkjaxError: `center` is set without `fold_scale`, or for a model with RMSNorm.
     """
     if center and not norm_centers:
-        raise QkjaxError("center=True removes the mean direction, which this model's RMSNorm leaves in: drop center")
+        raise QkjaxError(
+            "center=True removes the mean direction, but the RMSNorm of this model does not: do not pass center"
+        )
     if center and not fold_scale:
         raise QkjaxError(
-            "center=True needs fold_scale=True: it removes a direction of normalised tokens, on which the folded M acts"
+            "center=True needs fold_scale=True, because the mean direction is removed from normalised tokens, on which "
+            "only M with the LayerNorm scale acts: pass both"
         )

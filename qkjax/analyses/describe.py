@@ -1,4 +1,4 @@
-"""Tables and figures for the Dataset of any analysis."""
+"""Makes tables and figures for the result of any analysis."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,21 +27,25 @@ def describe(
     *,
     select: Sequence[str] = (),
 ) -> Description:
-    """Tables and figures for the result of `analyze`, `compare`, `attribute_logits`, `top_images`,
-    `attention_preference`, `same_object` or `ablate`.
+    """Makes tables and figures for the result of an analysis.
+
+    The analysis is `analyze`, `compare`, `attribute_logits`, `top_images`, `attention_preference`, `same_object` or
+    `ablate`.
 
     Args:
       dataset: the result of an analysis.
-      checkpoint, images: the arguments of the analysis, for figures that show images: `images` is the set of images, or
-        the photograph of `attribute_logits`.
-      select: the modes on the sheet of `top_images`, such as "L8 H4 M2", or the heads on that of `attribute_logits`,
-        such as "L8 H4".
+      checkpoint: the checkpoint of the analysis, for figures that show images.
+      images: the images of the analysis, for figures that show images. For `attribute_logits`, pass the photograph; for
+        all other analyses, pass the image set.
+      select: for `top_images`, the modes on the sheet, such as "L8 H4 M2". For `attribute_logits`, the heads on the
+        sheet, such as "L8 H4".
 
     Returns:
-      A `Description`: `tables` are rows by name, `figures` are functions by name that draw, `text` is the main table.
+      A `Description`: `tables` are lists of rows by name, `figures` are functions by name that draw a figure, and
+      `text` is the main table.
 
     Raises:
-      QkjaxError: the dataset is not the result of an analysis, or an unknown mode or head is selected.
+      QkjaxError: the dataset is not the result of an analysis, or a selected mode or head does not exist.
 
     Example:
       >>> import qkjax

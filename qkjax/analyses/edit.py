@@ -1,4 +1,4 @@
-"""A checkpoint whose interactions are edited is a checkpoint like any other. (An extension of the paper.)"""
+"""Edits the query-key interactions of a checkpoint, and returns a new checkpoint. (Our extension of the paper.)"""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -20,22 +20,26 @@ from qkjax.vit.tree import query_key, widened_heads, with_query_key
 from qkjax.weights.checkpoint import Checkpoint
 
 KINDS = ("keep", *EDITS)
-IDLE_CONTROL = "all modes are dropped, so that random ones are the same: the control is the edit itself"
+IDLE_CONTROL = "the edit drops all modes, so dropping random modes is the same: the control equals the edit"
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to a model, in words.
+    """The specification of an edit of a model.
+
+    If an edit changes whole heads (all modes of every edited head, or M as a whole), its control drops random modes
+    with the same squared strength as the change. For the edits "symmetric" and "antisymmetric", the squared strength of
+    the change is that of the part of M that the edit removes. For the edit "unbias", the squared strength of the change
+    is the squared spread of the key bias term (see `interaction.bias`). For all other edits, the squared strength of
+    the change is ||M' - M||_F^2. A control never drops more than the squared strength of the head.
 
     Attributes:
-      kind: one of `KINDS`: those of `interaction.edit`, or "keep", which drops all other modes of the heads that
-        the selection's layers and heads are.
-      selection: of modes, see `interaction.select`.
-      key_bias: keep what the query bias makes of keys; without it, it is taken out of the edited heads.
-      control: seed; random modes as strong are edited in place of those selected. Of an edit of whole heads the
-        control is to drop random modes that hold as much as it changes: for the symmetric part the squared
-        strength of the antisymmetric one and the other way round, for `unbias` the squared spread of the bias term
-        (`interaction.bias`), for all others ||M' - M||_F^2, and no more than all.
+      kind: a name in `KINDS`: an edit of `interaction.edit`, or "keep", which drops the modes that are not selected.
+        The terms "layers=" and "heads=" of the selection limit "keep" to some heads.
+      selection: selection of modes, see `interaction.select`.
+      key_bias: whether edited heads keep the key bias term, which makes some keys attractive to all queries.
+      control: seed of a control; random modes of matched strength are edited in place of the selected modes. None if
+        the edit is not a control.
     """
 
     kind: str
@@ -45,11 +49,14 @@ class Edit:
 
 
 class ResolvedEdit(NamedTuple):
-    """An edit, worked out for a model's modes: what `interaction.edit.edit` takes.
+    """An edit with weights for the modes of a model, as arguments of `interaction.edit.edit`.
 
     Attributes:
-      share: of each head's squared strength, how much is edited (or taken away, for edits of whole heads).
-      heads: that are edited.
+      kind: name of an edit of `interaction.edit`.
+      weights: how much of each mode is edited, from 0 to 1.
+      key_bias: whether edited heads keep the key bias term.
+      share: edited share of the squared strength of each head; for edits of whole heads, the removed share.
+      heads: the heads that are edited.
     """
 
     kind: str
@@ -60,19 +67,19 @@ class ResolvedEdit(NamedTuple):
 
 
 def resolve(edit: Edit, parts: QueryKey, modes: Modes, metrics: Metrics) -> ResolvedEdit:
-    """What an edit does to each mode of a model.
+    """Computes what an edit does to each mode of a model.
 
     Raises:
-      QkjaxError: an unknown kind, or an invalid selection.
+      QkjaxError: the kind of edit is unknown, or the selection is invalid.
     """
     kind, control = edit.kind, edit.control
     if kind not in KINDS:
-        raise QkjaxError(f"unknown edit {kind!r}{nearest(kind, KINDS)}; the edits are {', '.join(KINDS)}")
+        raise QkjaxError(f"unknown edit {kind!r}{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}")
     weights = select(edit.selection, metrics, keep=kind == "keep")
     kind = "drop" if kind == "keep" else kind
     symmetric = np.asarray(metrics.symmetric_share, np.float64)
     touched = weights.any(axis=-1)
-    # Heads that are kept whole are edited, too, where their bias goes.
+    # If "keep" keeps all modes of a head but key_bias is False, the head is still edited, since it loses its key bias.
     heads = touched if edit.key_bias or edit.kind != "keep" else heads_of(edit.selection, metrics)
     whole = kind in ("symmetric", "antisymmetric", "unbias")
     if whole:
@@ -89,7 +96,7 @@ def resolve(edit: Edit, parts: QueryKey, modes: Modes, metrics: Metrics) -> Reso
 
 
 def _change(kind: str, metrics: Metrics) -> Float[np.ndarray, "layers heads"]:
-    """||M' - M||_F^2 / ||M||_F^2 of an edit of all modes of a head."""
+    """The relative change ||M' - M||_F^2 / ||M||_F^2 of each head by an edit of all its modes."""
     s, cosine = (np.asarray(x, np.float64) for x in (metrics.singular_value, metrics.cosine))
     energy = (s**2).sum(-1)
     level = np.sqrt((s**2).mean(-1, keepdims=True))
@@ -104,14 +111,14 @@ def _change(kind: str, metrics: Metrics) -> Float[np.ndarray, "layers heads"]:
 
 
 def is_idle_control(edit: Edit, plan: ResolvedEdit) -> bool:
-    """Whether a control is the edit itself: random ones of all modes of all heads that are dropped."""
+    """Whether a control equals the edit itself, which is the case if the edit drops all modes of all edited heads."""
     if edit.control is None or edit.kind not in ("drop", "keep") or not plan.share.any():
         return False
     return bool(plan.share[plan.share > 0].min() > 0.9999)
 
 
 def _bias_share(parts: QueryKey) -> Float[np.ndarray, "layers heads"]:
-    """The squared spread of w . y_j in units of that of y_i M y_j."""
+    """The squared spread of the key bias term w . y_j, divided by the squared spread of y_i M y_j."""
     terms = bias_terms(parts)
     with np.errstate(divide="ignore", invalid="ignore"):
         return (np.asarray(terms.key_spread, np.float64) / np.asarray(terms.interaction_spread)) ** 2
@@ -126,21 +133,25 @@ def edit(
     control: int | None = None,
     exact: bool = False,
 ) -> Checkpoint:
-    """The checkpoint with some of its modes edited.
+    """Returns a checkpoint in which some modes are edited.
 
     Args:
-      kind: "drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric" or "unbias", see
-        `qkjax.interaction.edit`.
-      select: which modes, such as "cosine>0.5 layers=0-3", see `qkjax.interaction.select`.
-      key_bias: False removes the key bias of the edited heads, too.
-      control: a seed; edits strength-matched random modes in place of the selected ones, see `Edit`.
-      exact: give heads as many columns as it takes to hold every edit; big_vision's model has no such heads.
+      checkpoint: the original checkpoint, which is not changed.
+      kind: name of the edit: "drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric" or "unbias",
+        see `qkjax.interaction.edit`.
+      select: selection of modes, such as "cosine>0.5 layers=0-3", see `qkjax.interaction.select`.
+      key_bias: whether edited heads keep the key bias term; False also removes this term.
+      control: seed of a control; random modes of matched strength are edited in place of the selected modes, see
+        `Edit`.
+      exact: whether to widen all heads to 2 head_dim + 1 columns, which represent every edit exactly. big_vision's
+        model does not support such heads.
 
     Returns:
-      The edited checkpoint. A warning says what does not fit into the heads, or that a control is idle.
+      The edited checkpoint. A warning is issued if the kernels do not represent the edit exactly, if the selection is
+      empty, or if the control equals the edit.
 
     Raises:
-      QkjaxError: an unknown kind, or an invalid selection.
+      QkjaxError: the kind of edit is unknown, or the selection is invalid.
 
     Example:
       >>> import qkjax
@@ -164,10 +175,10 @@ def edit_with_notes(
     control: int | None = None,
     exact: bool = False,
 ) -> tuple[Checkpoint, list[str]]:
-    """As `edit`, with its warnings as a list of notes.
+    """Does the same as `edit`, but returns the warnings as a list of notes.
 
     Raises:
-      QkjaxError: as `edit`.
+      QkjaxError: the kind of edit is unknown, or the selection is invalid.
     """
     parts = query_key(checkpoint.params)
     modes = decompose(parts.query_kernel, parts.key_kernel)
@@ -184,13 +195,13 @@ def edit_with_notes(
 
 
 def notes_on(plan: ResolvedEdit, heads: EditedHeads, head_dim: int) -> list[str]:
-    """What whoever reads the results of an edit should know."""
+    """Notes for readers of the results, if the kernels do not represent the edit exactly or nothing is edited."""
     notes, kept = [], np.asarray(heads.retained)
     if kept.min() < 0.9999:
         layer, head = np.unravel_index(kept.argmin(), kept.shape)
         notes.append(
-            f"{head_dim} columns hold {kept.mean():.4f} of the edited interactions' squared strength, at least "
-            f"{kept.min():.4f} (layer {layer}, head {head}); exact heads are wider"
+            f"kernels with {head_dim} columns represent {kept.mean():.4f} of the edited interactions' squared strength "
+            f"on average, and {kept.min():.4f} at least (layer {layer}, head {head}); exact heads are wider"
         )
     if not plan.heads.any():
         notes.append("the selection is empty: nothing is edited")
@@ -198,17 +209,20 @@ def notes_on(plan: ResolvedEdit, heads: EditedHeads, head_dim: int) -> list[str]
 
 
 def wide_columns(checkpoint: Checkpoint) -> int:
-    """Columns that hold any edit exactly: rank twice as high, and the bias term."""
+    """Number of columns that represent any edit exactly: twice head_dim for M', and one for the key bias term."""
     return 2 * checkpoint.config.head_dim + 1
 
 
 def scaled(heads: EditedHeads, checkpoint: Checkpoint) -> EditedHeads:
-    """Kernels of wider heads with the factor by which the softmax divides more than it did in the checkpoint's."""
+    """Scales the queries of wider heads, since the model divides their logits by the root of a larger head_dim."""
     factor = np.sqrt(heads.query_kernel.shape[-1] / checkpoint.config.head_dim).astype(np.float32)
     return heads._replace(query_kernel=heads.query_kernel * factor, query_bias=heads.query_bias * factor)
 
 
 def widened(checkpoint: Checkpoint, columns: int) -> Checkpoint:
-    """The checkpoint with heads of more columns, 0 for values; its queries and keys have yet to be replaced."""
+    """Widens the heads of a checkpoint to `columns` columns, with zeros in the new columns of values and outputs.
+
+    Queries and keys must be replaced afterwards.
+    """
     params = widened_heads(checkpoint.params, columns)
     return replace(checkpoint, config=replace(checkpoint.config, head_dim=columns), params=params)

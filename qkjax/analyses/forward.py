@@ -1,4 +1,4 @@
-"""One forward pass of a checkpoint in memory, and what it takes."""
+"""Runs a forward pass of a checkpoint in memory, and prepares photographs for it."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -18,14 +18,16 @@ from qkjax.weights.checkpoint import Checkpoint
 def preprocess(
     checkpoint: Checkpoint, photograph: Photograph | str | Path, *, resolution: tuple[int, int] | None = None
 ) -> Float[np.ndarray, "height width 3"]:
-    """A photograph as the checkpoint takes it: resized, cut and normalised as its family does.
+    """Resizes, crops and normalises a photograph as the model family of a checkpoint does.
 
     Args:
-      photograph: a picture, an array (height, width, 3) of uint8, a file, or the name of a default photograph.
-      resolution: (height, width) in pixels; None: the checkpoint's own.
+      checkpoint: the checkpoint whose preprocessing is used.
+      photograph: a Pillow image, a uint8 array (height, width, 3), the path of an image file, or the name of a default
+        photograph.
+      resolution: (height, width) in pixels; by default the checkpoint's own resolution.
 
     Raises:
-      QkjaxError: it cannot be read, or is too small.
+      QkjaxError: the photograph cannot be read, or is too small.
 
     Example:
       >>> import qkjax
@@ -43,19 +45,20 @@ def forward(
     *,
     dtype: str = "float32",
 ) -> tuple[Array, dict[str, Array]]:
-    """One jitted forward pass, which returns only what is requested.
+    """Runs one jitted forward pass, and returns only the requested intermediates.
 
     Args:
-      images: preprocessed, channels last, as `preprocess` gives them, with a batch axis.
-      capture: intermediates of all layers, see `qkjax.vit.model.forward`.
-      dtype: "float32" or "bfloat16" products.
+      checkpoint: the checkpoint.
+      images: preprocessed images with a batch axis, channels last; for one image, `preprocess(...)[None]`.
+      capture: names of intermediates to return from all layers, see `qkjax.vit.model.forward`.
+      dtype: number format of the matrix products, "float32" or "bfloat16".
 
     Returns:
-      The logits (or the representation, without a head), and a dict of the captured arrays together with "encoded"
-      (batch, tokens, embed), the tokens after the last LayerNorm.
+      The logits (or the representation if there is no head). The second result is a dict with the captured arrays and
+      "encoded" (batch, tokens, embed), the tokens after the last LayerNorm.
 
     Raises:
-      QkjaxError: an unknown name in `capture`, or images that the model cannot take.
+      QkjaxError: a name in `capture` is unknown, or the model does not support the size of the images.
 
     Example:
       >>> import qkjax

@@ -1,4 +1,4 @@
-"""Which modes make the attention of one image what it is (the paper's figures 5 and S17 to S19)."""
+"""Measures which modes contribute most to the attention in one image (the paper's figures 5 and S17 to S19)."""
 
 import json
 from functools import partial
@@ -30,31 +30,31 @@ from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 LABELS = {
     "variance_share": Label("share of the variance", "1", "Share of a mode in the variance of the logits over keys."),
-    "attention_share": Label("share, attention-weighted", "1", "The same, with keys weighted by the attention."),
-    "key_bias_variance_share": Label("share of the key bias", "1", "Share of the key bias in the variance."),
-    "key_bias_attention_share": Label("share of the key bias", "1", "The same, with keys weighted by the attention."),
+    "attention_share": Label("share, attention-weighted", "1", "Share of a mode, with keys weighted by attention."),
+    "key_bias_variance_share": Label("share of the key bias", "1", "Share of the key bias, with equal weights."),
+    "key_bias_attention_share": Label("share of the key bias", "1", "Share of the key bias, weighted by attention."),
     "singular_value": Label("singular value", "1", "Strength s of the mode."),
     "cosine": Label("cosine", "1", "Cosine of query and key direction of the mode."),
 }
 
 
 def open_photo(photo: str | Path) -> tuple[str, "PIL.Image.Image"]:
-    """Name and picture of a file, or of one of the default photographs by its name, such as "chelsea".
+    """Opens an image file, or a default photograph by name such as "chelsea"; returns the name and the picture.
 
     Raises:
-      QkjaxError: neither, or it cannot be read.
+      QkjaxError: there is no such file or photograph, or the file cannot be read.
     """
     path = Path(photo)
     photo = str(photo)
     if path.exists() and not path.is_file():
-        raise QkjaxError(f"{photo} is a folder, and one image is expected; `top_images` takes folders")
+        raise QkjaxError(f"{photo} is a folder: expected a single image; for a folder of images, use `top_images`")
     if path.exists() or "/" in photo or "." in photo:
         return path.stem.encode(errors="replace").decode(), open_image(path)
     known = photographs(crops=False)
     if photo not in known.names:
         raise QkjaxError(
-            f"there is no image {photo!r}, and no such photograph{nearest(photo, known.names)}; "
-            f"give a file, or one of {', '.join(known.names)}"
+            f"there is no image file or photograph {photo!r}{nearest(photo, known.names)}; "
+            f"pass a file, or one of {', '.join(known.names)}"
         )
     return photo, known.read(known.names.index(photo))
 
@@ -62,20 +62,23 @@ def open_photo(photo: str | Path) -> tuple[str, "PIL.Image.Image"]:
 def attribute_logits(
     checkpoint: Checkpoint, photograph: Photograph | str | Path, *, resolution: tuple[int, int] | None = None
 ) -> xr.Dataset:
-    """The share of every mode, and of the key bias, in the attention logits of one image.
+    """Computes the share of every mode, and of the key bias, in the attention logits of one image.
 
-    Shares of all terms of a head add up to 1; see `qkjax.activations.contribution.contributions`.
+    The shares of all terms of a head add up to 1; see `qkjax.activations.contribution.contributions`.
 
     Args:
-      photograph: a picture, an array (height, width, 3) of uint8, a file, or the name of a default photograph.
-      resolution: (height, width) in pixels; None: the checkpoint's own.
+      checkpoint: the checkpoint.
+      photograph: a Pillow image, a uint8 array (height, width, 3), the path of an image file, or the name of a default
+        photograph.
+      resolution: (height, width) in pixels; by default the checkpoint's own resolution.
 
     Returns:
-      A dataset with dims layer, head, mode: `variance_share`, `attention_share` of the modes and
-      `key_bias_variance_share`, `key_bias_attention_share` of the key bias; `singular_value`, `cosine`.
+      A dataset with dimensions layer, head and mode. `variance_share` and `attention_share` are shares of the modes.
+      `key_bias_variance_share` and `key_bias_attention_share` are shares of the key bias. `singular_value` and `cosine`
+      describe the modes.
 
     Raises:
-      QkjaxError: a resolution that the model cannot take, or a photograph that cannot be read.
+      QkjaxError: the model does not support the resolution, or the photograph cannot be read.
 
     Example:
       >>> import qkjax
@@ -113,19 +116,22 @@ def query_key_maps(
     stream: Stream = "norm",
     resolution: tuple[int, int] | None = None,
 ) -> Maps:
-    """Query and key maps of all layers, heads and modes on one image (paper, section 2.2 and figure 4).
+    """Computes query and key maps of all layers, heads and modes on one image (the paper, section 2.2 and figure 4).
 
     Args:
-      photograph: as for `attribute_logits`.
-      modes: of the checkpoint, in the plain frame; None: they are computed.
-      stream: the tokens that are projected, see `qkjax.activations.project.Stream`.
-      resolution: (height, width) in pixels; None: the checkpoint's own.
+      checkpoint: the checkpoint.
+      photograph: a Pillow image, a uint8 array (height, width, 3), the path of an image file, or the name of a default
+        photograph.
+      modes: modes of the checkpoint, in the plain frame (see `Frame`); by default, the modes are computed.
+      stream: the tokens to project, see `qkjax.activations.project.Stream`.
+      resolution: (height, width) in pixels; by default the checkpoint's own resolution.
 
     Returns:
-      `Maps`: `query` and `key` are (layers, 1, rows, columns, heads, rank).
+      `Maps` in which `query` and `key` have shape (layers, 1, rows, columns, heads, rank).
 
     Raises:
-      QkjaxError: as `attribute_logits`; or modes of another model or frame.
+      QkjaxError: the model does not support the resolution, the photograph cannot be read, or the modes do not fit the
+        model or are not in the plain frame.
 
     Example:
       >>> import qkjax
@@ -147,21 +153,21 @@ def query_key_maps(
 def visible_picture(
     checkpoint: Checkpoint, photograph: Photograph | str | Path, resolution: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The pixels of a photograph that the model sees: resized, cut, without rows and columns that fill no patch."""
+    """The pixels of a photograph that the model sees: resized, and cropped to whole patches."""
     checkpoint = for_photographs(checkpoint)
     return crop_to_patches(checkpoint, _pixels(checkpoint, photograph, resolution)[1])
 
 
 def _pixels(checkpoint: Checkpoint, photograph, resolution: tuple[int, int] | None):
     """Name and preprocessed pixels of a photograph."""
-    photograph_grid(checkpoint, resolution)  # refuses a resolution before any work
+    photograph_grid(checkpoint, resolution)  # refuses an unsupported resolution before any work
     name, photo = open_photo(photograph) if isinstance(photograph, str | Path) else ("image", photograph)
     return name, picture(photo, checkpoint.preprocess, resolution_of(checkpoint, resolution))
 
 
 @partial(jax.jit, static_argnames=("model",))
 def _contributions(model: ViT, params, images, modes: Modes, key_direction) -> Contributions:
-    """Logits and attention of a layer are used up before the next: together they would not fit in memory."""
+    """Contributions in all layers. Logits and attention are processed layer by layer to save memory."""
     names = ("norm", "attention_logits", "attention")
     _, out = model.apply({"params": params}, images, capture=names)
     captured = zip(*(layer_outputs(out, name) for name in names), strict=True)

@@ -1,4 +1,4 @@
-"""The result of `attribute_logits` in its folder, with sheets of the modes with the largest shares."""
+"""Writes the result of `attribute_logits` to a folder, with sheets that show the modes with the largest shares."""
 
 import sys
 from pathlib import Path
@@ -21,14 +21,15 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 class ImageSheets(NamedTuple):
-    """What is drawn of an image.
+    """Options for the sheets of an image.
 
     Attributes:
-      layer, head: this one alone; None for all.
-      top: modes for each head.
-      contribution: the share by which they are ranked, see `qkjax.activations.contribution.contributions`.
-      stream: what the maps show; shares are always those of the logits, from the LayerNorm's output.
-      resolution: (height, width) in pixels; None: the checkpoint's own.
+      layer, head: the only layer or head to draw; None for all.
+      top: number of modes per head.
+      contribution: kind of share by which modes are ranked, see `qkjax.activations.contribution.contributions`.
+      stream: tokens that the maps project. The option does not affect shares, which are always computed from the output
+        of the LayerNorm.
+      resolution: (height, width) in pixels; None for the checkpoint's own resolution.
     """
 
     layer: int | None = None
@@ -43,14 +44,16 @@ def write_image(checkpoint: Checkpoint, photo: str, folder: Path | None, shown: 
     """Writes contributions.nc, contributions.csv, heads.csv and a contact sheet for each layer (png, pdf).
 
     Args:
-      photo: a file, or the name of a default photograph.
-      folder: by default results/MODEL/images/IMAGE.
+      checkpoint: the checkpoint.
+      photo: path of an image file, or name of a default photograph.
+      folder: folder for the results; by default results/MODEL/images/IMAGE.
+      shown: options for the sheets.
 
     Returns:
-      The image's name, and the result.
+      The name of the image, and the result.
 
     Raises:
-      QkjaxError: bad input, or a result cannot be written.
+      QkjaxError: the input is invalid, or a result cannot be written.
     """
     checkpoint = for_photographs(checkpoint)
     layers = requested_indices("layer", shown.layer, checkpoint.config.depth)
@@ -76,7 +79,7 @@ def write_image(checkpoint: Checkpoint, photo: str, folder: Path | None, shown: 
 
 
 def _draw(checkpoint, name: str, photograph, dataset: xr.Dataset, layers: range, shown: ImageSheets, folder: Path):
-    """A contact sheet for each layer."""
+    """Draws and saves a contact sheet for each layer."""
     heads = requested_indices("head", shown.head, checkpoint.config.heads)
     pixels = visible_picture(checkpoint, photograph, shown.resolution)
     maps = query_key_maps(checkpoint, photograph, stream=shown.stream, resolution=shown.resolution)

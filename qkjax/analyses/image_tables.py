@@ -1,4 +1,4 @@
-"""Tables of how much each mode contributes to the attention logits of one image, and the rows of its contact sheets."""
+"""Makes tables of how much each mode contributes to the attention logits of one image, and rows of contact sheets."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -17,12 +17,12 @@ Contribution = Literal["variance", "attention"]
 
 
 def ranked_modes(dataset: xr.Dataset, contribution: Contribution) -> np.ndarray:
-    """The modes of each head by their share, largest first: (layers, heads, rank)."""
+    """Indices of the modes of each head, sorted by share, largest first, as an array (layers, heads, rank)."""
     return np.argsort(-dataset[f"{contribution}_share"].values, axis=-1, kind="stable")
 
 
 def mode_rows(dataset: xr.Dataset, contribution: Contribution) -> list[Row]:
-    """One row per mode; `place` is its rank in its head, 0 for the largest share."""
+    """A table with one row per mode; `place` is the rank of the mode in its head, 0 for the largest share."""
     place = np.argsort(ranked_modes(dataset, contribution), axis=-1)
     columns = ("singular_value", "cosine", "variance_share", "attention_share")
     values = {name: dataset[name].values for name in columns}
@@ -34,7 +34,7 @@ def mode_rows(dataset: xr.Dataset, contribution: Contribution) -> list[Row]:
 
 
 def head_rows(dataset: xr.Dataset) -> list[Row]:
-    """One row per head: shares of all its modes together, and of its key bias."""
+    """A table with one row per head: the sum of the shares of its modes, and the share of its key bias."""
     rows = []
     for at in np.ndindex(*(dataset.sizes[name] for name in PER_HEAD)):
         row: Row = {"layer": at[0], "head": at[1]}
@@ -46,7 +46,11 @@ def head_rows(dataset: xr.Dataset) -> list[Row]:
 
 
 def layer_rows(dataset: xr.Dataset, contribution: Contribution = "variance", top: int = 6) -> list[Row]:
-    """One row per layer: shares of the first mode, of the first `top` and of the key bias, means over heads."""
+    """A table with one row per layer, with means over heads.
+
+    The columns are the share of the first mode (that with the largest share), of the first `top` modes, of all modes,
+    and of the key bias.
+    """
     shares = dataset[f"{contribution}_share"].values
     sorted_shares = -np.sort(-shares, axis=-1)
     columns = {
@@ -60,7 +64,7 @@ def layer_rows(dataset: xr.Dataset, contribution: Contribution = "variance", top
 
 
 def summary(dataset: xr.Dataset) -> str:
-    """The result in words: how concentrated the shares are, and where the key bias counts most."""
+    """Summarises the result in words: how concentrated the shares are, and in which layer the key bias counts most."""
     rows = layer_rows(dataset)
     most = max(rows, key=lambda row: row["first mode"])
     bias = max(rows, key=lambda row: row["key bias"])
@@ -82,12 +86,16 @@ def contact_rows(
     top: int = 6,
     contribution: Contribution = "variance",
 ) -> list[SheetRow]:
-    """For each head of a layer, the row that `figures.contact_sheet` draws: the modes with the largest shares.
+    """The rows of a sheet for `figures.contact_sheet`, with the modes with the largest shares of each head of a layer.
 
     Args:
-      shares: of `attribute_logits`.
-      maps: of `query_key_maps`, of the same photograph.
-      pixels: of `visible_picture`.
+      shares: the result of `attribute_logits`.
+      maps: the result of `query_key_maps` for the same photograph.
+      pixels: the result of `visible_picture` for the same photograph.
+      layer: the layer.
+      heads: the heads, with one row each.
+      top: number of modes per head.
+      contribution: kind of share by which modes are ranked.
     """
     order = ranked_modes(shares, contribution)
     cosine, share = shares.cosine.values, shares[f"{contribution}_share"].values
@@ -96,7 +104,7 @@ def contact_rows(
         tiles = []
         for mode in order[layer, head, :top]:
             query, key = (x[layer, 0, :, :, head, mode] for x in (maps.query, maps.key))
-            # Of the two signs, which are the same mode, the one that this image excites more.
+            # Both signs are the same mode; the sign that the image excites more is drawn.
             sign = 1 if query.max() * key.max() >= query.min() * key.min() else -1
             name = str(ModeName(layer, head, int(mode), sign)).split()[-1]
             caption = f"{name}  {share[layer, head, mode]:.0%}\ncos {cosine[layer, head, mode]:.2f}"

@@ -1,6 +1,7 @@
-"""The one writer of results: reads an earlier result or computes; writes netCDF, tables and figures; prints.
+"""Writes and prints the results of all analyses: netCDF files, tables and figures.
 
-An analysis is two functions: `compute(...) -> Dataset`, and `describe(dataset) -> Description`.
+An analysis consists of two functions: `compute(...) -> Dataset`, and `describe(dataset) -> Description`. If a folder
+already has a result with the same settings, the result is read and not computed again.
 """
 
 import json
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 
 
 class Description(NamedTuple):
-    """What is written and printed of a dataset besides the dataset itself.
+    """Tables and figures of a dataset, which are written or printed together with the dataset.
 
     Attributes:
-      text: a table for the terminal, at most 80 columns wide.
-      rows: what `--json` prints.
-      tables: rows by the stem of their CSV file.
-      figures: functions that draw a figure, by the stem of its files.
-      stale: stems of figures of an earlier plan, which are removed.
+      text: a table for the terminal, at most 80 characters wide.
+      rows: the rows that `--json` prints.
+      tables: lists of rows, by the stem of their CSV file.
+      figures: functions that draw a figure, by the stem of the figure's files.
+      stale: stems of figures to remove before drawing, since they may be from an earlier plan.
     """
 
     text: str
@@ -47,7 +48,7 @@ class Description(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A result in its folder."""
+    """A result that has been written to a folder."""
 
     dataset: xr.Dataset
     description: Description
@@ -65,25 +66,25 @@ def outcome(
     attrs: Mapping[str, str] | None = None,
     recompute: bool = False,
 ) -> Written:
-    """Reads an earlier result, or computes and writes it; writes its tables and figures.
+    """Reads an earlier result from a folder, or computes and writes the result; then writes tables and figures.
 
-    With several hosts all compute, and the first one writes.
+    With several hosts, all hosts compute, and the first host writes.
 
     Args:
-      folder: of the results.
-      stem: the dataset is stem.nc; a pass saves its progress in stem.partial.npz.
-      settings: what the result depends on; None for an analysis that is computed every time.
-      compute: takes the path for progress and returns the dataset.
-      describe: gives tables, figures and text.
-      at_least: settings that are numbers, of which an earlier result may have more.
-      attrs: more attributes for the file, such as where the checkpoint is.
+      folder: folder of the results.
+      stem: stem of the file names; the dataset is in stem.nc, and a pass saves its progress in stem.partial.npz.
+      settings: settings that the result depends on; None for an analysis that is always computed again.
+      compute: function that takes the path of the progress file, and returns the dataset.
+      describe: function that takes the dataset, and returns tables, figures and text.
+      at_least: names of numeric settings that may have larger values in an earlier result.
+      attrs: additional attributes for the file, such as the path of the checkpoint.
       recompute: compute even if there is an earlier result with these settings.
 
     Returns:
       The result, on every host.
 
     Raises:
-      QkjaxError: an earlier result has other settings, or a file cannot be written. Progress is kept.
+      QkjaxError: an earlier result has different settings, or a file cannot be written. Saved progress stays on disk.
     """
     make_folder(folder)
     path, partial = folder / f"{stem}.nc", hosts.process_path(folder / f"{stem}.partial.npz")
@@ -98,17 +99,32 @@ def outcome(
         if first:
             write_dataset(dataset, path)
         if several:
-            hosts.gather_json(None)  # every host keeps its progress until the result is written
+            hosts.gather_json(None)  # waits, so that every host keeps its progress file until the result is written
     remove(partial)
     if not first:
         return Written(dataset, Description("", [], {}, {}), folder)
-    description = describe(dataset)
+    description = _described(dataset, describe, path if dataset is earlier else None)
     write_description(description, folder)
     return Written(dataset, description, folder)
 
 
+def _described(dataset: xr.Dataset, describe: Callable[[xr.Dataset], Description], path: Path | None) -> Description:
+    """The description of a dataset.
+
+    Raises:
+      QkjaxError: the dataset was read from `path`, and lacks what is described. Results of version 0.1 have no
+        checksum.
+    """
+    try:
+        return describe(dataset)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        if path is None:
+            raise
+        raise QkjaxError(f"the result {path} is not one of this analysis ({repr(error)[:200]}); remove it") from error
+
+
 def _from_first_host(dataset: xr.Dataset | None) -> xr.Dataset:
-    """The dataset of the first host, on every host."""
+    """Sends the dataset of the first host to every host."""
     data = dataset.to_netcdf(engine="h5netcdf") if jax.process_index() == 0 else b""
     shared = hosts.gather_arrays({"file": np.frombuffer(bytes(data), np.uint8)})[0]["file"]
     return xr.load_dataset(BytesIO(shared.tobytes()), engine="h5netcdf")
@@ -131,7 +147,10 @@ def write_description(description: Description, folder: Path) -> None:
 
 
 def report_unreadable(dataset: xr.Dataset, folder: Path, stem: str = "unreadable", what: str = "could not be read"):
-    """Lists the images that were left out in a CSV file, and says how many on standard error; on the first host."""
+    """Writes a CSV file of the images that were left out, and prints their number on standard error.
+
+    Only the first host writes and prints.
+    """
     if jax.process_index():
         return
     names = "left_out" if "left_out" in dataset else "unreadable"
@@ -139,28 +158,46 @@ def report_unreadable(dataset: xr.Dataset, folder: Path, stem: str = "unreadable
 
 
 def print_notes(images: ImageSet) -> None:
-    """Prints what was noted when the images were listed on standard error; on the first host."""
+    """Prints the notes of an image set on standard error. Only the first host prints."""
     for note in images.notes if jax.process_index() == 0 else ():
         print(f"note: {images.name}: {note}", file=sys.stderr)
 
 
 def require_readable(unreadable: Unreadable, images: ImageSet, partial: Path | None) -> None:
-    """Makes sure that at least one image could be read.
+    """Checks that at least one image could be read.
 
     Raises:
-      QkjaxError: none could. The progress is removed, so that the images are tried again.
+      QkjaxError: no image could be read. The progress file is removed, so that the next run reads the images again.
     """
     if len(unreadable) == len(images):
         if partial:
             remove(partial)
         first = unreadable[0][1]
-        raise QkjaxError(f"none of the {len(images)} images of {images.name} can be used; the first: {first}")
+        raise QkjaxError(
+            f"none of the {len(images)} images of {images.name} can be used; the reason for the first image: {first}"
+        )
+
+
+def require_finite(scores: np.ndarray, images: ImageSet, partial: Path | None) -> None:
+    """Makes sure that all scores are numbers.
+
+    Raises:
+      QkjaxError: one is not, as in a model whose activations overflow. The progress is removed.
+    """
+    if not np.isfinite(scores).all():
+        if partial:
+            remove(partial)
+        share = 1 - np.isfinite(scores).mean()
+        raise QkjaxError(
+            f"{share:.2%} of the scores of {images.name} are NaN or infinite: the model's activations overflow; check "
+            "its parameters and preprocessing, or give dtype='float32'"
+        )
 
 
 def print_outcome(name: str, written: Written, *, as_json: bool = False, next_step: str = "") -> None:
-    """Prints the table, the findings in words and what to run next; or, as JSON, the rows and the findings.
+    """Prints the table, the findings in words, and the command to run next.
 
-    Only the first host prints.
+    With `as_json`, the function prints the rows and the findings as JSON instead. Only the first host prints.
     """
     if jax.process_index():
         return
@@ -180,7 +217,7 @@ def print_outcome(name: str, written: Written, *, as_json: bool = False, next_st
 
 
 def print_json(outcomes: Sequence[tuple[str, Written]]) -> None:
-    """Prints one JSON document: an object with model, summary and rows; for several outcomes a list of them.
+    """Prints one JSON document: an object with model, summary and rows, or a list of such objects for several outcomes.
 
     Only the first host prints.
     """
@@ -198,5 +235,5 @@ def print_json(outcomes: Sequence[tuple[str, Written]]) -> None:
 
 
 def _finite(value: int | float | str) -> int | float | str | None:
-    """JSON has no NaN and no infinity."""
+    """Replaces NaN and infinity by None, since JSON has neither."""
     return value if isinstance(value, str) or math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Models by name, and where their results go."""
+"""Loads models by name, and determines the folders of their results."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,13 +10,14 @@ from qkjax.weights.load import load, origin
 
 
 def load_models(names: Sequence[str], settings: Mapping) -> dict[str, tuple[Checkpoint, dict[str, str]]]:
-    """Each model and its origin (see `qkjax.weights.load.origin`), by the name under which its results are kept.
+    """Loads models, and returns each with its origin (see `qkjax.weights.load.origin`), by its name in results.
 
     Args:
-      settings: for `load`, of all models.
+      names: names or paths of models.
+      settings: settings for `load`, which apply to all models.
 
     Raises:
-      QkjaxError: a model cannot be read, or two have one name.
+      QkjaxError: a model cannot be read, or two models have the same name.
     """
     checkpoints = by_name([load(name, **settings) for name in names])
     origins = [origin(name, settings) for name in names]
@@ -24,22 +25,28 @@ def load_models(names: Sequence[str], settings: Mapping) -> dict[str, tuple[Chec
 
 
 def by_name(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
-    """Checkpoints by the names under which their results are kept. Several of one name, such as "seed0" of two sweeps,
-    also have the name of their folder: "tied-seed0".
+    """Checkpoints by unique names, which are used for their results.
+
+    If several checkpoints have the same name, such as "seed0" in two sweeps, the name of the folder is added in front,
+    as in "tied-seed0".
 
     Raises:
-      QkjaxError: two have one name all the same.
+      QkjaxError: two checkpoints still have the same name.
     """
     labels = [checkpoint.name for checkpoint in checkpoints]
     named = [_with_folder(c) if labels.count(c.name) > 1 else c for c in checkpoints]
     labels = [checkpoint.name for checkpoint in named]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        raise QkjaxError(f"two models are called {min(twice)!r}; rename a file, or analyse them separately")
+        raise QkjaxError(f"two models have the name {min(twice)!r}; rename a file, or analyse the models separately")
     return dict(zip(labels, named, strict=True))
 
 
 def folders(names: Iterable[str], out: Path | None, kind: str) -> dict[str, Path]:
-    """Where each model's results of a kind go: results/MODEL/kind, or `out`, or, for several models, out/MODEL."""
+    """The folder for the results of each model.
+
+    If `out` is None, the folder is results/MODEL/kind. If `out` is given, the folder is `out` for a single model, and
+    out/MODEL for several models.
+    """
     names = list(names)
     if out is None:
         return {name: Path("results") / name / kind for name in names}
@@ -47,7 +54,10 @@ def folders(names: Iterable[str], out: Path | None, kind: str) -> dict[str, Path
 
 
 def _with_folder(checkpoint: Checkpoint) -> Checkpoint:
-    """The file may be in a folder of the checkpoint's name, as that of a run is."""
+    """Adds the name of the checkpoint's folder to its name.
+
+    If the folder has the same name as the checkpoint, as in training runs, the name of the parent folder is added.
+    """
     above = Path(checkpoint.source).absolute().parent
     above = above.parent if above.name == checkpoint.name else above
     return replace(checkpoint, name=f"{above.name}-{checkpoint.name}") if above.name else checkpoint

@@ -1,4 +1,4 @@
-"""The command line: it reads options, calls an analysis, and passes the result to a writer. It computes nothing."""
+"""The command line: reads options, calls an analysis, and passes the result to a writer."""
 
 import _thread
 import os
@@ -7,7 +7,8 @@ import sys
 import threading
 import warnings
 
-# LAPACK is called from XLA's threads and our own, with which OpenBLAS's would compete. numpy reads this on import.
+# XLA's threads and our own threads call LAPACK, and threads of OpenBLAS would compete with both. numpy reads this
+# variable on import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import tyro
@@ -23,6 +24,7 @@ from qkjax.cli.plain_help import with_plain_help
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
 from qkjax.errors import AssumptionWarning, QkjaxError, nearest
+from qkjax.runtime.visible import VisibleStream, visible
 
 # Only light modules are imported above, so that `qkjax --help` is fast.
 
@@ -44,34 +46,38 @@ ALIASES = {"modes": "top-images"}
 
 def main() -> None:
     """Entry point of the `qkjax` command. Exit codes: 0 for success, 2 for invalid input, 130 for an interrupt."""
+    sys.stdout, sys.stderr = VisibleStream(sys.stdout), VisibleStream(sys.stderr)
     warnings.showwarning = _show_warning
     sys.unraisablehook = _pass_interrupt_on
     try:
         _run(sys.argv[1:])
         sys.stdout.flush()
     except QkjaxError as error:
-        print(f"qkjax: error: {in_options(str(error))}", file=sys.stderr)
+        print(f"qkjax: error: {visible(in_options(str(error)))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore further interrupts
-        print("qkjax: interrupted; finished work is kept", file=sys.stderr, flush=True)
+        print("qkjax: interrupted; finished work is saved", file=sys.stderr, flush=True)
         os._exit(130)  # a normal exit would finalise Python while XLA's threads run, which crashes
     except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         _drop_output()
     except OSError as error:
-        print(f"qkjax: error: {error}", file=sys.stderr)
+        print(f"qkjax: error: {visible(str(error))}", file=sys.stderr)
         _drop_output()
         sys.exit(2)
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-        print("qkjax: error: out of memory: give a smaller --resolution or --batch", file=sys.stderr)
+        print("qkjax: error: out of memory: pass a smaller --resolution or --batch", file=sys.stderr)
         sys.exit(2)
 
 
 def _pass_interrupt_on(unraisable) -> None:
-    """Raises an interrupt again that arrived within a callback of the garbage collector, of which jax has one: Python
-    would print it and go on. A timer does it, since nothing can be raised from here either."""
+    """Raises an interrupt again that was raised within a callback of the garbage collector, such as JAX's callback.
+
+    Without this hook, Python would print the exception and continue. A timer raises the interrupt, since this hook
+    cannot raise exceptions itself.
+    """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         threading.Timer(0.01, _thread.interrupt_main).start()
     else:
@@ -79,16 +85,16 @@ def _pass_interrupt_on(unraisable) -> None:
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """Prints a warning in one line; assumptions about a checkpoint are printed as notes."""
+    """Prints a warning in one line. Warnings about assumptions on a checkpoint are printed as notes."""
     kind = "note" if issubclass(category, AssumptionWarning) else category.__name__
     print(f"{kind}: {message}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> None:
-    """Runs a command.
+    """Runs the command given by the command-line arguments.
 
     Raises:
-      QkjaxError: the command is unknown, or raises the error.
+      QkjaxError: the command is unknown, or the command itself raises QkjaxError.
     """
     if arguments[:1] == ["--version"]:
         from importlib.metadata import version
@@ -111,7 +117,10 @@ def _run(arguments: list[str]) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether jax ran out of memory. Exceptions are recognised by name, since jax may not be imported."""
+    """Whether an exception means that memory ran out.
+
+    Exceptions of JAX are recognised by the name of their type, since JAX may not be imported yet.
+    """
     from_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     signs = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "allocat", "YNNPACK")
     return isinstance(error, MemoryError) or (from_jax and any(sign in str(error) for sign in signs))

@@ -1,4 +1,4 @@
-"""`qkjax ablate`: the effects of editing modes."""
+"""The command `qkjax ablate`, which measures the effects of editing modes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,41 +33,47 @@ def ablate(
     heads: Count = None,
     json: bool = False,
 ) -> None:
-    """Edit modes and measure the effects on a set of images: ablations.nc, ablations.csv, figures.
+    """Edit modes, measure the effects on a set of images, and write ablations.nc, ablations.csv and figures.
 
-    For example: qkjax ablate dinov2-vits14-focus --select "cosine>0.5 layers=0-3" --controls 3. The same command
-    resumes an interrupted plan, and computes only the new ablations of an extended plan.
+    For example: qkjax ablate dinov2-vits14-focus --select "cosine>0.5 layers=0-3" --controls 3. Run the same command
+    again to resume after an interruption. If the plan has been extended, only the new ablations are computed.
 
     Args:
-      model: a name from `qkjax models`, or a path.
-      edit: the edit of the selected modes, as for export; by default drop.
-      select: selections of modes, as for export; each one is an ablation.
-      controls: number of ablations of strength-matched random modes for each selection.
-      key_bias: remove the part of the logits that depends on the query bias and the key, as for export.
-      plan: a TOML file with a grid of ablations, which replaces the options above; see docs/ablations.md.
-      images: a folder, a .zip, a .tar, or a folder of archives; by default the photographs that come with scikit-image
+      model: name of a model listed by `qkjax models`, or path of a checkpoint.
+      edit: edit to apply to the selected modes (see `qkjax export --help`); by default drop.
+      select: selections of modes (see `qkjax export --help`); each selection is one ablation.
+      controls: number of control ablations for each selection. A control edits random modes with the same strength as
+        the selected modes.
+      key_bias: remove the key bias term of the edited heads, the part of the logits that depends on the query bias and
+        the key (see `qkjax export --help`).
+      plan: TOML file with a grid of ablations, which replaces the options above; see docs/ablations.md.
+      images: a .zip, a .tar, or a folder of images or archives; by default the photographs that come with scikit-image
         and scikit-learn.
-      limit: number of images, evenly spaced; by default all.
-      labels: also measure accuracy, with the images' folders as classes: by the model's own head if its outputs are
-        these classes, by a linear probe, and by nearest neighbours.
+      limit: number of images to use, evenly spaced in the set; by default all images.
+      labels: also measure accuracy, with the names of the image folders as classes. Accuracy is measured by a linear
+        probe, by nearest neighbours, and by the model's classifier if the outputs of the classifier are these classes.
       out: folder for the results; by default results/MODEL/ablations.
-      queries: number of patches per image, evenly spaced, whose attention is compared.
-      exact: widen all heads to 2 head_dim + 1 columns, which represent symmetric parts and rotated modes exactly.
-      batch: images per batch; by default 8 on a CPU, and 64 per device on accelerators.
-      resolution: height and width of the images in pixels; by default the model's own.
+      queries: number of query patches per image, evenly spaced, for which attention is compared with the unedited
+        model.
+      exact: widen all heads to 2 head_dim + 1 columns, so that symmetric parts and rotated modes are represented
+        exactly.
+      batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
+      resolution: height and width of the images in pixels; by default the model's own resolution.
       dtype: number format of the forward pass.
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
-      pool: pooling, if it is not the one inferred from the parameters ("gap" is inferred for "none" and "0", too).
+      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
+      pool: pooling of the model, if it differs from the pooling inferred from the parameters. ("gap" is also inferred
+        for models whose pooling is "none" or "0".)
       heads: number of attention heads, for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
     """
     if plan and (select or controls or edit or not key_bias):
         raise QkjaxError(
-            "--plan replaces --edit, --select, --controls and --no-key-bias: give either the plan or these"
+            "--plan is given together with --edit, --select, --controls or --no-key-bias: pass either --plan, or the "
+            "options that --plan replaces"
         )
     if not plan and not select:
-        raise QkjaxError('no modes are selected: give --select, such as --select "cosine>0.5 layers=0-3", or --plan')
+        raise QkjaxError('no modes are selected: pass --select, such as --select "cosine>0.5 layers=0-3", or --plan')
     join_hosts(distributed)
     from qkjax.analyses.ablate.command import AblationArguments, write_ablations
     from qkjax.analyses.ablate.plan import specs_of

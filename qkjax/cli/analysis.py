@@ -1,4 +1,4 @@
-"""`qkjax analyze`, `compare`: the query-key interactions of one or several models."""
+"""The commands `qkjax analyze` and `qkjax compare`, which analyse the query-key interactions of models."""
 
 import sys
 from pathlib import Path
@@ -21,20 +21,21 @@ def analyze(
     heads: Annotated[int | None, arg(metavar="N")] = None,
     json: bool = False,
 ) -> None:
-    """Decompose every head's query-key interaction: table, modes.nc, layers.csv, figures.
+    """Decompose the query-key interaction of every head into modes, and write modes.nc, layers.csv and figures.
 
-    M = Wq Wk^T acts on the input of attention, y = g * x + b, where x is the normalised token.
+    The interaction M = Wq Wk^T of a head acts on y = g * x + b, the output of the LayerNorm before attention, where x
+    is the normalised token.
 
     Args:
-      models: names from `qkjax models`, or paths to npz files or tensorstore folders ("siglip.npz:img" selects the
-        image tower of a file with two towers).
-      out: folder for the results; by default results/MODEL. With several models, it has one folder per model and the
-        comparison; by default results.
-      fold_scale: fold the LayerNorm scale into M: diag(g) M diag(g), which acts on x.
-      center: also remove the mean direction, as LayerNorm does: C diag(g) M diag(g) C with C = I - 11^T / D. Requires
-        --fold-scale.
+      models: names of models listed by `qkjax models`, or paths of npz files or tensorstore folders. For a file with
+        two towers, "siglip.npz:img" selects the image tower.
+      out: folder for the results of a model; by default results/MODEL. With several models, the folder (by default
+        results) contains one folder per model, and a figure that compares the models.
+      fold_scale: include the LayerNorm scale in M, so that the modes are those of diag(g) M diag(g), which acts on x.
+      center: also remove the mean direction, as LayerNorm does, so that the modes are those of C diag(g) M diag(g) C
+        with C = I - 11^T / D. Requires --fold-scale.
       normalize: divide M by sqrt(head_dim), so that strengths have the units of attention logits.
-      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
     """
@@ -46,7 +47,7 @@ def analyze(
     from qkjax.analyses.targets import load_models
 
     if not models:
-        raise QkjaxError("no model given: give at least one, such as qkjax analyze dinov2-vits14-focus")
+        raise QkjaxError("no model given: expected at least one, for example qkjax analyze dinov2-vits14-focus")
     check_frame(fold_scale, center)
     loaded = load_models(models, given_options(grid=grid, heads=heads))
     _check_is_no_file(out)
@@ -77,17 +78,18 @@ def compare(
     normalize: bool = False,
     json: bool = False,
 ) -> None:
-    """Compare models by training objective, and models of one architecture mode by mode.
+    """Compare models by training objective, and compare the modes of models that have the same architecture.
 
-    A model is compared mode by mode with the first one if both have the same layers, heads and width.
+    The modes of a model are compared with the modes of the first model if both models have the same number of layers,
+    number of heads, and width.
 
     Args:
-      models: at least two models, as for analyze.
+      models: at least two models, as names or paths (see `qkjax analyze --help`).
       out: folder for compare.csv, the figures, and one folder per comparison of modes.
-      fold_scale: as for analyze.
-      center: as for analyze.
-      normalize: as for analyze.
-      json: print the tables and the findings as JSON.
+      fold_scale: include the LayerNorm scale in M (see `qkjax analyze --help`).
+      center: also remove the mean direction (see `qkjax analyze --help`). Requires --fold-scale.
+      normalize: divide M by sqrt(head_dim), so that strengths have the units of attention logits.
+      json: print the tables and the findings as JSON instead of text.
     """
     from qkjax.analyses import compare as by_modes
     from qkjax.analyses.analyze import analyze as compute
@@ -97,7 +99,7 @@ def compare(
     from qkjax.runtime.files import make_folder
 
     if len(models) < 2:
-        raise QkjaxError("compare needs at least two models; for example: qkjax compare original.npz finetuned.npz")
+        raise QkjaxError("compare needs at least two models, for example: qkjax compare original.npz finetuned.npz")
     check_frame(fold_scale, center)
     loaded = {name: checkpoint for name, (checkpoint, _) in load_models(models, {}).items()}
     objectives = {name: by_modes.objective_of(name) for name in loaded}
@@ -129,4 +131,4 @@ def compare(
 
 def _check_is_no_file(out: Path | None) -> None:
     if out is not None and out.exists() and not out.is_dir():
-        raise QkjaxError(f"folder={out}: this is a file, and results need a folder; pass another one")
+        raise QkjaxError(f"folder={out}: this is a file; expected a folder for results, pass another path")

@@ -1,4 +1,7 @@
-"""`qkjax preference`, `objects`: which tokens attend to which, and whether modes join parts of one object."""
+"""The commands `qkjax preference` and `qkjax objects`.
+
+`preference` measures which tokens attend to which. `objects` measures whether modes join parts of the same object.
+"""
 
 import sys
 from collections.abc import Callable
@@ -33,25 +36,26 @@ def preference(
     heads: Count = None,
     json: bool = False,
 ) -> None:
-    """Measure how much tokens attend to their own category, to the other category, and to the background.
+    """Measure how much tokens attend to their own category, to the opposite category, and to the background.
 
-    Every image has one odd target among identical distractors (the paper's figure 2). By default the images are
-    generated; nothing is downloaded. Writes preference.nc, tables and figures. The same command resumes an interrupted
-    pass.
+    Every image shows one odd target among identical distractors (the paper's figure 2); these are the two categories.
+    By default, the images are generated, and nothing is downloaded. Writes preference.nc, tables and figures. Run the
+    same command again to resume after an interruption.
 
     Args:
-      models: names from `qkjax models`, or paths; several models share one figure.
-      o3: folder of the unpacked Odd-One-Out (O3) or P3 data set.
-      kind: kind of generated scenes. patterns (the default): bars, one of which differs in colour, orientation or
-        size. pasted: round pieces of photographs on another photograph.
+      models: names of models listed by `qkjax models`, or paths of checkpoints; several models share one figure.
+      o3: folder of the unpacked Odd-One-Out (O3) or P3 data set, to use instead of generated scenes.
+      kind: kind of generated scenes; by default patterns. Scenes of kind patterns show bars, one of which differs in
+        colour, orientation or size. Scenes of kind pasted show round pieces of photographs on another photograph.
       count: number of generated scenes; by default 200.
       seed: seed of the generated scenes; by default 0.
-      out: folder for the results; by default results/MODEL/preference. With several models: one folder per model in it.
-      batch: images per batch; by default 8 on a CPU, and 64 per device on accelerators.
-      resolution: height and width of the images in pixels; by default the model's own.
+      out: folder for the results; by default results/MODEL/preference. With several models, each model gets its own
+        folder inside this folder.
+      batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
+      resolution: height and width of the images in pixels; by default the model's own resolution.
       dtype: number format of the forward pass.
       distributed: share the scenes among several processes that run this command (jax.distributed).
-      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
     """
@@ -66,7 +70,7 @@ def preference(
     generated = given_options(kind=kind, count=count, seed=seed)
     if o3 and generated:
         raise QkjaxError(
-            f"--{next(iter(generated))} applies to generated scenes, but --o3 is given: leave out one of them"
+            f"--{next(iter(generated))} applies only to generated scenes, but --o3 is given: remove one of the two"
         )
     loaded = _photograph_models("preference", models, given_options(grid=grid, heads=heads), resolution)
     scenes = open_o3(o3) if o3 else patterns(**_generated(count, seed), kind=kind or "patterns")
@@ -101,27 +105,30 @@ def objects(
     heads: Count = None,
     json: bool = False,
 ) -> None:
-    """Measure whether modes join parts of one object or two objects: objects.nc, objects.csv, a figure.
+    """Measure whether modes join parts of one object or two objects, and write objects.nc, objects.csv and a figure.
 
-    For each mode, qkjax finds the images that excite it most. In each image, the query (key) object has the largest
-    projection per area on the query (key) direction. The result is how often both are the same object (the paper's
-    figure 6). The same command resumes an interrupted pass.
+    For each mode, qkjax finds the images that excite the mode most. In each image, the query object is the object with
+    the largest mean projection on the query direction, and the key object is the object with the largest mean
+    projection on the key direction. The result is how often the query object and the key object are the same (the
+    paper's figure 6). Run the same command again to resume after an interruption.
 
     Args:
-      models: names from `qkjax models`, or paths; several models share one figure.
-      masks: folder of ADE20K (images next to annotations_instance or annotations, or NAME_seg.png next to each image),
-        or a folder with images/ and masks/ whose files have the same names; by default scenes composed of photographs.
+      models: names of models listed by `qkjax models`, or paths of checkpoints; several models share one figure.
+      masks: folder of images with object masks; by default, scenes are composed of photographs. The folder may be
+        ADE20K, or have subfolders images/ and masks/ whose files have the same names. In ADE20K, the masks are in
+        annotations_instance or annotations, or in NAME_seg.png next to each image.
       count: number of composed scenes.
       seed: seed of the composed scenes.
       top: number of images per mode.
-      stream: the tokens that are projected, as for top-images.
-      out: folder for the results; by default results/MODEL/objects. With several models, each gets a folder of its
-        own in it.
-      batch: images per batch; by default 8 on a CPU, and 64 per device on accelerators.
-      resolution: height and width of the images in pixels; by default the model's own.
+      stream: tokens to project on the modes: norm (the output of the LayerNorm before attention, on which the modes
+        act) or residual (the residual stream before this LayerNorm).
+      out: folder for the results; by default results/MODEL/objects. With several models, each model gets its own folder
+        inside this folder.
+      batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
+      resolution: height and width of the images in pixels; by default the model's own resolution.
       dtype: number format of the forward pass.
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
     """
@@ -149,7 +156,7 @@ def objects(
 
 
 def join_hosts(distributed: bool) -> None:
-    """Joins the other processes. This must happen before any computation."""
+    """Joins the other processes of a distributed job; must be called before any computation."""
     if distributed:
         from qkjax.runtime.hosts import join
 
@@ -157,7 +164,7 @@ def join_hosts(distributed: bool) -> None:
 
 
 def _generated(count: int | None, seed: int | None) -> dict[str, int]:
-    """Count and seed of generated images, with their defaults."""
+    """Number and seed of generated images, with defaults in place of None."""
     count, seed = 200 if count is None else count, seed or 0
     for name, value, least in (("count", count, 1), ("seed", seed, 0)):
         if value < least:
@@ -166,12 +173,15 @@ def _generated(count: int | None, seed: int | None) -> dict[str, int]:
 
 
 def _photograph_models(command: str, models: tuple[str, ...], settings: dict, resolution) -> dict:
-    """Models for photographs and their origins, by name. Checks the resolution before any computation."""
+    """Loads models for colour photographs; returns each model and its origin, by name.
+
+    The function checks that the models support the resolution, before any long computation.
+    """
     from qkjax.analyses.targets import load_models
     from qkjax.passes.inputs import for_photographs, photograph_grid
 
     if not models:
-        raise QkjaxError(f"no model given: give at least one, such as qkjax {command} dinov2-vits14-focus")
+        raise QkjaxError(f"no model given: expected at least one, for example qkjax {command} dinov2-vits14-focus")
     loaded = {name: (for_photographs(c), origin) for name, (c, origin) in load_models(models, settings).items()}
     for checkpoint, _ in loaded.values():
         photograph_grid(checkpoint, resolution)
@@ -189,7 +199,7 @@ def _each(
     as_json: bool,
     next_step: str,
 ) -> None:
-    """Runs an analysis for each model and writes one folder per model; several models share one figure."""
+    """Runs an analysis for each model, and writes one folder per model. Several models share one more figure."""
     from qkjax import figures
     from qkjax.analyses.outcome import outcome, print_json, print_outcome, report_unreadable
     from qkjax.analyses.targets import folders

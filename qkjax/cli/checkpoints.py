@@ -1,4 +1,4 @@
-"""`qkjax models`, `fetch`, `export`: the catalogue, downloads, and checkpoints for big_vision."""
+"""The commands `qkjax models`, `qkjax fetch` and `qkjax export`: the catalogue, downloads, and checkpoint export."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qkjax.weights.catalogue import Entry
 
 NARROWEST_TITLE = 30
-"""Titles are printed only if at least this number of columns is left for them."""
+"""Smallest number of terminal columns for a title; if fewer columns are left, titles are not printed."""
 
 
 def models(
@@ -26,17 +26,18 @@ def models(
     json: bool = False,
     check: bool = False,
 ) -> None:
-    """List the models of the catalogue: name, download size, state on disk, training objective.
+    """List the models of the catalogue with name, download size, state on disk and training objective.
 
-    A wide terminal also shows titles. For example: qkjax models "siglip*" --objective contrastive
+    If the terminal is wide enough, the list also shows titles. For example: qkjax models "siglip*" --objective
+    contrastive
 
     Args:
-      pattern: list only models with this text in their name, alias, Hugging Face id or title, or that match this
-        glob. Case is ignored.
-      family: list only this family, such as DINOv2.
-      objective: list only this training objective, such as contrastive.
+      pattern: text or glob; list only models whose name, alias, Hugging Face id or title contains the text or matches
+        the glob. Case is ignored.
+      family: list only models of this family, such as DINOv2.
+      objective: list only models with this training objective, such as contrastive.
       json: print a JSON array with one object per model.
-      check: check that every server still has the files; the exit code is 2 if one does not.
+      check: check that the servers still have all files; the exit code is 2 if any file is missing.
     """
     from qkjax.weights import catalogue
 
@@ -56,7 +57,7 @@ def _check(entries: "dict[str, Entry]") -> None:
     problems = check_urls(entries)
     print("\n".join(f"{name}: {problem}" for name, problem in problems))
     if problems:
-        raise QkjaxError(f"{len(problems)} of {len(entries)} entries have a problem, listed above")
+        raise QkjaxError(f"{len(problems)} of {len(entries)} models have a problem; see the list above")
 
 
 def _state(entry: "Entry") -> str:
@@ -68,7 +69,7 @@ def _state(entry: "Entry") -> str:
 
 
 def _as_json(entries: "dict[str, Entry]") -> str:
-    """One object per model; `bytes` and `resolution` are null if unknown."""
+    """A JSON array with one object per model; `bytes` and `resolution` are null if unknown."""
     rows = [
         {
             "name": entry.name,
@@ -88,7 +89,11 @@ def _as_json(entries: "dict[str, Entry]") -> str:
 
 
 def _table(entries: "dict[str, Entry]", columns: int) -> list[str]:
-    """Lines of at most 80 columns without titles, or of `columns` with as much of each title as fits."""
+    """Lines of the list of models.
+
+    If titles fit into `columns`, each line ends with as much of the title as fits; otherwise the lines have no titles
+    and at most 80 columns.
+    """
     width = max(len(name) for name in entries)
     lines = []
     for entry in entries.values():
@@ -100,16 +105,16 @@ def _table(entries: "dict[str, Entry]", columns: int) -> list[str]:
 
 
 def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")], /) -> None:
-    """Download models of the catalogue, and print their paths. Interrupted downloads resume.
+    """Download models of the catalogue, and print the paths of the files. An interrupted download resumes.
 
     Args:
-      names: names from `qkjax models`, or ids of Hugging Face repositories.
+      names: names of models listed by `qkjax models`, or ids of Hugging Face repositories.
     """
     from qkjax.weights import catalogue
     from qkjax.weights.download.fetch import fetch as fetch_one
 
     if not names:
-        raise QkjaxError("no name given: give one or more names from `qkjax models`")
+        raise QkjaxError("no name given: pass one or more names listed by `qkjax models`")
     for name in names:
         catalogue.entry(name)
     for name in names:
@@ -129,23 +134,28 @@ def export(
     pool: Pool | None = None,
     heads: int | None = None,
 ) -> None:
-    """Write a checkpoint as an npz that big_vision's vit.load reads; optionally edit its modes first.
+    """Write a checkpoint as an npz file that vit.load of big_vision reads; optionally edit modes first.
 
     Args:
-      model: a name from `qkjax models`, or a path.
-      path: the npz file to write.
-      edit: the edit of the selected modes. drop removes them; keep removes all other modes of their heads; flip
-        changes their sign; rotate moves their key direction onto the query direction; equalize makes their strengths
-        equal. The other edits act on whole heads with a selected mode: symmetric and antisymmetric replace M by this
-        part of it; unbias removes the part of the logits that depends on the query bias and the key.
-      select: terms that a mode must all satisfy, such as "cosine>0.5 layers=0-3 heads=1,4 modes=0-9". The terms
-        "grouping=0.3", "contextual=0.3", "strongest=0.3" and "weakest=0.3" select the first modes by cosine or
-        singular value that have 0.3 of the squared strength of their head.
-      control: edit strength-matched random modes instead, drawn with this seed.
-      key_bias: remove the part of the edited heads' logits that depends on the query bias and the key; it attracts all
-        queries to some keys.
-      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
-      pool: pooling, if it is not the one inferred from the parameters ("gap" is inferred for "none" and "0", too).
+      model: name of a model listed by `qkjax models`, or path of a checkpoint.
+      path: npz file to write.
+      edit: edit to apply to the selected modes. drop removes the selected modes. keep removes all modes that are not
+        selected, in heads chosen by the terms layers= and heads=. flip changes the sign of the selected modes. rotate
+        moves their key directions onto their query directions. equalize makes their strengths equal. symmetric,
+        antisymmetric and unbias edit whole heads that have a selected mode. symmetric and antisymmetric replace the
+        head's M = Wq Wk^T by its symmetric or antisymmetric part. unbias removes the key bias term, the part of the
+        logits that depends on the query bias and the key.
+      select: terms separated by spaces, all of which a selected mode must satisfy, such as "cosine>0.5 layers=0-3
+        heads=1,4 modes=0-9". The term "grouping=0.3" selects the modes of each head with the highest cosines until the
+        selected modes have 0.3 of the squared strength of the head. "contextual=0.3" selects modes with the lowest
+        cosines, "strongest=0.3" modes with the largest singular values, and "weakest=0.3" modes with the smallest
+        singular values.
+      control: instead of the selected modes, edit random modes with the same strength, drawn with this seed.
+      key_bias: also remove the key bias term of the edited heads, the part of the logits that depends on the query bias
+        and the key. This term attracts all queries to some keys.
+      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
+      pool: pooling of the model, if it differs from the pooling inferred from the parameters. ("gap" is also inferred
+        for models whose pooling is "none" or "0".)
       heads: number of attention heads, for a torch file without config.json.
     """
     from qkjax.weights.export import export as export_checkpoint

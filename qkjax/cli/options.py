@@ -1,4 +1,4 @@
-"""Types of options, and the translation of library errors to options."""
+"""Types of command-line options, and the translation of argument names in library errors to options."""
 
 import re
 from typing import Annotated, Literal
@@ -10,14 +10,14 @@ Pool = Literal["tok", "gap", "map", "none", "0"]
 Dtype = Literal["float32", "bfloat16"]
 Stream = Literal["norm", "residual"]
 KeyBias = Annotated[bool, arg(help_behavior_hint="")]
-"""The option is --no-key-bias, since the default is True. Its help describes what the option does."""
+"""Type of the option --no-key-bias, which sets `key_bias` to False; its help describes what --no-key-bias does."""
 
 OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for name in ("top", "batch", "resolution", "count", "seed", "layer", "head", "queries", "limit", "labels", "grid",
                  "heads", "pool", "images", "modes", "fold_scale", "center", "select", "controls")
 } | {"scores": "--score", "folder": "--out", "sheet_modes": "--sheet-modes"}  # fmt: skip
-"""Options by the names of the library's arguments."""
+"""Command-line options, by the names of the corresponding arguments in the library."""
 
 
 def given_options(**settings) -> dict:
@@ -26,7 +26,7 @@ def given_options(**settings) -> dict:
 
 
 def in_options(message: str) -> str:
-    """Translates a library error, which names arguments as `top=0`, to options: `--top 0`.
+    """Translates arguments in a library error, such as `top=0`, to command-line options, such as `--top 0`.
 
     >>> in_options("top=0: expected a whole number of at least 1; center=True needs fold_scale=True")
     '--top 0: expected a whole number of at least 1; --center needs --fold-scale'

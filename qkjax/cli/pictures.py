@@ -1,4 +1,4 @@
-"""`qkjax image`, `top-images`: the modes of a model in images."""
+"""The commands `qkjax image` and `qkjax top-images`, which show the modes of a model in images."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,21 +23,22 @@ def image(
     heads: Annotated[int | None, arg(metavar="N")] = None,
     json: bool = False,
 ) -> None:
-    """Show the modes that contribute most to an image's attention: sheets of maps, and tables.
+    """Find the modes that contribute most to attention in an image, and write tables and sheets of query and key maps.
 
     Args:
-      model: a name from `qkjax models`, or a path.
-      photo: a file, or the name of a photograph of scikit-image or scikit-learn, such as chelsea.
+      model: name of a model listed by `qkjax models`, or path of a checkpoint.
+      photo: image file, or name of a photograph that comes with scikit-image or scikit-learn, such as chelsea.
       out: folder for the results; by default results/MODEL/images/IMAGE.
       layer: show only this layer.
       head: show only this head.
       top: number of modes per head.
-      contribution: how modes are ranked: by their share of the variance of the attention logits over keys. variance
-        weights all keys equally; attention weights them by their attention.
-      stream: the tokens that the maps project: norm, the LayerNorm's output, on which the modes act; or residual, the
-        residual stream before it, as in the authors' code.
-      resolution: height and width of the images in pixels; by default the model's own.
-      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
+      contribution: weights of the keys in the ranking of modes. A mode is ranked by its share of the variance of the
+        attention logits over keys. With variance, all keys have equal weights; with attention, the weight of a key is
+        the attention on it.
+      stream: tokens to project on the modes: norm (the output of the LayerNorm before attention, on which the modes
+        act) or residual (the residual stream before this LayerNorm, as in the authors' code).
+      resolution: height and width of the image in pixels; by default the model's own resolution.
+      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
     """
@@ -71,32 +72,35 @@ def top_images(
     heads: Annotated[int | None, arg(metavar="N")] = None,
     json: bool = False,
 ) -> None:
-    """Find the images that excite each mode most, in one pass: top_images.nc, and sheets of images.
+    """Find the images that excite each mode most, in one pass, and write top_images.nc and sheets of these images.
 
-    The same command resumes an interrupted pass. Images that cannot be read are listed in unreadable.csv.
+    Run the same command again to resume after an interruption. Images that cannot be read are listed in
+    unreadable.csv.
 
     Args:
-      model: a name from `qkjax models`, or a path.
-      images: a folder (ImageNet's layout, flat or nested), a .zip, a .tar (webdataset), or a folder of archives; by
-        default the photographs that come with scikit-image and scikit-learn.
+      model: name of a model listed by `qkjax models`, or path of a checkpoint.
+      images: a .zip, a .tar (webdataset), or a folder of archives or images (flat, nested, or in ImageNet's layout).
+        The default is the photographs that come with scikit-image and scikit-learn.
       out: folder for the results; by default results/MODEL/top_images.
-      score: one or more scores of images: product (the maximum of the query map times the maximum of the key map, as
-        in the paper), query_max, key_max, query_top5, key_top5 (mean of the five largest values), query_mean, key_mean.
-        Sheets show the first one.
+      score: one or more scores by which to rank images; sheets show the first score. product multiplies the maximum of
+        the query map by the maximum of the key map, as in the paper. query_max and key_max are the maximum of the query
+        map or key map, query_top5 and key_top5 are the mean of the five largest values, and query_mean and key_mean are
+        the mean of all values.
       top: number of images per mode, sign and score.
-      stream: the tokens that are projected: norm, the LayerNorm's output, on which the modes act; or residual, the
-        residual stream before it, as in the authors' code.
-      batch: images per batch; by default 8 on a CPU, and 64 per device on accelerators.
-      resolution: height and width of the images in pixels; by default the model's own.
+      stream: tokens to project on the modes: norm (the output of the LayerNorm before attention, on which the modes
+        act) or residual (the residual stream before this LayerNorm, as in the authors' code).
+      batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
+      resolution: height and width of the images in pixels; by default the model's own resolution.
       dtype: number format of the forward pass.
       sheet_modes: number of modes on a sheet, strongest first.
       layer: draw only the sheets of this layer.
       head: draw only the sheets of this head.
-      select: draw one page of these modes instead of the sheets, such as "L8 H7 M2"; "L8 H7 M2-" is the other sign.
+      select: modes to draw on one page instead of the sheets, such as "L8 H7 M2"; for the opposite sign of the mode,
+        append a minus sign, as in "L8 H7 M2-".
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
-      json: print the findings as JSON.
+      json: print the findings as JSON instead of text.
     """
     if distributed:
         from qkjax.runtime.hosts import join

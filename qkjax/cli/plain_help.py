@@ -1,4 +1,4 @@
-"""Help in plain words: `--heads N`, not `--heads {None}|INT (default: None)`."""
+"""Makes the help of commands plain: `--heads N` instead of `--heads {None}|INT (default: None)`."""
 
 import inspect
 import re
@@ -15,9 +15,9 @@ METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
 def with_plain_help(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with help that states types in words, and no default that is None, False or empty.
+    """Wraps a command so that its help states types in words, and shows no default that is None, False or empty.
 
-    A parameter that is a dataclass, whose fields are options, gets plain help for each field.
+    If a parameter is a dataclass, whose fields are options, each field gets plain help.
     """
     signature = inspect.signature(command, eval_str=True)
     parameters = [_plain_parameter(parameter) for parameter in signature.parameters.values()]
@@ -42,7 +42,7 @@ def _plain_parameter(parameter: inspect.Parameter) -> inspect.Parameter:
 
 
 def _plain_dataclass(instance: Any) -> Any:
-    """A copy of a dataclass instance, of a class whose fields have plain help."""
+    """A copy of a dataclass instance, as an instance of a new class whose fields have plain help."""
     original, values = type(instance), asdict(instance)
     hints = get_type_hints(original, include_extras=True)
     members = [(name, _plain(hints[name], value), field(default=value)) for name, value in values.items()]
@@ -52,22 +52,25 @@ def _plain_dataclass(instance: Any) -> Any:
 
 
 def _original(value: Any) -> Any:
-    """The instance of the original dataclass, for an instance of its copy; any other value is unchanged."""
+    """Converts an instance of a class made by `_plain_dataclass` back to the original class.
+
+    A value of any other class is returned unchanged.
+    """
     return value._original(**asdict(value)) if hasattr(value, "_original") else value
 
 
 def _joined_lines(docstring: str | None) -> str:
-    """A docstring whose descriptions of arguments are one line each, so that tyro wraps them to the terminal."""
+    """A docstring in which the description of each argument is one line, so that tyro wraps the description itself."""
     return re.sub(r"\n {4,}(?=\S)", " ", inspect.cleandoc(docstring or ""))
 
 
 def _parts(annotation: Any) -> tuple:
-    """A type, followed by its metadata if it is annotated."""
+    """A type, followed by its metadata if the type is `Annotated`."""
     return get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
 
 
 def _plain(annotation: Any, default: Any) -> Any:
-    """The annotation with a metavar, and without its default in the help if that is None, False or empty."""
+    """The annotation with a metavar. The help will not show a default that is None, False or empty."""
     annotation, *metadata = _parts(annotation)
     config_type = type(arg())
     config = next((item for item in metadata if isinstance(item, config_type)), arg())
@@ -84,7 +87,7 @@ def _plain(annotation: Any, default: Any) -> Any:
 
 
 def _metavar(annotation: Any) -> str | None:
-    """A word for a type, or the choices of a literal; None for any other type, which tyro describes."""
+    """A word for a type such as int, or the choices of a `Literal`; None for types that tyro describes itself."""
     if get_origin(annotation) in (Union, UnionType):
         (annotation,) = (part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is Literal:

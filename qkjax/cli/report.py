@@ -1,4 +1,4 @@
-"""`qkjax report`: results in a browser."""
+"""The command `qkjax report`, which shows results in a browser."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,26 +21,29 @@ def report(
     grid: tuple[int, int] | None = None,
     heads: int | None = None,
 ) -> None:
-    """Write a static site on modes, images and attention. It opens from disk and needs no server.
+    """Write a static web site about modes, images and attention, which opens from disk without a server.
 
-    If there is no result of `qkjax top-images`, it is computed first. Results of preference, objects and ablate are
-    shown, too. The same command resumes an interrupted pass.
+    If there is no result of `qkjax top-images` yet, the command first computes this result. The site also shows
+    existing results of `qkjax preference`, `qkjax objects` and `qkjax ablate`. Run the same command again to resume
+    after an interruption.
 
     Args:
-      targets: names from `qkjax models`, paths, or folders of results, such as results/MODEL. With several models, the
-        site shows any two of them side by side.
-      images: the images of top-images, which are also used if top-images is computed first.
+      targets: names of models listed by `qkjax models`, paths of checkpoints, or folders of results such as
+        results/MODEL. With several models, the site can show any two models side by side.
+      images: images that `qkjax top-images` was run with, or is run with if there is no result yet. Pass the same
+        folder or archive as for `qkjax top-images`.
       out: folder for the site; by default results/MODEL/report.
       top: number of images per mode and sign.
-      modes: number of modes per head, strongest first; by default all.
-      look: images in which you can pick a patch and see where it attends: files, or names of photographs of
-        scikit-image and scikit-learn, such as chelsea; by default two of the images.
+      modes: number of modes per head, strongest first; by default all modes.
+      look: images in which the reader of the site can pick a patch and see where the patch attends. Pass image files,
+        or names of photographs that come with scikit-image or scikit-learn, such as chelsea. The default is two of the
+        images of `qkjax top-images`.
       distributed: share the images among several processes that run this command (jax.distributed).
-      grid: number of rows and of columns in the grid of the position embedding, if it is not square.
+      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
     """
     if not targets:
-        raise QkjaxError("no model or results given: give at least one, such as qkjax report dinov2-vits14-focus")
+        raise QkjaxError("no model or results given: expected at least one, such as qkjax report dinov2-vits14-focus")
     if distributed:
         from qkjax.runtime.hosts import join
 

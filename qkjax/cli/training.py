@@ -1,4 +1,4 @@
-"""`qkjax train`, `sweep`: training of ViTs with a constrained query-key interaction."""
+"""The commands `qkjax train` and `qkjax sweep`, which train ViTs with a constrained query-key interaction."""
 
 import argparse
 import re
@@ -19,7 +19,9 @@ Folder = Annotated[Positional[Path], arg(metavar="FOLDER")]
 
 
 def training_commands(arguments: Sequence[str]) -> dict[str, Callable]:
-    """The commands. The defaults of their options are those of the preset or file of `--config`.
+    """The commands `train` and `sweep`, by name.
+
+    The defaults of the options are the values in the preset or file that `--config` names.
 
     Raises:
       QkjaxError: the preset is unknown, or the file cannot be read.
@@ -30,7 +32,7 @@ def training_commands(arguments: Sequence[str]) -> dict[str, Callable]:
     try:
         base = load_preset(parser.parse_known_args(arguments)[0].config) if trains else TrainConfig()
     except argparse.ArgumentError as error:
-        raise QkjaxError(f"{error}; give the name of a preset, or a file") from error
+        raise QkjaxError(f"{error}; pass the name of a preset, or a file") from error
     return {"train": _train(base), "sweep": _sweep(base)}
 
 
@@ -43,16 +45,17 @@ def _train(base: TrainConfig) -> Callable:
         json: bool = False,
         run: Annotated[TrainConfig, arg(name="")] = base,
     ) -> None:
-        """Train a ViT with a constrained query-key interaction. The folder can then be used as a MODEL.
+        """Train a ViT with a constrained query-key interaction. Other commands accept the folder of the run as a model.
 
-        The same command resumes an interrupted run, with bit-identical results.
+        Run the same command again to resume after an interruption, with bit-identical results.
 
         Args:
-          out: folder of the run: config.json, metrics.jsonl, checkpoints, and at the end model.npz.
-          config: preset or file with the defaults of the options below: digits (a demonstration), digits-study,
-            odd-one-out-study, imagenet-s16, or a .json or .toml file, such as another run's config.json.
+          out: folder for the run, which gets config.json, metrics.jsonl, checkpoints, and at the end model.npz.
+          config: preset or file with the defaults of the options below. The presets are digits (a demonstration),
+            digits-study, odd-one-out-study and imagenet-s16. A file is .json or .toml, such as the config.json of an
+            earlier run.
           distributed: train on several processes that each run this same command (jax.distributed).
-          json: print the last evaluation and the findings as JSON.
+          json: print the last evaluation and the findings as JSON instead of text.
           run: configuration of the run.
         """
         if distributed:
@@ -84,18 +87,18 @@ def _sweep(base: TrainConfig) -> Callable:
         json: bool = False,
         run: Annotated[TrainConfig, arg(name="")] = base,
     ) -> None:
-        """Train with several constraints and seeds, and compare them: one table, three figures.
+        """Train with several constraints and seeds, and compare the constraints in a table and three figures.
 
-        The same command resumes an interrupted sweep. The table has the accuracy of each constraint with its 95%
-        interval over seeds, and the difference to "free", paired by seed.
+        Run the same command again to resume after an interruption. The table shows the accuracy of each constraint with
+        a 95% interval over seeds, and the difference from the constraint "free", paired by seed.
 
         Args:
-          out: folder of the sweep: one folder per run, sweep.nc, sweep.csv, figures.
+          out: folder for the sweep, which gets one folder per run, sweep.nc, sweep.csv and figures.
           constraints: one or more constraints or schedules, such as: free tied "0-2:tied 3-5:free".
           seeds: number of seeds per constraint; the seeds are 0, 1, ...
-          config: preset or file with the defaults of the options below, as for train.
+          config: preset or file with the defaults of the options below (see `qkjax train --help`).
           json: print the table and the findings as JSON instead of text.
-          run: configuration that all runs share; the sweep sets constraint and seed.
+          run: configuration that all runs share, except for constraint and seed, which the sweep sets.
         """
         from qkjax.train.findings import format_table, table
         from qkjax.train.sweep import run_folder, sweep_figures
@@ -126,7 +129,7 @@ def _or_nan(value):
 
 @contextmanager
 def _errors_in_options() -> Iterator[None]:
-    """Translates library errors, which name settings as `learning_rate=0`, to options: `--learning-rate 0`."""
+    """Translates settings in library errors, such as `learning_rate=0`, to options, such as `--learning-rate 0`."""
     try:
         yield
     except QkjaxError as error:

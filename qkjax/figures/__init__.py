@@ -1,15 +1,15 @@
-"""Figures of the metrics. Each function takes results and returns a matplotlib `Figure`.
+"""Figures of results. Each function takes results and returns a matplotlib `Figure`.
 
     figure = qkjax.figures.head_map(name, metrics)
     qkjax.figures.save(figure, "head_map")
 
-Names below are imported when first used: a figure loads only what it draws with, and processes that draw sheets
-(`save_all`) load neither jax nor scipy.
+Each function is imported when it is first used, so that drawing a figure loads only the modules that the figure needs.
+In particular, the processes of `save_all` that draw sheets load neither JAX nor scipy.
 """
 
 from importlib import import_module
 
-from qkjax.figures.overlay import overlay  # at once: the module of this name would else take its place
+from qkjax.figures.overlay import overlay  # imported now: otherwise, the name would refer to the module `overlay`
 
 _HOME = {
     "ABLATIONS": "ablations",

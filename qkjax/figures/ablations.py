@@ -1,4 +1,4 @@
-"""Figures of ablations: effect against dose, effect by layer and kind of mode, and where attention changes."""
+"""Figures of ablations: effects against dose, effects by layer and kind of mode, and changes of attention by layer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,16 +26,16 @@ LABELS = {
     "neighbours": "accuracy of nearest\nneighbours",
 }
 CURVES = ("representation", "attention", "preference", "logits", "head", "probe")
-"""Effects that have a row in figures."""
-MOST = 6  # lines that a reader can distinguish
+"""Effects that have their own row of panels in figures."""
+MOST = 6  # number of lines that a reader can distinguish
 
 
 ABLATIONS = ("dose_response", "layer_map", "attention_by_layer")
-"""Names of the figures."""
+"""Names of the figures of ablations."""
 
 
 def ablation_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict[str, Figure]:
-    """The figures for which there are enough ablations, by name."""
+    """Draws all figures for which there are enough ablations, and returns them by name."""
     drawn = {}
     if _curves(rows):
         drawn["dose_response"] = dose_response(rows)
@@ -56,7 +56,7 @@ def _name(row: Row) -> str:
 
 
 def _curves(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows with several doses, by condition, layers and kind of modes (targeted or random)."""
+    """Rows with at least two doses, grouped by condition, layers, and kind of modes (targeted or random)."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if np.isfinite(row["dose"]):
@@ -65,11 +65,13 @@ def _curves(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
 
 def dose_response(rows: Sequence[Row]) -> Figure:
-    """Effects against the share of squared strength that is edited: one column per range of layers, one row per effect.
-    Targeted modes have solid lines, strength-matched random modes dashed ones; bands are 95% intervals.
+    """Plots the effects of ablations against the share of squared strength that is edited.
+
+    The figure has one column of panels per range of layers, and one row of panels per effect. Solid lines show targeted
+    modes, dashed lines show strength-matched random modes, and bands are 95% intervals.
 
     Args:
-      rows: of `ablation_table`.
+      rows: rows of `ablation_table`.
     """
     groups, effects = _curves(rows), _effects(rows)
     layers = list(dict.fromkeys(key[1] for key in groups))
@@ -103,14 +105,14 @@ def dose_response(rows: Sequence[Row]) -> Figure:
 
 
 def _kind(row: Row, same_controls: bool) -> str:
-    """Label of a row; controls are named after the edit they match, unless all edits have the same controls."""
+    """Label of a row. A control is named after the edit that it matches, unless all edits have the same controls."""
     if row["modes"] == TARGETED:
         return _name(row)
     return "random, strength-matched" if same_controls else f"random, matched to {_name(row)}"
 
 
 def _same_controls(groups: Mapping[tuple[str, str, str], list[Row]]) -> bool:
-    """Whether all conditions have the same controls, as conditions with equal shares do."""
+    """Whether all conditions have the same controls, which is the case for conditions with equal edited shares."""
     values: dict[str, set] = {}
     for (_, where, modes), group in groups.items():
         if modes == RANDOM:
@@ -136,10 +138,13 @@ def _one_layer(rows: Sequence[Row]) -> list[Row]:
 
 
 def layer_map(rows: Sequence[Row]) -> Figure:
-    """Effects of editing one layer at a time: layers to the right, edits and controls down, one panel per effect.
+    """Maps the effects of editing one layer at a time, with one panel per effect.
+
+    In each panel, columns are layers, and rows are edits and controls.
 
     Args:
-      rows: of `ablation_table`. The figure shows those that edit a single layer, at their largest share.
+      rows: rows of `ablation_table`. The figure shows the ablations that edit a single layer. If a layer is edited by
+        several shares, the figure shows only the largest share.
     """
     single, effects = _one_layer(rows), _effects(rows)
     layers = sorted({int(row["layers"]) for row in single})
@@ -170,11 +175,13 @@ def layer_map(rows: Sequence[Row]) -> Figure:
 
 
 def attention_by_layer(dataset: xr.Dataset) -> Figure:
-    """Change of attention by layer for the first six targeted ablations and their controls: divergence, entropy,
-    preference for similar tokens. Bands are 95% intervals over images (and seeds of controls).
+    """Plots the change of attention by layer, for the first six targeted ablations and their controls.
+
+    The panels show the divergence of attention, the change of its entropy, and the change of the preference for similar
+    tokens. Bands are 95% intervals over images (and over seeds of controls).
 
     Args:
-      dataset: of `ablations_dataset`.
+      dataset: the result of `ablate`.
     """
     groups: dict[tuple[str, bool], list[int]] = {}
     for index in range(1, dataset.sizes["ablation"]):
@@ -206,7 +213,7 @@ def attention_by_layer(dataset: xr.Dataset) -> Figure:
 
 
 def _by_layer(axes: Axes, layers, values, place: int, random: bool, name: str) -> None:
-    """Values: (seeds, images, layers)."""
+    """Draws the mean of `values` (seeds, images, layers) against layer, with a 95% interval."""
     mean, low, high = np.transpose([interval(values[..., layer]) for layer in layers])
     colour = COLOURS[place % len(COLOURS)]
     label = f"random, matched to {name}" if random else name

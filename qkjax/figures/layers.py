@@ -1,4 +1,4 @@
-"""Figures with the layers along an axis."""
+"""Figures with layers along one axis."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,10 @@ from qkjax.results.rows import head_mean
 
 
 def _curve(axes: Axes, x, head_values, label: str, style: tuple[int, int], line: str = "-") -> None:
-    """A line through the means over heads, and a faint dot for every head. Style: (colour, marker)."""
+    """Draws a line through the means over heads, and a faint dot for every head.
+
+    `style` has the indices of the colour and of the marker.
+    """
     colour, marker = COLOURS[style[0] % len(COLOURS)], MARKERS[style[1] % len(MARKERS)]
     values = np.asarray(head_values)
     axes.plot(np.repeat(x, values.shape[1]), values.ravel(), ".", color=colour, alpha=0.25, markersize=4, zorder=1)
@@ -24,8 +27,10 @@ def _curve(axes: Axes, x, head_values, label: str, style: tuple[int, int], line:
 
 
 def _bands(axes: Axes, nulls: Sequence[Null], field: str) -> None:
-    """Chance intervals: for a pair of random directions and for a layer with random kernels; for several models the
-    widest of each."""
+    """Draws the intervals under chance: for two random directions, and for a layer with random kernels.
+
+    For several models, the widest interval of each kind is drawn.
+    """
     directions, kernels = (max(getattr(null, f) for null in nulls) for f in ("cosine", field))
     widest = ", widest model" if len(nulls) > 1 else ""
     for half_width, alpha, what in (
@@ -37,15 +42,15 @@ def _bands(axes: Axes, nulls: Sequence[Null], field: str) -> None:
 
 
 def cosine_by_layer(models: Mapping[str, Metrics], objectives: Mapping[str, str] | None = None) -> Figure:
-    """Weighted and plain mean cosine of the modes against layer (the paper's figure 3).
+    """Plots the weighted mean and the plain mean of the cosines of modes against layer (the paper's figure 3).
 
-    One model: both curves against the layer's number. Several: a panel each for the weighted and
-    the plain mean, against relative depth (0 first layer, 1 last). Dots are heads; bands are 95% intervals of
-    chance (for several models, the widest).
+    For one model, both curves are drawn in one panel against the index of the layer. For several models, there is one
+    panel for the weighted mean and one panel for the plain mean, against relative depth (0 for the first layer, 1 for
+    the last). Dots are heads, and bands are 95% intervals under chance (for several models, the widest intervals).
 
     Args:
-      models: metrics by model name.
-      objectives: training objective by model name; sets the colours of several models.
+      models: measures of the modes by model name.
+      objectives: training objective by model name; models with the same objective have the same colour.
     """
     with styled():
         if len(models) == 1:
@@ -82,7 +87,10 @@ def _one_model(name: str, metrics: Metrics) -> Figure:
 
 
 def draw_heads(axes: Axes, values, colours: str, lowest: float) -> AxesImage:
-    """A value for every head: heads up, layers to the right; scale from `lowest` to 1."""
+    """Draws a map with one cell per head: layers from left to right, heads from bottom to top.
+
+    The colour scale ranges from `lowest` to 1.
+    """
     values = np.asarray(values).T
     image = axes.imshow(values, cmap=colours, vmin=lowest, vmax=1, origin="lower", aspect="auto")
     axes.set(xlabel="layer", ylabel="head")
@@ -92,7 +100,7 @@ def draw_heads(axes: Axes, values, colours: str, lowest: float) -> AxesImage:
 
 
 def head_map(name: str, metrics: Metrics) -> Figure:
-    """Weighted mean cosine of every head: heads up, layers to the right."""
+    """Maps the weighted mean cosine of every head, with layers from left to right and heads from bottom to top."""
     values = np.asarray(metrics.weighted_cosine).T
     heads, layers = values.shape
     cell = min(0.55, WIDTH / layers)
@@ -113,8 +121,11 @@ def head_map(name: str, metrics: Metrics) -> Figure:
 
 
 def difference_map(first: str, second: str, difference: Difference) -> Figure:
-    """How the heads of two models differ: <M, M'> / (||M|| ||M'||), and the mean squared cosine of the
-    principal angles between their query spaces and between their key spaces."""
+    """Maps how much the heads of two models differ, in three panels.
+
+    The panels show the similarity <M, M'> / (||M|| ||M'||), the overlap of the query spaces, and the overlap of the key
+    spaces. An overlap is the mean squared cosine of the principal angles between the spaces of the two models.
+    """
     overlaps = [(np.asarray(x) ** 2).mean(-1) for x in (difference.query_angles, difference.key_angles)]
     with styled():
         figure = Figure(figsize=(WIDTH * 1.2, 3.0), layout="constrained")
@@ -132,7 +143,10 @@ def difference_map(first: str, second: str, difference: Difference) -> Figure:
 
 
 def symmetry_by_layer(name: str, metrics: Metrics) -> Figure:
-    """Share of ||M||_F^2 in the symmetric and antisymmetric part, mean over heads; dots are heads."""
+    """Plots the shares of ||M||_F^2 in the symmetric and the antisymmetric part of M, against layer.
+
+    Bars are means over heads, and dots are single heads.
+    """
     shares = np.asarray(metrics.symmetric_share)
     layers, mean = np.arange(len(shares)), head_mean(shares)
     with styled():

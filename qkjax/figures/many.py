@@ -1,4 +1,4 @@
-"""Many figures at once: drawn and saved by several processes."""
+"""Draws and saves many figures in several processes at the same time."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from qkjax.figures.style import FORMATS, save
 
 FEW = 2
-"""Figures that are drawn sooner than a process has started."""
+"""Number of figures that are drawn faster in this process than by starting further processes."""
 START = "import sys; sys.path[:] = {path!r}; from qkjax.figures.many import serve; serve()"
 
 Job = tuple[Path, tuple]
@@ -31,19 +31,20 @@ def save_all(
     formats: Sequence[str] = tuple(FORMATS),
     workers: int | None = None,
 ) -> Iterator[Path]:
-    """Draws and saves figures in processes of their own, and gives each file's path once it is written, in order.
+    """Draws and saves figures in separate processes, and yields the path of each file once it is written, in order.
 
-    At most twice as many jobs as processes are in memory. The processes import the module of `draw`, never the main
-    script, so this also works in notebooks and in scripts without `if __name__ == "__main__"`. One or two figures, and
-    those of a `draw` that no other process can import, are drawn in this process. When the iterator is closed, also by
-    Ctrl-C, or this process dies, the others end, and leave no half-written file.
+    The number of jobs in memory is at most twice the number of processes. The processes import the module of `draw` but
+    not the main script, so the function also works in notebooks and in scripts without `if __name__ == "__main__"`. If
+    there are at most two figures, or other processes cannot import `draw`, this process draws all figures itself. The
+    worker processes end when the iterator is closed, when the user presses Ctrl-C, or when this process dies, and leave
+    no partly written file.
 
     Args:
-      jobs: pairs of the path without an ending and the arguments of `draw`; read as they are needed.
-      count: number of jobs, at most. The processes start before the first job is read.
-      draw: a function at the top level of a module. Its module should import little, as `sheets` does.
-      formats: endings, keys of `FORMATS`.
-      workers: number of processes; None for one per usable core.
+      jobs: pairs of a path without ending and the arguments of `draw`. Jobs are read from the iterable when needed.
+      count: largest number of jobs. The processes start before the first job is read.
+      draw: a function at the top level of a module. The module should import few modules itself, as `sheets` does.
+      formats: file endings, as in the keys of `FORMATS`.
+      workers: number of processes; by default, one process per usable core.
 
     Raises:
       QkjaxError: a file cannot be written.
@@ -66,17 +67,17 @@ def save_all(
 
 
 def drawn(figure: Figure) -> Figure:
-    """The figure itself: for `save_all`, if this process draws, and only the files are left to the others."""
+    """Returns the figure itself; with this function as `draw`, `save_all` only saves figures that are already drawn."""
     return figure
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _importable(draw: Callable) -> bool:
-    """Whether another process gets the function by importing its module."""
+    """Whether another process can import the function from its module."""
     if not sys.executable or getattr(draw, "__module__", "__main__") == "__main__":
         return False
     try:
@@ -88,7 +89,10 @@ def _importable(draw: Callable) -> bool:
 
 @contextmanager
 def _processes(count: int) -> Iterator[Callable[[Iterable[tuple]], Iterator[list[Path]]]]:
-    """A function that runs tasks in that many processes, in order; the processes end with the block."""
+    """Starts `count` processes, and yields a function that runs tasks in these processes and returns results in order.
+
+    The processes end with the block.
+    """
     free: SimpleQueue[subprocess.Popen] = SimpleQueue()
     processes = [_start() for _ in range(count)]
     for process in processes:
@@ -106,7 +110,7 @@ def _processes(count: int) -> Iterator[Callable[[Iterable[tuple]], Iterator[list
 
         def first() -> list[Path]:
             task, answer = waiting.popleft()
-            return answer.result() or _do(*task)  # here if its process is gone, as after lack of memory
+            return answer.result() or _do(*task)  # done here if the process died, for example for lack of memory
 
         for task in tasks:
             waiting.append((task, threads.submit(one, task)))
@@ -127,7 +131,10 @@ def _processes(count: int) -> Iterator[Callable[[Iterable[tuple]], Iterator[list
 
 
 def _start() -> subprocess.Popen:
-    """A process that serves tasks. Its session is its own: Ctrl-C is for this process, which then ends it."""
+    """Starts a process that performs tasks.
+
+    The process gets its own session, so that Ctrl-C reaches only the parent process, which then ends the worker.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", START.format(path=sys.path)]
     pipe = subprocess.PIPE
@@ -146,7 +153,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _ask(process: subprocess.Popen, task: tuple) -> list[Path] | None:
-    """Has a process do a task: its paths, or None if the process is gone."""
+    """Sends a task to a process and returns the paths that the process wrote, or None if the process has died."""
     try:
         pickle.dump(task, process.stdin, pickle.HIGHEST_PROTOCOL)
         process.stdin.flush()
@@ -163,14 +170,16 @@ def _do(draw: Callable[..., Figure], arguments: tuple, stem: Path, formats: Sequ
 
 
 def serve() -> None:
-    """Does the tasks that come on standard input, one after the other, until that is closed; answers on standard
-    output with the paths, or with the error."""
+    """Performs tasks from standard input, one after the other, until standard input is closed.
+
+    The answer to each task, on standard output, is the list of paths, or the error.
+    """
     import signal
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes temporary files, unlike the default
     tasks: BinaryIO = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # text that libraries print must not mix with the answers
     while True:
         try:
             task = pickle.load(tasks)
@@ -184,11 +193,11 @@ def serve() -> None:
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
             answers.flush()
         except BrokenPipeError:
-            os._exit(1)  # nobody waits for it
+            os._exit(1)  # the parent process is gone
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or one that says the same, if it does not survive pickling."""
+    """The error itself, or a RuntimeError with the same message if the error cannot be pickled."""
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:

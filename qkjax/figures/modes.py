@@ -11,10 +11,11 @@ from qkjax.interaction.metrics import Metrics
 
 
 def cosine_histograms(name: str, metrics: Metrics) -> Figure:
-    """Histogram of the cosines of all modes, one panel per layer (the paper's figure S1).
+    """Plots a histogram of the cosines of all modes, with one panel per layer (the paper's figure S1).
 
-    The band holds 95% of the cosines of two random directions; the line is the plain mean. It includes degenerate
-    modes, whose single cosines are undefined; these are light blue.
+    The grey band contains 95% of the cosines of two random directions. The vertical line is the unweighted mean over
+    all modes, including degenerate modes. Degenerate modes, for which single cosines are not uniquely defined, are
+    light blue.
     """
     cosine, degenerate = np.asarray(metrics.cosine), np.asarray(metrics.degenerate)
     layers = len(cosine)
@@ -48,15 +49,15 @@ def cosine_histograms(name: str, metrics: Metrics) -> Figure:
 
 
 def spectra(name: str, metrics: Metrics) -> Figure:
-    """Singular values and cosine of every mode, a cell per layer and head (the paper's figure S2).
+    """Plots the singular value and the cosine of every mode, with one cell per head (the paper's figure S2).
 
-    In a cell modes run to the right, strongest first. Grey area: s_n / s_1, from the middle line (0)
-    to the top (1). Dots: cosine, from bottom (-1) to top (1), coloured by it; degenerate modes,
-    whose cosine is not defined one by one, are left out.
+    In each cell, modes are arranged from left to right, strongest first. The grey area shows s_n / s_1, from the middle
+    line (0) to the top (1). A dot shows the cosine of a mode by its height, from the bottom (-1) to the top (1) of the
+    cell, and by its colour. Degenerate modes, for which single cosines are not uniquely defined, have no dots.
     """
     s, cosine = np.asarray(metrics.singular_value), np.asarray(metrics.cosine)
     layers, heads, rank = s.shape
-    half, width = 0.44, 0.92  # of a cell, whose size is 1
+    half, width = 0.44, 0.92  # half the height, and the width, of the drawing in a cell of size 1
     x = np.broadcast_to(np.arange(heads)[:, None] + width * (np.arange(rank) + 0.5) / rank - width / 2, s.shape)
     middle = np.broadcast_to(np.arange(layers)[:, None, None], s.shape)
     with np.errstate(invalid="ignore"):

@@ -1,19 +1,22 @@
-"""Query and key maps over the picture that the model gets, as pixels."""
+"""Draws query and key maps over the picture that the model sees, as pixels."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 LIMITS = (30, 95)
-"""Percentiles of a map between which its brightness runs, as in the authors' code."""
+"""Percentiles of a map that are shown with brightness 0 and 1, as in the authors' code."""
 PICTURE = 0.55
-"""Brightness of the grey picture under the colours, which would not stand out on a brighter one."""
+"""Brightness of the grey picture under the colours; on a brighter picture, the colours would not stand out."""
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Map = Float[np.ndarray, "rows columns"]
 
 
 def brightness(values: Map, limits: tuple[float, float] = LIMITS) -> Map:
-    """A map scaled to 0..1 between two of its percentiles; all 0 for a constant map."""
+    """Scales a map so that two of its percentiles become 0 and 1, and clips the scaled map to the range from 0 to 1.
+
+    A constant map becomes 0 everywhere.
+    """
     low, high = np.percentile(values, limits)
     if high <= low:
         return np.zeros_like(values)
@@ -21,14 +24,17 @@ def brightness(values: Map, limits: tuple[float, float] = LIMITS) -> Map:
 
 
 def enlarge(values: Map, shape: tuple[int, ...]) -> Float[np.ndarray, "height width"]:
-    """A map at the size of the picture: one block of pixels per patch, exactly where the patch is."""
-    rows, columns = values.shape
-    return np.repeat(np.repeat(values, shape[0] // rows, axis=0), shape[1] // columns, axis=1)
+    """Enlarges a map to the size of the picture, so that each value fills the pixels of its patch."""
+    row, column = (np.arange(size) * count // size for size, count in zip(shape[:2], values.shape, strict=True))
+    return values[row][:, column]
 
 
 def overlay(picture: Picture, query_map: Map, key_map: Map) -> Picture:
-    """Red where the query map is high, cyan where the key map is, white where both are, over the grey
-    picture (paper, figures 1, 4 and 5)."""
+    """Draws a query map and a key map over the grey picture (the paper, figures 1, 4 and 5).
+
+    Patches with a high query map are red, patches with a high key map are cyan, and patches with high values in both
+    maps are white.
+    """
     grey = PICTURE * (picture / 255) @ np.array([0.299, 0.587, 0.114])
     red, cyan = (enlarge(brightness(values), picture.shape) for values in (query_map, key_map))
     colours = [grey + (1 - grey) * amount for amount in (red, cyan, cyan)]
@@ -36,7 +42,7 @@ def overlay(picture: Picture, query_map: Map, key_map: Map) -> Picture:
 
 
 def map_pixels(values: Map, shape: tuple[int, ...], channels: tuple[int, ...]) -> Picture:
-    """One map alone, black to red (channel 0) or to cyan (1 and 2)."""
+    """Draws a single map without the picture, in the given colour channels: (0,) for red, or (1, 2) for cyan."""
     pixels = np.zeros((*shape[:2], 3))
     pixels[..., channels] = enlarge(brightness(values), shape)[..., None]
     return (pixels * 255).round().astype(np.uint8)

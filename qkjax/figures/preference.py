@@ -1,4 +1,4 @@
-"""Figures of attention preference (the paper's figures 2 and S4) and of its link to the weights."""
+"""Figures of attention preference (the paper's figures 2, 6 and S4) and of its relation to the cosines of modes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,10 +26,11 @@ def _band(axes: Axes, rows: Sequence[Row], x: str, name: str, place: int, label:
 
 
 def preference_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
-    """Attention to the same category, to the other category and to the background, by layer (the paper, figure 2 B-D):
-    as a share, and relative to uniform attention. Bands are 95% intervals over images.
+    """Plots attention to the query's own category, to the opposite category and to the background, by layer.
 
-    One model: one line per category. Several: one panel per category, one line per model, against relative depth.
+    Attention is plotted as a share, and relative to uniform attention (the paper, figure 2 B-D). Bands are 95%
+    intervals over images. For one model, each category has a line, against the layer. For several models, each category
+    has a panel and each model has a line, against relative depth.
 
     Args:
       models: rows of `preference_table` by model name.
@@ -77,11 +78,14 @@ def _one_model(name: str, rows: Sequence[Row]) -> Figure:
 
 
 def anisotropy_by_layer(name: str, rows: Sequence[Row]) -> Figure:
-    """Mean cosine between the centre tokens of different images, in the residual stream and after the LayerNorm; and
-    the weighted cosine of the modes, with and without that of the residual stream subtracted (the paper, figure S4).
+    """Plots anisotropy and the weighted cosine of the modes against layer (the paper, figure S4).
+
+    Anisotropy is the mean cosine between the centre tokens of different images, in the residual stream and after the
+    LayerNorm. The weighted cosine is also plotted minus the anisotropy of the residual stream.
 
     Args:
-      rows: of `preference_table`.
+      name: name of the model.
+      rows: rows of `preference_table`.
     """
     curves = {
         "anisotropy_residual": "anisotropy, residual stream", "anisotropy_norm": "anisotropy, LayerNorm output",
@@ -107,12 +111,15 @@ def preference_links(
     values: Mapping[str, Float[np.ndarray, "layers heads"]],
     rows: Sequence[Row],
 ) -> Figure:
-    """Every head's preferences against the weighted cosine of its modes, with Spearman's rank correlation.
+    """Plots the attention preferences of every head against the weighted cosine of its modes.
+
+    The titles of the panels show Spearman's rank correlation.
 
     Args:
-      weighted_cosine: of each head's modes.
-      values: each head's preferences, by the keys of `PREFERENCES`.
-      rows: the rank correlations, one row per preference.
+      name: name of the model.
+      weighted_cosine: weighted cosine of the modes of each head.
+      values: preferences of each head, by the keys of `PREFERENCES`.
+      rows: the rank correlations, with one row per preference.
     """
     linked = {row["preference"]: row for row in rows}
     cosine = weighted_cosine.ravel()
@@ -132,11 +139,13 @@ def preference_links(
 
 
 def same_object_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
-    """Probability that the query and the key object of a mode are the same, weighted by singular values, by layer, with
-    95% intervals. Dotted: the probability for two random objects (the paper, figure 6).
+    """Plots the probability that the query object and the key object of a mode are the same, by layer.
+
+    The probability is the mean over modes weighted by singular values, with 95% intervals. The dotted line is the
+    probability for two random objects (the paper, figure 6).
 
     Args:
-      models: rows of `objects_table` by model name; several models share an axis of relative depth.
+      models: rows of `objects_table` by model name. For several models, the horizontal axis is relative depth.
     """
     x = "layer" if len(models) == 1 else "relative_depth"
     with styled():
@@ -161,9 +170,11 @@ def attended_example(
     layers: Sequence[int],
     place: Int[np.ndarray, "queries"],
 ) -> Figure:
-    """Attention of a token of the target and of a distractor in one scene (the paper, figure 2 A): the picture with a
-    box around the token, and its attention over the patches in some layers, mean over heads, each scaled to its
-    maximum."""
+    """Plots the attention of a target token and of a distractor token in one scene (the paper, figure 2 A).
+
+    Each row shows the picture with a box around the token, and the attention of the token over the patches in some
+    layers. Attention is averaged over heads, and each map is scaled to its maximum.
+    """
     rows, columns = maps.shape[2:]
     high, wide = picture.shape[0] / rows, picture.shape[1] / columns
     with styled():

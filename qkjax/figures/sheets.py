@@ -1,4 +1,4 @@
-"""Sheets of pictures: the top images of modes, and the modes that contribute most in one image."""
+"""Draws sheets of pictures: the top images of modes, and the modes that contribute most in one image."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from qkjax.figures.overlay import LIMITS, Map, Picture, map_pixels, overlay
 from qkjax.figures.style import DPI, WIDTH, literal, styled
 
-GAP = 0.06  # of a tile's width
+GAP = 0.06  # gap between tiles, as a share of a tile's width
 PAPER = 255
 KEY = (
     Patch(facecolor="#FF0000", label="query map"),
@@ -20,7 +20,7 @@ KEY = (
 
 
 class Tile(NamedTuple):
-    """One image and one mode: the picture as the model gets it, its query map and key map, a caption."""
+    """One image and one mode: the picture that the model sees, the query map, the key map, and a caption."""
 
     picture: Picture
     query_map: Map
@@ -29,26 +29,26 @@ class Tile(NamedTuple):
 
 
 class SheetRow(NamedTuple):
-    """A row of a sheet: the label at its left, and its tiles."""
+    """A row of a sheet: a label on the left, and tiles."""
 
     label: str
     tiles: Sequence[Tile]
 
 
 def top_images_sheet(title: str, rows: Sequence[SheetRow]) -> Figure:
-    """One row per mode: its top images, highest score first (paper, figure 4).
+    """Draws one row per mode with the top images of the mode, highest score first (the paper, figure 4).
 
-    Each tile is the picture, and below it the grey picture with the query map in red and the key map in cyan,
-    scaled between the percentiles `LIMITS` of each map. The caption is the score.
+    Each tile shows the picture, and below the picture a grey copy with the query map in red and the key map in cyan.
+    Each map is scaled between its percentiles `LIMITS`. The caption is the score.
     """
     return _mosaic(title, rows, lambda tile: np.concatenate([tile.picture, overlay(*tile[:3])]))
 
 
 def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Figure:
-    """One row per head: the modes that contribute most to its logits (paper, figure 5).
+    """Draws one row per head with the modes that contribute most to the head's attention logits (the paper, figure 5).
 
-    Each tile is the overlay (see `top_images_sheet`) above the two separate maps. The picture comes first in each
-    row.
+    Each row starts with the picture. The upper half of each tile shows both maps over the picture (see
+    `top_images_sheet`), and the lower half shows the query map and the key map separately.
     """
     nothing = np.zeros((1, 1))
     first = Tile(picture, nothing, nothing, "")
@@ -56,10 +56,10 @@ def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Fig
     def draw(tile: Tile) -> Picture:
         height, width, _ = tile.picture.shape
         below = np.full((height - height // 2, width, 3), PAPER, np.uint8)
-        if tile is first:
-            return np.concatenate([picture, below])
+        if tile.query_map is nothing:
+            return np.concatenate([tile.picture, below])
         query, key = (
-            map_pixels(values, picture.shape, channels)[::2, ::2]
+            map_pixels(values, tile.picture.shape, channels)[::2, ::2]
             for values, channels in ((tile.query_map, (0,)), (tile.key_map, (1, 2)))
         )
         below[:, : query.shape[1]], below[:, width - key.shape[1] :] = query, key
@@ -69,15 +69,20 @@ def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Fig
 
 
 def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture]) -> Figure:
-    """Draws all tiles, which have one shape, as one image with no more pixels than the page has: a hundred axes would
-    take minutes."""
+    """Draws all tiles as one image with no more pixels than the page has, since a hundred axes would take minutes.
+
+    All tiles must have the same shape.
+
+    Args:
+      draw: function that returns the pixels of a tile; the tile has its picture at the size on the page.
+    """
     columns = max(len(row.tiles) for row in rows)
     left, top, bottom = 0.75, 0.25, 0.45  # inches for labels, title and key
     inches = (WIDTH - left) / max(columns, 5)
     gap = round(GAP * inches * DPI)
     width = min(round(inches * DPI) - gap, rows[0].tiles[0].picture.shape[1])
-    first = _resized(draw(rows[0].tiles[0]), width)
-    height = len(first)
+    rows = [row._replace(tiles=[_resized(tile, width) for tile in row.tiles]) for row in rows]
+    height = len(draw(rows[0].tiles[0]))
     lines = max(tile.caption.count("\n") + 1 for row in rows for tile in row.tiles)
     above = round(0.17 * width * lines)  # room for a caption
     canvas = np.full((len(rows) * (height + above + gap), columns * (width + gap) - gap, 3), PAPER, np.uint8)
@@ -93,9 +98,9 @@ def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture
             axes.text(-gap, y, literal(row.label), ha="right", va="top", fontsize=6.5, linespacing=1.35)
             for j, tile in enumerate(row.tiles):
                 x = j * (width + gap)
-                canvas[y : y + height, x : x + width] = _resized(draw(tile), width)
+                canvas[y : y + height, x : x + width] = draw(tile)
                 axes.text(x, y - gap / 3, literal(tile.caption), va="bottom", fontsize=font, linespacing=1.1)
-        axes.imshow(canvas, interpolation="nearest")
+        axes.imshow(canvas, interpolation="nearest", alpha=1)  # without alpha, matplotlib computes in float64
         axes.axis("off")
         figure.text(0, 1, literal(title), va="top", fontsize=8)
         key = figure.legend(handles=KEY, loc="lower left", ncols=3, frameon=False, fontsize=7, handlelength=1)
@@ -107,10 +112,12 @@ def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture
         return figure
 
 
-def _resized(pixels: Picture, width: int) -> Picture:
-    if pixels.shape[1] == width:
-        return pixels
+def _resized(tile: Tile, width: int) -> Tile:
+    """The tile with its picture at this width."""
+    if tile.picture.shape[1] == width:
+        return tile
     from PIL import Image
 
-    height = round(len(pixels) * width / pixels.shape[1])
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    height = round(len(tile.picture) * width / tile.picture.shape[1])
+    resized = Image.fromarray(tile.picture).resize((width, height), Image.Resampling.LANCZOS)
+    return tile._replace(picture=np.asarray(resized))

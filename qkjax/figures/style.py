@@ -1,4 +1,4 @@
-"""How all figures look, and how they are saved."""
+"""The common style of all figures, and the function that saves figures."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,14 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from qkjax.runtime.files import atomic_path
+from qkjax.runtime.visible import visible
 
-# Okabe and Ito 2008: distinguishable with any colour vision. Black is kept for axes.
+# Okabe and Ito 2008: these colours are distinguishable with any colour vision. Black is reserved for axes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DIVERGING = "RdBu_r"  # red: similar (1), blue: opposite (-1); safe for red-green blindness
 GREY = "#B0B0B0"
 WIDTH = 7.0
-"""Inches: a page of text."""
+"""Width of a page of text in inches."""
 DPI = 200
 
 RC = {
@@ -39,32 +40,33 @@ RC = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Within it matplotlib has the settings of all figures."""
+    """A context in which matplotlib uses the common style of all figures."""
     with matplotlib.rc_context(RC):
         yield
 
 
 def literal(name: str) -> str:
     """Escapes a name for matplotlib, which would read $ as mathematics and hide legend entries that begin with _."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    return (" " if name.startswith("_") else "") + visible(name, "\n").replace("$", r"\$")
 
 
 FORMATS = {".png": {}, ".pdf": {"CreationDate": None}}
-"""File endings and their metadata: no times, so that equal figures give equal files."""
+"""File endings, and the metadata of each format. The metadata have no time, so that equal figures give equal files."""
 OPTIONS = {".png": {"pil_kwargs": {"compress_level": 1}}}
-"""How files are packed: level 1 takes a quarter of the time of level 6, for files that are a twelfth larger."""
-MARGIN = 0.1  # inches round a figure
+"""Options for saving, by file ending. Compression level 1 takes a quarter of the time of level 6, and files are a
+twelfth larger."""
+MARGIN = 0.1  # margin around a figure in inches
 
 
 def save(figure: Figure, stem: Path | str, formats: Sequence[str] = tuple(FORMATS)) -> list[Path]:
-    """Writes `stem.png` and `stem.pdf`, or one of them, each atomically.
+    """Writes a figure to `stem.png` and `stem.pdf`, or to the given formats only, each file atomically.
 
-    The layout is computed once, and holds for all formats.
+    The layout is computed once for all formats.
 
     Args:
-      figure: stays as it is.
-      stem: path without an ending.
-      formats: endings, keys of `FORMATS`.
+      figure: the figure, which is not changed.
+      stem: path without ending.
+      formats: file endings, as in the keys of `FORMATS`.
 
     Returns:
       Paths of the files, in the order of `formats`.
@@ -88,8 +90,10 @@ def save(figure: Figure, stem: Path | str, formats: Sequence[str] = tuple(FORMAT
 
 @contextmanager
 def _layout_done(figure: Figure) -> Iterator[Bbox]:
-    """Within it the figure has its final layout; gives the box around all that it draws, in inches. Matplotlib would
-    do the layout, and draw everything once to see how large it is, for each file."""
+    """A context in which the figure has its final layout; yields the bounding box of the figure in inches.
+
+    Without this context, matplotlib would compute the layout and the bounding box again for each file.
+    """
     engine, dpi = figure.get_layout_engine(), figure.dpi
     try:
         figure.set_dpi(DPI)

@@ -1,4 +1,4 @@
-"""Figures of a sweep: many trained models that differ in their constraint and their seed."""
+"""Figures of a sweep, which is a set of trained models that differ in constraint and seed."""
 
 from collections.abc import Sequence
 
@@ -16,12 +16,14 @@ from qkjax.results.rows import Row
 
 
 def sweep_accuracy(dataset: xr.Dataset, rows: Sequence[Row]) -> Figure:
-    """Accuracy on held-out images by constraint: one dot per seed, mean and 95% interval; in a second panel the
-    difference from `free`, paired by seed, with its 95% interval.
+    """Plots the accuracy on held-out images by constraint, and the difference from the constraint `free`.
+
+    The first panel shows one dot per seed, and the mean with its 95% interval. The second panel shows the difference
+    from `free`, paired by seed, with its 95% interval.
 
     Args:
-      dataset: of a sweep, see `train.sweep.collect`.
-      rows: its table, see `train.sweep.table`.
+      dataset: dataset of a sweep, see `train.sweep.collect`.
+      rows: table of the sweep, see `train.findings.table`.
     """
     height = np.arange(len(rows))[::-1]
     with styled():
@@ -43,8 +45,11 @@ def sweep_accuracy(dataset: xr.Dataset, rows: Sequence[Row]) -> Figure:
 
 
 def sweep_curves(dataset: xr.Dataset) -> Figure:
-    """Accuracy on held-out images during training: one panel per constraint, a thin line per seed, a thick line for
-    their mean and a dotted one for the mean of `free`."""
+    """Plots the accuracy on held-out images during training, with one panel per constraint.
+
+    Each panel has a thin line per seed, a thick line for the mean over seeds, and a dotted line for the mean of the
+    constraint `free`.
+    """
     names = list(dataset.constraint.values)
     mean = 100 * dataset.accuracy.mean("seed")
     with styled():
@@ -64,9 +69,12 @@ def sweep_curves(dataset: xr.Dataset) -> Figure:
 
 
 def sweep_cosines(dataset: xr.Dataset) -> Figure:
-    """Weighted cosine of the modes against layer, mean over heads and seeds: one panel per constraint, lines from
-    the first evaluation (light) to the last (dark). The scale is linear within 0.1 and logarithmic beyond, so that
-    small cosines of unconstrained models stay visible next to constrained ones."""
+    """Plots the weighted cosine of the modes against layer, as the mean over heads and seeds.
+
+    There is one panel per constraint, with lines from the first evaluation (light) to the last (dark). The vertical
+    scale is linear from -0.1 to 0.1 and logarithmic outside of this range. Small cosines of unconstrained models
+    therefore stay visible next to the large cosines of constrained models.
+    """
     names = list(dataset.constraint.values)
     values = dataset.weighted_cosine.mean("seed")
     shades = matplotlib.colormaps["Blues"](np.linspace(0.25, 1, dataset.sizes["step"]))
@@ -91,7 +99,7 @@ def sweep_cosines(dataset: xr.Dataset) -> Figure:
 
 
 def _panels(names: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
-    """One panel per name, at most four in a row, `height` inches each."""
+    """A figure with one panel per name, at most four panels per row, each `height` inches high."""
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(WIDTH, height * lines + 0.4), layout="constrained")

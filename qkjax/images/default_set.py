@@ -1,4 +1,4 @@
-"""The default image set: natural photographs of scikit-image and scikit-learn, whole and in crops."""
+"""The default image set: natural photographs from scikit-image and scikit-learn, and crops of these photographs."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -21,11 +21,12 @@ PARTS = (2, 3)  # the side of a crop is a half or a third of the short side
 
 
 def photographs(crops: bool = True) -> ImageSet:
-    """Fifteen photographs: people, animals, objects, a street, textures, sky.
+    """The default image set: fifteen photographs of people, animals, objects, a street, textures and sky.
 
     Args:
-      crops: whether to add a tiling of each photograph into squares of a half and of a third of its short side, which
-        gives about 250 images in all. The crops show which part of a photograph excites a mode.
+      crops: whether to add square crops that tile each photograph. The side of a crop is a half or a third of the
+        photograph's short side. With crops, the set has about 250 images. The crops show which part of a photograph
+        excites a mode.
 
     Raises:
       QkjaxError: scikit-image or scikit-learn is not installed.
@@ -38,7 +39,10 @@ def photographs(crops: bool = True) -> ImageSet:
 
 
 def subjects(images: ImageSet) -> tuple[list[int], list[str]]:
-    """For each image of the default set, the index of the photograph it shows; and the names of the photographs."""
+    """For each image of the default set, the index of the photograph that the image shows or is cropped from.
+
+    The second result holds the names of the photographs.
+    """
     stems = [name.split(" ")[0] for name in images.names]
     names = sorted(set(stems))
     return [names.index(stem) for stem in stems], names
@@ -48,8 +52,8 @@ def _folder(package: str) -> Path:
     spec = find_spec(package)  # finds the package without importing it, since only its files are needed
     if spec is None or not spec.submodule_search_locations:
         raise QkjaxError(
-            "the default photographs come with scikit-image and scikit-learn, which are not both installed: "
-            "pip install 'qkjax[photographs]', or pass your own folder as images=..."
+            "the default photographs come with scikit-image and scikit-learn, but at least one of these packages is "
+            "missing: pip install 'qkjax[photographs]', or pass your own folder as images=..."
         )
     return Path(spec.submodule_search_locations[0], FOLDERS[package])
 

@@ -1,5 +1,8 @@
-"""Generated scenes with one odd object among identical ones, and exact masks: psychophysical patterns similar to the P3
-data set, and pieces of photographs. Each scene is generated when it is read, from the seed and its index alone."""
+"""Generates scenes with one odd object among identical distractors, and exact masks of both.
+
+The scenes are psychophysical patterns similar to the P3 data set, or pieces of photographs. Each scene is generated
+when the scene is read, and depends only on the seed and the index of the scene.
+"""
 
 import colorsys
 from collections.abc import Callable
@@ -14,23 +17,26 @@ from qkjax.images.scenes import Scene
 from qkjax.images.sets import ImageSet
 
 SIDE, CELLS, FINE = 448, 4, 2
-"""Side of an image in pixels; objects per row of the jittered grid; subpixels per pixel side for the masks."""
+"""Side of an image in pixels; number of objects per row of the jittered grid; number of subpixels along each side of a
+pixel in which the masks are sampled."""
 KINDS = ("colour", "orientation", "size")
 JITTER, EDGE = 0.06, 0.1
-"""Largest shift of an object, as a share of its cell; margin around all objects, as a share of the image, since models
-crop to the centre."""
+"""Largest shift of an object, as a share of the object's grid cell; margin of the grid, as a share of the image side.
+The margin is needed because the preprocessing of models crops to the centre."""
 
 Plane = Float[np.ndarray, "height width"]
 
 
 def patterns(count: int, seed: int, kind: Literal["patterns", "pasted"] = "patterns") -> ImageSet[Scene]:
-    """`count` generated scenes.
+    """An image set of `count` generated scenes.
 
     Args:
       count: number of scenes.
       seed: seed of the random generator.
-      kind: "patterns": bars on a faint texture; one of them differs, in turn in colour, orientation or size.
-        "pasted": round pieces of one photograph and one piece of another, on a blurred third photograph.
+      kind: "patterns" or "pasted". Scenes of "patterns" show bars on a faint texture. One bar differs from the other
+        bars in colour, orientation or size; the scenes cycle through these three properties. Scenes of "pasted" show
+        round pieces cut from one photograph and a single piece cut from a second photograph. The background is a
+        blurred third photograph.
     """
     generate = {"patterns": _pattern, "pasted": _pasted}[kind]
     names = tuple(f"{index:05d} {KINDS[index % 3]}" if kind == "patterns" else f"{index:05d}" for index in range(count))
@@ -45,10 +51,11 @@ def _generated(generate, seed: int, index: int) -> Scene:
 
 
 def _pattern(rng: np.random.Generator, index: int) -> Scene:
-    """Bars with equal properties, except for one bar.
+    """A scene of bars with equal properties, except for one odd bar.
 
-    It differs in hue by at least a sixth of the colour circle, in orientation by at least 30 degrees, or in length and
-    width by a factor of 0.55 to 0.7 or 1.3 to 1.4.
+    The odd bar differs from all other bars in exactly one property: hue, orientation or size. The hue of the odd bar
+    differs by at least a sixth of the colour circle, or its orientation by at least 30 degrees, or its length and width
+    are multiplied by one factor, from 0.55 to 0.7 or from 1.3 to 1.4.
     """
     kind, cells = KINDS[index % 3], CELLS * CELLS
     odd = np.arange(cells) == rng.integers(cells)
@@ -78,16 +85,16 @@ def _pattern(rng: np.random.Generator, index: int) -> Scene:
 
 
 def _texture(rng: np.random.Generator) -> Float[np.ndarray, "height width 3"]:
-    """Gray with faint smooth noise."""
+    """A gray image with faint smooth noise."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None])
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) * np.exp(-((frequency * 40) ** 2)))
     return np.repeat((rng.uniform(0.35, 0.6) + 0.04 * noise / noise.std())[..., None], 3, axis=2).clip(0, 1)
 
 
 def _cover(down: float, right: float, reach: int, inside: Callable[[np.ndarray, np.ndarray], np.ndarray]):
-    """A box of pixels around a point, and the share of each pixel inside a shape.
+    """A box of pixels around a point, and the share of each pixel in the box that lies inside a shape.
 
-    `inside` takes the rows and columns of positions relative to the point.
+    `inside` takes row and column positions relative to the point, and returns whether each position is in the shape.
     """
     top, left = int(down) - reach, int(right) - reach
     positions = (np.arange(2 * reach * FINE) + 0.5) / FINE
@@ -123,10 +130,10 @@ def _blurred(index: int) -> Float[np.ndarray, "height width 3"]:
 
 
 def _pasted(rng: np.random.Generator, _: int) -> Scene:
-    """Eight round pieces in eight cells of a 3 x 3 grid.
+    """A scene of eight round pieces in eight cells of a 3 x 3 grid.
 
-    The distractors are the same piece of one photograph, rotated by multiples of 90 degrees and mirrored at random. The
-    target is a piece of another photograph.
+    The seven distractors are copies of one piece of a photograph, each rotated by a random multiple of 90 degrees and
+    mirrored at random. The target is a piece of a second photograph.
     """
     background, distractor, target = (int(i) for i in rng.choice(len(square_photographs()), 3, replace=False))
     image = _blurred(background).copy()
@@ -151,7 +158,7 @@ def _pasted(rng: np.random.Generator, _: int) -> Scene:
 
 
 def _corner(rng: np.random.Generator, photograph: np.ndarray, side: int) -> np.ndarray:
-    """The corner of the square with the most contrast among eight random squares, so that it is not uniform."""
+    """The corner of a square of the photograph that is not uniform: the highest contrast of eight random squares."""
     corners = rng.integers(0, SIDE - side, (8, 2))
     return max(corners, key=lambda corner: photograph[corner[0] : corner[0] + side, corner[1] : corner[1] + side].std())
 

@@ -1,4 +1,4 @@
-"""Class labels of images, from the names of their folders."""
+"""Derives class labels of images from the names of their folders."""
 
 from pathlib import Path
 
@@ -7,7 +7,9 @@ from qkjax.images.sources import ImageSet
 
 
 def by_folder(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
-    """The class index of each image, and the names of the classes, which are the outermost folders, sorted by name.
+    """The class index of each image, and the names of the classes.
+
+    The classes are the outermost folders, sorted by name.
 
     Args:
       path: path of the image set, for the error.
@@ -20,16 +22,20 @@ def by_folder(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
     folders = [part[0] if len(part) > 1 else "" for part in parts]
     classes = sorted(set(folders))
     if len(classes) < 2 or "" in classes:
-        raise QkjaxError(f"{path} needs a folder of images for each class, and at least two classes")
+        raise QkjaxError(
+            f"{path} has no classes: expected at least two subfolders with images, one for each class, and no images "
+            "outside of these subfolders"
+        )
     number = {folder: index for index, folder in enumerate(classes)}
     return [number[folder] for folder in folders], classes
 
 
 def head_classes(classes: list[str], outputs: int) -> list[int] | None:
-    """The index of the classifier output for each class, or None if it is unknown.
+    """The index of the classifier output for each class, or None if the outputs are unknown.
 
-    A folder whose name is a number ("0", "281") belongs to the output with that index. Otherwise, if there is one
-    folder per output, folders sorted by name belong to the outputs in order, as in ImageNet.
+    If the names of all folders are numbers ("0", "281"), the number is the index of the output. If the names are not
+    all numbers, but the numbers of folders and outputs are equal, the folders sorted by name correspond to the outputs
+    in order, as in ImageNet.
     """
     numbers = [int(name) for name in classes if name.isdecimal() and int(name) < outputs]
     if len(numbers) == len(classes):

@@ -1,4 +1,6 @@
-"""The Odd-One-Out (O3) and P3 data sets in their published layout: images with masks of the target and of distractors.
+"""Opens the Odd-One-Out (O3) and P3 data sets in their published layout.
+
+Each image has a mask of the target and a mask of the distractors.
 
 O3/ image_properties.csv (or .txt)
     images/NAME.jpg   targ_labels/NAME.jpg   dist_labels/NAME.jpg       (or targ_images, dist_images)
@@ -20,20 +22,20 @@ from qkjax.images.sources import SUFFIXES, digest_of, refuse_exif_rotation
 MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
 PARTS = ("colors", "orientations", "sizes")
 TABLES = ("image_properties.csv", "image_properties.txt")
-LAYOUT = "it has folders images, targ_labels and dist_labels with files of the same names"
+LAYOUT = "O3 has folders images, targ_labels and dist_labels with files of the same names"
 
 
 def open_o3(path: str | Path) -> ImageSet[Scene]:
-    """The scenes of a folder with O3 or P3, sorted by name.
+    """Opens the O3 or P3 data set in a folder as an image set of scenes, sorted by name.
 
-    The data set may lie in a subfolder, as it does after unpacking its zip file.
+    The data set may be in a subfolder, which is where the published zip file unpacks to.
 
     Raises:
-      QkjaxError: the folder has another layout, or no image in it has both masks.
+      QkjaxError: the folder has another layout, or no image in the folder has both masks.
     """
     path = Path(path)
     if not path.is_dir():
-        raise QkjaxError(f"there is no folder {path}: pass that of the unpacked O3 data set; {LAYOUT}")
+        raise QkjaxError(f"there is no folder {path}: pass the folder of the unpacked O3 data set; {LAYOUT}")
     roots = _roots(path) or next((inner for folder in _folders(path) if (inner := _roots(folder))), [])
     if not roots:
         raise QkjaxError(f"{path} is not the O3 data set: {LAYOUT}")
@@ -47,12 +49,12 @@ def open_o3(path: str | Path) -> ImageSet[Scene]:
         for stem, image in sorted(images.items()):
             missing = [what for what in MASKS if stem not in masks[what]]
             if missing:
-                reason = f"no mask of its {' and '.join(missing)} in {folders[missing[0]].name}"
+                reason = f"no mask of the {' and '.join(missing)} in {folders[missing[0]].name}"
                 left_out.append((prefix + _text(image.name), reason))
             else:
                 scenes.append((prefix + _text(image.name), image, *(masks[what][stem] for what in MASKS)))
         absent = (name for name in _listed(root) if Path(name).stem not in images)
-        left_out += [(prefix + name, "listed in the table, and not there") for name in absent]
+        left_out += [(prefix + name, "listed in the table of properties, but there is no such file") for name in absent]
     if not scenes:
         raise QkjaxError(f"{path}: none of {len(left_out)} images has both masks; {LAYOUT}")
     names = tuple(name for name, *_ in scenes)
@@ -66,7 +68,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _roots(path: Path) -> list[Path]:
-    """The folder itself if it has images and masks; otherwise those parts of P3 in it that have them."""
+    """The folder itself if it has images and masks; otherwise the subfolders of P3 that have images and masks."""
 
     def has_layout(folder: Path) -> bool:
         return (folder / "images").is_dir() and all(
@@ -77,9 +79,9 @@ def _roots(path: Path) -> list[Path]:
 
 
 def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Image files by their names without suffix; and files whose name another file already has.
+    """Image files by name without suffix, and a list of files whose name without suffix is already taken.
 
-    Of several files with the same name, the first in order counts.
+    If several files have the same name without suffix, the first file in alphabetical order takes the name.
     """
     files = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
     by_stem: dict[str, Path] = {}
@@ -88,12 +90,12 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Path]]:
 
 
 def _text(name: str) -> str:
-    """The name with question marks for bytes that are not text."""
+    """The name, with question marks in place of bytes that are not text."""
     return name.encode(errors="replace").decode()
 
 
 def _listed(root: Path) -> list[str]:
-    """Names in the table of properties, if there is one."""
+    """Image names listed in the table of properties; an empty list if there is no table."""
     table = next((root / name for name in TABLES if (root / name).is_file()), None)
     if table is None:
         return []
@@ -112,5 +114,8 @@ def _read(name: str, image: Path, target: Path, distractors: Path) -> Scene:
 
 
 def _mask(file: Path) -> Mask:
-    """The mask as 0 and 255. White marks the object; the threshold removes JPEG noise at its edges."""
+    """The mask with values 0 and 255, where 255 (white) marks the object.
+
+    A threshold at 128 removes JPEG noise at the edges of the object.
+    """
     return np.where(np.asarray(open_image(file))[..., 0] >= 128, 255, 0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Threads that read, resize and stack images into batches while the model computes."""
+"""Reads, resizes and stacks images into batches in threads, while the model computes."""
 
 import os
 from collections import deque
@@ -15,13 +15,16 @@ from qkjax.images.sets import Batch, ImageSet, Item, batch_of
 
 Result = TypeVar("Result")
 
-WINDOW = 2  # batches decoded ahead; the memory does not grow with the number of images
+WINDOW = 2  # number of batches decoded ahead; memory use does not grow with the number of images
 
 
 def ahead(
     prepare: Callable[[int], Result], groups: Iterable[Sequence[int]]
 ) -> Iterator[tuple[Sequence[int], list[Result]]]:
-    """Each group of indices, in order, with the result of `prepare` for each index, computed ahead by other threads."""
+    """Yields each group of indices, in order, with the results of `prepare` for the indices of the group.
+
+    Other threads compute the results of the next groups ahead of time.
+    """
     remaining, waiting = iter(groups), deque()
     # Threads suffice, since Pillow releases the global interpreter lock while it decodes and resizes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -38,13 +41,13 @@ def ahead(
 
 
 def or_reason(compute: Callable[[], Result], name: str) -> Result | str:
-    """The result, or the text of the error."""
+    """The result of `compute`, or the text of the error if `compute` fails because of bad input or lack of memory."""
     try:
         return compute()
     except QkjaxError as error:
         return str(error)
     except MemoryError:
-        return f"{name} does not fit in memory; make it smaller"
+        return f"{name} does not fit in memory; reduce the size of the image"
 
 
 def batches(
@@ -54,12 +57,15 @@ def batches(
     prepare: Callable[[Item, str], tuple[np.ndarray, ...]],
     blank: tuple[np.ndarray, ...],
 ) -> Iterator[Batch]:
-    """A batch of `size` images for each group of indices, in order.
+    """Yields a batch of `size` images for each group of indices, in order.
 
     Args:
-      prepare: takes an item of the set and its name and returns the pixels and, in a set with masks, the masks. Raises
-        QkjaxError for an item that cannot be used.
-      blank: pixels and masks of a missing image.
+      images: the image set.
+      groups: groups of at most `size` indices of images.
+      size: number of images in a batch.
+      prepare: takes an item of the image set and the item's name, and returns the pixels and, for a set with masks, the
+        masks. Raises QkjaxError for an item that cannot be used.
+      blank: pixels and masks that stand for a missing image.
     """
 
     def prepared(index: int) -> tuple[np.ndarray, ...] | str:
@@ -72,6 +78,6 @@ def batches(
 def photograph_batches(
     images: ImageSet, groups: Iterable[Sequence[int]], size: int, preset: Preprocess, resolution: Resolution | None
 ) -> Iterator[Batch]:
-    """Batches of photographs without masks; `preset` and `resolution` are those of `picture`."""
+    """Yields batches of photographs without masks; `preset` and `resolution` are passed to `picture`."""
     blank = (np.zeros((*side_lengths(preset, resolution), 3), np.uint8),)
     return batches(images, groups, size, lambda item, _: (picture(item, preset, resolution),), blank)

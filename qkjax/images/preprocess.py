@@ -1,16 +1,21 @@
-"""Converts photographs to the input of a model: opens, resizes, crops and normalises them as its family does."""
+"""Converts photographs to the input of a model.
 
+Photographs are opened, resized, cropped and normalised as in the reference code of the model's family.
+"""
+
+import operator
 import warnings
 from dataclasses import dataclass
 from functools import cache
 from io import IOBase
 from pathlib import Path
-from typing import Literal, Union
+from typing import Literal, Union, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from qkjax.errors import QkjaxError
+from qkjax.images.limits import LARGEST, Resolution, check_colours, check_sides, pair
 from qkjax.images.resize import Filter, resize
 from qkjax.images.rgb import scale_transparency, to_rgb
 
@@ -19,9 +24,9 @@ Photograph = Union["PIL.Image.Image", np.ndarray]  # an array is uint8, (height,
 Pixels = UInt8[np.ndarray, "height width 3"]
 Values = Float[np.ndarray, "height width 3"]
 RGB = tuple[float, float, float]
-Resolution = int | tuple[int, int]  # pixels of a side, or (height, width)
 HEIF = (".heic", ".heif", ".hif")
-MAX_PIXELS = 100_000_000  # limit for a resized picture; only images of extreme aspect ratios reach it
+Resize = Literal["small side", "squash", "none"]
+MAX_PIXELS = 100_000_000  # limit for a resized picture; only images with extreme aspect ratios reach this limit
 
 
 @dataclass(frozen=True)
@@ -29,21 +34,40 @@ class Preprocess:
     """The preprocessing of a model family: resize, crop from the centre, normalise.
 
     Attributes:
-      resize: "small side" keeps the aspect ratio, "squash" does not, "none" only crops.
-      filter: "area" and "bilinear" are those of `tf.image.resize` (bilinear without antialiasing, half-pixel centres),
-        truncated to uint8 as in big_vision; the others are Pillow's, with antialiasing except for "pil-nearest".
-      resize_to: side in pixels after resizing, or (height, width). With "small side", a number is the length of the
-        smaller side, and the resized image covers a pair. At another resolution, `resize_to` and `crop` are scaled.
-      crop: side in pixels of the square that is cropped, which the model sees; or (height, width).
-      mean, std: mean and standard deviation per colour, for values in 0..1; the model takes (value - mean) / std.
+      resize: "small side" resizes the image and keeps its aspect ratio; "squash" resizes the image to `resize_to` and
+        does not keep its aspect ratio; "none" does not resize the image.
+      filter: resampling filter. "area" and "bilinear" are the filters of `tf.image.resize` (bilinear without
+        antialiasing, half-pixel centres), truncated to uint8 as in big_vision. Names that start with "pil-" are
+        Pillow's filters, with antialiasing except for "pil-nearest".
+      resize_to: side in pixels after resizing, or (height, width). With "small side", a single number is the length of
+        the smaller side; a pair is the smallest (height, width) that the resized image must cover. If a different
+        resolution is requested, `resize_to` and `crop` are scaled.
+      crop: side in pixels of the central square that the model sees, or (height, width).
+      mean, std: mean and standard deviation of each colour channel, for values from 0 to 1. The model takes
+        (value - mean) / std.
+
+    Raises:
+      QkjaxError: a side is not a whole number of pixels from 1 to `MAX_SIDE`, the crop is larger than the resized
+        picture, or a mean or standard deviation cannot be one.
     """
 
-    resize: Literal["small side", "squash", "none"]
+    resize: Resize
     filter: Filter
     resize_to: Resolution
     crop: Resolution
     mean: RGB
     std: RGB
+
+    def __post_init__(self):
+        for name, choices in (("resize", get_args(Resize)), ("filter", get_args(Filter))):
+            if getattr(self, name) not in choices:
+                raise QkjaxError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
+        for name in ("resize_to", "crop"):
+            check_sides(name, getattr(self, name))
+        if self.resize != "none" and any(map(operator.gt, pair(self.crop), pair(self.resize_to))):
+            raise QkjaxError(f"crop={self.crop} is larger than resize_to={self.resize_to}: expected at most that size")
+        check_colours("mean", self.mean, -LARGEST, LARGEST)
+        check_colours("std", self.std, 1 / LARGEST, LARGEST)
 
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # 0..1 to -1..1
@@ -51,13 +75,13 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 PRESETS = {
-    # the evaluation in Google's own code
+    # as in the evaluation code that Google published
     "bigvision-small-crop": Preprocess("small side", "area", 256, 224, *HALF),
     "augreg-384": Preprocess("small side", "area", 448, 384, *HALF),
     "flexivit": Preprocess("small side", "area", 272, 240, *HALF),
     "flexivit-i1k": Preprocess("squash", "bilinear", 272, 240, *HALF),  # models trained on ImageNet-1k only
     "squash": Preprocess("squash", "bilinear", 224, 224, *HALF),
-    # the image processors of transformers; mean and std of dino, deit and mae are those of their training
+    # as in the image processors of transformers; dino, deit and mae take mean and std from their training code
     "hf-vit": Preprocess("squash", "pil-bilinear", 224, 224, *HALF),
     "hf-dino": Preprocess("small side", "pil-bicubic", 256, 224, *IMAGENET),
     "hf-dinov2": Preprocess("small side", "pil-bicubic", 256, 224, *IMAGENET),
@@ -76,14 +100,14 @@ PRESETS = {
 
 
 def preprocess(image: Photograph, preset: Preprocess, resolution: Resolution | None = None) -> Values:
-    """The input of the model in float32: `picture`, then `normalise`."""
+    """Converts a photograph to the input of the model in float32: applies `picture`, then `normalise`."""
     return normalise(picture(image, preset, resolution), preset)
 
 
 def normalise(
     pixels: UInt8[np.ndarray, "*batch height width 3"], preset: Preprocess
 ) -> Float[np.ndarray, "*batch height width 3"]:
-    """Converts pixels 0..255 of one or several images to the range of the model, in float32."""
+    """Converts pixel values from 0 to 255, of one image or several, to the range that the model expects, in float32."""
     return ((pixels / 255 - np.asarray(preset.mean)) / np.asarray(preset.std)).astype(np.float32)
 
 
@@ -93,12 +117,12 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
     Args:
       image: a Pillow image of any mode and size, or a uint8 array (height, width, 3).
       preset: one of `PRESETS`, or the result of `from_processor_config`.
-      resolution: side in pixels, or (height, width); by default the crop of the preset. At another aspect ratio, the
-        crop is taken from the smallest resized picture that covers it, with the same relative margins.
+      resolution: side in pixels, or (height, width); by default the crop of the preset. If the aspect ratio differs
+        from that of the preset, the image is resized just enough to cover the crop and the preset's relative margins.
 
     Raises:
-      QkjaxError: the array is not uint8 RGB, the image is smaller than the crop and is not resized, or its aspect ratio
-        is too extreme.
+      QkjaxError: the array is not uint8 RGB, or the preset does not resize and the image is smaller than the crop, or
+        the aspect ratio of the image is too extreme.
     """
     crop = side_lengths(preset, resolution)
     pixels = image if isinstance(image, np.ndarray) else np.asarray(to_rgb(image, "the image"))
@@ -122,7 +146,7 @@ def source_pixels(
 ) -> tuple[Int[np.ndarray, "rows"], Int[np.ndarray, "columns"]]:
     """For each row and column of the result of `picture`, the nearest row and column of an image of shape `shape`.
 
-    They resample maps of labels, which cannot be averaged.
+    These indices resample maps of labels, since labels cannot be averaged.
     """
     crop, indices = side_lengths(preset, resolution), []
     for old, new, side in zip(shape, _resized_shape(shape, preset, crop), crop, strict=True):
@@ -132,26 +156,22 @@ def source_pixels(
 
 
 def side_lengths(preset: Preprocess, resolution: Resolution | None) -> tuple[int, int]:
-    """(height, width) of the result of `picture`."""
+    """Height and width of the result of `picture`."""
     return pair(preset.crop if resolution is None else resolution)
 
 
-def pair(size: Resolution) -> tuple[int, int]:
-    """(height, width) of a size, which may be the side of a square."""
-    return (size, size) if isinstance(size, int) else size
-
-
 def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) after resizing.
+    """Height and width of an image after resizing.
 
-    One side is fitted to its target. The other is rounded down for Pillow's filters, as in transformers, and otherwise
-    to the nearest, as in big_vision and for pairs in timm.
+    With "small side", one side gets exactly its target length, and the length of the other side is rounded. If
+    `resize_to` is a number, the length is rounded down for Pillow's filters, as in transformers. In all other cases,
+    the length is rounded to the nearest integer, as in big_vision and timm.
     """
     sizes = zip(pair(preset.resize_to), crop, pair(preset.crop), strict=True)
     target = tuple(round(whole * side / cropped) for whole, side, cropped in sizes)
     if preset.resize != "small side":
         return (target[0], target[1]) if preset.resize == "squash" else (shape[0], shape[1])
-    fitted = max((0, 1), key=lambda axis: target[axis] / shape[axis])  # the other side then covers its target
+    fitted = max((0, 1), key=lambda axis: target[axis] / shape[axis])  # the second side then covers its target
     if not preset.filter.startswith("pil"):
         factor = np.float32(target[fitted]) / np.float32(shape[fitted])  # in float32, as in big_vision
         height, width = (int(np.rint(np.float32(side) * factor)) for side in shape)
@@ -160,15 +180,19 @@ def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, 
     else:
         height, width = (round(side / (shape[fitted] / target[fitted])) for side in shape)
     if height * width > MAX_PIXELS:
-        raise QkjaxError(f"an image of {shape[1]} x {shape[0]} pixels is too long a strip to resize; crop it first")
+        raise QkjaxError(
+            f"an image of {shape[1]} x {shape[0]} pixels is too elongated to resize: the result would exceed "
+            f"{MAX_PIXELS} pixels; crop the image first"
+        )
     return height, width
 
 
 def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image.Image":
-    """Opens a photograph in RGB, upright according to its EXIF orientation; the first frame of an animation.
+    """Opens a photograph in RGB, rotated upright according to its EXIF orientation.
 
-    Transparent pixels are blended with white, as in transformers and most viewers, since their colours are arbitrary.
-    16-bit gray is scaled to 8 bits, whereas Pillow would clip it to white. HEIC needs pillow-heif.
+    For an animation, only the first frame is read. Transparent pixels are blended with white, as in transformers and
+    most viewers, since the colours of transparent pixels are arbitrary. 16-bit gray values are scaled to 8 bits,
+    whereas Pillow would clip them to white. HEIC files need the package pillow-heif.
 
     Args:
       file: path of the image, or an open file.
@@ -180,19 +204,20 @@ def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image
     from PIL import Image, ImageOps
 
     # Suppresses warnings about odd metadata of readable images. The filter is permanent, because Python's temporary
-    # warning filters are not thread-safe: concurrent decoders would share the filter, and it could persist anyway.
+    # warning filters are not thread-safe: threads that decode at the same time would share a temporary filter, and the
+    # filter could persist anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     name = name or str(file)
     try:
         with _opened(file) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
-                raise ValueError(f"{image.width} x {image.height} pixels are more than Pillow's limit")
+                raise ValueError(f"{image.width} x {image.height} pixels exceed Pillow's limit")
             scale_transparency(image)
             upright = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's readers raise errors of many types
-        # The error may contain the repr of an open file, with a memory address; the name replaces it.
+        # The error may contain the repr of an open file, with a memory address; the repr is replaced by the name.
         reason = str(error).replace(repr(str(file)), repr(name)).replace(str(file), name)
-        remedy = "check it, or save it as PNG or JPEG"
+        remedy = "check the file, or save the image as PNG or JPEG"
         if name.lower().endswith(HEIF) and not _register_heif():
             remedy = "HEIC needs pillow-heif: pip install 'qkjax[photographs]'"
         raise QkjaxError(f"cannot read image {name}: {reason}; {remedy}") from error
@@ -200,7 +225,10 @@ def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image
 
 
 def _opened(file: str | Path | IOBase) -> "PIL.Image.Image":
-    """The image before decoding. If Pillow does not know its format, it is tried as HEIC, whatever its name."""
+    """Opens an image without decoding the pixels.
+
+    If Pillow does not know the format, the file is tried as HEIC, whatever the name of the file.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -213,7 +241,7 @@ def _opened(file: str | Path | IOBase) -> "PIL.Image.Image":
 
 @cache
 def _register_heif() -> bool:
-    """Whether Pillow can read HEIC, through pillow-heif."""
+    """Whether Pillow can read HEIC files, which needs the package pillow-heif."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:

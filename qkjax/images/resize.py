@@ -19,7 +19,7 @@ Filter = Literal[
     "pil-hamming",
     "pil-nearest",
 ]
-"""The first two are those of `tf.image.resize`, the others Pillow's."""
+"""Names of resampling filters: "area" and "bilinear" as in `tf.image.resize`, and Pillow's with the prefix "pil-"."""
 
 
 def resize(pixels: UInt8[np.ndarray, "_ _ 3"], shape: tuple[int, int], filter: Filter) -> UInt8[np.ndarray, "_ _ 3"]:
@@ -29,15 +29,15 @@ def resize(pixels: UInt8[np.ndarray, "_ _ 3"], shape: tuple[int, int], filter: F
 
         resample = Image.Resampling[filter.removeprefix("pil-").upper()]
         return np.asarray(Image.fromarray(pixels).resize(shape[::-1], resample))
-    for size in shape:  # rows, then columns: each new one is a weighted sum of neighbouring old ones
+    for size in shape:  # rows, then columns: each new row or column is a weighted sum of neighbouring old ones
         flat = np.ascontiguousarray(pixels, np.float64).reshape(len(pixels), -1)
         pixels = (_weights(len(flat), size, filter) @ flat).reshape(size, *pixels.shape[1:]).swapaxes(0, 1)
     return (pixels + 1e-5).astype(
         np.uint8
-    )  # truncates; 1e-5 corrects values that rounding errors left just below an integer
+    )  # `astype` truncates; 1e-5 corrects values that rounding errors left just below an integer
 
 
-@lru_cache(maxsize=256)  # images of a set often have a few sizes
+@lru_cache(maxsize=256)  # the images of a set often have only a few different sizes
 def _weights(old: int, new: int, filter: str):
     """The weights of `_taps` as a sparse matrix (new, old)."""
     from scipy.sparse import csr_array
@@ -49,10 +49,11 @@ def _weights(old: int, new: int, filter: str):
 
 
 def _taps(old: int, new: int, filter: str) -> Iterator[tuple[int, np.ndarray]]:
-    """For each new pixel, the first old pixel that contributes, and the weights of this one and those that follow.
+    """For each new pixel, yields the index of the first old pixel that contributes, and the weights of old pixels.
 
-    "area" is the mean over the interval of old pixels that the new one covers, with fractional ends, also when
-    enlarging. "bilinear" interpolates between the two old pixels nearest to the centre of the new one; edges repeat.
+    The weights belong to consecutive old pixels, of which the index is the first. "area" takes the mean over the
+    interval of old pixels that the new pixel covers, with fractional ends, also when enlarging. "bilinear" interpolates
+    between the two old pixels nearest to the centre of the new pixel; edge pixels are repeated.
     """
     for low, high in pairwise(np.arange(new + 1) * old / new):
         if filter == "area":

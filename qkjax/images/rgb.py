@@ -6,28 +6,31 @@ from qkjax.errors import QkjaxError
 
 
 def to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
-    """The image in RGB. Transparent pixels are blended with white, and 16-bit gray is scaled to 8 bits.
+    """Converts an image to RGB. Transparent pixels are blended with white, and 16-bit gray is scaled to 8 bits.
 
     Args:
       image: a Pillow image of any mode.
       name: name of the image in errors.
 
     Raises:
-      QkjaxError: the pixels are floats or 32-bit integers, whose range is unknown, or Pillow cannot convert the mode.
+      QkjaxError: the range of the pixel values is unknown (floats or 32-bit integers), or Pillow cannot convert the
+        mode.
     """
     if image.mode == "F":
-        raise QkjaxError(f"{name} has float pixels of unknown range; save it with 8 or 16 bits")
+        raise QkjaxError(f"{name} has float pixels of unknown range; save the image with 8 or 16 bits")
     try:
         return _deep_gray(image, name) if image.mode.startswith("I") else _blended(image)
     except (ValueError, TypeError) as error:
         reason = f"cannot convert {name} from mode {image.mode} to RGB ({error})"
-        raise QkjaxError(f"{reason}; save it as RGB or gray") from error
+        raise QkjaxError(f"{reason}; save the image as RGB or gray") from error
 
 
 def scale_transparency(image: "PIL.Image.Image") -> None:
-    """Scales the transparent colour of a PNG of 2, 4 or 48 bits per pixel like its pixels; Pillow leaves it as stored.
+    """Scales the transparent colour of a PNG with 2, 4 or 48 bits per pixel in the same way as the pixels.
 
-    Pillow drops the lower half of 48-bit colours, so colours that share the upper half become transparent, too.
+    Pillow scales the pixels of such a PNG to 8 bits, but not the transparent colour. For 48-bit colours, Pillow drops
+    the lower half of the bits, so all colours that share the upper half with the transparent colour become transparent,
+    too.
     """
     clear, layout = image.info.get("transparency"), str(image.tile[0][3]) if getattr(image, "tile", None) else ""
     if layout in ("L;2", "L;4") and isinstance(clear, int):
@@ -37,12 +40,15 @@ def scale_transparency(image: "PIL.Image.Image") -> None:
 
 
 def _deep_gray(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
-    """16-bit gray in RGB. A PNG may declare one of its values transparent, which Pillow reports but does not apply."""
+    """Converts a 16-bit gray image to RGB.
+
+    A PNG may declare one gray value transparent. Pillow reports this value but does not apply it.
+    """
     from PIL import Image
 
     gray = np.asarray(image).astype(np.int64)
     if gray.min() < 0 or gray.max() > 65535:
-        raise QkjaxError(f"{name} has 32-bit pixels of unknown range; save it with 8 or 16 bits")
+        raise QkjaxError(f"{name} has 32-bit pixels of unknown range; save the image with 8 or 16 bits")
     clear = image.info.get("transparency")
     scaled = np.where(gray == clear, 255, (gray + 128) // 257) if isinstance(clear, int) else (gray + 128) // 257
     return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")  # 257 = 65535 / 255; rounds to the nearest

@@ -1,4 +1,4 @@
-"""Images with masks of an odd object and of its distractors, and the share of each mask in each patch."""
+"""Images with masks of a target (the odd object) and of its distractors, and the share of each patch in each mask."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,7 +15,10 @@ Regions = Float[np.ndarray, "regions rows columns"]
 
 
 class Scene(NamedTuple):
-    """An image in RGB, and two masks of its size: 0 for pixels outside of the target or the distractors, 255 inside."""
+    """An image in RGB, a mask of the target and a mask of the distractors.
+
+    The masks have the size of the image, with 255 for pixels inside the target or distractors and 0 outside.
+    """
 
     image: "PIL.Image.Image"
     target: Mask
@@ -25,36 +28,39 @@ class Scene(NamedTuple):
 def crop_to_model(
     scene: Scene, name: str, preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Regions]:
-    """The pixels that the model sees, and the share of each patch that each region covers.
+    """The pixels that the model sees, and the share of each patch that each region of `REGIONS` covers.
 
-    Masks are resized and cropped like the image, then averaged over each patch.
+    The masks are resized and cropped in the same way as the image, then averaged over each patch.
 
     Raises:
-      QkjaxError: the masks differ from the image in size, overlap, or are empty before or after cropping.
+      QkjaxError: a mask differs from the image in size, or is empty before or after cropping, or the masks overlap.
     """
     target, distractors = scene.target, scene.distractors
     for what, mask in (("target", target), ("distractors", distractors)):
         if mask.shape != (scene.image.height, scene.image.width):
             raise QkjaxError(
-                f"{name}: the mask of its {what} has {mask.shape[1]} x {mask.shape[0]} pixels, and the image "
-                f"{scene.image.width} x {scene.image.height}"
+                f"{name}: the mask of the {what} has {mask.shape[1]} x {mask.shape[0]} pixels: expected the size of "
+                f"the image, {scene.image.width} x {scene.image.height}"
             )
         if mask.max() < 128:
-            raise QkjaxError(f"{name}: the mask of its {what} is empty")
+            raise QkjaxError(f"{name}: the mask of the {what} is empty")
     both = ((target >= 128) & (distractors >= 128)).sum()
     if both > 0.01 * min((mask >= 128).sum() for mask in (target, distractors)):  # edges of hand-drawn masks may touch
-        raise QkjaxError(f"{name}: target and distractors overlap in {both} pixels; make their masks again")
+        raise QkjaxError(f"{name}: the masks of target and distractors overlap in {both} pixels; correct the masks")
     shares = [_patch_means(_cut(mask, preset, resolution), patch_size) for mask in (target, distractors)]
     for what, share in zip(REGIONS, shares, strict=False):
         if not share.any():
-            raise QkjaxError(f"{name}: its {what} is outside of the crop that the model sees, or too small in it")
+            raise QkjaxError(f"{name}: the {what} in the crop that the model sees is missing or too small")
     background = np.clip(1 - shares[0] - shares[1], 0, 1)
     regions = np.stack([*shares, background])
     return picture(scene.image, preset, resolution), (regions / regions.sum(0)).astype(np.float32)
 
 
 def _cut(mask: Mask, preset: Preprocess, resolution: Resolution | None) -> Float[np.ndarray, "_ _"]:
-    """The mask from 0 to 1, resized and cropped like the image. Averaging, unlike sampling, keeps small objects."""
+    """The mask with values from 0 to 1, resized and cropped in the same way as the image.
+
+    Resizing averages pixels, because sampling single pixels could lose small objects.
+    """
     preset = replace(preset, filter="area")
     return picture(np.repeat(mask[..., None], 3, axis=2), preset, resolution)[..., 0] / 255
 
@@ -68,7 +74,7 @@ def _patch_means(mask: Float[np.ndarray, "height width"], patch_size: tuple[int,
 def blank_scene(
     preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Regions]:
-    """The replacement of a missing scene: black pixels, all background."""
+    """Pixels and regions that stand for a missing scene: black pixels, and background in all patches."""
     side = side_lengths(preset, resolution)
     grid = tuple(n // p for n, p in zip(side, patch_size, strict=True))
     regions = np.concatenate([np.zeros((2, *grid)), np.ones((1, *grid))]).astype(np.float32)

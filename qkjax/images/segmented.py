@@ -1,4 +1,4 @@
-"""Images with a mask of every object: ADE20K in its layouts, your own images with masks, and composed scenes."""
+"""Images with a mask of every object: ADE20K, your own images with masks, and scenes composed from photographs."""
 
 from functools import partial
 from pathlib import Path
@@ -15,18 +15,19 @@ from qkjax.images.sets import ImageSet
 from qkjax.images.sources import SUFFIXES, digest_of, files_in, refuse_exif_rotation
 
 MASKS = ("annotations_instance", "masks", "annotations")
-"""Folders of masks next to `images`, in order of preference: ADE20K's instances, your own masks, ADE20K's classes."""
+"""Names of the folder of masks next to the folder `images`, in order of preference: the instance masks of ADE20K, your
+own masks, the class masks of ADE20K."""
 SEGMENTED = "_seg.png"
-"""End of the name of a mask in the same folder as its image, as in the full ADE20K."""
+"""Ending of the name of a mask that is in the same folder as its image, as in the full ADE20K data set."""
 MOST = 40
-"""The largest objects of an image, up to this number, are used."""
-PIECES = 5  # of a composed scene
+"""Largest number of objects per image that are used; the largest objects come first."""
+PIECES = 5  # number of pieces in a composed scene
 
 Labels = Int[np.ndarray, "height width"]
 
 
 class Segmented(NamedTuple):
-    """An image in RGB, and the number of the object at each pixel, 0 for none."""
+    """An image in RGB, and for each pixel the number of the object at this pixel, or 0 if there is no object."""
 
     image: "PIL.Image.Image"
     labels: Labels
@@ -41,16 +42,16 @@ def crop_objects(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The pixels that the model sees, and the share of each patch that each object covers.
 
-    Objects smaller than a patch are left out.
+    Objects with a smaller area than a patch are left out.
 
     Raises:
-      QkjaxError: the mask differs from the image in size, or fewer than two objects are at least as large as a patch.
+      QkjaxError: the mask differs from the image in size, or fewer than two objects have at least the area of a patch.
     """
     image, labels = segmented
     if labels.shape != (image.height, image.width):
         raise QkjaxError(
-            f"{name}: its mask has {labels.shape[1]} x {labels.shape[0]} pixels, and the image {image.width} x "
-            f"{image.height}"
+            f"{name}: the mask has {labels.shape[1]} x {labels.shape[0]} pixels: expected the size of the image, "
+            f"{image.width} x {image.height}"
         )
     rows, columns = source_pixels(labels.shape, preset, resolution)
     labels = labels[rows[:, None], columns[None]]
@@ -62,7 +63,8 @@ def crop_objects(
     largest = numbers[whole][np.argsort(-counts[whole], kind="stable")][:MOST]
     if len(largest) < 2:
         raise QkjaxError(
-            f"{name}: {len(largest)} objects of at least a patch's area in the crop that the model sees; expected two"
+            f"{name}: {len(largest)} objects in the crop that the model sees have at least the area of a patch: "
+            "expected two or more"
         )
     objects = np.zeros((MOST, len(blocks)), np.float32)
     for place, number in enumerate(largest):
@@ -71,15 +73,16 @@ def crop_objects(
 
 
 def open_objects(path: str | Path) -> ImageSet[Segmented]:
-    """Opens ADE20K, or a folder with subfolders images/ and masks/ whose files have the same names.
+    """Opens a folder of images with object masks: ADE20K, or your own images.
 
-    ADE20K is the scene parsing benchmark (images/ and annotations_instance/ or annotations/), or the full data set,
-    with masks NAME_seg.png next to NAME.jpg.
+    Your own folder has subfolders images/ and masks/ whose files have the same names. ADE20K may be the scene parsing
+    benchmark, which has a folder images/ and a folder of masks: annotations_instance/ or annotations/. ADE20K may also
+    be the full data set, which has the mask NAME_seg.png next to each image NAME.jpg.
 
-    Pixels of one value (in all channels) belong to one object; black belongs to none.
+    Pixels with the same value in all channels belong to the same object. Black pixels belong to no object.
 
     Raises:
-      QkjaxError: the folder does not have one of these layouts, or it contains no image that has a mask.
+      QkjaxError: the folder does not have one of these layouts, or no image in the folder has a mask.
     """
     path = Path(path)
     if not path.is_dir():
@@ -94,10 +97,10 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
     pairs = [(name, images[name], masks[name]) for name in sorted(images) if name in masks]
     if not pairs:
         raise QkjaxError(
-            f"{path} has no image with a mask: looked for folders images and {', '.join(MASKS)} with files of the same "
-            f"names, and for NAME{SEGMENTED} next to images"
+            f"{path} has no image with a mask: expected a folder images and a folder of masks ({' or '.join(MASKS)}) "
+            f"with files of the same names, or a mask NAME{SEGMENTED} next to each image"
         )
-    left_out = tuple((name, "no mask of its name") for name in sorted(images) if name not in masks)
+    left_out = tuple((name, "no mask has the same name") for name in sorted(images) if name not in masks)
     readers = [partial(_read, *pair) for pair in pairs]
     names = tuple(name for name, *_ in pairs)
     digest = digest_of(pairs, left_out)
@@ -105,7 +108,7 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Images by their paths in the folder, without the suffix; bytes that are not text become question marks."""
+    """Images by their paths relative to the folder, without suffix. Bytes that are not text become question marks."""
     files = (file for file in files_in(folder) if file.suffix.lower() in SUFFIXES)
     return {str(f.relative_to(folder).with_suffix("")).encode(errors="replace").decode(): f for f in files}
 
@@ -116,13 +119,13 @@ def _read(name: str, image: Path, mask: Path) -> Segmented:
 
 
 def _labels(mask: Path) -> Labels:
-    """A number for each pixel value of the mask. Palettes and transparency are ignored."""
+    """The mask with one number for each distinct pixel value. Palettes and transparency are ignored."""
     from PIL import Image
 
     try:
         with Image.open(mask) as opened:
             if opened.format == "JPEG":
-                raise ValueError("JPEG changes the values of pixels, which identify objects; save it as PNG")
+                raise ValueError("JPEG changes pixel values, which identify the objects; save the mask as PNG")
             values = np.asarray(opened).astype(np.int64)
     except Exception as error:  # Pillow's readers raise errors of many types
         raise QkjaxError(f"cannot read the mask {mask.name}: {error}") from error
@@ -132,7 +135,10 @@ def _labels(mask: Path) -> Labels:
 
 
 def mosaics(count: int, seed: int) -> ImageSet[Segmented]:
-    """Composed scenes of five pieces of five photographs; each piece holds the pixels nearest to a random point."""
+    """An image set of scenes composed of five pieces, each from a different photograph.
+
+    Each piece consists of the pixels nearest to one of five random points.
+    """
     names, sources = tuple(f"{index:05d}" for index in range(count)), photographs(crops=False).fingerprint
     return ImageSet(f"mosaics, seed {seed}", names, partial(_mosaic, seed), f"mosaics {count} {seed} {sources}")
 
@@ -153,7 +159,7 @@ def _mosaic(seed: int, index: int) -> Segmented:
 def blank_objects(
     preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The replacement of a missing image: black pixels, no object."""
+    """Pixels and object shares that stand for a missing image: black pixels, and no object."""
     side = side_lengths(preset, resolution)
     patches = int(np.prod([n // p for n, p in zip(side, patch_size, strict=True)]))
     return np.zeros((*side, 3), np.uint8), np.zeros((MOST, patches), np.float32)

@@ -1,4 +1,4 @@
-"""Image sets and batches, of photographs, scenes with masks, or segmented images."""
+"""Image sets and batches; their items are photographs, scenes with masks, or segmented images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,21 +9,22 @@ from jaxtyping import Int32, Shaped, UInt8
 
 Item = TypeVar("Item")
 Unreadable = tuple[tuple[int, str], ...]
-"""Index and reason of every image that could not be read."""
+"""For every image that could not be read: the index of the image, and the reason."""
 
 
 @dataclass(frozen=True)
 class ImageSet(Generic[Item]):
-    """Images in a fixed order, each with its masks if it has any.
+    """Images in a fixed order, with their masks in sets that have masks.
 
     Attributes:
       name: name of the set.
-      names: names of the images: paths relative to the set, with `/`; "shard.tar/0001.jpg" within an archive.
-      read: takes an index and returns a photograph (RGB, upright), a `Scene` or a `Segmented`. Raises QkjaxError for
-        an image that cannot be read. May be called from several threads.
+      names: names of the images. A name is the path relative to the set, with `/` as separator; for an image in an
+        archive, the path starts with the archive, as in "shard.tar/0001.jpg".
+      read: function that takes an index and returns a photograph (RGB, upright), a `Scene` or a `Segmented`. The
+        function raises QkjaxError for an image that cannot be read, and may be called from several threads.
       fingerprint: a text that changes if the images change.
-      left_out: name and reason of each image that is excluded before reading because it lacks a mask.
-      notes: sentences on the listing, such as how many files were passed over.
+      left_out: name and reason for each image that is excluded before reading because the image lacks a mask.
+      notes: sentences about the search for images, such as how many files were skipped.
     """
 
     name: str
@@ -37,7 +38,7 @@ class ImageSet(Generic[Item]):
         return len(self.names)
 
     def spread(self, count: int) -> tuple["ImageSet[Item]", list[int]]:
-        """A set of `count` evenly spaced images; and their indices in this set."""
+        """A set of `count` evenly spaced images of this set, and their indices in this set."""
         indices = [int(i) for i in (np.arange(count) + 0.5) * len(self) / count]
         subset = replace(
             self,
@@ -49,13 +50,13 @@ class ImageSet(Generic[Item]):
 
 
 class Batch(NamedTuple):
-    """Images of one size. A batch that is not full ends in black images with index -1.
+    """A batch of images of the same size. A batch that is not full is padded with black images of index -1.
 
     Attributes:
       pixels: pixels that the model sees, before normalisation; black for an unreadable image.
       masks: share of each patch that each region or object covers; None for a set without masks.
-      index: index of each image in the set; -1 for an image that is unreadable or missing.
-      unreadable: index and reason of images that could not be read.
+      index: index of each image in the set; -1 for unreadable images and for padding.
+      unreadable: index and reason for each image that could not be read.
     """
 
     pixels: UInt8[np.ndarray, "batch height width 3"]
@@ -65,12 +66,14 @@ class Batch(NamedTuple):
 
 
 def batch_of(group: Sequence[int], results: Sequence[tuple | str], size: int, blank: tuple[np.ndarray, ...]) -> Batch:
-    """A batch of `size` images.
+    """A batch of `size` images, padded if the group is smaller.
 
     Args:
       group: indices of the images.
-      results: for each image its pixels and, in a set with masks, its masks; or the reason why it cannot be read.
-      blank: pixels and masks of an image that is unreadable or missing.
+      results: for each image, a tuple of its pixels and (in a set with masks) its masks. For an image that cannot be
+        read, the reason as a text.
+      size: number of images in the batch.
+      blank: pixels and masks that stand for an unreadable image and for padding.
     """
     failed = tuple((i, r) for i, r in zip(group, results, strict=True) if isinstance(r, str))
     empty = size - len(group)

@@ -1,4 +1,7 @@
-"""Image sets from folders, zip files and tar files (webdatasets), listed once and then read in any order."""
+"""Image sets from folders, zip files and tar files (webdatasets).
+
+The images of a set are listed once, and can then be read in any order.
+"""
 
 import hashlib
 import os
@@ -20,20 +23,20 @@ SUFFIXES = (
     *(".jp2", ".avif", *HEIF),
 )
 MAX_BYTES = 1 << 28  # limit for one image in an archive, since a small archive may unpack to any size
-MOST_ENDINGS = 6  # that a note lists
-OPEN_ARCHIVES = 64  # zip files that stay open, since opening one again for each of its images would take longer
+MOST_ENDINGS = 6  # largest number of file name endings that a note lists
+OPEN_ARCHIVES = 64  # number of zip files that stay open; opening a zip file again for each image would be slow
 
 Listed = tuple[str, int, Callable[[], "PIL.Image.Image"]]  # name, bytes, reader
 
 
 class _Findings:
-    """What a listing found besides images: the number of other files by their ending, and sentences on archives."""
+    """Findings of a search for images: counts of files that are not images, by ending, and sentences on archives."""
 
     def __init__(self):
         self.other_files, self.archives = Counter(), []
 
     def is_image(self, name: str) -> bool:
-        """Whether the name is that of an image; counts it if it is that of another file and not hidden."""
+        """Whether a file name has the suffix of an image. Files that are neither images nor hidden are counted."""
         file = name.rsplit("/", 1)[-1].lower()
         if file.startswith("."):
             return False
@@ -42,18 +45,18 @@ class _Findings:
         return file.endswith(SUFFIXES)
 
     def notes(self) -> tuple[str, ...]:
-        """A sentence on the files that are not images, and those on archives."""
+        """One sentence about files that are not images, if there are any, and the sentences about archives."""
         total = sum(self.other_files.values())
         counts = sorted(self.other_files.items(), key=lambda item: (-item[1], item[0]))
         listed = [f"{count} {ending or 'without an ending'}" for ending, count in counts[:MOST_ENDINGS]]
         listed += [f"{total - sum(count for _, count in counts[:MOST_ENDINGS])} others"] * (len(counts) > MOST_ENDINGS)
         files = "1 file whose ending is" if total == 1 else f"{total} files whose endings are"
-        skipped = f"passed over {files} not that of an image: {', '.join(listed)}"
+        skipped = f"skipped {files} not that of an image: {', '.join(listed)}"
         return (*([skipped] if total else []), *self.archives)
 
 
 def image_set(name: str, images: list[Listed], notes: tuple[str, ...] = ()) -> ImageSet:
-    """A set of images in the given order; bytes in their names that are not text become question marks."""
+    """An image set in the given order. Bytes in image names that are not text become question marks."""
     images = [(item.encode(errors="replace").decode(), *rest) for item, *rest in images]
     names_and_sizes = "\n".join(f"{item}\0{size}" for item, size, _ in images)
     readers = [reader for *_, reader in images]
@@ -67,14 +70,14 @@ def image_set(name: str, images: list[Listed], notes: tuple[str, ...] = ()) -> I
 
 
 def open_images(path: str | Path) -> ImageSet:
-    """The images of a folder with its subfolders and archives, of one archive, or one image file.
+    """Opens a folder, an archive (.zip or .tar) or an image file as an image set.
 
-    Images are recognised by their suffix and sorted by name. The layout of ImageNet, flat and nested folders, and
-    webdatasets all work. No image is read yet, so some may turn out to be unreadable. The `notes` of the set say how
-    many files were passed over because their ending is not that of an image.
+    A folder is searched together with its subfolders and archives, as flat or nested folders, the layout of ImageNet
+    or a webdataset. Images are recognised by their suffix and sorted by name. No image is read yet, so some may turn
+    out to be unreadable. The `notes` of the set state how many files do not have the suffix of an image.
 
     Raises:
-      QkjaxError: the path does not exist, contains no image, or has an archive that cannot be listed or is cut off.
+      QkjaxError: the path does not exist or contains no image, or an archive is truncated or cannot be listed.
     """
     path = Path(path)
     if not path.exists():
@@ -87,12 +90,15 @@ def open_images(path: str | Path) -> ImageSet:
         raise QkjaxError(f"cannot list the images of {path}: {error.strerror or error}") from error
     if not images:
         notes = "".join(f"; {note}" for note in findings.notes())
-        raise QkjaxError(f"no image in {path}: looked for {', '.join(SUFFIXES)}, also in .zip and .tar archives{notes}")
+        raise QkjaxError(
+            f"no image in {path}: looked for files ending in {', '.join(SUFFIXES)}, also in .zip and .tar "
+            f"archives{notes}"
+        )
     return image_set(path.resolve().name, images, findings.notes())
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of all its subfolders, also linked ones, without hidden files and folders."""
+    """Yields the files of a folder and of all its subfolders. Links are followed; hidden files and folders are not."""
 
     def stop(error: OSError) -> None:
         raise error
@@ -100,7 +106,7 @@ def files_in(folder: Path) -> Iterator[Path]:
     visited = set()  # links may form cycles
     for root, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(root)
-        # Sorted, so that of two links to one folder always the same one is followed.
+        # Sorted, so that if two links lead to the same folder, always the same link is followed.
         folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
         for name in [] if real in visited else files:
             path = Path(root, name)
@@ -116,7 +122,10 @@ def size_of(path: Path) -> int:
 
 
 def digest_of(files: Sequence[tuple[str | Path, ...]], more: object = ()) -> str:
-    """A digest of names, of the contents of their files (which may change while the size does not), and of `more`."""
+    """A digest of file names, file contents and `more`.
+
+    The contents are included because a file may change while its size stays the same.
+    """
 
     def content_digest(path: Path) -> bytes:
         try:
@@ -132,7 +141,9 @@ def digest_of(files: Sequence[tuple[str | Path, ...]], more: object = ()) -> str
 
 
 def refuse_exif_rotation(path: Path, name: str) -> None:
-    """Refuses an image that its EXIF orientation rotates: its masks may be for the stored or for the upright image.
+    """Refuses an image whose EXIF orientation rotates it.
+
+    Masks have no orientation, so the masks could fit either the stored pixels or the rotated image.
 
     Raises:
       QkjaxError: the EXIF orientation rotates the image.
@@ -145,7 +156,9 @@ def refuse_exif_rotation(path: Path, name: str) -> None:
     except Exception:  # reading the image will report the error
         return
     if rotated:
-        raise QkjaxError(f"{name}: its EXIF orientation rotates it, and masks have no orientation; save it upright")
+        raise QkjaxError(
+            f"{name}: the EXIF orientation rotates the image, and masks have no orientation; save the image upright"
+        )
 
 
 def _in_folder(folder: Path, findings: _Findings) -> Iterator[Listed]:
@@ -154,7 +167,7 @@ def _in_folder(folder: Path, findings: _Findings) -> Iterator[Listed]:
 
 
 def _of_file(path: Path, name: str, findings: _Findings) -> Iterator[Listed]:
-    """The images of a file: itself if it is an image, its members if it is an archive, otherwise none."""
+    """Yields the images of a file: an image file itself, or the images in an archive; nothing for any other file."""
     lower = path.name.lower()
     if lower.endswith(".zip"):
         yield from _in_zip(path, name, findings)
@@ -162,7 +175,8 @@ def _of_file(path: Path, name: str, findings: _Findings) -> Iterator[Listed]:
         yield from _in_tar(path, name, findings)
     elif lower.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise QkjaxError(
-            f"{path} is compressed, and images in it cannot be read one by one: unpack it, or convert it to a .tar"
+            f"{path} is compressed as a whole, so its images cannot be read one by one: unpack the archive, or convert "
+            "it to an uncompressed .tar"
         )
     elif findings.is_image(name):
         yield name, size_of(path), partial(open_image, path, name)
@@ -178,7 +192,7 @@ def _in_zip(path: Path, name: str, findings: _Findings) -> Iterator[Listed]:
     try:
         listed = _zip(path, changed).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise QkjaxError(f"cannot list the zip file {path} ({error}); copy or create it again") from error
+        raise QkjaxError(f"cannot list the zip file {path} ({error}); copy or create the file again") from error
     for info in listed:
         if not info.is_dir() and findings.is_image(info.filename):
             member = f"{name}/{info.filename}"
@@ -191,28 +205,28 @@ def _in_zip(path: Path, name: str, findings: _Findings) -> Iterator[Listed]:
 
 def _in_open_zip(path: Path, changed: int, info: zipfile.ZipInfo):
     if info.flag_bits & 1:
-        raise ValueError("it is encrypted")
+        raise ValueError("the archive entry is encrypted")
     return _zip(path, changed).open(info)
 
 
 def _in_tar(path: Path, name: str, findings: _Findings) -> Iterator[Listed]:
-    """The images of a tar file, of which only the headers are read.
+    """Yields the images of a tar file; only the headers in the file are read.
 
-    The file is opened again for each image, since a webdataset has too many tar files to keep them open.
+    The tar file is opened again for each image, since a webdataset has too many tar files to keep all of them open.
     """
     try:
         with tarfile.open(path, "r:") as archive:
             members = [(m.name, m.offset_data, m.size) for m in archive if m.isreg() and not m.issparse()]
             end = archive.offset
     except (tarfile.TarError, ValueError) as error:
-        raise QkjaxError(f"cannot list the tar file {path} ({error}); copy or create it again") from error
+        raise QkjaxError(f"cannot list the tar file {path} ({error}); copy or create the file again") from error
     with _at(path, end) as file:
         block = file.read(tarfile.BLOCKSIZE)
-    if block.strip(b"\0"):  # tarfile takes a header that it cannot read for the end
+    if block.strip(b"\0"):  # tarfile takes an unreadable header for the end of the archive
         reason = f"its header at byte {end} is cut off or damaged"
-        raise QkjaxError(f"cannot list the tar file {path} ({reason}); copy or create it again")
+        raise QkjaxError(f"cannot list the tar file {path} ({reason}); copy or create the file again")
     if not block:
-        findings.archives.append(f"{name} has no end mark and may be cut off after its last whole file")
+        findings.archives.append(f"{name} has no end mark, so files after the last complete file may be missing")
     for member, offset, size in members:
         if findings.is_image(member):
             full = f"{name}/{member}"
@@ -228,7 +242,7 @@ def _at(path: Path, offset: int):
 def _read_member(open_member: Callable, name: str, size: int) -> "PIL.Image.Image":
     try:
         if size > MAX_BYTES:
-            raise ValueError(f"its unpacked size is {size / 2**20:.0f} MiB, and the limit is {MAX_BYTES >> 20} MiB")
+            raise ValueError(f"the unpacked size is {size / 2**20:.0f} MiB, but the limit is {MAX_BYTES >> 20} MiB")
         with open_member() as file:
             data = file.read(size)
     except Exception as error:  # zipfile raises errors of many types for damaged data

@@ -14,12 +14,13 @@ from qkjax.interaction.query_key import QueryKey
 class BiasTerms(NamedTuple):
     """The bias terms a, b and c of sqrt(d) logit_ij = y_i M y_j + y_i . a + b . y_j + c.
 
-    y_i . a with a = Wq bk, and c = bq . bk, are the same for all keys j, so the softmax over j cancels them.
-    b . y_j with b = Wk bq makes a key attractive to every query, and changes attention. (The paper drops all three
-    terms and calls them independent of the input, which holds for c only.)
+    The terms y_i . a with a = Wq bk, and c = bq . bk, are the same for all keys j, so the softmax over j cancels both.
+    The term b . y_j with b = Wk bq makes a key attractive to every query, so this term changes attention. (The paper
+    drops all three terms as independent of the input, which is true only for c.)
 
-    A spread is the standard deviation of a term over tokens whose normalised form has unit variance in all
-    directions, in units of the logit (divided by sqrt(d)). It follows from the weights alone, without images.
+    The spread of a term is its standard deviation over tokens whose normalised form has unit variance in all
+    directions. Spreads are in units of the logit (divided by sqrt(d)), and are computed from the weights, without
+    images.
 
     Attributes:
       query_direction: a.
@@ -46,7 +47,10 @@ class BiasTerms(NamedTuple):
 
 
 def relative_spreads(bias: BiasTerms) -> tuple[Float[np.ndarray, "layers heads"], Float[np.ndarray, "layers heads"]]:
-    """Spreads of the query bias and key bias terms, divided by that of y_i M y_j; infinite or NaN if M is zero."""
+    """Spreads of the query bias and key bias terms, divided by the spread of y_i M y_j.
+
+    If M is zero, the ratios are infinite or NaN.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         query, key = (np.asarray(x) / np.asarray(bias.interaction_spread) for x in (bias.query_spread, bias.key_spread))
     return query, key
@@ -55,9 +59,10 @@ def relative_spreads(bias: BiasTerms) -> tuple[Float[np.ndarray, "layers heads"]
 def bias_terms(query_key: QueryKey) -> BiasTerms:
     """Directions, constant and spreads of the bias terms of all heads.
 
-    Let y = g * x + norm_bias, where x has unit variance in all directions but no mean over the embedding, which
-    C = I - 11^T / D removes. Then the spread of b . y is ||C diag(g) b||, and that of y_i M y_j is
-    ||C diag(g) M diag(g) C||_F. An RMSNorm leaves the mean in, so that C is the identity.
+    Let y = g * x + norm_bias be the output of the LayerNorm. The normalised token x has unit variance in all directions
+    except for the mean over the embedding, which C = I - 11^T / D removes. Then the spread of b . y is
+    ||C diag(g) b||, and the spread of y_i M y_j is ||C diag(g) M diag(g) C||_F, each divided by sqrt(d). An RMSNorm
+    does not remove the mean, so C is then the identity.
     """
     return _bias_terms(query_key[:5], centers=bool(query_key.norm_centers))
 

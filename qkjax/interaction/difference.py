@@ -1,4 +1,4 @@
-"""Differences between the modes of two models of one architecture, such as before and after fine-tuning."""
+"""Compares the modes of two models with the same architecture, such as a model before and after fine-tuning."""
 
 from typing import NamedTuple
 
@@ -13,17 +13,19 @@ from qkjax.interaction.svd.lapack import one_blas_thread
 
 
 class Difference(NamedTuple):
-    """The second model compared with the first, head by head. Values are NaN for heads whose M is zero.
+    """Comparison of a second model (M', u', s', v') with a first model (M, u, s, v), head by head.
+
+    Values are NaN for heads whose M is zero.
 
     Attributes:
-      similarity: <M, M'> / (||M|| ||M'||), in [-1, 1]; 1 if the interactions are equal up to their strength.
+      similarity: <M, M'> / (||M|| ||M'||), in [-1, 1]; 1 if the interactions are equal up to a positive factor.
       strength_ratio: ||M'||_F / ||M||_F.
       query_angles: cosines of the principal angles between the span of all u and the span of all u',
-        largest first. For random subspaces their mean square is rank / embed.
-      key_angles: the same for v and v'.
+        largest first. For random subspaces, the mean square of these cosines is rank / embed.
+      key_angles: cosines of the principal angles between the span of all v and the span of all v', largest first.
       match: for each mode n of the first model, the index m of the paired mode of the second model.
         The pairing of a head's modes maximises the sum of `match_similarity`.
-      match_similarity: (u_n . u'_m) (v_n . v'_m) of each pair, at most 1; signs cancel.
+      match_similarity: (u_n . u'_m) (v_n . v'_m) of each pair, at most 1; the arbitrary signs of the modes cancel.
       match_ratio: s'_m / s_n of each pair.
     """
 
@@ -42,7 +44,7 @@ def _overlaps(first: Modes, second: Modes):
         jnp.einsum("lhdn,lhdm->lhnm", a, b, precision="highest") for a, b in ((first.u, second.u), (first.v, second.v))
     )
     pairs = queries * keys
-    # One stacked call: two independent batched ones can deadlock XLA on CPUs with few cores.
+    # One stacked call: two independent batched calls can deadlock XLA on CPUs with few cores.
     angles = jnp.clip(jnp.linalg.svd(jnp.stack([queries, keys]), compute_uv=False), 0, 1)
     inner = jnp.einsum("lhn,lhnm,lhm->lh", first.s, pairs, second.s, precision="highest")
     norms = [jnp.linalg.norm(modes.s, axis=-1) for modes in (first, second)]
@@ -52,15 +54,15 @@ def _overlaps(first: Modes, second: Modes):
 def difference(first: Modes, second: Modes) -> Difference:
     """Compares the modes of two models, head by head.
 
-    <M, M'> = sum_nm s_n s'_m (u_n . u'_m) (v_n . v'_m), so no embed x embed matrix is formed.
+    No embed x embed matrix is formed, since <M, M'> = sum_nm s_n s'_m (u_n . u'_m) (v_n . v'_m).
 
     Raises:
-      QkjaxError: the models differ in layers, heads, width or rank.
+      QkjaxError: the models differ in the number of layers, the number of heads, the width or the rank.
     """
     if first.u.shape != second.u.shape:
         raise QkjaxError(
-            f"the modes have shapes {first.u.shape} and {second.u.shape}: expected equal shapes, compare models of one "
-            "architecture"
+            f"the modes have shapes {first.u.shape} and {second.u.shape}: expected equal shapes, compare models with "
+            "the same architecture"
         )
     from scipy.optimize import linear_sum_assignment  # takes a tenth of a second to load
 

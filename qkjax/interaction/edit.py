@@ -1,19 +1,20 @@
-"""Changing what a head attends to: new query and key kernels for an edited interaction.
+"""Changes what a head attends to, by new query and key kernels for an edited interaction.
 
-(Our extension; the paper has no ablations.) The interaction of a head is M = Wq Wk^T = sum_n s_n u_n v_n^T. An edit
-replaces it by M' = A B^T and returns the factors A and B. Each mode has a weight t from 0 (unchanged) to 1 (edited in
-full):
+(Edits are our extension; the paper has no ablations.) The interaction of a head is M = Wq Wk^T = sum_n s_n u_n v_n^T.
+An edit replaces M by M' = A B^T and returns the factors A and B. Each mode has a weight t, from 0 (the mode is
+unchanged) to 1 (the mode is fully edited). The edits are:
 
     drop           s_n -> 0                  removes the mode
-    flip           s_n -> -s_n               the query attends to the opposite of what it attended to
+    flip           s_n -> -s_n               reverses the sign of the mode's contribution to the attention logits
     rotate         v_n -> u_n                the mode attends to similar tokens, at the same strength
     equalize       s_n -> root mean square of the edited s_n
     symmetric      M -> (M + M^T) / 2        edits whole heads; the rank may double
     antisymmetric  M -> (M - M^T) / 2        edits whole heads; the rank may double
     unbias         w -> 0                    removes the key bias term w . y_j of whole heads; M stays the same
 
-A weight t between 0 and 1 is a share of the mode's squared strength: `drop` leaves sqrt(1 - t) s_n. `flip`, `rotate`
-and `equalize` go sqrt(t) of the way, so that the squared norm of the change is t times that of a full edit.
+A weight t between 0 and 1 edits a share t of the mode's squared strength: `drop` leaves sqrt(1 - t) s_n. `flip`,
+`rotate` and `equalize` apply sqrt(t) of the full change, so the squared norm of the change is t times that of a full
+edit.
 
 `factorise` computes kernels of M'. The softmax over keys j depends only on y_i M' y_j and the key bias term w . y_j
 with w = Wk bq, since terms that depend only on the query cancel. Letters: D embed, R rank, d columns of a kernel.
@@ -42,8 +43,8 @@ class FactorisedHead(NamedTuple):
 
     Attributes:
       query_kernel, key_kernel: (D, d), with Wq Wk^T = M'.
-      query_bias: (d,), with Wk bq = w; the key bias is 0, since it cancels.
-      retained: share of ||M'||_F^2 that kernels of d columns retain; 1 if M' and w fit.
+      query_bias: (d,), with Wk bq = w. There is no key bias, since the softmax cancels its terms.
+      retained: share of ||M'||_F^2 that kernels with d columns retain; 1 if the kernels represent M' and w exactly.
     """
 
     query_kernel: Float[Array, "embed head_dim"]
@@ -63,33 +64,36 @@ def flip(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
 
 
 def rotate(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
-    """Turns the key directions of the modes onto their query directions."""
+    """Rotates the key direction of each mode towards its query direction."""
     return u * s[None], v + (u - v) * jnp.sqrt(weight)[None]
 
 
 def equalize(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
-    """Gives the modes one strength. With weights of 0 and 1 alone, the sum of squared strengths stays the same."""
+    """Gives all edited modes the same strength.
+
+    If all weights are 0 or 1, the sum of squared strengths stays the same.
+    """
     level = jnp.sqrt((weight * s**2).sum() / jnp.maximum(weight.sum(), 1e-9))
     return u * (s + jnp.sqrt(weight) * (level - s))[None], v
 
 
 def _part(u: Vectors, s: Values, v: Vectors, sign: int) -> Factors:
-    """(M + sign M^T) / 2."""
+    """Factors of (M + sign M^T) / 2."""
     return jnp.concatenate([u * s[None], sign * v * s[None]], axis=1) / 2, jnp.concatenate([v, u], axis=1)
 
 
 def symmetric(u: Vectors, s: Values, v: Vectors, _: Values) -> Factors:
-    """(M + M^T) / 2."""
+    """Replaces M by its symmetric part, (M + M^T) / 2."""
     return _part(u, s, v, 1)
 
 
 def antisymmetric(u: Vectors, s: Values, v: Vectors, _: Values) -> Factors:
-    """(M - M^T) / 2."""
+    """Replaces M by its antisymmetric part, (M - M^T) / 2."""
     return _part(u, s, v, -1)
 
 
 def unbias(u: Vectors, s: Values, v: Vectors, _: Values) -> Factors:
-    """Leaves M the same; `edit` removes the key bias term w . y_j."""
+    """Returns factors of the unchanged M; the function `edit` removes the key bias term w . y_j."""
     return u * s[None], v
 
 
@@ -105,11 +109,11 @@ EDITS: dict[str, Callable[[Vectors, Values, Vectors, Values], Factors]] = {
 
 
 def factorise(factors: Factors, key_direction: Float[Array, "embed"], columns: int) -> FactorisedHead:
-    """Kernels of one head with `columns` columns for M' = A B^T and w.
+    """Query and key kernels of one head, with `columns` columns, for an interaction M' = A B^T and a key direction w.
 
-    The columns of the key kernel span w and as much of the row space of M' as fits: with w' = w / |w| they span w' and
-    the strongest right singular vectors of M' (I - w' w'^T). If w lies in the row space of M', nothing is lost. It does
-    unless the edit turns key directions or symmetrises M.
+    The columns of the key kernel span w and as much of the row space of M' as fits. With w' = w / |w|, the columns span
+    w' and the strongest right singular vectors of M' (I - w' w'^T). If w lies in the row space of M', nothing is lost.
+    Only edits that rotate key directions or symmetrise M can move w out of the row space of M'.
     """
     a, b = factors
     width = min(columns, len(key_direction))  # columns beyond the dimension of the embedding are 0
@@ -160,13 +164,13 @@ def edit(
 
     Args:
       parameters: query and key parameters of the model.
-      modes: modes of the same model, in the plain frame.
-      kind: one of `EDITS`.
-      weights: how much of each mode is edited, 0 to 1.
-      columns: number of columns of the new kernels. None: head_dim, and the parameters of all other heads stay
-        bit-identical; a number: kernels are computed for these heads, too.
+      modes: modes of the same model, in the plain frame (see `Frame`).
+      kind: name of an edit in `EDITS`.
+      weights: how much of each mode is edited, from 0 (unchanged) to 1 (fully edited).
+      columns: number of columns of the new kernels. If None, the kernels have head_dim columns, and the parameters of
+        heads that are not edited stay bit-identical. If a number, new kernels are computed for all heads.
       key_bias: whether edited heads keep the term w . y_j, which makes a key attractive to all queries.
-      heads: the heads to edit; None: those with a weight above 0.
+      heads: the heads to edit; if None, all heads that have a mode with a weight above 0.
 
     Raises:
       QkjaxError: the modes are not in the plain frame.

@@ -1,14 +1,16 @@
-"""Heads that are so small or so large that their singular values leave float32.
+"""Rescales heads with kernels so small or so large that the singular values leave the range of float32.
 
-Weight decay can all but empty a head, and divergence blow one up. Powers of two are taken out of such heads before they
-are decomposed, which is exact, and their singular values are float64.
+Weight decay can shrink the kernels of a head almost to zero, and divergence can make kernels very large. The kernels of
+such a head are divided by powers of two before the decomposition. This division is exact. The singular values of such a
+head are float64.
 """
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 SMALL, LARGE = 2.0**-80, 2.0**80
-"""Largest singular values between which all others that matter, and their sums and squares, are normal numbers."""
+"""Range of the largest singular value of a head. Within the range, all singular values that matter, their sums and
+their squares are normal float32 numbers."""
 
 Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
 
@@ -16,13 +18,13 @@ Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
 def split_powers(
     s: Float[np.ndarray, "layers heads rank"], query: Kernel, key: Kernel
 ) -> tuple[Kernel, Kernel, Int[np.ndarray, "layers heads 1"]] | None:
-    """Both kernels without powers of two, and the powers that were taken out of each head.
+    """Divides the kernels of heads out of range by powers of two, and returns the kernels and the exponents per head.
 
     Args:
       s: singular values as computed from the kernels.
 
     Returns:
-      None if float32 holds the singular values.
+      Query kernel, key kernel, and for each head the sum of both exponents. None if all singular values are in range.
     """
     largest = s.astype(np.float64).max(-1)
     suspects = ~((largest > SMALL) & (largest < LARGE))
@@ -38,7 +40,10 @@ def split_powers(
 
 
 def _exponents(kernel: np.ndarray, heads: np.ndarray) -> Int[np.ndarray, "layers heads"]:
-    """The power of two of the largest entry of each kernel of `heads`; 0 elsewhere, and for kernels of 0 or NaN."""
+    """The binary exponent of the largest entry in the kernel of each head in `heads`.
+
+    The exponent is 0 for heads that are not in `heads`, and for kernels that are zero or not finite.
+    """
     result = np.zeros(heads.shape, int)
     for layer, head in zip(*np.nonzero(heads), strict=True):
         largest = np.abs(kernel[layer, :, head].astype(np.float64)).max()
@@ -49,6 +54,6 @@ def _exponents(kernel: np.ndarray, heads: np.ndarray) -> Int[np.ndarray, "layers
 def relative(
     s: Float[np.ndarray, "layers heads rank"],
 ) -> tuple[Float[np.ndarray, "layers heads rank"], Int[np.ndarray, "layers heads 1"]]:
-    """Float64 singular values as float32 ones times powers of two, head by head."""
+    """Splits float64 singular values into float32 values and a power of two for each head."""
     powers = np.frexp(s.max(-1, keepdims=True))[1]
     return np.ldexp(s, -powers).astype(np.float32), powers

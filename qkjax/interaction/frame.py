@@ -1,14 +1,14 @@
-"""The frame of the interaction M: which parts of the LayerNorm and of the logit it includes."""
+"""The frame of the interaction M: whether M includes the LayerNorm scale, its centring, and the logit's 1 / sqrt(d)."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The frame of M; `decompose` has the formulas.
+    """The frame of M; see `decompose` for the formulas.
 
     Attributes:
-      fold_scale: M includes the LayerNorm scale, so that it acts on normalised tokens.
+      fold_scale: M includes the LayerNorm scale, so that M acts on normalised tokens.
       center: M excludes the mean direction, which LayerNorm removes from tokens.
       normalize: M is divided by sqrt(head_dim).
     """
@@ -22,4 +22,4 @@ class Frame:
 
 
 PLAIN = Frame()
-"""M acts on the output of the LayerNorm, as in the paper."""
+"""The plain frame, in which M acts on the output of the LayerNorm, as in the paper."""

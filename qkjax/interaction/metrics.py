@@ -1,4 +1,4 @@
-"""Measures of the modes: per mode, per head, per layer."""
+"""Computes measures of the modes for each mode and each head."""
 
 import html
 from collections.abc import Callable
@@ -18,28 +18,31 @@ from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 from qkjax.interaction.svd.lapack import one_blas_thread
 
 NEAR = 1e-4
-"""Relative distance of singular values below which float32 cannot separate their vectors: a rounding error of 6e-8
-rotates the vectors of such a pair by about 6e-8 / 1e-4, which changes a cosine by up to 1e-3 (and by
-||Wq|| ||Wk|| / ||M|| times as much if the factors nearly cancel)."""
+"""Relative distance of two singular values below which float32 cannot separate their singular vectors. A rounding error
+of 6e-8 rotates the vectors of such a pair by about 6e-8 / 1e-4, which changes a cosine by up to 1e-3. If Wq and Wk
+nearly cancel in M, the change is larger by a factor of ||Wq|| ||Wk|| / ||M||."""
 
 
 class Metrics(NamedTuple):
-    """Measures of the modes. If M of a head is zero, its undefined cosines and ratios are NaN.
+    """Measures of the modes of all heads. If the interaction M of a head is zero, undefined cosines and ratios are NaN.
 
     Attributes:
-      singular_value: s_n.
-      cosine: u_n . v_n, in [-1, 1]: a mode near 1 attends to similar tokens (grouping), one at 0 or below to others.
-      gap: distance of s_n from the nearest other singular value (for the last, also from 0), relative to s_1.
-      degenerate: whether the gap is below `NEAR`; then u_n, v_n and their cosine are not defined individually.
-      cumulative_strength: share of sum(s) in the modes up to and including this one.
-      mean_cosine: unweighted mean over all modes of a head, including degenerate ones (as in the authors' code).
+      singular_value: s_n, the strength of the mode.
+      cosine: u_n . v_n, in [-1, 1]. A mode with a cosine near 1 attends to tokens similar to the query (grouping). A
+        mode with a cosine at 0 or below attends to tokens that differ from the query (context).
+      gap: distance from s_n to the nearest other singular value (for the last one, also to 0), divided by the largest
+        singular value of the head.
+      degenerate: whether the gap is below `NEAR`. For degenerate modes, u_n, v_n and their cosine are not uniquely
+        defined.
+      cumulative_strength: sum of s over the modes up to and including this mode, divided by the sum over all modes.
+      mean_cosine: unweighted mean cosine over all modes of a head, including degenerate modes, as in the authors' code.
       weighted_cosine: sum_n (s_n / sum s) cos_n = tr(M) / ||M||_nuclear (the paper, figure 3).
       effective_rank: exp(entropy of s / sum s) (Roy and Vetterli 2007).
       stable_rank: ||M||_F^2 / ||M||_2^2.
-      symmetric_share: ||(M + M^T) / 2||_F^2 / ||M||_F^2; the rest is antisymmetric.
-      symmetric_eigenvalues: eigenvalues of (M + M^T) / 2, largest first; the other D - 2R are 0.
+      symmetric_share: ||(M + M^T) / 2||_F^2 / ||M||_F^2; the antisymmetric part has the remaining share.
+      symmetric_eigenvalues: 2R eigenvalues of (M + M^T) / 2, largest first; the remaining D - 2R eigenvalues are 0.
       antisymmetric_spectrum: w > 0 of the eigenvalue pairs +-iw of (M - M^T) / 2, largest first.
-      null: 95% intervals under chance for these shapes.
+      null: 95% intervals under chance for the shapes of this model.
 
     Example:
       >>> import numpy as np
@@ -73,29 +76,29 @@ class Metrics(NamedTuple):
         return f"Metrics({shape}\n  weighted cosine by layer: {layers}\n  chance: {self.null.weighted_cosine:.3f})"
 
     def _repr_html_(self) -> str:
-        """The representation, for notebooks."""
+        """The text of `repr` as HTML, for notebooks."""
         return f"<pre>{html.escape(repr(self))}</pre>"
 
 
 METRIC_LABELS = {
-    "singular_value": ("singular value", "1", "Strength s of each mode, in the frame of attribute options."),
-    "cosine": ("cosine", "1", "u . v: 1 attends to similar tokens (grouping), 0 and below to others (context)."),
-    "gap": ("relative gap", "1", "Distance of s from its nearest neighbour, relative to the largest s."),
-    "degenerate": ("degenerate", "1", "Whether the gap is so small that u, v and the cosine are not defined."),
-    "cumulative_strength": ("cumulative strength", "1", "Share of sum(s) up to and including this mode."),
-    "mean_cosine": ("mean cosine", "1", "Plain mean of the cosine over the modes of a head."),
+    "singular_value": ("singular value", "1", "Strength s of each mode, in the frame in the attribute `options`."),
+    "cosine": ("cosine", "1", "u . v of each mode. Near 1: grouping (similar tokens). Near 0 or below: context."),
+    "gap": ("relative gap", "1", "Distance of s to the nearest other s of the head, divided by the largest s."),
+    "degenerate": ("degenerate", "1", "Whether the gap is so small that u, v and the cosine are not unique."),
+    "cumulative_strength": ("cumulative strength", "1", "Share of sum(s) in the modes up to and including this mode."),
+    "mean_cosine": ("mean cosine", "1", "Unweighted mean of the cosine over the modes of a head."),
     "weighted_cosine": ("weighted cosine", "1", "Mean of the cosine weighted by s: tr(M) / nuclear norm of M."),
     "effective_rank": ("effective rank", "modes", "exp(entropy of s / sum s)."),
-    "stable_rank": ("stable rank", "modes", "Squared Frobenius norm of M over its squared spectral norm."),
-    "symmetric_share": ("symmetric share", "1", "Share of the squared Frobenius norm in the symmetric part of M."),
+    "stable_rank": ("stable rank", "modes", "Squared Frobenius norm of M divided by its squared spectral norm."),
+    "symmetric_share": ("symmetric share", "1", "Share of the squared norm of M that is in its symmetric part."),
     "symmetric_eigenvalues": ("eigenvalue", "1", "Eigenvalues of the symmetric part of M, largest first."),
-    "antisymmetric_spectrum": ("eigenvalue size", "1", "w of the pairs +-iw of the antisymmetric part of M."),
+    "antisymmetric_spectrum": ("eigenvalue size", "1", "w of the eigenvalues +-iw of the antisymmetric part of M."),
 }
-"""Name for axes, units and description of each field of `Metrics` but `null`; files have them."""
+"""Axis label, units and description of each field of `Metrics` except `null`, as stored in result files."""
 
 
 def relative_gap(s: Float[Array, "rank"]) -> Float[Array, "rank"]:
-    """Distance of each singular value to its nearest neighbour, divided by the largest."""
+    """Distance of each singular value to its nearest neighbour, divided by the largest singular value."""
     steps = s - jnp.append(s[1:], 0.0)
     above = jnp.append(jnp.inf, steps[:-1])
     return jnp.minimum(above, steps) / s[0]
@@ -107,17 +110,18 @@ def split_spectra(
     v: Float[Array, "*batch embed rank"],
     qr: Callable,
 ) -> tuple[Float[Array, "*batch eigen"], Float[Array, "*batch pairs"]]:
-    """Eigenvalues of the symmetric part of M, and w > 0 of the pairs +-iw of the antisymmetric one.
+    """Eigenvalues of the symmetric part of M, and w > 0 of the eigenvalue pairs +-iw of the antisymmetric part.
 
-    Both parts act within the span of [u, v]. `qr` computes an orthonormal basis P of that span, and the small matrix
-    P^T M P has exactly both spectra.
+    The symmetric and antisymmetric parts of M act within the span of [u, v]. `qr` computes an orthonormal basis P of
+    this span. The symmetric and antisymmetric parts of the small matrix P^T M P have the same nonzero eigenvalues as
+    the parts of M.
     """
     basis, _ = qr(jnp.concatenate([u, v], axis=-1))
     dot, basis_t = partial(jnp.matmul, precision="highest"), jnp.swapaxes(basis, -1, -2)
     small = dot(dot(basis_t, u) * s[..., None, :], jnp.swapaxes(dot(basis_t, v), -1, -2))
     small_t = jnp.swapaxes(small, -1, -2)
     # i times an antisymmetric matrix is Hermitian, so both spectra come from one batched call:
-    # two independent ones in a program can deadlock XLA on CPUs with few cores.
+    # two independent batched calls in one program can deadlock XLA on CPUs with few cores.
     parts = jnp.stack([(small + small_t) / 2 + 0j, (small - small_t) / 2 * 1j])
     symmetric, antisymmetric = jnp.linalg.eigvalsh(parts)[..., ::-1]
     return symmetric, antisymmetric[..., : antisymmetric.shape[-1] // 2]
@@ -152,7 +156,10 @@ def _measure(modes: Modes, lapack: bool) -> dict:
 
 
 def _measure_in_range(modes: Modes) -> dict:
-    """The measures of heads whose singular values leave float32: all but three do not depend on the scale of a head."""
+    """Measures of modes whose singular values leave the range of float32.
+
+    Only three measures depend on the scale of a head; these three are float64.
+    """
     s, powers = float_range.relative(np.asarray(modes.s))
     measured = _measure(replace(modes, s=s), by_lapack())
     scaled = ("singular_value", "symmetric_eigenvalues", "antisymmetric_spectrum")
@@ -160,13 +167,13 @@ def _measure_in_range(modes: Modes) -> dict:
 
 
 def measure(modes: Modes) -> Metrics:
-    """Computes all metrics of all heads from their modes, in one jitted call.
+    """Computes all measures of all heads from their modes, in one jitted call.
 
     Args:
       modes: the result of `decompose`.
 
     Returns:
-      `Metrics`. The value of a layer is the mean over its heads, such as `metrics.weighted_cosine.mean(-1)`.
+      `Metrics`. For the value of a layer, take the mean over its heads, such as `metrics.weighted_cosine.mean(-1)`.
 
     Example:
       >>> import numpy as np

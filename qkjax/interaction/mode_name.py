@@ -7,8 +7,13 @@ from qkjax.errors import QkjaxError
 
 
 class ModeName(NamedTuple):
-    """A mode's layer, head and rank among the modes of its head, counted from 0; and its sign: 1 for (u, v) as in
-    `Modes`, -1 for (-u, -v), 0 if unspecified."""
+    """The name of a mode.
+
+    Attributes:
+      layer, head: layer and head, counted from 0.
+      mode: index among the modes of the head, counted from 0 for the strongest mode.
+      sign: 1 for (u, v) as in `Modes`, -1 for (-u, -v), 0 if unspecified.
+    """
 
     layer: int
     head: int
@@ -23,7 +28,8 @@ class ModeName(NamedTuple):
         """Parses "L8 H9 M2", "l8h9m2" or, with a sign, "L8 H9 M2+" and "L8 H9 M2-".
 
         Args:
-          shape: numbers of layers, heads per layer, and modes per head.
+          text: the name of a mode.
+          shape: the number of layers, of heads per layer, and of modes per head.
 
         Raises:
           QkjaxError: the text is not the name of a mode, or the model has no such mode.
@@ -36,24 +42,24 @@ class ModeName(NamedTuple):
             layers, heads, modes = shape
             raise QkjaxError(
                 f"mode='{name}': expected a layer from 0 to {layers - 1}, a head from 0 to {heads - 1} and a mode from "
-                f"0 to {modes - 1}, pass another one"
+                f"0 to {modes - 1}, pass another name"
             )
         return name
 
 
 def requested_indices(what: str, value: int | None, count: int) -> range:
-    """The requested layers or heads: one, or all.
+    """Indices of the requested layers or heads: a single index, or all.
 
     Args:
-      what: "layer" or "head", for the error.
-      value: index of the requested one; None for all.
+      what: "layer" or "head", for the error message.
+      value: index of the requested layer or head; None for all.
       count: number of layers or heads.
 
     Raises:
-      QkjaxError: the requested one does not exist.
+      QkjaxError: the requested layer or head does not exist.
     """
     if value is None:
         return range(count)
     if not 0 <= value < count:
-        raise QkjaxError(f"{what}={value}: expected a number from 0 to {count - 1}, the model has {count} {what}s")
+        raise QkjaxError(f"{what}={value}: expected a number from 0 to {count - 1}, as the model has {count} {what}s")
     return range(value, value + 1)

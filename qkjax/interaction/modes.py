@@ -1,4 +1,4 @@
-"""Singular modes of the query-key interaction M = Wq Wk^T, head by head, without forming M."""
+"""Computes the singular modes of the query-key interaction M = Wq Wk^T of every head, without forming M."""
 
 import html
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Modes:
     Attributes:
       u, v: query and key directions, of unit length.
       s: strengths, in descending order.
-      frame: the frame of M; functions that need the plain frame refuse modes in any other.
+      frame: the frame of M; functions that need the plain frame refuse modes in any other frame.
 
     Example:
       >>> import numpy as np
@@ -56,7 +56,7 @@ class Modes:
         return f"Modes({shape[0]} layers x {shape[1]} heads x {shape[3]} modes, embed {shape[2]}, frame {self.frame})"
 
     def _repr_html_(self) -> str:
-        """A table of the heads with the largest sums of singular values."""
+        """An HTML table of the five heads with the largest sums of singular values."""
         if np.ndim(self.u) != 4:
             return html.escape(repr(self))
         s, u, v = (np.asarray(x, np.float64) for x in (self.s, self.u, self.v))
@@ -71,17 +71,18 @@ class Modes:
 
 
 def require_plain(modes: Modes, what: str) -> None:
-    """Refuses modes that are not in the plain frame.
+    """Refuses modes that are not in the plain frame, in which M acts on the output of the LayerNorm.
 
     Args:
-      what: name of the function that needs the plain frame, for the error.
+      modes: the modes to check.
+      what: name of the function that needs the plain frame, for the error message.
 
     Raises:
-      QkjaxError: the modes are in another frame.
+      QkjaxError: the modes are not in the plain frame.
     """
     if modes.frame != PLAIN:
         raise QkjaxError(
-            f"{what} needs modes in the plain frame, and these are in the frame {modes.frame}: call decompose without "
+            f"{what} got modes in the frame {modes.frame}: expected the plain frame, call decompose without "
             "fold_scale, center and normalize"
         )
 
@@ -91,7 +92,7 @@ def _fold(
     norm_scale: Float[Array | np.ndarray, "embed"] | None,
     center: bool,
 ) -> Float[Array | np.ndarray, "embed heads head_dim"]:
-    """Kernels in the requested frame, C diag(g) W, in their own precision; see `decompose`."""
+    """Kernels in the requested frame, C diag(g) W, in the precision of the input; see `decompose` for the letters."""
     if norm_scale is not None:
         kernel = kernel * norm_scale.astype(kernel.dtype)[:, None, None]
     return kernel - kernel.mean(axis=0, keepdims=True) if center else kernel
@@ -100,9 +101,10 @@ def _fold(
 def decompose_head(query: Float[Array, "embed head_dim"], key: Float[Array, "embed head_dim"]) -> Modes:
     """The modes of one head, for use within a jitted program.
 
-    Thin QR factorises both kernels, and an SVD the small product of their triangles:
+    A thin QR factorises both kernels, and an SVD factorises the small product of the two triangles:
     Wq = Qq Rq, Wk = Qk Rk, Rq Rk^T = A S B^T  =>  u = Qq A, v = Qk B.
-    Householder QR never squares a condition number, so weak modes remain accurate in float32. It is differentiable.
+    Householder QR never squares a condition number, so weak modes remain accurate in float32. The function is
+    differentiable.
     """
     # One stacked QR, then the SVD that depends on it: XLA can deadlock on CPUs with few cores
     # if two batched LAPACK calls of one program may run at the same time.
@@ -111,16 +113,16 @@ def decompose_head(query: Float[Array, "embed head_dim"], key: Float[Array, "emb
 
 
 def decompose_heads(query: Float[Array, "*batch embed head_dim"], key: Float[Array, "*batch embed head_dim"]) -> Modes:
-    """The modes of many heads at once, by matrix products and element-wise operations, which suit accelerators.
+    """The modes of many heads at once, by matrix products and element-wise operations, which are fast on accelerators.
 
-    `cholesky_qr` computes the thin QR, and `jacobi_svd` the SVD of the product of the triangles.
+    `cholesky_qr` computes the thin QR, and `jacobi_svd` computes the SVD of the product of the triangles.
     """
     bases, cores = cholesky_qr(jnp.stack([query, key]))
     return _assemble(bases, *jacobi_svd(jnp.matmul(cores[0], jnp.swapaxes(cores[1], -1, -2), precision="highest")))
 
 
 def _assemble(bases, left, s, right) -> Modes:
-    """u and v from the singular vectors of the small product, with the sign that `Modes` specifies."""
+    """Modes from the orthonormal bases and the SVD of the small product, with the sign that `Modes` specifies."""
     u, v = jnp.matmul(bases, jnp.stack([left, jnp.swapaxes(right, -1, -2)]), precision="highest")
     # The entry of largest magnitude is either the maximum or the minimum.
     sign = jnp.where(u.max(-2, keepdims=True) + u.min(-2, keepdims=True) < 0, -1.0, 1.0).astype(u.dtype)
@@ -137,15 +139,15 @@ def _decompose(query_kernel, key_kernel, norm_scale, center, normalize, lapack) 
         return jax.vmap(decompose_head, in_axes=1)(query, key) if lapack else (query, key)
 
     if lapack:
-        # One layer at a time is as fast on a CPU, and needs a third of the memory. (Groups of layers and a remainder
-        # would be two batched LAPACK calls in one program, which can deadlock XLA.)
+        # On a CPU, one layer at a time is as fast as all layers at once, and needs a third of the memory. (Groups of
+        # layers and a remainder would be two batched LAPACK calls in one program, which can deadlock XLA.)
         return jax.lax.map(layer, (query_kernel, key_kernel, norm_scale))
     folded = jax.vmap(layer)((query_kernel, key_kernel, norm_scale))
     return decompose_heads(*(jnp.moveaxis(x, 2, 1) for x in folded))
 
 
 def _on_all_devices(arrays: tuple, center: bool, normalize: bool) -> Modes:
-    """Distributes layers over the devices of this host; the result is on the first device."""
+    """Computes modes with the layers distributed over the devices of this host; the result is on the first device."""
     devices = jax.local_devices()
     shares = np.array_split(np.arange(len(arrays[0])), len(devices))
     parts = [
@@ -157,7 +159,7 @@ def _on_all_devices(arrays: tuple, center: bool, normalize: bool) -> Modes:
 
 
 def _on_threads(query_kernel, key_kernel, norm_scale, center: bool, normalize: bool) -> Modes:
-    """Distributes heads over the cores of a CPU, see `qkjax.interaction.svd.lapack`."""
+    """Computes modes with the heads distributed over the cores of a CPU, see `qkjax.interaction.svd.lapack`."""
     layers, embed, heads, head_dim = query_kernel.shape
 
     def factors(layer: int, head: int) -> np.ndarray:
@@ -174,7 +176,7 @@ def _on_threads(query_kernel, key_kernel, norm_scale, center: bool, normalize: b
 
 
 def by_lapack() -> bool:
-    """Whether `decompose` uses LAPACK, which is fast on CPUs; matrix products are faster on accelerators."""
+    """Whether `decompose` uses LAPACK, which is the fastest method on CPUs but not on accelerators."""
     return jax.default_backend() == "cpu"
 
 
@@ -186,34 +188,34 @@ def decompose(
     center: bool = False,
     normalize: bool = False,
 ) -> Modes:
-    """Singular modes of M = Wq Wk^T of all layers and heads, in one call.
+    """Computes the singular modes of M = Wq Wk^T for all layers and heads.
 
-    On accelerators and within jitted programs it is one float32 program. On a CPU, threads call LAPACK in float64,
-    which is faster there, and the result is rounded to float32.
+    On accelerators and within jitted programs, the computation is one float32 program. On a CPU, threads call LAPACK in
+    float64, which is faster there, and the result is rounded to float32.
 
     Let x be the normalised token (mean 0, variance 1) and y = g * x + b the output of the LayerNorm before attention:
 
     - by default, the modes are those of M, which acts on y, as in the paper (section 2.2);
-    - `norm_scale=g` includes the LayerNorm scale: diag(g) M diag(g), which acts on x;
-    - `center` excludes the mean direction, which LayerNorm removes from x: with C = I - 11^T / D,
-      C diag(g) M diag(g) C; without `norm_scale`, g = 1;
+    - `norm_scale=g` includes the LayerNorm scale: the modes are those of diag(g) M diag(g), which acts on x;
+    - `center` excludes the mean direction, which LayerNorm removes from x: the modes are those of
+      C diag(g) M diag(g) C with C = I - 11^T / D, and g = 1 without `norm_scale`;
     - `normalize` divides M by sqrt(head_dim), so that s is in units of the attention logit.
 
     Args:
-      query_kernel, key_kernel: (layers, embed, heads, head_dim), floating point of any width.
+      query_kernel, key_kernel: (layers, embed, heads, head_dim), in any floating-point precision.
       norm_scale: (layers, embed), scale of the LayerNorm before attention.
 
     Returns:
       `Modes` in float32: u and v (layers, heads, embed, rank) and s (layers, heads, rank), with
-      rank = min(embed, head_dim). If float32 cannot hold the s of a head, s is float64. Heads whose kernels are not
-      finite have NaN. If neighbouring s are nearly equal, only the space that their vectors span is defined; `measure`
-      marks such modes as degenerate.
+      rank = min(embed, head_dim). If the s of any head leaves the range of float32, s is float64. Heads whose kernels
+      are not finite have NaN in u, s and v. If neighbouring s are nearly equal, only the space that their vectors span
+      is defined; `measure` marks such modes as degenerate.
 
-      Accuracy: on a CPU s is exact up to the rounding to float32. Elsewhere its error is about 1e-6 of the largest s of
-      the head, times ||Wq|| ||Wk|| / ||M|| if that is far above 1 (in trained models it is a few).
+      On a CPU, s is exact up to the rounding to float32. Elsewhere, the error of s is about 1e-6 of the largest s of
+      the head, times ||Wq|| ||Wk|| / ||M|| if this ratio is far above 1 (in trained models, it is a few).
 
     Raises:
-      QkjaxError: the kernels do not have equal shapes with four axes, or `norm_scale` does not fit them.
+      QkjaxError: the kernels do not have equal shapes with four axes, or the shape of `norm_scale` does not fit them.
     """
     if query_kernel.ndim != 4 or query_kernel.shape != key_kernel.shape:
         raise QkjaxError(
@@ -237,7 +239,7 @@ def decompose(
 
 
 def _decompose_fastest(arrays: tuple, center: bool, normalize: bool) -> Modes:
-    """Decomposes by the method that is fastest on this machine; the caller sets the frame."""
+    """Computes the modes by the method that is fastest on this machine; the caller sets the frame."""
     if any(isinstance(x, jax.core.Tracer) for x in arrays):
         return _decompose(*arrays, center, normalize, by_lapack())
     if by_lapack():

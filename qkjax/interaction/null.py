@@ -1,4 +1,4 @@
-"""What chance gives: cosines of random directions, and of heads with random kernels."""
+"""Values under chance: cosines of random directions, and cosines of the modes of heads with random kernels."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,19 +10,20 @@ from scipy.special import betaincinv
 from qkjax.interaction.modes import decompose
 
 LEVEL = 0.95
-HEADS = 256  # random heads that are decomposed
-LAYERS = 20_000  # layers of such heads that are sampled
+HEADS = 256  # number of random heads that are decomposed
+LAYERS = 20_000  # number of layers that are sampled from these heads
 
 
 class Null(NamedTuple):
-    """Half widths of 95% intervals under chance, which are symmetric about 0.
+    """Half widths of 95% intervals under chance; all intervals are symmetric about 0.
 
     Attributes:
-      cosine: interval of the cosine of two independent directions, uniform on the sphere (exact).
-      mean_cosine: interval of the mean cosine over the modes and heads of a layer with random kernels.
-      weighted_cosine: interval of the weighted mean cosine of such a layer. (Random kernels have a flat spectrum.
-        If few modes are strong, the interval is wider, about as 1 / sqrt of the effective rank.)
-      head_weighted_cosine: interval of the weighted mean cosine of one such head.
+      cosine: half width for the cosine of two independent directions, uniform on the sphere (exact).
+      mean_cosine: half width for the mean cosine over the modes and heads of a layer with random kernels.
+      weighted_cosine: half width for the mean cosine weighted by strength, over the heads of a layer with random
+        kernels. (Random kernels have a flat spectrum. If only a few modes are strong, the interval is wider, roughly in
+        proportion to 1 / sqrt of the effective rank.)
+      head_weighted_cosine: half width for the mean cosine weighted by strength, of one head with random kernels.
     """
 
     cosine: float
@@ -32,9 +33,9 @@ class Null(NamedTuple):
 
 
 def cosine_quantile(embed: int, level: float = LEVEL) -> float:
-    """Half width of the central interval of the cosine of two random directions.
+    """Half width of the central interval of the cosine c of two random directions.
 
-    (c + 1) / 2 ~ Beta((D - 1) / 2, (D - 1) / 2); the standard deviation of c is 1 / sqrt(D).
+    The distribution is (c + 1) / 2 ~ Beta((D - 1) / 2, (D - 1) / 2), and the standard deviation of c is 1 / sqrt(D).
     """
     half = (embed - 1) / 2
     return float(2 * betaincinv(half, half, (1 + level) / 2) - 1)
@@ -42,10 +43,10 @@ def cosine_quantile(embed: int, level: float = LEVEL) -> float:
 
 @lru_cache(maxsize=64)
 def null_band(embed: int, heads: int, head_dim: int) -> Null:
-    """The intervals under chance for heads of the given shapes, simulated with independent Gaussian kernels.
+    """Intervals under chance for heads of the given shapes, simulated with independent Gaussian kernels.
 
-    256 random heads are decomposed, and 20,000 layers of `heads` of these heads are sampled. The seed is fixed, so
-    the same shapes always give the same intervals. The simulation determines the widths to about 5%.
+    256 random heads are decomposed. From these, 20,000 layers are sampled, each with `heads` heads. The seed is fixed,
+    so the same shapes always give the same intervals. The simulated widths are accurate to about 5%.
     """
     keys = jax.random.split(jax.random.key(0), 2)
     modes = decompose(*(jax.random.normal(k, (1, embed, HEADS, head_dim)) for k in keys))

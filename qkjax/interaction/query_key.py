@@ -1,4 +1,4 @@
-"""The parameters of the query-key interaction of all layers."""
+"""The query and key parameters of all layers."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ Stack = np.ndarray
 class QueryKey(NamedTuple):
     """The parameters of the attention logits of all layers: L layers, D embed, H heads, d head_dim.
 
-    logit_ij = (y_i Wq + bq) . (y_j Wk + bk) / sqrt(d) with y = norm_scale * normalised token + norm_bias.
+    The logit is logit_ij = (y_i Wq + bq) . (y_j Wk + bk) / sqrt(d), with y = norm_scale * normalised token + norm_bias.
 
-    `norm_centers` is whether the norm subtracts the mean of a token: LayerNorm does, RMSNorm does not.
+    `norm_centers` is True if the norm subtracts the mean of a token (LayerNorm), and False if not (RMSNorm).
 
     Example:
       >>> import qkjax

@@ -1,4 +1,4 @@
-"""Selecting modes by a text such as "cosine>0.5 layers=0-3", and at random with matched strength, as a control."""
+"""Selects modes by a text such as "cosine>0.5 layers=0-3", and draws random modes of matched strength as a control."""
 
 import operator
 import re
@@ -22,39 +22,42 @@ ORDERS = {
     "strongest": ("singular_value", -1),
     "weakest": ("singular_value", 1),
 }
-"""Orders of modes: the measure that sorts them, and whether the lowest (1) or the highest (-1) comes first."""
+"""Orders of modes by name: the measure to sort by, and 1 if the lowest value comes first, -1 if the highest."""
 NUMBER = r"-?\d*\.?\d+(?:e-?\d+)?"
 
 
 def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
-    """The modes that satisfy all terms of a text.
+    """Selects the modes that satisfy all terms of a text.
 
     Args:
-      text: terms, separated by spaces:
-        "cosine>0.5" compares cosine, cumulative_strength or singular_value by >, >=, < or <=;
-        "layers=0-3", "heads=1,4", "modes=0-9", "modes=10-" give numbers and ranges, counted from 0; modes are counted
-        from the strongest;
-        "grouping=0.3" takes the modes with the highest cosines until they have 0.3 of the squared strength of their
-        head, the last one in part (see `edit`); it takes them from the modes that satisfy the other terms;
-        "contextual=0.3" takes the lowest cosines, "strongest=0.3" the largest and "weakest=0.3" the smallest singular
-        values;
+      text: terms, separated by spaces.
+        "cosine>0.5" compares the cosine with 0.5. The measure may also be cumulative_strength or singular_value, and
+        the comparison may also be >=, < or <=.
+        "layers=0-3", "heads=1,4", "modes=0-9" and "modes=10-" give numbers and ranges, counted from 0. Mode 0 is the
+        strongest mode of its head.
+        "grouping=0.3" takes modes of each head, those with the highest cosines first, until they have 0.3 of the
+        squared strength of the head. The last mode is usually selected in part. Modes that do not satisfy all other
+        terms are skipped.
+        "contextual=0.3" does the same, but takes modes with the lowest cosines first. "strongest=0.3" takes modes with
+        the largest singular values first, and "weakest=0.3" takes modes with the smallest singular values first.
         "all" selects all modes.
       metrics: measures of the modes.
-      keep: select the complement: all other modes of the heads that the terms "layers=" and "heads=" select.
+      keep: whether to select the complement instead: in the heads that the terms "layers=" and "heads=" select, all
+        modes that do not satisfy the text.
 
     Returns:
-      Weights (layers, heads, rank): 1 for selected modes, 0 for others, and values between them for modes that are
-      selected in part.
+      Weights (layers, heads, rank): 1 for selected modes, 0 for modes that are not selected, and values between 0 and 1
+      for modes that are selected in part.
 
     Raises:
-      QkjaxError: an unknown term, or a number that the model does not have.
+      QkjaxError: a term is unknown, or the model has no layer, head or mode with a given number.
     """
     terms = text.split()
     if not terms:
         raise QkjaxError('the selection is an empty text: expected terms such as "cosine>0.5", or "all" for all modes')
     share_terms = [term for term in terms if re.fullmatch(rf"({'|'.join(ORDERS)})={NUMBER}", term)]
     if len(share_terms) > 1:
-        raise QkjaxError(f"{' and '.join(map(repr, share_terms))} order the modes in different ways: pass one of them")
+        raise QkjaxError(f"{' and '.join(map(repr, share_terms))}: expected at most one such term, remove the others")
     mask = np.ones(metrics.cosine.shape, bool)
     for term in terms:
         if term not in share_terms:
@@ -66,17 +69,17 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
 
 
 def heads_of(text: str, metrics: Metrics) -> Bool[np.ndarray, "layers heads"]:
-    """The heads that the terms "layers=" and "heads=" of a selection select; all heads without such terms.
+    """The heads that the terms "layers=" and "heads=" of a selection select; all heads if there are no such terms.
 
     Raises:
-      QkjaxError: a number that the model does not have.
+      QkjaxError: the model has no layer or head with a given number.
     """
     terms = [term for term in text.split() if term.startswith(("layers=", "heads="))]
     return np.asarray(select(" ".join(terms) or "all", metrics)).any(-1)
 
 
 def _share(term: str, mask: np.ndarray, metrics: Metrics) -> Weights:
-    """Weights of the modes that a term such as "grouping=0.3" takes from those in the mask."""
+    """Weights of the modes that a term such as "grouping=0.3" selects among the modes in the mask."""
     order, share = term.split("=")
     if not 0 <= float(share) <= 1:
         raise QkjaxError(f"{term!r}: expected a share of the squared strength from 0 to 1, such as {order}=0.3")
@@ -86,7 +89,7 @@ def _share(term: str, mask: np.ndarray, metrics: Metrics) -> Weights:
 
 
 def _mask(term: str, metrics: Metrics) -> np.ndarray:
-    """The modes that satisfy a term other than a share."""
+    """Mask of the modes that satisfy a term such as "all", "cosine>0.5" or "layers=0-3"."""
     shape = metrics.cosine.shape
     if term == "all":
         return np.ones(shape, bool)
@@ -97,18 +100,18 @@ def _mask(term: str, metrics: Metrics) -> np.ndarray:
         axis = AXES[match[1]]
         if max(map(int, re.findall(r"\d+", match[2]))) >= shape[axis]:
             raise QkjaxError(
-                f"{term!r}: expected numbers from 0 to {shape[axis] - 1}, the model has {shape[axis]} {match[1]}"
+                f"{term!r}: expected numbers from 0 to {shape[axis] - 1}, since the model has {shape[axis]} {match[1]}"
             )
         numbers = _numbers(match[2], shape[axis])
         return np.isin(np.arange(shape[axis]), numbers).reshape([-1 if i == axis else 1 for i in range(3)])
     raise QkjaxError(
-        f"{term!r} is not a valid term: expected one such as 'cosine>0.5', 'cumulative_strength<=0.9', 'layers=0-3', "
-        f"'heads=1,4', 'modes=0-9', 'modes=10-', {', '.join(repr(f'{name}=0.3') for name in ORDERS)}, 'all'"
+        f"{term!r} is not a valid term: expected for example 'cosine>0.5', 'cumulative_strength<=0.9', 'layers=0-3', "
+        f"'heads=1,4', 'modes=0-9', 'modes=10-', {', '.join(repr(f'{name}=0.3') for name in ORDERS)} or 'all'"
     )
 
 
 def _numbers(text: str, count: int) -> list[int]:
-    """The numbers in "0-3,7"; "5-" goes up to the last number."""
+    """The numbers in a text such as "0-3,7" or "5-"; the range "5-" ends at the last number, count - 1."""
     numbers = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
@@ -120,7 +123,7 @@ def _numbers(text: str, count: int) -> list[int]:
 
 
 def strength(weights: Weights, s: Float[Array | np.ndarray, "layers heads rank"]) -> Float[np.ndarray, "layers heads"]:
-    """The share of ||M||_F^2 = sum s^2 of each head that the weights select."""
+    """The share of the squared strength ||M||_F^2 = sum s^2 of each head that the weights select."""
     squares = np.asarray(s, np.float64) ** 2
     return (weights * squares).sum(-1) / np.maximum(squares.sum(-1), np.finfo(np.float64).tiny)
 
@@ -128,14 +131,14 @@ def strength(weights: Weights, s: Float[Array | np.ndarray, "layers heads rank"]
 def random_modes(
     seed: int, share: Float[np.ndarray, "layers heads"], s: Float[Array | np.ndarray, "layers heads rank"]
 ) -> Weights:
-    """Random modes that together have the given share of the squared strength of each head.
+    """Weights of random modes that together have the given share of the squared strength of each head.
 
-    They are the control of an edit of modes with the same share. Modes are taken in random order, the last one in part.
-    The share is rounded to six decimals.
+    Random modes are the control for an edit of modes with the same share. Modes are taken in random order, and the last
+    mode is taken in part. The share is rounded to six decimals.
     """
     squares = np.asarray(s, np.float64) ** 2
     order = np.asarray(jax.random.uniform(jax.random.key(seed), squares.shape))
-    # Rounded, so that edits of equal strength have identical controls.
+    # The share is rounded, so that edits of equal strength have identical controls.
     return _up_to_total(order, squares, np.round(share, 6) * squares.sum(-1))
 
 
@@ -144,11 +147,11 @@ def _up_to_total(
     squares: Float[np.ndarray, "layers heads rank"],
     total: Float[np.ndarray, "layers heads"],
 ) -> Weights:
-    """Weights of the modes that are taken in ascending order of `sort_by` until their squares add up to `total`."""
+    """Weights of modes taken in ascending order of `sort_by` until their `squares` add up to `total`."""
     order = sort_by.argsort(axis=-1, kind="stable")
     sorted_squares = np.take_along_axis(squares, order, axis=-1)
     before = np.cumsum(sorted_squares, axis=-1) - sorted_squares
-    # Slightly increased: otherwise rounding would exclude the weakest modes if the total is that of all modes.
+    # The total is slightly increased: rounding would otherwise exclude the weakest mode if all modes are selected.
     remaining = total[..., None] * (1 + 1e-9) - before
     parts = np.clip(remaining, 0, sorted_squares) / np.maximum(sorted_squares, np.finfo(np.float64).tiny)
     weights = np.where(sorted_squares > 0, parts, remaining > 0)

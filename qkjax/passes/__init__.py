@@ -1,1 +1,1 @@
-"""A resumable pass over a set of images, on all devices and hosts."""
+"""Resumable passes over a set of images, on all devices and hosts."""

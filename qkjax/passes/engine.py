@@ -1,8 +1,10 @@
-"""A pass over a set of images: batches, hosts, prefetch, saving, resuming, unreadable images, the progress bar.
+"""Runs a pass over a set of images, which can be interrupted and resumed, and can be distributed over several hosts.
 
-An analysis defines how one batch changes its state and how the states of several hosts are merged; this module does
-everything else. If a pass is interrupted or killed at any moment, the next call resumes it and gives bit-identical
-results: batches depend only on the indices of the images, and the same compiled program adds each of them to the state.
+An analysis defines how one batch changes the state of the pass, and how the states of several hosts are merged. This
+module saves and resumes progress, distributes batches over hosts, collects unreadable images and shows a progress bar.
+
+If a pass is interrupted or killed at any moment, the next call resumes the pass and gives bit-identical results. The
+reason is that batches depend only on the indices of images, and the same compiled program adds each batch to the state.
 """
 
 import time
@@ -25,7 +27,7 @@ State = TypeVar("State")  # a pytree of arrays whose shapes stay the same
 Rows = dict[str, np.ndarray]  # arrays with one row per image, or per batch
 
 SAVE_SECONDS = 20.0
-"""Seconds between two saves."""
+"""Seconds between two saves of the progress."""
 
 
 class PassResult(NamedTuple):
@@ -34,7 +36,7 @@ class PassResult(NamedTuple):
     Attributes:
       state: the state after the last batch.
       rows: the rows of all batches, concatenated in the order of the batches.
-      unreadable: index and reason of each image that could not be read, sorted by index.
+      unreadable: index and reason for each image that could not be read, sorted by index.
     """
 
     state: object
@@ -43,7 +45,7 @@ class PassResult(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """Progress of a pass. It is always replaced as a whole, so that no batch counts twice."""
+    """Progress of a pass. The whole tuple is replaced after each batch, so that no batch can be counted twice."""
 
     done: int
     state: object
@@ -52,7 +54,7 @@ class _Progress(NamedTuple):
 
 
 def batch_groups(count: int, size: int) -> list[range]:
-    """The indices of each batch of a set of `count` images."""
+    """Indices of the images in each batch, for a set of `count` images and batches of `size`."""
     return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
 
@@ -67,26 +69,26 @@ def run_pass(
     merge: Callable[[list[State]], State] | None = None,
     bar: tqdm | None = None,
 ) -> PassResult:
-    """Runs a whole pass, or the rest of an interrupted one.
+    """Runs a whole pass, or the rest of an interrupted pass.
 
-    With n hosts (`jax.distributed`) each takes every n-th batch, and all of them get the whole result.
+    With n hosts (`jax.distributed`), each host takes every n-th batch, and all hosts get the whole result.
 
     Args:
-      step: takes the state and a batch and returns the new state, and the rows of its images. It may donate the
-        buffers of the old state, which is never read again.
+      step: function that takes the state and a batch, and returns the new state and the rows of the images in the
+        batch. The function may donate the buffers of the old state, which is never read again.
       state: the state before the first batch.
       groups: indices of the images in each batch.
-      batches: takes some of the groups and yields their batches, in order.
-      path: file in which progress is saved, one per host; the caller removes it after saving the result. None: nothing
-        is saved.
+      batches: function that takes some of the groups and yields their batches, in order.
+      path: file in which this host saves its progress; the caller removes the file after saving the result. If None,
+        progress is not saved.
       settings: all settings that the result depends on, see `settings_of`.
-      merge: merges the states of several hosts into one; required if the state is not empty.
-      bar: a progress bar that several passes share; by default the pass has its own.
+      merge: function that merges the states of several hosts into one state; required if the state is not empty.
+      bar: a progress bar to share with further passes; by default the pass shows its own bar.
 
     Raises:
-      QkjaxError: a saved pass has other settings or cannot be read, hosts have different settings, or a file cannot be
-        written.
-      KeyboardInterrupt: raised between two batches, after saving progress.
+      QkjaxError: a saved pass has different settings or cannot be read, the settings of the hosts differ, or a file
+        cannot be written.
+      KeyboardInterrupt: the user interrupted the pass; raised between two batches, after saving progress.
     """
     process, processes = jax.process_index(), jax.process_count()
     if processes > 1:
@@ -104,7 +106,7 @@ def run_pass(
 
 
 def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
-    """Each item, and the seconds spent waiting for it."""
+    """Yields the seconds spent waiting for each item, and the item."""
     remaining = iter(work)
     while True:
         start = time.monotonic()
@@ -116,9 +118,10 @@ def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
 
 
 def _advance(progress: _Progress, step, groups, batches, save, bar: tqdm | None) -> _Progress:
-    """Runs the remaining batches; saves every `SAVE_SECONDS`, at the end, and when interrupted.
+    """Runs the remaining batches, and saves progress every `SAVE_SECONDS`, when interrupted, and at the end.
 
-    The bar shows the share of time in which the device waits for batches; if it is large, images are read too slowly.
+    The bar shows the share of time in which the device waits for batches. If this share is large, images are read too
+    slowly.
     """
     before, remaining = groups[: progress.done], groups[progress.done :]
     began = saved = time.monotonic()
@@ -157,10 +160,10 @@ def _save(path: Path | None, settings: Mapping[str, str], progress: _Progress) -
 
 
 def _resumed(path: Path | None, settings: Mapping[str, str], state, groups: Sequence) -> _Progress | None:
-    """The progress of an interrupted pass; None if there is none.
+    """The progress of an interrupted pass; None if there is no interrupted pass.
 
     Raises:
-      QkjaxError: the interrupted pass has other settings, or its arrays do not fit this pass.
+      QkjaxError: the interrupted pass has different settings, or its arrays do not fit this pass.
     """
     saved = read_partial(path, settings) if path else None
     if saved is None:
@@ -168,11 +171,11 @@ def _resumed(path: Path | None, settings: Mapping[str, str], state, groups: Sequ
     try:
         return _restored(*saved, state, groups)
     except (LookupError, ValueError, TypeError) as error:
-        raise QkjaxError(f"cannot resume from {path} ({error}); remove it to start again") from error
+        raise QkjaxError(f"cannot resume from {path} ({error}); remove this file to start again") from error
 
 
 def _restored(arrays: Rows, unreadable: Unreadable, state, groups: Sequence[Sequence[int]]) -> _Progress:
-    """The progress that saved arrays describe.
+    """Rebuilds the progress of a pass from saved arrays.
 
     Raises:
       LookupError, ValueError, TypeError: the arrays do not fit this pass.
@@ -191,7 +194,7 @@ def _restored(arrays: Rows, unreadable: Unreadable, state, groups: Sequence[Sequ
         and all(np.isin(numbers, range(done)).all() for _, numbers in rows.values())
         and images.issuperset(index for index, _ in unreadable)
     ):
-        raise ValueError("its arrays do not fit this pass")
+        raise ValueError("the saved arrays do not fit this pass")
     by_batch = [(n, {k: x[numbers == n] for k, (x, numbers) in rows.items()}) for n in range(done)] if rows else []
     return _Progress(done, jax.tree.unflatten(structure, restored), by_batch, unreadable)
 
@@ -202,14 +205,14 @@ def _concatenated(rows: list[tuple[int, Rows]]) -> Rows:
 
 
 def _batch_numbers(rows: list[tuple[int, Rows]]) -> Rows:
-    """The number of the batch of each row of `_concatenated`."""
+    """For each row in the result of `_concatenated`, the number of the batch that the row comes from."""
     ordered = sorted(rows, key=lambda item: item[0])
     names = ordered[0][1] if ordered else ()
     return {name: np.concatenate([np.full(len(row[name]), number) for number, row in ordered]) for name in names}
 
 
 def _gathered(state, rows: list[tuple[int, Rows]], unreadable: Unreadable):
-    """The states, rows and unreadable images of all hosts; every host gets them all."""
+    """The states, rows and unreadable images of all hosts; every host gets the same result."""
     leaves, structure = jax.tree.flatten(state)
     states = [
         jax.tree.unflatten(structure, [part[str(i)] for i in range(len(leaves))])

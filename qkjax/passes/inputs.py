@@ -1,4 +1,4 @@
-"""Images in the form that a checkpoint expects: channels, resolution, normalisation, batches."""
+"""Prepares images for a checkpoint: channels, resolution, normalisation and batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,10 +18,10 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
-    """The model with an input of colour photographs.
+    """Converts a model for gray images, such as digits, to a model for colour photographs.
 
-    A model of gray images (such as digits) then takes the mean of red, green and blue. This is exact, since the patch
-    embedding is linear. Other models are returned unchanged.
+    The converted model takes the mean of red, green and blue. The conversion is exact, since the patch embedding is
+    linear. A model that does not have exactly one input channel is returned unchanged.
     """
     if checkpoint.config.channels != 1:
         return checkpoint
@@ -30,7 +30,7 @@ def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) -> tuple[int, int]:
-    """The numbers of rows and columns of patches of a photograph.
+    """Number of rows and columns of patches in a photograph at the given resolution.
 
     Raises:
       QkjaxError: the model does not support the resolution, or does not take images with three channels.
@@ -38,17 +38,17 @@ def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) 
     config = checkpoint.config
     if config.channels != 3:
         raise QkjaxError(
-            f"{checkpoint.name} takes {config.channels} channels, and photographs have 3: pass a model with 3 channels "
-            "(`for_photographs` converts one with 1 channel)"
+            f"{checkpoint.name} takes {config.channels} channels, but photographs have 3: pass a model with 3 channels "
+            "(`for_photographs` converts a model with 1 channel)"
         )
     return patch_grid(config, resolution_of(checkpoint, resolution))
 
 
 def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of the images in pixels: the requested ones, or by default those of the checkpoint.
+    """Height and width of the images in pixels: the requested resolution, or by default that of the checkpoint.
 
-    The default is the crop of the checkpoint's preprocessing. If that is a square and the grid of positions is not, it
-    is the grid.
+    The default is the crop of the checkpoint's preprocessing. If this crop is square but the grid of the position
+    embedding is not, the default is the grid times the patch size.
     """
     if requested:
         return requested
@@ -60,7 +60,7 @@ def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> 
 
 
 def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
-    """The picture without the rows and columns beyond the last whole patch, as the model sees it."""
+    """Crops a picture to whole patches, since the model drops rows and columns beyond the last whole patch."""
     height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
     return picture[:height, :width]
 
@@ -73,13 +73,16 @@ def scaling(checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalised_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Array, "batch height width channels"]:
-    """Normalises pixels from 0 to 255 within a jitted program; `scaling` is the result of the function `scaling`."""
+    """Normalises pixel values from 0 to 255 within a jitted program.
+
+    The argument `scaling` is the result of the function `scaling`.
+    """
     mean, std = scaling
     return (pixels.astype(jnp.float32) / 255 - mean) / std
 
 
 Batches = Callable[[Iterable[Sequence[int]]], Iterator[Batch]]
-"""Takes groups of indices and yields their batches; `run_pass` takes such a function."""
+"""Type of a function that takes groups of image indices and yields one batch per group, as `run_pass` needs it."""
 
 
 def batches_of_photographs(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> Batches:
@@ -94,8 +97,13 @@ def batches_with_masks(
     """A function that yields batches of images with masks, preprocessed for a checkpoint.
 
     Args:
-      crop: takes an item, its name, a preset, a resolution and a patch size, and returns pixels and masks.
-      blank: takes a preset, a resolution and a patch size, and returns the pixels and masks of a missing image.
+      checkpoint: the checkpoint whose preprocessing, resolution and patch size are used.
+      images: the image set.
+      options: options of the pass.
+      crop: function that takes an item of the set, its name, a preset, a resolution and a patch size, and returns
+        pixels and masks.
+      blank: function that takes a preset, a resolution and a patch size, and returns the pixels and masks that stand
+        for a missing image.
     """
     size = batch_size(options.batch)
     target = checkpoint.preprocess, resolution_of(checkpoint, options.resolution), checkpoint.config.patch_size

@@ -1,4 +1,4 @@
-"""Options of a pass over images that do not depend on the analysis."""
+"""Options that all passes over images share."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,9 +13,9 @@ class PassOptions:
     """Options of a pass over images.
 
     Attributes:
-      batch: images per batch, rounded up to a multiple of the number of devices. None: 8 on a CPU, because a larger
-        batch overflows its caches; 64 per device elsewhere.
-      resolution: (height, width) of the images in pixels; None: the checkpoint's own.
+      batch: number of images per batch, rounded up to a multiple of the number of devices. If None, 8 on a CPU, since
+        larger batches overflow the caches, and 64 per device on accelerators.
+      resolution: (height, width) of the images in pixels; if None, the checkpoint's own resolution.
       dtype: number format of the forward pass; projections, scores and measures are float32.
 
     Example:

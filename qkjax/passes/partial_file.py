@@ -1,6 +1,7 @@
-"""The file that stores the progress of a pass, from which the next call resumes."""
+"""Reads and writes the file with the progress of a pass, from which the next call resumes the pass."""
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from qkjax.runtime.files import atomic_path
 def write_partial(
     path: Path, settings: Mapping[str, str], arrays: Mapping[str, np.ndarray], unreadable: Unreadable
 ) -> None:
-    """Writes the arrays of a pass atomically. Their names must not be "settings", "unreadable" or "layout".
+    """Writes the arrays of a pass atomically. No array may be named "settings", "unreadable" or "layout".
 
     Raises:
       QkjaxError: the file cannot be written.
@@ -26,33 +27,44 @@ def write_partial(
 
 
 def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.ndarray], Unreadable] | None:
-    """The arrays and the unreadable images of an interrupted pass; None if there is no such file.
+    """Reads the arrays and the unreadable images of an interrupted pass; returns None if the file does not exist.
 
     Raises:
-      QkjaxError: the file has other settings, cannot be read, or lacks an array.
+      QkjaxError: the file has different settings, cannot be read, or lacks an array.
     """
     if not path.exists():
         return None
     advice = f"remove {path} to start again"
+    if not path.is_file():
+        raise QkjaxError(f"{path} is not a file, expected the progress of a pass; {advice}")
     try:
-        # If numpy opens a file itself and cannot read it, it does not close it.
+        # If numpy opened the file itself and failed to read it, numpy would not close the file.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file}
         texts = ("settings", "unreadable", "layout")
         earlier, unreadable, layout = (json.loads(str(arrays.pop(name))) for name in texts)
+        if not isinstance(earlier, dict):
+            raise ValueError("its settings are not an object")
         if layout != _layout(arrays):
-            raise ValueError("its arrays are not those that were written")
+            raise ValueError("the arrays in the file differ from the arrays that were written")
         unreadable = tuple((int(index), str(reason)) for index, reason in unreadable)
         different = [name for name in settings if settings[name] != earlier.get(name)]
     except Exception as error:  # zipfile, numpy and json raise errors of many types
-        raise QkjaxError(f"cannot read the interrupted pass {path} ({error}); {advice}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise QkjaxError(f"cannot read the interrupted pass {path} ({reason}); {advice}") from error
     if different:
         raise QkjaxError(
-            f"{path} is an interrupted pass with other settings ({', '.join(different)}): repeat those, or {advice}"
+            f"{path} is an interrupted pass with different settings ({', '.join(different)}): run again with the same "
+            f"settings as before, or {advice}"
         )
     return arrays, unreadable
 
 
 def _layout(arrays: Mapping[str, np.ndarray]) -> dict[str, list]:
-    """Type and shape of each array, as JSON values."""
-    return {name: [str(array.dtype), *array.shape] for name, array in arrays.items()}
+    """Type, checksum and shape of each array, as JSON values."""
+    return {name: [str(x.dtype), zlib.crc32(x.tobytes()), *x.shape] for name, x in arrays.items()}
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    """One number for the names, dtypes, shapes and values of arrays."""
+    return zlib.crc32(json.dumps(_layout(arrays), sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""The settings that a result depends on: equal settings give equal results."""
+"""Collects the settings that a result depends on; equal settings give equal results."""
 
 import json
 from dataclasses import asdict
@@ -15,7 +15,10 @@ def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, 
     """All settings that a result depends on, as texts.
 
     Args:
-      choices: further arguments of the analysis besides `options`, such as `top=9`.
+      checkpoint: the checkpoint.
+      images: the image set.
+      options: options of the pass.
+      choices: further arguments of the analysis, such as `top=9`.
     """
     values = {
         "model": checkpoint.name,

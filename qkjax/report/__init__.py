@@ -1,1 +1,1 @@
-"""Results as a static site that opens from disk in a browser: modes, images, attention."""
+"""Writes a static web site with results about modes, images and attention, which opens from disk in a browser."""

@@ -1,4 +1,4 @@
-"""The attention logits of one image, decomposed into modes, for a page on where each patch attends and why."""
+"""Decomposes the attention logits of one image into modes, for a page that shows where each patch attends and why."""
 
 from functools import partial
 from typing import NamedTuple
@@ -19,20 +19,21 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 class Attended(NamedTuple):
-    """The terms of an image's logits, without terms that are equal for all keys of a query, which softmax cancels:
+    """The terms of an image's attention logits, without terms that the softmax cancels (equal for all keys of a query):
 
         logit_ij = sum_n query[h, i, n] query_step[h, n] key[h, j, n] key_step[h, n] + bias[h, j] + other[h, i, j]
 
     The query map includes the factor s_n / sqrt(d). The tokens are the special tokens followed by the patches.
 
     Attributes:
-      query, key: maps in int16, see `qkjax.report.pack.quantised`. The error of a term is about 3e-5 of the largest
-        term of its mode.
-      bias: the key bias y_j . b / sqrt(d), with b as in `bias_terms`.
+      query, key: query and key maps in int16, see `qkjax.report.pack.quantised`. The error of a term is about 3e-5 of
+        the largest term of the same mode.
+      query_step, key_step: factors by which the integers in `query` and `key` are multiplied.
+      bias: the key bias term y_j . b / sqrt(d), with b as in `bias_terms`.
       other: relative position biases minus their mean over keys, in units of `other_step` (layers, heads); empty if the
-        model has none.
+        model has no relative position biases.
       share: share of each mode in the variance of the logits, see `qkjax.activations.contribution`.
-      bias_share: share of the key bias in this variance.
+      bias_share: share of the key bias in the variance of the logits.
     """
 
     query: Int[np.ndarray, "layers heads tokens modes"]
@@ -49,12 +50,12 @@ class Attended(NamedTuple):
 def attended(
     checkpoint: Checkpoint, modes: Modes, key_direction: Float[jax.Array, "layers heads embed"], pixels: Pixels
 ) -> Attended:
-    """Computes all terms of the logits of one picture.
+    """Computes all terms of the attention logits of one picture.
 
     Args:
       checkpoint: the model.
-      modes: all modes of the checkpoint, in the plain frame (no folding).
-      key_direction: the field of `bias_terms`.
+      modes: all modes of the checkpoint, in the plain frame (see `Frame`).
+      key_direction: the field `key_direction` of `bias_terms`.
       pixels: the picture at the model's resolution.
     """
     images = normalise(pixels, checkpoint.preprocess)[None]

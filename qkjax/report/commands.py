@@ -1,4 +1,4 @@
-"""The commands on a page, which analyse a mode further."""
+"""Builds the shell commands that a page suggests for analysing a mode further."""
 
 import json
 import os
@@ -11,8 +11,11 @@ from qkjax.report.subject import ModelData
 
 
 def commands(data: ModelData) -> dict[str, str]:
-    """Shell commands to which only the selection must be added: `top-images`, which reads the same scan, and `ablate`.
-    Paths are relative to the folder in which the report was written."""
+    """Shell commands for `qkjax top-images` (with the same image scan) and `qkjax ablate`.
+
+    The commands end with --select, after which the reader adds the selection of modes. Paths in the commands are
+    relative to the working folder in which the report was written.
+    """
     subject, scan, defaults = data.subject, data.scan, ScanOptions()
     common = {"images": data.images, "resolution": scan.options.resolution, **json.loads(subject.origin["loaded_with"])}
     options, default = (
@@ -31,7 +34,7 @@ def commands(data: ModelData) -> dict[str, str]:
 
 
 def _relative(checkpoint: str) -> str:
-    """A path within the current folder, relative to it; any other text is unchanged."""
+    """Makes a path inside the working folder relative to the working folder; returns any other text unchanged."""
     inside = os.path.isabs(checkpoint) and Path(checkpoint).is_relative_to(Path.cwd())
     return os.path.relpath(checkpoint) if inside else checkpoint
 

@@ -1,4 +1,4 @@
-"""`qkjax report`: computes missing results, and writes a site from the results of one or several models."""
+"""Computes missing results of one or several models, and writes a static site, for the command `qkjax report`."""
 
 import json
 import sys
@@ -27,16 +27,17 @@ from qkjax.runtime.files import atomic_folder, check_replaceable
 from qkjax.vit.tree import query_key
 
 LARGE = 100e6
-"""Size of a model's pages in bytes from which advice on a smaller report is printed."""
+"""Size of a model's pages, in bytes, above which the program prints how to make the report smaller."""
 
 
 class ReportOptions(NamedTuple):
-    """Options of the site's content.
+    """Options for the content of the site.
 
     Attributes:
       top: number of images per mode and sign.
-      modes: number of modes per head; None for all.
-      look: images in which patches can be picked: files, or names of photographs; empty for some images of the set.
+      modes: number of modes per head; None for all modes.
+      look: images in which the reader can pick a patch, as files or names of photographs. If empty, some images of the
+        image set are used.
     """
 
     top: int = 9
@@ -49,15 +50,15 @@ def report(
 ) -> Path:
     """Writes a static site: index.html, and the folder `data` with files that the page loads on demand.
 
-    If a model has no result of `top_images`, it is computed first. Interrupted passes resume. With several hosts, all
-    of them compute, and the first one writes.
+    If a model has no result of `top_images`, this result is computed first. An interrupted computation resumes. With
+    several hosts, all hosts compute, and the first host writes.
 
     Returns:
       The path of index.html.
 
     Raises:
-      QkjaxError: the input is invalid, or a result cannot be written; finished work is saved, and an earlier report is
-        unchanged.
+      QkjaxError: the input is invalid, or a result cannot be written. Finished computations stay on disk, and an
+        earlier report stays unchanged.
     """
     if options.top < 1 or (options.modes is not None and options.modes < 1):
         name, value = ("top", options.top) if options.top < 1 else ("modes", options.modes)
@@ -74,7 +75,7 @@ def report(
     with atomic_folder(out, *page.OURS) as folder:
         sizes = [write_model(folder / page.DATA / f"m{i}", data, image_set, photos) for i, data in enumerate(models)]
         page.write(folder, len(subjects))
-    advice = "; fewer modes, or fewer images per mode, make it smaller" if max(sizes) > LARGE else ""
+    advice = "; fewer modes, or fewer images per mode, make the report smaller" if max(sizes) > LARGE else ""
     print(f"wrote a report of {sum(sizes) / 1e6:.1f} MB{advice}: open {out / page.MARK} in a browser", file=sys.stderr)
     return out / page.MARK
 
@@ -87,8 +88,8 @@ def _gather(subject: Subject, images: ImageSet, path: Path | None, options: Repo
     top = write_top_images(checkpoint, images, scan, folder, subject.origin).dataset
     if top.sizes["place"] < min(options.top, len(images)):
         print(
-            f"{subject.name}: the scan in {folder} has {top.sizes['place']} images per mode; "
-            f"remove its top_images.nc for {options.top}",
+            f"{subject.name}: the result in {folder} has {top.sizes['place']} images per mode; "
+            f"remove top_images.nc in this folder to compute {options.top} images per mode",
             file=sys.stderr,
         )
     counts = (min(options.modes or modes.s.shape[-1], modes.s.shape[-1]), min(options.top, top.sizes["place"]))
@@ -96,10 +97,12 @@ def _gather(subject: Subject, images: ImageSet, path: Path | None, options: Repo
 
 
 def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
-    """The options of the scan whose result the first host has, on every host; None without a result.
+    """Options of an earlier image scan whose result the first host has on disk; None if there is no result.
+
+    Every host gets the same options.
 
     Raises:
-      QkjaxError: the scan is of other images, or its result cannot be read.
+      QkjaxError: the scan used different images, or its result cannot be read.
     """
     attrs = attributes(path) if path.exists() and not jax.process_index() else None
     if jax.process_count() > 1:
@@ -112,10 +115,10 @@ def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
         stream, options = options_of(xr.Dataset(attrs=attrs))
         fingerprint = settings["images"]
     except (KeyError, ValueError, TypeError) as error:
-        raise QkjaxError(f"{path} does not state its settings ({error!r}); remove it") from error
+        raise QkjaxError(f"{path} does not state its settings ({error!r}); remove the file") from error
     if fingerprint != images.fingerprint:
         raise QkjaxError(
-            f"{path} is of the images {attrs.get('images')!r}, expected {images.name!r} with its present content: give "
-            "the folder of its images as images=..., or remove the file to scan these images"
+            f"{path} is a result for the images {attrs.get('images')!r}: expected {images.name!r} with its present "
+            "content; pass the folder of the earlier images as images=..., or remove the file to scan the new images"
         )
     return ScanOptions(top, tuple(scores), stream, options)

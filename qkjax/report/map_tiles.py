@@ -1,4 +1,4 @@
-"""Query and key maps of every mode on the images that excite it most."""
+"""Computes query and key maps of every mode on the images that excite the mode most."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from qkjax.passes.engine import batch_groups, run_pass
 from qkjax.passes.inputs import batches_of_photographs, normalised_pixels, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.report.pack import COARSE, quantised
-from qkjax.results.store import HOW, texts, versions, write_dataset
+from qkjax.results.store import HOW, read_result, texts, versions, write_dataset
 from qkjax.runtime import hosts
 from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
@@ -32,11 +32,12 @@ DIMS = ("layer", "head", "mode", "sign", "place")
 
 
 class Tiles(NamedTuple):
-    """Maps of the first modes of each head on each one's best images, both signs, in whole numbers.
+    """Quantised maps of the strongest modes of each head, on the images that excite each sign of a mode most.
 
     Attributes:
-      query_map, key_map: the maps of sign +1 (those of -1 are their negatives, and not negated here), int8.
-      query_step, key_step: what they are multiplied by.
+      query_map, key_map: maps of the sign +1 in int8, on the images of either sign. Maps of the sign -1, which are the
+        negatives, are not stored.
+      query_step, key_step: factors by which the integers in `query_map` and `key_map` are multiplied.
     """
 
     query_map: Int[np.ndarray, "layers heads modes 2 places rows columns"]
@@ -48,22 +49,25 @@ class Tiles(NamedTuple):
 def map_tiles(
     checkpoint: Checkpoint, modes: Modes, images: ImageSet, top: xr.Dataset, shown: tuple[int, int], folder: Path
 ) -> xr.Dataset:
-    """The maps, read from maps.nc in the folder or computed and written there, in one pass that resumes.
+    """Reads the maps from maps.nc in the folder, or computes the maps in one resumable pass and writes maps.nc.
 
-    Maps of another scan, too few of them, or maps that lack an image that can be read now are computed again.
+    The maps are computed again if maps.nc is from a different image scan, contains too few maps, or lacks an image that
+    can now be read.
 
     Args:
-      modes: of the checkpoint, in the plain frame.
-      images: those of the scan.
-      top: the result of the scan; its first score counts.
-      shown: modes of each head, and images of each mode.
+      checkpoint: the model.
+      modes: modes of the checkpoint, in the plain frame (see `Frame`).
+      images: the image set of the scan.
+      top: the result of the scan, as `top_images` returns it; the first score determines the images.
+      shown: number of modes per head, and number of images per mode and sign.
+      folder: folder of maps.nc.
 
     Returns:
-      A dataset whose variables are the fields of `Tiles`, and `left_out`: the names of images that can no longer be
-      read, with the `reason` of each.
+      A dataset with the fields of `Tiles` as variables. In addition, `left_out` has the names of images that can no
+      longer be read, and `reason` the reasons.
 
     Raises:
-      QkjaxError: an interrupted pass has other settings, or a file cannot be written; progress is kept.
+      QkjaxError: an interrupted pass has different settings, or a file cannot be written; progress stays on disk.
     """
     settings = {**json.loads(top.attrs["settings"]), "shown": json.dumps(shown)}
     path, partial = folder / "maps.nc", hosts.process_path(folder / "maps.partial.npz")
@@ -79,22 +83,26 @@ def map_tiles(
         if first:
             write_dataset(dataset, path)
         if several:
-            hosts.gather_json(None)  # every host keeps its progress until the result is written
+            hosts.gather_json(None)  # waits, so that every host keeps its progress file until the result is written
     remove(partial)
     return dataset
 
 
 def _earlier(path: Path, settings: Mapping[str, str], shown: tuple[int, int], images: ImageSet) -> xr.Dataset | None:
-    """Of maps that were made before the first modes and places; None where they are not these, or too few."""
+    """Earlier maps from disk, cut to the requested numbers of modes and images.
+
+    The result is None if the file cannot be read, has different settings, contains too few maps, or lacks an image that
+    can now be read.
+    """
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            was = json.loads(opened.attrs["settings"])
-            enough = opened.sizes["mode"] >= shown[0] and opened.sizes["place"] >= shown[1]
-            same = all(was.get(name) == settings[name] for name in settings if name not in (*HOW, "shown"))
-            if not (enough and same) or any(_readable(images, str(name)) for name in opened.left_out.values):
-                return None
-            return opened.isel(mode=slice(shown[0]), place=slice(shown[1])).load()
-    except Exception:  # not there, or h5netcdf stumbles over it: unlike a scan it is soon made again
+        earlier = read_result(path)
+        was = json.loads(earlier.attrs["settings"])
+        enough = earlier.sizes["mode"] >= shown[0] and earlier.sizes["place"] >= shown[1]
+        same = all(was.get(name) == settings[name] for name in settings if name not in (*HOW, "shown"))
+        if not (enough and same) or any(_readable(images, str(name)) for name in earlier.left_out.values):
+            return None
+        return earlier.isel(mode=slice(shown[0]), place=slice(shown[1]))
+    except Exception:  # the file is missing or unreadable; unlike a scan, maps are quickly computed again
         return None
 
 
@@ -121,9 +129,10 @@ def _dataset(tiles: Tiles, left_out: Unreadable, images: ImageSet, attrs: Mappin
 
 @partial(jax.jit, static_argnames=("model", "stream"))
 def _maps(model: ViT, params, modes: Modes, scaling, pixels, stream: Stream):
-    """Of each layer the numbers (2, heads, modes, batch, patches) and steps of query (0) and key maps (1).
+    """For each layer, the quantised query maps (index 0) and key maps (index 1), and their steps.
 
-    They are made whole numbers on the device: all maps of a batch are more than one wants to bring over.
+    The maps of a layer have shape (2, heads, modes, batch, patches). Maps are quantised on the device, because
+    transferring all maps of a batch as floats would take too long.
     """
     _, out = model.apply({"params": params}, normalised_pixels(pixels, scaling), capture=(stream,))
     found = []
@@ -142,7 +151,7 @@ def _compute(
     partial: Path,
     settings: Mapping[str, str],
 ) -> tuple[Tiles, Unreadable]:
-    """All maps, in one pass over the images that are shown."""
+    """Computes the query and key maps of all tiles, in one pass over the images on the page."""
     stream, options = how
     grid = photograph_grid(checkpoint, options.resolution)
     shown = np.unique(index[index >= 0])
@@ -152,7 +161,7 @@ def _compute(
     on_device = jax.device_put((checkpoint.params, first, scaling(checkpoint)), over_devices(None))
 
     def step(tiles: Tiles, batch: Batch) -> tuple[Tiles, dict]:
-        """Fills in the maps of a batch. Repeated after an interruption, it writes the same."""
+        """Fills in the maps of a batch. Repeating a step after an interruption writes the same values."""
         pixels = jax.device_put(batch.pixels, over_devices(0))
         for layer, maps in enumerate(_maps(model, *on_device, pixels, stream=stream)):
             numbers, steps = map(np.asarray, maps)
@@ -170,7 +179,7 @@ def _compute(
 
 
 def _merged(shares: list[Tiles]) -> Tiles:
-    """The maps of several hosts: each fills in its images, and leaves 0 for all others."""
+    """Sums the maps of several hosts, which is correct because each map is nonzero on a single host."""
     return Tiles(*(np.sum(parts, axis=0, dtype=parts[0].dtype) for parts in zip(*shares, strict=True)))
 
 

@@ -1,4 +1,4 @@
-"""Facts about a model for its pages: its card, its metrics, and the results of other commands."""
+"""Collects facts about a model for its pages: architecture, measures of its modes, and results of further commands."""
 
 import csv
 import json
@@ -30,17 +30,18 @@ OTHERS = (
     ("Without some modes", "ablations", {
         name: f"Effects of ablations: {name.replace('_', ' ')}" for name in ABLATIONS}),
 )  # fmt: skip
-"""Title, name of the folder and its table, and the captions of the figures by name."""
+"""Sections of a page: title, name of the folder (which is also the name of the table in it), and figure captions by
+name."""
 
 
 def facts(data: ModelData, images: Sequence[str], metrics: Metrics, photos: Sequence[str]) -> dict:
-    """Facts about a model, without large arrays.
+    """Facts about a model as JSON values, without large arrays.
 
     Args:
       data: the data of the model's pages.
-      images: names of the images that were scanned.
-      metrics: metrics of the modes.
-      photos: names of the images in which patches can be picked.
+      images: names of the images in the scan.
+      metrics: measures of the modes.
+      photos: names of the images in which the reader can pick a patch.
     """
     subject, top, maps = data.subject, data.top, data.maps
     config, missing = subject.checkpoint.config, set(maps.left_out.values)
@@ -66,8 +67,15 @@ def facts(data: ModelData, images: Sequence[str], metrics: Metrics, photos: Sequ
 
 
 def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics per head and per mode, in float32. `share` is the share of each mode in the variance of the logits of the
-    images in which patches can be picked, and `bias_share` that of the key bias; NaN if undefined in an image."""
+    """Arrays of measures per head and per mode, in float32.
+
+    Args:
+      metrics: measures of the modes.
+      bias: bias terms of the heads.
+      share: share of each mode in the variance of the attention logits, averaged over the images in which the reader
+        can pick a patch; NaN if undefined in any of these images.
+      bias_share: share of the key bias in this variance, averaged in the same way.
+    """
     names = ("weighted_cosine", "mean_cosine", "effective_rank", "stable_rank", "symmetric_share", "singular_value",
              "cosine")  # fmt: skip
     values = {name: getattr(metrics, name) for name in names} | {"key_bias": relative_spreads(bias)[1]}
@@ -77,9 +85,10 @@ def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.
 
 
 def results_of(data: ModelData, site: Path) -> list[dict]:
-    """Figures and tables of other commands in the folder of results. The figures are copied to the site.
+    """Figures and tables of `qkjax preference`, `objects` and `ablate` in the folder of results.
 
-    Results of a model with other parameters are left out, with a note on standard error.
+    The figures are copied to the site. Results of a model with different parameters are left out, and a note on
+    standard error says so.
 
     Raises:
       QkjaxError: a result cannot be read.
@@ -91,14 +100,14 @@ def results_of(data: ModelData, site: Path) -> list[dict]:
         if not table.with_suffix(".nc").is_file():
             continue
         if json.loads(attributes(table.with_suffix(".nc")).get("settings", "{}")).get("parameters") != parameters:
-            print(f"{folder / name} belongs to a model with other parameters and is left out", file=sys.stderr)
+            print(f"{folder / name} belongs to a model with different parameters and is left out", file=sys.stderr)
             continue
         drawn = {stem: alt for stem, alt in figures.items() if (folder / name / f"{stem}.png").is_file()}
         try:
             pngs = {stem: (folder / name / f"{stem}.png").read_bytes() for stem in drawn}
             rows = list(csv.reader(table.read_text().splitlines())) if table.is_file() else []
         except (OSError, csv.Error, UnicodeDecodeError) as error:
-            raise QkjaxError(f"cannot read a result in {folder / name}: {error}") from error
+            raise QkjaxError(f"cannot read a result in {folder / name} ({error}); remove this folder") from error
         for stem, png in pngs.items():
             (site / f"{name}_{stem}.png").write_bytes(png)
         pictures = [{"file": f"{name}_{stem}.png", "alt": alt} for stem, alt in drawn.items()]
@@ -107,7 +116,10 @@ def results_of(data: ModelData, site: Path) -> list[dict]:
 
 
 def _card(checkpoint: Checkpoint, address: str) -> list[list[str]]:
-    """Pairs of name and value. A model whose address is a path has no catalogue entry, whatever its name."""
+    """Facts about the origin and architecture of a model, as pairs of name and value.
+
+    A model loaded from a path has no catalogue entry, even if its name is in the catalogue.
+    """
     c, entry = checkpoint.config, None if os.path.isabs(address) else catalogue.entry(address)
     known = {"what": entry.title, "family": entry.family, "objective": entry.objective, "licence": entry.licence,
              "source": entry.url or entry.repo or entry.path or f"{entry.package} {entry.version}"} if entry else {

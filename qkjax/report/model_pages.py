@@ -1,4 +1,4 @@
-"""Writes the files of one model's pages, which the page loads on demand."""
+"""Writes the files with the data of one model, which the page loads on demand."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +22,10 @@ from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.tree import query_key
 
 PHOTOS = 2
-"""Default number of images in which patches can be picked. Each one needs 8.6 MB in the report of a ViT-B."""
+"""Default number of images in which the reader can pick a patch. Each image needs 8.6 MB in the report of a ViT-B."""
 SPACE = (10e6, 97e6)
-"""Minimum number of bytes for small pictures, and maximum for all files of a model. The maximum is a little below
-100 MB, since the size of the pictures is estimated from a sample."""
+"""Smallest number of bytes available for thumbnails, and largest number of bytes for all files of a model. The largest
+number is slightly below 100 MB, since the size of the thumbnails is estimated from a sample."""
 
 Photographs = Sequence[tuple[str, "PIL.Image.Image"]]
 
@@ -36,15 +36,15 @@ def write_model(folder: Path, data: ModelData, images: ImageSet, photos: Photogr
     Args:
       folder: the folder, which must not exist.
       data: the data of the model's pages.
-      images: the images that were scanned.
-      photos: names and photographs in which patches can be picked; if empty, some of the images.
+      images: the images of the scan.
+      photos: names and photographs in which the reader can pick a patch; if empty, some of the images are used.
 
     Returns:
-      The size of the files in bytes.
+      The total size of the files in bytes.
 
     Raises:
-      QkjaxError: a result of another command cannot be read.
-      KeyboardInterrupt: raised between two files.
+      QkjaxError: a result of `qkjax preference`, `objects` or `ablate` cannot be read.
+      KeyboardInterrupt: the user interrupted the program; raised between two files.
     """
     folder.mkdir(parents=True)
     photos = photos or _default_photos(images, data)
@@ -70,14 +70,14 @@ def _size(folder: Path) -> int:
 
 
 def _model_pixels(data: ModelData, photo: "PIL.Image.Image") -> Pixels:
-    """The pixels of a photograph that are the input of the model."""
+    """The pixels of a photograph that the model sees."""
     checkpoint = data.subject.checkpoint
     resolution = resolution_of(checkpoint, data.scan.options.resolution)
     return crop_to_patches(checkpoint, picture(photo, checkpoint.preprocess, resolution))
 
 
 def _default_photos(images: ImageSet, data: ModelData) -> Photographs:
-    """A few readable images of a set, evenly spaced."""
+    """Names and photographs of `PHOTOS` readable images, evenly spaced in the set."""
     missing = {*data.maps.left_out.values, *data.top.unreadable.values}
     readable = [i for i in range(len(images)) if images.names[i] not in missing]
     chosen = sorted({readable[round(i * (len(readable) - 1) / max(PHOTOS - 1, 1))] for i in range(PHOTOS)})
@@ -85,7 +85,7 @@ def _default_photos(images: ImageSet, data: ModelData) -> Photographs:
 
 
 def _write_looks(folder: Path, data: ModelData, photos: Photographs, bias: BiasTerms, interrupted) -> list[Attended]:
-    """Writes, for each image in which patches can be picked, its picture and one script per layer."""
+    """Writes a picture and one script per layer, for each image in which the reader can pick a patch."""
     terms = []
     for place, (_, photo) in enumerate(tqdm(photos, desc="images", unit="img", disable=len(photos) < 3)):
         pixels = _model_pixels(data, photo)
@@ -99,7 +99,7 @@ def _write_looks(folder: Path, data: ModelData, photos: Photographs, bias: BiasT
 
 
 def _write_heads(folder: Path, data: ModelData, interrupted) -> None:
-    """Writes one script per head, with the images that excite its modes most, their scores, and the maps."""
+    """Writes one script per head, with maps, indices and scores of the images that excite the modes most."""
     layers, heads, modes, _, places = data.maps.query_step.shape
 
     def write(at: tuple[int, int]) -> None:
@@ -113,13 +113,16 @@ def _write_heads(folder: Path, data: ModelData, interrupted) -> None:
 
     every = list(product(range(layers), range(heads)))
     with ThreadPoolExecutor() as pool, tqdm(total=len(every), desc="pages", unit="head") as bar:
-        for _ in pool.map(write, every):  # zlib releases Python's lock
+        for _ in pool.map(write, every):  # threads suffice, since zlib releases the global interpreter lock
             bar.update()
             interrupted()
 
 
 def _write_pictures(folder: Path, data: ModelData, images: ImageSet, interrupted) -> None:
-    """Writes thumbnails of the images on the page, in the space that all other files leave, and the images' names."""
+    """Writes the names and the thumbnails of the images on the page.
+
+    The thumbnails use the space that all other files of the model leave.
+    """
     _, _, modes, _, places = data.maps.query_step.shape
     index = data.top.image_index.values[0, :, :, :modes, :, :places]
     displayed = [int(i) for i in np.unique(index[index >= 0])]

@@ -1,4 +1,4 @@
-"""Arrays as JavaScript files, the only files that a page opened from disk can load on demand."""
+"""Packs arrays into JavaScript files, the only files that a page opened from disk can load on demand."""
 
 import json
 import zlib
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 COARSE, FINE = (
     63,
     32767,
-)  # levels in one byte and in two; one byte has only 7 bits, which look the same and need less space
+)  # largest integers in one byte and in two; in one byte, 7 bits suffice, which look the same and need less space
 ESCAPED = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 """Characters that must be escaped in a JavaScript string."""
 
@@ -19,15 +19,15 @@ ESCAPED = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 def quantised(
     values: Float[Array | np.ndarray, "*shape"], axes: tuple[int, ...], levels: int
 ) -> tuple[Int[Array, "*shape"], Float[Array, "..."]]:
-    """Quantises values to numbers * steps, with errors of at most half a step.
+    """Quantises values to integers times steps, with errors of at most half a step.
 
     Args:
       values: the values.
-      axes: axes that share a step; the largest magnitude along them is `levels` steps.
-      levels: `FINE`, which fits into 2 bytes, or `COARSE`, which fits into 1.
+      axes: axes along which all values share a step; the largest magnitude along these axes is `levels` steps.
+      levels: `FINE` for integers of 2 bytes, or `COARSE` for integers of 1 byte.
 
     Returns:
-      The whole numbers, and the steps without these axes (0 if all values are 0).
+      The integers, and the steps, whose shape lacks these axes. A step is 0 if all its values are 0.
     """
     steps = jnp.abs(values).max(axis=axes, keepdims=True) / levels
     numbers = jnp.where(steps > 0, jnp.rint(values / jnp.where(steps > 0, steps, 1)), 0)
@@ -35,10 +35,11 @@ def quantised(
 
 
 def script(key: str, facts: Mapping, arrays: Mapping[str, np.ndarray]) -> str:
-    """A script that passes facts and arrays to the page under a key.
+    """A JavaScript file that passes facts and arrays to the page under a key.
 
-    It has three lines: the key; a JSON object with the facts and with name, type and shape of each array; and all
-    arrays (little-endian, in order) in one zlib stream, see `ascii_of`.
+    The script has three lines. The first line has the key. The second line has a JSON object with the facts, and with
+    name, type and shape of each array. The third line has all arrays (little-endian, in order) in one zlib stream, see
+    `ascii_of`.
     """
     arrays = {name: np.asarray(x, np.asarray(x).dtype.newbyteorder("<")) for name, x in arrays.items()}
     stream = zlib.compress(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays.values()), 9)
@@ -48,8 +49,10 @@ def script(key: str, facts: Mapping, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def ascii_of(data: bytes) -> str:
-    """Bytes as ASCII characters of seven bits each, which every encoding of a script preserves; 12% smaller than
-    base64."""
+    """Converts bytes to ASCII characters of seven bits each, which are valid in every text encoding.
+
+    The result is 12% smaller than base64.
+    """
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     sevens = np.pad(bits, (0, -len(bits) % 7)).reshape(-1, 7)
     return (np.packbits(sevens, axis=1) >> 1).tobytes().decode("ascii")

@@ -1,4 +1,4 @@
-"""Small pictures for a page."""
+"""Makes thumbnails of images for a page."""
 
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
@@ -11,12 +11,12 @@ from qkjax.images.preprocess import Pixels
 from qkjax.images.sets import ImageSet
 
 SIDES = (224, 160, 112, 80, 56, 40)
-"""Possible lengths of the longer side in pixels, from fine to coarse."""
+"""Possible lengths of the longer side of a thumbnail in pixels, from fine to coarse."""
 SAMPLE = 32
 
 
 def webp(pixels: Pixels, side: int, quality: int = 75) -> bytes:
-    """A WebP file of a picture whose longer side has at most `side` pixels."""
+    """Encodes a picture as WebP, reduced so that its longer side has at most `side` pixels."""
     picture, data = Image.fromarray(np.ascontiguousarray(pixels)), BytesIO()
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     picture.save(data, "WEBP", quality=quality, method=4)
@@ -26,13 +26,16 @@ def webp(pixels: Pixels, side: int, quality: int = 75) -> bytes:
 def small_pictures(
     images: ImageSet, indices: Sequence[int], read: Callable[[int], Pixels], space: float
 ) -> Iterator[tuple[int, bytes]]:
-    """Thumbnails of some images of a set, in order, at the finest of `SIDES` at which all of them fit into the space.
+    """Yields the index and the thumbnail of some images of a set, in order.
+
+    The thumbnails have the largest of `SIDES` at which all thumbnails fit into the space.
 
     Args:
-      images: the set.
+      images: the image set.
       indices: indices of the images.
-      read: function from an index to pixels; images for which it raises QkjaxError are left out.
-      space: bytes for all thumbnails. Their size is estimated from a sample; the coarsest may need more.
+      read: function that takes an index and returns pixels; images for which `read` raises QkjaxError are left out.
+      space: number of bytes for all thumbnails. The size of the thumbnails is estimated from a sample, and thumbnails
+        of the smallest side may exceed the space.
     """
     side = _side(images, indices, read, space)
     groups = [indices[i : i + SAMPLE] for i in range(0, len(indices), SAMPLE)]

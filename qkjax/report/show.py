@@ -1,4 +1,4 @@
-"""The page of a report in a notebook cell, with its data embedded."""
+"""Shows the page of a report in a notebook cell, with its data embedded."""
 
 import base64
 import html
@@ -28,18 +28,19 @@ from qkjax.runtime.files import atomic_path
 from qkjax.weights.checkpoint import Checkpoint
 
 MODES = 8
-"""Number of modes per head on the page, strongest first; larger if a weaker mode is requested."""
+"""Number of modes per head on the page, strongest first. The number is increased if a weaker mode is requested."""
 
 
 class NotebookPage:
-    """A page for a notebook cell; the last expression of a cell displays it.
+    """A page for a notebook cell, displayed if the page is the value of the last expression in the cell.
 
     Attributes:
-      html: the whole page with markup, scripts, data and pictures; it loads no other files.
+      html: the whole page with markup, scripts, data and pictures; the page loads no further files.
+      height: height of the cell in pixels.
     """
 
     def __init__(self, text: str, height: int):
-        """Takes the text of the page and the height of its cell in pixels."""
+        """Initialises a page from its HTML text and the height of its cell in pixels."""
         self.html, self.height = text, height
 
     def __repr__(self) -> str:
@@ -50,7 +51,7 @@ class NotebookPage:
         return f'<iframe srcdoc="{html.escape(self.html)}" height="{self.height}" style="{style}"></iframe>'
 
     def save(self, path: str | Path) -> None:
-        """Writes the page as one file that opens from disk.
+        """Writes the page as one HTML file that opens from disk.
 
         Raises:
           QkjaxError: the file cannot be written.
@@ -68,18 +69,20 @@ def show(
     images: ImageSet | None = None,
     height: int = 900,
 ) -> NotebookPage:
-    """Shows a mode, a head or the attention in an image, interactively in a notebook cell: the page of `qkjax report`.
+    """Shows the page of `qkjax report` in a notebook cell, open at a mode, a head, or the attention in an image.
 
-    Without `top`, the modes are shown on the photograph only, which needs one forward pass. With it, they are shown on
-    the images that excite them most. For DINOv2 ViT-S/14, the size of the page is about 8 MB. It works offline.
+    Without `top`, the modes are shown only on the photograph, which needs one forward pass. With `top`, each mode is
+    shown on the images that excite it most. For DINOv2 ViT-S/14, the size of the page is about 8 MB. The page works
+    offline.
 
     Args:
-      checkpoint: any checkpoint, such as an edited one.
-      photograph: the photograph in which patches can be picked: a picture, an array (height, width, 3) of uint8, a
-        file, or the name of a default photograph.
-      mode: "L8 H4 M2" opens the page at this mode, "L8 H4" at this head; None opens it at the photograph.
+      checkpoint: any checkpoint, including an edited checkpoint.
+      photograph: the photograph in which the reader can pick a patch: a Pillow image, a uint8 array
+        (height, width, 3), the path of an image file, or the name of a default photograph.
+      mode: mode or head at which the page opens, such as "L8 H4 M2" or "L8 H4"; by default, the page opens at the
+        photograph.
       top: the result of `top_images` for `images`.
-      images: the images of `top`.
+      images: the image set for which `top` was computed.
       height: height of the cell in pixels.
 
     Raises:
@@ -91,7 +94,7 @@ def show(
       a page of ... MB; display it in a notebook, or save(path) and open it
     """
     if (top is None) != (images is None):
-        raise QkjaxError("only one of top=... and images=... is given: give both, or neither")
+        raise QkjaxError("only one of top=... and images=... is given: pass both, or neither")
     checkpoint = for_photographs(checkpoint)
     name, photo = open_photo(photograph) if isinstance(photograph, str | Path) else ("image", photograph)
     if images is None:
@@ -115,7 +118,7 @@ def show(
 
 
 def _place(mode: str | None, shape: tuple[int, int, int]) -> ModeName | None:
-    """The mode with this name, or the first mode of the head with this name; None for None.
+    """Parses the name of a mode or of a head; the name of a head gives its first mode, and None gives None.
 
     Raises:
       QkjaxError: the mode or head does not exist.
@@ -126,7 +129,7 @@ def _place(mode: str | None, shape: tuple[int, int, int]) -> ModeName | None:
 
 
 def _address(name: str, mode: str | None, place: ModeName | None) -> str:
-    """The fragment of the URL at which the page opens, which report/site/places.js reads."""
+    """The URL fragment of the view at which the page opens; report/site/places.js reads the fragment."""
     model = quote(name, safe="")
     if place is None:
         return f"#{model}/image0"
@@ -136,14 +139,14 @@ def _address(name: str, mode: str | None, place: ModeName | None) -> str:
 
 
 def _embedded(site: Path, address: str) -> str:
-    """The page with its data and pictures embedded."""
+    """The HTML text of the page, with data and pictures embedded."""
     text = (site / page.MARK).read_text(encoding="utf-8")
     pictures = {
         path.relative_to(site).as_posix(): f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
         for path in site.glob(f"{page.DATA}/**/*.webp")
     }
     inside = json.dumps({"hash": address, "pictures": pictures}).replace("</", "<\\/")
-    # Scripts are in base64, since a script within markup must not contain the byte 0.
+    # Scripts are encoded in base64, since a script embedded in HTML must not contain the byte 0.
     scripts = (base64.b64encode(path.read_bytes()).decode() for path in sorted(site.glob(f"{page.DATA}/**/*.js")))
     markup = f"<script>qkjax.inside = {inside};</script>\n"
     markup += "".join(f'<script src="data:text/javascript;base64,{script}"></script>\n' for script in scripts)

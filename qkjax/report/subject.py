@@ -1,4 +1,4 @@
-"""The subject of a report: a model, and the folder of its results."""
+"""The subjects of a report: models, each with the folder of its results."""
 
 import json
 from collections.abc import Mapping
@@ -12,21 +12,22 @@ from qkjax.analyses.top_images.pages import ScanOptions, earlier_folder
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes
 from qkjax.passes.inputs import for_photographs
+from qkjax.results.store import read_result
 from qkjax.weights.checkpoint import Checkpoint
 from qkjax.weights.load import load, origin
 
 RESULTS = ("modes.nc", "top_images/top_images.nc", "modes/top_images.nc", "top_images.nc")
-"""Files in a folder of results that refer to their model."""
+"""Result files whose attributes name the model that they were computed from."""
 
 
 class Subject(NamedTuple):
-    """A model for photographs.
+    """A model in a report, and the folder of its results.
 
     Attributes:
-      name: name on the page: the checkpoint's name, made unique if two checkpoints share it.
-      checkpoint: the model.
-      origin: see `qkjax.weights.load.origin`.
-      folder: folder of its results.
+      name: name on the page: the name of the checkpoint, made unique if two checkpoints have the same name.
+      checkpoint: the model, with an input of colour photographs.
+      origin: where the model was loaded from, see `qkjax.weights.load.origin`.
+      folder: folder with the results of the model.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Subject(NamedTuple):
 
     @property
     def scan_folder(self) -> Path:
-        """The folder of top_images.nc: the folder of results if it contains one, else its subfolder `top_images`."""
+        """The folder with top_images.nc, which is the folder of results itself or one of its subfolders."""
         return self.folder if (self.folder / "top_images.nc").exists() else earlier_folder(self.folder)
 
 
@@ -45,10 +46,11 @@ class ModelData(NamedTuple):
 
     Attributes:
       subject: the model and the folder of its results.
-      modes: its modes.
-      scan: options of the scan.
+      modes: modes of the model.
+      scan: options of the scan that found the top images of each mode.
       images: folder or archive of the images; None for the default photographs.
-      top, maps: results of `write_top_images` and `map_tiles`.
+      top: dataset of the top images of each mode, from `write_top_images`.
+      maps: dataset of query and key maps, from `map_tiles`.
     """
 
     subject: Subject
@@ -60,20 +62,22 @@ class ModelData(NamedTuple):
 
 
 def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
-    """The models of the targets.
+    """Loads the models of a report.
 
     Args:
-      targets: folders of results, or models as for `load`.
-      settings: settings of a single model, for `load`; they are added to those that a folder of results states.
+      targets: folders of results, or models as names or paths that `load` accepts.
+      settings: settings for `load`, allowed only with a single model. For a folder of results, `settings` are added to
+        the settings stored in the results.
 
     Raises:
-      QkjaxError: a model cannot be read, two have the same name, a folder does not state the path of its model, or
-        there are settings and several models.
+      QkjaxError: a model cannot be read, two models have the same name, a folder of results does not state the path of
+        its model, or settings are given with several models.
     """
     if settings and len(targets) > 1:
         given = ", ".join(f"{name}={value}" for name, value in settings.items())
         raise QkjaxError(
-            f"{given} would apply to all {len(targets)} models: write one report per model, then one of their results"
+            f"{given} would apply to all {len(targets)} models: first write one report per model, then a common report "
+            "of the folders of results"
         )
     origins = [_origin_of_results(Path(target), settings) for target in targets]
     pairs = list(zip(targets, origins, strict=True))
@@ -87,29 +91,34 @@ def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
 
 
 def _load(target: str, stored: Mapping[str, str] | None, settings: Mapping) -> Checkpoint:
-    """Loads the model of a folder of results from its stored origin; without one, the target is the model."""
+    """Loads the model from the origin stored in a folder of results; if `stored` is None, the target is the model."""
     if stored is None:
         return load(target, **settings)
     try:
         return load(stored["checkpoint"], **json.loads(stored["loaded_with"]))
     except QkjaxError as error:
-        raise QkjaxError(f"the model of {target} cannot be loaded: {error}; give the model instead") from error
+        raise QkjaxError(
+            f"cannot load the model of the results in {target}: {error}; pass the model instead of this folder"
+        ) from error
 
 
 def _origin_of_results(folder: Path, settings: Mapping) -> dict[str, str] | None:
-    """The `origin` that a folder of results states, with these settings added; None for any other target.
+    """The `origin` stored in a folder of results, with `settings` added; None if the folder has no results.
 
     Raises:
       QkjaxError: a result cannot be read, or no result states the path of its model.
     """
     attrs = {path: attributes(path) for path in (folder / name for name in RESULTS) if path.is_file()}
-    for stored in attrs.values():
+    for path, stored in attrs.items():
         if "checkpoint" in stored:
-            loaded_with = {**json.loads(stored.get("loaded_with", "{}")), **settings}
+            try:
+                loaded_with = {**json.loads(stored.get("loaded_with", "{}")), **settings}
+            except (ValueError, TypeError) as error:
+                raise QkjaxError(f"{path} does not state how its model was loaded ({error}); remove it") from error
             return {"checkpoint": str(stored["checkpoint"]), "loaded_with": json.dumps(loaded_with)}
     if attrs:
         raise QkjaxError(
-            f"{next(iter(attrs))} does not state the path of its model: give the model instead of its results"
+            f"{next(iter(attrs))} does not state the path of its model: pass the model instead of the results"
         )
     return None
 
@@ -120,8 +129,4 @@ def attributes(path: Path) -> dict:
     Raises:
       QkjaxError: the file cannot be read.
     """
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as data:
-            return dict(data.attrs)
-    except Exception as error:  # h5netcdf raises many kinds of exceptions
-        raise QkjaxError(f"cannot read the result {path} ({error}); remove it") from error
+    return dict(read_result(path).attrs)

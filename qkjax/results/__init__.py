@@ -1,1 +1,1 @@
-"""Results as netCDF files, CSV files, tables and confidence intervals."""
+"""Stores results as netCDF and CSV files, formats tables, and computes confidence intervals."""

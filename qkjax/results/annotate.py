@@ -1,4 +1,4 @@
-"""Labels for the variables and dimensions of results, so that each Dataset describes itself."""
+"""Adds labels to the variables and dimensions of results, so that each xarray.Dataset describes itself."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,11 +8,11 @@ import xarray as xr
 
 
 class Label(NamedTuple):
-    """The description of a variable.
+    """The label of a variable or dimension.
 
     Attributes:
       long_name: label for axes of plots.
-      units: unit; "1" for a number without one.
+      units: unit; "1" for a number without a unit.
       description: description in one line.
     """
 
@@ -25,26 +25,27 @@ DIMENSIONS = {
     "layer": Label("layer", "1", "Layer, counted from 0."),
     "head": Label("head", "1", "Attention head of a layer, counted from 0."),
     "mode": Label("mode", "1", "Mode of a head, strongest first, counted from 0."),
+    "mapped_mode": Label("mode with maps", "1", "Mode of a head, strongest first, counted from 0."),
     "embed": Label("embedding dimension", "1", "Index in the token embedding."),
-    "eigen": Label("eigenvalue", "1", "Eigenvalues in descending order, counted from 0."),
-    "pair": Label("eigenvalue pair", "1", "Pairs of imaginary eigenvalues in descending order, counted from 0."),
-    "sign": Label("sign of the mode", "1", "1 for (u, v), -1 for (-u, -v): the same mode."),
-    "place": Label("rank", "1", "Rank of the image for the mode, 0 is the best."),
-    "score": Label("score", "1", "How an image is scored, see qkjax.activations.scores."),
-    "image": Label("image", "1", "Name of the image in its set."),
-    "query": Label("query", "1", "Whose token is the query."),
+    "eigen": Label("eigenvalue", "1", "Index of the eigenvalue in descending order, counted from 0."),
+    "pair": Label("eigenvalue pair", "1", "Index of the imaginary eigenvalue pair, largest first, counted from 0."),
+    "sign": Label("sign of the mode", "1", "1 for (u, v), -1 for (-u, -v); both are the same mode."),
+    "place": Label("rank", "1", "Rank of the image for the mode; 0 is the best."),
+    "score": Label("score", "1", "Score that ranks the images, see qkjax.activations.scores."),
+    "image": Label("image", "1", "Name of the image in its image set."),
+    "query": Label("query", "1", "Region of the image that contains the query token."),
     "region": Label("region", "1", "Region of the image."),
-    "stream": Label("stream", "1", "Tokens that are measured: before (residual) or after (norm) the LayerNorm."),
-    "ablation": Label("ablation", "1", "Ablation of the plan, 0 is the unedited model."),
-    "broken": Label("unreadable image", "1", "Images that could not be read, counted from 0."),
-    "missing": Label("image left out", "1", "Images that were left out, counted from 0."),
-    "row": Label("row of patches", "1", "Rows of the patch grid, from the top."),
-    "column": Label("column of patches", "1", "Columns of the patch grid, from the left."),
+    "stream": Label("stream", "1", "Tokens before (residual) or after (norm) the LayerNorm."),
+    "ablation": Label("ablation", "1", "Index of the ablation; 0 is the unedited model."),
+    "broken": Label("unreadable image", "1", "Index among images that could not be read, counted from 0."),
+    "missing": Label("image left out", "1", "Index among images that were left out, counted from 0."),
+    "row": Label("row of patches", "1", "Row of the patch grid, from the top."),
+    "column": Label("column of patches", "1", "Column of the patch grid, from the left."),
 }
 
 
 def annotated(dataset: xr.Dataset, labels: Mapping[str, Label]) -> xr.Dataset:
-    """The dataset with `long_name`, `units` and `description` on every variable, and a coordinate on every dimension.
+    """Adds `long_name`, `units` and `description` to every variable, and a coordinate to every dimension.
 
     Args:
       dataset: the dataset.

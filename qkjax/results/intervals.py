@@ -1,4 +1,4 @@
-"""95% confidence intervals by the percentile bootstrap."""
+"""Computes 95% confidence intervals by the percentile bootstrap."""
 
 from functools import lru_cache
 
@@ -8,14 +8,15 @@ from scipy.special import ndtri, stdtrit
 
 RESAMPLES = 2000
 Interval = tuple[float, float, float]
-"""An estimate and the ends of its interval."""
+"""An estimate, and the lower and upper end of its 95% interval."""
 
 
 def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
-    """Mean of all values and its interval. Whole images and whole seeds are resampled, both at once.
+    """Mean of all values and the 95% interval of this mean, with images and seeds resampled at the same time.
 
-    A few seeds underestimate the spread between seeds, so the differences between them are widened by the factor by
-    which Student's t widens an interval. With one image, the ends are NaN.
+    The bootstrap over a few seeds underestimates the spread between seeds. The differences between seeds are therefore
+    enlarged by the factor by which Student's t widens an interval. With only one image, the ends of the interval are
+    NaN.
     """
     seeds = len(values)
     if seeds > 1:
@@ -23,14 +24,17 @@ def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
         values = values + (factor - 1) * (values.mean(1, keepdims=True) - values.mean())
     if values.shape[1] < 2:
         return float(values.mean()), np.nan, np.nan
-    # Resamples are weights of the values, so that the mean of a resample is a product.
+    # A resample is stored as weights of the values, so that the mean of a resample is a matrix product.
     means = ((resamples(len(values), 0) @ values) * resamples(values.shape[1], 1)).sum(-1)
     return (float(values.mean()), *ends_of(means))
 
 
 def ratio_interval(above: Float[np.ndarray, "terms images"], below: Float[np.ndarray, "terms images"]) -> Interval:
-    """Mean over terms of mean(`above`) / mean(`below`), and its interval, with images resampled. A ratio of means is
-    stable even if single values of `below` are near 0. With one image, the ends are NaN."""
+    """Mean over terms of the ratio mean(`above`) / mean(`below`), and its 95% interval, with images resampled.
+
+    A ratio of means is stable even if some values of `below` are near 0. With only one image, the ends of the interval
+    are NaN.
+    """
     mean = float((above.mean(1) / below.mean(1)).mean())
     if above.shape[1] < 2:
         return mean, np.nan, np.nan
@@ -47,5 +51,5 @@ def ends_of(estimates: Float[np.ndarray, "resamples"]) -> tuple[float, float]:
 
 @lru_cache(maxsize=8)
 def resamples(count: int, seed: int) -> Float[np.ndarray, "resamples count"]:
-    """The weight of each of `count` items in each resample."""
+    """Weights of `count` items in each bootstrap resample."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count

@@ -5,5 +5,5 @@ UNEDITED, TARGETED, RANDOM = "unedited", "targeted", "random"
 
 
 def in_words(edit: str, key_bias: int) -> str:
-    """The name of an edit, which states whether the edit also removes the key bias."""
+    """The name of an edit, with the addition "no key bias" if the edit also removes the key bias."""
     return edit if key_bias else f"{edit}, no key bias"

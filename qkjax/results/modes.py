@@ -22,28 +22,29 @@ DIMS = {"symmetric_eigenvalues": (*PER_HEAD, "eigen"), "antisymmetric_spectrum":
 LABELS = {name: Label(*label) for name, label in METRIC_LABELS.items()} | {
     "u": Label("query direction", "1", "Query direction u of each mode, unit length."),
     "v": Label("key direction", "1", "Key direction v of each mode, unit length."),
-    "bias_query_direction": Label("query bias direction", "1", "a = Wq bk: a term equal for all keys, cancelled."),
-    "bias_key_direction": Label("key bias direction", "1", "b = Wk bq: makes a key attractive to every query."),
-    "bias_constant": Label("bias constant", "1", "c = bq . bk, cancelled by the softmax."),
+    "bias_query_direction": Label("query bias direction", "1", "a = Wq bk. The softmax cancels the term y_i . a."),
+    "bias_key_direction": Label("key bias direction", "1", "b = Wk bq. The term b . y_j is equal for all queries."),
+    "bias_constant": Label("bias constant", "1", "c = bq . bk. The softmax cancels this constant."),
     "bias_interaction_spread": Label("spread of the interaction", "logit", "Standard deviation of y_i M y_j."),
     "bias_query_spread": Label("spread of the query bias", "logit", "Standard deviation of y_i . a."),
     "bias_key_spread": Label("spread of the key bias", "logit", "Standard deviation of b . y_j."),
-    "similarity": Label("similarity", "1", "<M, M'> over the product of their norms: 1 is identical up to strength."),
-    "strength_ratio": Label("strength ratio", "1", "Frobenius norm of the second model's M over the first one's."),
+    "similarity": Label("similarity", "1", "<M, M'> / (||M|| ||M'||): 1 if M and M' are equal up to strength."),
+    "strength_ratio": Label("strength ratio", "1", "Frobenius norm of M in the second model over that in the first."),
     "query_angles": Label("overlap of query spaces", "1", "Cosines of the principal angles between the spans of u."),
     "key_angles": Label("overlap of key spaces", "1", "Cosines of the principal angles between the spans of v."),
-    "match": Label("matched mode", "1", "Mode of the second model that is paired with this one."),
-    "match_similarity": Label("similarity of the match", "1", "(u . u') (v . v') of the pair, at best 1."),
+    "match": Label("matched mode", "1", "Mode of the second model paired with this mode of the first model."),
+    "match_similarity": Label("similarity of the match", "1", "(u . u') (v . v') of the pair, at most 1."),
     "match_ratio": Label("strength ratio of the match", "1", "s' / s of the pair."),
 }
 
 
 def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[str, str]) -> xr.Dataset:
-    """The modes of one model with their metrics and bias terms.
+    """Collects the modes of one model, with their measures and bias terms, in a dataset.
 
     Returns:
-      A dataset with dims layer, head, mode, embed (and eigen, pair): `u`, `v`, `singular_value`, `cosine`, the other
-      `Metrics`, and the bias terms as `bias_*`. Attributes: the null as `null_*`, and the versions of the libraries.
+      A dataset with dimensions layer, head, mode, embed, eigen and pair. The variables are `u`, `v`, all fields of
+      `Metrics` except `null`, and the bias terms as `bias_*`. The attributes of the dataset are `attrs`, the intervals
+      under chance as `null_*`, and the versions of the libraries.
     """
     variables = {"u": (VECTORS, modes.u), "v": (VECTORS, modes.v)}
     for name, value in metrics._asdict().items():
@@ -57,10 +58,10 @@ def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[s
 
 
 def metrics_of(dataset: xr.Dataset) -> Metrics:
-    """The metrics in a dataset of `to_dataset`.
+    """The `Metrics` in a dataset that `to_dataset` returned.
 
     Raises:
-      QkjaxError: the dataset lacks a metric.
+      QkjaxError: the dataset lacks a field of `Metrics`.
     """
     try:
         null = Null(*(float(dataset.attrs[f"null_{name}"]) for name in Null._fields))
@@ -71,16 +72,16 @@ def metrics_of(dataset: xr.Dataset) -> Metrics:
 
 
 def layer_rows(dataset: xr.Dataset) -> list[Row]:
-    """`layer_table` for a dataset of `to_dataset`."""
+    """The `layer_table` of a dataset that `to_dataset` returned."""
     return layer_table(metrics_of(dataset), BiasTerms(*(dataset[f"bias_{n}"].values for n in BiasTerms._fields)))
 
 
 def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
-    """One row per layer with means over its heads, without heads whose M is zero.
+    """A table with one row per layer, which contains means over the heads of the layer whose M is not zero.
 
-    `half_strength_modes` is the number of modes that have half of sum(s). `key_bias` and `query_bias` are the spreads
-    of their terms relative to the spread of y_i M y_j (see `BiasTerms`). The `null_` columns are half widths of the 95%
-    interval of chance.
+    `half_strength_modes` is the smallest number of modes that have half of sum(s). `key_bias` and `query_bias` are the
+    spreads of these bias terms divided by the spread of y_i M y_j (see `BiasTerms`). Columns that start with `null_`
+    are half widths of 95% intervals under chance.
     """
     cumulative = np.asarray(metrics.cumulative_strength)
     half = np.where(np.isfinite(cumulative[..., 0]), 1 + (cumulative < 0.5).sum(-1), np.nan)
@@ -108,7 +109,10 @@ def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
 
 
 def difference_dataset(difference: Difference, attrs: Mapping[str, str]) -> xr.Dataset:
-    """The difference between two models, with dims layer, head, mode (of the first model; an index for `_angles`)."""
+    """Converts the difference between two models to a dataset with dimensions layer, head and mode.
+
+    The dimension mode counts the modes of the first model, and for `query_angles` and `key_angles` the angles.
+    """
     variables = {
         name: (PER_MODE if value.ndim == 3 else PER_HEAD, np.asarray(value))
         for name, value in difference._asdict().items()
@@ -117,15 +121,16 @@ def difference_dataset(difference: Difference, attrs: Mapping[str, str]) -> xr.D
 
 
 def difference_of(dataset: xr.Dataset) -> Difference:
-    """The difference in a dataset of `difference_dataset`."""
+    """The `Difference` in a dataset that `difference_dataset` returned."""
     return Difference(*(dataset[name].values for name in Difference._fields))
 
 
 def format_table(rows: list[Row]) -> str:
-    """The main columns of the layer table as text, at most 80 columns wide.
+    """The main columns of the layer table as text, at most 80 characters wide.
 
-    `weighted` and `plain` are mean cosines, `chance` the half width of chance for the first, `rank` the effective rank,
-    `half` the number of modes that have half of the strength.
+    The column `weighted` is the mean cosine weighted by strength, `plain` is the unweighted mean cosine, and `chance`
+    is the half width of the interval under chance for `weighted`. `rank` is the effective rank, and `half` is the
+    number of modes that have half of the strength.
     """
     columns = {
         "layer": ("layer", "d"),

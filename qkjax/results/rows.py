@@ -1,4 +1,4 @@
-"""Tables as rows of numbers and texts, and their text and CSV formats."""
+"""Formats tables (lists of rows) as text, and writes tables to CSV files."""
 
 import csv
 import sys
@@ -9,12 +9,15 @@ import numpy as np
 import xarray as xr
 
 from qkjax.runtime.files import atomic_path, remove
+from qkjax.runtime.visible import visible
 
 Row = dict[str, int | float | str]
+FORMULAS = ("=", "+", "-", "@")
+"""What a spreadsheet takes for the begin of a formula."""
 
 
 def head_mean(values) -> np.ndarray:
-    """Mean over the heads (last axis) with a finite value; NaN for a layer without one."""
+    """Mean over the heads (last axis) that have a finite value; NaN for a layer in which no head has a finite value."""
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
@@ -22,35 +25,45 @@ def head_mean(values) -> np.ndarray:
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
-    """Atomically writes rows that all have the columns of the first row.
+    """Writes rows to a CSV file atomically. All rows have the same columns as the first row.
 
     Raises:
       QkjaxError: the file cannot be written.
     """
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: float | str) -> float | str:
+    """A value for a CSV file. Texts have no hidden characters, and none is a formula to a spreadsheet."""
+    if not isinstance(value, str):
+        return value
+    shown = visible(value)
+    return f"'{shown}" if shown.startswith(FORMULAS) else shown
 
 
 def list_unreadable(data: xr.Dataset, path: Path, names: str = "unreadable", what: str = "could not be read") -> None:
-    """Writes the images that could not be read, and why. Without such images, removes the file of an earlier pass.
+    """Writes a CSV file with the names of the images that could not be read, and the reasons.
+
+    If all images could be read, the file of an earlier pass is removed.
 
     Args:
-      data: the result, with the variable `reason`.
+      data: the result of a pass, with the variable `reason`.
       path: the CSV file to write.
-      names: variable with the names of these images.
-      what: predicate of the printed message on these images.
+      names: name of the variable with the names of these images.
+      what: predicate of the printed message, as in "3 images could not be read".
     """
     remove(path)
     if broken := [str(name) for name in data[names].values]:
         rows = [{"image": n, "reason": str(r)} for n, r in zip(broken, data.reason.values, strict=True)]
         write_csv(rows, path)
-        print(f"{len(broken)} images {what}; {path} says why", file=sys.stderr)
+        print(f"{len(broken)} images {what}; {path} lists the reasons", file=sys.stderr)
 
 
 def format_rows(rows: list[Row], formats: Mapping[str, str] | None = None) -> str:
-    """Rows as text under their column names, right-aligned; numbers have three decimal places by default."""
+    """Formats rows as text, with right-aligned columns. By default, floats have three decimal places."""
     heads = list(rows[0])
     spec = {head: "d" if isinstance(rows[0][head], int) else ".3f" for head in heads} | dict(formats or {})
     cells = [[format(row[head], spec[head]) for head in heads] for row in rows]

@@ -1,5 +1,6 @@
 """Reads and writes results as netCDF files."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -10,57 +11,100 @@ import xarray as xr
 
 from qkjax.errors import QkjaxError
 from qkjax.runtime.files import atomic_path
+from qkjax.runtime.visible import visible
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that computed a result, for its attributes."""
+    """Versions of the libraries that computed a result, as attributes of the result."""
     return {f"version_{name}": version(name) for name in ("qkjax", "jax", "numpy")}
 
 
 def write_dataset(dataset: xr.Dataset, path: Path) -> None:
-    """Atomically writes netCDF (HDF5).
+    """Writes a dataset to a netCDF (HDF5) file atomically, with a checksum of the dataset in the attribute `digest`.
 
-    The file is built in memory first, since HDF5 crashes the process if it cannot write.
+    The file is first built in memory, since HDF5 crashes the process if it cannot write to disk.
 
     Raises:
       QkjaxError: the file cannot be written.
     """
-    data = dataset.to_netcdf(engine="h5netcdf")
+    data = dataset.assign_attrs({DIGEST: digest(dataset)}).to_netcdf(engine="h5netcdf")
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
+def read_result(path: Path) -> xr.Dataset:
+    """Reads a result, and checks it against its checksum. Results of version 0.1 have none.
+
+    Raises:
+      QkjaxError: the file cannot be read, or its content is not what was written.
+    """
+    if not path.is_file():
+        raise QkjaxError(f"{path} is not a file, expected a result; remove it")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as opened:
+            data = opened.load()
+        if DIGEST in data.attrs and data.attrs[DIGEST] != digest(data):
+            raise ValueError("its content differs from its checksum")
+    except Exception as error:  # h5netcdf raises many kinds of exceptions
+        raise QkjaxError(f"cannot read the result {path} ({' '.join(str(error).split())[:200]}); remove it") from error
+    return data
+
+
+DIGEST = "digest"
+"""The attribute with the checksum of a dataset."""
+STATED = ("settings", "checkpoint", "loaded_with")
+"""Attributes that the checksum covers, besides all variables and coordinates."""
+
+
+def digest(dataset: xr.Dataset) -> str:
+    """SHA-256 of the names, dimensions, shapes and values of a dataset, and of the attributes in `STATED`."""
+    total = hashlib.sha256()
+    for name in STATED:
+        total.update(f"{name}={dataset.attrs.get(name)}\n".encode(errors="backslashreplace"))
+    for name in sorted(map(str, dataset.variables)):
+        variable = dataset.variables[name]
+        values = np.asarray(variable.values)
+        if values.dtype.kind in "OUS":
+            data = "\0".join(map(str, values.ravel().tolist())).encode(errors="backslashreplace")
+        else:  # netCDF has no boolean values, and may change the order of bytes
+            data = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+        total.update(f"{name} {variable.dims} {values.shape} {len(data)}\n".encode())
+        total.update(data)
+    return total.hexdigest()
+
+
 HOW = ("model", "batch", "devices", "jax", "qkjax")
-"""Settings that only affect the name or the last bits of a result; results that differ only in these are equivalent."""
+"""Settings that affect only the name or the last bits of a result. Results that differ only in these settings are
+equivalent."""
 
 
 def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str] = ()) -> xr.Dataset | None:
-    """Reads the result of an earlier run with the same settings; None if the file does not exist.
+    """Reads the result of an earlier run with the same settings; returns None if the file does not exist.
 
     Args:
       path: the netCDF file.
-      settings: the expected settings; the file has its own in the attribute `settings`, as JSON.
-      at_least: names of numeric settings for which the earlier result may have larger values.
+      settings: the expected settings. The settings of the earlier run are in the attribute `settings`, as JSON.
+      at_least: names of numeric settings that may have larger values in the earlier result.
 
     Raises:
-      QkjaxError: the result has other settings or cannot be read. It is never overwritten, since it may be the work of
-        hours.
+      QkjaxError: the result has different settings or cannot be read. The file is never overwritten, since its
+        computation may have taken hours.
     """
     if not path.exists():
         return None
+    data = read_result(path)
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            data, earlier = opened.load(), json.loads(opened.attrs["settings"])
-    except Exception as error:  # h5netcdf raises many kinds of exceptions
-        raise QkjaxError(f"cannot read the result {path} ({error}); remove it") from error
-    enough = {*HOW, *(name for name in at_least if int(earlier.get(name, 0)) >= int(settings[name]))}
+        earlier = {name: str(value) for name, value in json.loads(data.attrs["settings"]).items()}
+        enough = {*HOW, *(name for name in at_least if int(earlier.get(name, 0)) >= int(settings[name]))}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise QkjaxError(f"the result {path} does not state its settings ({error!r}); remove it") from error
     if other := [name for name in settings if earlier.get(name) != settings[name] and name not in enough]:
         raise QkjaxError(
-            f"{path} has other settings ({', '.join(other)}): remove it, or write to another folder, folder=..."
+            f"{path} has different settings ({', '.join(other)}): remove the file, or pass another folder as folder=..."
         )
     return data
 
 
 def texts(values: Sequence[str]) -> np.ndarray:
-    """Texts in a form that netCDF can store; bytes in file names that are not valid text become question marks."""
-    return np.array([v.encode("utf-8", "replace").decode() for v in values], dtype=object)
+    """Texts in a form that netCDF can store. Hidden characters, and bytes that are not valid text, become escapes."""
+    return np.array([visible(value) for value in values], dtype=object)

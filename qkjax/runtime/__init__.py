@@ -1,1 +1,1 @@
-"""The environment of a run: files, interrupts, several processes, devices."""
+"""The environment of a run: files, interrupts, distributed processes and devices."""

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the old or the new content of a file, never a part."""
+"""Atomic writes: a reader sees either the old or the new content of a file, never a partly written file."""
 
 import os
 import shutil
@@ -16,12 +16,13 @@ def _cannot_write(path: Path, error: OSError) -> QkjaxError:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path next to `path`, which is renamed to `path` if the block ends without an error.
+    """Yields a temporary path next to `path`, and renames it to `path` if the block ends without an error.
 
-    The temporary name has the same suffix, from which writers such as matplotlib infer the format.
+    The temporary name has the same suffix as `path`, since writers such as matplotlib infer the format from the suffix.
 
     Raises:
-      QkjaxError: the folder cannot be created or written, or the disk is full; `path` is then unchanged.
+      QkjaxError: the folder cannot be created or written, or the disk is full. After such an error, `path` is
+        unchanged.
     """
     temporary = None
     try:
@@ -46,7 +47,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Creates a folder for results, before the work starts.
+    """Creates a folder for results; callers do this before a long computation, so that errors come early.
 
     Raises:
       QkjaxError: the path is a file, or the folder cannot be created.
@@ -54,13 +55,13 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise QkjaxError(f"folder={path}: this is a file, and results need a folder; pass another one") from error
+        raise QkjaxError(f"folder={path}: this is a file; expected a folder for results, pass another path") from error
     except OSError as error:
-        raise QkjaxError(f"folder={path}: cannot be created ({error.strerror or error}); pass another one") from error
+        raise QkjaxError(f"cannot create folder={path} ({error.strerror or error}); pass another folder") from error
 
 
 def remove(path: Path) -> None:
-    """Removes a file written with `atomic_path`, and temporary files of processes that were killed while writing."""
+    """Removes a file written with `atomic_path`, and temporary files left by processes killed while writing it."""
     for file in (path, *path.parent.glob(f".{path.stem}-*{path.suffix}")):
         with suppress(OSError):
             file.unlink()
@@ -68,18 +69,20 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path, marker: str, text: str, names: tuple[str, ...]) -> Iterator[Path]:
-    """A temporary folder next to `path`, which replaces `path` if the block ends without an error.
+    """Yields a temporary folder next to `path`, which replaces `path` if the block ends without an error.
 
     Args:
-      marker, text: name of a file, and a text that it contains. They mark folders of this kind, which alone may be
-        replaced.
-      names: names of all entries that such a folder may have; a folder with any other entry is not replaced.
+      path: the folder to create or replace.
+      marker: name of a file that must be in an existing folder for the folder to be replaced.
+      text: text that the marker file must contain.
+      names: names of all entries that an existing folder may have; a folder with any other entry is not replaced.
 
     Raises:
-      QkjaxError: `path` is a file or a folder of another kind, or it cannot be written; it is then unchanged.
+      QkjaxError: `path` is a file, a folder that may not be replaced, or not writable. After such an error, `path` is
+        unchanged.
     """
     check_replaceable(path, marker, text, names)
-    path, temporary = path.resolve(), None  # a link remains, and its target is replaced
+    path, temporary = path.resolve(), None  # if `path` is a link, the link stays and its target is replaced
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -94,23 +97,26 @@ def atomic_folder(path: Path, marker: str, text: str, names: tuple[str, ...]) ->
     finally:
         if temporary is not None:
             if (temporary / "before").exists() and not path.exists():
-                (temporary / "before").rename(path)  # stopped between the two renames: restores the old folder
+                (temporary / "before").rename(path)  # restores the old folder after a stop between the two renames
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_replaceable(path: Path, marker: str, text: str, names: tuple[str, ...]) -> None:
-    """Checks that `path` is free or may be replaced, see `atomic_folder`.
+    """Checks that `path` does not exist, or is a folder that `atomic_folder` may replace.
 
     Raises:
-      QkjaxError: it may not be replaced.
+      QkjaxError: `path` exists and may not be replaced.
     """
     if path.exists() and not path.is_dir():
-        raise QkjaxError(f"folder={path}: this is a file, and a folder is expected; pass another one")
+        raise QkjaxError(f"folder={path}: this is a file; expected a folder, pass another path")
     if Path.cwd().is_relative_to(path.resolve()):
         raise QkjaxError(
-            f"folder={path}: this is the working folder, or above it, and would be replaced; pass another one"
+            f"folder={path}: this folder is or contains the working folder and would be replaced; pass another folder"
         )
     entries = {item.name for item in path.iterdir()} if path.is_dir() else set()
     replaceable = marker in entries and entries <= set(names) and text in (path / marker).read_text(errors="replace")
     if entries and not replaceable:
-        raise QkjaxError(f"folder={path}: it has other files in it, and would be replaced; pass another one")
+        raise QkjaxError(
+            f"folder={path}: the folder contains files that qkjax did not write and would be replaced; pass another "
+            "folder"
+        )

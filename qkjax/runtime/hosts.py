@@ -18,13 +18,13 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 
 
 def join() -> None:
-    """Connects to the other processes; call it before the first computation.
+    """Connects this process to the other processes of the job; call it before the first computation.
 
-    On TPU pods, Slurm, Open MPI and Kubernetes jax detects the processes; elsewhere the environment variables
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID specify them.
+    On TPU pods, Slurm, Open MPI and Kubernetes, JAX detects the processes. Elsewhere, the environment variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID specify the processes.
 
     Raises:
-      QkjaxError: a variable is not a whole number, or the other processes cannot be reached.
+      QkjaxError: an environment variable is not a whole number, or the other processes cannot be reached.
     """
     import jax
 
@@ -34,7 +34,7 @@ def join() -> None:
             settings = {"num_processes": int(os.environ[COUNT]), "process_id": int(os.environ[INDEX])}
         with _standard_output_free():
             jax.distributed.initialize(**settings)
-        gather(np.array(0))  # connects now, while all start: later, one may work for long before it connects
+        gather(np.array(0))  # connects now: later, a process could compute for a long time before it connects
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise QkjaxError(
             f"cannot join the other processes ({error}); set {ADDRESS}=host:port, {COUNT} and {INDEX} for each process"
@@ -52,7 +52,7 @@ def process_path(path: Path) -> Path:
 
 @contextmanager
 def _standard_output_free() -> Iterator[None]:
-    """Redirects C++ output to standard error: Gloo reports its connections on standard output, like results."""
+    """Redirects C++ output to standard error, since Gloo writes about its connections to standard output."""
     sys.stdout.flush()
     try:
         output = os.dup(1)
@@ -68,7 +68,7 @@ def _standard_output_free() -> Iterator[None]:
 
 
 def gather(value: Tree) -> Tree:
-    """The arrays of all processes, stacked along a new first axis; every process gets the result.
+    """Stacks the arrays of all processes along a new first axis; every process gets the result.
 
     Raises:
       QkjaxError: another process has failed.
@@ -81,12 +81,12 @@ def gather(value: Tree) -> Tree:
     except Exception as error:  # the type of the error depends on the backend
         reason = str(error).partition("\n")[0][:200]
         raise QkjaxError(
-            f"another process has failed ({reason}): see its own error message, then run all again"
+            f"another process has failed ({reason}): see the error message of that process, then restart all processes"
         ) from error
 
 
 def gather_json(value) -> list:
-    """A JSON value from every process, in the order of the processes; every process gets all of them."""
+    """Collects a JSON value from every process, in the order of the processes; every process gets all values."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     longest = int(np.max(gather(np.array(len(text)))))
     padded = np.frombuffer(text.tobytes().ljust(longest), np.uint8)  # JSON ignores trailing blanks
@@ -97,17 +97,20 @@ def agree(settings: Mapping[str, str]) -> None:
     """Checks that all processes have the same settings.
 
     Raises:
-      QkjaxError: the settings differ; every process raises the error, which lists them.
+      QkjaxError: the settings differ. Every process raises the error, and the message names the settings that differ.
     """
     first, *others = gather_json(dict(settings))
     if different := sorted({name for other in others for name in first if other.get(name) != first[name]}):
         raise QkjaxError(
-            f"the processes differ in {', '.join(different)}: give all of them the same command, model and images"
+            f"the processes differ in {', '.join(different)}: start all of them with the same command, model and images"
         )
 
 
 def gather_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Named arrays of any shapes from every process, in the order of the processes; every process gets them all."""
+    """Collects named arrays of any shape from every process, in the order of the processes.
+
+    Every process gets the arrays of all processes.
+    """
     buffer = BytesIO()
     # The prefix avoids a clash with the argument `file` of savez.
     np.savez(buffer, **{f"array/{name}": array for name, array in arrays.items()})

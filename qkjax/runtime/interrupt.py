@@ -1,4 +1,4 @@
-"""Ctrl-C in long loops."""
+"""Handling of Ctrl-C in long loops."""
 
 import signal
 import threading
@@ -8,11 +8,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], None]]:
-    """Defers the first Ctrl-C within the block: it yields a function, and the next call of this function raises
-    KeyboardInterrupt. A second Ctrl-C raises it at once.
+    """Defers the first Ctrl-C within the block until the yielded function is called.
 
-    An interrupt at an arbitrary point could leave state and results inconsistent, and Python ignores it inside some
-    callbacks of libraries.
+    After the first Ctrl-C, the next call of the yielded function raises KeyboardInterrupt. A second Ctrl-C raises
+    KeyboardInterrupt at once.
+
+    An interrupt at an arbitrary point could leave state and results inconsistent. Inside the callbacks of some
+    libraries, Python would ignore the interrupt.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield lambda: None

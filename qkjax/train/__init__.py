@@ -1,10 +1,10 @@
-"""Training of ViTs with a constrained query-key interaction. (Our extension: the paper trains no models.)
+"""Training of ViTs with a constrained query-key interaction. (Training is our extension of the paper.)
 
-The package can be called, since `qkjax.train` is the name of both the package and its main function:
+The package can be called like a function, since `qkjax.train` is the name of both the package and its main function:
 
     qkjax.train(qkjax.TrainConfig(constraint="tied", steps=300), "runs/tied")
 
-calls `qkjax.train.run.train`; see its documentation.
+This line calls `qkjax.train.run.train`; see the docstring of that function.
 """
 
 import sys

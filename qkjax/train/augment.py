@@ -1,5 +1,4 @@
-"""Augmentation of training images: shifts, crops, mirroring, RandAugment, mixup. It uses numpy and Pillow on the host,
-with a random generator that depends only on the step."""
+"""Augments training images by shifts, crops, RandAugment and mixup, with numpy and Pillow on the host."""
 
 from collections.abc import Callable
 
@@ -10,15 +9,16 @@ Values = Float[np.ndarray, "height width channels"]
 Pixels = UInt8[np.ndarray, "height width 3"]
 
 AREA, ASPECT, TRIES = (0.05, 1.0), (0.75, 1.33), 100
-"""Random crops: range of the area as a share of the image, range of width / height, and the number of attempts."""
+"""Settings of random crops: range of the crop's area as a share of the image, range of width / height, and number of
+attempts."""
 GRAY, LEVELS = 128, 10
 CUTOUT, TRANSLATE = 40 / 224, 100 / 224
-"""Half the side of the cutout square, and the translation, at full strength, as shares of the image's side. They are
-big_vision's values in pixels, divided by its resolution of 224."""
+"""Half the side of the cutout square, and the length of the translation, both at full strength and as shares of the
+image's side. The values are those of big_vision in pixels, divided by the resolution of 224 in big_vision."""
 
 
 def shift_image(image: Values, down: int, right: int) -> Values:
-    """The image shifted by `down` and `right` pixels; new pixels are -1, the darkest value."""
+    """Shifts an image down and to the right by the given numbers of pixels; new pixels are -1, the darkest value."""
     height, width, _ = image.shape
     result = np.full_like(image, -1.0)
     rows, columns = ((max(n, 0), min(n, 0)) for n in (down, right))
@@ -29,8 +29,10 @@ def shift_image(image: Values, down: int, right: int) -> Values:
 
 
 def inception_crop(image: "PIL.Image.Image", side: int, rng: np.random.Generator) -> "PIL.Image.Image":
-    """A random crop with 5 to 100% of the image's area, resized to a square of `side` pixels (Szegedy et al. 2015;
-    as in big_vision, but antialiased)."""
+    """Crops a random box with 5 to 100% of the image's area, and resizes the crop to a square of `side` pixels.
+
+    The method is that of Szegedy et al. 2015, as in big_vision, but resizing is antialiased.
+    """
     from PIL import Image
 
     width, height = image.size
@@ -46,11 +48,11 @@ def inception_crop(image: "PIL.Image.Image", side: int, rng: np.random.Generator
 
 
 def rand_augment(image: "PIL.Image.Image", layers: int, level: float, rng: np.random.Generator) -> "PIL.Image.Image":
-    """Applies `layers` random distortions out of 16, one after the other (Cubuk et al. 2020, section 3).
+    """Applies `layers` distortions, drawn at random from 16 kinds, one after the other (Cubuk et al. 2020, section 3).
 
-    The strengths for levels 0 to 10 are big_vision's. Two operations differ: big_vision's solarize inverts every pixel
-    at level 10 because of an overflow, and its contrast uses a constant in place of the image's mean gray. Here both
-    are Pillow's.
+    The strengths for levels 0 to 10 are those of big_vision. Two operations differ from big_vision and are Pillow's
+    here. In big_vision, solarize inverts every pixel at level 10 because of an overflow, and contrast uses a constant
+    in place of the image's mean gray.
     """
     for _ in range(layers):
         image = _DISTORTIONS[int(rng.integers(len(_DISTORTIONS)))](image, level / LEVELS, rng)
@@ -86,7 +88,7 @@ def _operation(name: str, *arguments: Callable[[float], int]) -> Callable:
 
 
 def _solarize_add(image, strength, rng):
-    """Brightens dark pixels."""
+    """Brightens pixels with values below 128."""
     return image.point([min(i + int(110 * strength), 255) if i < 128 else i for i in range(256)] * 3)
 
 
@@ -122,9 +124,11 @@ def mixup(
     concentration: float,
     rng: np.random.Generator,
 ) -> tuple[Float[np.ndarray, "rows height width channels"], Float[np.ndarray, "rows classes"]]:
-    """Mixes each image and its target with the previous one in the batch: a x + (1 - a) x'. The weight a is drawn from
-    Beta(concentration, concentration) once per batch and replaced by max(a, 1 - a), as in big_vision (Zhang et al.
-    2018)."""
+    """Mixes each image x with the previous image x' of the batch, as a x + (1 - a) x', and the targets in the same way.
+
+    The weight a is drawn from Beta(concentration, concentration) once per batch (Zhang et al. 2018), and replaced by
+    max(a, 1 - a), as in big_vision.
+    """
     weight = rng.beta(concentration, concentration)
     weight = np.float32(max(weight, 1 - weight))
     return tuple(weight * x + (1 - weight) * np.roll(x, 1, axis=0) for x in (images, targets))

@@ -13,47 +13,49 @@ class TrainConfig:
     """The configuration of a training run. The defaults train on digits in under two minutes on two CPU cores.
 
     Attributes:
-      constraint: constraint on the query-key interaction: one for all layers, or a schedule by layer such as "0-2:tied
-        3-5:free".
-      pull: weight of the penalty of the constraint pull(c). The penalty is the mean squared difference between the
-        layers' weighted cosines and c.
-      match: widen the MLPs until the model has as many trainable parameters as the one without
-        constraints.
-      bias: give queries and keys biases; without them, attention depends on Wq Wk^T alone.
-      init: initialisation of queries and keys: "xavier" as in big_vision, or "mimetic" (Trockman and Kolter 2023),
-        which also initialises values and outputs; a constraint then starts from the nearest kernels that satisfy it.
-      start: name or path of a checkpoint to start from, with the same shape as this run. Its query and key biases are
-        dropped unless `bias` is set.
-      data: training data: "digits" (scikit-learn's 1,797 images), "odd-one-out" (generated), a folder with one folder
-        of images per class, "tfds:NAME" (TensorFlow Datasets) or "hf:NAME" (Hugging Face).
+      constraint: constraint on the query-key interaction: one constraint for all layers, or a schedule by layer such as
+        "0-2:tied 3-5:free".
+      pull: weight of the penalty of the constraint pull(c). The penalty is the mean squared difference between c and
+        the weighted cosines of the layers with this constraint.
+      match: widen the MLPs until the model has as many trainable parameters as a model without constraints.
+      bias: add biases to queries and keys. Without these biases, attention depends on Wq Wk^T alone.
+      init: initialisation of attention: "xavier" as in big_vision, or "mimetic" (Trockman and Kolter 2023). "mimetic"
+        also initialises values and outputs; layers with a constraint then start from the nearest kernels that satisfy
+        the constraint.
+      start: name or path of a checkpoint from which training starts. The checkpoint must have the shape of this run.
+        Query and key biases of the checkpoint are dropped unless `bias` is set.
+      data: training data: "digits" (scikit-learn's 1,797 images), "odd-one-out" (generated images), "tfds:NAME"
+        (TensorFlow Datasets), "hf:NAME" (Hugging Face), or a path of a folder with one folder of images per class.
       resolution: side of photographs in pixels; training uses random crops with random mirroring.
-      rand_augment: number of RandAugment distortions of each training photograph.
-      rand_level: strength of the distortions, 0 to 10.
+      rand_augment: number of RandAugment distortions that are applied to each training photograph.
+      rand_level: strength of the RandAugment distortions, 0 to 10.
       patch: side of a patch in pixels.
-      width: embedding dimension.
+      width: embedding dimension; must be a multiple of the number of heads.
       depth: number of layers.
-      heads: number of heads per layer; width must be a multiple of it.
+      heads: number of heads per layer.
       mlp_dim: hidden dimension of the MLPs.
-      posemb: learned or fixed sine-cosine position embedding.
+      posemb: position embedding: "learn" (learned) or "sincos2d" (fixed sine-cosine).
       rep_size: add a tanh layer, as wide as the embedding, before the classifier.
       steps: number of training steps.
-      batch: images per step, over all devices.
-      accumulate: number of parts of each batch, which are processed one after the other to save memory.
+      batch: number of images per step, over all devices.
+      accumulate: number of parts into which each batch is split; the parts are processed one after the other to save
+        memory.
       optimizer: optimiser: "adamw", or "adafactor" with big_vision's scaling.
       b2: decay of AdamW's second moment; 0.999 suits long runs.
       learning_rate: peak of the learning rate, which rises from 0 in the warm-up and then decays to 0 as a cosine.
-      weight_decay: weight decay of kernels, as in big_vision. It has the same schedule as the learning rate, but is not
-        multiplied by the peak.
+      weight_decay: weight decay of kernels, as in big_vision. The weight decay has the same schedule as the learning
+        rate, but is not multiplied by the peak learning rate.
       warmup: number of warm-up steps.
-      clip: largest global norm of the gradient.
+      clip: largest global norm of the gradient; larger gradients are scaled down to this norm.
       label_smoothing: share of the target that is spread over all classes.
-      mixup: concentration of the Beta distribution that mixes pairs of images; 0 turns mixup off.
+      mixup: concentration of the Beta distribution from which the weights of mixup are drawn; 0 turns mixup off.
       shift: largest shift of training digits in each direction, in pixels.
-      average: decay of a moving average of the parameters, which is evaluated and exported in their place; 0 turns it
-        off.
+      average: decay of a moving average of the parameters; 0 turns the average off. With an average, the averaged
+        parameters are evaluated and exported in place of the trained parameters.
       dtype: number format of the matrix products; parameters are float32.
-      parallel: how several devices are used: "data" copies the parameters to each device, "fsdp" splits them.
-      every: number of steps between two evaluations, each of which saves a checkpoint.
+      parallel: placement of parameters on several devices: "data" copies all parameters to each device, and "fsdp"
+        splits large arrays over the devices.
+      every: number of steps between two evaluations. Each evaluation saves a checkpoint.
       tensorboard: also write the metrics for TensorBoard.
       seed: seed of the initialisation, the data split and the order of the images.
 
@@ -127,27 +129,27 @@ class TrainConfig:
         fixed = {"match": False, "rep_size": False, "init": "xavier", "posemb": "learn"}
         if self.start and (other := [name for name, value in fixed.items() if getattr(self, name) != value]):
             raise QkjaxError(
-                f"start={self.start!r} determines the architecture and the initial values: leave out {', '.join(other)}"
+                f"start={self.start!r} determines the architecture and the initial values: remove {', '.join(other)}"
             )
         for name in self.constraints():
             constraint(name, self.width // self.heads)
         return self
 
     def constraints(self) -> tuple[str, ...]:
-        """The constraint of each layer."""
+        """The name of each layer's constraint."""
         from qkjax.train.constraints import schedule
 
         return schedule(self.constraint, self.depth)
 
     def targets(self) -> dict[int, float]:
-        """The target of the weighted cosine of each layer with a soft constraint."""
+        """The target of the weighted cosine, by layer, for layers with a soft constraint such as pull(0.5)."""
         from qkjax.train.constraints import constraint
 
         constraints = map(constraint, self.constraints())
         return {layer: own.target() for layer, own in enumerate(constraints) if own.target is not None}
 
     def to_dict(self) -> dict:
-        """The values as plain types for JSON."""
+        """The fields as plain values for JSON."""
         return asdict(self)
 
 
@@ -168,7 +170,7 @@ _RANGES = [
 
 
 def from_dict(values: dict) -> TrainConfig:
-    """A configuration from plain values, with `TrainConfig`'s defaults for missing ones.
+    """A configuration from plain values, with the defaults of `TrainConfig` for missing values.
 
     Raises:
       QkjaxError: a name is unknown, or a value has the wrong type or is out of range.
@@ -176,7 +178,7 @@ def from_dict(values: dict) -> TrainConfig:
     known, given = {field.name: field for field in fields(TrainConfig)}, {}
     for name, value in values.items():
         if name not in known:
-            raise QkjaxError(f"unknown setting {name!r}{nearest(name, known)}; choose from {', '.join(known)}")
+            raise QkjaxError(f"unknown setting {name!r}{nearest(name, known)}; expected one of {', '.join(known)}")
         kind = type(known[name].default)
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise QkjaxError(f"{name}={value!r}: expected {kind.__name__}")
@@ -187,10 +189,10 @@ def from_dict(values: dict) -> TrainConfig:
 
 
 def vit_config(config: TrainConfig, pixels: tuple[int, int, int], classes: int) -> ViTConfig:
-    """The ViT of a run.
+    """The ViT architecture of a training run.
 
     Args:
-      config: the run.
+      config: configuration of the run.
       pixels: height, width and channels of the images.
       classes: the number of classes.
 

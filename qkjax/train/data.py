@@ -1,4 +1,4 @@
-"""Training and validation batches, in an order that depends only on the seed and the step."""
+"""Yields training and validation batches, in an order that depends only on the seed and the step."""
 
 import logging
 import os
@@ -12,9 +12,9 @@ from qkjax.errors import QkjaxError
 from qkjax.train.augment import mixup
 from qkjax.train.config import TrainConfig
 
-PADDING = -1  # label of the rows that fill up the last batch
+PADDING = -1  # label of the rows that pad the last batch
 THREADS = 2 * (os.cpu_count() or 1)  # number of threads that prepare images in advance
-TRIES = 10  # number of consecutive unreadable images after which a run stops
+TRIES = 10  # a run stops after this number of consecutive unreadable images
 log = logging.getLogger(__name__)
 
 Image = Float[np.ndarray, "height width channels"]
@@ -22,14 +22,14 @@ Image = Float[np.ndarray, "height width channels"]
 
 @runtime_checkable
 class Examples(Protocol):
-    """A sequence of images, as arrays or PIL images, with the index of each image's class."""
+    """Protocol for a sequence of pairs: an image (an array or a Pillow image) and the index of its class."""
 
     def __len__(self) -> int:
         """The number of images."""
         ...
 
     def __getitem__(self, index: int) -> tuple:
-        """(image, index of its class)."""
+        """The image with this index, and the index of its class."""
         ...
 
 
@@ -37,14 +37,15 @@ class Task(NamedTuple):
     """A classification task.
 
     Attributes:
-      train, held_out: images with the indices of their classes.
+      train, held_out: training images and held-out images, with the indices of their classes.
       classes: number of classes.
-      pixels: height, width and channels of the model's images.
-      augment: (image of `train`, random generator) -> a randomly augmented image for the model, in -1..1.
-      fit: image of `held_out` -> the image for the model, in -1..1.
+      pixels: height, width and channels of the model's input.
+      augment: function that takes an image of `train` and a random generator, and returns a randomly augmented input
+        of the model, with values from -1 to 1.
+      fit: function that takes an image of `held_out`, and returns an input of the model, with values from -1 to 1.
       fingerprint: text that changes when the data set changes; "" for a data set that cannot change.
       largest_class: share of the held-out images in the most frequent class, which is the accuracy of always
-        answering that class; None if the labels cannot be read without the images.
+        answering this class; None if the labels cannot be read without the images.
     """
 
     train: Examples
@@ -60,19 +61,20 @@ class Task(NamedTuple):
 def training_batches(
     task: Task, config: TrainConfig, start: int = 0, host: int = 0, hosts: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """This host's rows of the batches from step `start` to the last step.
+    """Yields this host's rows of the training batches, from step `start` to the last step.
 
-    Each batch depends only on its step, so a run can resume at any step. Every image is used once before any image is
-    used twice. Threads prepare the batches in advance.
+    Each batch depends only on the seed and the step, so a run can resume at any step. Every image is used once before
+    any image is used twice. Threads prepare the batches in advance.
 
     Args:
-      task: the task.
-      config: the run.
-      start: first step.
+      task: the classification task.
+      config: configuration of the run.
+      start: number of the first step.
       host, hosts: index of this host, and the number of hosts.
 
     Yields:
-      Images (rows, height, width, channels), and targets (rows, classes), which are one-hot, or mixed by mixup.
+      Images (rows, height, width, channels), and targets (rows, classes). Targets are one-hot, or mixtures of two
+      one-hot vectors if mixup is on.
 
     Raises:
       QkjaxError: grain is not installed.
@@ -92,17 +94,17 @@ def training_batches(
     )
     for step, batch in enumerate(_prefetched(own_rows, rows), start=start):
         if config.mixup:
-            # All hosts use the same weight; pairs are formed within a host.
+            # All hosts use the same mixup weight; the images of a pair are on the same host.
             batch = mixup(*batch, config.mixup, np.random.default_rng([config.seed, step]))  # noqa: PLW2901
         yield batch
 
 
 def held_out_batches(task: Task, batch: int, host: int = 0, hosts: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """This host's rows of the batches of held-out images, which threads prepare in advance.
+    """Yields this host's rows of the batches of held-out images, which threads prepare in advance.
 
     Args:
-      task: the task.
-      batch: number of rows of a batch over all hosts.
+      task: the classification task.
+      batch: number of rows in a batch, over all hosts.
       host, hosts: index of this host, and the number of hosts.
 
     Yields:
@@ -125,7 +127,7 @@ def held_out_batches(task: Task, batch: int, host: int = 0, hosts: int = 1) -> I
 
 
 def _global_index(own: int, batch: int, host: int, hosts: int) -> int:
-    """Index over all hosts of this host's image number `own`. Each host has some rows of every batch."""
+    """Index in the sequence over all hosts for image number `own` of this host. Each host has rows of every batch."""
     rows = batch // hosts
     return own // rows * batch + host * rows + own % rows
 
@@ -139,13 +141,13 @@ def _grain():
 
 
 def _prefetched(examples, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of `rows` rows of a `MapDataset`, in order; threads prepare up to two in advance."""
+    """Batches of `rows` rows of a grain `MapDataset`, in order; threads prepare up to two batches in advance."""
     options = _grain().ReadOptions(num_threads=min(THREADS, 2 * rows), prefetch_buffer_size=2 * rows)
     return iter(examples.to_iter_dataset(options).batch(rows))
 
 
 def _readable(examples: Examples, number: int) -> tuple:
-    """An example, or the next one that is readable, so that one damaged file does not stop a run."""
+    """The example with this number, or else the next readable example, so that a damaged file does not stop a run."""
     for other in range(number, number + TRIES):
         try:
             return examples[other % len(examples)]

@@ -1,5 +1,7 @@
-"""Placement of a run's arrays on one mesh of all devices of all hosts. Batches are split over the mesh; parameters are
-replicated on every device, or split as well (FSDP)."""
+"""Places the arrays of a training run on one mesh of all devices of all hosts.
+
+Batches are split over the mesh. Parameters are replicated on every device, or split over the mesh as well (FSDP).
+"""
 
 from typing import TypeVar
 
@@ -10,21 +12,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 Tree = TypeVar("Tree")  # a tree of arrays
 AXIS = "data"
 SPLIT_FROM = 4096
-"""Smallest number of values for which splitting an array is worthwhile."""
+"""Number of values from which splitting an array over devices is worthwhile."""
 
 
 def mesh() -> Mesh:
-    """All devices of all hosts, along one axis."""
+    """A mesh of all devices of all hosts, along one axis."""
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 def split_rows() -> NamedSharding:
-    """The sharding of batches: split along the first axis."""
+    """The sharding that splits batches along their first axis."""
     return NamedSharding(mesh(), PartitionSpec(AXIS))
 
 
 def replicated() -> NamedSharding:
-    """The sharding that has the whole array on every device."""
+    """The sharding that copies the whole array to every device."""
     return NamedSharding(mesh(), PartitionSpec())
 
 
@@ -33,8 +35,8 @@ def placement(tree: Tree, parallel: str) -> Tree:
 
     Args:
       tree: a tree of arrays, or of their shapes.
-      parallel: "data": every device has all arrays. "fsdp": arrays with at least `SPLIT_FROM` values are split along
-        their longest axis whose length is a multiple of the number of devices.
+      parallel: "data" or "fsdp". With "data", every device has all arrays. With "fsdp", an array with at least
+        `SPLIT_FROM` values is split along its longest axis whose length is a multiple of the number of devices.
     """
 
     def sharding(leaf) -> NamedSharding:
@@ -48,5 +50,5 @@ def placement(tree: Tree, parallel: str) -> Tree:
 
 
 def distribute(batch: Tree) -> Tree:
-    """A batch on all devices, from this host's rows of it."""
+    """Assembles a batch that is split over all devices from the rows that each host has."""
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split_rows(), rows), batch)

@@ -1,4 +1,4 @@
-"""The findings of a run or a sweep: tables with confidence intervals, and sentences that state their numbers."""
+"""Summarises a training run or a sweep in tables with confidence intervals, and in sentences with the main numbers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,21 +10,22 @@ from qkjax.results.rows import Row, format_rows
 
 REFERENCE = "free"
 LISTED = 4
-"""Number of constraints that a sentence lists before it counts the rest."""
+"""Largest number of constraints that a sentence lists by name; any further constraints are only counted."""
 
 
 def table(dataset: xr.Dataset) -> list[Row]:
-    """One row per constraint, at the last evaluation.
+    """The table of a sweep, with one row per constraint at the last evaluation.
 
     Args:
       dataset: the dataset of a sweep, see `train.sweep.collect`.
 
     Returns:
-      Rows with "constraint"; "seeds", the number of seeds that did not diverge; "accuracy" in percent, with the ends of
-      its 95% interval over seeds, "low" and "high" (Student's t); "to_free", "to_free_low" and "to_free_high", the
-      difference to `free` in percentage points, paired by seed and not corrected for the number of rows; and the mean
-      weighted cosine of each layer, "cosine_0", ... Intervals of a single seed, and differences without `free`, are
-      NaN.
+      Rows with the following columns. "constraint" is the name of the constraint, and "seeds" is the number of seeds
+      that did not diverge. "accuracy" is the accuracy in percent, and "low" and "high" are the ends of its 95% interval
+      over seeds (Student's t). "to_free" is the difference from the constraint `free` in percentage points, paired by
+      seed. "to_free_low" and "to_free_high" are the ends of the 95% interval of this difference, not corrected for the
+      number of rows. "cosine_0", "cosine_1" and so on are the mean weighted cosines of the layers. Intervals are NaN if
+      there is a single seed, and differences are NaN if the sweep does not include `free`.
     """
     last = 100 * dataset.accuracy.isel(step=-1)
     free = last.sel(constraint=REFERENCE).values if REFERENCE in last.constraint.values else np.nan * last[0].values
@@ -46,7 +47,10 @@ def table(dataset: xr.Dataset) -> list[Row]:
 
 
 def interval(values: Float[np.ndarray, "seeds"]) -> tuple[float, float, float]:
-    """Mean of the finite values, and the ends of its 95% interval by Student's t; NaN ends for one value."""
+    """Mean of the finite values, and the ends of the 95% interval of the mean by Student's t.
+
+    With fewer than two finite values, the ends are NaN.
+    """
     from scipy.stats import t
 
     values = values[np.isfinite(values)]
@@ -59,7 +63,7 @@ def interval(values: Float[np.ndarray, "seeds"]) -> tuple[float, float, float]:
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """Ends of the 95% interval of a share of `count` independent images (Wilson 1927)."""
+    """Ends of the 95% interval of a share that was measured on `count` independent images (Wilson 1927)."""
     from scipy.stats import norm
 
     z = float(norm.ppf(0.975))
@@ -69,7 +73,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The rows of a sweep as text, at most 80 columns wide for names of up to 23 characters."""
+    """The table of a sweep as text, at most 80 characters wide if constraint names have up to 23 characters."""
     short = [
         {
             "constraint": row["constraint"],
@@ -83,7 +87,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def _number(value: float, low: float, high: float, sign: str = "") -> str:
-    """A value, with its interval if there is one; "" for NaN."""
+    """Formats a value, with its interval if the ends are finite; returns "" for NaN."""
     if not np.isfinite(value):
         return ""
     ends = f" [{low:{sign}.1f}, {high:{sign}.1f}]" if np.isfinite(low) else ""
@@ -91,7 +95,7 @@ def _number(value: float, low: float, high: float, sign: str = "") -> str:
 
 
 def run_summary(last: Mapping) -> str:
-    """One to three sentences on a finished run.
+    """One or two sentences that summarise a finished run.
 
     Args:
       last: the result of `train.run.train`.
@@ -111,7 +115,10 @@ def run_summary(last: Mapping) -> str:
 
 
 def _chance(facts: Mapping) -> str:
-    """The end of a sentence with the chance level, and the accuracy of the most frequent class if clearly higher."""
+    """The end of a sentence that states chance accuracy.
+
+    If the accuracy of always answering the most frequent class is clearly above chance, this accuracy is added.
+    """
     classes, largest = facts.get("classes"), facts.get("largest_class")
     if not classes:
         return ""
@@ -120,11 +127,11 @@ def _chance(facts: Mapping) -> str:
 
 
 def sweep_summary(rows: Sequence[Row], facts: Mapping) -> str:
-    """One to five sentences on a sweep.
+    """One to five sentences that summarise a sweep.
 
     Args:
       rows: the result of `table`.
-      facts: "classes" and "largest_class" of the task, if known.
+      facts: facts about the task: "classes" and "largest_class", if known.
     """
     finished = [row for row in rows if row["seeds"]]
     if not finished:
@@ -144,7 +151,7 @@ def sweep_summary(rows: Sequence[Row], facts: Mapping) -> str:
 
 
 def _against_free(others: Sequence[Row]) -> list[str]:
-    """Sentences on the constraints that are less accurate than `free`, more accurate, or not different."""
+    """Sentences that list the constraints that are less accurate than `free`, more accurate, or not different."""
     if not any(np.isfinite(row["to_free_low"]) for row in others):
         listed = _list(sorted(others, key=lambda row: row["to_free"]))
         return [f"Differences to free, in points and without intervals: {listed}."]

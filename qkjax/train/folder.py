@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, metrics, checkpoints and lock."""
+"""Reads and writes the files in the folder of a training run: configuration, metrics, checkpoints and lock."""
 
 import json
 import logging
@@ -18,10 +18,10 @@ DATA, FACTS, LOCK = "data.txt", "task.json", ".lock"
 
 
 def holds_run(folder: Path, config: TrainConfig) -> bool:
-    """Whether the folder has a checkpoint of this run.
+    """Whether the folder has a checkpoint of the run with this configuration.
 
     Raises:
-      QkjaxError: the folder has a checkpoint of another run.
+      QkjaxError: the folder has a checkpoint of a run with a different configuration.
     """
     path = folder / CONFIG
     if not path.exists() or not _has_checkpoint(folder):
@@ -30,24 +30,26 @@ def holds_run(folder: Path, config: TrainConfig) -> bool:
         earlier = from_dict(json.loads(path.read_text())).to_dict()
     except (OSError, ValueError, AttributeError) as error:
         raise QkjaxError(
-            f"{path} is not a valid configuration of a run ({error}); remove it, or choose another folder"
+            f"{path} is not a valid configuration of a run ({error}); remove the file, or choose another folder"
         ) from error
     other = [f"{name}={earlier[name]!r}" for name, value in config.to_dict().items() if earlier[name] != value]
     if other:
-        raise QkjaxError(f"{folder} contains a run with {', '.join(other)}: choose another folder, or remove it")
+        raise QkjaxError(
+            f"{folder} contains a run with {', '.join(other)}: choose another folder, or remove this folder"
+        )
     return True
 
 
 def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
-    """Writes the run's configuration and the fingerprint of its data, unless the run has a checkpoint.
+    """Writes the run's configuration and the fingerprint of its data, unless the run already has a checkpoint.
 
     Raises:
-      QkjaxError: the run has a checkpoint that was trained on other data.
+      QkjaxError: the run has a checkpoint that was trained on different data.
     """
     path, resumes = folder / DATA, _has_checkpoint(folder)
     if resumes and path.exists() and path.read_text() != fingerprint:
         raise QkjaxError(
-            f"data={config.data!r} has changed since the run in {folder} began: restore its files, or choose another "
+            f"data={config.data!r} has changed since the run in {folder} began: restore the data, or choose another "
             "folder"
         )
     if jax.process_index() == 0 and not resumes:
@@ -61,17 +63,17 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def write_facts(folder: Path, facts: dict) -> None:
-    """Atomically writes facts about a run besides its configuration: classes, number of held-out images, ..."""
+    """Writes facts about a run that are not in its configuration, such as the number of classes, atomically."""
     if jax.process_index() == 0:
         with atomic_path(folder / FACTS) as temporary:
             temporary.write_text(json.dumps(facts) + "\n")
 
 
 def read_facts(folder: Path) -> dict:
-    """The facts of `write_facts`; empty for a run of version 0.1.0.
+    """Reads the facts that `write_facts` wrote; the result is empty for a run of version 0.1.0.
 
     Raises:
-      QkjaxError: the file is not valid.
+      QkjaxError: the file is not valid JSON.
     """
     path = folder / FACTS
     if not path.exists():
@@ -79,15 +81,15 @@ def read_facts(folder: Path) -> dict:
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise QkjaxError(f"{path} is not a valid JSON object ({error}): remove it") from error
+        raise QkjaxError(f"{path} is not a valid JSON object ({error}): remove the file") from error
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Locks the folder against other processes. With several hosts, the first one locks it for all.
+    """Locks the folder against other processes. With several hosts, the first host holds the lock for all hosts.
 
     Raises:
-      QkjaxError: another process trains in the folder.
+      QkjaxError: another process is training in the folder, or filelock is not installed.
     """
     if jax.process_index() > 0:
         yield
@@ -100,7 +102,9 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise QkjaxError(f"another process trains in {folder}: wait for it, or choose another folder") from error
+        raise QkjaxError(
+            f"another process is training in {folder}: wait until that process ends, or choose another folder"
+        ) from error
     try:
         yield
     finally:
@@ -108,10 +112,10 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The metrics of a run, one dict per evaluation; empty without a file.
+    """Reads the metrics of a run, with one dict per evaluation; the result is empty if the file does not exist.
 
     Raises:
-      QkjaxError: the file is not valid.
+      QkjaxError: the file is not a valid file of metrics.
     """
     if not path.exists():
         return []
@@ -120,18 +124,18 @@ def read_metrics(path: Path) -> list[dict]:
         return [line for line in lines if isinstance(line["step"], int)]
     except (ValueError, KeyError, TypeError) as error:
         raise QkjaxError(
-            f"{path} is not a valid file of metrics ({error}): restore it, or remove the run's folder"
+            f"{path} is not a valid file of metrics ({error}): restore the file, or remove the folder of the run"
         ) from error
 
 
 def write_metrics(path: Path, lines: list[dict]) -> None:
-    """Atomically writes the metrics of a run, one line per evaluation."""
+    """Writes the metrics of a run atomically, with one line per evaluation."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def checkpoints(folder: Path):
-    """Orbax's checkpoint manager. It writes to a temporary name first, and keeps the last and the best checkpoint."""
+    """Orbax's checkpoint manager for a run, which keeps only the last and the best checkpoint."""
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
 
@@ -141,16 +145,16 @@ def checkpoints(folder: Path):
         return metrics["accuracy"]
 
     policy = policies.AnyPreservationPolicy([policies.LatestN(1), policies.BestN(get_metric_fn=accuracy, n=1)])
-    # Without best_fn, metrics are not written, so those of earlier checkpoints are lost when a run resumes.
+    # Without best_fn, metrics are not written, so the metrics of earlier checkpoints are lost when a run resumes.
     options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=accuracy, cleanup_tmp_directories=True)
     manager = ocp.CheckpointManager(folder.resolve(), options=options)
     for step in set(manager.all_steps()) - {manager.latest_step(), manager.best_step()}:
-        manager.delete(step)  # left by a run that was killed before it could delete it
+        manager.delete(step)  # this checkpoint was left by a run that was killed before it could delete the checkpoint
     return manager
 
 
 def save_state(manager, state: State, metrics: dict) -> None:
-    """Writes a checkpoint, in the background."""
+    """Starts to write a checkpoint in the background."""
     import orbax.checkpoint as ocp
 
     manager.save(
@@ -159,7 +163,7 @@ def save_state(manager, state: State, metrics: dict) -> None:
 
 
 def restore_state(manager, shapes: State) -> State | None:
-    """The state of the last checkpoint, with the shardings of `shapes`; None without a checkpoint."""
+    """Restores the state of the last checkpoint, with the shardings of `shapes`; None if there is no checkpoint."""
     import orbax.checkpoint as ocp
 
     if manager.latest_step() is None:
@@ -169,12 +173,14 @@ def restore_state(manager, shapes: State) -> State | None:
 
 @contextmanager
 def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callable[[dict], None]]:
-    """Yields a function that writes one evaluation for TensorBoard; it does nothing unless `config.tensorboard`.
+    """Yields a function that writes one evaluation for TensorBoard.
+
+    The function does nothing if `config.tensorboard` is False.
 
     Args:
       folder: folder of the run.
-      config: the run.
-      step: step after which the run resumes; entries of later steps are dropped.
+      config: configuration of the run.
+      step: step after which the run resumes; earlier entries for later steps are dropped.
 
     Raises:
       QkjaxError: tensorboardX is not installed.

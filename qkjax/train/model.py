@@ -1,8 +1,8 @@
-"""The parameters of a ViT with constrained interactions, and the plain tree that they represent.
+"""Converts between the parameters of a ViT with constrained interactions and the plain parameter tree of a ViT.
 
-The training tree is that of big_vision, except that each layer has the parameters of its constraint, under
-"interaction", in place of its query and key kernels. `plain` computes the kernels, so the model, the export and the
-analyses are those of any ViT.
+The training tree is the parameter tree of big_vision, with one exception: in place of query and key kernels, each layer
+has the parameters of its constraint under "interaction". `plain` computes the kernels from these parameters, so that
+model, export and analyses are the same as for any ViT.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ INTERACTION = "interaction"
 
 
 def draw_plain(key: jax.Array, config: ViTConfig) -> dict:
-    """A plain tree with big_vision's random initialisation."""
+    """A plain parameter tree with big_vision's random initialisation."""
     image = jnp.zeros((1, *_pixels(config), config.channels))
     return jax.jit(ViT(config).init)(key, image)["params"]
 
@@ -31,16 +31,17 @@ def draw_plain(key: jax.Array, config: ViTConfig) -> dict:
 def initial(
     key: jax.Array, config: ViTConfig, names: tuple[str, ...], start: Mapping | None = None, bias: bool = False
 ) -> dict:
-    """A training tree.
+    """The initial training tree of a run.
 
     Args:
       key: random key.
-      config: the ViT.
+      config: architecture of the ViT.
       names: name of each layer's constraint.
-      start: a plain tree to start from; its kernels are replaced by the nearest ones that satisfy the constraint. By
-        default all parameters are random, with big_vision's initialisation, and `Constraint.init` for queries and keys.
-      bias: whether queries and keys have biases. Without them (the default), attention depends on M alone. A query bias
-        makes some keys attractive to all queries, which no constraint on M prevents.
+      start: a plain tree from which training starts; query and key kernels are replaced by the nearest kernels that
+        satisfy the constraint. By default, all parameters are random, with `Constraint.init` for queries and keys, and
+        big_vision's initialisation for all other parameters.
+      bias: whether queries and keys have biases. Without biases (the default), attention depends on M alone. A query
+        bias makes some keys attractive to all queries, which no constraint on M prevents.
 
     Raises:
       QkjaxError: a constraint is unknown, or its argument is too large for the heads.
@@ -64,11 +65,11 @@ def initial(
 
 
 def plain(params: Mapping, config: ViTConfig, names: tuple[str, ...]) -> dict:
-    """The plain tree of a training tree; differentiable.
+    """Computes the plain parameter tree that a training tree represents; the function is differentiable.
 
     Args:
       params: a training tree.
-      config: the ViT.
+      config: architecture of the ViT.
       names: name of each layer's constraint.
     """
     kernels = _kernels(params, names, _shape(config))
@@ -84,14 +85,14 @@ def plain(params: Mapping, config: ViTConfig, names: tuple[str, ...]) -> dict:
 
 
 def _kernels(params: Mapping, names: tuple[str, ...], shape: Shape) -> dict[int, tuple[jax.Array, jax.Array]]:
-    """Query and key kernel of each layer; layers with the same constraint are computed together."""
+    """Query and key kernels of each layer. The kernels of layers with the same constraint are computed together."""
     attention, result, before = list(attention_parameters(params)), {}, None
     for name in dict.fromkeys(names):
         own = constraint(name)
         layers = [layer for layer, other in enumerate(names) if other == name]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(attention[layer][INTERACTION] for layer in layers))
         if own.factored:
-            # One QR after the other: two concurrent ones can deadlock XLA on CPUs with few cores.
+            # One QR after the other: two concurrent QRs can deadlock XLA on CPUs with few cores.
             stacked = stacked if before is None else jax.lax.optimization_barrier((stacked, before))[0]
         query, key = jax.vmap(lambda parameters, own=own: own.kernels(parameters, shape))(stacked)
         before = (query, key) if own.factored else before
@@ -100,7 +101,7 @@ def _kernels(params: Mapping, names: tuple[str, ...], shape: Shape) -> dict[int,
 
 
 def needs_lapack(names: tuple[str, ...]) -> bool:
-    """Whether a step factorises matrices."""
+    """Whether a training step with these constraints factorises matrices (QR or SVD)."""
     return any(own.factored or own.target is not None for own in map(constraint, names))
 
 
@@ -116,7 +117,10 @@ def _size(tree) -> int:
 
 
 def matched(config: ViTConfig, names: tuple[str, ...], bias: bool) -> ViTConfig:
-    """The ViT with MLPs widened to match the number of trained values without constraints, to the nearest unit."""
+    """Widens the MLPs of a ViT to match the number of trained values of the unconstrained model.
+
+    The hidden dimension is rounded to the nearest integer.
+    """
 
     def trained(names: tuple[str, ...]) -> int:
         return count(jax.eval_shape(lambda: initial(jax.random.key(0), config, names, bias=bias)), names)

@@ -1,6 +1,6 @@
-"""The parameters of a constraint whose interaction is nearest to that of given kernels.
+"""Computes the parameters of a constraint for which the interaction M is nearest to that of given kernels.
 
-Nearest means in the Frobenius norm of M, head by head. It is computed once, in float64 with numpy.
+The distance is the Frobenius norm of the difference, head by head. The computation runs once, in float64 with numpy.
 """
 
 import jax
@@ -13,20 +13,21 @@ from qkjax.train.constraints.registry import constraint
 
 Kernel = Float[np.ndarray, "embed heads head_dim"]
 DEAD = 1e-5
-"""A head counts as dead if the norm of its nearest M is at most this share of the given one's."""
+"""A head counts as dead if ||M'|| is at most this share of ||M||, where M' is the nearest interaction that satisfies
+the constraint, and M is the given interaction."""
 SMALL = np.float32(1e-3)
-"""Factor of the random parameters that replace those of a dead head."""
+"""Factor by which the random parameters of a dead head are multiplied."""
 
 
 def nearest_parameters(name: str, query: Kernel, key: Kernel) -> dict[str, np.ndarray]:
-    """Parameters of a constraint whose M is nearest, head by head, to that of given kernels.
+    """Parameters of a constraint for which M is nearest, head by head, to the M of given kernels.
 
-    If the nearest M of a head is 0 (such as the repulsive head nearest to a tied one), both factors would stay 0, since
-    each is a factor in the gradient of the other. Such a head gets small random parameters: the constraint's `init`
-    times 1e-3.
+    The nearest M of a head can be 0; for example, if the constraint is "repulsive" and the given kernels are tied. Both
+    kernels would then stay 0 in training, since the gradient of each kernel is proportional to the other kernel. Such a
+    dead head gets small random parameters, which are 1e-3 times the parameters that the constraint's `init` draws.
 
     Args:
-      name: name of the constraint, as for `constraint`.
+      name: name of the constraint, such as "tied" or "low_rank(8)".
       query, key: the given kernels, (embed, heads, head_dim).
 
     Raises:

@@ -1,7 +1,7 @@
-"""Generated odd-one-out images: identical bars on a grid, one of which may differ. The task is to find the odd bar.
+"""Generates odd-one-out images: identical bars on a grid, one of which may differ. The task is to find the odd bar.
 
-As in psychophysical search displays (and the paper's figure 2), a bar is odd only in comparison with the others, since
-their colour and orientation are random in every image. One patch alone does not contain the answer.
+As in psychophysical search displays (and the paper's figure 2), a bar is odd only in comparison with all other bars,
+since colour and orientation of the bars are random in every image. A single patch does not contain the answer.
 """
 
 import colorsys
@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Float
 
 CELLS = 4
-"""Rows and columns of the grid."""
+"""Number of rows, and number of columns, of the grid."""
 CELL = 8
-"""Side of a cell in pixels; the bar is shifted in it by up to one pixel in each direction."""
+"""Side of a grid cell in pixels. In each cell, the bar is shifted by up to one pixel in each direction."""
 CLASSES = CELLS * CELLS + 1
-"""Class 0: no odd bar. Class 1 + cell, with cells counted row by row: the odd bar is in this cell."""
+"""Number of classes. Class 0 means that there is no odd bar. Class 1 + n means that the odd bar is in cell n, with
+cells counted row by row."""
 HALF_LENGTH, HALF_WIDTH, GRAY = 2.5, 0.75, 0.5
 
 Image = Float[np.ndarray, "height width 3"]
@@ -23,11 +24,12 @@ Image = Float[np.ndarray, "height width 3"]
 
 @dataclass(frozen=True)
 class OddOneOut:
-    """A set of odd-one-out images, each generated on access from the seed and its index alone.
+    """A set of odd-one-out images. Each image is generated on access, from the seed, the part and its index.
 
     Attributes:
-      count: number of images; every second one has an odd bar.
-      seed, part: the random seed and the part of the data set; parts with the same seed share no images.
+      count: number of images; every second image has an odd bar.
+      seed: seed of the random generator.
+      part: index of the part of the data set; two parts with the same seed share no images.
     """
 
     count: int
@@ -38,23 +40,23 @@ class OddOneOut:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Image, int]:
-        """An image in -1..1 and its class."""
+        """The image with this index, with values from -1 to 1, and its class."""
         return odd_one_out(np.random.default_rng([self.seed, self.part, index]), odd=index % 2 == 1)
 
     @property
     def largest_class(self) -> float:
-        """Share of the images without an odd bar, the most frequent class."""
+        """Share of images in the most frequent class, which is the class of images without an odd bar."""
         return (self.count + 1) // 2 / self.count
 
 
 def odd_one_out(rng: np.random.Generator, odd: bool) -> tuple[Image, int]:
     """Draws one image, with or without an odd bar.
 
-    The odd bar differs from the others in hue, by 1/12 of the circle or more, or in orientation, by 15 degrees or more,
-    but not in both.
+    The odd bar differs from all other bars either in hue, by at least 1/12 of the colour circle, or in orientation, by
+    at least 15 degrees.
 
     Returns:
-      The image (32, 32, 3) in -1..1, and its class.
+      The image (32, 32, 3) with values from -1 to 1, and its class.
     """
     hue = np.full(CELLS * CELLS, rng.random())
     angle = np.full(CELLS * CELLS, rng.random() * np.pi)
@@ -69,7 +71,7 @@ def odd_one_out(rng: np.random.Generator, odd: bool) -> tuple[Image, int]:
 def _draw(
     hue: Float[np.ndarray, "cells"], angle: Float[np.ndarray, "cells"], shift: Float[np.ndarray, "2 cells"]
 ) -> Image:
-    """Draws one bar with soft edges per cell, on gray; `shift` is (down, right) in pixels."""
+    """Draws one bar with soft edges in each cell, on a gray background; `shift` is (down, right) in pixels."""
     middle = np.arange(CELL) + 0.5 - CELL / 2
     down, right = middle[None, :, None] - shift[0, :, None, None], middle[None, None, :] - shift[1, :, None, None]
     cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]

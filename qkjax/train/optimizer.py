@@ -1,8 +1,8 @@
-"""The optimisers, scaled as in big_vision: clip, Adam or Adafactor, learning rate, weight decay, schedule.
+"""The optimisers, AdamW and Adafactor, with learning rate, weight decay and schedule scaled as in big_vision.
 
-One update is -s(t) (lr u + wd theta), where the schedule s rises from 0 to 1 and falls to 0, and u is the optimiser's
-update for the clipped gradient. Weight decay is therefore not multiplied by the learning rate; the equivalent value for
-torch's AdamW is wd / lr.
+One update of the parameters theta is -s(t) (lr u + wd theta). The schedule s rises from 0 to 1 and falls to 0, and u is
+the update by Adam or Adafactor for the clipped gradient. The weight decay wd is therefore not multiplied by the
+learning rate lr; the equivalent weight decay for torch's AdamW is wd / lr.
 """
 
 import jax
@@ -16,16 +16,16 @@ from qkjax.vit.tree import block_name
 
 
 def schedule(config: TrainConfig) -> optax.Schedule:
-    """s(t): linear from 0 over the warm-up, then half a cosine that ends at 0 with the last step."""
+    """The schedule s(t), which rises linearly from 0 to 1 in the warm-up and falls to 0 as half a cosine."""
     return optax.warmup_cosine_decay_schedule(0.0, 1.0, config.warmup, config.steps)
 
 
 def optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The optimiser of a run."""
+    """The optimiser of a training run."""
     constraints = {block_name(layer): constraint(name) for layer, name in enumerate(config.constraints())}
 
     def decays(path, _) -> bool:
-        """Whether weight decay applies: to trained kernels, not to biases, norms, position embeddings or strengths."""
+        """Whether weight decay applies to a parameter, which is the case for trained kernels only."""
         *above, name = (part.key for part in path)
         if INTERACTION in above:
             own = next(constraints[part] for part in above if part in constraints)
@@ -45,8 +45,11 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def _adafactor() -> optax.GradientTransformation:
-    """Adafactor as in Zhai et al. 2022 (arXiv 2106.04560, section 3.4): no relative step, the second moment's decay
-    1 - t^-0.8 capped at 0.999, and a first moment in bfloat16."""
+    """Adafactor as in Zhai et al. 2022 (arXiv 2106.04560, section 3.4).
+
+    There is no relative step size, the decay of the second moment is 1 - t^-0.8 but at most 0.999, and the first moment
+    is stored in bfloat16.
+    """
     return optax.chain(
         optax.scale_by_factored_rms(
             min_dim_size_to_factor=32, decay_rate_fn=lambda step, rate: jnp.minimum(0.999, 1 - (step + 1.0) ** -rate)

@@ -14,10 +14,10 @@ Kernels = Float[Array, "layers embed heads head_dim"]
 
 
 def weighted_cosine(query: Kernels, key: Kernels) -> Float[Array, "layers heads"]:
-    """tr(M) / ||M||_nuclear of each head, M = Wq Wk^T: the mean cosine of its modes, weighted by their singular
-    values, as in `measure`; this form is differentiable.
+    """The weighted cosine of each head, tr(M) / ||M||_nuclear with M = Wq Wk^T, in a differentiable form.
 
-    The gradient of ||M||_nuclear is U V^T, so U and V are constants in tr(U^T M V) = sum of s.
+    As in `measure`, this is the mean cosine of the modes weighted by their singular values. The nuclear norm is
+    computed as tr(U^T M V), with U and V as constants, since the gradient of ||M||_nuclear is U V^T.
     """
     heads = jax.vmap(jax.vmap(decompose_head, in_axes=1))
     u, _, v = jax.lax.stop_gradient(heads(*jax.lax.stop_gradient((query, key))))
@@ -26,14 +26,16 @@ def weighted_cosine(query: Kernels, key: Kernels) -> Float[Array, "layers heads"
 
 
 def penalty(plain: Mapping, targets: Mapping[int, float]) -> Float[Array, ""]:
-    """Mean squared distance between the layers' weighted cosines (each the mean over its heads) and their targets.
+    """Mean squared difference between the weighted cosines of layers and their targets.
+
+    The weighted cosine of a layer is the mean over its heads.
 
     Args:
-      plain: the plain tree of a ViT.
-      targets: target by layer; layers without a target are not penalised.
+      plain: the plain parameter tree of a ViT.
+      targets: targets by layer; layers without a target are not penalised.
     """
-    # The barrier computes all kernels first. Otherwise a QR of this penalty and one of a constraint could run
-    # concurrently, which can deadlock XLA on CPUs with few cores.
+    # Because of the barrier, all kernels are computed first. Otherwise, a QR of this penalty and a QR of a constraint
+    # could run at the same time, which can deadlock XLA on CPUs with few cores.
     kernels = jax.lax.optimization_barrier(
         [[parts[name]["kernel"] for name in ("query", "key")] for parts in attention_parameters(plain)]
     )

@@ -1,4 +1,4 @@
-"""Named configurations, with their purpose, time and expected accuracy."""
+"""Named configurations of training runs, with their purpose, training time and expected accuracy."""
 
 import json
 import tomllib
@@ -8,19 +8,20 @@ from pathlib import Path
 from qkjax.errors import QkjaxError, nearest
 from qkjax.train.config import TrainConfig, from_dict
 
-# Two CPU cores train these six layers in about a minute: few enough for dozens of runs, and enough to compare
-# constraints of early and late layers. MLPs are widened so that all constraints have the same number of trained values.
+# Two CPU cores train this model of six layers in about a minute, so that dozens of runs are feasible. Six layers are
+# enough to compare constraints on early and late layers. MLPs are widened (match=True), so that the number of trained
+# values is the same for all constraints.
 _STUDY = TrainConfig(width=48, mlp_dim=96, batch=64, match=True)
 
 PRESETS = {
-    # The demonstration: scikit-learn's digits; 102 s on two CPU cores, 97.8%.
+    # The demonstration on scikit-learn's digits. It takes 102 s on two CPU cores, and the accuracy is 97.8%.
     "digits": TrainConfig(),
     "digits-study": replace(_STUDY, steps=1500, every=150),
     "odd-one-out-study": replace(_STUDY, data="odd-one-out", patch=8, steps=2000, every=200, label_smoothing=0.0),
-    # big_vision's recipe for a ViT-S/16 on ImageNet-1k from scratch, 90 epochs (Beyer et al. 2022, arXiv
-    # 2205.01580). It reports 76.5%, in 6 to 7 hours on a TPU v3-8; we have not run it. Unlike there, all training
-    # images are used, and the held-out images are ImageNet's validation set. Queries and keys have biases, as there.
-    # With a constraint, set bias=False, since no constraint on Wq Wk^T acts on the biases.
+    # big_vision's recipe for a ViT-S/16 on ImageNet-1k from scratch, 90 epochs (Beyer et al. 2022, arXiv 2205.01580).
+    # The paper reports 76.5%, in 6 to 7 hours on a TPU v3-8; we have not run this preset. Unlike the recipe, the preset
+    # uses all training images, and ImageNet's validation set as held-out images. As in the recipe, queries and keys
+    # have biases. With a constraint, set bias=False, since no constraint on Wq Wk^T acts on the biases.
     "imagenet-s16": TrainConfig(
         data="tfds:imagenet2012",
         resolution=224,
@@ -50,10 +51,11 @@ PRESETS = {
 
 
 def load_preset(name: str) -> TrainConfig:
-    """A configuration by name or from a file.
+    """Loads a configuration by the name of a preset, or from a file.
 
     Args:
-      name: name of a preset, or path of a .json or .toml file; missing values are `TrainConfig`'s defaults.
+      name: name of a preset, or path of a .json or .toml file. Values that are missing in the file have the defaults of
+        `TrainConfig`.
 
     Raises:
       QkjaxError: the preset is unknown, or the file cannot be read or has invalid values.
@@ -66,8 +68,8 @@ def load_preset(name: str) -> TrainConfig:
     path = Path(name)
     if path.suffix not in (".json", ".toml"):
         raise QkjaxError(
-            f"unknown preset {name!r}{nearest(name, PRESETS)}; choose from {', '.join(PRESETS)}, "
-            "or give a .json or .toml file"
+            f"unknown preset {name!r}{nearest(name, PRESETS)}; expected one of {', '.join(PRESETS)}, "
+            "or the path of a .json or .toml file"
         )
     try:
         text = path.read_text()

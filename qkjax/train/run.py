@@ -1,4 +1,4 @@
-"""A training run in a folder. It resumes after an interruption, and ends with a checkpoint that `load` reads."""
+"""Trains a ViT in a folder. An interrupted run resumes, and a finished run leaves a checkpoint that `load` reads."""
 
 import os
 import time
@@ -46,37 +46,39 @@ from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.checkpoint import write_checkpoint
 from qkjax.weights.preprocessing import with_resolution
 
-NPROC = "PJRT_NPROC"  # number of XLA's threads on a CPU
+NPROC = "PJRT_NPROC"  # environment variable with the number of XLA's threads on a CPU
 
 
 class DivergedError(QkjaxError):
-    """The loss of a run is not finite."""
+    """Error for a training run whose loss is not finite."""
 
 
 def train(config: TrainConfig, folder: str | Path, *, label: str = "") -> dict:
-    """Trains a ViT in a folder, or resumes a run there. It shows only a progress bar, on standard error.
+    """Trains a ViT in a folder, or resumes an interrupted run there.
 
-    The folder contains config.json, metrics.jsonl (one line per evaluation), the states at the last and at the best
-    evaluation, and at the end model.npz, which `qkjax.load(folder)` and big_vision read. The same call resumes an
-    interrupted run and gives bit-identical results; a finished run is not trained again. Processes that were joined by
-    `hosts.join` train one model together, in a folder that all of them can access.
+    The function prints only a progress bar, on standard error. The folder contains config.json, metrics.jsonl (one line
+    per evaluation), and checkpoints of the last and the best evaluation. At the end, the folder also contains
+    model.npz, which `qkjax.load(folder)` and big_vision read. The same call resumes an interrupted run and gives
+    bit-identical results; a finished run is not trained again. Processes joined by `hosts.join` train one model
+    together, in a folder that all processes can access.
 
     Args:
-      config: the run.
+      config: configuration of the run.
       folder: folder of the run.
       label: text in front of the progress bar.
 
     Returns:
-      The last evaluation: "step"; "loss" of the last training batch, in nats; "accuracy" (0 to 1) and
-      "validation_loss" (nats) on the held-out images; "weighted_cosine", a list over layers, each the mean over heads
-      (None if undefined). Facts about the task follow: "classes", "held_out" (number of held-out images),
-      "largest_class" (accuracy of always answering the most frequent class; None if unknown) and "parameters" (number
-      of trained values).
+      The last evaluation and facts about the task, as a dict. The evaluation has "step", the "loss" (nats) of the last
+      training batch, and "accuracy" (0 to 1) and "validation_loss" (nats) on the held-out images. It also has
+      "weighted_cosine", a list with the mean over heads for each layer (None if undefined). The facts are "classes"
+      (number of classes), "held_out" (number of held-out images), "largest_class" (accuracy of always answering the
+      most frequent class, or None if unknown) and "parameters" (number of trained values).
 
     Raises:
-      QkjaxError: the configuration is invalid, the folder contains another run, or a file cannot be written.
+      QkjaxError: the configuration is invalid, the folder contains a different run, or a file cannot be written.
       DivergedError: the loss is not finite.
-      KeyboardInterrupt: raised between two steps; the state of the last evaluation is saved.
+      KeyboardInterrupt: the user interrupted the run; raised between two steps. The state of the last evaluation is
+        saved.
 
     Example:
       last = train(TrainConfig(constraint="tied", steps=300), "runs/tied")
@@ -101,7 +103,7 @@ def _matched_vit(config: TrainConfig, task: Task) -> ViTConfig:
 def _train_in(
     folder: Path, config: TrainConfig, task: Task, vit: ViTConfig, tree: dict | None, lines: list[dict], label: str
 ) -> list[dict]:
-    """Trains to the end and exports the model; returns one line per evaluation."""
+    """Trains to the last step and exports the model; returns the metrics, with one dict per evaluation."""
     program = make_program(config, vit)
     params = initial(jax.random.key(config.seed), vit, config.constraints(), tree, config.bias)
     make_folder(folder)
@@ -125,10 +127,10 @@ def _train_in(
 def _run_steps(
     config: TrainConfig, task: Task, program: Program, state: State, manager, lines: list, folder: Path, label: str
 ) -> State:
-    """Runs the remaining steps. Every `config.every` steps, it evaluates, appends a line, and saves a checkpoint.
+    """Runs the remaining steps; evaluates, appends to the metrics and saves a checkpoint every `config.every` steps.
 
-    The bar shows an upper bound of the share of time that the device waits for batches. If it is large, images are
-    prepared too slowly.
+    The bar shows an upper bound of the share of time in which the device waits for batches. If this share is large,
+    images are prepared too slowly.
     """
     start, host = int(state.step), (jax.process_index(), jax.process_count())
     batches = training_batches(task, config, start, *host)
@@ -145,7 +147,8 @@ def _run_steps(
                 held_out = held_out_batches(task, config.batch // config.accumulate, *host)
                 lines.append(_evaluation(state, value, program, held_out))
                 accuracy = f"accuracy={lines[-1]['accuracy']:.4f}, "
-                # The line is first: resuming drops lines after the last checkpoint, but cannot add a missing one.
+                # The line is written before the checkpoint: when a run resumes, it drops lines after the last
+                # checkpoint, but could not add a missing line.
                 if host[0] == 0:
                     write_metrics(folder / METRICS, lines)
                 board(lines[-1])
@@ -156,7 +159,7 @@ def _run_steps(
 
 
 def _evaluation(state: State, value, program: Program, held_out: Iterable) -> dict:
-    """One line of the metrics. The cosines are computed by the same functions as those of any checkpoint."""
+    """One evaluation of the metrics. The cosines are computed by the functions that analyse any checkpoint."""
     sums = [program.evaluate(state.evaluated, *distribute(batch)) for batch in held_out]
     total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
     if not np.isfinite(float(value) + total["loss"]):
@@ -173,10 +176,10 @@ def _evaluation(state: State, value, program: Program, held_out: Iterable) -> di
 
 
 def _check_devices(config: TrainConfig, finished: bool, task: Task | None) -> None:
-    """Checks that all hosts have the same run, folder and data, and that a batch can be split over the devices.
+    """Checks that all hosts have the same run and data, and that a batch can be split over the devices.
 
     Raises:
-      QkjaxError: the hosts differ, or the batch cannot be split.
+      QkjaxError: the hosts differ, the batch cannot be split, or virtual devices of a CPU could deadlock.
     """
     if jax.process_count() > 1:
         values = config.to_dict() | {"finished": finished, "data set": task.fingerprint if task else ""}
@@ -185,11 +188,11 @@ def _check_devices(config: TrainConfig, finished: bool, task: Task | None) -> No
     if rows % devices:
         raise QkjaxError(
             f"batch={config.batch}, accumulate={config.accumulate}: {rows} images at a time cannot be split over "
-            f"{devices} devices; choose a multiple of {devices}"
+            f"{devices} devices: expected a multiple of {devices}"
         )
     virtual = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     if virtual and NPROC not in os.environ and needs_lapack(config.constraints()):
         raise QkjaxError(
-            f"constraint={config.constraint!r} needs LAPACK, with which virtual devices of a CPU can deadlock: set the "
-            f"environment variable {NPROC} to twice their number"
+            f"constraint={config.constraint!r} calls LAPACK, which can deadlock with several virtual devices on a CPU: "
+            f"set the environment variable {NPROC} to twice the number of devices"
         )

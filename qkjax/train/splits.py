@@ -1,4 +1,4 @@
-"""Training and held-out parts of a data set."""
+"""Splits a data set into training and held-out examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from qkjax.errors import QkjaxError
 from qkjax.images.sources import ImageSet
 from qkjax.train.data import Examples
 
-HELD_OUT = 5  # one in 5 images is held out if a data set has no validation part
+HELD_OUT = 5  # one in HELD_OUT images is held out if a data set has no validation part
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The examples of a set with these indices."""
+    """A subset of a sequence of examples, given by indices."""
 
     examples: Examples
     indices: np.ndarray
@@ -27,17 +27,19 @@ class Subset:
 
 
 def split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Training and held-out examples. A random fifth, drawn with the seed, is held out."""
+    """Splits examples into training and held-out examples; a random fifth, drawn with the seed, is held out."""
     order = np.random.default_rng(seed).permutation(len(examples))
     held_out = len(order) // HELD_OUT
     if not held_out:
-        raise QkjaxError(f"found {len(examples)} images, expected at least {HELD_OUT}, to hold out one in {HELD_OUT}")
+        raise QkjaxError(
+            f"found {len(examples)} images: expected at least {HELD_OUT}, since one image in {HELD_OUT} is held out"
+        )
     return Subset(examples, order[held_out:]), Subset(examples, order[:held_out])
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Photographs of a set, read on access, with the indices of their classes."""
+    """The photographs of an image set with the indices of their classes; photographs are read on access."""
 
     images: ImageSet
     labels: Sequence[int]
@@ -50,7 +52,7 @@ class Labelled:
 
 
 def largest_class(examples: Examples) -> float | None:
-    """Share of the most frequent class; None if the labels cannot be read without the images."""
+    """Share of examples in the most frequent class; None if the labels cannot be read without the images."""
     labels = _labels(examples)
     return None if labels is None else float(np.bincount(labels).max() / len(labels))
 

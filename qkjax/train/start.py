@@ -1,4 +1,4 @@
-"""Initial parameters other than big_vision's random ones: mimetic kernels, or those of a checkpoint."""
+"""Initial parameters that replace big_vision's random initialisation: mimetic kernels, or a checkpoint's parameters."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,20 +27,20 @@ from qkjax.weights.checkpoint import Checkpoint
 from qkjax.weights.load import load
 
 QUERY_KEY, VALUE_OUT = (0.7, 0.7), (0.4, -0.4)
-"""alpha and beta in alpha Z + beta I (Trockman and Kolter 2023, arXiv 2305.09828)."""
+"""Values of (alpha, beta) in alpha Z + beta I (Trockman and Kolter 2023, arXiv 2305.09828)."""
 
 
 def mimetic(key: jax.Array, tree: Mapping) -> dict:
-    """A plain tree whose attention kernels have the structure of those of trained ViTs.
+    """A copy of a parameter tree with attention kernels that imitate the structure of kernels in trained ViTs.
 
-    Wq Wk^T of each head is the best approximation of rank head_dim to 0.7 Z + 0.7 I. Wv Wo of each layer is
-    0.4 Z - 0.4 I. The entries of Z are drawn from N(0, 1 / D).
+    The product Wq Wk^T of each head is the best approximation of rank head_dim to 0.7 Z + 0.7 I. The product Wv Wo of
+    each layer is 0.4 Z - 0.4 I. The entries of Z are drawn from N(0, 1 / D).
 
     Args:
       key: random key.
-      tree: the plain tree of a ViT; its other parameters are unchanged.
+      tree: the plain parameter tree of a ViT; parameters outside of attention, and biases, are unchanged.
     """
-    # Random keys follow the layers' names in alphabetical order: 0, 1, 10, 11, 2, ...
+    # Random keys are assigned to layers in the alphabetical order of their names: 0, 1, 10, 11, 2, ...
     order = sorted(range(depth_of(tree)), key=str)
 
     def change(layer: int, attention: Mapping) -> Mapping:
@@ -62,7 +62,7 @@ def mimetic(key: jax.Array, tree: Mapping) -> dict:
 def _factors(
     z: Float[Array, "heads embed embed"], rank: int, alpha: float, beta: float
 ) -> tuple[Float[Array, "heads embed rank"], Float[Array, "heads embed rank"]]:
-    """A and B such that A B^T is the best approximation of the given rank to alpha Z / sqrt(D) + beta I."""
+    """Factors A and B for which A B^T is the best approximation of the given rank to alpha Z / sqrt(D) + beta I."""
     embed = z.shape[-1]
     u, s, vt = np.linalg.svd(alpha * np.asarray(z, np.float64) / np.sqrt(embed) + beta * np.eye(embed))
     root = np.sqrt(s[:, None, :rank])
@@ -70,14 +70,17 @@ def _factors(
 
 
 def starting_tree(config: TrainConfig, vit: ViTConfig) -> tuple[ViTConfig, dict | None]:
-    """The ViT of a run and the plain tree that it starts from; None if all parameters are drawn at random.
+    """The architecture of a run, and the plain parameter tree from which training starts.
+
+    The tree is None if all parameters are drawn at random.
 
     Args:
-      config: the run.
-      vit: the run's ViT from `vit_config`; a checkpoint adds its own parts, such as a class token.
+      config: configuration of the run.
+      vit: architecture from `vit_config`; if training starts from a checkpoint, the result also has parts of the
+        checkpoint's architecture, such as a class token.
 
     Raises:
-      QkjaxError: the checkpoint cannot be read, or its shape differs from the run's.
+      QkjaxError: the checkpoint cannot be read, or its shape differs from the shape of the run.
     """
     if config.start:
         return _from_checkpoint(load(config.start), vit, config.seed)
@@ -88,13 +91,16 @@ def starting_tree(config: TrainConfig, vit: ViTConfig) -> tuple[ViTConfig, dict 
 
 
 def _from_checkpoint(checkpoint: Checkpoint, vit: ViTConfig, seed: int) -> tuple[ViTConfig, dict]:
-    """The checkpoint's tree for the run's images, with a resampled position embedding and a new head."""
+    """The checkpoint's architecture and parameter tree, adapted to the images and classes of the run.
+
+    The position embedding is resampled, and the classifier is new.
+    """
     own = checkpoint.config
     shape = ("width", "depth", "heads", "head_dim", "mlp_dim", "patch_size", "channels")
     if other := [name for name in shape if getattr(own, name) != getattr(vit, name)]:
         theirs, ours = (", ".join(f"{name} {getattr(c, name)}" for name in other) for c in (own, vit))
         raise QkjaxError(
-            f"{checkpoint.name} has {theirs}, but the run has {ours}: give the run the checkpoint's values"
+            f"{checkpoint.name} has {theirs}, but the run has {ours}: use the checkpoint's values for the run"
         )
     if own.relative_positions and own.grid != vit.grid:
         raise QkjaxError(
@@ -111,9 +117,10 @@ def _from_checkpoint(checkpoint: Checkpoint, vit: ViTConfig, seed: int) -> tuple
 
 
 def _for_run_pixels(params: dict, checkpoint: Checkpoint) -> dict:
-    """The tree with a patch embedding that takes images in -1..1 instead of images with the checkpoint's preprocessing.
+    """Changes the patch embedding to take pixels from -1 to 1 in place of pixels normalised for the checkpoint.
 
-    With z = 2 p - 1 and p in 0..1, (p - mean) / std = z / (2 std) + (1/2 - mean) / std, and the embedding is linear.
+    The change is exact, since the patch embedding is linear. With z = 2 p - 1 for pixels p from 0 to 1,
+    (p - mean) / std = z / (2 std) + (1/2 - mean) / std.
     """
     mean, std = (np.asarray(x, np.float32) for x in (checkpoint.preprocess.mean, checkpoint.preprocess.std))
     kernel = np.asarray(patch_kernel(params), np.float32)

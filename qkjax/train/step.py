@@ -1,4 +1,4 @@
-"""One step of training, and the evaluation on held-out images, as pure functions and jitted on all devices."""
+"""The training step and the evaluation on held-out images, as pure functions and as functions jitted on all devices."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,13 +23,13 @@ Targets = Float[Array, "batch classes"]
 
 
 class State(NamedTuple):
-    """Everything that changes during training.
+    """The state of training: everything that changes from step to step.
 
     Attributes:
       step: number of finished steps.
-      params: the training tree.
-      optimizer: the optimiser's state.
-      average: moving average of the training tree; empty if it is turned off.
+      params: the training tree, see `qkjax.train.model`.
+      optimizer: state of the optimiser.
+      average: moving average of the training tree; empty if the average is turned off.
     """
 
     step: Int32[Array, ""]
@@ -39,19 +39,20 @@ class State(NamedTuple):
 
     @property
     def evaluated(self) -> Mapping:
-        """The training tree that is evaluated and exported."""
+        """The training tree that is evaluated and exported: the moving average, or `params` if there is no average."""
         return self.average or self.params
 
 
 class Program(NamedTuple):
-    """The jitted functions of a run; runs that differ only in their seed share one.
+    """The jitted functions of a training run. Runs that differ only in their seed share one program.
 
     Attributes:
-      begin: training tree -> the first state, on all devices.
-      step: (state, images, targets) -> (next state, loss before the step).
-      evaluate: (training tree, images, labels) -> sums over the images, see `evaluate`.
-      export: training tree -> the plain tree, complete on every device.
-      shapes: the shapes of a state, with the sharding of each array.
+      begin: function that takes a training tree, and returns the first state, on all devices.
+      step: function that takes a state, images and targets, and returns the next state and the loss before the step.
+      evaluate: function that takes a training tree, images and labels, and returns sums over the images; see
+        `evaluate`.
+      export: function that takes a training tree, and returns the plain parameter tree, complete on every device.
+      shapes: shape and sharding of each array of a state.
     """
 
     begin: Callable[[Mapping], State]
@@ -62,7 +63,7 @@ class Program(NamedTuple):
 
 
 def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets) -> Float[Array, ""]:
-    """Mean cross-entropy with smoothed targets, plus the penalty on the cosines of soft constraints."""
+    """Mean cross-entropy with smoothed targets, plus the penalty of soft constraints on the weighted cosines."""
     tree = plain(params, vit, config.constraints())
     logits = ViT(vit, config.dtype).apply({"params": tree}, images)[0].astype(jnp.float32)
     smoothed = optax.smooth_labels(targets, config.label_smoothing)
@@ -72,9 +73,9 @@ def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, t
 
 
 def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets):
-    """The loss of a batch and its gradient, computed in `config.accumulate` parts.
+    """The loss of a batch and its gradient, computed in `config.accumulate` parts, one after the other.
 
-    Part i has the rows i, i + parts, ..., so that each device has rows of every part.
+    Part i has the rows i, i + parts, i + 2 parts and so on, so that each device has rows of every part.
     """
     parts = config.accumulate
     loss_and_gradient = jax.value_and_grad(partial(loss, config, vit))
@@ -91,7 +92,7 @@ def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Image
 
 
 def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, targets: Targets) -> tuple[State, Array]:
-    """The next state, and the loss before the step."""
+    """Performs one training step; returns the next state, and the loss before the step."""
     value, slope = gradient(config, vit, state.params, images, targets)
     transform = optimizer(config)
     updates, optimizer_state = transform.update(slope, state.optimizer, state.params)
@@ -103,7 +104,10 @@ def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, ta
 def evaluate(
     config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, labels: Int32[Array, "batch"]
 ) -> dict[str, Array]:
-    """Sums over the images of a batch with a label from 0 up: their number, correct answers, cross-entropy in nats."""
+    """Evaluates a batch: returns the number of images, of correct answers, and the sum of cross-entropies in nats.
+
+    Images with a negative label, which pad the batch, are not counted.
+    """
     logits = ViT(vit, config.dtype).apply({"params": plain(params, vit, config.constraints())}, images)[0]
     logits, counts = logits.astype(jnp.float32), labels >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
@@ -131,7 +135,7 @@ def _program(config: TrainConfig, vit: ViTConfig) -> Program:
     params = jax.eval_shape(lambda: initial(jax.random.key(0), vit, config.constraints(), bias=config.bias))
     shapes = jax.eval_shape(partial(begin, config), params)
     shardings = placement(shapes, config.parallel)
-    # On a CPU, jax shares buffers with numpy, and therefore with a checkpoint that is still being written.
+    # On a CPU, the state is not donated: JAX shares buffers with numpy, and so with a checkpoint that is being written.
     donate = {} if jax.default_backend() == "cpu" else {"donate_argnums": 0}
     return Program(
         begin=jax.jit(partial(begin, config), out_shardings=shardings),

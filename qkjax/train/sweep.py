@@ -1,4 +1,4 @@
-"""Runs that differ in constraint and seed, and their joint results."""
+"""Trains models that differ in constraint and seed, and collects their results."""
 
 import json
 import re
@@ -21,39 +21,39 @@ from qkjax.train.folder import METRICS, read_facts, read_metrics
 from qkjax.train.run import DivergedError, train
 
 LABELS = {
-    "loss": Label("training loss", "nat", "Loss of the last training batch before the evaluation."),
+    "loss": Label("training loss", "nat", "Loss on the last training batch before the evaluation."),
     "accuracy": Label("accuracy", "1", "Share of the held-out images that are classified correctly."),
     "validation_loss": Label("validation loss", "nat", "Mean cross-entropy on the held-out images."),
     "weighted_cosine": Label(
-        "weighted cosine", "1", "Cosine of query and key direction, weighted by singular value, mean over heads."
+        "weighted cosine", "1", "Mean cosine of the modes weighted by singular value, averaged over heads."
     ),
-    "constraint": Label("constraint", "1", "Constraint on the query-key interaction, or a schedule of them by layer."),
+    "constraint": Label("constraint", "1", "Constraint on the query-key interaction, or schedule by layer."),
     "seed": Label("seed", "1", "Seed of the initialisation, the data split and the order of the images."),
-    "step": Label("step", "1", "Training steps before the evaluation."),
+    "step": Label("step", "1", "Number of training steps before the evaluation."),
 }
 MEASURES = ("loss", "accuracy", "validation_loss")
 
 
 def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: str | Path) -> xr.Dataset:
-    """Trains one run per constraint and seed, and writes the joint results. It shows only progress bars, on standard
-    error.
+    """Trains one model per constraint and seed, and writes the joint results.
 
-    The same call resumes an interrupted sweep; finished runs are not trained again. The folder contains one folder per
-    run, sweep.nc (the returned dataset), sweep.csv (see `table`) and the figures accuracy, curves and cosines. If a run
-    diverges, the others continue, and its values are NaN.
+    The only output is a progress bar per run, on standard error. The same call resumes an interrupted sweep; finished
+    runs are not trained again. The folder contains one folder per run, sweep.nc (the returned dataset), sweep.csv (see
+    `table`) and the figures accuracy, curves and cosines. If a run diverges, all other runs continue, and the values of
+    the diverged run are NaN.
 
     Args:
       config: the configuration that all runs share; its constraint and seed are replaced.
       constraints: one or more constraints or schedules, such as ("free", "tied", "0-2:tied 3-5:free").
-      seeds: number of seeds, which are 0, 1, ...
+      seeds: number of seeds per constraint; the seeds are 0, 1, ...
       folder: folder of the sweep.
 
     Returns:
       The dataset of `collect`; its attribute `summary` states the findings in a few sentences.
 
     Raises:
-      QkjaxError: there is no constraint or a repeated one, `seeds` is below 1, or `train` raises it; finished runs
-        remain in the folder.
+      QkjaxError: there is no constraint, a constraint is repeated, `seeds` is below 1, or `train` raises QkjaxError.
+        Finished runs remain in the folder.
 
     Example:
       dataset = sweep(TrainConfig(steps=300), ("free", "tied"), 3, "runs/two")
@@ -68,7 +68,7 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
     """
     folder = Path(folder)
     if not constraints or len(set(constraints)) < len(constraints):
-        raise QkjaxError(f"constraints={tuple(constraints)!r}: expected one or more, without repetitions")
+        raise QkjaxError(f"constraints={tuple(constraints)!r}: expected one or more constraints without repetitions")
     if seeds < 1:
         raise QkjaxError(f"seeds={seeds}: expected a whole number of at least 1")
     runs = [
@@ -81,7 +81,7 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
             label = f"run {number} of {len(runs)}: {run.constraint}, seed {run.seed}"
             train(run, run_folder(folder, run.constraint, run.seed), label=label)
         except DivergedError:
-            pass  # its values in the dataset are NaN
+            pass  # the values of this run in the dataset are NaN
     dataset = collect(config, constraints, seeds, folder)
     rows = table(dataset)
     write_dataset(dataset, folder / "sweep.nc")
@@ -92,7 +92,7 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
 
 
 def sweep_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict:
-    """Functions that draw the figures of a sweep, by the stems of their files."""
+    """Functions that draw the figures of a sweep, by the stems of the file names."""
     return {
         "accuracy": lambda: figures.sweep_accuracy(dataset, rows),
         "curves": lambda: figures.sweep_curves(dataset),
@@ -106,13 +106,14 @@ def run_folder(folder: Path, constraint: str, seed: int) -> Path:
 
 
 def collect(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: Path) -> xr.Dataset:
-    """The metrics of a sweep's finished runs.
+    """Collects the metrics of all runs of a sweep in a dataset.
 
     Returns:
-      A dataset with the dimensions constraint, seed, step (of the evaluations) and layer. `accuracy` (0 to 1) and
-      `validation_loss` (nats) on held-out images and `loss` (nats) of a training batch have (constraint, seed, step);
-      `weighted_cosine`, the mean over heads as `measure` defines it, has (constraint, seed, step, layer). Values of
-      diverged runs are NaN. Attributes: `summary`, `config` (JSON), `classes` and `chance` if known, and versions.
+      A dataset with the dimensions constraint, seed, step (of the evaluations) and layer. Three variables have the
+      dimensions (constraint, seed, step): `accuracy` (0 to 1) and `validation_loss` (nats) on the held-out images, and
+      `loss` (nats) on a training batch. `weighted_cosine` has the dimensions (constraint, seed, step, layer), and is
+      the mean over heads of the weighted cosine of `measure`. Values of diverged runs are NaN. The attributes are
+      `summary`, `config` (JSON), `classes` and `chance` if known, and the versions of the libraries.
     """
     steps = [*range(config.every, config.steps, config.every), config.steps]
     shape, dims = (len(constraints), seeds, len(steps)), ("constraint", "seed", "step")

@@ -1,5 +1,8 @@
-"""Classification tasks by name: digits, generated odd-one-out images, folders of photographs by class, data sets of
-TensorFlow Datasets and of Hugging Face."""
+"""Loads classification tasks by name.
+
+A task is "digits", "odd-one-out" (generated images), a folder with one folder of images per class, or a data set of
+TensorFlow Datasets or of Hugging Face.
+"""
 
 import logging
 from collections.abc import Callable
@@ -22,17 +25,17 @@ from qkjax.train.splits import Labelled, largest_class, split
 
 log = logging.getLogger(__name__)
 
-GENERATED = 1_000_000, 2_000  # numbers of odd-one-out images for training and held out
+GENERATED = 1_000_000, 2_000  # number of odd-one-out images for training, and number of held-out images
 TRAIN, VALIDATION = ("train", "training"), ("validation", "val", "valid", "test")
 PRESET = PRESETS["bigvision-small-crop"]
-Photographs = tuple[Examples, Examples, int, str]  # training, held out, number of classes, fingerprint
+Photographs = tuple[Examples, Examples, int, str]  # training and held-out examples, number of classes, fingerprint
 
 
 def load_task(config: TrainConfig) -> Task:
-    """The task of a run.
+    """Loads the classification task of a training run.
 
     Raises:
-      QkjaxError: the name is unknown, the data cannot be read, or a library is not installed.
+      QkjaxError: the name of the task is unknown, the data cannot be read, or a library is not installed.
     """
     name = config.data
     if name in TASKS:
@@ -43,8 +46,8 @@ def load_task(config: TrainConfig) -> Task:
     if Path(name).is_dir():
         return _photographs(*_class_folders(Path(name), config.seed), config)
     raise QkjaxError(
-        f"data={name!r} is not a known task; choose from {', '.join(TASKS)}, a folder with one folder of images per "
-        "class, tfds:NAME or hf:NAME"
+        f"data={name!r} is not a known task: expected {', '.join(TASKS)}, tfds:NAME, hf:NAME, or the path of a folder "
+        "with one folder of images per class"
     )
 
 
@@ -88,8 +91,11 @@ TASKS: dict[str, Callable[[TrainConfig], Task]] = {"digits": _digits, "odd-one-o
 
 
 def _photographs(train: Examples, held_out: Examples, classes: int, fingerprint: str, config: TrainConfig) -> Task:
-    """A task of photographs. Training uses random crops, mirroring and RandAugment. Held-out images are preprocessed as
-    in big_vision: the small side is resized, and the centre is cropped."""
+    """A task with photographs.
+
+    Training images are augmented by random crops, mirroring and RandAugment. Held-out images are preprocessed as in
+    big_vision: the image is resized by its small side, and its centre is cropped.
+    """
     side = config.resolution
 
     def augment(image: "PIL.Image.Image", rng: np.random.Generator) -> Image:
@@ -105,7 +111,7 @@ def _photographs(train: Examples, held_out: Examples, classes: int, fingerprint:
 
 
 def _class_folders(path: Path, seed: int) -> Photographs:
-    """Reads ImageNet's layout: one folder per class, with or without the folders train and val."""
+    """Opens images in ImageNet's layout: one folder per class, with or without separate folders train and val."""
     parts = {names: next((path / n for n in names if (path / n).is_dir()), None) for names in (TRAIN, VALIDATION)}
     if None in parts.values():
         images = _listed(path)
@@ -116,14 +122,15 @@ def _class_folders(path: Path, seed: int) -> Photographs:
     if others != classes:
         odd = sorted(set(others) ^ set(classes))[0]
         raise QkjaxError(
-            f"{path} has the class {odd} only in its training or only in its validation folder: expected it in both"
+            f"{path} has the class {odd} in only one of the folders for training and validation: expected the same "
+            "classes in both folders"
         )
     fingerprint = " ".join(images.fingerprint for images in sets)
     return *(Labelled(*pair) for pair in zip(sets, (labels, held_out), strict=True)), len(classes), fingerprint
 
 
 def _listed(path: Path) -> ImageSet:
-    """The images of a path; what was noted when they were listed is logged."""
+    """Opens the images of a path, and logs the notes of the image set."""
     images = open_images(path)
     for note in images.notes:
         log.warning("%s: %s", images.name, note)
@@ -132,7 +139,12 @@ def _listed(path: Path) -> ImageSet:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """Rows of a data set whose library decodes the images. `image` and `label` are the names of the columns."""
+    """Examples of a data set whose library decodes the images.
+
+    Attributes:
+      rows: rows of the data set.
+      image, label: names of the columns with images and labels.
+    """
 
     rows: Any
     image: str
@@ -147,14 +159,14 @@ class _Decoded:
         row = self.rows[index]
         image = row[self.image]
         if row[self.label] < 0:
-            raise QkjaxError(f"image {index} of the data set has no label: choose a labelled data set")
+            raise QkjaxError(f"image {index} of the data set has no label: choose a data set with labels")
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         return image.convert("RGB"), int(row[self.label])
 
 
 def _tfds(name: str, seed: int) -> Photographs:
-    """A data set of TensorFlow Datasets, prepared as array_record, which can be read without TensorFlow."""
+    """Opens a data set of TensorFlow Datasets in the format array_record, which can be read without TensorFlow."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -173,8 +185,10 @@ def _tfds(name: str, seed: int) -> Photographs:
 
 
 def _hugging_face(name: str, seed: int) -> Photographs:
-    """A data set of the Hugging Face hub, or of a local folder that its library reads; NAME:CONFIG selects a
-    configuration."""
+    """Opens a data set of the Hugging Face hub, or a local folder that the library `datasets` can read.
+
+    The name NAME:CONFIG selects a configuration of the data set.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -201,21 +215,21 @@ def _lengths(parts, name: str) -> str:
 
 
 def _columns(features, *kinds: type) -> tuple[str, ...]:
-    """The first column of each type.
+    """The name of the first column of each given type.
 
     Raises:
-      ValueError: there is no column of one of the types.
+      ValueError: one of the types has no column.
     """
     columns = [next((name for name, feature in features.items() if isinstance(feature, kind)), None) for kind in kinds]
     if None in columns:
-        raise ValueError(f"expected a column of images and one of class labels, found {', '.join(features)}")
+        raise ValueError(f"found columns {', '.join(features)}, expected a column of images and one of class labels")
     return tuple(columns)
 
 
 def _parts(parts, columns: tuple[str, ...], name: str, seed: int) -> tuple[Examples, Examples]:
-    """Training and validation part of a data set. Without a validation part, the training part is split."""
+    """Training and held-out examples of a data set. Without a validation part, the training part is split."""
     train, validation = (next((part for part in names if part in parts), None) for names in (TRAIN, VALIDATION))
     if train is None:
-        raise QkjaxError(f"{name} has the parts {', '.join(parts)}, expected one named train")
+        raise QkjaxError(f"{name} has the parts {', '.join(parts)}: expected a part named {' or '.join(TRAIN)}")
     training = _Decoded(parts[train], *columns)
     return (training, _Decoded(parts[validation], *columns)) if validation else split(training, seed)

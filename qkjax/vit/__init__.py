@@ -1,1 +1,1 @@
-"""The vision transformer: configuration, Linen model, and the names in its parameter tree."""
+"""The vision transformer: its configuration, its Flax Linen module, and the names in its parameter tree."""

@@ -12,12 +12,12 @@ Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias
                    "bilinear_offset", "bilinear_crop", "nearest"]  # fmt: skip
 Norm = Literal["layer", "rms"]
 ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "weights_only")
-"""Fields that came after version 0.1."""
+"""Fields of `ViTConfig` that were added after version 0.1."""
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Architecture of a plain ViT: big_vision's, with the parts that other families add to it.
+    """Architecture of a ViT: the ViT of big_vision, with optional parts that other model families add.
 
     Attributes:
       width: embedding dimension D.
@@ -28,35 +28,38 @@ class ViTConfig:
       patch_size: (height, width) of a patch in pixels.
       channels: number of image channels.
       grid: (rows, columns) of the learned position embedding or of the relative position bias.
-      posemb: position embedding: learned, fixed sine-cosine in two dimensions, or none.
-      posemb_resample: how a learned position embedding is resampled to another grid: "linear" with
-        aligned corners (big_vision), or torch's "bicubic" with half-pixel centres and a = -0.75, or its
-        "bicubic_antialias", with a = -0.5 and at least as wide as a pixel of the new grid, or
-        "bilinear_antialias" likewise; or "bicubic_offset", which is "bicubic" at a scale of (new size + 0.1) / old
-        size, as in Meta's own code of DINOv2; or torch's "bilinear", the same at this scale ("bilinear_offset"), or
-        to a square that covers the new grid and is cropped to it ("bilinear_crop", C-RADIO); or the "nearest"
-        position (Idefics 2).
-      pool: class token ("tok"), mean of the patches ("gap"), attention pooling ("map"), no pooling ("none": the head
-        acts on every token), or the first token ("0").
-      pool_prefix: "gap" and "map" pool the special tokens, too, and not the patches alone.
-      class_token: whether there is a class token, before all other tokens.
-      registers: number of tokens between class token and patches: registers, or DeiT's distillation token.
-      distilled: whether the first of these tokens has a second head; the output is the mean of both heads (DeiT).
-      rep_size: dimension of a tanh layer before the head; None without one.
-      classes: number of outputs of the head; None without a head.
-      layer_scale: each residual branch ends in a learned scale per channel (DINOv2, BEiT).
-      pre_norm: a LayerNorm before the first layer (CLIP).
-      pool_norm: the last LayerNorm acts only on the pooled token (fine-tuned SimMIM).
-      patch_norm: a norm of the patch embedding, before the position embedding is added (AIMv2).
-      final_norm: a LayerNorm after the last layer, or with `pool_norm` after the pooling.
-      inner_norms: a LayerNorm of the attention's mixed values before the output projection, and one of the MLP's
-        hidden units after the activation (BEiT-3).
-      norm: LayerNorm, or RMSNorm ("rms"), which subtracts no mean and has no bias (AIMv2).
-      relative_positions: a bias of the logits for each offset between patches (BEiT, SimMIM).
+      posemb: position embedding: "learn" (learned), "sincos2d" (fixed sine-cosine in two dimensions) or "none".
+      posemb_resample: method that resamples a learned position embedding to another grid. "linear" is linear with
+        aligned corners (big_vision). "bicubic" is torch's bicubic with half-pixel centres and a = -0.75.
+        "bicubic_antialias" is torch's antialiased bicubic with a = -0.5, with a kernel scaled to the coarser grid.
+        "bilinear_antialias" is torch's antialiased bilinear, with a kernel scaled in the same way.
+        "bicubic_offset" is "bicubic" at a scale of (new size + 0.1) / old size, as in Meta's own code of DINOv2.
+        "bilinear" is torch's bilinear with half-pixel centres, and "bilinear_offset" the same at this scale.
+        "bilinear_crop" resamples to a square that covers the new grid and crops it (C-RADIO). "nearest" takes the
+        nearest position (Idefics 2).
+      pool: input of the head: the class token ("tok"), the mean of the patches ("gap"), the result of attention pooling
+        ("map"), every token without pooling ("none"), or the first token ("0").
+      pool_prefix: whether "gap" and "map" pool the special tokens in addition to the patches.
+      class_token: whether there is a class token, as the first token.
+      registers: number of tokens between the class token and the patches: registers, or DeiT's distillation token.
+      distilled: whether the first token after the class token has a second head, as in DeiT; the output is then the
+        mean of both heads.
+      rep_size: dimension of the tanh layer before the head; None if there is no such layer.
+      classes: number of outputs of the head; None if there is no head.
+      layer_scale: whether each residual branch ends with a learned scale per channel (DINOv2, BEiT).
+      pre_norm: whether there is a LayerNorm before the first layer (CLIP).
+      pool_norm: whether the last LayerNorm acts only on the pooled token (fine-tuned SimMIM).
+      patch_norm: whether the patch embedding is normalised before the position embedding is added (AIMv2).
+      final_norm: whether there is a LayerNorm after the last layer (with `pool_norm`, after the pooling).
+      inner_norms: whether there are two more LayerNorms in each layer: before the output projection of attention, and
+        after the activation of the MLP (BEiT-3).
+      norm: "layer" for LayerNorm, or "rms" for RMSNorm, which subtracts no mean and has no bias (AIMv2).
+      relative_positions: whether the logits have a learned bias for each offset between patches (BEiT, SimMIM).
       norm_eps: epsilon of every norm.
-      activation: of the MLP: tanh-approximated GELU (big_vision) or exact GELU, x sigmoid(1.702 x) (CLIP), or
-        silu(a) * b of the two halves (a, b) of the first layer's output (DINOv2 giant).
-      weights_only: why the model cannot be run on images, so that only its weights are analysed; "" if it can.
+      activation: activation of the MLP: GELU with the tanh approximation (big_vision), exact GELU,
+        x sigmoid(1.702 x) (CLIP), or silu(a) * b, with a and b the halves of the first layer's output (DINOv2 giant).
+      weights_only: reason why the model cannot be run on images, so that only its weights can be analysed; "" if the
+        model can be run.
 
     Example:
       ViTConfig(width=64, depth=4, heads=4, head_dim=16, mlp_dim=128, patch_size=(8, 8), grid=(4, 4), classes=10)
@@ -103,8 +106,11 @@ class ViTConfig:
         return self.class_token + self.registers
 
     def to_dict(self) -> dict:
-        """Plain values for JSON. Fields that version 0.1 did not have are left out if they have their default, so that
-        the results of that version still are those of the same model."""
+        """The fields as plain values for JSON.
+
+        Fields that version 0.1 did not have are left out if they have their default values. For an architecture of
+        version 0.1, the result is therefore the same as in version 0.1, and results of version 0.1 remain valid.
+        """
         defaults = {name: self.__dataclass_fields__[name].default for name in ADDED}
         return {name: value for name, value in asdict(self).items() if name not in ADDED or value != defaults[name]}
 
@@ -120,22 +126,22 @@ SETTINGS = {
     "final_norm": "True or False",
     "heads": "a positive whole number",
 }
-"""Settings that cannot be inferred from the shapes of a parameter tree and can be passed to `load`."""
+"""Arguments of `load` for settings that cannot be inferred from the shapes of a parameter tree, with allowed values."""
 
 
 def check_settings(settings: Mapping) -> dict:
-    """Checks settings for `load`.
+    """Checks the settings that are passed to `load`.
 
     Returns:
       The settings, with lists converted to tuples.
 
     Raises:
-      QkjaxError: an unknown setting, or an invalid value.
+      QkjaxError: a setting is unknown or has an invalid value.
     """
     checked = {}
     for name, value in settings.items():
         if name not in SETTINGS:
-            raise QkjaxError(f"unknown setting {name!r}{nearest(name, SETTINGS)}; choose from {', '.join(SETTINGS)}")
+            raise QkjaxError(f"unknown setting {name!r}{nearest(name, SETTINGS)}; pass one of {', '.join(SETTINGS)}")
         checked[name] = tuple(value) if name == "grid" and isinstance(value, list) else value
         if not _is_allowed(name, checked[name]):
             allowed = SETTINGS[name]

@@ -1,4 +1,4 @@
-"""The layers of the vision transformer in Flax Linen, with big_vision's names.
+"""The layers of the vision transformer in Flax Linen, with the parameter names of big_vision.
 
 Letters: B images, N tokens, D embedding, H heads, d head_dim. Layers return their intermediates.
 """
@@ -30,20 +30,23 @@ ACTIVATIONS = {
 
 
 def normalisation(config: ViTConfig, name: str | None) -> nn.Module:
-    """The norm of the configuration, LayerNorm or RMSNorm, by its name in the parameter tree."""
+    """A norm layer (LayerNorm or RMSNorm, as configured) with the given name in the parameter tree."""
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
     return kind(epsilon=config.norm_eps, name=name)
 
 
 def precision(dtype: str) -> jax.lax.Precision | None:
-    """Full precision for float32: by default, GPUs and TPUs round the factors of a float32 product."""
+    """The precision of matrix products: full precision for float32, and the default for bfloat16.
+
+    Full precision must be requested, because GPUs and TPUs otherwise round the factors of a float32 product.
+    """
     return None if dtype == "bfloat16" else jax.lax.Precision.HIGHEST
 
 
 class MultiHeadDotProductAttention(nn.Module):
-    """Attention that also returns its queries, keys, logits and weights.
+    """Multi-head attention that also returns queries, keys, attention logits and attention weights.
 
-    The logits are always materialised, and the softmax is in float32; fused attention would not return them.
+    The softmax is computed in float32. Fused attention is not used, because fused attention does not return the logits.
     """
 
     heads: int
@@ -88,7 +91,7 @@ class MultiHeadDotProductAttention(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """Dense, activation, a norm if there is one, Dense."""
+    """An MLP: a dense layer, an activation, an optional norm, and a second dense layer."""
 
     hidden: int
     activation: str
@@ -110,7 +113,7 @@ class MlpBlock(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel at the end of a residual branch (CaiT; DINOv2)."""
+    """Multiplies the end of a residual branch by a learned factor per channel (CaiT; DINOv2)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
@@ -119,7 +122,7 @@ class LayerScale(nn.Module):
 
 
 class Encoder1DBlock(nn.Module):
-    """One layer: x += attention(LN(x)); x += MLP(LN(x))."""
+    """One transformer layer: x += attention(LN(x)), then x += MLP(LN(x))."""
 
     config: ViTConfig
     dtype: str
@@ -150,7 +153,7 @@ class Encoder1DBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All layers, and the last LayerNorm unless it acts only on the pooled token."""
+    """All transformer layers, followed by the last LayerNorm unless that LayerNorm acts only on the pooled token."""
 
     config: ViTConfig
     dtype: str
@@ -168,7 +171,7 @@ class Encoder(nn.Module):
 
 
 class MAPHead(nn.Module):
-    """Attention pooling: a learned probe attends to all tokens, then an MLP; float32 throughout."""
+    """Attention pooling: a learned probe attends to all tokens, and an MLP follows. All computations are in float32."""
 
     config: ViTConfig
 

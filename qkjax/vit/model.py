@@ -1,4 +1,4 @@
-"""The vision transformer in Flax Linen, with big_vision's parameter tree.
+"""The vision transformer in Flax Linen, with the parameter tree of big_vision.
 
 Letters: B images, N tokens, D embedding, H heads, d head_dim, L layers. The model returns its intermediates, so that
 no hooks are needed.
@@ -23,11 +23,11 @@ CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
 
 
 class ViT(nn.Module):
-    """A ViT with the parameter tree of `big_vision.models.vit.Model`, and parameters for what `ViTConfig` adds to it.
+    """A ViT with the parameter tree of `big_vision.models.vit.Model`, and parameters for optional parts of `ViTConfig`.
 
     Attributes:
       config: the architecture.
-      dtype: "float32" or "bfloat16", number format of the matrix products; parameters keep their own.
+      dtype: number format of the matrix products, "float32" or "bfloat16"; parameters keep their own format.
 
     Example:
       >>> import jax, numpy as np
@@ -45,15 +45,15 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array | np.ndarray, "B height width channels"], *, capture: Collection[str] = ()):
-        """The forward pass.
+        """Runs the forward pass.
 
         Args:
-          images: preprocessed, channels last. Rows and columns beyond the last whole patch are dropped.
-          capture: names from `CAPTURES` that are added to each layer's intermediates.
+          images: preprocessed images, channels last. Rows and columns beyond the last whole patch are dropped.
+          capture: names from `CAPTURES` of arrays to add to each layer's intermediates.
 
         Returns:
-          The output (logits, or the representation without a head), and the intermediates, a nested dict with
-          big_vision's names: "stem", "with_posemb",
+          The output (logits, or the representation if there is no head), and the intermediates. The intermediates are a
+          nested dict with the names of big_vision: "stem", "with_posemb",
           "encoder" -> "block00" -> "sa", "+sa", "mlp", "+mlp"; "encoded", "head_input",
           "pre_logits", "pre_logits_2d", "logits", "logits_2d".
         """
@@ -110,7 +110,7 @@ class ViT(nn.Module):
         return table.astype(dtype)
 
     def _with_prefix(self, x):
-        """Class token, then registers, then patches; only the patches have position embeddings."""
+        """Concatenates class token, registers and patches, in this order; only patches have position embeddings."""
         c, prefix = self.config, []
         if c.class_token:
             prefix.append(self.param("cls", nn.initializers.zeros, (1, 1, c.width)))
@@ -133,13 +133,16 @@ class ViT(nn.Module):
 
 
 def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of the patches of an image of (height, width) pixels, without incomplete patches.
+    """Number of rows and columns of whole patches in an image of (height, width) pixels.
 
     Raises:
-      QkjaxError: the image is smaller than a patch, or its grid is not that of the relative position biases.
+      QkjaxError: the model cannot be run on images, the image is smaller than a patch, or the patch grid of the image
+        differs from the grid of the relative position biases.
     """
     if config.weights_only:
-        raise QkjaxError(f"this model cannot be run on images, only its weights be analysed: {config.weights_only}")
+        raise QkjaxError(
+            f"this model cannot be run on images ({config.weights_only}): only analyse its weights, with qkjax.analyze"
+        )
     rows, columns = (n // p for n, p in zip(pixels, config.patch_size, strict=True))
     if min(rows, columns) < 1:
         raise QkjaxError(
@@ -148,8 +151,8 @@ def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
     if config.relative_positions and (rows, columns) != config.grid:
         expected = tuple(n * p for n, p in zip(config.grid, config.patch_size, strict=True))
         raise QkjaxError(
-            f"resolution={tuple(pixels)}: expected {expected}; it gives {(rows, columns)} patches, and the relative "
-            f"position biases are for {config.grid}"
+            f"resolution={tuple(pixels)}: expected {expected}, because the relative position biases are for "
+            f"{config.grid} patches and this resolution gives {(rows, columns)}"
         )
     return rows, columns
 
@@ -163,33 +166,33 @@ def _forward(model: ViT, params, images, capture: tuple[str, ...]):
 def forward(
     model: ViT, params, images: Float[Array | np.ndarray, "B height width channels"], capture: Collection[str] = ()
 ) -> tuple[Array, dict[str, Array]]:
-    """One jitted forward pass that returns only the requested intermediates.
+    """Runs one jitted forward pass and returns only the requested intermediates.
 
     Args:
-      model: the module; its `dtype` is the number format of the products, float32 or bfloat16.
-      params: its parameters, as in `Checkpoint.params`.
-      images: preprocessed, channels last, of any size of at least one patch.
+      model: the Linen module; its `dtype` is the number format of the matrix products, float32 or bfloat16.
+      params: parameters of the model, as in `Checkpoint.params`.
+      images: preprocessed images, channels last, of any size of at least one patch.
       capture: any of
         "norm" (L, B, N, D): output of the LayerNorm before queries and keys;
-        "query", "key" (L, B, N, H, d): with biases, unscaled;
+        "query", "key" (L, B, N, H, d): queries and keys with biases, not divided by sqrt(d);
         "attention_logits" (L, B, H, N, N): query . key / sqrt(d), float32;
         "attention" (L, B, H, N, N): softmax of the logits over keys;
         "residual" (L, B, N, D): the residual stream that enters the layer.
 
     Returns:
-      The logits (B, classes), or the representation (B, D) without a head; and a dict of the captured arrays and
-      "encoded" (B, N, D), the tokens after the last LayerNorm.
+      The logits (B, classes), or the representation (B, D) if there is no head. The second result is a dict with the
+      captured arrays and "encoded" (B, N, D), the tokens after the last LayerNorm.
 
     Raises:
-      QkjaxError: an unknown name in `capture`, images smaller than a patch, or a grid that differs from that of the
-        relative position biases.
+      QkjaxError: a name in `capture` is unknown, the images are smaller than a patch, or the patch grid of the images
+        differs from the grid of the relative position biases.
 
     Example:
       logits, captured = forward(ViT(checkpoint.config), checkpoint.params, images, capture=("attention",))
     """
     if unknown := set(capture) - set(CAPTURES):
         raise QkjaxError(
-            f"capture={tuple(sorted(unknown))}: expected names among {', '.join(CAPTURES)}, pass only these"
+            f"capture={tuple(sorted(unknown))}: these names are unknown; pass names among {', '.join(CAPTURES)}"
         )
     patch_grid(model.config, images.shape[1:3])
     return _forward(model, params, images, tuple(capture))

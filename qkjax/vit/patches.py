@@ -1,4 +1,4 @@
-"""Positions on the patch grid."""
+"""Selects patches on the patch grid."""
 
 import numpy as np
 from jaxtyping import Int
@@ -7,7 +7,9 @@ from qkjax.errors import QkjaxError
 
 
 def query_places(grid: tuple[int, int], count: int) -> Int[np.ndarray, "queries"]:
-    """Indices of about `count` patches, row by row, evenly spaced in both directions; all patches if there are fewer.
+    """Indices of about `count` patches, row by row, evenly spaced in both directions.
+
+    If the grid has at most `count` patches, all patches are returned.
 
     Raises:
       QkjaxError: `count` is less than 1.
@@ -17,7 +19,8 @@ def query_places(grid: tuple[int, int], count: int) -> Int[np.ndarray, "queries"
     rows, columns = grid
     if count >= rows * columns:
         return np.arange(rows * columns)
-    # The numbers of rows and columns are in proportion to the grid; each lies in the middle of its interval.
+    # The numbers of selected rows and columns are in proportion to the grid. The grid is divided into equal intervals,
+    # and the selected row or column is the middle of its interval.
     down = min(rows, max(1, round(np.sqrt(count * rows / columns))))
     across = min(columns, -(-count // down))
     axes = [((np.arange(n) + 0.5) * length / n).astype(int) for n, length in ((down, rows), (across, columns))]

@@ -1,4 +1,4 @@
-"""Position embeddings: the fixed sine-cosine embedding, and resampling of a learned one to another grid."""
+"""Position embeddings: the fixed sine-cosine embedding, and the resampling of a learned embedding to another grid."""
 
 from functools import partial
 
@@ -10,9 +10,10 @@ Grid = tuple[int, int]
 
 
 def sincos_2d(grid: Grid, width: int) -> Float[np.ndarray, "1 tokens width"]:
-    """Fixed embedding [sin x, cos x, sin y, cos y] of the patches of a grid, row by row.
+    """Fixed sine-cosine embedding of the patches of a grid, row by row.
 
-    omega_k = 10000^(-k / (D/4 - 1)), with the column index x and the row index y (as in MoCo v3 and big_vision).
+    The vector of a patch is [sin(x omega), cos(x omega), sin(y omega), cos(y omega)], with column index x, row index y
+    and frequencies omega_k = 10000^(-k / (D/4 - 1)), as in MoCo v3 and big_vision.
     """
     y, x = (index.reshape(-1, 1) for index in np.mgrid[: grid[0], : grid[1]])
     quarter = width // 4
@@ -22,16 +23,19 @@ def sincos_2d(grid: Grid, width: int) -> Float[np.ndarray, "1 tokens width"]:
 
 
 def _linear_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Linear interpolation with the corners aligned, as `scipy.ndimage.zoom(order=1)` does."""
+    """Weights of linear interpolation with aligned corners, as in `scipy.ndimage.zoom(order=1)`."""
     position = np.arange(new) * ((old - 1) / max(new - 1, 1))
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(old)[None]))
 
 
 def _bicubic_weights(old: int, new: int, offset: float = 0.0) -> Float[np.ndarray, "new old"]:
-    """Cubic convolution (a = -0.75), half-pixel centres, edges repeated, no antialiasing, as in torch.
+    """Weights of cubic convolution with a = -0.75, as in torch without antialiasing.
+
+    Pixel centres are at half integers, and edge pixels are repeated.
 
     Args:
-      offset: is added to the new size before the scale is computed.
+      old, new: number of pixels of the old and the new grid along one axis.
+      offset: number that is added to `new` before the scale is computed.
     """
     a = -0.75
     centre = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
@@ -46,7 +50,10 @@ def _bicubic_weights(old: int, new: int, offset: float = 0.0) -> Float[np.ndarra
 
 
 def _antialiased_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Cubic convolution (a = -0.5), scaled to pixels of the coarser grid, normalised; as torch with antialias=True."""
+    """Weights of cubic convolution with a = -0.5, as in torch's bicubic with antialias=True.
+
+    The kernel is scaled to the pixels of the coarser grid, and the weights are normalised.
+    """
     a, scale = -0.5, old / new
     centre = (np.arange(new) + 0.5) * scale
     t = np.abs(np.arange(old)[None] + 0.5 - centre[:, None]) / max(scale, 1)
@@ -57,7 +64,10 @@ def _antialiased_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 
 def _antialiased_linear_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """A triangle as wide as a pixel of the coarser grid, normalised, as torch's bilinear with antialias=True."""
+    """Weights of linear interpolation, as in torch's bilinear with antialias=True.
+
+    The triangular kernel is scaled to the pixels of the coarser grid, and the weights are normalised.
+    """
     scale = old / new
     centre = (np.arange(new) + 0.5) * scale
     t = np.abs(np.arange(old)[None] + 0.5 - centre[:, None]) / max(scale, 1)
@@ -97,15 +107,15 @@ RESAMPLERS = {
 def resample(
     posemb: Float[Array | np.ndarray, "1 tokens width"], old: Grid, new: Grid, method: str
 ) -> Float[Array | np.ndarray, "1 new_tokens width"]:
-    """Resamples a learned position embedding (without a row for the class token) to another grid.
+    """Resamples a learned position embedding of patches (without a row for the class token) to another grid.
 
     Args:
-      posemb: one vector per patch of `old`, row by row.
-      old, new: (rows, columns); grids need not be square.
-      method: one of `RESAMPLERS`: "linear" as big_vision does on loading, the others as torch.
+      posemb: one vector per patch of the old grid, row by row.
+      old, new: (rows, columns) of the old and the new grid; grids need not be square.
+      method: a name in `RESAMPLERS`. "linear" resamples as big_vision does on loading; all other methods are torch's.
 
     Returns:
-      The embedding of the patches of `new`; the input itself if the grids are equal.
+      The embedding of the patches of the new grid; the input itself if the grids are equal.
     """
     if old == new:
         return posemb
@@ -117,10 +127,11 @@ def resample(
 
 
 def relative_index(grid: Grid) -> Int[np.ndarray, "tokens tokens"]:
-    """For each query token (row) and key token (column), the row of the relative position bias table.
+    """For each query token (row) and key token (column), the index of an entry in the relative position bias table.
 
-    The table has the offsets (query - key) of patches, row by row, then three entries: class token to patch, patch to
-    class token, class token to itself (BEiT, SimMIM).
+    The table has one entry for each offset (query - key) between patches, row by row. Three entries follow: for the
+    class token attending to a patch, a patch attending to the class token, and the class token attending to itself
+    (BEiT, SimMIM).
     """
     rows, columns = grid
     y, x = (index.reshape(-1) for index in np.mgrid[:rows, :columns])

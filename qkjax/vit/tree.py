@@ -1,7 +1,7 @@
-"""Names of parameters and intermediates; no other module of the model or the analyses contains them.
+"""Names of parameters and intermediates, which no other module of the model or of the analyses contains.
 
-The parameter tree is big_vision's. Functions that change a tree return a new one that shares all other leaves; they
-work on numpy arrays, on jax arrays and within `jit`. Letters: L layers, D embed, H heads, d head_dim.
+The parameter tree is that of big_vision. Functions that change a tree return a copy that shares unchanged leaves. All
+functions accept numpy and JAX arrays, also within `jit`. Letters: L layers, D embed, H heads, d head_dim.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,15 +18,15 @@ Stack = np.ndarray
 ENCODER = "Transformer"
 ATTENTION = "MultiHeadDotProductAttention_0"
 NORM = "LayerNorm_0"
-"""The LayerNorm before queries and keys."""
+"""Name of the LayerNorm before queries and keys."""
 PATCH_EMBEDDING, POSITION_EMBEDDING = "embedding", "pos_embedding"
 HEADS = ("head", "head_dist", "pre_logits")
-"""Dense layers after pooling: classifier, DeiT's second classifier, and the tanh layer before them."""
+"""Names of the dense layers after pooling: classifier, DeiT's second classifier, and the tanh layer before both."""
 
 
 @runtime_checkable
 class QueryKeyParts(Protocol):
-    """Query and key parameters of all layers, such as a `QueryKey` or an edited one."""
+    """Protocol for objects with the query and key parameters of all layers, such as `QueryKey` or `EditedHeads`."""
 
     query_kernel: Any
     key_kernel: Any
@@ -78,20 +78,20 @@ def attention_parameters(params: Mapping) -> Iterator[Mapping]:
     """The parameters of each layer's attention, from the first layer to the last.
 
     Yields:
-      A dict with "query", "key", "value" and "out", each with a "kernel" and a "bias"; kernels of the first three are
-      (D, H, d), that of "out" is (H, d, D).
+      A dict with "query", "key", "value" and "out", each with a "kernel" and a "bias". The kernels of "query", "key"
+      and "value" have shape (D, H, d), and the kernel of "out" has shape (H, d, D).
     """
     for layer in range(depth_of(params)):
         yield params[ENCODER][block_name(layer)][ATTENTION]
 
 
 def map_attention(params: Mapping, change: Callable[[int, Mapping], Mapping]) -> dict:
-    """The tree with new attention parameters in every layer.
+    """A copy of a parameter tree with new attention parameters in every layer.
 
     Args:
-      params: a Linen tree.
-      change: the layer's index and its attention parameters (see `attention_parameters`) -> the new ones. It must not
-        modify its argument.
+      params: a Linen parameter tree.
+      change: function that takes the index and the attention parameters of a layer (see `attention_parameters`), and
+        returns the new attention parameters. The function must not modify its arguments.
     """
     blocks = dict(params[ENCODER])
     for layer, attention in enumerate(attention_parameters(params)):
@@ -104,10 +104,10 @@ def query_key(params: Mapping) -> QueryKey:
     """Stacks the query and key parameters of all layers, in float32.
 
     Args:
-      params: a Linen tree, as `load` returns it.
+      params: a Linen parameter tree, such as the `params` of the checkpoint that `load` returns.
 
     Raises:
-      QkjaxError: no encoder blocks in the tree, or blocks of unequal shapes.
+      QkjaxError: the tree has no encoder blocks, or the shapes of the blocks differ.
 
     Example:
       query, key = qkjax.query_key(checkpoint.params)[:2]  # each (layers, embed, heads, head_dim)
@@ -122,7 +122,7 @@ def query_key(params: Mapping) -> QueryKey:
         layers = [blocks[block_name(layer)] for layer in range(depth_of(params))]
         if not layers:
             raise KeyError(block_name(0))
-        centers = "bias" in layers[0][NORM]  # an RMSNorm has none, and subtracts no mean
+        centers = "bias" in layers[0][NORM]  # an RMSNorm has no bias, and subtracts no mean
         parts = [
             (a["query"]["kernel"], a["key"]["kernel"], a["query"]["bias"], a["key"]["bias"], n["scale"],
              n["bias"] if centers else np.zeros_like(n["scale"]))
@@ -131,11 +131,11 @@ def query_key(params: Mapping) -> QueryKey:
         stacked = (np.stack([np.asarray(x, np.float32) for x in part]) for part in zip(*parts, strict=True))
         return QueryKey(*stacked, norm_centers=centers)
     except (KeyError, TypeError, ValueError) as error:
-        raise QkjaxError(f"params is not the tree of a ViT ({error}): pass `params` of `qkjax.load`") from error
+        raise QkjaxError(f"params is not the parameter tree of a ViT ({error}): pass qkjax.load(...).params") from error
 
 
 def bare_tree(parts: QueryKey) -> dict:
-    """A tree of queries, keys and the norms before them, from which `query_key` gives `parts` back."""
+    """A minimal tree with only queries, keys and the norms before them; `query_key` of this tree returns `parts`."""
     blocks = {}
     for layer in range(len(parts.query_kernel)):
         attention = {
@@ -150,18 +150,18 @@ def bare_tree(parts: QueryKey) -> dict:
 def query_key_kernels(
     params: Mapping,
 ) -> tuple[Float[Stack, "layers embed heads head_dim"], Float[Stack, "layers embed heads head_dim"]]:
-    """The query and key kernels of all layers, float32, for `decompose`."""
+    """The query and key kernels of all layers in float32, as input of `decompose`."""
     return query_key(params)[:2]
 
 
 def with_query_key(params: Mapping, parts: QueryKeyParts) -> dict:
-    """The tree with other query and key kernels and biases in all layers; LayerNorms stay as they are.
+    """A copy of a parameter tree with new query and key kernels and biases in all layers; LayerNorms do not change.
 
     Args:
-      params: a Linen tree.
-      parts: anything with the fields `query_kernel`, `key_kernel` (L, D, H, d) and `query_bias`, `key_bias`
-        (L, H, d), such as a `QueryKey`. If d differs from the tree's, widen the other parameters with
-        `widened_heads`.
+      params: a Linen parameter tree.
+      parts: any object with the fields `query_kernel` and `key_kernel` of shape (L, D, H, d), and `query_bias` and
+        `key_bias` of shape (L, H, d), such as a `QueryKey`. If d differs from the head dimension of the tree, first
+        widen values and outputs with `widened_heads`.
 
     Example:
       own = qkjax.query_key(checkpoint.params)
@@ -177,11 +177,14 @@ def with_query_key(params: Mapping, parts: QueryKeyParts) -> dict:
 
 
 def with_attention(params: Mapping, parts: Mapping[str, Mapping]) -> dict:
-    """The tree with other query and key parameters in all layers; `with_query_key` takes them as a record.
+    """A copy of a parameter tree with new query and key parameters in all layers.
+
+    `with_query_key` does the same, but takes the parameters as an object with four fields.
 
     Args:
-      params: a Linen tree.
-      parts: for "query" and "key" a "kernel" (layers, embed, heads, head_dim) and a "bias" (layers, heads, head_dim).
+      params: a Linen parameter tree.
+      parts: for each of "query" and "key", a "kernel" (layers, embed, heads, head_dim) and a "bias"
+        (layers, heads, head_dim).
     """
 
     def change(layer: int, attention: Mapping) -> Mapping:
@@ -192,13 +195,13 @@ def with_attention(params: Mapping, parts: Mapping[str, Mapping]) -> dict:
 
 
 def widened_heads(params: Mapping, columns: int) -> dict:
-    """The tree with values and outputs of `columns` columns per head, padded with zeros.
+    """A copy of a parameter tree with value and output kernels padded with zeros to `columns` columns per head.
 
-    The output of a head for given attention weights stays the same. Queries and keys keep their width; replace them
-    next, by `with_query_key`.
+    The output of a head for given attention weights stays the same. Queries and keys keep their width; replace their
+    parameters with `with_query_key` afterwards.
 
     Args:
-      params: a Linen tree.
+      params: a Linen parameter tree.
       columns: the new head_dim, at least as large as the old one.
     """
 
@@ -227,7 +230,7 @@ def patch_bias(params: Mapping) -> Float[Array | Stack, "embed"]:
 
 
 def with_patch_embedding(params: Mapping, **parts) -> dict:
-    """The tree with another `kernel` (height, width, channels, embed) or `bias` (embed) of the patch embedding."""
+    """A copy of a tree with a new patch embedding: `kernel` (height, width, channels, embed) or `bias` (embed)."""
     return {**params, PATCH_EMBEDDING: {**params[PATCH_EMBEDDING], **parts}}
 
 
@@ -237,10 +240,10 @@ def position_embedding(params: Mapping) -> Float[Array | Stack, "1 patches embed
 
 
 def with_position_embedding(params: Mapping, table: Float[Array | Stack, "1 patches embed"]) -> dict:
-    """The tree with another learned position embedding."""
+    """A copy of a parameter tree with a new learned position embedding."""
     return {**params, POSITION_EMBEDDING: table}
 
 
 def without_heads(params: Mapping) -> dict:
-    """The tree without its classifiers and without the dense layer before them."""
+    """A copy of a parameter tree without its classifiers, and without the tanh layer before the classifiers."""
     return {name: part for name, part in params.items() if name not in HEADS}

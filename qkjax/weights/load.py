@@ -13,6 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import AssumptionWarning, QkjaxError
 from qkjax.images.preprocess import Preprocess
+from qkjax.runtime.visible import visible
 from qkjax.vit.config import SETTINGS, ViTConfig, check_settings
 from qkjax.weights import catalogue, memory, preprocessing
 from qkjax.weights.checkpoint import (
@@ -102,7 +103,9 @@ def load(model: Any, **settings) -> Checkpoint:
         return _load_entry(catalogue.entry(text), settings)
     path, sub = split_submodel(text)
     absolute = Path(os.path.abspath(path))
-    name = (absolute.name if os.path.isdir(absolute) else absolute.stem).encode(errors="replace").decode()
+    name = visible(absolute.name if os.path.isdir(absolute) else absolute.stem)
+    if not name.strip("."):
+        raise QkjaxError(f"{path}: results are kept under the name of the file, which is only dots; rename it")
     trained = os.path.join(path, "model.npz")  # in the folder of a run of `qkjax train`
     return _read(Path(trained if os.path.isfile(trained) else path), sub, name, settings)
 
@@ -153,7 +156,10 @@ def _checkpoint(
 ) -> Checkpoint:
     """The checkpoint; warns of what was assumed."""
     config, flat, notes = data
-    preprocess, assumed = preprocessing.resolve(stated, from_catalogue, config)
+    try:
+        preprocess, assumed = preprocessing.resolve(stated, from_catalogue, config)
+    except QkjaxError as error:
+        raise QkjaxError(f"{source}: {error}") from error
     notes = (*notes, *assumed)
     for note in notes:
         warnings.warn(f"{name}: {note}", AssumptionWarning, stacklevel=4)
@@ -167,7 +173,7 @@ def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ParsedM
             raise QkjaxError(f"{path} is neither a file nor a folder")
         folder = resolve(path)
         state = state_dict.find(folder) if folder else path if state_dict.is_torch_file(path) else None
-        if folder and not state and not any(folder.glob("*/.zarray")):
+        if folder and not state and not any(f.is_file() for f in folder.glob("*/.zarray")):
             raise QkjaxError(state_dict.no_model_message(folder))
         if state:
             stored = preprocessing.from_folder(state.parent)

@@ -1,20 +1,17 @@
 """The preprocessing of a checkpoint's images, from its folder, the catalogue or its architecture, in this order."""
 
 import json
-import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import PRESETS, Preprocess, Resolution, pair
-from qkjax.images.resize import Filter
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.families import open_clip, timm
 from qkjax.weights.families.image_processor import FILE, stated_by_processor
-from qkjax.weights.families.stated import StatedPreprocess, as_side, joined, missing_fields
+from qkjax.weights.families.stated import StatedPreprocess, joined, missing_fields
 from qkjax.weights.formats.json_object import read_json
 
 
@@ -49,6 +46,9 @@ def resolve(
       stated: what a file states; it takes precedence.
       from_catalogue: the preprocessing of the catalogue, if there is any; then comes that of the architecture.
       config: the architecture.
+
+    Raises:
+      QkjaxError: the file states values that cannot be.
     """
     source = "the catalogue" if from_catalogue else f"the preset {_family(config)!r}, assumed from the architecture"
     fallback = from_catalogue or from_architecture(config)
@@ -58,11 +58,15 @@ def resolve(
     missing = missing_fields(stated)
     if "crop" in stated.fields and "resize_to" in missing:
         fallback = with_resolution(fallback, stated.fields["crop"])
+    try:
+        preprocess = replace(fallback, **stated.fields)
+    except QkjaxError as error:
+        raise QkjaxError(f"{stated.file} has {error}; correct the file") from error
     if not stated.unfollowed:
-        return replace(fallback, **stated.fields), ()
+        return preprocess, ()
     rest = f"; {', '.join(missing)} from {source}" if missing else ""
     note = f"its preprocessing follows {stated.file} only in part: the file {', and '.join(stated.unfollowed)}{rest}"
-    return replace(fallback, **stated.fields), (note,)
+    return preprocess, (note,)
 
 
 def from_json(text: str) -> Preprocess:
@@ -72,19 +76,14 @@ def from_json(text: str) -> Preprocess:
       QkjaxError: the text is not a valid `Preprocess`.
     """
     try:
-        preset = Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
-        crop, resized = pair(preset.crop), pair(preset.resize_to)
-        sides = len(crop) == len(resized) == 2 and all(map(as_side, (*crop, *resized)))
-        sides = sides and (preset.resize == "none" or all(map(operator.le, crop, resized)))
-        colours = [float(x) for values in (preset.mean, preset.std) for x in values]
-        known = preset.resize in get_args(Preprocess.__annotations__["resize"]) and preset.filter in get_args(Filter)
+        return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise QkjaxError(
-            f"its preprocessing settings are damaged ({error}); download or save the file again"
+            f"its preprocessing settings are damaged ({reason}); download or save the file again"
         ) from error
-    if not (sides and known and len(colours) == 6 and all(colours[3:])):
-        raise QkjaxError(f"its preprocessing {preset} is invalid; download or save the file again")
-    return preset
+    except QkjaxError as error:
+        raise QkjaxError(f"its preprocessing settings are damaged: {error}; download or save the file again") from error
 
 
 def from_entry(entry: Entry) -> Preprocess | None:

@@ -1,1 +1,1 @@
-"""Effects of editing modes, measured on a set of images."""
+"""Measures the effects of editing modes on a set of images."""

@@ -1,4 +1,4 @@
-"""Passes over a set of images: one of the original model, and one for each edit."""
+"""Runs passes over a set of images: one pass of the original model, and one pass for each edit."""
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -25,7 +25,7 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 class _OriginalBatch(NamedTuple):
-    """A batch with the outputs of the original model; `run_pass` takes it as a batch."""
+    """A batch with the outputs of the original model, for passes of edited models with `run_pass`."""
 
     pixels: UInt8[np.ndarray, "batch height width 3"]
     index: np.ndarray
@@ -37,15 +37,16 @@ class Ablator:
     """Runs a model and its edits over a set of images.
 
     The images and the outputs of the original model stay in memory: 1.5 MB per image for ViT-S/14 at 224 pixels
-    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). With several hosts, each
-    has its own share of the images.
+    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). With several hosts, each host keeps only its
+    own share of the images.
 
     Attributes:
-      original: rows of the original model compared with itself: effects, "representation", "logits" (if there is a
-        head).
-      index: indices in the set of the images that could be read.
-      unreadable: index of each other image, and why it could not be read.
+      original: rows of the original model, which is compared with itself. The rows are the effects, "representation",
+        and "logits" if the model has a classifier.
+      index: indices, in the set, of the images that could be read.
+      unreadable: index and reason for each image that could not be read.
       pixels: a digest of the pixels of all images.
+      columns: number of columns that the kernels of edited heads need; None for the model's own number.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Ablator:
         settings: Mapping[str, str],
         bar: tqdm,
     ):
-        """Runs the original model over the images.
+        """Runs the original model over the images, and keeps its outputs.
 
         Raises:
           QkjaxError: the model does not support the resolution, `queries` is below 1, or no image can be read.
@@ -94,11 +95,12 @@ class Ablator:
         self.unreadable, self.original = result.unreadable, result.rows
 
     def ablate(self, heads: EditedHeads, path: Path | None, settings: Mapping[str, str]) -> Rows:
-        """Runs the edited model over the images.
+        """Runs an edited model over the images.
 
         Args:
-          heads: kernels and biases from `qkjax.interaction.edit.edit`; they have `columns` columns if `exact`.
-          path: file in which progress is saved; None: nothing is saved.
+          heads: kernels and biases from `qkjax.interaction.edit.edit`, computed with the argument `columns` of this
+            object.
+          path: file in which progress is saved; if None, progress is not saved.
           settings: the settings that the result depends on.
 
         Returns:
@@ -119,12 +121,12 @@ class Ablator:
 
     @property
     def columns(self) -> int | None:
-        """Columns that the kernels of edited heads need, an argument of `qkjax.interaction.edit.edit`."""
+        """Number of columns that the kernels of edited heads need, as an argument of `qkjax.interaction.edit.edit`."""
         return wide_columns(self._checkpoint) if self._exact else None
 
 
 def _rows(index: np.ndarray, effects: Effects, representation: np.ndarray, logits: np.ndarray | None) -> Rows:
-    """One row for each image that could be read."""
+    """Arrays with one row for each image of a batch that could be read."""
     rows = effects._asdict() | {"representation": representation}
     rows |= {} if logits is None else {"logits": logits}
     return {name: np.asarray(value)[index >= 0] for name, value in rows.items()}

@@ -20,12 +20,13 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 class AblationArguments(NamedTuple):
-    """The arguments of `ablate` besides checkpoint and plan.
+    """The arguments of an ablation run, except for checkpoint and plan.
 
     Attributes:
       path: a folder or archive of images; None for the default photographs.
-      limit: number of images, evenly spaced; None for all.
-      labels, queries, exact, options: as for `ablate`.
+      limit: number of images to use, evenly spaced in the set; None for all images.
+      labels: whether to measure accuracy, with the names of the image folders as classes.
+      queries, exact, options: arguments of `ablate`.
     """
 
     path: Path | None = None
@@ -43,13 +44,13 @@ def write_ablations(
     folder: Path,
     attrs: Mapping[str, str],
 ) -> Written:
-    """Computes `ablate` and writes its result to a folder; finished ablations are saved in the subfolder `done`.
+    """Runs `ablate` and writes the result to a folder; finished ablations are saved in the subfolder `done`.
 
     Returns:
       The result, on every host.
 
     Raises:
-      QkjaxError: invalid input, an earlier result with other settings, or a file that cannot be written.
+      QkjaxError: the input is invalid, an earlier result has different settings, or a file cannot be written.
     """
     _, _, _, queries, exact, options = arguments
     images, labels = images_and_labels(arguments)
@@ -71,10 +72,10 @@ def write_ablations(
 
 
 def images_and_labels(arguments: AblationArguments) -> tuple[ImageSet, Labels]:
-    """The images, and their classes if they are requested.
+    """Opens the images, and determines their classes if accuracy is requested.
 
     Raises:
-      QkjaxError: there is no image, fewer than two classes, or `limit` is below 1.
+      QkjaxError: there is no image, there are fewer than two classes, or `limit` is below 1.
     """
     path, limit, with_labels, *_ = arguments
     images = open_images(path) if path else photographs()

@@ -1,4 +1,4 @@
-"""Effects of editing a model's modes, on a set of images. (Our extension: the paper has no ablations.)"""
+"""Measures the effects of editing a model's modes on a set of images. (Our extension: the paper has no ablations.)"""
 
 import json
 import sys
@@ -37,14 +37,14 @@ Arrays = dict[str, np.ndarray]
 
 
 class Labels(NamedTuple):
-    """The class of each image, and the names of the classes; both empty without labels."""
+    """The class of each image, and the names of the classes; both are empty if there are no labels."""
 
     classes_of_images: list[int]
     names: list[str]
 
 
 class _Model(NamedTuple):
-    """A model, its modes, and the images of the ablations."""
+    """A model, its modes, and the images on which ablations are measured."""
 
     checkpoint: Checkpoint
     parts: QueryKey
@@ -66,27 +66,28 @@ def ablate(
 ) -> xr.Dataset:
     """Measures how every edit of a plan changes attention, representations and accuracy.
 
-    Each finished ablation is saved in its own file in the folder `partial`. An interrupted plan therefore resumes, and
-    only the new ablations of an extended plan are computed. Equivalent ablations are computed once.
+    Each finished ablation is saved in its own file in the folder `partial`. If a plan is interrupted or extended, the
+    next call therefore computes only the missing ablations. Equivalent ablations are computed once.
 
     Args:
-      checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
+      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
       plan: a TOML file, or its grids as a list of dicts, such as [{"edit": "drop", "select": "cosine>0.5"}], see
         `qkjax.analyses.ablate.plan`.
-      images: by default the photographs of scikit-image and scikit-learn and crops of them.
-      labels: the class of each image; or True for the subjects of the default photographs, or the outermost folders
-        of another set. With labels, accuracy is measured, too.
-      queries: number of patches, evenly spaced, whose attention is compared; all their keys are compared.
-      exact: give all heads 2 head_dim + 1 columns, the most that any edit needs, so that symmetric parts and rotated
-        modes are represented exactly; the passes take longer.
-      options: batch size, resolution, dtype.
-      partial: folder of finished ablations; None: nothing is saved. The caller removes it.
+      images: the image set; by default the photographs of scikit-image and scikit-learn, and crops of these
+        photographs.
+      labels: the class of each image, or True. With True, the classes are the outermost folders of the image set, or
+        the subjects of the default photographs. With labels, accuracy is measured, too.
+      queries: number of query patches per image, evenly spaced, for which attention over all keys is compared.
+      exact: whether to give all heads 2 head_dim + 1 columns, the most that any edit needs. Symmetric parts and rotated
+        modes are then represented exactly, but the passes take longer.
+      options: batch size, resolution and number format.
+      partial: folder in which finished ablations are saved; the caller removes the folder. If None, nothing is saved.
 
     Returns:
-      A dataset with dims ablation (0 is the original model), image, layer, head; see `ablations_dataset`.
+      A dataset with dimensions ablation (0 is the original model), image, layer and head; see `ablations_dataset`.
 
     Raises:
-      QkjaxError: an invalid plan, no readable image, classes with too few images, or a file that cannot be written.
+      QkjaxError: the plan is invalid, no image is readable, a class has too few images, or a file cannot be written.
 
     Example:
       >>> import qkjax
@@ -124,24 +125,26 @@ def ablate(
 def ablation_settings(
     checkpoint: Checkpoint, images: ImageSet, labels: bool, queries: int, exact: bool, options: PassOptions
 ) -> dict[str, str]:
-    """The settings that every ablation depends on, besides its edit."""
+    """The settings that all ablations share; an ablation depends only on these settings and on its edit."""
     return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=labels)
 
 
 def labels_of(images: ImageSet) -> Labels:
-    """The classes of images: their outermost folders; for the default photographs, the photograph of each crop.
+    """The classes of images, which are their outermost folders.
+
+    For the default photographs, the class of a crop is the photograph from which it is cropped.
 
     Raises:
-      QkjaxError: fewer than two folders.
+      QkjaxError: there are fewer than two folders.
     """
     return Labels(*(subjects(images) if images.name == "photographs" else by_folder(Path(images.name), images)))
 
 
 def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
-    """Checks before any computation that the edits and selections fit the checkpoint.
+    """Checks that the edits and selections fit the checkpoint; called before any long computation.
 
     Raises:
-      QkjaxError: an unknown edit, or an invalid selection.
+      QkjaxError: an edit is unknown, or a selection is invalid.
     """
     parts = query_key(checkpoint.params)
     modes = decompose(parts.query_kernel, parts.key_kernel)
@@ -151,14 +154,14 @@ def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
 
 
 def _resolved(specs: Sequence[AblationSpec], model: _Model) -> tuple[list[AblationSpec], list[ResolvedEdit]]:
-    """The specs and their resolved edits. Controls that would equal the edit itself are left out, with a note."""
+    """The ablations with their resolved edits. Controls that would equal the edit itself are left out, with a note."""
     metrics, retained = measure(model.modes), []
     for spec in specs:
         edit = resolve(spec.edit, model.parts, model.modes, metrics)
         if not is_idle_control(spec.edit, edit):
             retained.append((spec, edit))
         elif spec.edit.control == 0:
-            print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL}, and left out", file=sys.stderr)
+            print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL}, and is left out", file=sys.stderr)
     return [spec for spec, _ in retained], [edit for _, edit in retained]
 
 
@@ -174,7 +177,13 @@ def _fill(
     """Computes and saves the missing ablations: first the original model, then each edit.
 
     Args:
-      choices: queries, exact and options.
+      done: finished ablations, with None for missing ones; the first is the original model.
+      specs: the ablations of the plan.
+      edits: the resolved edit of each ablation.
+      model: the model and the images.
+      store: the store in which ablations are saved.
+      choices: the arguments queries, exact and options of `ablate`.
+      check_interrupt: function that raises KeyboardInterrupt if the user has interrupted the program.
     """
     checkpoint, own = model.checkpoint, -(-len(model.images) // jax.process_count())
     missing = len({store.key(edit) for edit, arrays in zip(edits, done[1:], strict=True) if arrays is None})
@@ -190,7 +199,7 @@ def _fill(
         original = finish(ablator.original) | nothing | {"unreadable": np.array(json.dumps(ablator.unreadable))}
         if not same_images(done[0], original):
             if done[0] is not None:
-                bar.write("note: the content of the images has changed; all ablations are computed again", sys.stderr)
+                bar.write("note: the images have changed; all ablations are computed again", sys.stderr)
             store.write(None, original)
         results: dict[str, Arrays] = {}
         notes: set[str] = set()
@@ -221,7 +230,7 @@ def _one(spec, edit: ResolvedEdit, model: _Model, ablator: Ablator, store: Store
 
 
 def _finisher(ablator: Ablator, model: _Model) -> Callable[[Arrays], Arrays]:
-    """A function from the rows of a pass to its result: effects, similarity of representations, accuracy."""
+    """A function that converts the rows of a pass to effects, similarity of representations, and accuracy."""
     own, readout = ablator.original["representation"], None
     if model.labels.names:
         labels = [model.labels.classes_of_images[i] for i in ablator.index]

@@ -1,6 +1,6 @@
-"""Outputs of a model for images, and how far an edited model's outputs are from the original's.
+"""Computes outputs of a model for images, and distances between the outputs of an edited model and the original model.
 
-(Our extension: the paper has no ablations.) Letters: L layers, H heads, Q queries, N tokens.
+(Ablations are our extension; the paper has none.) Letters: L layers, H heads, Q queries, N tokens.
 """
 
 from functools import partial
@@ -25,9 +25,9 @@ class Outputs(NamedTuple):
     """Outputs of a model for images.
 
     Attributes:
-      representation: the input of the head: the pooled token (without pooling, the mean over patches).
-      tokens: the query patches' tokens after the last layer.
-      logits: logits of the classes; None without a head.
+      representation: the input of the classifier: the pooled token, or the mean over patches if there is no pooling.
+      tokens: tokens of the query patches after the last layer.
+      logits: logits of the classes; None if there is no classifier.
       attention: attention of the class token, if there is one, and of the query patches.
     """
 
@@ -38,15 +38,18 @@ class Outputs(NamedTuple):
 
 
 class Effects(NamedTuple):
-    """Effects of an edit on each image; NaN if the model lacks the part that an effect is measured on.
+    """Effects of an edit on each image; NaN if the model lacks the class token or classifier that an effect needs.
 
     Attributes:
-      representation_cosine: cosine between the representation and the original model's.
-      token_cosine: cosine between the last patch tokens and the original's, mean over the query patches.
-      logits_kl: KL divergence of the edited model's class probabilities from the original's, in bits.
-      attention_js: Jensen-Shannon divergence of the patches' attention from the original's, in bits.
-      class_attention_js: the same for the class token's attention.
-      attention_entropy: entropy of the patches' attention in the edited model, in bits.
+      representation_cosine: cosine between the representations in the edited and the original model.
+      token_cosine: cosine between the tokens of the last layer in the edited and the original model, mean over the
+        query patches.
+      logits_kl: KL divergence KL(original || edited) of the class probabilities, in bits.
+      attention_js: Jensen-Shannon divergence between the attention of the query patches in the edited and the original
+        model, in bits.
+      class_attention_js: Jensen-Shannon divergence between the attention of the class token in the edited and the
+        original model, in bits.
+      attention_entropy: entropy of the attention of the query patches in the edited model, in bits.
       preference: preference for similar tokens in the edited model, see `similarity_preference`.
     """
 
@@ -60,7 +63,7 @@ class Effects(NamedTuple):
 
 
 def _outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Array, Array]:
-    """One forward pass: outputs, entropy and preference of attention."""
+    """Runs one forward pass; returns the outputs, the entropy of attention, and the preference for similar tokens."""
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=("norm", "attention"))
     config = model.config
@@ -74,7 +77,7 @@ def _outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Arra
         for layer, norm in enumerate(layer_outputs(out, "norm"))
     ]
     pooled, tokens, logits = (out.get(name) for name in ("pre_logits", "encoded", "logits"))
-    # Without pooling, every token has its own.
+    # Without pooling, every token has its own representation and logits, which are averaged over patches.
     pooled, logits = (x if x is None or x.ndim == 2 else x[:, prefix:].mean(axis=1) for x in (pooled, logits))
     outputs = Outputs(pooled, tokens[:, prefix + places], logits, attention)
     outputs = jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
@@ -96,16 +99,16 @@ def _effects(model: ViT, original: Outputs, edited: Outputs, entropies, preferen
 
 @partial(jax.jit, static_argnames="model")
 def original_outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Effects]:
-    """The original model's outputs, and the effects of no edit: the model compared with itself."""
+    """Outputs of the original model, and effects without an edit, for which the model is compared with itself."""
     outputs, *own = _outputs(model, params, scaling, pixels, places)
     return outputs, _effects(model, outputs, outputs, *own)
 
 
 @partial(jax.jit, static_argnames="model")
 def edited_outputs(model: ViT, params, heads: EditedHeads, scaling, pixels, places, original: Outputs):
-    """Effects of an edit, and the edited model's representation and logits.
+    """Effects of an edit, and representations and logits of the edited model.
 
-    All edits run through one compiled program: the edited kernels are its arguments.
+    All edits share one compiled program, since the edited kernels are arguments of the program.
     """
     outputs, *own = _outputs(model, with_query_key(params, heads), scaling, pixels, places)
     return _effects(model, original, outputs, *own), outputs.representation, outputs.logits

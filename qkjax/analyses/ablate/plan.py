@@ -1,4 +1,4 @@
-"""Ablation plans: a plan is a grid of edits in a TOML file.
+"""Reads ablation plans. A plan is a TOML file with one or several grids of edits, such as:
 
     [[grid]]
     edit = "drop"
@@ -7,9 +7,9 @@
     layers = ["0-3", "8-11"]
     controls = 5
 
-Every edit is combined with every selection, and every `{name}` in a selection takes every value in the list of that
-name. The values of `dose` are the axis of dose-response curves. `controls` is the number of controls of each ablation:
-edits of strength-matched random modes, drawn with the seeds 0, 1, ... A plan may have several grids.
+Every edit is combined with every selection, and every `{name}` in a selection takes every value in the list `name`. The
+values of `dose` are the horizontal axis of dose-response curves. `controls` is the number of control ablations for each
+ablation. A control edits random modes of matched strength, drawn with the seeds 0, 1, and so on.
 """
 
 import re
@@ -30,7 +30,7 @@ FIELDS = {
     "controls": ((int,), "a whole number"),
     "key_bias": ((bool,), "true or false"),
 }
-"""Types of a grid's fields, and their names in error messages."""
+"""Types of the fields of a grid, and the names of these types in error messages."""
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 DOSE = "dose"
 
@@ -40,9 +40,10 @@ class AblationSpec(NamedTuple):
 
     Attributes:
       edit: the edit and its selection of modes.
-      condition: the selection without its dose and its layers. All ablations of one dose-response curve share it.
-      layers: the values of the selection's "layers=" terms; "" for all layers.
-      dose: the dose; NaN without one.
+      condition: the selection without its dose and its layers, which is the same for all ablations of a dose-response
+        curve.
+      layers: the values of the "layers=" terms in the selection; "" for all layers.
+      dose: the dose; NaN if the selection has no dose.
     """
 
     edit: Edit
@@ -52,14 +53,14 @@ class AblationSpec(NamedTuple):
 
 
 Plan = str | Path | Sequence[AblationSpec] | Sequence[Mapping]
-"""A TOML file, the ablations themselves, or grids as dicts."""
+"""A plan, as the path of a TOML file, as a list of ablations, or as a list of grids (dicts)."""
 
 
 def specs_of(plan: Plan) -> list[AblationSpec]:
-    """The ablations of a plan in any of its forms.
+    """The ablations of a plan, which may be a file, a list of ablations, or a list of grids.
 
     Raises:
-      QkjaxError: an invalid plan.
+      QkjaxError: the plan is invalid.
     """
     if isinstance(plan, str | Path):
         return read_plan(Path(plan))
@@ -94,10 +95,12 @@ def read_plan(path: Path) -> list[AblationSpec]:
 
 
 def expand(grids: list[Mapping]) -> list[AblationSpec]:
-    """The ablations of all grids, without repetitions. If an edit occurs with and without a dose, the dose is kept.
+    """The ablations of all grids, without repetitions.
+
+    If an edit occurs both with and without a dose, the ablation with the dose is used.
 
     Raises:
-      QkjaxError: an invalid grid.
+      QkjaxError: a grid is invalid.
     """
     specs = [spec for grid in grids for spec in _grid_specs(grid)]
     first: dict[Edit, AblationSpec] = {}
@@ -110,21 +113,24 @@ def expand(grids: list[Mapping]) -> list[AblationSpec]:
 def _grid_specs(grid: Mapping) -> list[AblationSpec]:
     for name, (types, expected) in FIELDS.items():
         if name in grid and (not isinstance(grid[name], types) or isinstance(grid[name], bool) != (types == (bool,))):
-            raise QkjaxError(f"{name} is {grid[name]!r}, expected {expected}")
+            raise QkjaxError(f"{name} is {grid[name]!r}: expected {expected}")
     if "edit" not in grid:
-        raise QkjaxError('a grid has no edit: add one, such as edit = "drop"')
+        raise QkjaxError('a grid has no edit: add an edit to the grid, such as edit = "drop"')
     edits, selections = (_as_list(grid.get(name, "all")) for name in ("edit", "select"))
     values = {name: _as_list(grid[name]) for name in grid if name not in FIELDS}
     used = {name for text in selections for name in PLACEHOLDER.findall(str(text))}
     if missing := used - set(values):
         name = min(missing)
         raise QkjaxError(
-            f"a selection has the placeholder {{{name}}}, but its grid has no {name}: add a list of values"
+            f"a selection has the placeholder {{{name}}}, but its grid has no field {name}: add {name} = [...] with a "
+            "list of values"
         )
     if unused := set(values) - used:
-        raise QkjaxError(f"{min(unused)} is not used: write {{{min(unused)}}} in a selection, or remove it")
+        raise QkjaxError(
+            f"the field {min(unused)} of a grid is not used: write {{{min(unused)}}} in a selection, or remove it"
+        )
     if (controls := grid.get("controls", 0)) < 0:
-        raise QkjaxError(f"controls is {controls}, expected a whole number of at least 0")
+        raise QkjaxError(f"controls is {controls}: expected a whole number of at least 0")
     seeds = [None, *range(controls)]
     specs = []
     for edit, template in product(edits, selections):
@@ -136,7 +142,7 @@ def _grid_specs(grid: Mapping) -> list[AblationSpec]:
 
 
 def _spec(edit: str, template: str, chosen: Mapping, key_bias: bool, seed: int | None) -> AblationSpec:
-    """One ablation, with the chosen value of each placeholder in the template of its selection."""
+    """One ablation, from the template of its selection and a value for each placeholder in the template."""
 
     def fill(values: Mapping) -> str:
         return PLACEHOLDER.sub(lambda match: str(values[match[1]]), template)
@@ -144,7 +150,7 @@ def _spec(edit: str, template: str, chosen: Mapping, key_bias: bool, seed: int |
     selection = fill(chosen)
     dose = chosen.get(DOSE, np.nan)
     if isinstance(dose, bool) or not isinstance(dose, int | float):
-        raise QkjaxError(f"dose is {dose!r}, expected a number")
+        raise QkjaxError(f"dose is {dose!r}: expected a number")
     without_dose = fill({**chosen, DOSE: "*"}).replace("=*", "")
     condition = " ".join(term for term in without_dose.split() if not term.startswith("layers="))
     layers = ",".join(term.removeprefix("layers=") for term in selection.split() if term.startswith("layers="))

@@ -1,4 +1,4 @@
-"""Classification accuracy of a model's representations: by its own head, a linear probe and nearest neighbours."""
+"""Measures classification accuracy by three readouts: the model's classifier, a linear probe, nearest neighbours."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ FOLDS, NEIGHBOURS = 5, 5
 
 
 def check_labels(labels: Sequence[int], classes: list[str]) -> None:
-    """Checks before any computation that a probe can be fitted to the labels.
+    """Checks that a probe can be fitted to the labels; called before any long computation.
 
     Raises:
       QkjaxError: scikit-learn is not installed, or a class has fewer than two images.
@@ -22,22 +22,23 @@ def check_labels(labels: Sequence[int], classes: list[str]) -> None:
     counts = np.bincount(np.asarray(labels, int), minlength=len(classes))
     if counts.min() < 2:
         raise QkjaxError(
-            f"class {classes[counts.argmin()]} has {counts.min()} of the images, but a probe needs at least two: use "
-            "more images, or leave out labels=..."
+            f"class {classes[counts.argmin()]} has {counts.min()} of the images, but a probe needs at least two: add "
+            "images, or do not pass labels=..."
         )
     if find_spec("sklearn") is None:
         raise QkjaxError("probes need scikit-learn, which is not installed: pip install 'qkjax[photographs]'")
 
 
 class Readout:
-    """Three classifiers, and whether each classifies the labelled images correctly.
+    """Three classifiers (readouts) of labelled images.
 
-    - `head`: the checkpoint's own head, if it has one whose outputs are these classes.
+    - `head`: the checkpoint's own classifier, if the checkpoint has a classifier whose outputs are these classes.
     - `probe`: logistic regression on standardised representations of the *unedited* model, with 5-fold
-      cross-validation. Like a head, it is not retrained after the edit: it measures whether a fixed linear readout
-      still works.
-    - `neighbours`: the five nearest neighbours by cosine among the *edited* representations of the other folds. They
-      measure how much class information remains for a readout that is fitted after the edit.
+      cross-validation. Like the classifier, the probe is not retrained after the edit, so its accuracy shows whether a
+      fixed linear readout still works.
+    - `neighbours`: a vote of the five nearest neighbours, by cosine, in the training folds of the *edited*
+      representations. The accuracy of this readout shows how much class information remains for a readout that is
+      fitted after the edit.
     """
 
     def __init__(
@@ -47,16 +48,16 @@ class Readout:
         representation: Float[np.ndarray, "images features"],
         outputs: int | None,
     ):
-        """Fits the probe.
+        """Fits the probe to the representations of the unedited model.
 
         Args:
           labels: class index of each image.
           classes: names of the classes.
           representation: representations of the unedited model.
-          outputs: number of outputs of the model's head; None without a head.
+          outputs: number of outputs of the model's classifier; None if there is no classifier.
 
         Raises:
-          QkjaxError: see `check_labels`.
+          QkjaxError: scikit-learn is not installed, or a class has fewer than two images.
         """
         check_labels(labels, classes)
         from sklearn.linear_model import LogisticRegression
@@ -78,7 +79,7 @@ class Readout:
     def correct(
         self, representation: Float[np.ndarray, "images features"], logits: Float[np.ndarray, "images classes"] | None
     ) -> dict[str, Bool[np.ndarray, "images"]]:
-        """Whether each readout, by name, classifies each image correctly."""
+        """For each readout, by name, an array that states which images the readout classifies correctly."""
         from sklearn.neighbors import KNeighborsClassifier
 
         result = {name: np.zeros(len(self._labels), bool) for name in ("probe", "neighbours")}

@@ -1,4 +1,4 @@
-"""Finished ablations in a folder, one file per ablation."""
+"""Stores finished ablations in a folder, with one file per ablation."""
 
 import json
 from collections.abc import Mapping
@@ -10,28 +10,32 @@ import jax
 import numpy as np
 
 from qkjax.analyses.edit import ResolvedEdit
+from qkjax.passes.partial_file import checksum
 from qkjax.runtime import hosts
 from qkjax.runtime.files import atomic_path, remove
 
 Arrays = dict[str, np.ndarray]
+CHECKSUM = "checksum"
+"""Name of the array with the checksum of the others."""
 
 
 class Store:
-    """Finished ablations, identified by a digest of everything that they depend on.
+    """A store of finished ablations, each identified by a digest of everything that the ablation depends on.
 
-    Equivalent edits, such as controls of equal shares, have the same digest. Only the first host reads and writes
-    files; it sends what it reads to the others.
+    Equivalent edits, such as controls with equal edited shares, have the same digest. Only the first host reads and
+    writes files, and sends their content to all other hosts.
 
     Attributes:
-      settings: the settings that every ablation depends on, besides its edit.
+      folder: the folder of the files; None if nothing is stored.
+      settings: the settings that all ablations share.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, str]):
-        """A store in a folder; None: nothing is stored."""
+        """Initialises a store in a folder; if `folder` is None, nothing is stored."""
         self.folder, self.settings = folder, dict(settings)
 
     def key(self, edit: ResolvedEdit | None) -> str:
-        """The digest of an edit; None stands for the original model."""
+        """The digest that identifies the ablation with this edit; None stands for the original model."""
         digest = blake2b(json.dumps(self.settings, sort_keys=True).encode(), digest_size=12)
         if edit:
             digest.update(f"{edit.kind} {edit.key_bias}".encode())
@@ -40,18 +44,19 @@ class Store:
         return digest.hexdigest()
 
     def read(self, edit: ResolvedEdit | None) -> Arrays | None:
-        """A finished ablation; None if it is missing or its file is damaged, so that it is computed again."""
+        """Reads a finished ablation; returns None if the file is missing or damaged."""
         arrays = None
         if self.folder and jax.process_index() == 0:
             path = self.folder / f"{self.key(edit)}.npz"
             with suppress(Exception), open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file}
+                stored = {name: file[name] for name in file}
+                arrays = stored if int(stored.pop(CHECKSUM)) == checksum(stored) else None
         if jax.process_count() > 1:
             arrays = hosts.gather_arrays(arrays or {})[0] or None
         return arrays
 
     def write(self, edit: ResolvedEdit | None, arrays: Arrays) -> None:
-        """Writes a finished ablation, and removes the file of its progress.
+        """Writes a finished ablation, and removes the file with its progress.
 
         Raises:
           QkjaxError: the file cannot be written.
@@ -60,20 +65,22 @@ class Store:
             return
         if jax.process_index() == 0:
             with atomic_path(self.folder / f"{self.key(edit)}.npz") as temporary, open(temporary, "wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **arrays, **{CHECKSUM: np.array(checksum(arrays))})
         if jax.process_count() > 1:
-            hosts.gather_json(None)  # every host keeps its progress until the result is written
+            hosts.gather_json(None)  # waits, so that every host keeps its progress file until the result is written
         if path := self.partial(edit):
             remove(path)
 
     def partial(self, edit: ResolvedEdit | None) -> Path | None:
-        """The file for the progress of one pass of this host."""
+        """Path of the file in which this host saves the progress of one ablation."""
         return hosts.process_path(self.folder / f"{self.key(edit)}.partial.npz") if self.folder else None
 
 
 def same_images(arrays: Arrays | None, original: Arrays | None) -> bool:
-    """Whether an ablation exists and has the same images as the pass of the original model. Since then, more images may
-    have become readable, or their content may have changed."""
+    """Whether an ablation exists and used the same images as the pass of the original model.
+
+    The images can differ if files have been changed, or have become readable, between the two passes.
+    """
     if arrays is None or original is None:
         return False
     return all(name in arrays and np.array_equal(arrays[name], original[name]) for name in ("index", "pixels"))

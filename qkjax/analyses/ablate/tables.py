@@ -1,4 +1,4 @@
-"""The results of ablations as a labelled dataset and as a table."""
+"""Converts the results of ablations to a labelled dataset and to a table."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,32 +22,30 @@ DIMS = {
 
 
 LABELS = {
-    "representation_cosine": Label("cosine of the representation", "1", "With the original model's representation."),
+    "representation_cosine": Label("cosine of the representation", "1", "Cosine with the original representation."),
     "token_cosine": Label(
-        "cosine of the patch tokens", "1", "With the original model's last tokens, mean over queries."
+        "cosine of the patch tokens", "1", "Cosine with the original tokens of the last layer, mean over queries."
     ),
-    "logits_kl": Label(
-        "divergence of the classes", "bits", "KL divergence of the edited classes from the original ones."
-    ),
-    "attention_js": Label("divergence of attention", "bits", "Jensen-Shannon divergence of the patches' attention."),
+    "logits_kl": Label("divergence of the classes", "bits", "KL(original || edited) of the class probabilities."),
+    "attention_js": Label("divergence of attention", "bits", "Jensen-Shannon divergence from the original."),
     "class_attention_js": Label("divergence of the class token's attention", "bits", "Jensen-Shannon divergence."),
-    "attention_entropy": Label("attention entropy", "bits", "Entropy of the patches' attention over keys."),
-    "preference": Label("preference for similar tokens", "1", "Cosine with attended tokens, less uniform attention."),
-    "share": Label("edited share", "1", "Share of each head's squared strength that is edited."),
-    "kept": Label("kept share", "1", "Share of the edited interaction's squared strength that the kernels hold."),
-    "cka": Label("linear CKA", "1", "Similarity of the representations of all images with the original ones."),
-    "right_head": Label("classified correctly", "1", "Whether the model's own head is right."),
-    "right_probe": Label("classified correctly", "1", "Whether a linear probe of the original model is right."),
-    "right_neighbours": Label("classified correctly", "1", "Whether the nearest neighbours are right."),
+    "attention_entropy": Label("attention entropy", "bits", "Entropy of the attention of query patches over keys."),
+    "preference": Label("preference for similar tokens", "1", "Cosine with attended tokens, minus uniform attention."),
+    "share": Label("edited share", "1", "Edited share of the squared strength of each head."),
+    "kept": Label("kept share", "1", "Share of the edited squared strength that the kernels represent."),
+    "cka": Label("linear CKA", "1", "Similarity of all representations to the original representations."),
+    "right_head": Label("classified correctly", "1", "Whether the model's own classifier is correct."),
+    "right_probe": Label("classified correctly", "1", "Whether a linear probe of the original model is correct."),
+    "right_neighbours": Label("classified correctly", "1", "Whether the nearest neighbours are correct."),
     "unreadable": Label("unreadable image", "", "Name of an image that could not be read."),
     "reason": Label("reason", "", "Why the image could not be read."),
     "edit": Label("edit", "", "Kind of edit, see qkjax.interaction.edit."),
     "select": Label("selection", "", "Selection of modes, see qkjax.interaction.select."),
     "control": Label("control", "", "Seed of strength-matched random modes; -1 for the selected modes."),
     "key_bias": Label("key bias", "1", "0 if the edited heads lose their key bias."),
-    "condition": Label("condition", "", "The selection without dose and layers: one dose-response curve."),
-    "layers": Label("layers", "", "The selection's layers; empty for all."),
-    "dose": Label("dose", "1", "The dose in the selection; NaN without one."),
+    "condition": Label("condition", "", "Selection without dose and layers; one dose-response curve."),
+    "layers": Label("layers", "", "Layers in the selection; empty for all layers."),
+    "dose": Label("dose", "1", "Dose in the selection; NaN if there is no dose."),
 }
 
 
@@ -58,21 +56,23 @@ def ablations_dataset(
     left_out: Sequence[tuple[str, str]],
     attrs: Mapping[str, str],
 ) -> xr.Dataset:
-    """The effects of every ablation on every image.
+    """Collects the effects of every ablation on every image in a dataset.
 
     Args:
       specs: the ablations of the plan.
-      effects: effects by name; first those of the original model, then those of each spec.
+      effects: effects by name: first the effects of the original model, then the effects of each ablation.
       images: names of the images that could be read.
-      left_out: name of each other image, and why it could not be read.
+      left_out: name and reason for each image that could not be read.
+      attrs: attributes of the dataset.
 
     Returns:
-      A dataset with dims ablation (0 is the original model), image, layer, head: the fields of `Effects`; `cka` of the
-      representations of all images with the original ones; `right_head`, `right_probe`, `right_neighbours` if there
-      are labels (see `Readout`); `share`, the share of each head's squared strength that is edited; `kept`, the share
-      of the edited interaction's squared strength that the kernels represent. The coordinates edit, select, control
-      (seed; -1: none), key_bias, condition, layers and dose describe each ablation. `unreadable` holds the names of
-      unreadable images, and `reason` why each could not be read.
+      A dataset with dimensions ablation (0 is the original model), image, layer and head. The variables are the fields
+      of `Effects`, and the following. `cka` is the similarity of the representations of all images to the original
+      representations. `right_head`, `right_probe` and `right_neighbours` are present if there are labels (see
+      `Readout`). `share` is the edited share of the squared strength of each head. `kept` is the share of the edited
+      interaction's squared strength that the kernels represent. `unreadable` has the names of unreadable images, and
+      `reason` the reasons. The coordinates edit, select, control (seed; -1 if the ablation is not a control), key_bias,
+      condition, layers and dose describe each ablation.
     """
     variables = {}
     for name in effects[0]:
@@ -97,7 +97,7 @@ def ablations_dataset(
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The result in words: the largest effect, and how many ablations differ from their controls."""
+    """Summarises the result in words: the largest effect, and the number of ablations that differ from controls."""
     targeted = [row for row in rows if row["modes"] == TARGETED]
     if not targeted:
         return "No ablation was made."
@@ -119,12 +119,12 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def image_effects(dataset: xr.Dataset) -> dict[str, Float[np.ndarray, "ablation image"]]:
-    """One number per ablation and image for each effect, without the effects that are NaN for this model.
+    """One number per ablation and image for each effect, without effects that are NaN for this model.
 
-    `representation`, `tokens`: 1 - cosine. `attention`, `class_attention`: Jensen-Shannon divergence, bits; `entropy`
-    (bits) and `preference`: change from the unedited model; all four mean over layers and heads. `logits`: KL
-    divergence, bits. `head`, `probe`, `neighbours`: 1 for an image that is
-    classified correctly, else 0.
+    `representation` and `tokens` are 1 - cosine. `logits` is a KL divergence in bits. `attention` and `class_attention`
+    are Jensen-Shannon divergences in bits. `entropy` (in bits) and `preference` are changes from the unedited model.
+    `attention`, `class_attention`, `entropy` and `preference` are means over layers and heads. `head`, `probe` and
+    `neighbours` are 1 for an image that is classified correctly, and 0 otherwise.
     """
 
     def over_heads(name):
@@ -144,13 +144,13 @@ def image_effects(dataset: xr.Dataset) -> dict[str, Float[np.ndarray, "ablation 
 
 
 def ablation_table(dataset: xr.Dataset) -> list[Row]:
-    """One row for the unedited model, one per ablation, and one for all controls of an ablation together.
+    """A table with one row for the unedited model, one row per ablation, and one row for all controls of an ablation.
 
-    Each effect of `image_effects` has its mean, and `_low` and `_high`, the ends of its 95% interval over images; for
-    controls, over images and seeds (percentile bootstrap that resamples both, see `interval`). Rows of targeted
-    ablations with controls also have `_over_random`, the difference from the controls, paired by image, with its
-    interval. Missing values are NaN. The intervals assume independent images; crops of one photograph are not quite
-    independent. `share` is the mean over the edited heads.
+    For each effect of `image_effects`, the table has the mean, and the ends of its 95% interval in columns that end in
+    `_low` and `_high`. Intervals are over images, and for controls over images and seeds (see `interval`). The
+    intervals assume independent images, but crops of one photograph are not quite independent. Rows of ablations with
+    controls also have the difference from the controls, paired by image, and its interval, in columns that contain
+    `_over_random`. Missing values are NaN. `share` is the mean over the edited heads.
     """
     effects = image_effects(dataset)
     groups: dict[tuple, dict[str, list[int]]] = {}

@@ -1,1 +1,1 @@
-"""Whether the query and the key of a mode lie on the same object."""
+"""Measures whether the query and the key of a mode are on the same object."""

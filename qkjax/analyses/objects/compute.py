@@ -1,6 +1,6 @@
-"""Whether a mode's query and key lie on the same object: one pass over images with object masks (the paper's figure 6).
+"""Measures whether the query and the key of a mode are on the same object (the paper's figure 6).
 
-Letters: L layers, H heads, R modes.
+The measurement takes one pass over images with object masks. Letters: L layers, H heads, R modes.
 """
 
 import json
@@ -35,9 +35,9 @@ from qkjax.weights.checkpoint import Checkpoint
 
 @partial(jax.jit, static_argnames=("model", "stream"), donate_argnames="top")
 def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream) -> Top:
-    """Updates the top images with one more batch; the buffers of the old ones are donated.
+    """Updates the top images of every mode with a batch; the buffers of the old top images are donated.
 
-    An image is stored as twice its index, plus one if query and key object are the same.
+    An image is stored as twice its index, plus one if the query object and the key object are the same.
     """
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
@@ -61,27 +61,28 @@ def same_object(
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """Finds the images that excite each mode most, and in each of them the objects where its query map and its key map
-    are strongest: are they the same?
+    """Measures how often the query object and the key object of a mode are the same (the paper, figure 6).
 
-    The query object has the largest projection per area on u, the key object has the largest one on v (the paper,
-    figure 6). The pass resumes from `partial` and runs on several hosts.
+    For each mode, the function finds the images that excite the mode most. In each image, the query object is the
+    object with the largest mean projection on u, and the key object is the object with the largest mean projection on
+    v. An interrupted pass resumes from the file `partial`. Several hosts can share a pass.
 
     Args:
-      checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
+      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
       images: images with object masks; by default 200 composed scenes, see `qkjax.images.segmented.mosaics`. See
         `open_objects` for ADE20K.
-      top: number of images per mode. The score is the product of the maxima of the query map and the key map.
-      stream: the tokens that are projected, see `qkjax.activations.project.Stream`.
-      options: batch size, resolution, dtype.
-      partial: file in which progress is saved; None: nothing is saved. The caller removes it.
+      top: number of images per mode. The score of an image is the product of the maxima of the query map and the key
+        map.
+      stream: the tokens to project, see `qkjax.activations.project.Stream`.
+      options: batch size, resolution and number format.
+      partial: file in which progress is saved; the caller removes the file. If None, progress is not saved.
 
     Returns:
-      A dataset with dims layer, head, mode, sign, place and image; see `objects_dataset`.
+      A dataset with dimensions layer, head, mode, sign, place and image; see `objects_dataset`.
 
     Raises:
       QkjaxError: `top` is below 1, no image is usable, the model does not support the resolution, or `partial` has
-        other settings.
+        different settings.
 
     Example:
       >>> import qkjax
@@ -119,7 +120,7 @@ def same_object(
 
 
 def _on_devices(checkpoint: Checkpoint, modes: Modes, options: PassOptions, stream: Stream):
-    """The step of the pass: updates the top images of every mode, and counts the objects of each image."""
+    """The step of the pass, which updates the top images of every mode and counts the objects in each image."""
     split, whole = over_devices(0), over_devices(None)
     on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)

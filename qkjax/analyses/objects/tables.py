@@ -1,4 +1,4 @@
-"""Same object or two objects, mode by mode: a labelled dataset and a table."""
+"""Converts the results of `same_object` to a labelled dataset and to a table."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ LABELS = {
     "score": Label("score", "1", "Product of the maxima of query and key map; -inf if there are too few images."),
     "image_index": Label("image", "1", "Index of the image in the set; -1 if there are too few images."),
     "same": Label("same object", "1", "1 if the query object and the key object are the same."),
-    "objects": Label("objects", "1", "Number of objects of the image; 0 if it could not be used."),
+    "objects": Label("objects", "1", "Number of objects in the image; 0 if the image could not be used."),
     "singular_value": Label("singular value", "1", "Strength s of the mode."),
     "cosine": Label("cosine", "1", "Cosine of query and key direction of the mode."),
     "unreadable": Label("image left out", "", "Name of an image that could not be used."),
@@ -34,19 +34,22 @@ def objects_dataset(
     metrics: Metrics,
     attrs: Mapping[str, str],
 ) -> xr.Dataset:
-    """The images that excite each mode most, and whether query and key object are the same.
+    """Collects, in a dataset, the images that excite each mode most, and whether query and key object are the same.
 
     Args:
-      score: scores of the images, best first; -inf if there are fewer images than places.
-      stored: twice the image's index, plus one if the objects are the same; -1 if there are fewer images than places.
-      objects: number of objects of each image; 0 if it could not be used.
+      score: scores of the images, best first; -inf in empty places if there are too few images.
+      stored: twice the index of the image, plus one if query and key object are the same; -1 in empty places.
+      objects: number of objects in each image; 0 if the image could not be used.
       names: names of all images.
-      left_out: name of each image that was left out, and the reason.
+      left_out: name and reason for each image that was left out.
+      metrics: measures of the modes.
+      attrs: attributes of the dataset.
 
     Returns:
-      A dataset with dims layer, head, mode, sign (1 as in `Modes`, or -1), place (0 is the best) and image: `score`,
-      `image_index` and `same` of each mode; `objects` of each image; `singular_value` and `cosine` of the modes;
-      `unreadable`, the names of images left out, and the `reason` of each.
+      A dataset with dimensions layer, head, mode, sign (1 as in `Modes`, or -1), place (0 is the best image) and image.
+      `score`, `image_index` and `same` describe the images of each mode, and `objects` is the number of objects in each
+      image. `singular_value` and `cosine` describe the modes. `unreadable` has the names of images that were left out,
+      and `reason` the reasons.
     """
     dims = (*PER_MODE, "sign", "place")
     variables = {
@@ -65,7 +68,7 @@ def objects_dataset(
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The result in words: in which layers query and key are on the same object most often and least often."""
+    """Summarises the result in words: the layers in which query and key object are the same most and least often."""
     most, least = (choose(rows, key=_above_chance) for choose in (max, min))
 
     def of(row: Row) -> str:
@@ -83,12 +86,13 @@ def _above_chance(row: Row) -> float:
 
 
 def objects_table(dataset: xr.Dataset) -> list[Row]:
-    """One row per layer (the paper, figure 6). Each mode counts with the sign whose best image has the larger score.
+    """A table with one row per layer (the paper, figure 6).
 
-    `same`: the probability that the query object of a mode is its key object. Modes are weighted by their share of the
-    sum of their head's singular values; the mean is over heads. `same_low` and `same_high` are the ends of its 95%
-    interval, with modes resampled. `chance`: the same for objects drawn at random from those of the image, 1 / objects.
-    `plain`: the unweighted probability.
+    For each mode, only the sign whose best image has the larger score is used. `same` is the probability that the query
+    object and the key object of a mode are the same, as a mean over heads. Within a head, modes are weighted by their
+    share of the sum of singular values. `same_low` and `same_high` are the ends of the 95% interval of `same`, with
+    modes resampled. `chance` is the probability that two objects drawn at random from an image are the same, 1 / number
+    of objects. `plain` is `same` with equal weights for all modes.
     """
     sign = dataset.score.isel(place=0, drop=True).argmax("sign")
     index, same = (dataset[name].isel(sign=sign).values for name in ("image_index", "same"))

@@ -1,1 +1,1 @@
-"""Attention preference: which tokens attend to which."""
+"""Measures attention preference: which tokens attend to which."""

@@ -1,4 +1,4 @@
-"""Which tokens attend to which: one pass over scenes with an odd object (the paper's figures 2 and S4).
+"""Measures which tokens attend to which, in one pass over scenes with an odd object (the paper's figures 2 and S4).
 
 Letters: L layers, H heads, D embed.
 """
@@ -33,14 +33,16 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 class Measures(NamedTuple):
-    """Measures of each image.
+    """Measures of attention in each image.
 
     Attributes:
-      mass, own, special: see `qkjax.activations.attention.RegionAttention`, for the two `QUERIES` and three `REGIONS`.
-      similarity: see `similarity_preference`; all patches are queries, and the LayerNorm's outputs are compared.
-      area: share of the patches that each region covers: its mass under uniform attention.
-      place: index of the query's patch, row by row.
-      covered: share of the query's patch that its own region covers.
+      mass, own, special: fields of `qkjax.activations.attention.RegionAttention`, for the two `QUERIES` and three
+        `REGIONS`.
+      similarity: preference for similar tokens, see `similarity_preference`; all patches are queries, and outputs of
+        the LayerNorm are compared.
+      area: share of the image's patches that each region covers, which is the mass under uniform attention.
+      place: index of the query patch, row by row.
+      covered: share of the query patch that its own region covers.
       target_patches: area of the target in patches.
     """
 
@@ -56,13 +58,13 @@ class Measures(NamedTuple):
 
 @partial(jax.jit, static_argnames="model")
 def _step(model: ViT, params, scaling, pixels, regions, present) -> tuple[Measures, Array]:
-    """Measures of a batch, and the sum of the directions of its centre tokens."""
+    """Measures of the images in a batch, and the sum of the unit vectors of their centre tokens."""
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=("attention", *STREAMS))
     special = model.config.prefix_tokens
     batch, _, rows, columns = regions.shape
     flat = regions.reshape(batch, -1, rows * columns)
-    place = flat[:, : len(QUERIES)].argmax(-1)  # the first one, if several are equal
+    place = flat[:, : len(QUERIES)].argmax(-1)  # the first patch, if several have equal values
     centre = special + (rows // 2) * columns + columns // 2
     measures, directions = [], []
     captured = {name: layer_outputs(out, name) for name in ("attention", *STREAMS)}
@@ -88,24 +90,26 @@ def attention_preference(
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """Measures, in every head, how much tokens attend to their own category, the other category, and the background.
+    """Measures how much tokens attend to their own category, to the opposite category, and to the background.
 
-    In every scene a target differs from its distractors. The queries are the patch that overlaps the target's mask most
-    and the patch that overlaps the distractors' masks most. Their attention over the patches is multiplied by the masks
-    (the paper, section 3.1 and figure 2). The pass resumes from `partial` and runs on several hosts.
+    Every scene has a target and distractors, which are the two categories. There are two queries per scene: the patch
+    that overlaps the target's mask most, and the patch that overlaps the distractors' mask most. For every head, the
+    attention of each query over the patches is multiplied by the masks (the paper, section 3.1 and figure 2). An
+    interrupted pass resumes from the file `partial`. Several hosts can share a pass.
 
     Args:
-      checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
-      scenes: by default 200 generated scenes, see `qkjax.images.generated.patterns`. See `open_o3` for O3.
-      options: batch size, resolution, dtype.
-      partial: file in which progress is saved; None: nothing is saved. The caller removes it.
+      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
+      scenes: image set of scenes; by default 200 generated scenes, see `qkjax.images.generated.patterns`. See `open_o3`
+        for O3.
+      options: batch size, resolution and number format.
+      partial: file in which progress is saved; the caller removes the file. If None, progress is not saved.
 
     Returns:
-      A dataset with dims image, layer, head, query (target, distractors), region (target, distractors, background); see
-      `preference_dataset`.
+      A dataset with dimensions image, layer, head, query (target, distractors) and region (target, distractors,
+      background); see `preference_dataset`.
 
     Raises:
-      QkjaxError: no scene can be read, the model does not support the resolution, or `partial` has other settings.
+      QkjaxError: no scene can be read, the model does not support the resolution, or `partial` has different settings.
 
     Example:
       >>> import qkjax
@@ -132,7 +136,7 @@ def attention_preference(
     metrics = measure(decompose(*query_key_kernels(checkpoint.params)))
     centre = np.zeros(result.rows["centre"].shape[1:])
     for batch_sum in result.rows.pop("centre"):
-        centre = centre + batch_sum  # in order, so that the bits do not depend on interruptions or hosts
+        centre = centre + batch_sum  # in order of batches, so that an interruption or a second host changes no bits
     index = result.rows.pop("index")
     left_out = [*scenes.left_out, *((scenes.names[i], reason) for i, reason in result.unreadable)]
     attrs = {"model": checkpoint.name, "scenes": scenes.name, "settings": json.dumps(settings)}
@@ -141,7 +145,7 @@ def attention_preference(
 
 
 def _on_devices(checkpoint: Checkpoint, options: PassOptions):
-    """The step of the pass: one row of measures per image, and the sum of the directions of each batch."""
+    """The step of the pass, which returns a row of measures per image and the sum of centre tokens of the batch."""
     split, whole = over_devices(0), over_devices(None)
     params, scale = jax.device_put((checkpoint.params, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
@@ -157,12 +161,13 @@ def _on_devices(checkpoint: Checkpoint, options: PassOptions):
 
 
 def anisotropy(centre_sum: Float[np.ndarray, "streams L D"], images: int) -> Float[np.ndarray, "streams L"]:
-    """Mean cosine between the centre tokens' embeddings of two different images (the paper, figure S4).
+    """Mean cosine between the centre tokens of two different images (the paper, figure S4).
 
-    For n unit vectors x, the mean of x_i . x_j over i != j is (|sum x|^2 - n) / (n (n - 1)); NaN for one image.
+    For n unit vectors x, the mean of x_i . x_j over i != j is (|sum x|^2 - n) / (n (n - 1)). For a single image, the
+    result is NaN.
 
     Args:
-      centre_sum: sum over the images of the centre token's embedding, normalised to unit length.
+      centre_sum: sum over the images of the centre token, normalised to unit length.
       images: number n of images.
     """
     if images < 2:

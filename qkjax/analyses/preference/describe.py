@@ -1,4 +1,4 @@
-"""Tables and figures of attention preference."""
+"""Makes tables and figures of attention preference."""
 
 from collections.abc import Mapping
 
@@ -30,11 +30,12 @@ def describe(
     scenes: ImageSet[Scene] | None = None,
     options: PassOptions | None = None,
 ) -> Description:
-    """Tables by layer and by head, rank correlations with the cosine, and figures.
+    """Makes figures, tables by layer and by head, and a table of rank correlations with the weighted cosine.
 
     Args:
       dataset: the result of `attention_preference`.
-      checkpoint, scenes, options: the arguments of the pass, for the figure of attention in the first scene.
+      checkpoint, scenes, options: the arguments of `attention_preference`, for a figure of attention in the first
+        scene.
     """
     name = dataset.attrs["model"]
     rows, linked = preference_table(dataset), links(dataset)
@@ -54,7 +55,7 @@ def describe(
 
 
 def overlay(tables: Mapping[str, list[Row]]):
-    """The figure for several models: attention preference against relative depth."""
+    """Plots the attention preference of several models against relative depth."""
     return figures.preference_by_layer(tables)
 
 
@@ -62,8 +63,9 @@ def example(checkpoint: Checkpoint, scenes: ImageSet[Scene], dataset: xr.Dataset
     """The arguments of `figures.attended_example` for the first scene.
 
     Returns:
-      The model's name; the picture; the attention over the patches (layers, queries, rows, columns) of the target's
-      token and of a distractor's, mean over heads, in at most four layers; these layers; the patches of the queries.
+      A tuple of the model's name, the picture, the attention maps, the layers of the maps, and the query patches. The
+      attention maps (layers, queries, rows, columns) are means over heads in at most four layers, with a target token
+      and a distractor token as queries.
     """
     checkpoint = for_photographs(checkpoint)
     name = str(dataset.image.values[0])

@@ -1,4 +1,4 @@
-"""Attention preference as a labelled dataset and as a table."""
+"""Converts measures of attention preference to a labelled dataset and to tables."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,22 +22,22 @@ DIMS = {
 }  # fmt: skip
 LABELS = {
     "mass": Label("attention mass", "1", "Share of a query's attention over the patches that falls on a region."),
-    "own": Label("attention to itself", "1", "Share of a query's attention over the patches that falls on itself."),
+    "own": Label("attention to itself", "1", "Share of a query's attention over the patches on its own patch."),
     "special": Label("attention to special tokens", "1", "Share of all attention on class token and registers."),
     "similarity": Label("preference for similar tokens", "1",
-                        "Cosine with the tokens attended to, weighted by attention, less that of uniform attention."),
-    "area": Label("area", "1", "Share of the patches that a region covers: its mass under uniform attention."),
-    "place": Label("query patch", "1", "Index of the query's patch, row by row."),
-    "covered": Label("covered share", "1", "Share of the query's patch that is of its own region."),
-    "target_patches": Label("target area", "patches", "Area of the target."),
+                        "Cosine of a query with tokens weighted by attention, minus its value for uniform attention."),
+    "area": Label("area", "1", "Share of the patches that a region covers; its mass if attention is uniform."),
+    "place": Label("query patch", "1", "Index of the query patch, row by row."),
+    "covered": Label("covered share", "1", "Share of the query patch that its own region covers."),
+    "target_patches": Label("target area", "patches", "Area of the target in patches."),
     "anisotropy": Label("anisotropy", "1", "Mean cosine between the centre tokens of two different images."),
-    "weighted_cosine": Label("weighted cosine", "1", "Mean cosine of query and key directions, weighted by s."),
+    "weighted_cosine": Label("weighted cosine", "1", "Mean cosine of the modes, weighted by s."),
     "left_out": Label("image left out", "", "Name of an image that was left out."),
     "reason": Label("reason", "", "Why the image was left out."),
 }  # fmt: skip
 KINDS = ("same", "different", "background")
 PAIRS = {"same": ((0, 0), (1, 1)), "different": ((0, 1), (1, 0)), "background": ((0, 2), (1, 2))}
-"""Query and region of the two terms of each kind, one for the target's token and one for the distractors'."""
+"""For each kind of attention, the indices (query, region) of two terms: for the target token and a distractor token."""
 
 
 def preference_dataset(
@@ -48,12 +48,13 @@ def preference_dataset(
     metrics: Metrics,
     attrs: Mapping[str, str],
 ) -> xr.Dataset:
-    """Attention preference, image by image and head by head.
+    """Collects the measures of attention preference for every image and head in a dataset.
 
     Returns:
-      A dataset with dims image, layer, head, query (the query's token is on the target or on a distractor) and region
-      (target, distractors, background): the measures; `anisotropy` (stream, layer); `weighted_cosine` (layer, head) of
-      the modes; `left_out`, the names of images that were left out, and `reason`, why each was left out.
+      A dataset with dimensions image, layer, head, query (a token of the target, or of a distractor) and region
+      (target, distractors, background). The variables are the measures of attention, `anisotropy` (stream, layer), and
+      the `weighted_cosine` (layer, head) of the modes. `left_out` has the names of images that were left out, and
+      `reason` the reasons.
     """
     variables = {name: (DIMS[name], value) for name, value in measures.items()}
     variables |= {
@@ -73,7 +74,7 @@ def preference_dataset(
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The result in words: in which layers tokens attend to their own category, compared with uniform attention."""
+    """Summarises the result in words: the layers with the highest and lowest attention to the query's own category."""
     peak = max(rows, key=lambda row: row["same_times_uniform"])
     low = min(rows, key=lambda row: row["same_times_uniform"])
     similar = max(rows, key=lambda row: row["similarity"])
@@ -91,15 +92,21 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def preference_table(dataset: xr.Dataset) -> list[Row]:
-    """One row per layer: means over heads, and their 95% intervals over images (`_low`, `_high`).
+    """A table with one row per layer: means over heads, and the ends of their 95% intervals over images.
 
-    `same`, `different`, `background`: attention mass on the token's own category, on the other category and on the
-    background, mean of the target's token and the distractors' (the paper, figure 2); they sum to 1. `_times_uniform`:
-    the ratio of this mass to the mass under uniform attention, which is the area; a ratio of means over images.
-    `same_without_own`: `same` without the token's attention to itself (NaN if it attends to nothing else). `special`:
-    share of all attention on class token and registers. `similarity`: preference for similar tokens.
-    `weighted_cosine`: weighted cosine of the modes. `anisotropy_residual`, `anisotropy_norm`: anisotropy of each
-    stream. `relative_cosine`: the weighted cosine minus the anisotropy of the residual stream (the paper, figure S4).
+    The columns are as follows; columns that end in `_low` and `_high` are the ends of intervals.
+
+    - `same`, `different` and `background`: attention mass on the query's own category, on the opposite category and on
+      the background. Each of these columns is the mean over the target query and the distractor query (the paper,
+      figure 2), and the three columns sum to 1.
+    - `same_times_uniform` and so on: attention mass divided by the mass under uniform attention, which is the area of
+      the region, as a ratio of means over images.
+    - `same_without_own`: `same` without the query's attention to itself; NaN if the query attends only to itself.
+    - `special`: share of all attention that is on the class token and registers.
+    - `similarity`: preference for similar tokens.
+    - `weighted_cosine`: weighted cosine of the modes.
+    - `anisotropy_residual` and `anisotropy_norm`: anisotropy of the residual stream and of the LayerNorm's output.
+    - `relative_cosine`: weighted cosine minus the anisotropy of the residual stream (the paper, figure S4).
     """
     mass, own, special = (dataset[name].mean("head").values.astype(np.float64) for name in ("mass", "own", "special"))
     area, covered = (dataset[name].values.astype(np.float64) for name in ("area", "covered"))
@@ -128,7 +135,7 @@ def preference_table(dataset: xr.Dataset) -> list[Row]:
 
 
 def preference_by_head(dataset: xr.Dataset) -> list[Row]:
-    """One row per head: the columns of `preference_table` for this head alone, with intervals over images."""
+    """A table with one row per head and the columns of `preference_table` that depend on the head."""
     per_model = ("relative_depth", "relative_cosine", *(f"anisotropy_{name}" for name in STREAMS))
     rows = [
         {"layer": row["layer"], "head": head, **{k: v for k, v in row.items() if k not in ("layer", *per_model)}}
@@ -145,11 +152,14 @@ def _put(row: Row, name: str, estimate: Interval) -> None:
 def by_head(
     dataset: xr.Dataset, image_weights: Float[np.ndarray, "*resamples images"] | None = None
 ) -> dict[str, Float[np.ndarray, "*resamples layers heads"]]:
-    """The behaviour of every head. `similarity` is its preference for similar tokens. `same_over_different` is log2 of
-    the ratio of attention to the own category and to the other, each relative to uniform attention.
+    """Two attention preferences of every head.
+
+    `similarity` is the preference for similar tokens. `same_over_different` is log2 of the ratio of attention to the
+    query's own category and attention to the opposite category, both relative to uniform attention.
 
     Args:
-      image_weights: weights of the images in each resample; None for equal weights.
+      dataset: the result of `attention_preference`.
+      image_weights: weights of the images in each bootstrap resample; None for equal weights.
     """
     names = ("mass", "area", "similarity")
     images = {name: dataset[name].transpose("image", ...).values.astype(np.float64) for name in names}
@@ -166,10 +176,11 @@ def by_head(
 
 
 def links(dataset: xr.Dataset) -> list[Row]:
-    """Whether weights predict behaviour: Spearman's correlation of the heads' weighted cosine with each preference.
+    """Spearman's rank correlations, over heads, between the weighted cosine of the modes and each preference.
 
-    `all_heads` is over all heads of all layers. `within_layers` is the mean of the correlations within each layer,
-    which depth cannot explain. The 95% intervals resample images; the heads are fixed. NaN if there are too few heads.
+    `all_heads` is the correlation over all heads of all layers. `within_layers` is the mean of the correlations within
+    single layers, which the depth of layers cannot explain. For the 95% intervals, images are resampled, and heads are
+    fixed. A correlation is NaN if there are too few heads.
     """
     weights, heads = dataset.weighted_cosine.values.astype(np.float64), dataset.weighted_cosine.size
     behaviours, resampled = by_head(dataset), by_head(dataset, resamples(dataset.sizes["image"], 1))
@@ -194,7 +205,10 @@ def _within_layers(weights: Float[np.ndarray, "layers heads"], behaviour: Float[
 def _spearman(
     first: Float[np.ndarray, "heads"], second: Float[np.ndarray, "*resamples heads"]
 ) -> Float[np.ndarray, "*resamples"]:
-    """Rank correlations over the heads that have both values; NaN if these heads are fewer than three or all equal."""
+    """Rank correlations over the heads for which both values are finite.
+
+    A correlation is NaN if there are fewer than three such heads, or if all values of one kind are equal.
+    """
     from scipy.stats import rankdata
 
     known = np.isfinite(first) & np.isfinite(second).reshape(-1, len(first)).all(0)

@@ -1,1 +1,1 @@
-"""Which images excite each mode most."""
+"""Finds the images that excite each mode most."""

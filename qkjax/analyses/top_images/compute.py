@@ -1,4 +1,4 @@
-"""Which images excite each mode most: one pass over a set of images (the paper's figures 1 and 4, S5 to S16)."""
+"""Finds the images that excite each mode most, in one pass over an image set (the paper's figures 1, 4, S5 to S16)."""
 
 import json
 from functools import partial
@@ -11,8 +11,8 @@ import xarray as xr
 
 from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import SCORES, both_signs
-from qkjax.activations.top_k import Top, add, empty, merge
-from qkjax.analyses.outcome import require_readable
+from qkjax.activations.top_maps import TopMaps, add, empty, merge
+from qkjax.analyses.outcome import require_finite, require_readable
 from qkjax.analyses.top_images.tables import top_images_dataset
 from qkjax.errors import QkjaxError, nearest
 from qkjax.images.default_set import photographs
@@ -34,20 +34,28 @@ from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs, query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint, origin_of
 
+MAPPED = 5
+"""Modes of each head whose maps are stored by default."""
+MAP_BYTES = 512 * 2**20
+"""What maps take at most by default: with many images per mode or many patches, fewer modes have them."""
 
-@partial(jax.jit, static_argnames=("model", "stream", "scores"), donate_argnames="top")
-def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, index, stream: Stream, scores: tuple[str, ...]):
-    """The top images with one more batch, which take the place of the old ones: forward pass, projections, scores.
 
-    Nothing else can be donated: no result has the shape of the pixels.
+@partial(jax.jit, static_argnames=("model", "stream", "scores"), donate_argnames="state")
+def _step(
+    model: ViT, params, modes: Modes, scaling, state: TopMaps, pixels, index, stream: Stream, scores: tuple[str, ...]
+):
+    """Updates the top images of every mode, and their maps, with a batch; the buffers of the old state are donated.
+
+    The pixels cannot be donated, because no result has their shape.
     """
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
-    layers = []
+    values, first = [], []
     for layer, tokens in enumerate(layer_outputs(out, stream)):
         maps = project(tokens[:, model.config.prefix_tokens :], modes.u[layer], modes.v[layer])
-        layers.append(jnp.stack([both_signs(name, maps[:, :, 0], maps[:, :, 1]) for name in scores], axis=1))
-    return add(top, jnp.stack(layers, axis=2), index)
+        values.append(jnp.stack([both_signs(name, maps[:, :, 0], maps[:, :, 1]) for name in scores], axis=1))
+        first.append(jnp.einsum("bpwhm->hmbwp", maps[..., : state.maps.shape[2]]))
+    return add(state, jnp.stack(values, axis=2), index, jnp.stack(first))
 
 
 def top_images(
@@ -57,29 +65,33 @@ def top_images(
     top: int = 9,
     scores: tuple[str, ...] = ("product",),
     stream: Stream = "norm",
+    maps: int | None = None,
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """For every layer, head, mode and sign the images that excite it most.
+    """Finds the images that excite each mode most, for both signs of the mode, and the maps of the first modes on them.
 
-    The pass resumes from `partial` and runs on several hosts.
+    An interrupted pass resumes from the file `partial`. Several hosts can share a pass.
 
     Args:
-      checkpoint: any; one for gray images gets colour channels, see `for_photographs`.
-      images: by default the photographs of scikit-image and scikit-learn and crops of them, see `photographs`; or
-        those of a folder, see `open_images`.
-      top: images per mode, sign and score; no more than there are.
-      scores: names in `qkjax.activations.scores.SCORES`.
-      stream: the tokens that are projected, see `qkjax.activations.project.Stream`.
-      options: batch size, resolution, dtype.
-      partial: file in which progress is saved; None: nothing is saved. The caller removes it.
+      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
+      images: the image set, for example from `open_images`; by default the photographs of scikit-image and
+        scikit-learn, and crops of these photographs.
+      top: number of images per mode, sign and score; at most the number of images in the set.
+      scores: names of scores in `qkjax.activations.scores.SCORES`.
+      stream: the tokens to project, see `qkjax.activations.project.Stream`.
+      maps: number of modes of each head, strongest first, whose query and key maps on the images of the first score
+        are stored. Drawing other modes takes a second pass over their images. None means 5 modes, or fewer if their
+        maps would take more than 512 MB.
+      options: batch size, resolution and number format.
+      partial: file in which progress is saved; the caller removes the file. If None, progress is not saved.
 
     Returns:
-      A dataset with dims score, layer, head, mode, sign, place and image; see `top_images_dataset`.
+      A dataset with dimensions score, layer, head, mode, sign, place and image; see `top_images_dataset`.
 
     Raises:
-      QkjaxError: an unknown score, `top` below 1, no readable image, a resolution that the model cannot take, or
-        progress of other settings.
+      QkjaxError: a score is unknown, `top` is below 1, `maps` is below 0, no image is readable, the model does not
+        support the resolution, or `partial` has different settings.
 
     Example:
       >>> import qkjax
@@ -91,50 +103,71 @@ def top_images(
     """
     options = options or PassOptions()
     checkpoint = for_photographs(checkpoint)
-    check(checkpoint, top, scores, options)
+    grid = check(checkpoint, top, scores, options)
     images = photographs() if images is None else images
     settings = scan_settings(checkpoint, images, top, scores, stream, options)
     modes = decompose(*query_key_kernels(checkpoint.params))
     layers, heads, _, rank = modes.u.shape
+    places = min(top, len(images))
+    mapped = mapped_modes(maps, (layers, heads, rank), places, grid)
     result = run_pass(
         scan_step(checkpoint, modes, stream, tuple(scores), options),
-        empty((len(scores), layers, heads, rank, 2), min(top, len(images))),
+        empty((len(scores), layers, heads, rank), places, mapped, grid[0] * grid[1]),
         batch_groups(len(images), batch_size(options.batch)),
         batches_of_photographs(checkpoint, images, options),
         partial,
-        settings,
-        merge=lambda tops: merge(Top(*map(np.stack, zip(*tops, strict=True)))),
+        {**settings, "maps": str(mapped)},
+        merge=merge,
     )
     require_readable(result.unreadable, images, partial)
     unreadable = [(images.names[index], reason) for index, reason in result.unreadable]
     attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
-    best = Top(*map(np.asarray, result.state))
-    return top_images_dataset(best, tuple(scores), images.names, unreadable, measure(modes), attrs)
+    best = jax.tree.map(np.asarray, result.state)
+    require_finite(best.top.score[best.top.image >= 0], images, partial)
+    return top_images_dataset(best, grid, tuple(scores), images.names, unreadable, measure(modes), attrs)
 
 
 def scan_settings(
     checkpoint, images: ImageSet, top: int, scores, stream: Stream, options: PassOptions
 ) -> dict[str, str]:
-    """What the result of `top_images` depends on."""
+    """The settings that the result of `top_images` depends on, except for the number of modes with maps."""
     return settings_of(checkpoint, images, options, scores=tuple(scores), top=top, stream=stream)
 
 
 def check(checkpoint: Checkpoint, top: int, scores: tuple[str, ...], options: PassOptions) -> tuple[int, int]:
-    """Refuses impossible arguments of `top_images` before any work; returns the rows and columns of patches.
+    """Checks the arguments of `top_images`; returns the number of rows and columns of patches.
 
     Raises:
-      QkjaxError: an unknown score, `top` or `batch` below 1, or a resolution that the model cannot take.
+      QkjaxError: a score is unknown, `top` or `batch` is below 1, or the model does not support the resolution.
     """
     if not scores:
-        raise QkjaxError(f"scores=(): expected one or more of {', '.join(SCORES)}")
+        raise QkjaxError(f"scores=(): expected one or more scores among {', '.join(SCORES)}")
     if unknown := sorted(set(scores) - set(SCORES)):
         raise QkjaxError(
-            f"scores={unknown[0]!r}: unknown score{nearest(unknown[0], SCORES)}; expected {', '.join(SCORES)}"
+            f"scores={unknown[0]!r}: unknown score{nearest(unknown[0], SCORES)}; expected one of {', '.join(SCORES)}"
         )
     if top < 1:
         raise QkjaxError(f"top={top}: expected a whole number of at least 1")
     batch_size(options.batch)
     return photograph_grid(checkpoint, options.resolution)
+
+
+def mapped_modes(requested: int | None, shape: tuple[int, int, int], places: int, grid: tuple[int, int]) -> int:
+    """The number of modes of each head whose maps `top_images` stores, see its argument `maps`.
+
+    Args:
+      shape: layers, heads and modes of a head.
+
+    Raises:
+      QkjaxError: `requested` is below 0.
+    """
+    layers, heads, rank = shape
+    if requested is None:
+        of_one_mode = layers * heads * 2 * places * 2 * grid[0] * grid[1] * np.dtype(np.float32).itemsize
+        requested = min(MAPPED, MAP_BYTES // of_one_mode)
+    if requested < 0:
+        raise QkjaxError(f"maps={requested}: expected a whole number of at least 0")
+    return min(requested, rank)
 
 
 def scan_step(checkpoint: Checkpoint, modes: Modes, stream: Stream, scores: tuple[str, ...], options: PassOptions):
@@ -143,11 +176,11 @@ def scan_step(checkpoint: Checkpoint, modes: Modes, stream: Stream, scores: tupl
     on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
 
-    def step(top: Top, batch: Batch) -> tuple[Top, dict]:
+    def step(state: TopMaps, batch: Batch) -> tuple[TopMaps, dict]:
         pixels, index = jax.device_put((batch.pixels, batch.index), split)
-        top = jax.device_put(top, whole)  # otherwise the first step would be compiled separately
-        top = _step(model, *on_device, top, pixels, index, stream=stream, scores=scores)
-        # Threads decode the next batches meanwhile. Without waiting, steps would queue up with their pixels.
-        return jax.block_until_ready(top), {}
+        state = jax.device_put(state, whole)  # otherwise the first step would be compiled separately
+        state = _step(model, *on_device, state, pixels, index, stream=stream, scores=scores)
+        # Waits for the step, while threads decode the next batches. Without waiting, steps and pixels would queue up.
+        return jax.block_until_ready(state), {}
 
     return step

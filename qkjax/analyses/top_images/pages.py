@@ -1,4 +1,4 @@
-"""The result of a scan in its folder, and pages of sheets."""
+"""Writes the result of `top_images` to a folder, and draws sheets of the top images."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from qkjax import figures
 from qkjax.activations.project import Stream
 from qkjax.analyses.outcome import Description, Written, outcome, report_unreadable
-from qkjax.analyses.top_images.compute import check, scan_settings, top_images
+from qkjax.analyses.top_images.compute import MAPPED, check, scan_settings, top_images
 from qkjax.analyses.top_images.sheets import sheets
 from qkjax.analyses.top_images.tables import mode_table, summary
 from qkjax.errors import QkjaxError
@@ -26,21 +26,26 @@ from qkjax.results.rows import write_csv
 from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.weights.checkpoint import Checkpoint
 
-SELECTED = "chosen"  # the page of modes that were named
+SELECTED = "chosen"  # name of the page of modes that were selected by name
 
 
 class SheetOptions(NamedTuple):
-    """What sheets show: for each head its first `modes`, of one layer or head or of all; or one page of the modes in
-    `select`."""
+    """Options for sheets of top images.
 
-    modes: int = 5
+    Attributes:
+      modes: number of modes per head, strongest first.
+      layer, head: the only layer or head to draw; None for all.
+      select: names of modes to draw on one page instead of the sheets of heads.
+    """
+
+    modes: int = MAPPED
     layer: int | None = None
     head: int | None = None
     select: tuple[str, ...] = ()
 
 
 class ScanOptions(NamedTuple):
-    """The arguments of `top_images` besides checkpoint and images."""
+    """The arguments of `top_images`, except for checkpoint and images."""
 
     top: int = 9
     scores: tuple[str, ...] = ("product",)
@@ -51,18 +56,22 @@ class ScanOptions(NamedTuple):
 def write_top_images(
     checkpoint: Checkpoint, images: ImageSet, scan: ScanOptions, folder: Path, attrs: Mapping[str, str]
 ) -> Written:
-    """The result of `top_images`, read from top_images.nc in the folder or computed and written there.
+    """Reads the result of `top_images` from top_images.nc in a folder, or computes the result and writes it there.
 
-    An earlier result with more images of each mode will do: the first of them are returned.
+    If an earlier result has more images per mode than requested, the first images of each mode are returned.
 
     Args:
-      attrs: more attributes for the file.
+      checkpoint: the checkpoint.
+      images: the image set.
+      scan: the arguments of `top_images`.
+      folder: folder for the result.
+      attrs: additional attributes for the file.
 
     Returns:
       The result, on every host.
 
     Raises:
-      QkjaxError: no readable image, an earlier result of other settings, or a file that cannot be written.
+      QkjaxError: no image is readable, an earlier result has different settings, or a file cannot be written.
     """
     checkpoint = for_photographs(checkpoint)
     check(checkpoint, scan.top, scan.scores, scan.options)
@@ -90,13 +99,14 @@ def write_top_images(
 
 
 def pages_of(shown: SheetOptions, shape: tuple[int, int, int]) -> dict[str, list[ModeName]]:
-    """The modes on each page, by the page's name.
+    """The modes on each page of sheets, by the name of the page.
 
     Args:
-      shape: layers, heads and modes of a head.
+      shown: options for the sheets.
+      shape: number of layers, of heads per layer, and of modes per head.
 
     Raises:
-      QkjaxError: an unknown mode, layer or head, or no mode on a sheet.
+      QkjaxError: a mode, layer or head does not exist, or the number of modes is below 1.
     """
     if shown.select:
         return {SELECTED: [ModeName.parse(text, shape) for text in shown.select]}
@@ -117,12 +127,12 @@ def draw_pages(
     pages: Mapping[str, Sequence[ModeName]],
     folder: Path,
 ) -> Path:
-    """Draws the sheets and writes the table of their images, on the first host; returns the table's path."""
+    """Draws the sheets and writes a table of their images, on the first host; returns the path of the table."""
     path = folder / ("chosen.csv" if SELECTED in pages else "sheets.csv")
     if jax.process_index():
         return path
     title = f"{checkpoint.name}: top images of each mode, of {images.name}; numbers: score ({dataset.score.values[0]})"
-    # Sheets of all heads are for leafing through: as PDF, too, they would take twice the time and space.
+    # Sheets of all heads are only for browsing, so they are not saved as PDF, which would double time and space.
     formats = (".png", ".pdf") if SELECTED in pages else (".png",)
     drawn = sheets(checkpoint, images, dataset, pages)
     jobs = ((folder / page, (title, rows)) for page, rows in drawn)
@@ -137,7 +147,9 @@ def draw_pages(
 
 
 def earlier_folder(home: Path) -> Path:
-    """Folder of a model's scan: `top_images` in its results, or `modes`, where version 0.1 wrote it, if only that has
-    one."""
+    """The folder of top_images.nc within the results of a model.
+
+    The folder is `top_images`, or `modes`, where version 0.1 wrote this file, if only `modes` has the file.
+    """
     folders = home / "top_images", home / "modes"
     return next((folder for folder in folders if (folder / "top_images.nc").exists()), folders[0])

@@ -1,20 +1,20 @@
-"""From the images that excite modes most to the rows of a sheet: pictures, maps, captions."""
+"""Makes the rows of sheets of top images: pictures, query and key maps, and captions."""
 
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
 from tqdm import tqdm
 
 from qkjax.activations.project import Stream
-from qkjax.analyses.top_images.tables import images_of_mode, with_sign
+from qkjax.analyses.top_images.tables import has_maps, images_of_mode, maps_of_mode, with_sign
 from qkjax.errors import QkjaxError
+from qkjax.figures.overlay import Map
 from qkjax.figures.sheets import SheetRow, Tile
 from qkjax.images.preprocess import normalise, picture
 from qkjax.images.sets import ImageSet
@@ -33,14 +33,12 @@ from qkjax.vit.model import ViT, forward
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint
 
-Map = Float[np.ndarray, "rows columns"]
-
 
 def options_of(dataset: xr.Dataset) -> tuple[Stream, PassOptions]:
-    """The stream and the options of the pass that made a dataset of `top_images`.
+    """The stream and the pass options with which a result of `top_images` was computed.
 
     Raises:
-      QkjaxError: the dataset does not say.
+      QkjaxError: the dataset does not state its settings.
     """
     try:
         settings = json.loads(dataset.attrs["settings"])
@@ -48,52 +46,81 @@ def options_of(dataset: xr.Dataset) -> tuple[Stream, PassOptions]:
         options = PassOptions(int(settings["batch"]), tuple(resolution) if resolution else None, settings["dtype"])
         return settings["stream"], options
     except (KeyError, ValueError, TypeError) as error:
-        raise QkjaxError(f"the dataset does not say how it was made ({error!r}); compute it again") from error
+        raise QkjaxError(f"the dataset does not state its settings ({error!r}); compute the dataset again") from error
 
 
 def sheets(
     checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, pages: Mapping[str, Sequence[ModeName]]
 ) -> Iterator[tuple[str, list[SheetRow]]]:
-    """The rows of each page, for `figures.top_images_sheet`; a mode without an image has no row.
+    """Yields the name and the rows of each page, for `figures.top_images_sheet`.
 
-    An image that can no longer be read is left out.
+    An image that can no longer be read is left out, and a mode without images has no row.
 
     Args:
-      images: those of the dataset.
-      dataset: of `top_images`.
-      pages: the modes on each page, by the page's name.
+      checkpoint: the checkpoint.
+      images: the image set of the dataset.
+      dataset: the result of `top_images`.
+      pages: the modes on each page, by the name of the page.
     """
     checkpoint = for_photographs(checkpoint)
     pages = {page: [with_sign(dataset, name) for name in names] for page, names in pages.items()}
-    modes_by_image = defaultdict(list)
-    for name in sorted({name for names in pages.values() for name in names}):
-        for index, _ in images_of_mode(dataset, name):
-            modes_by_image[index].append(name)
-    stream, options = options_of(dataset)
-    modes = decompose(*query_key_kernels(checkpoint.params))
-    maps = mode_maps(checkpoint, modes, images, modes_by_image, stream, options)
-    resolution = resolution_of(checkpoint, options.resolution)
+    computed = _second_pass(checkpoint, images, dataset, {name for names in pages.values() for name in names})
+    visible = _visible(checkpoint, images, options_of(dataset)[1])
 
-    @lru_cache(maxsize=512)
-    def visible(index: int) -> np.ndarray:
-        return crop_to_patches(checkpoint, picture(images.read(index), checkpoint.preprocess, resolution))
+    def tiles(name: ModeName) -> Iterator[Tile]:
+        found, stored = images_of_mode(dataset, name), has_maps(dataset, name)
+        maps = maps_of_mode(dataset, name) if stored else [computed.get((index, name)) for index, _ in found]
+        for (index, score), pair in zip(found, maps, strict=True):
+            pixels = visible(index)
+            if pixels is not None and pair is not None:
+                yield Tile(pixels, *pair, f"{score:.3g}")
 
     for page, names in pages.items():
         rows = []
         for name in names:
             s, cosine = (float(dataset[x].values[name[:3]]) for x in ("singular_value", "cosine"))
-            readable = [(index, score) for index, score in images_of_mode(dataset, name) if (index, name) in maps]
-            tiles = [Tile(visible(index), *maps[index, name], f"{score:.3g}") for index, score in readable]
-            rows.append(SheetRow(f"{name}\ncos {cosine:.2f}\ns {s:.3g}", tiles))
+            rows.append(SheetRow(f"{name}\ncos {cosine:.2f}\ns {s:.3g}", list(tiles(name))))
         if rows := [row for row in rows if row.tiles]:
             yield page, rows
 
 
+def _visible(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> Callable[[int], np.ndarray | None]:
+    """A function from the index of an image to its pixels as the model sees it; None for an image that can no longer be
+    read, which standard error then reports."""
+    resolution, reported = resolution_of(checkpoint, options.resolution), set()
+
+    @lru_cache(maxsize=512)
+    def visible(index: int) -> np.ndarray | None:
+        try:
+            return crop_to_patches(checkpoint, picture(images.read(index), checkpoint.preprocess, resolution))
+        except QkjaxError as error:
+            if index not in reported:
+                print(f"left out of the sheets, though it was scanned: {error}", file=sys.stderr)
+            reported.add(index)
+            return None
+
+    return visible
+
+
+def _second_pass(
+    checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, names: Collection[ModeName]
+) -> dict[tuple[int, ModeName], tuple[Map, Map]]:
+    """The maps of those signed modes that the dataset has no maps of, see `mode_maps`."""
+    modes_by_image = defaultdict(list)
+    for name in sorted(name for name in names if not has_maps(dataset, name)):
+        for index, _ in images_of_mode(dataset, name):
+            modes_by_image[index].append(name)
+    if not modes_by_image:
+        return {}
+    modes = decompose(*query_key_kernels(checkpoint.params))
+    return mode_maps(checkpoint, modes, images, modes_by_image, *options_of(dataset))
+
+
 def sheet_rows(checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, names: Sequence[str]) -> list[SheetRow]:
-    """The rows of one sheet of modes by their names, such as "L8 H7 M2"; see `sheets`.
+    """The rows of one sheet with the modes of the given names, such as "L8 H7 M2"; see `sheets`.
 
     Raises:
-      QkjaxError: an unknown mode.
+      QkjaxError: a mode does not exist.
     """
     parsed = [ModeName.parse(name, dataset["cosine"].shape) for name in names]
     return next((rows for _, rows in sheets(checkpoint, images, dataset, {"": parsed})), [])
@@ -107,11 +134,17 @@ def mode_maps(
     stream: Stream,
     options: PassOptions,
 ) -> dict[tuple[int, ModeName], tuple[Map, Map]]:
-    """Query and key map of some modes on some images, by image and mode; both negated for sign -1.
+    """Computes query and key maps of some modes on some images, by image and mode; maps are negated for sign -1.
+
+    An image that can no longer be read is left out, with a message on standard error.
 
     Args:
-      modes_by_image: names of modes by the index of the image in the set. An image that can no longer be read is left
-        out, and standard error says so.
+      checkpoint: the checkpoint.
+      modes: modes of the checkpoint, in the plain frame (see `Frame`).
+      images: the image set.
+      modes_by_image: names of modes, by the index of the image in the set.
+      stream: the tokens to project.
+      options: options of the pass.
     """
     model, params = ViT(checkpoint.config, options.dtype), jax.device_put(checkpoint.params)
     grid, size = photograph_grid(checkpoint, options.resolution), batch_size(options.batch)
@@ -123,8 +156,6 @@ def mode_maps(
     with tqdm(total=len(indices), desc="maps", unit="img", disable=few) as bar, deferred_interrupt() as check_interrupt:
         for batch in batches_of_photographs(checkpoint, images, options)(groups):
             check_interrupt()
-            for _, reason in batch.unreadable:
-                print(f"left out of the sheets, though it was scanned: {reason}", file=sys.stderr)
             pixels = normalise(batch.pixels, checkpoint.preprocess)
             tokens = np.asarray(forward(model, params, pixels, (stream,))[1][stream], np.float32)
             for place, index in enumerate(batch.index):

@@ -1,11 +1,12 @@
-"""The images that excite each mode most: a labelled dataset, a table of chosen modes, the result in words."""
+"""Converts the results of `top_images` to a labelled dataset, a table of selected modes, and a summary in words."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
 
-from qkjax.activations.top_k import Top
+from qkjax.activations.top_maps import TopMaps
+from qkjax.figures.overlay import Map
 from qkjax.interaction.metrics import Metrics
 from qkjax.interaction.mode_name import ModeName
 from qkjax.results.annotate import Label, annotated
@@ -16,52 +17,64 @@ from qkjax.results.store import texts, versions
 LABELS = {
     "value": Label("score", "1", "Score of the image for the mode; -inf if there are too few images."),
     "image_index": Label("image", "1", "Index of the image in the set; -1 if there are too few images."),
+    "query_map": Label("query map", "1", "Projections of the image's patches on u; NaN if there are too few images."),
+    "key_map": Label("key map", "1", "Projections of the image's patches on v; NaN if there are too few images."),
     "singular_value": Label("singular value", "1", "Strength s of the mode."),
     "cosine": Label("cosine", "1", "Cosine of query and key direction of the mode."),
     "unreadable": Label("unreadable image", "", "Name of an image that could not be read."),
     "reason": Label("reason", "", "Why the image could not be read."),
 }
+MAPS = ("layer", "head", "mapped_mode", "sign", "place", "row", "column")
+MAP_NAMES = "query_map", "key_map"
 
 
 def top_images_dataset(
-    best: Top,
+    best: TopMaps,
+    grid: tuple[int, int],
     scores: Sequence[str],
     names: Sequence[str],
     unreadable: Sequence[tuple[str, str]],
     metrics: Metrics,
     attrs: Mapping[str, str],
 ) -> xr.Dataset:
-    """The images that excite each mode most.
+    """Collects the images that excite each mode most in a dataset.
 
     Args:
-      best: scores and indices of the images, (scores, layers, heads, modes, 2, places).
-      scores: their names.
-      names: of all images of the set.
-      unreadable: name and reason of the images that could not be read.
-      metrics: of the modes.
+      best: scores and indices of the images, (scores, layers, heads, modes, 2, places), and their maps.
+      grid: rows and columns of patches.
+      scores: names of the scores.
+      names: names of all images in the set.
+      unreadable: name and reason for each image that could not be read.
+      metrics: measures of the modes.
+      attrs: attributes of the dataset.
 
     Returns:
-      A dataset with dims score, layer, head, mode, sign (1 as in `Modes`, -1 the other), place (0 best) and image:
-      `value` of the score, `image_index` (-1 if there are too few images), the names as coordinate `image`;
-      `singular_value` and `cosine` of the modes; `unreadable`, the names of images that could not be read, and the
-      `reason` of each.
+      A dataset with dimensions score, layer, head, mode, sign (1 as in `Modes`, or -1), place (0 is the best image) and
+      image. `value` is the score of an image, and `image_index` its index, or -1 if there are too few images. The
+      coordinate `image` has the names of the images. `singular_value` and `cosine` describe the modes. `query_map` and
+      `key_map` are the maps of the first modes on these images, with dimensions mapped_mode, row and column; they are
+      not negated for sign -1. `unreadable` has
+      the names of images that could not be read, and `reason` the reasons.
     """
     dims = ("score", *PER_MODE, "sign", "place")
     variables = {
-        "value": (dims, np.asarray(best.score)),
-        "image_index": (dims, np.asarray(best.image)),
+        "value": (dims, np.asarray(best.top.score)),
+        "image_index": (dims, np.asarray(best.top.image)),
         "singular_value": (PER_MODE, np.asarray(metrics.singular_value)),
         "cosine": (PER_MODE, np.asarray(metrics.cosine)),
         "unreadable": ("broken", texts([name for name, _ in unreadable])),
         "reason": ("broken", texts([reason for _, reason in unreadable])),
     }
     coords = {"score": ("score", texts(scores)), "sign": ("sign", [1, -1]), "image": ("image", texts(names))}
+    if best.maps.shape[2]:
+        maps = best.maps.reshape(*best.maps.shape[:-1], *grid)
+        variables |= {name: (MAPS, maps[:, :, :, :, :, i], {"score": scores[0]}) for i, name in enumerate(MAP_NAMES)}
     dataset = annotated(xr.Dataset(variables, coords, {**attrs, **versions()}), LABELS)
     return dataset.assign_attrs(summary=summary(dataset))
 
 
 def summary(dataset: xr.Dataset) -> str:
-    """The result in words: how many images and modes, and which mode has the highest score."""
+    """Summarises the result in words: the number of images and modes, and the mode with the highest score."""
     best = dataset.value.isel(score=0, place=0)
     layer, head, mode, sign = np.unravel_index(int(best.values.argmax()), best.shape)
     image = str(dataset.image.values[int(dataset.image_index.isel(score=0, place=0).values[layer, head, mode, sign])])
@@ -75,20 +88,33 @@ def summary(dataset: xr.Dataset) -> str:
 
 
 def with_sign(dataset: xr.Dataset, name: ModeName) -> ModeName:
-    """The mode with a sign: if none is given, the one whose best image has the larger score."""
+    """The name of a mode with a sign; if no sign is given, the sign whose best image has the larger score."""
     best = dataset["value"].values[0][name[:3]][:, 0]
     return name if name.sign else name._replace(sign=1 if best[0] >= best[1] else -1)
 
 
 def images_of_mode(dataset: xr.Dataset, name: ModeName) -> list[tuple[int, float]]:
-    """Index and score of a signed mode's images, best first, by the first score of the dataset."""
+    """Indices and scores of the top images of a mode with a sign, best first, by the first score of the dataset."""
     place = (0, *name[:3], 0 if name.sign > 0 else 1)
     pairs = zip(dataset["image_index"].values[place], dataset["value"].values[place], strict=True)
     return [(int(index), float(score)) for index, score in pairs if index >= 0]
 
 
+def has_maps(dataset: xr.Dataset, name: ModeName) -> bool:
+    """Whether the dataset has the maps of a mode on the images of its first score; earlier versions stored none."""
+    stored = dataset.get("query_map")
+    return stored is not None and name.mode < stored.sizes["mapped_mode"] and stored.score == dataset.score.values[0]
+
+
+def maps_of_mode(dataset: xr.Dataset, name: ModeName) -> list[tuple[Map, Map]]:
+    """Query and key map of a signed mode on each image of `images_of_mode`; both negated for sign -1."""
+    place, count = (*name[:3], 0 if name.sign > 0 else 1), len(images_of_mode(dataset, name))
+    query, key = (name.sign * dataset[variable].values[place][:count] for variable in MAP_NAMES)
+    return list(zip(query, key, strict=True))
+
+
 def mode_table(dataset: xr.Dataset, names: Sequence[ModeName]) -> list[Row]:
-    """One row for each image of each mode."""
+    """A table with one row for each top image of each mode."""
     s, cosine = dataset["singular_value"].values, dataset["cosine"].values
     return [
         {**name._asdict(), "cosine": float(cosine[name[:3]]), "singular_value": float(s[name[:3]]), "place": place,

@@ -1,1 +1,1 @@
-"""Methods that compute the decomposition: LAPACK for CPUs, matrix products for accelerators."""
+"""Methods to compute the modes: LAPACK for CPUs, and matrix products for accelerators."""

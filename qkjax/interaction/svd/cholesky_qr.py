@@ -1,6 +1,7 @@
 """Thin QR by matrix products and Cholesky factors of small matrices, which are fast on accelerators.
 
-Householder reflections are sequential: GPU libraries run them head by head, and TPUs have no such library.
+Householder reflections are sequential: GPU libraries process one head after the other, and TPUs have no library for
+Householder reflections.
 """
 
 from functools import partial
@@ -12,19 +13,23 @@ from jaxtyping import Array, Float
 
 EPS = float(np.finfo(np.float32).eps)
 SHIFT = 10 * EPS
-"""Shift of X^T X, relative to its trace (Fukaya et al. 2020, "Shifted Cholesky QR"). A shifted pass never fails, and
-reduces a condition number k to about k sqrt(10 EPS rank) = k / 100."""
+"""Shift of X^T X, relative to its trace (Fukaya et al. 2020, "Shifted Cholesky QR"). A pass with this shift never
+fails, and reduces a condition number k to about k sqrt(10 EPS rank) = k / 100."""
 NEAR = 0.5
 """Distance of X^T X from the identity below which one pass without a shift makes the columns orthonormal up to EPS."""
 PASSES = 8
-"""Largest number of passes. Random matrices need two passes, condition numbers of 1e4 three, and 1e7 five; float32
-cannot distinguish larger condition numbers from a deficient rank."""
+"""Largest number of passes. Random matrices need two passes. A matrix with a condition number of 1e4 needs three
+passes, and a matrix with a condition number of 1e7 needs five. Larger condition numbers cannot be distinguished from a
+deficient rank in float32."""
 
 
 def scaled(
     x: Float[Array, "*batch rows columns"],
 ) -> tuple[Float[Array, "*batch rows columns"], Float[Array, "*batch 1 1"]]:
-    """Each matrix divided by its Frobenius norm (by 1 if the matrix is zero), and the norm. No square overflows."""
+    """Divides each matrix by its Frobenius norm (by 1 if the matrix is zero), and returns the quotient and the norm.
+
+    The norm is computed in such a way that no square overflows.
+    """
     largest = jnp.abs(x).max((-2, -1), keepdims=True)
     x = x / jnp.where(largest > 0, largest, 1)
     size = jnp.sqrt((x**2).sum((-2, -1), keepdims=True))
@@ -34,11 +39,12 @@ def scaled(
 def cholesky_qr(
     x: Float[Array, "*batch embed columns"],
 ) -> tuple[Float[Array, "*batch embed rank"], Float[Array, "*batch rank columns"]]:
-    """X = Q R with orthonormal columns in Q for any rank of X. If X has fewer rows than columns, Q = I and R = X.
+    """Factorises X = Q R, with orthonormal columns in Q for any rank of X.
 
-    ||X - Q R|| is about EPS ||X||, as for Householder QR. Fixed noise of that size gives a matrix of deficient rank, or
-    of zeros, columns that can be orthonormalised. R is Q^T X, which is upper triangular up to rounding. It is more
-    accurate than the product of the triangles of all passes.
+    If X has fewer rows than columns, Q = I and R = X. The error ||X - Q R|| is about EPS ||X||, as for Householder QR.
+    Fixed noise of that size is added to X, so that the columns can be orthonormalised even if X is zero or has a
+    deficient rank. R is computed as Q^T X, which is upper triangular up to rounding. Q^T X is more accurate than the
+    product of the triangles of all passes.
     """
     dot = partial(jnp.matmul, precision="highest")
     embed, rank = x.shape[-2:]
@@ -54,7 +60,8 @@ def cholesky_qr(
         far = jnp.abs(gram - identity).max((-2, -1), keepdims=True) >= NEAR  # false for NaN, which no pass can repair
         shift = jnp.where(far, SHIFT * jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None], 0)
         lower = jnp.linalg.cholesky(gram + shift * identity, symmetrize_input=False)
-        # Inverting a small triangle and multiplying is faster than solving for all of Q where solvers work in blocks.
+        # On devices whose solvers work in blocks, inverting the small triangle and multiplying is faster than solving
+        # for all of Q.
         inverse = jax.lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
         return dot(q, jnp.swapaxes(inverse, -1, -2)), far.any(), passes + 1
 

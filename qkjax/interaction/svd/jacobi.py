@@ -1,7 +1,8 @@
 """Singular value decomposition of many small matrices at once, by one-sided Jacobi rotations.
 
-In each step, half of the columns of every matrix are rotated with the other half, as in a round-robin tournament. A
-step is a few large element-wise operations on all matrices, whereas libraries process one matrix after the other.
+In each step, the columns of every matrix are rotated in pairs: each column of one half with a column of the other half,
+as in a round-robin tournament. A step consists of a few large element-wise operations on all matrices at once, whereas
+libraries process one matrix after the other.
 """
 
 from functools import partial
@@ -13,21 +14,23 @@ from jaxtyping import Array, Float
 from qkjax.interaction.svd.cholesky_qr import EPS, scaled
 
 CLOSE = 1e-4
-"""Largest cosine of two columns after which no further round is needed: convergence is quadratic, so this round leaves
-cosines of 1e-8."""
+"""No further round is needed if the largest cosine of two columns in a round was at most this value. Convergence is
+quadratic, so cosines of 1e-8 remain after that round."""
 ROUNDS = 24
-"""Largest number of rounds over all pairs; well-conditioned matrices need one, others up to eight."""
+"""Largest number of rounds, each over all pairs. Well-conditioned matrices need one round, and ill-conditioned matrices
+up to eight."""
 
 
 def jacobi_svd(
     matrix: Float[Array, "*batch rank rank"],
 ) -> tuple[Float[Array, "*batch rank rank"], Float[Array, "*batch rank"], Float[Array, "*batch rank rank"]]:
-    """M = U diag(s) V^T, as `jnp.linalg.svd`: U, s in descending order, V^T.
+    """Factorises M = U diag(s) V^T and returns U, s in descending order, and V^T, as `jnp.linalg.svd` does.
 
-    Columns of M are rotated in pairs until all are orthogonal: M V = U diag(s) (Hestenes 1958; the order of pairs is
-    Brent and Luk's, 1985). The initial columns are those of M V0 with the eigenvectors V0 of M^T M, which libraries
-    compute fast for many matrices at once. V0 is accurate except for s below about 3e-4 of the largest, which squaring
-    loses; the rotations correct these. Noise of a thousandth of float32's rounding gives columns of zeros a direction.
+    Columns of M are rotated in pairs until all columns are orthogonal: M V = U diag(s) (Hestenes 1958; the order of
+    pairs is from Brent and Luk 1985). The rotations start from M V0, where V0 are the eigenvectors of M^T M, which
+    libraries compute fast for many matrices at once. V0 is inaccurate only for singular values below about 3e-4 of the
+    largest, because M^T M squares all singular values. The rotations correct these inaccuracies. Noise of a thousandth
+    of float32's rounding gives columns of zeros a direction.
     """
     dot = partial(jnp.matmul, precision="highest")
     *batch, rank, _ = matrix.shape
@@ -35,7 +38,8 @@ def jacobi_svd(
     unit, size = scaled(matrix)
     _, start = jnp.linalg.eigh(dot(jnp.swapaxes(unit, -1, -2), unit), symmetrize_input=False)
     turned = jnp.swapaxes(start, -1, -2)  # one row per column of V
-    # Added here and not to M, whose large entries would absorb it: identical columns would still leave zeros.
+    # The noise is not added to M itself, whose large entries would absorb the noise: identical columns of M would
+    # still give columns of zeros.
     noise = jax.random.normal(jax.random.key(1), (rank, rank), matrix.dtype) * (1e-3 * EPS / rank)
     columns = dot(turned, jnp.swapaxes(unit, -1, -2)) + noise.reshape((1,) * len(batch) + noise.shape)
     both = jnp.concatenate([columns, turned], axis=-1)  # V is rotated together with M V
@@ -55,7 +59,7 @@ def jacobi_svd(
 
 
 def _orthogonal(both: Float[Array, "*batch count width"], rank: int) -> Float[Array, "*batch count width"]:
-    """Rows rotated in pairs until their first `rank` entries are orthogonal."""
+    """Rotates the rows of each matrix in pairs until the parts made of their first `rank` entries are orthogonal."""
     half = both.shape[-2] // 2
 
     def step(_, state):
@@ -87,7 +91,7 @@ def _orthogonal(both: Float[Array, "*batch count width"], rank: int) -> Float[Ar
 
 
 def _next(top, bottom):
-    """The next pairing of the tournament: the first row stays, all others move on by one place."""
+    """The next pairing of the round-robin tournament: the first row stays, and all other rows move by one place."""
     if top.shape[-2] == 1:
         return top, bottom
     moved = jnp.concatenate([top[..., :1, :], bottom[..., :1, :], top[..., 1:-1, :]], axis=-2)

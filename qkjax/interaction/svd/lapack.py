@@ -1,8 +1,9 @@
-"""Modes of every head by LAPACK in float64, with heads distributed over threads, which is fast on CPUs.
+"""Computes the modes of every head by LAPACK in float64, with heads distributed over threads, which is fast on CPUs.
 
 XLA calls LAPACK, too, but factorises one head after the other on one core, copies each head to LAPACK's memory layout
-and back, and multiplies at half the speed of BLAS. In float64 the Gram matrix of a factor can be factorised instead.
-This is a third of the work, and still more accurate than Householder reflections in float32.
+and back, and multiplies at half the speed of BLAS. In float64, the Gram matrix of a kernel can be factorised instead of
+the kernel itself. Factorising the Gram matrix takes a third of the work, and is still more accurate than Householder
+reflections in float32.
 """
 
 import math
@@ -19,16 +20,18 @@ from threadpoolctl import ThreadpoolController
 
 EPS = float(np.finfo(np.float64).eps)
 LARGEST_ERROR = 1e-7
-"""Largest deviation from orthonormality of directions from a Gram matrix: about the rounding of float32."""
+"""Largest acceptable deviation from orthonormality of directions computed by a Gram matrix: about the rounding error of
+float32."""
 
 Factors = Float[np.ndarray, "2 embed head_dim"]
 
 
 def modes_of_head(factors: Factors) -> tuple[Float[np.ndarray, "2 embed rank"], Float[np.ndarray, "rank"]]:
-    """The stacked u and v, and s, of a head whose factors are its query and key kernels; NaN if these are not finite.
+    """The stacked u and v, and s, of a head with the stacked query and key kernels `factors`.
 
-    With X^T X = R^T R each factor is X = (X R^-1) R. X R^-1 is orthonormal up to EPS times the squared condition number
-    of X. If that error is too large, or R does not exist, Householder QR is used.
+    With X^T X = R^T R, each kernel is X = (X R^-1) R. X R^-1 is orthonormal up to EPS times the squared condition
+    number of X. If this error is too large, or R does not exist, Householder QR is used. If the kernels are not finite,
+    all values of the result are NaN.
     """
     with np.errstate(all="ignore"):
         try:
@@ -70,8 +73,8 @@ def modes_of_heads(
     """u, s and v of all heads, in float32, with the sign that `qkjax.interaction.modes.Modes` specifies.
 
     Args:
-      factors: takes a layer and a head and returns its query and key kernels, in float64.
-      shape: layers, heads, embed, head_dim.
+      factors: function that takes a layer and a head, and returns the query and key kernels of the head in float64.
+      shape: (layers, heads, embed, head_dim).
     """
     layers, heads, embed, head_dim = shape
     rank = min(embed, head_dim)
@@ -91,7 +94,7 @@ def modes_of_heads(
 
 
 def _aligned(shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """An array aligned to cache lines of 64 bytes, which jax can use without a copy."""
+    """An empty array aligned to cache lines of 64 bytes, so that JAX can use the array without a copy."""
     size = math.prod(shape)
     buffer = np.empty(size + 16, np.float32)
     start = -buffer.ctypes.data % 64 // buffer.itemsize
@@ -104,10 +107,10 @@ def _cores() -> int:
 
 
 def one_blas_thread() -> AbstractContextManager:
-    """A context in which BLAS starts no threads besides those of its caller, which are this module's or XLA's.
+    """A context in which BLAS starts no threads of its own, since its callers (this module and XLA) are multi-threaded.
 
-    Additional threads would compete for cores: calls are 2 to 5 times slower on 2 cores, and far slower if other
-    processes are running, since the threads of OpenBLAS wait in busy loops.
+    Additional BLAS threads would compete for cores, and make calls 2 to 5 times slower on 2 cores. If further processes
+    are running, calls are even slower, since the threads of OpenBLAS wait in busy loops.
     """
     return _blas().limit(limits=1, user_api="blas")
 

@@ -1,4 +1,4 @@
-"""Constraints that make M diagonal: a head compares single coordinates of the embedding."""
+"""Constraints that make M diagonal, so that a head compares single coordinates of the embedding."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +8,15 @@ from qkjax.train.constraints.record import STRENGTH, Constraint, Head, Shape
 
 
 def head_coordinates(head: int, embed: int, head_dim: int) -> np.ndarray:
-    """The d coordinates of a head. They are consecutive from head to head, and restart from 0 after the last one."""
+    """The d coordinates of the embedding that a head compares.
+
+    Coordinates are assigned consecutively from head to head, and start again at 0 after the last coordinate.
+    """
     return (head * head_dim + np.arange(head_dim)) % embed
 
 
 def coordinates(shape: Shape) -> Float[np.ndarray, "embed heads head_dim"]:
-    """The coordinates of each head as one-hot columns."""
+    """The coordinates of each head, as one-hot columns of a kernel."""
     embed, heads, head_dim = shape
     chosen = np.stack([head_coordinates(head, embed, head_dim) for head in range(heads)])
     return np.moveaxis(np.eye(embed, dtype=np.float32)[chosen], 2, 0)
@@ -27,7 +30,7 @@ def _nearest_diagonal(head: Head) -> dict[str, np.ndarray]:
 
 CONSTRAINTS = {
     "diagonal": Constraint(
-        description="d coordinates of the embedding, a strength each: M diagonal, every cosine +1 or -1",
+        description="M is diagonal, with d nonzero entries (a strength each): every cosine is +1 or -1",
         parameters={"strength": STRENGTH},
         init=lambda key, shape: {"strength": jnp.ones(shape[1:])},
         kernels=lambda p, shape: (jnp.asarray(coordinates(shape)), coordinates(shape) * p["strength"][None]),
@@ -38,7 +41,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "identity": Constraint(
-        description="the same with one strength per head: M is a multiple of the identity on the d coordinates",
+        description="M is a multiple of the identity on d coordinates (one strength per head)",
         parameters={"strength": STRENGTH},
         init=lambda key, shape: {"strength": jnp.ones(shape[1])},
         kernels=lambda p, shape: (jnp.asarray(coordinates(shape)), coordinates(shape) * p["strength"][None, :, None]),

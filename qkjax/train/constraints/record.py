@@ -1,6 +1,6 @@
-"""The record of a constraint, with everything that training needs to know about it.
+"""The dataclass `Constraint`, with everything that training needs to know about a constraint.
 
-Letters: D embed, H heads, d head_dim. M = Wq Wk^T of a head.
+Letters: D embed, H heads, d head_dim, and M = Wq Wk^T of a head.
 """
 
 import inspect
@@ -25,12 +25,12 @@ dot = partial(jnp.einsum, precision="highest")
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A kind of parameter.
+    """A kind of parameter that a constraint may have.
 
     Attributes:
-      heads_axis: axis of the heads in the array.
-      decays: whether weight decay applies to it.
-      shrinks: whether small parameters give small kernels; see `train.nearest`.
+      heads_axis: axis of the heads in the parameter array.
+      decays: whether weight decay applies to the parameter.
+      shrinks: whether small values of the parameter give small kernels; see `train.nearest`.
     """
 
     heads_axis: int
@@ -39,11 +39,11 @@ class Parameter:
 
 
 KERNEL = Parameter(heads_axis=1, decays=True, shrinks=True)
-"""A kernel, (D, H, columns)."""
+"""The kind of a kernel of shape (D, H, columns)."""
 MIX = Parameter(heads_axis=0, decays=True, shrinks=False)
-"""A matrix per head that mixes the columns of a kernel, (H, d, d)."""
+"""The kind of a parameter of shape (H, d, d): one matrix per head that mixes the columns of a kernel."""
 STRENGTH = Parameter(heads_axis=0, decays=False, shrinks=True)
-"""Factors of the singular values, (H) or (H, d)."""
+"""The kind of a parameter of shape (H) or (H, d) that multiplies the singular values."""
 QUERY, QUERY_AND_KEY = {"query": KERNEL}, {"query": KERNEL, "key": KERNEL}
 
 
@@ -52,10 +52,10 @@ class Argument:
     """The number in parentheses after a constraint's name, such as 8 in "low_rank(8)".
 
     Attributes:
-      meaning: what the number is, for error messages.
-      type: int or float.
+      meaning: description of the number, for error messages.
+      type: type of the number, int or float.
       low: smallest allowed value.
-      high: largest allowed value; None for head_dim.
+      high: largest allowed value; if None, head_dim.
       example: a valid value.
     """
 
@@ -77,16 +77,17 @@ class Argument:
         try:
             value = self.type(text)
         except ValueError as error:
-            raise QkjaxError(f"{self.meaning} is {text!r}, expected {expected}") from error
+            raise QkjaxError(f"{self.meaning} is {text!r}: expected {expected}") from error
         if not self.low <= value <= (np.inf if high is None else high):
-            raise QkjaxError(f"{self.meaning} is {text}, expected {expected}")
+            raise QkjaxError(f"{self.meaning} is {text}: expected {expected}")
         return value
 
 
 class Head(NamedTuple):
-    """The given kernels of one head, in float64.
+    """The kernels of one head in float64, for which `Constraint.nearest` finds the nearest constrained kernels.
 
     Attributes:
+      query, key: query and key kernel of the head.
       index: index of the head in its layer.
     """
 
@@ -99,22 +100,25 @@ class Head(NamedTuple):
 class Constraint:
     """A parametrisation of the query and key kernels of one layer.
 
-    No field has a default, so an incomplete entry fails when its module is imported. If the constraint has an argument,
-    the four functions take its value as their last argument; `bind` fixes it.
+    No field has a default, so an incomplete constraint fails when its module is imported. If the constraint has an
+    argument, such as 8 in "low_rank(8)", the functions `init`, `kernels`, `nearest` and `target` take the value of this
+    argument last. The method `bind` fixes the value.
 
     Attributes:
-      description: one line, for tables and help.
-      parameters: the layer's own parameters, by name.
-      init: (random key, shape) -> random parameters. Entries of the kernels have the variance that big_vision's Xavier
-        initialisation gives them, if the constraint leaves that open.
-      kernels: (parameters, shape) -> query and key kernel, which satisfy the constraint for any parameters.
-      nearest: head -> the parameters of this head whose M is nearest to the given one in the Frobenius norm, as numpy
-        arrays without the axis of heads.
-      factored: whether `kernels` calls LAPACK (QR, SVD). Such layers are computed one after the other, since two
-        batched factorisations in one program can deadlock XLA on CPUs with few cores.
-      trained: whether the parameters are trained; otherwise they keep their initial values.
-      target: () -> the target of the penalty on the layer's weighted cosine; None without a penalty.
-      argument: the argument of the name; None if it takes none.
+      description: description of the constraint in one line, for tables and help.
+      parameters: kinds of the layer's own parameters, by name.
+      init: function that takes a random key and a shape, and returns random parameters. The entries of the kernels have
+        the variance of big_vision's Xavier initialisation, unless the constraint fixes the variance.
+      kernels: function that takes parameters and a shape, and returns the query and the key kernel. The kernels satisfy
+        the constraint for any parameters.
+      nearest: function that takes a `Head`, and returns the parameters for which M is nearest to the M of this head in
+        the Frobenius norm, as numpy arrays without the axis of heads.
+      factored: whether `kernels` calls LAPACK (QR, SVD). Layers with such constraints are computed one after the other,
+        since two batched factorisations in one program can deadlock XLA on CPUs with few cores.
+      trained: whether the parameters are trained. If False, the parameters keep their initial values.
+      target: function without arguments that returns the target of the penalty on the layer's weighted cosine; None if
+        there is no penalty.
+      argument: the argument in the name; None if the name has no argument.
     """
 
     description: str
@@ -141,7 +145,7 @@ class Constraint:
                     raise TypeError(f"{name} of the constraint {self.description!r}: {error}") from error
 
     def bind(self, value: Number) -> "Constraint":
-        """The constraint without an argument that results from fixing the argument's value."""
+        """The constraint with a fixed value of its argument; the result takes no argument."""
 
         def bound(function: Callable) -> Callable:
             return lambda *arguments: function(*arguments, value)
@@ -157,13 +161,16 @@ class Constraint:
 
 
 def xavier(key: Array, shape: Shape, columns: int | None = None) -> Float[Array, "embed heads columns"]:
-    """A kernel with `columns` columns (by default d): uniform entries of variance 2 / (D + H d), as in big_vision."""
+    """A random kernel with `columns` columns (by default d), as in big_vision.
+
+    The entries are uniform with variance 2 / (D + H d).
+    """
     embed, heads, head_dim = shape
     bound = np.sqrt(6 / (embed + heads * head_dim))
     return jax.random.uniform(key, (embed, heads, columns or head_dim), minval=-bound, maxval=bound)
 
 
 def xavier_pair(key: Array, shape: Shape, columns: int | None = None) -> dict[str, Array]:
-    """Independent "query" and "key" kernels, see `xavier`."""
+    """Independent random "query" and "key" kernels from `xavier`."""
     query, other = jax.random.split(key)
     return {"query": xavier(query, shape, columns), "key": xavier(other, shape, columns)}

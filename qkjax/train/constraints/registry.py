@@ -1,4 +1,4 @@
-"""All constraints by name, and schedules with one constraint per layer."""
+"""Finds constraints by name, and parses schedules that give each layer a constraint."""
 
 import re
 from collections.abc import Mapping
@@ -16,24 +16,24 @@ def _merge(*families: Mapping[str, Constraint]) -> dict[str, Constraint]:
 
 
 CONSTRAINTS = _merge(unconstrained.CONSTRAINTS, symmetry.CONSTRAINTS, spectrum.CONSTRAINTS, coordinates.CONSTRAINTS)
-"""All constraints by their names without arguments: "low_rank" is the entry of "low_rank(8)"."""
+"""All constraints by their names without arguments; for example, "low_rank(8)" is found under "low_rank"."""
 
 
 def example_name(name: str) -> str:
-    """A complete name of an entry, such as "tied", or "low_rank(8)" if it takes an argument."""
+    """A complete name of a constraint in `CONSTRAINTS`: "tied", or with an example of its argument, "low_rank(8)"."""
     argument = CONSTRAINTS[name].argument
     return name if argument is None else f"{name}({argument.example:g})"
 
 
 def constraint(name: str, head_dim: int | None = None) -> Constraint:
-    """The constraint with this name; the value of an argument is fixed.
+    """The constraint with the given name. If the name has an argument, its value is fixed.
 
     Args:
       name: a name such as "tied" or "low_rank(8)".
-      head_dim: columns of a head; if given, the argument is checked against it.
+      head_dim: dimension of a head. If given, an argument with the upper limit head_dim is checked.
 
     Raises:
-      QkjaxError: the name is unknown (the error suggests the nearest one), or the argument is out of range.
+      QkjaxError: the name is unknown (the error suggests the nearest name), or the argument is out of range.
 
     Example:
       query, key = constraint("low_rank(8)").kernels(parameters, (embed, heads, head_dim))
@@ -42,7 +42,7 @@ def constraint(name: str, head_dim: int | None = None) -> Constraint:
     entry = CONSTRAINTS.get(match[1]) if match else None
     if entry is None or (entry.argument is None) != (match[2] is None):
         known = [example_name(known) for known in CONSTRAINTS]
-        raise QkjaxError(f"unknown constraint {name!r}{nearest(name, known)}; choose from {', '.join(known)}")
+        raise QkjaxError(f"unknown constraint {name!r}{nearest(name, known)}; expected one of {', '.join(known)}")
     return entry if entry.argument is None else entry.bind(entry.argument.parse(match[2], head_dim))
 
 
@@ -54,8 +54,8 @@ def schedule(text: str, depth: int) -> tuple[str, ...]:
       depth: number of layers.
 
     Raises:
-      QkjaxError: the text does not have this form, a constraint is unknown, or a layer has no or two constraints or
-        does not exist.
+      QkjaxError: the text does not have this form, a constraint is unknown, a layer does not exist, or a layer does not
+        have exactly one constraint.
 
     Example:
       schedule("0-1:tied 2:free", 3)  # ("tied", "tied", "free")
@@ -72,11 +72,15 @@ def schedule(text: str, depth: int) -> tuple[str, ...]:
         for layer in range(int(match[1]), int(match[2] or match[1]) + 1):
             if layer >= depth:
                 raise QkjaxError(
-                    f"the schedule {text!r} names layer {layer}, but the model has {depth} layers: use 0 to {depth - 1}"
+                    f"the schedule {text!r} names layer {layer}: expected layers from 0 to {depth - 1}, since the "
+                    f"model has {depth} layers"
                 )
             if layer in names:
-                raise QkjaxError(f"the schedule {text!r} gives layer {layer} two constraints: give it one")
+                raise QkjaxError(f"the schedule {text!r} gives layer {layer} two constraints: expected one")
             names[layer] = match[3]
     if missing := sorted(set(range(depth)) - set(names)):
-        raise QkjaxError(f"the schedule {text!r} has no constraint for layer {missing[0]}: use free for none")
+        raise QkjaxError(
+            f"the schedule {text!r} names no constraint for layer {missing[0]}: for an unconstrained layer, add "
+            f"{missing[0]}:free"
+        )
     return tuple(names[layer] for layer in range(depth))

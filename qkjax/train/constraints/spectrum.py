@@ -22,28 +22,31 @@ from qkjax.train.constraints.record import (
 def _orthogonal(parameters: Parameters, _: Shape) -> tuple[Kernel, Kernel]:
     query, key = parameters["query"], parameters["key"]
     basis, _ = jnp.linalg.qr(jnp.moveaxis(query, 1, 0))
-    for _ in range(2):  # the second pass removes what rounding leaves after the first
+    for _ in range(2):  # the second pass removes the rounding error of the first pass
         key = key - dot("hdm,hem,ehk->dhk", basis, basis, key)
     return query, key
 
 
 def _nearest_orthogonal(head: Head) -> dict[str, np.ndarray]:
-    """The nearest kernels with the query subspace unchanged; changing the key subspace instead would do as well."""
+    """The nearest kernels with orthogonal subspaces and an unchanged query kernel.
+
+    Changing the query kernel instead of the key kernel would be an equally good choice.
+    """
     basis, _ = np.linalg.qr(head.query)
     return {"query": head.query, "key": head.key - basis @ (basis.T @ head.key)}
 
 
 def _flat(parameters: Parameters, _: Shape) -> tuple[Kernel, Kernel]:
-    # One stacked QR: two independent batched ones in a program can deadlock XLA on CPUs with few cores.
+    # One stacked QR: two independent batched QRs in one program can deadlock XLA on CPUs with few cores.
     bases, cores = jnp.linalg.qr(jnp.moveaxis(jnp.stack([parameters["query"], parameters["key"]]), 2, 1))
-    # LAPACK chooses the signs. With a positive diagonal of R, Q equals columns that are already orthonormal.
+    # LAPACK chooses the signs of R. With a positive diagonal of R, Q equals the input if its columns are orthonormal.
     signs = jnp.where(jnp.diagonal(cores, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
     query, key = jnp.moveaxis(bases * signs[..., None, :], 1, 2)
     return query, key * parameters["strength"][None, :, None]
 
 
 def _svd(head: Head) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The singular value decomposition of M from its factors: u (D, d), s, v (D, d)."""
+    """The singular value decomposition of M, computed from the kernels: u (D, d), s, and v (D, d)."""
     (query_basis, query_core), (key_basis, key_core) = np.linalg.qr(head.query), np.linalg.qr(head.key)
     left, s, right = np.linalg.svd(query_core @ key_core.T)
     return query_basis @ left, s, key_basis @ right.T
@@ -66,7 +69,7 @@ def _nearest_low_rank(head: Head, rank: int) -> dict[str, np.ndarray]:
 
 CONSTRAINTS = {
     "orthogonal": Constraint(
-        description="Wk without its part in the span of Wq: every cosine 0, M not antisymmetric",
+        description="Wk is orthogonal to the span of Wq: every cosine is 0, and M is not antisymmetric",
         parameters=QUERY_AND_KEY,
         init=xavier_pair,
         kernels=_orthogonal,
@@ -77,7 +80,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "flat": Constraint(
-        description="orthonormal columns and one strength: all d singular values of a head equal",
+        description="Wq and Wk have orthonormal columns and one strength: the d singular values are equal",
         parameters={"query": KERNEL, "key": KERNEL, "strength": STRENGTH},
         init=lambda key, shape: {**xavier_pair(key, shape), "strength": jnp.ones(shape[1])},
         kernels=_flat,
@@ -88,7 +91,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "low_rank": Constraint(
-        description="r columns, the others 0: M of rank r",
+        description="only r columns of Wq and Wk are nonzero: M has rank r",
         parameters=QUERY_AND_KEY,
         init=xavier_pair,
         kernels=lambda p, shape, rank: (_padded(p["query"], shape), _padded(p["key"], shape)),

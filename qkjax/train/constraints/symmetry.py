@@ -1,7 +1,7 @@
-"""Constraints on the symmetry of M = Wq Wk^T, and thereby on the sign of the modes' cosines.
+"""Constraints on the symmetry of M = Wq Wk^T, which determines the cosines of the modes or their signs.
 
-u . v is 0 for every mode of an antisymmetric M, since v = M^T u / s and u^T M u = 0. The nearest M is computed from
-2d x 2d matrices, since the symmetric and the antisymmetric part of M lie in the span of [Wq, Wk].
+For every mode of an antisymmetric M, the cosine u . v is 0, since v = M^T u / s and u^T M u = 0. The nearest M is
+computed from 2d x 2d matrices, since the symmetric and the antisymmetric part of M act within the span of [Wq, Wk].
 """
 
 import jax.numpy as jnp
@@ -25,18 +25,21 @@ def _draw_mixed(key: Array, shape: Shape, mix: np.ndarray) -> dict[str, Array]:
 
 
 def _mixed(parameters: Parameters, sign: int) -> tuple[Kernel, Kernel]:
-    """Wk = Wq (B + B^T) / 2 for sign 1, Wq (B - B^T) / 2 for -1."""
+    """The kernels Wq and Wk, with Wk = Wq (B + B^T) / 2 for sign 1, and Wk = Wq (B - B^T) / 2 for sign -1."""
     query, mix = parameters["query"], parameters["mix"]
     return query, dot("dhk,hkm->dhm", query, (mix + sign * jnp.swapaxes(mix, 1, 2)) / 2)
 
 
 def _alternating_signs(head_dim: int) -> np.ndarray:
-    """A diagonal of alternating signs, with which half of the modes start with cosine +1 and half with -1."""
+    """A diagonal matrix of alternating signs, so that half of the modes start with cosine +1 and half with -1."""
     return np.diag(np.where(np.arange(head_dim) % 2, -1.0, 1.0))
 
 
 def _quarter_turns(head_dim: int) -> np.ndarray:
-    """B such that (B - B^T) / 2 rotates planes of two coordinates by 90 degrees. If d is odd, the last one is 0."""
+    """A matrix B such that (B - B^T) / 2 rotates each pair of coordinates by 90 degrees.
+
+    If d is odd, the last coordinate becomes 0.
+    """
     turn = np.zeros((head_dim, head_dim))
     first = np.arange(0, head_dim - 1, 2)
     turn[first, first + 1] = 2.0
@@ -44,20 +47,23 @@ def _quarter_turns(head_dim: int) -> np.ndarray:
 
 
 def _in_span(head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """An orthonormal basis P (D, 2d) of the span of both kernels, and P^T M P."""
+    """An orthonormal basis P (D, 2d) of the span of both kernels, and the small matrix P^T M P."""
     basis, _ = np.linalg.qr(np.concatenate([head.query, head.key], axis=1))
     return basis, (basis.T @ head.query) @ (basis.T @ head.key).T
 
 
 def _symmetric_part(head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """The 2d eigenvalues of (M + M^T) / 2 that can differ from 0, and their eigenvectors (D, 2d)."""
+    """The 2d eigenvalues of (M + M^T) / 2 that can be nonzero, and their eigenvectors (D, 2d)."""
     basis, small = _in_span(head)
     values, vectors = np.linalg.eigh((small + small.T) / 2)
     return values, basis @ vectors
 
 
 def _nearest_definite(head: Head, sign: int) -> dict[str, np.ndarray]:
-    """The nearest definite matrix, from the d largest eigenvalues of one sign. Missing columns are 0."""
+    """Parameters of the nearest semidefinite M, from the d largest eigenvalues of the given sign.
+
+    If there are fewer than d eigenvalues of this sign, the remaining columns are 0.
+    """
     values, vectors = _symmetric_part(head)
     best = np.argsort(-sign * values)[: head.query.shape[1]]
     return {"query": vectors[:, best] * np.sqrt(np.maximum(sign * values[best], 0))}
@@ -70,9 +76,11 @@ def _nearest_symmetric(head: Head) -> dict[str, np.ndarray]:
 
 
 def _nearest_antisymmetric(head: Head) -> dict[str, np.ndarray]:
-    """The nearest antisymmetric matrix, from the d // 2 strongest planes of K = (M - M^T) / 2. iK is Hermitian. An
-    eigenvector z = (a + ib) / sqrt(2) with a positive eigenvalue w has K a = w b and K b = -w a, so the plane's part of
-    K is w (b a^T - a b^T)."""
+    """Parameters of the nearest antisymmetric M, from the d // 2 strongest planes of K = (M - M^T) / 2.
+
+    The matrix iK is Hermitian. If z = (a + ib) / sqrt(2) is an eigenvector of iK with a positive eigenvalue w, then
+    K a = w b and K b = -w a. The part of K in the plane of a and b is therefore w (b a^T - a b^T).
+    """
     basis, small = _in_span(head)
     values, vectors = np.linalg.eigh(1j * (small - small.T) / 2)
     head_dim = head.query.shape[1]
@@ -88,7 +96,7 @@ def _nearest_antisymmetric(head: Head) -> dict[str, np.ndarray]:
 
 CONSTRAINTS = {
     "tied": Constraint(
-        description="Wk = Wq: M symmetric and positive, every cosine +1",
+        description="Wk = Wq: M is symmetric and positive semidefinite, every cosine is +1",
         parameters=QUERY,
         init=_draw_query,
         kernels=lambda p, shape: (p["query"], p["query"]),
@@ -99,7 +107,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "repulsive": Constraint(
-        description="Wk = -Wq: M symmetric and negative, every cosine -1",
+        description="Wk = -Wq: M is symmetric and negative semidefinite, every cosine is -1",
         parameters=QUERY,
         init=_draw_query,
         kernels=lambda p, shape: (p["query"], -p["query"]),
@@ -110,7 +118,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "symmetric": Constraint(
-        description="Wk = Wq S, S = S^T: M symmetric, every cosine +1 or -1",
+        description="Wk = Wq S with S = S^T: M is symmetric, every cosine is +1 or -1",
         parameters=QUERY_AND_MIX,
         init=lambda key, shape: _draw_mixed(key, shape, _alternating_signs(shape[2])),
         kernels=lambda p, shape: _mixed(p, 1),
@@ -121,7 +129,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "antisymmetric": Constraint(
-        description="Wk = Wq A, A = -A^T: M = -M^T, every cosine 0",
+        description="Wk = Wq A with A = -A^T: M = -M^T, every cosine is 0",
         parameters=QUERY_AND_MIX,
         init=lambda key, shape: _draw_mixed(key, shape, _quarter_turns(shape[2])),
         kernels=lambda p, shape: _mixed(p, -1),

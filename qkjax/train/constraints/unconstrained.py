@@ -1,4 +1,4 @@
-"""Constraints that do not change the kernels: no constraint, untrained kernels, or only a penalty."""
+"""Entries without a hard constraint: `free` (no constraint), `frozen` (untrained kernels) and `pull` (a penalty)."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "frozen": Constraint(
-        description="kernels keep their initial values",
+        description="query and key kernels keep their initial values",
         parameters=QUERY_AND_KEY,
         init=xavier_pair,
         kernels=lambda p, shape: tuple(jax.lax.stop_gradient((p["query"], p["key"]))),
@@ -34,7 +34,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "pull": Constraint(
-        description="a penalty pulls the weighted cosine to c",
+        description="a penalty pulls the weighted cosine of the layer to c",
         parameters=QUERY_AND_KEY,
         init=lambda key, shape, cosine: xavier_pair(key, shape),
         kernels=lambda p, shape, cosine: (p["query"], p["key"]),

@@ -31,6 +31,7 @@ class Facts:
       foreign_head: why the classifier is not a dense layer on the pooled token; "" if it is.
       complete: whether the source describes the whole model, so that nothing else is assumed.
       layout: how the model type stores its parameters.
+      stated_sizes: sizes that the parameters show, too, by the key of config.json; they must agree.
       notes: sentences on what was overruled or left out.
     """
 
@@ -43,6 +44,7 @@ class Facts:
     foreign_head: str = ""
     complete: bool = False
     layout: Layout = USUAL
+    stated_sizes: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def with_settings(self, settings: Mapping) -> "Facts":

@@ -13,7 +13,14 @@ from qkjax.vit.config import check_settings
 from qkjax.weights.families import huggingface_keys as keys
 from qkjax.weights.families.facts import ROTARY, Facts, Grid, height_and_width
 from qkjax.weights.families.huggingface_kinds import KINDS, OUTPUTS, REFUSED, WEIGHTS_ONLY, WEIGHTS_ONLY_KINDS, Kind
-from qkjax.weights.families.huggingface_layouts import NO_FINAL_NORM, OWN_KEYS, layout_of, resampling, usual_keys
+from qkjax.weights.families.huggingface_layouts import (
+    NO_FINAL_NORM,
+    OWN_KEYS,
+    SEVERAL_STACKS,
+    layout_of,
+    resampling,
+    usual_keys,
+)
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -54,6 +61,7 @@ def facts_of(config: Mapping) -> Facts:
         foreign_head=_foreign_head(config),
         complete=kind in KINDS,
         layout=layout_of(kind, values),
+        stated_sizes=_stated_sizes(kind, values),
         notes=tuple(notes),
     )
 
@@ -72,6 +80,17 @@ def _settings(kind: str, values: Mapping, default: Kind) -> dict:
     if kind not in WEIGHTS_ONLY:
         settings["activation"] = _activation(values, default)
     return settings
+
+
+def _stated_sizes(kind: str, values: Mapping) -> dict[str, int | tuple[int, ...]]:
+    """The sizes in a configuration that the shapes of the parameters show, too. DINOv2 has `mlp_ratio` instead of an
+    intermediate size, and models with stages or two transformers have more layers than `num_hidden_layers`."""
+    omitted = {"intermediate_size"} if kind.startswith("dinov2") else set()
+    omitted |= {"num_hidden_layers"} if kind in SEVERAL_STACKS else set()
+    names = [name for name in ("hidden_size", "num_hidden_layers", "intermediate_size") if name not in omitted]
+    sizes = {name: values[name] for name in names if type(values.get(name)) is int}
+    pairs = {name: height_and_width(values.get(name)) for name in ("patch_size", "image_size")}
+    return sizes | {name: pair for name, pair in pairs.items() if pair}
 
 
 def _vision_part(config: Mapping) -> tuple[str, dict]:

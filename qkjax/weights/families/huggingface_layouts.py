@@ -44,6 +44,8 @@ RESAMPLE = {
     "radio": "bilinear_crop",
 }
 NO_FINAL_NORM = {"molmo2_vision", "radio", "hunyuan_vl_vision", "hy_v4_vl_vision", "glm_image_vision", "mgp-str"}
+SEVERAL_STACKS = {"mllama_vision_model", "groupvit_vision_model"}
+"""Model types whose layers are in several lists."""
 RADIO = (
     (r"^(?:radio_model\.model\.patch_generator\.embedder|embeddings\.patch_projection)\.", "patch_embed.proj."),
     (r"^(?:radio_model\.model\.patch_generator\.pos_embed|embeddings\.position_embedding)$", "pos_embed"),

@@ -47,10 +47,13 @@ def from_processor_config(config: Mapping[str, Any]) -> Preprocess:
     Raises:
       QkjaxError: a class, step, size or filter is unknown, a key is missing, or the images have no fixed size.
     """
-    stated = stated_by_processor(config)
-    if stated.unfollowed:
-        raise QkjaxError(f"{FILE} {stated.unfollowed[0]}; correct it, or pass your own `Preprocess`")
-    return Preprocess(**stated.fields)
+    try:
+        stated = stated_by_processor(config)
+        if not stated.unfollowed:
+            return Preprocess(**stated.fields)
+    except QkjaxError as error:
+        raise QkjaxError(f"{FILE} has {error}") from error
+    raise QkjaxError(f"{FILE} {stated.unfollowed[0]}; correct it, or pass your own `Preprocess`")
 
 
 def stated_by_processor(config: Mapping[str, Any], file: str = FILE) -> StatedPreprocess:
@@ -128,12 +131,21 @@ def _size(values: Mapping[str, Any], key: str, short: bool) -> tuple[_Size | Non
 
 
 def _mean_std(values: Mapping[str, Any]) -> tuple[RGB, RGB] | None:
-    """Mean and standard deviation for values in 0..1, for any rescale_factor; None if they are not usable."""
+    """Mean and standard deviation for values in 0..1, for any rescale_factor; None if they are missing or of another
+    type.
+
+    Raises:
+      QkjaxError: the factor is zero, or a number is out of range. `Preprocess` refuses other numbers that cannot be.
+    """
     try:
         mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize", True) else (0, 1)
         factor = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1
         scale = round(255 * factor, 9)  # exactly 1 for the usual 1/255
-        mean, std = (tuple(float(x) / scale for x in np.broadcast_to(colour, 3)) for colour in (mean, std))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        mean, std = (tuple(x / scale for x in np.broadcast_to(colour, 3).tolist()) for colour in (mean, std))
+    except (KeyError, TypeError, ValueError):
         return None
-    return (mean, std) if np.isfinite([*mean, *std]).all() and all(std) else None
+    except (ZeroDivisionError, OverflowError) as error:
+        raise QkjaxError(
+            f"image_mean, image_std and rescale_factor that no image has ({error}); correct the file"
+        ) from error
+    return mean, std

@@ -99,7 +99,7 @@ def preprocess_of(config: Mapping) -> StatedPreprocess:
     else:
         clauses.append(f"has size={size!r} and resize_mode={mode!r} (expected one of {', '.join(RESIZES)})")
     mean, std = (colours(values.get(name) or CLIP[i]) for i, name in enumerate(("mean", "std")))
-    if mean and std and all(std):
+    if mean and std:
         fields |= {"mean": mean, "std": std}
     else:
         clauses.append("has no usable mean and std")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from qkjax.errors import QkjaxError
+from qkjax.images.limits import LARGEST, MAX_SIDE
 from qkjax.images.preprocess import Preprocess, Resolution
 
 
@@ -31,14 +33,20 @@ def missing_fields(stated: StatedPreprocess) -> list[str]:
 
 
 def as_side(value: Any) -> bool:
-    """Whether a value of a JSON file is a length in pixels."""
+    """Whether a value of a JSON file is a length in pixels.
+
+    Raises:
+      QkjaxError: it is a length that no image has.
+    """
+    if type(value) is int and value > MAX_SIDE:
+        raise QkjaxError(f"a side has more than {MAX_SIDE} pixels (QKJAX_MAX_SIDE raises this limit)")
     return type(value) is int and value > 0
 
 
 def colours(values: Any) -> tuple[float, float, float] | None:
-    """Three finite numbers from a list of a JSON file, or None."""
+    """Three numbers from a list of a JSON file, or None. `Preprocess` refuses those that cannot be."""
     if not isinstance(values, Sequence) or len(values) != 3:
         return None
-    if not all(type(value) in (int, float) and abs(value) < float("inf") for value in values):
+    if not all(type(value) in (int, float) for value in values):
         return None
-    return tuple(float(value) for value in values)
+    return tuple(value if abs(value) > LARGEST else float(value) for value in values)

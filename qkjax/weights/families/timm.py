@@ -128,7 +128,7 @@ def preprocess_of(config: Mapping) -> StatedPreprocess | None:
     else:
         clauses.append(f"has interpolation={values['interpolation']!r} (expected one of {', '.join(FILTERS)})")
     mean, std = colours(values["mean"]), colours(values["std"])
-    if mean and std and all(std):
+    if mean and std:
         fields |= {"mean": mean, "std": std}
     else:
         clauses.append("has no usable mean and std")

@@ -14,6 +14,7 @@ from qkjax.weights.families.architecture import check_shapes, infer_config
 from qkjax.weights.families.big_vision import check_finite
 from qkjax.weights.families.big_vision_names import BLOCK
 from qkjax.weights.families.facts import Facts, ParsedModel
+from qkjax.weights.families.torch_checks import check_ranks, check_stated_sizes
 from qkjax.weights.families.torch_heads import head_count, split_fused
 from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, QUERY_PART, canonical_name, wrappers
 from qkjax.weights.families.torch_patches import fold_pixel_scale, orient_patches
@@ -64,6 +65,7 @@ def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts)
     settings = {**assumed, **facts.settings, "grid": grid}
     config = infer_config(shapes, settings)
     check_shapes(shapes, config)
+    check_stated_sizes(config, facts)
     if not facts.complete:
         stated = {**assumed, **({} if "pool" in facts.settings else {"pool": config.pool})}
         listed = ", ".join(f"{name}={value!r}" for name, value in sorted(stated.items()))
@@ -81,6 +83,7 @@ def _queries_and_keys(keys: Iterable[str], read: Callable[[str], np.ndarray], fa
         raise QkjaxError("two parameters have the name of one query or key: expected a file with one model")
     if unread := next((key for key, name in names.items() if name is None and QUERY_PART.search(key)), None):
         raise QkjaxError(f"unknown parameter {unread!r}, expected queries and keys with only a weight and a bias")
+    check_ranks(flat, {name: key for key, name in names.items() if name})
     if not flat:
         raise QkjaxError("the parameters have no queries and keys with known names")
     heads, rows = head_count(flat, facts)
@@ -93,6 +96,7 @@ def _queries_and_keys(keys: Iterable[str], read: Callable[[str], np.ndarray], fa
     settings = {k: v for k, v in facts.settings.items() if k in ("norm", "norm_eps", "weights_only")}
     config = ViTConfig(width=width, depth=depth, heads=heads, head_dim=head_dim, mlp_dim=0, patch_size=(0, 0),
                        **settings)  # fmt: skip
+    check_stated_sizes(config, facts)
     return config, arrays, (*facts.notes, f"only queries and keys are read: {config.weights_only}")
 
 
@@ -119,6 +123,7 @@ def to_tree(
             f"both {first[named[second]]!r} and {second!r} hold {named[second]!r}: expected a file with one model"
         )
     flat = {name: read(key) for key, name in named.items()}
+    check_ranks(flat, first)
     notes = [*facts.notes]
     orient_patches(flat, any("predictor_embed" in key for key in named), facts)
     fold_pixel_scale(flat)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from qkjax.errors import QkjaxError
 
+LARGEST = 64 << 20
+"""Bytes of a JSON file; the index of a model of billions of parameters has less than a million."""
+
 
 def read_json(path: Path) -> dict:
     """Reads a JSON object.
@@ -12,6 +15,10 @@ def read_json(path: Path) -> dict:
     Raises:
       QkjaxError: the file cannot be read, or does not contain a JSON object.
     """
+    if not path.is_file():
+        raise QkjaxError(f"{path} is not a file")
+    if (size := path.stat().st_size) > LARGEST:
+        raise QkjaxError(f"{path} has {size} bytes, expected a configuration of at most {LARGEST}")
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

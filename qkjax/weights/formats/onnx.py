@@ -24,13 +24,26 @@ def read_dinov2(data: bytes) -> tuple[dict[str, np.ndarray], int]:
         raise QkjaxError("reading this checkpoint needs the onnx package: pip install 'qkjax[onnx]'") from error
     try:
         graph = onnx.load_model_from_string(data).graph
+        _check_external(graph)
         arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         state = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
         state |= _anonymous_weights(graph, arrays) | {"embeddings.position_embeddings": _positions(graph, arrays)}
         heads = _head_count(graph)
-    except (DecodeError, ValueError, KeyError, StopIteration) as error:
-        raise QkjaxError(f"not a DINOv2 graph with the expected nodes: {error!r}") from error
+    except (DecodeError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        raise QkjaxError(f"not a DINOv2 graph with the expected nodes: {repr(error)[:200]}") from error
     return state, heads
+
+
+def _check_external(graph) -> None:
+    """Refuses tensors whose data lies in another file, which onnx would read from the current folder.
+
+    Raises:
+      QkjaxError: there is such a tensor.
+    """
+    constants = [a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute]
+    for tensor in (*graph.initializer, *constants):
+        if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
+            raise QkjaxError(f"tensor {tensor.name!r} of the graph lies in another file, expected its data in this one")
 
 
 def _anonymous_weights(graph, arrays: dict) -> dict[str, np.ndarray]:

@@ -24,6 +24,10 @@ PICKLED = (".bin", ".pt", ".pth", ".tar")  # suffixes of PyTorch files
 HARMLESS = [(OrderedDict, "yacs.config.CfgNode"), Namespace]
 READABLE = ("F64", "F32", "F16", "BF16")
 DEEPEST, LISTED = 3, 6
+LARGEST_PICKLE = 64 << 20
+"""Bytes of a zip file's pickle, which holds no weights: that of a ViT-L has about 50,000."""
+SPARSEST = 20
+"""Largest ratio of a file's size to the space that it takes on disk; file systems compress weights by less."""
 NOT_MODELS = re.compile(r"optim|sched|scaler|hyper|callbacks|loops|args|config")
 """Names of other objects that training code saves next to its models."""
 
@@ -33,7 +37,7 @@ Readers = dict[str, Callable[[], np.ndarray]]
 def find(folder: Path) -> Path | None:
     """The file with the parameters in a folder, or the index of its shards; None if there is none."""
     named = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    others = sorted(folder.glob("*.safetensors"))
+    others = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     return named or (others[0] if len(others) == 1 else None)
 
 
@@ -75,11 +79,35 @@ def open_state(path: Path) -> dict[str, Readers]:
     """
     if path.name.endswith(".index.json"):
         return {"": _open_shards(path)}
+    _check_size(path)
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:9] == b"{":
         return {"": _open_safetensors(path)}
     return _open_torch(path)
+
+
+def _check_size(path: Path) -> None:
+    """Checks that a file holds on disk what its size and its zip directory state, before anything is read into memory.
+
+    Raises:
+      QkjaxError: the file is mostly holes, its pickle is too large, or its members unpack to more than the file holds.
+    """
+    stat = path.stat()
+    on_disk = getattr(stat, "st_blocks", stat.st_size) * 512  # in units of 512 bytes
+    if stat.st_size > LARGEST_PICKLE and on_disk < stat.st_size / SPARSEST:
+        raise QkjaxError(f"{path} has {stat.st_size} bytes, of which {on_disk} are on disk; download or copy it again")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return
+    pickle, unpacked = max((n for name, n in sizes.items() if name.endswith(".pkl")), default=0), sum(sizes.values())
+    if pickle > LARGEST_PICKLE or unpacked > 2 * stat.st_size + LARGEST_PICKLE:
+        raise QkjaxError(
+            f"{path} has {stat.st_size} bytes, but unpacks to {unpacked}, {pickle} of them in its pickle: expected at "
+            f"most {LARGEST_PICKLE}, and no compression, as PyTorch saves it; save the model again"
+        )
 
 
 def _open_safetensors(path: Path) -> Readers:
@@ -186,6 +214,10 @@ def to_numpy(what: str, tensor) -> np.ndarray:
     import torch
 
     known = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    if tensor.is_nested or tensor.is_meta:
+        raise QkjaxError(
+            f"{what} is a {'nested' if tensor.is_nested else 'meta'} tensor, expected a dense tensor with data"
+        )
     if tensor.layout != torch.strided or tensor.dtype not in known:
         raise QkjaxError(f"{what} is {tensor.dtype}, {tensor.layout}; expected a dense tensor of 16 to 64 bit floats")
     tensor = tensor.detach().cpu().contiguous()

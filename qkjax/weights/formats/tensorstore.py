@@ -43,7 +43,9 @@ class TensorstoreFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._folders = {f.parent.name.replace("~", "/"): f.parent for f in sorted(path.glob("*/.zarray"))}
+        self._folders = {
+            f.parent.name.replace("~", "/"): f.parent for f in sorted(path.glob("*/.zarray")) if f.is_file()
+        }
         if not self._folders:
             raise QkjaxError(f"{path} is not a checkpoint: it contains no '<parameter>/.zarray'")
         self._open: dict = {}

@@ -1,0 +1,49 @@
+"""Sizes of images, and the limits of the sizes and colours that settings for images may have."""
+
+import os
+import textwrap
+from typing import Any
+
+from qkjax.errors import QkjaxError
+
+Resolution = int | tuple[int, int]  # side of a square in pixels, or (height, width)
+MAX_SIDE = int(os.environ.get("QKJAX_MAX_SIDE") or 4096)
+"""Longest side in pixels of what a model sees: 4,096 pixels are 65,536 patches of 16 pixels."""
+LARGEST = 1e6
+"""Largest mean or standard deviation, and the inverse of the smallest standard deviation."""
+
+
+def pair(size: Resolution) -> tuple[int, int]:
+    """(height, width) of a size, which may be the side of a square."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def check_sides(name: str, size: Any) -> None:
+    """Checks one side of a picture, or height and width.
+
+    Raises:
+      QkjaxError: a side is not a whole number of pixels from 1 to `MAX_SIDE`.
+    """
+    sides = size if isinstance(size, tuple) and len(size) == 2 else (size,)
+    if not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
+        raise QkjaxError(
+            f"{name}={_short(size)}: expected whole pixels, 1 to {MAX_SIDE} a side (QKJAX_MAX_SIDE raises this limit)"
+        )
+
+
+def check_colours(name: str, values: Any, low: float, high: float) -> None:
+    """Checks one number per colour.
+
+    Raises:
+      QkjaxError: there are not three numbers, or one is outside the range or NaN.
+    """
+    plain = isinstance(values, tuple) and len(values) == 3 and all(type(x) in (int, float) for x in values)
+    if not (plain and all(low <= x <= high for x in values)):
+        raise QkjaxError(f"{name}={_short(values)}: expected three numbers from {low:g} to {high:g}")
+
+
+def _short(value: Any) -> str:
+    try:
+        return textwrap.shorten(repr(value), 60)
+    except ValueError:  # a whole number with thousands of digits
+        return "a number of thousands of digits"
