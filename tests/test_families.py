@@ -342,6 +342,17 @@ def test_radio_normalises_its_pixels_itself(torch, transformers, tmp_path):
         qkjax.load(tmp_path)
 
 
+def test_stated_resampling(torch, transformers, tmp_path):
+    """Torch's bicubic with a shifted scale changes positions even at their own size; it is not supported."""
+    *names, options, _ = MORE["HunYuan-VL"]
+    more_random(torch, *names, options | {"interpolate_mode": "bicubic"}).save_pretrained(tmp_path / "hunyuan")
+    assert qkjax.load(tmp_path / "hunyuan").config.posemb_resample == "bicubic"
+    *names, options, _ = MORE["HY-V4-VL"]
+    more_random(torch, *names, options | {"interpolate_mode": "bicubic"}).save_pretrained(tmp_path / "hy")
+    with pytest.raises(qkjax.QkjaxError, match=r"config\.json has interpolate_mode='bicubic', expected bilinear"):
+        qkjax.load(tmp_path / "hy")
+
+
 def test_parts_after_the_layers_are_noted(torch, transformers, tmp_path):
     """Connectors of language models, and heads of a whole model."""
     for family in ("Ovis2", "Granite Docling", "HunYuan-VL"):
@@ -354,6 +365,29 @@ def test_parts_after_the_layers_are_noted(torch, transformers, tmp_path):
     first, second = (qkjax.load(tmp_path / name) for name in ("whole", "part"))
     np.testing.assert_array_equal(first.params["pos_embedding"], second.params["pos_embedding"])
     assert "left out" in first.notes[0] and not second.notes[:-1]
+
+
+def test_image_model_of_a_whole_flava_and_an_older_name_of_a_type(torch, transformers, tmp_path):
+    """FLAVA's configuration has `image_config`; in older files, the type of an image tower is that of the whole."""
+    from safetensors.torch import load_file, save_file
+
+    wholes = {
+        "FLAVA": ("flava.image_model.", lambda own: {"model_type": "flava", "image_config": own}),
+        "Idefics2": ("model.vision_model.",
+                     lambda own: {"model_type": "idefics2", "vision_config": own | {"model_type": "idefics2"}}),
+    }  # fmt: skip
+    for family, (prefix, config) in wholes.items():
+        part, whole = tmp_path / family, tmp_path / f"whole {family}"
+        more_random(torch, *MORE[family][:-1]).save_pretrained(part)
+        whole.mkdir()
+        state = {f"{prefix}{name}": value for name, value in load_file(part / "model.safetensors").items()}
+        state["flava.text_model.encoder.layer.0.attention.attention.query.weight"] = torch.zeros(8, 8)
+        save_file(state, whole / "model.safetensors")
+        (whole / "config.json").write_text(json.dumps(config(json.loads((part / "config.json").read_text()))))
+        first, second = (qkjax.load(path) for path in (part, whole))
+        assert first.config == second.config
+        assert not any("is unknown" in note for note in second.notes)
+        np.testing.assert_array_equal(first.params["pos_embedding"], second.params["pos_embedding"])
 
 
 @pytest.mark.parametrize(("kind", "reason"), huggingface_kinds.REFUSED.items())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from qkjax.errors import QkjaxError
 from qkjax.weights.families.layout import Layout, renumbered
 
 OTHER_KEYS = {
@@ -43,6 +44,11 @@ RESAMPLE = {
     "glm_image_vision": "bilinear",
     "radio": "bilinear_crop",
 }
+STATED_RESAMPLE = {
+    "hunyuan_vl_vision": {"bilinear": "bilinear", "bicubic": "bicubic"},
+    "hy_v4_vl_vision": {"bilinear": "bilinear_offset"},
+}
+"""The resampling of model types whose configuration states it, by the value of `interpolate_mode`."""
 NO_FINAL_NORM = {"molmo2_vision", "radio", "hunyuan_vl_vision", "hy_v4_vl_vision", "glm_image_vision", "mgp-str"}
 SEVERAL_STACKS = {"mllama_vision_model", "groupvit_vision_model"}
 """Model types whose layers are in several lists."""
@@ -74,9 +80,18 @@ LAYOUTS = {
 
 
 def resampling(kind: str, values: Mapping) -> str | None:
-    """How a model type resamples its position embedding, if not as most others do."""
+    """How a model type resamples its position embedding, if not as most others do.
+
+    Raises:
+      QkjaxError: config.json states a method that is not supported for this type.
+    """
+    methods = STATED_RESAMPLE.get(kind)
+    if methods is None:
+        return RESAMPLE.get(kind)
     mode = values.get("interpolate_mode", "bilinear")
-    return {"hunyuan_vl_vision": mode, "hy_v4_vl_vision": f"{mode}_offset"}.get(kind, RESAMPLE.get(kind))
+    if mode not in methods:
+        raise QkjaxError(f"config.json has interpolate_mode={mode!r}, expected {' or '.join(methods)}")
+    return methods[mode]
 
 
 def layout_of(kind: str, values: Mapping) -> Layout:
