@@ -91,6 +91,7 @@ def test_survey_prints_its_counts(capsys):
 @pytest.mark.parametrize(
     ("kind", "verdict", "detail"),
     [("pixio", "exact", "tokens and last hidden state"), ("timesformer", "weights only", "those of a video"),
+     ("pp_chart2table_vision", "weights only", "windows and decomposed relative positions"),
      ("swin", "refused", "patches are merged between stages"), ("pixtral", "refused", "rotary position embeddings")],
 )  # fmt: skip
 def test_sample_of_transformers(kind, verdict, detail):
