@@ -141,7 +141,7 @@ REFUSED = {
     "inkling_vision": "it has no attention",
     "dots3_note_vision_encoder": ROTARY,
     "unlimited_ocr_vision": "it has two image encoders in a row: load one of them, with its own config.json",
-    "deepseek_ocr2_vision": "it has two image encoders in a row: load one of them, with its own config.json",
+    "deepseek_ocr2_vision": "it has two image encoders in a row, SAM and one with rotary position embeddings",
 }
 """Model types that are refused, and why."""
 TWICE = "the output is the class token after one norm; the pooled output of this model applies its last norm twice"
