@@ -91,9 +91,9 @@ def _forward(name: str, checkpoint: qkjax.Checkpoint, model: Any) -> Verdict:
     pixels = [side * patch for side, patch in zip(grid, config.patch_size, strict=True)]
     images = torch.randn(1, 3, *pixels, generator=torch.Generator().manual_seed(1))
     output, ours = forward(qkjax.ViT(config), checkpoint.params, images.numpy().transpose(0, 2, 3, 1), ("residual",))
-    with torch.no_grad(), _entering(model) as entering:
+    with torch.no_grad(), entering(model) as states:
         theirs = model(**inputs(name, images, config.patch_size))
-    tokens = [distance(a, by_rows(name, b, 1, grid)) for a, b in zip(ours["residual"], entering, strict=True)]
+    tokens = [distance(a, by_rows(name, b, 1, grid)) for a, b in zip(ours["residual"], states, strict=True)]
     last = getattr(theirs, "last_hidden_state", None)
     results = {"last hidden state": (ours["encoded"], None if last is None else by_rows(name, last, 1, grid)),
                "pooled output": (output, getattr(theirs, "pooler_output", None))}  # fmt: skip
@@ -104,7 +104,7 @@ def _forward(name: str, checkpoint: qkjax.Checkpoint, model: Any) -> Verdict:
 
 
 @contextmanager
-def _entering(model: Any) -> Iterator[list]:
+def entering(model: Any) -> Iterator[list]:
     """Collects the input of every layer."""
     from torch import nn
 

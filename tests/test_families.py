@@ -6,8 +6,11 @@ Hidden states agree to 1e-5 of their range and attention to 1e-5: float32 in ano
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +20,16 @@ import qkjax
 from conftest import moved
 from qkjax.images.preprocess import PRESETS, Preprocess
 from qkjax.vit.model import forward
+from qkjax.vit.posemb import resample
 from qkjax.vit.tree import query_key_kernels
 from qkjax.weights import preprocessing
-from qkjax.weights.families import timm
+from qkjax.weights.families import huggingface_kinds, timm
+from qkjax.weights.families.facts import height_and_width
 from qkjax.weights.formats.npz import write_npz
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import survey_transformers
+import transformers_models
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 28,
          "patch_size": 7}  # fmt: skip
@@ -39,6 +48,8 @@ FAMILIES = {
     "BEiT": ("BeitConfig", "BeitModel", {"use_relative_position_bias": True, "layer_scale_init_value": 0.3}),
     "BEiT shared": ("BeitConfig", "BeitModel", {"use_shared_relative_position_bias": True, "use_mean_pooling": False}),
 }
+RADIO = {"intermediate_size": None, "max_img_size": 28, "layerscale_value": 0.5, "num_cls_tokens": 2,
+         "num_registers": 3}  # fmt: skip
 RECTANGLE = {"image_size": [28, 28], "patch_size": [7, 7]}
 MORE = {
     "ViTMSN": ("vit_msn", "ViTMSNConfig", "ViTMSNModel", {}, "encoded"),
@@ -63,8 +74,38 @@ MORE = {
                         "both"),
     "Idefics2": ("idefics2", "Idefics2VisionConfig", "Idefics2VisionTransformer", {}, "encoded"),
     "Idefics3": ("idefics3", "Idefics3VisionConfig", "Idefics3VisionTransformer", {}, "encoded"),
+    "Idefics": ("idefics", "IdeficsVisionConfig", "IdeficsVisionTransformer", {"hidden_size": None, "embed_dim": 48},
+                "pooled"),
+    "SmolVLM": ("smolvlm", "SmolVLMVisionConfig", "SmolVLMVisionTransformer", {}, "encoded"),
+    "Kosmos-2": ("kosmos2", "Kosmos2VisionConfig", "Kosmos2VisionModel", {}, "pooled"),
+    "InstructBLIP for videos": ("instructblipvideo", "InstructBlipVideoVisionConfig", "InstructBlipVideoVisionModel",
+                                {}, "encoded"),
+    "FLAVA": ("flava", "FlavaImageConfig", "FlavaImageModel", {}, "encoded"),
+    "Janus": ("janus", "JanusVisionConfig", "JanusVisionModel", {"intermediate_size": None, "depth": 3}, "encoded"),
+    "Pixio": ("pixio", "PixioConfig", "PixioModel", {"intermediate_size": None, "n_cls_tokens": 5}, "encoded"),
+    "C-RADIO": ("radio", "RadioConfig", "RadioModel", RADIO, "encoded"),
+    "C-RADIO with a gated MLP": ("radio", "RadioConfig", "RadioModel", RADIO | {"use_swiglu_ffn": True}, "encoded"),
+    "Qianfan-OCR": ("qianfan_ocr", "QianfanOCRVisionConfig", "QianfanOCRVisionModel", RECTANGLE, "encoded"),
+    "Qianfan-OCR with a last norm": ("qianfan_ocr", "QianfanOCRVisionConfig", "QianfanOCRVisionModel",
+                                     RECTANGLE | {"use_mean_pooling": False}, "encoded"),
+    "Ovis2": ("ovis2", "Ovis2VisionConfig", "Ovis2VisionModel", {"vocab_size": 30}, "encoded"),
+    "Phi-4": ("phi4_multimodal", "Phi4MultimodalVisionConfig", "Phi4MultimodalVisionModel", {}, "both"),
+    "Granite Docling": ("granite_docling", "GraniteDoclingVisionConfig", "GraniteDoclingVisionModel",
+                        {"deepstack_visual_indexes": [0, 1], "scale_factor": 2}, "encoded"),
+    "Molmo 2": ("molmo2", "Molmo2VisionConfig", "Molmo2VisionModel",
+                {"image_size": [28, 28], "head_dim": 16, "num_key_value_heads": 4}, "both"),
+    "Cosmos 3 Edge": ("cosmos3_edge", "Cosmos3EdgeVisionConfig", "Cosmos3EdgeVisionModel",
+                      {"image_size": None, "num_patches": 16}, "encoded"),
+    "HunYuan-VL": ("hunyuan_vl", "HunYuanVLVisionConfig", "HunYuanVLVisionTransformer",
+                   {"image_size": None, "max_image_size": 28, "text_hidden_size": 16}, "encoded"),
+    "HY-V4-VL": ("hy_v4_vl", "HYV4VLVisionConfig", "HYV4VLVisionModel",
+                 {"image_size": None, "max_image_size": 28, "out_hidden_size": 16}, "encoded"),
+    "GLM-Image": ("glm_image", "GlmImageVisionConfig", "GlmImageVisionModel", {}, "encoded"),
+    "MGP-STR": ("mgp_str", "MgpstrConfig", "MgpstrModel", {"intermediate_size": None, "image_size": [28, 28]},
+                "encoded"),
 }  # fmt: skip
 """Module, classes and options; and which of the model's outputs is compared, besides tokens and attention."""
+SAM = {"intermediate_size": None, "output_channels": 8, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 80}
 WEIGHTS_ONLY = {
     "YOLOS": ("yolos", "YolosConfig", "YolosModel", {"image_size": [28, 28]}, "detection tokens"),
     "EoMT": ("eomt", "EomtConfig", "EomtForUniversalSegmentation",
@@ -81,6 +122,41 @@ WEIGHTS_ONLY = {
             {"image_size": None, "max_length": 32, "num_mel_bins": 32}, "overlap"),
     "ViViT": ("vivit", "VivitConfig", "VivitModel", {"tubelet_size": [2, 7, 7], "num_frames": 4}, "video"),
     "VideoMAE": ("videomae", "VideoMAEConfig", "VideoMAEModel", {"num_frames": 4}, "video"),
+    "VidEoMT": ("videomt", "VideomtConfig", "VideomtForUniversalSegmentation",
+                {"num_blocks": 1, "num_queries": 3, "intermediate_size": None}, "query tokens"),
+    "TimeSformer": ("timesformer", "TimesformerConfig", "TimesformerModel", {"num_frames": 2}, "attention over time"),
+    "X-CLIP": ("x_clip", "XCLIPVisionConfig", "XCLIPVisionModel", {"num_frames": 2}, "message tokens"),
+    "ViLT": ("vilt", "ViltConfig", "ViltModel", {}, "words"),
+    "GroupViT": ("groupvit", "GroupViTVisionConfig", "GroupViTVisionModel",
+                 {"depths": [1, 1], "num_group_tokens": [4, 0], "num_output_groups": [4, 4]}, "group tokens"),
+    "ViTPose": ("vitpose_backbone", "VitPoseBackboneConfig", "VitPoseBackbone",
+                {"image_size": [28, 28], "intermediate_size": None}, "pads"),
+    "ViTPose+": ("vitpose_backbone", "VitPoseBackboneConfig", "VitPoseBackbone",
+                 {"image_size": [28, 28], "intermediate_size": None, "num_experts": 2, "part_features": 8}, "pads"),
+    "Llama 3.2 Vision": ("mllama", "MllamaVisionConfig", "MllamaVisionModel",
+                         {"num_hidden_layers": 1, "num_attention_heads": None, "attention_heads": 4,
+                          "num_global_layers": 1, "intermediate_layers_indices": [0]}, "tiles"),
+    "MiniCPM-OCR": ("minicpm_ocr", "MiniCPMOcrVisionConfig", "MiniCPMOcrVisionModel", {"insert_layer_id": 0}, "merges"),
+    "MiniCPM-V 4.6": ("minicpmv4_6", "MiniCPMV4_6VisionConfig", "MiniCPMV4_6VisionModel", {"insert_layer_id": 0},
+                      "merges"),
+    "MiniCPM-V 4.7": ("minicpmv4_7", "MiniCPMV4_7VisionConfig", "MiniCPMV4_7VisionModel", {"insert_layer_id": 0},
+                      "merges"),
+    "SAM-HQ": ("sam_hq", "SamHQVisionConfig", "SamHQVisionModel", SAM, "windows"),
+    "GOT-OCR2": ("got_ocr2", "GotOcr2VisionConfig", "GotOcr2VisionEncoder", SAM, "windows"),
+    "SLANeXt": ("slanext", "SLANeXtVisionConfig", "SLANeXtVisionEncoder", SAM, "windows"),
+    "PP-FormulaNet": ("pp_formulanet", "PPFormulaNetVisionConfig", "PPFormulaNetVisionModel",
+                      SAM | {"post_conv_in_channels": 8}, "windows"),
+    "SAM of DeepSeek-OCR 2": ("deepseek_ocr2", "DeepseekOcr2SamVisionConfig", "DeepseekOcr2SamVisionEncoder",
+                              SAM | {"downsample_channels": [8, 8]}, "windows"),
+    "SAM of Unlimited-OCR": ("unlimited_ocr", "UnlimitedOcrSamVisionConfig", "UnlimitedOcrSamVisionEncoder",
+                             SAM | {"downsample_channels": [8, 8]}, "windows"),
+    "Unlimited-OCR": ("unlimited_ocr", "UnlimitedOcrVisionEncoderConfig", "UnlimitedOcrVisionEncoder", {},
+                      "another image encoder"),
+    "LW-DETR": ("lw_detr", "LwDetrViTConfig", "LwDetrViTBackbone",
+                {"image_size": 56, "pretrain_image_size": 28, "num_windows": 4, "window_block_indices": [0],
+                 "intermediate_size": None}, "windows"),
+    "RF-DETR": ("rf_detr", "RfDetrDinov2Config", "RfDetrDinov2Backbone",
+                {"num_windows": 2, "out_indices": [1, 2], "intermediate_size": None}, "windows"),
 }  # fmt: skip
 """Module, classes and options; and a part of the reason."""
 MAE = ("ViTMAEConfig", "ViTMAEForPreTraining", {"decoder_num_hidden_layers": 1, "mask_ratio": 0.0})
@@ -125,10 +201,11 @@ def test_family_agrees_with_transformers(torch, transformers, family, tmp_path):
 def more_random(torch, module: str, config: str, model: str, options: dict, **changed):
     """A small random model of transformers by the names of its module and classes; skips one that is not installed."""
     folder = f"transformers.models.{module.removesuffix('_vision')}"
+    file = "vision" if module == "idefics" else f"modeling_{module}"
     try:
         kinds = [
-            getattr(import_module(f"{folder}.{file}_{module}"), name)
-            for file, name in (("configuration", config), ("modeling", model))
+            getattr(import_module(f"{folder}.{file}"), name)
+            for file, name in ((f"configuration_{module}", config), (file, model))
         ]
     except (ImportError, AttributeError):
         pytest.skip(f"this transformers has no {model}")
@@ -138,23 +215,31 @@ def more_random(torch, module: str, config: str, model: str, options: dict, **ch
     settings._attn_implementation = "eager"
     result = kinds[1](settings).eval()
     with torch.no_grad():
-        for parameter in result.parameters():
-            parameter.copy_(parameter.nan_to_num() + 0.1 * torch.randn_like(parameter))
+        for name, parameter in result.named_parameters():
+            large = name.endswith("_proj.weight") and parameter.std() > 0.5  # scores of hundreds: Phi-4
+            parameter.copy_(parameter.nan_to_num() * (0.2 if large else 1) + 0.1 * torch.randn_like(parameter))
     return result
 
 
-def outputs_of(torch, family: str, model, images):
-    """The outputs of a model of `MORE`. SigLIP 2's takes patches, and Idefics' more than one image."""
-    options = {"output_hidden_states": True, "output_attentions": True}
-    if family == "SigLIP 2 NaFlex":
-        rows, columns = (side // 7 for side in images.shape[2:])
-        patches = (
-            images.unfold(2, 7, 7).unfold(3, 7, 7).permute(0, 2, 3, 4, 5, 1).reshape(len(images), rows * columns, -1)
-        )
-        mask = torch.ones(len(images), rows * columns, dtype=torch.int32)
-        shapes = torch.tensor([[rows, columns]] * len(images))
-        return model(patches, pixel_attention_mask=mask, spatial_shapes=shapes, **options)
-    return model(pixel_values=images, **options)
+def outputs_of(torch, model, images):
+    """The outputs of a model of `MORE`, patches row by row. Some take patches, and some more than one image."""
+    kind, (rows, columns) = model.config.model_type, (side // 7 for side in images.shape[2:])
+    given = transformers_models.inputs(kind, images, (7, 7))
+    if kind not in ("idefics_vision", *transformers_models.PACKED):
+        given |= {"output_hidden_states": True, "output_attentions": True}
+    with survey_transformers.entering(model) as states:
+        outputs = model(**given)
+
+    def ordered(tokens):
+        rows_first = transformers_models.by_rows(kind, tokens, len(images), (rows, columns))
+        return torch.from_numpy(np.ascontiguousarray(rows_first))
+
+    return SimpleNamespace(
+        hidden_states=[ordered(state) for state in states],
+        attentions=outputs.get("attentions"),
+        last_hidden_state=ordered(outputs["last_hidden_state"]),
+        pooler_output=outputs.get("pooler_output"),
+    )
 
 
 @pytest.mark.parametrize("pixels", [(28, 28), (21, 35), (56, 42)], ids=str)
@@ -174,7 +259,7 @@ def test_naflex_at_other_sizes_and_in_googles_layout(torch, transformers, pixels
     assert google.config == checkpoint.config
     images = torch.randn(2, 3, *pixels)
     with torch.no_grad():
-        wanted = outputs_of(torch, "SigLIP 2 NaFlex", model, images)
+        wanted = outputs_of(torch, model, images)
     output, seen = qkjax.forward(google, images.numpy().transpose(0, 2, 3, 1), ("residual",))
     assert_close(seen["residual"][1], wanted.hidden_states[1])
     assert_close(output, wanted.pooler_output)
@@ -184,15 +269,15 @@ def test_naflex_at_other_sizes_and_in_googles_layout(torch, transformers, pixels
 def test_more_families_agree_with_transformers(torch, transformers, family, tmp_path):
     *names, compared = MORE[family]
     model = more_random(torch, *names)
-    model.save_pretrained(tmp_path)
+    transformers_models.save(model, str(tmp_path))
     checkpoint = qkjax.load(tmp_path)
     images = torch.randn(2, 3, 28, 28)
     with torch.no_grad():
-        wanted = outputs_of(torch, family, model, images)
+        wanted = outputs_of(torch, model, images)
     output, seen = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1), ("residual", "attention"))
     for layer in range(2):
         assert_close(seen["residual"][layer], wanted.hidden_states[layer])
-        if wanted.get("attentions"):
+        if wanted.attentions:
             assert_close(seen["attention"][layer], wanted.attentions[layer])
     if compared in ("encoded", "both"):
         assert_close(seen["encoded"], wanted.last_hidden_state)
@@ -200,22 +285,201 @@ def test_more_families_agree_with_transformers(torch, transformers, family, tmp_
         assert_close(output, wanted.pooler_output)
 
 
-@pytest.mark.parametrize("family", ["BLIP", "BLIP-2", "InstructBLIP", "AIMv2"])
+@pytest.mark.parametrize("family", ["BLIP", "BLIP-2", "InstructBLIP", "AIMv2", "Janus", "Pixio", "C-RADIO"])
 def test_outputs_that_differ_from_transformers_are_noted(torch, transformers, family, tmp_path):
     """The tokens agree, but the pooled output of these models is not ours."""
     more_random(torch, *MORE[family][:-1]).save_pretrained(tmp_path)
     assert any(note.startswith("the output is the ") for note in qkjax.load(tmp_path).notes)
 
 
+SIZES = ("SmolVLM", "Idefics2", "Idefics3", "Phi-4", "Pixio", "C-RADIO", "Cosmos 3 Edge", "HunYuan-VL", "HY-V4-VL",
+         "GLM-Image", "FLAVA", "Janus", "Granite Docling", "Idefics")  # fmt: skip
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_more_families_at_other_sizes(torch, transformers, family, tmp_path):
+    """Positions on a larger grid that is not square, and on a smaller one."""
+    model = more_random(torch, *MORE[family][:-1])
+    transformers_models.save(model, str(tmp_path))
+    checkpoint = qkjax.load(tmp_path)
+    embeddings = getattr(model, "embeddings", None)
+    for pixels in ((56, 42), (28, 70), (14, 14)):
+        images = torch.randn(2, 3, *pixels)
+        _, seen = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1), ("residual",))
+        with torch.no_grad():
+            if family in ("FLAVA", "Janus", "Granite Docling", "Idefics"):
+                wanted = embeddings(images, interpolate_pos_encoding=True)
+                wanted = model.pre_layrnorm(wanted) if family == "Idefics" else wanted
+            else:
+                wanted = outputs_of(torch, model, images).hidden_states[0]
+        assert_close(seen["residual"][0], wanted)
+
+
+@pytest.mark.parametrize("old", [26, 32, 70])
+def test_nearest_positions_of_real_grids(torch, old):
+    """Idefics 2 rounds in float32; the grids of the released models keep their own order."""
+    table = np.arange(old, dtype=np.float32).reshape(1, old, 1)
+    for new in (old, 7, 49, 82, 98):
+        boundaries = torch.arange(1 / old, 1.0, 1 / old)
+        fractions = torch.clamp(torch.arange(new, dtype=torch.float32) * (1.0 / torch.tensor(new)), max=1 - 1e-6)
+        wanted = torch.bucketize(fractions, boundaries, right=True)
+        np.testing.assert_array_equal(resample(table, (old, 1), (new, 1), "nearest")[0, :, 0], wanted)
+
+
+def test_radio_normalises_its_pixels_itself(torch, transformers, tmp_path):
+    """Its preset has pixels in 0..1; a number of class tokens that differs from config.json is an error."""
+    more_random(torch, *MORE["C-RADIO"][:-1]).save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path)
+    assert (checkpoint.preprocess.mean, checkpoint.preprocess.std) == ((0, 0, 0), (1, 1, 1))
+    assert (checkpoint.config.class_token, checkpoint.config.registers, checkpoint.config.final_norm) == (
+        True,
+        4,
+        False,
+    )
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_registers": 4}))
+    with pytest.raises(qkjax.QkjaxError, match="the parameters have 5 class tokens, expected 6"):
+        qkjax.load(tmp_path)
+
+
+def test_stated_resampling(torch, transformers, tmp_path):
+    """Torch's bicubic with a shifted scale changes positions even at their own size; it is not supported."""
+    *names, options, _ = MORE["HunYuan-VL"]
+    more_random(torch, *names, options | {"interpolate_mode": "bicubic"}).save_pretrained(tmp_path / "hunyuan")
+    assert qkjax.load(tmp_path / "hunyuan").config.posemb_resample == "bicubic"
+    *names, options, _ = MORE["HY-V4-VL"]
+    more_random(torch, *names, options | {"interpolate_mode": "bicubic"}).save_pretrained(tmp_path / "hy")
+    with pytest.raises(qkjax.QkjaxError, match=r"config\.json has interpolate_mode='bicubic', expected bilinear"):
+        qkjax.load(tmp_path / "hy")
+
+
+def test_parts_after_the_layers_are_noted(torch, transformers, tmp_path):
+    """Connectors of language models, and heads of a whole model."""
+    for family in ("Ovis2", "Granite Docling", "HunYuan-VL"):
+        more_random(torch, *MORE[family][:-1]).save_pretrained(tmp_path / family)
+        assert any(note.startswith("left out, since they are not part") for note in qkjax.load(tmp_path / family).notes)
+    options = {"intermediate_size": None, "image_size": [28, 28], "num_bpe_labels": 20, "num_wordpiece_labels": 20}
+    whole = more_random(torch, "mgp_str", "MgpstrConfig", "MgpstrForSceneTextRecognition", options)
+    whole.save_pretrained(tmp_path / "whole")
+    whole.mgp_str.save_pretrained(tmp_path / "part")
+    first, second = (qkjax.load(tmp_path / name) for name in ("whole", "part"))
+    np.testing.assert_array_equal(first.params["pos_embedding"], second.params["pos_embedding"])
+    assert "left out" in first.notes[0] and not second.notes[:-1]
+
+
+def test_image_model_of_a_whole_flava_and_an_older_name_of_a_type(torch, transformers, tmp_path):
+    """FLAVA's configuration has `image_config`; in older files, the type of an image tower is that of the whole."""
+    from safetensors.torch import load_file, save_file
+
+    wholes = {
+        "FLAVA": ("flava.image_model.", lambda own: {"model_type": "flava", "image_config": own}),
+        "Idefics2": ("model.vision_model.",
+                     lambda own: {"model_type": "idefics2", "vision_config": own | {"model_type": "idefics2"}}),
+    }  # fmt: skip
+    for family, (prefix, config) in wholes.items():
+        part, whole = tmp_path / family, tmp_path / f"whole {family}"
+        more_random(torch, *MORE[family][:-1]).save_pretrained(part)
+        whole.mkdir()
+        state = {f"{prefix}{name}": value for name, value in load_file(part / "model.safetensors").items()}
+        state["flava.text_model.encoder.layer.0.attention.attention.query.weight"] = torch.zeros(8, 8)
+        save_file(state, whole / "model.safetensors")
+        (whole / "config.json").write_text(json.dumps(config(json.loads((part / "config.json").read_text()))))
+        first, second = (qkjax.load(path) for path in (part, whole))
+        assert first.config == second.config
+        assert not any("is unknown" in note for note in second.notes)
+        np.testing.assert_array_equal(first.params["pos_embedding"], second.params["pos_embedding"])
+
+
+@pytest.mark.parametrize(("kind", "reason"), huggingface_kinds.REFUSED.items())
+def test_types_that_are_refused_by_name(kind, reason, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(timm_state(), tmp_path / "model.safetensors")
+    for config in ({"model_type": kind}, {"model_type": "any", "vision_config": {"model_type": kind}}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(qkjax.QkjaxError) as caught:
+            qkjax.load(tmp_path)
+        assert f"config.json is for {kind}: {reason}" in str(caught.value)
+
+
+def test_unknown_type_with_an_unknown_key(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(timm_state(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "new_vit", "depth": 3, "num_attention_heads": 4}')
+    with pytest.raises(qkjax.QkjaxError, match="new_vit, an unknown model type, and has depth=3, an unknown key"):
+        qkjax.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [*huggingface_kinds.KINDS, *huggingface_kinds.WEIGHTS_ONLY])
+def test_defaults_are_those_of_transformers(torch, transformers, kind):
+    """For values that a file omits."""
+    mapping = import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    if kind not in mapping:
+        pytest.skip(f"this transformers has no {kind}")
+    theirs = mapping[kind]()
+
+    def stated(*names: str):
+        return next((getattr(theirs, name) for name in names if getattr(theirs, name, None) is not None), None)
+
+    is_run = kind in huggingface_kinds.KINDS
+    table = huggingface_kinds.KINDS if is_run else huggingface_kinds.WEIGHTS_ONLY_KINDS
+    ours = table.get(kind, huggingface_kinds.Kind())
+    assert ours.heads == stated("num_attention_heads")
+    assert ours.norm_eps == stated("layer_norm_eps", "rms_norm_eps", "norm_eps")
+    if is_run:
+        assert ours.activation == stated("hidden_act") or kind == "mgp-str"
+        if size := stated("max_img_size", "max_image_size", "image_size"):
+            assert height_and_width(ours.image) == height_and_width(size)
+        assert height_and_width(ours.patch) == height_and_width(stated("patch_size"))
+
+
 def query_and_key_weights(model) -> list[tuple[np.ndarray, np.ndarray]]:
     """Float64 query and key weights (out, in) of each layer, from separate or fused parameters."""
-    state = {name: value.detach().double().numpy() for name, value in model.state_dict().items()}
+    state = {
+        name: value.detach().double().numpy()
+        for name, value in model.state_dict().items()
+        if not survey_transformers.OTHER_ATTENTION.search(name)
+    }
     fused = [value for name, value in state.items() if name.endswith(".qkv.weight")]
     if fused:
         return [tuple(np.split(value, 3)[:2]) for value in fused]
     ends = ((".query.weight", ".q_proj.weight"), (".key.weight", ".k_proj.weight"))
     query, key = ([value for name, value in state.items() if name.endswith(end)] for end in ends)
     return list(zip(query, key, strict=True))
+
+
+def query_biases(model) -> list[np.ndarray]:
+    """The query biases of each layer, from separate or fused parameters; none if there are none."""
+    state = {
+        name: value.detach().numpy()
+        for name, value in model.state_dict().items()
+        if not survey_transformers.OTHER_ATTENTION.search(name)
+    }
+    fused = [np.split(value, 3)[0] for name, value in state.items() if name.endswith(".qkv.bias")]
+    return fused or [value for name, value in state.items() if name.endswith((".query.bias", ".q_proj.bias"))]
+
+
+def test_query_parameters_that_weights_only_would_drop_are_refused(torch, transformers, tmp_path):
+    """A norm of the queries is an error, and so are two models in one file."""
+    from safetensors.torch import load_file, save_file
+
+    more_random(torch, *WEIGHTS_ONLY["ViTDet"][:-1]).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in state if name.endswith("qkv.weight"))
+    for added, match in (
+        (
+            name.replace("qkv.weight", "q_norm.weight"),
+            r"unknown parameter '.*q_norm.weight', expected queries and keys",
+        ),
+        (
+            f"encoder.{name}" if not name.startswith("encoder.") else f"net.{name}",
+            "two parameters have the name of one",
+        ),
+    ):
+        save_file(state | {added: state[name].clone()}, tmp_path / "model.safetensors")
+        with pytest.raises(qkjax.QkjaxError, match=match):
+            qkjax.load(tmp_path)
 
 
 @pytest.mark.parametrize("family", WEIGHTS_ONLY)
@@ -235,6 +499,9 @@ def test_modes_of_models_that_cannot_be_run(torch, transformers, family, tmp_pat
             u, s, v = (np.asarray(x[layer, head], np.float64) for x in modes)
             np.testing.assert_allclose(s, np.linalg.svd(m, compute_uv=False)[:12], atol=1e-6 * s[0])
             np.testing.assert_allclose((u * s) @ v.T, m, atol=1e-6 * s[0])
+    for layer, bias in enumerate(query_biases(model)):
+        block = checkpoint.params["Transformer"][f"encoderblock_{layer}"]["MultiHeadDotProductAttention_0"]
+        np.testing.assert_allclose(np.asarray(block["query"]["bias"]).reshape(-1), bias, rtol=1e-6)
     with pytest.raises(qkjax.QkjaxError, match="this model cannot be run on images"):
         qkjax.forward(checkpoint, np.zeros((1, 28, 28, 3), np.float32))
 

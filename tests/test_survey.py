@@ -1,4 +1,4 @@
-"""benchmarks/survey.py on a sample of timm's architectures, one per form: what `load` does with each of them."""
+"""Both surveys on a sample, one model per form: what `load` does with models of timm and of transformers."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import survey
+import survey_transformers
 
 from qkjax.weights.families.timm import architectures
 from qkjax.weights.families.timm_module import facts_of
@@ -85,3 +86,18 @@ def test_table_of_architectures_is_that_of_timm(name):
 def test_survey_prints_its_counts(capsys):
     survey.main(["eva02_tiny_*"])
     assert "Counter({'refused': " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict", "detail"),
+    [("pixio", "exact", "tokens and last hidden state"), ("timesformer", "weights only", "those of a video"),
+     ("pp_chart2table_vision", "weights only", "windows and decomposed relative positions"),
+     ("swin", "refused", "patches are merged between stages"), ("pixtral", "refused", "rotary position embeddings")],
+)  # fmt: skip
+def test_sample_of_transformers(kind, verdict, detail):
+    transformers = pytest.importorskip("transformers", reason="needs the parity extra: pip install -e '.[parity]'")
+    if kind not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
+    result = survey_transformers.survey(kind, transformers.CONFIG_MAPPING[kind])
+    assert result.verdict == verdict
+    assert detail in result.detail

@@ -92,6 +92,8 @@ PRESETS = {
     "hf-ijepa": Preprocess("squash", "pil-bilinear", 224, 224, *HALF),
     # Google's tips/scenic: pixels in 0..1, resized by `jax.image.resize`, whose values are not rounded to 8 bits
     "tips": Preprocess("squash", "pil-bilinear", 448, 448, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    # C-RADIO normalises the pixels itself
+    "radio": Preprocess("squash", "pil-bicubic", 224, 224, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     # microsoft/SimMIM, data_finetune.py; torchvision may crop one pixel further if a margin is odd
     "simmim": Preprocess("small side", "pil-bicubic", 256, 224, *IMAGENET),
 }

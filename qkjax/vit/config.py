@@ -9,7 +9,7 @@ from qkjax.errors import QkjaxError, nearest
 Pool = Literal["tok", "gap", "map", "none", "0"]
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
 Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset", "bilinear",
-                   "bilinear_offset", "bilinear_crop"]  # fmt: skip
+                   "bilinear_offset", "bilinear_crop", "nearest"]  # fmt: skip
 Norm = Literal["layer", "rms"]
 ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "weights_only")
 """Fields of `ViTConfig` that were added after version 0.1."""
@@ -34,8 +34,9 @@ class ViTConfig:
         "bicubic_antialias" is torch's antialiased bicubic with a = -0.5, with a kernel scaled to the coarser grid.
         "bilinear_antialias" is torch's antialiased bilinear, with a kernel scaled in the same way.
         "bicubic_offset" is "bicubic" at a scale of (new size + 0.1) / old size, as in Meta's own code of DINOv2.
-        "bilinear" is torch's bilinear without antialiasing, and "bilinear_offset" is "bilinear" at that scale.
-        "bilinear_crop" is "bilinear" to a square that covers the new grid, which is then cropped (C-RADIO).
+        "bilinear" is torch's bilinear with half-pixel centres, and "bilinear_offset" the same at this scale.
+        "bilinear_crop" resamples to a square that covers the new grid and crops it (C-RADIO). "nearest" takes the
+        nearest position (Idefics 2).
       pool: input of the head: the class token ("tok"), the mean of the patches ("gap"), the result of attention pooling
         ("map"), every token without pooling ("none"), or the first token ("0").
       pool_prefix: whether "gap" and "map" pool the special tokens in addition to the patches.

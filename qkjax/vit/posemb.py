@@ -84,6 +84,13 @@ def _bilinear_weights(old: int, new: int, offset: float = 0.0) -> Float[np.ndarr
     return np.maximum(0, 1 - np.abs(centre.clip(0, old - 1)[:, None] - np.arange(old)[None]))
 
 
+def _nearest_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """The nearest position below, from fractions of the side in float32, as Idefics 2 computes it."""
+    fractions = np.arange(new, dtype=np.float32) * (np.float32(1) / np.float32(new))
+    boundaries = np.arange(1 / old, 1, 1 / old).astype(np.float32)[: old - 1]
+    return np.eye(old)[np.searchsorted(boundaries, np.minimum(fractions, np.float32(1 - 1e-6)), side="right")]
+
+
 RESAMPLERS = {
     "linear": _linear_weights,
     "bicubic": _bicubic_weights,
@@ -93,6 +100,7 @@ RESAMPLERS = {
     "bilinear_antialias": _antialiased_linear_weights,
     "bilinear_crop": _bilinear_weights,
     "bilinear_offset": partial(_bilinear_weights, offset=0.1),
+    "nearest": _nearest_weights,
 }
 
 

@@ -97,7 +97,7 @@ def from_architecture(config: ViTConfig) -> Preprocess:
     height, width = (n * size for n, size in zip(config.grid or (0, 0), config.patch_size, strict=True))
     # DINOv2's grid is for 518 pixels, the resolution at the end of its training; it is evaluated at 224. TIPS is
     # evaluated at 448 pixels, whatever its grid.
-    keeps_size = _family(config) in ("hf-dinov2", "tips")
+    keeps_size = _family(config) in ("hf-dinov2", "tips", "radio")
     return preset if height != width or not height or keeps_size else with_resolution(preset, height)
 
 
@@ -115,7 +115,8 @@ def _family(config: ViTConfig) -> str:
     traits = {
         "hf-clip": config.pre_norm,
         "hf-siglip": config.pool == "map",
-        "tips": config.posemb_resample == "bilinear_antialias",
+        "tips": config.posemb_resample == "bilinear_antialias" and config.class_token,
+        "radio": config.posemb_resample == "bilinear_crop",
         "simmim": config.relative_positions,
         "hf-dinov2": config.layer_scale,
         "hf-deit": config.registers == 1,

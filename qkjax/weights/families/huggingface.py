@@ -13,7 +13,14 @@ from qkjax.vit.config import check_settings
 from qkjax.weights.families import huggingface_keys as keys
 from qkjax.weights.families.facts import ROTARY, Facts, Grid, height_and_width
 from qkjax.weights.families.huggingface_kinds import KINDS, OUTPUTS, REFUSED, WEIGHTS_ONLY, WEIGHTS_ONLY_KINDS, Kind
-from qkjax.weights.families.huggingface_layouts import NO_FINAL_NORM, OWN_KEYS, layout_of, resampling, usual_keys
+from qkjax.weights.families.huggingface_layouts import (
+    NO_FINAL_NORM,
+    OWN_KEYS,
+    SEVERAL_STACKS,
+    layout_of,
+    resampling,
+    usual_keys,
+)
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -59,16 +66,6 @@ def facts_of(config: Mapping) -> Facts:
     )
 
 
-def _stated_sizes(kind: str, values: Mapping) -> dict[str, int | tuple[int, ...]]:
-    """The sizes in a configuration that the shapes of the parameters show, too. DINOv2 has `mlp_ratio` instead of an
-    intermediate size; Mllama counts some of its layers separately."""
-    odd = {"intermediate_size": kind.startswith("dinov2"), "num_hidden_layers": kind.startswith("mllama")}
-    names = [n for n in ("hidden_size", "num_hidden_layers", "intermediate_size") if not odd.get(n)]
-    sizes = {name: values[name] for name in names if type(values.get(name)) is int}
-    pairs = {name: height_and_width(values.get(name)) for name in ("patch_size", "image_size")}
-    return sizes | {name: pair for name, pair in pairs.items() if pair}
-
-
 def _settings(kind: str, values: Mapping, default: Kind) -> dict:
     """The fields of `ViTConfig` that the parameters do not determine."""
     settings = {"heads": values.get("num_attention_heads", default.heads), "norm_eps": _eps(values, default)}
@@ -85,6 +82,17 @@ def _settings(kind: str, values: Mapping, default: Kind) -> dict:
     return settings
 
 
+def _stated_sizes(kind: str, values: Mapping) -> dict[str, int | tuple[int, ...]]:
+    """The sizes in a configuration that the shapes of the parameters show, too. DINOv2 has `mlp_ratio` instead of an
+    intermediate size, and models with stages or two transformers have more layers than `num_hidden_layers`."""
+    omitted = {"intermediate_size"} if kind.startswith("dinov2") else set()
+    omitted |= {"num_hidden_layers"} if kind in SEVERAL_STACKS else set()
+    names = [name for name in ("hidden_size", "num_hidden_layers", "intermediate_size") if name not in omitted]
+    sizes = {name: values[name] for name in names if type(values.get(name)) is int}
+    pairs = {name: height_and_width(values.get(name)) for name in ("patch_size", "image_size")}
+    return sizes | {name: pair for name, pair in pairs.items() if pair}
+
+
 def _vision_part(config: Mapping) -> tuple[str, dict]:
     """The model type and the configuration of the image model, with the keys that most model types have."""
     kind = str(config.get("model_type"))
@@ -94,8 +102,14 @@ def _vision_part(config: Mapping) -> tuple[str, dict]:
     inner = {name: value for part in parts for name, value in part.items()}
     if not inner:
         return kind, usual_keys(kind, config)
-    kind = str(inner.get("model_type") or kind.replace("-", "_") + "_vision_model")
+    kind = _image_type(str(inner.get("model_type") or kind.replace("-", "_") + "_vision_model"))
     return kind, usual_keys(kind, inner)
+
+
+def _image_type(kind: str) -> str:
+    """The type of an image model. Older files name that of the whole model, such as "idefics2"."""
+    names = (kind, kind.removesuffix("_model"), f"{kind}_vision", f"{kind}_vision_model")
+    return next((name for name in names if name in KINDS or name in WEIGHTS_ONLY or name in REFUSED), kind)
 
 
 def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:

@@ -19,7 +19,6 @@ CLIP = Kind(12, "quick_gelu", 1e-5, 224, 32)
 SIGLIP = Kind(12, "gelu_pytorch_tanh", 1e-6, 224, 16)
 BLIP_2 = Kind(16, "gelu", 1e-6, 224, 14)
 INTERN = Kind(16, "gelu", 1e-6, 448, 14)
-IDEFICS = Kind(16, "gelu", 1e-5, 224, 14)
 KINDS = {
     "vit": Kind(),
     "deit": Kind(),
@@ -50,13 +49,15 @@ KINDS = {
     "molmo2_vision": Kind(16, "gelu_pytorch_tanh", 1e-6, 378, 14),
     "phi4_multimodal_vision": Kind(16, "gelu_pytorch_tanh", 1e-6, 448, 14),
     "janus_vision_model": Kind(16, "gelu", 1e-6, 384, 16),
-    "idefics_vision": IDEFICS,
-    "idefics": IDEFICS,
+    "idefics_vision": Kind(16, "gelu", 1e-5, 224, 14),
     "idefics2_vision": Kind(12, "gelu_pytorch_tanh", 1e-6, 224, 32),
     "idefics3_vision": Kind(16, "gelu_pytorch_tanh", 1e-6, 224, 32),
+    "smolvlm_vision": Kind(16, "gelu_pytorch_tanh", 1e-6, 224, 32),
     "blip_vision_model": Kind(12, "gelu", 1e-5, 384, 16),
     "blip_2_vision_model": BLIP_2,
     "instructblip_vision_model": BLIP_2,
+    "instructblipvideo_vision_model": BLIP_2,
+    "kosmos_2_vision_model": Kind(16, "quick_gelu", 1e-5, 224, 14),
     "aimv2_vision_model": Kind(8, "silu", 1e-5, 224, 14),
     "ovis2_vision": Kind(8, "silu", 1e-5, 224, 14),
     "internvl_vision": INTERN,
@@ -118,6 +119,7 @@ WEIGHTS_ONLY_KINDS = {
     "rf_detr_dinov2": Kind(norm_eps=1e-6),
     "seggpt": Kind(16, norm_eps=1e-6),
     "timesformer": Kind(norm_eps=1e-6),
+    "vivit": Kind(norm_eps=1e-6),
     "xclip_vision_model": CLIP,
     "mllama_vision_model": Kind(16, norm_eps=1e-5),
     "minicpm_ocr_vision": SIGLIP,
@@ -139,7 +141,7 @@ REFUSED = {
     "inkling_vision": "it has no attention",
     "dots3_note_vision_encoder": ROTARY,
     "unlimited_ocr_vision": "it has two image encoders in a row: load one of them, with its own config.json",
-    "deepseek_ocr2_vision": "it has two image encoders in a row: load one of them, with its own config.json",
+    "deepseek_ocr2_vision": "it has two image encoders in a row, SAM and one with rotary position embeddings",
 }
 """Model types that are refused, and why."""
 TWICE = "the output is the class token after one norm; the pooled output of this model applies its last norm twice"
@@ -148,8 +150,11 @@ OUTPUTS = {
     "blip_vision_model": TWICE,
     "blip_2_vision_model": TWICE,
     "instructblip_vision_model": TWICE,
+    "instructblipvideo_vision_model": TWICE,
     "janus_vision_model": "the output is the mean of the patches; the pooled output of this model is its first patch",
     "pixio": "the output is the first class token; the pooled output of this model is the mean of all class tokens",
     "radio": "the output is the first class token; the summary of this model joins several class tokens",
+    "phi4_multimodal_vision": "attention is over all patches, as with transformers' attn_implementation='eager'; its "
+    "'sdpa' is causal",
 }
-"""Models whose own output differs from ours, though their tokens and attention are the same."""
+"""Notes on models whose own output differs from ours, though their tokens and attention are the same."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
+from qkjax.errors import QkjaxError
 from qkjax.weights.families.layout import Layout, renumbered
 
 OTHER_KEYS = {
     "idefics_vision": {"embed_dim": "hidden_size"},
-    "idefics": {"embed_dim": "hidden_size"},
     "mllama_vision_model": {"attention_heads": "num_attention_heads", "norm_eps": "layer_norm_eps"},
     "glm_image_vision": {"num_heads": "num_attention_heads", "depth": "num_hidden_layers",
                          "in_channels": "num_channels"},
@@ -37,11 +37,21 @@ RESAMPLE = {
     "siglip2_vision_model": "bilinear_antialias",  # NaFlex
     "cosmos3_edge_vision": "bilinear_antialias",
     "idefics_vision": "bicubic_offset",
-    "idefics": "bicubic_offset",
+    "idefics2_vision": "nearest",
+    "idefics3_vision": "nearest",
+    "smolvlm_vision": "nearest",
+    "phi4_multimodal_vision": "nearest",
     "glm_image_vision": "bilinear",
     "radio": "bilinear_crop",
 }
+STATED_RESAMPLE = {
+    "hunyuan_vl_vision": {"bilinear": "bilinear", "bicubic": "bicubic"},
+    "hy_v4_vl_vision": {"bilinear": "bilinear_offset"},
+}
+"""The resampling of model types whose configuration states it, by the value of `interpolate_mode`."""
 NO_FINAL_NORM = {"molmo2_vision", "radio", "hunyuan_vl_vision", "hy_v4_vl_vision", "glm_image_vision", "mgp-str"}
+SEVERAL_STACKS = {"mllama_vision_model", "groupvit_vision_model"}
+"""Model types whose layers are in several lists."""
 RADIO = (
     (r"^(?:radio_model\.model\.patch_generator\.embedder|embeddings\.patch_projection)\.", "patch_embed.proj."),
     (r"^(?:radio_model\.model\.patch_generator\.pos_embed|embeddings\.position_embedding)$", "pos_embed"),
@@ -62,6 +72,7 @@ LAYOUTS = {
         left_out=r"^(?:char|bpe|wp)_(?:a3_module|head)\.",
     ),
     "janus_vision_model": Layout(((r"\.self_attn\.projection_layer\.", ".self_attn.out_proj."),)),
+    "videomae": Layout(((r"\.attention\.attention\.q_bias$", ".attn.q_bias"),)),
     "timesformer": Layout(((r"\.attention\.attention\.qkv\.", ".attention.qkv."),)),
     "unlimited_ocr_vision_encoder": Layout(renamed=((r"\.qkv_proj\.", ".qkv."),)),
     "radio": Layout(RADIO, r"(?:^|\.)(?:summary_idxs$|video_embedder\.|video_patch_projection\.)", channels_first=True),
@@ -69,9 +80,18 @@ LAYOUTS = {
 
 
 def resampling(kind: str, values: Mapping) -> str | None:
-    """How a model type resamples its position embedding, if not as most others do."""
+    """How a model type resamples its position embedding, if not as most others do.
+
+    Raises:
+      QkjaxError: config.json states a method that is not supported for this type.
+    """
+    methods = STATED_RESAMPLE.get(kind)
+    if methods is None:
+        return RESAMPLE.get(kind)
     mode = values.get("interpolate_mode", "bilinear")
-    return {"hunyuan_vl_vision": mode, "hy_v4_vl_vision": f"{mode}_offset"}.get(kind, RESAMPLE.get(kind))
+    if mode not in methods:
+        raise QkjaxError(f"config.json has interpolate_mode={mode!r}, expected {' or '.join(methods)}")
+    return methods[mode]
 
 
 def layout_of(kind: str, values: Mapping) -> Layout:

@@ -16,7 +16,7 @@ from qkjax.weights.families.big_vision_names import BLOCK
 from qkjax.weights.families.facts import Facts, ParsedModel
 from qkjax.weights.families.torch_checks import check_ranks, check_stated_sizes
 from qkjax.weights.families.torch_heads import head_count, split_fused
-from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, canonical_name, wrappers
+from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, QUERY_PART, canonical_name, wrappers
 from qkjax.weights.families.torch_patches import fold_pixel_scale, orient_patches
 from qkjax.weights.families.torch_positions import fold_positions
 from qkjax.weights.families.torch_towers import image_tower
@@ -77,7 +77,12 @@ def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts)
 def _queries_and_keys(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts) -> ParsedModel:
     """Reads only the queries, the keys and the norms before them; for a model that qkjax cannot run on images."""
     names = {key: canonical_name(key, strict=False) for key in sorted(keys)}
-    flat = {name: read(key) for key, name in names.items() if name and MODES_ONLY.search(name)}
+    used = {key: name for key, name in names.items() if name and MODES_ONLY.search(name)}
+    flat = {name: read(key) for key, name in used.items()}
+    if len(flat) < len(used):
+        raise QkjaxError("two parameters have the name of one query or key: expected a file with one model")
+    if unread := next((key for key, name in names.items() if name is None and QUERY_PART.search(key)), None):
+        raise QkjaxError(f"unknown parameter {unread!r}, expected queries and keys with only a weight and a bias")
     check_ranks(flat, {name: key for key, name in names.items() if name})
     if not flat:
         raise QkjaxError("the parameters have no queries and keys with known names")

@@ -170,6 +170,8 @@ IN_BLOCK = {
 BLOCKS = re.compile(r"(?:layers?|blocks(?:\.\d{1,3})?|resblocks|predictor_blocks)\.(\d{1,4})\.(.+)")
 MODES_ONLY = re.compile(rf"{BLOCK}_\d+/(?:LayerNorm_0|{ATTENTION}/(?:query|key|qkv))/")
 """The parameters that determine the modes of a model: queries, keys and the norms before them."""
+QUERY_PART = re.compile(r"[._](?:q|k|query|key)_?(?:norm|layernorm|ln)\b|[._](?:q|query)_bias\b")
+"""Parameters of queries and keys that are an error if they have no canonical name."""
 # Parts that the encoder does not use: text towers, decoders, projections, buffers, mask tokens.
 IGNORED = re.compile(
     r"(?:text_model|text_projection|visual_projection|logit_scale|logit_bias|decoder|pooler|predictor|lm_head|"
