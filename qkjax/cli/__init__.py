@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 
 # XLA's threads and our own threads call LAPACK, and threads of OpenBLAS would compete with both. numpy reads this
 # variable on import.
@@ -46,7 +47,11 @@ ALIASES = {"modes": "top-images"}
 
 def main() -> None:
     """Entry point of the `qkjax` command. Exit codes: 0 for success, 2 for invalid input, 130 for an interrupt."""
-    sys.stdout, sys.stderr = VisibleStream(sys.stdout), VisibleStream(sys.stderr)
+    with redirect_stdout(VisibleStream(sys.stdout)), redirect_stderr(VisibleStream(sys.stderr)):
+        _main()
+
+
+def _main() -> None:
     warnings.showwarning = _show_warning
     sys.unraisablehook = _pass_interrupt_on
     try:
