@@ -154,7 +154,7 @@ def test_broken_members_of_archives_are_listed_with_their_name(tmp_path):
 
 def test_what_no_archive_should_hold(tmp_path, monkeypatch):
     """Members too large to unpack, and encrypted ones; each is named with the reason."""
-    monkeypatch.setattr("qkjax.images.sources.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("qkjax.images.archives.MAX_BYTES", 1 << 20)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(2 << 20))
         archive.writestr("secret.png", png(0))
@@ -342,10 +342,10 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
 def test_heic_without_pillow_heif_is_listed_with_the_remedy(tmp_path, monkeypatch):
     import sys
 
-    from qkjax.images.preprocess import _register_heif
+    from qkjax.images.decode import register_heif
 
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.setattr("qkjax.images.preprocess._register_heif", _register_heif.__wrapped__)
+    monkeypatch.setattr("qkjax.images.preprocess.register_heif", register_heif.__wrapped__)
     monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k not in ("HEIF", "HEIC")})
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     (batch,) = photograph_batches(open_images(tmp_path), [range(1)], 1, PRESET, (8, 8))

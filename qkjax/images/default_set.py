@@ -1,14 +1,17 @@
 """The default image set: natural photographs from scikit-image and scikit-learn, and crops of these photographs."""
 
+import hashlib
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
+from qkjax.images.archives import Listed
+from qkjax.images.fingerprint import part_of_file
 from qkjax.images.preprocess import open_image
 from qkjax.images.sets import ImageSet
-from qkjax.images.sources import Listed, image_set
+from qkjax.images.sources import image_set
 
 FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 FILES = {
@@ -35,7 +38,8 @@ def photographs(crops: bool = True) -> ImageSet:
     for package, files in FILES.items():
         for file in files:
             listed += _whole_and_crops(_folder(package) / file, PARTS if crops else ())
-    return image_set("photographs", listed)
+    names_and_sizes = "\n".join(f"{image.name}\0{image.size}" for image in listed)
+    return image_set("photographs", listed, hashlib.sha256(names_and_sizes.encode()).hexdigest())
 
 
 def subjects(images: ImageSet) -> tuple[list[int], list[str]]:
@@ -60,8 +64,8 @@ def _folder(package: str) -> Path:
 
 def _whole_and_crops(path: Path, parts: tuple[int, ...]) -> list[Listed]:
     whole = open_image(path)
-    size = path.stat().st_size
-    listed: list[Listed] = [(path.stem, size, partial(open_image, path))]
+    file = part_of_file(path)
+    listed = [Listed(path.stem, file.size, partial(open_image, path), file)]
     for part in parts:
         side = min(whole.size) // part
         columns, rows = (length // side for length in whole.size)
@@ -69,7 +73,7 @@ def _whole_and_crops(path: Path, parts: tuple[int, ...]) -> list[Listed]:
         for row, column in product(range(rows), range(columns)):
             x, y = left + column * side, top + row * side
             name = f"{path.stem} 1/{part} row {row} column {column}"
-            listed.append((name, size, partial(_crop, path, (x, y, x + side, y + side))))
+            listed.append(Listed(name, file.size, partial(_crop, path, (x, y, x + side, y + side)), file))
     return listed
 
 

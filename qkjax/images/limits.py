@@ -1,4 +1,4 @@
-"""Sizes of images, and the limits of the sizes and colours that settings for images may have."""
+"""Limits of the sizes of images, and of the sizes and colours that settings for images may have."""
 
 import os
 import textwrap
@@ -7,10 +7,50 @@ from typing import Any
 from qkjax.errors import QkjaxError
 
 Resolution = int | tuple[int, int]  # side of a square in pixels, or (height, width)
-MAX_SIDE = int(os.environ.get("QKJAX_MAX_SIDE") or 4096)
+
+
+def from_environment(name: str, default: int | None) -> int | None:
+    """The whole number in an environment variable; `default` if the variable is not set or empty.
+
+    Raises:
+      QkjaxError: the variable is not a whole number from 1 to 10^18.
+    """
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text)):
+        raise QkjaxError(f"{name}={_short(text)}: expected a whole number of at least 1; change this variable")
+    return int(text)
+
+
+MAX_SIDE = from_environment("QKJAX_MAX_SIDE", 4096)
 """Longest side in pixels of what a model sees: 4,096 pixels are 65,536 patches of 16 pixels."""
 LARGEST = 1e6
 """Largest mean or standard deviation, and the inverse of the smallest standard deviation."""
+
+
+def check_pixels(width: int, height: int, most: int | None = None) -> None:
+    """Checks the size of an image before its pixels are decoded.
+
+    The limit is the environment variable QKJAX_MAX_PIXELS, and by default Pillow's limit, about 89 million pixels.
+
+    Args:
+      width, height: size in pixels, as the header of the image states it.
+      most: largest number of pixels for other reasons; None for no further limit.
+
+    Raises:
+      ValueError: the image has more pixels.
+    """
+    from PIL import Image
+
+    stated = from_environment("QKJAX_MAX_PIXELS", None)
+    limit, owner = stated or Image.MAX_IMAGE_PIXELS, "the" if stated else "Pillow's"
+    if limit and width * height > limit:
+        raise ValueError(
+            f"{width} x {height} pixels exceed {owner} limit of {limit} pixels (QKJAX_MAX_PIXELS raises this limit)"
+        )
+    if most is not None and width * height > most:
+        raise ValueError(f"{width} x {height} pixels are more than the {most} pixels of its image")
 
 
 def pair(size: Resolution) -> tuple[int, int]:

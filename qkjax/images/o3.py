@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from qkjax.errors import QkjaxError
+from qkjax.images.fingerprint import digest_of, part_of_file
 from qkjax.images.preprocess import open_image
 from qkjax.images.scenes import Mask, Scene
 from qkjax.images.sets import ImageSet
-from qkjax.images.sources import SUFFIXES, digest_of, refuse_exif_rotation
+from qkjax.images.sources import SUFFIXES, as_text, refuse_exif_rotation
 
 MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
 PARTS = ("colors", "orientations", "sizes")
@@ -45,21 +46,21 @@ def open_o3(path: str | Path) -> ImageSet[Scene]:
         folders = {what: next(root / name for name in names if (root / name).is_dir()) for what, names in MASKS.items()}
         masks = {what: _by_stem(folder)[0] for what, folder in folders.items()}
         images, others = _by_stem(root / "images")
-        left_out += [(prefix + _text(file.name), f"{images[file.stem].name} has the same masks") for file in others]
+        left_out += [(prefix + as_text(file.name), f"{images[file.stem].name} has the same masks") for file in others]
         for stem, image in sorted(images.items()):
             missing = [what for what in MASKS if stem not in masks[what]]
             if missing:
                 reason = f"no mask of the {' and '.join(missing)} in {folders[missing[0]].name}"
-                left_out.append((prefix + _text(image.name), reason))
+                left_out.append((prefix + as_text(image.name), reason))
             else:
-                scenes.append((prefix + _text(image.name), image, *(masks[what][stem] for what in MASKS)))
+                scenes.append((prefix + as_text(image.name), image, *(masks[what][stem] for what in MASKS)))
         absent = (name for name in _listed(root) if Path(name).stem not in images)
         left_out += [(prefix + name, "listed in the table of properties, but there is no such file") for name in absent]
     if not scenes:
         raise QkjaxError(f"{path}: none of {len(left_out)} images has both masks; {LAYOUT}")
     names = tuple(name for name, *_ in scenes)
     readers = [partial(_read, *item) for item in scenes]
-    digest = digest_of([(name, *files) for name, *files in scenes], left_out)
+    digest = digest_of([(name, [*map(part_of_file, files)]) for name, *files in scenes], left_out)
     return ImageSet(path.resolve().name, names, lambda index: readers[index](), digest, tuple(left_out))
 
 
@@ -89,11 +90,6 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Path]]:
     return by_stem, others
 
 
-def _text(name: str) -> str:
-    """The name, with question marks in place of bytes that are not text."""
-    return name.encode(errors="replace").decode()
-
-
 def _listed(root: Path) -> list[str]:
     """Image names listed in the table of properties; an empty list if there is no table."""
     table = next((root / name for name in TABLES if (root / name).is_file()), None)
@@ -110,12 +106,11 @@ def _listed(root: Path) -> list[str]:
 
 def _read(name: str, image: Path, target: Path, distractors: Path) -> Scene:
     refuse_exif_rotation(image, name)
-    return Scene(open_image(image, name), *(_mask(file) for file in (target, distractors)))
+    photograph = open_image(image, name)
+    most = photograph.width * photograph.height
+    return Scene(photograph, *(_mask(file, most) for file in (target, distractors)))
 
 
-def _mask(file: Path) -> Mask:
-    """The mask with values 0 and 255, where 255 (white) marks the object.
-
-    A threshold at 128 removes JPEG noise at the edges of the object.
-    """
-    return np.where(np.asarray(open_image(file))[..., 0] >= 128, 255, 0).astype(np.uint8)
+def _mask(file: Path, most: int) -> Mask:
+    """The mask as 0 and 255. White marks the object; the threshold removes JPEG noise at its edges."""
+    return (np.asarray(open_image(file, most=most).getchannel("R")) >= 128) * np.uint8(255)

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from qkjax.errors import QkjaxError
+from qkjax.images.memory import PIXELS, UNPACKED
 from qkjax.images.preprocess import Preprocess, Resolution, picture, side_lengths
 from qkjax.images.sets import Batch, ImageSet, Item, batch_of
 
@@ -23,15 +24,21 @@ def ahead(
 ) -> Iterator[tuple[Sequence[int], list[Result]]]:
     """Yields each group of indices, in order, with the results of `prepare` for the indices of the group.
 
-    Other threads compute the results of the next groups ahead of time.
+    Other threads compute the results of the next groups ahead of time. The images that they prepare at the same time
+    are limited, see `qkjax.images.memory`.
     """
+
+    def within_limits(index: int) -> Result:
+        with UNPACKED.shared(), PIXELS.shared():
+            return prepare(index)
+
     remaining, waiting = iter(groups), deque()
     # Threads suffice, since Pillow releases the global interpreter lock while it decodes and resizes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             while True:
                 for group in islice(remaining, WINDOW - len(waiting)):
-                    waiting.append((group, [pool.submit(prepare, index) for index in group]))
+                    waiting.append((group, [pool.submit(within_limits, index) for index in group]))
                 if not waiting:
                     return
                 group, futures = waiting.popleft()

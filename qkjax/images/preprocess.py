@@ -4,9 +4,9 @@ Photographs are opened, resized, cropped and normalised as in the reference code
 """
 
 import operator
-import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from io import IOBase
 from pathlib import Path
 from typing import Literal, Union, get_args
@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from qkjax.errors import QkjaxError
+from qkjax.images.decode import opened, register_heif
 from qkjax.images.limits import LARGEST, Resolution, check_colours, check_sides, pair
-from qkjax.images.resize import Filter, resize
+from qkjax.images.memory import ENLARGED, PIXELS
+from qkjax.images.resize import Filter, region, resize
 from qkjax.images.rgb import scale_transparency, to_rgb
 
 # Pillow is imported where it is needed, so that importing this module stays light.
@@ -27,6 +29,8 @@ RGB = tuple[float, float, float]
 HEIF = (".heic", ".heif", ".hif")
 Resize = Literal["small side", "squash", "none"]
 MAX_PIXELS = 100_000_000  # limit for a resized picture; only images with extreme aspect ratios reach this limit
+MAX_LENGTH = 1 << 17  # longest side in pixels of an image that is resized
+ENLARGEMENT = 1 << 24  # pixels by which threads may enlarge images at the same time
 
 
 @dataclass(frozen=True)
@@ -125,20 +129,21 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
         the aspect ratio of the image is too extreme.
     """
     crop = side_lengths(preset, resolution)
-    pixels = image if isinstance(image, np.ndarray) else np.asarray(to_rgb(image, "the image"))
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise QkjaxError(
-            f"the image is a {pixels.dtype} array of shape {pixels.shape}: expected uint8 of shape (height, width, 3)"
-        )
-    height, width = _resized_shape(pixels.shape[:2], preset, crop)
+    is_array = isinstance(image, np.ndarray)
+    shape, dtype = (image.shape, image.dtype) if is_array else ((image.height, image.width, 3), np.dtype(np.uint8))
+    if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise QkjaxError(f"the image is a {dtype} array of shape {shape}: expected uint8 of shape (height, width, 3)")
+    height, width = _resized_shape(shape[:2], preset, crop)
     if not (0 < crop[0] <= height and 0 < crop[1] <= width):
         raise QkjaxError(
             f"cannot crop {crop[1]} x {crop[0]} pixels from {width} x {height} (width x height); "
             "choose another resolution"
         )
-    resized = pixels if (height, width) == pixels.shape[:2] else resize(pixels, (height, width), preset.filter)
-    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
-    return resized[top : top + crop[0], left : left + crop[1]].copy()
+    pixels = image if is_array else to_rgb(image, "the image")
+    with ENLARGED if height * width > shape[0] * shape[1] + ENLARGEMENT else nullcontext():
+        if (height, width) != shape[:2]:
+            pixels = resize(pixels, (height, width), preset.filter)
+        return region(pixels, (height - crop[0]) // 2, (width - crop[1]) // 2, *crop).copy()
 
 
 def source_pixels(
@@ -169,25 +174,31 @@ def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, 
     """
     sizes = zip(pair(preset.resize_to), crop, pair(preset.crop), strict=True)
     target = tuple(round(whole * side / cropped) for whole, side, cropped in sizes)
-    if preset.resize != "small side":
-        return (target[0], target[1]) if preset.resize == "squash" else (shape[0], shape[1])
+    if preset.resize == "none":
+        return shape[0], shape[1]
+    if preset.resize == "squash":
+        return _checked(shape, target)
     fitted = max((0, 1), key=lambda axis: target[axis] / shape[axis])  # the second side then covers its target
     if not preset.filter.startswith("pil"):
         factor = np.float32(target[fitted]) / np.float32(shape[fitted])  # in float32, as in big_vision
-        height, width = (int(np.rint(np.float32(side) * factor)) for side in shape)
-    elif isinstance(preset.resize_to, int):
-        height, width = (target[fitted] * side // shape[fitted] for side in shape)
-    else:
-        height, width = (round(side / (shape[fitted] / target[fitted])) for side in shape)
-    if height * width > MAX_PIXELS:
+        return _checked(shape, [int(np.rint(np.float32(side) * factor)) for side in shape])
+    if isinstance(preset.resize_to, int):
+        return _checked(shape, [target[fitted] * side // shape[fitted] for side in shape])
+    return _checked(shape, [round(side / (shape[fitted] / target[fitted])) for side in shape])
+
+
+def _checked(shape: tuple[int, ...], resized: Sequence[int]) -> tuple[int, int]:
+    """The height and width of a resized image; Pillow resizes rows first, to old height x new width."""
+    height, width = resized
+    if max(height, shape[0]) * width > MAX_PIXELS or max(shape) > MAX_LENGTH:
         raise QkjaxError(
-            f"an image of {shape[1]} x {shape[0]} pixels is too elongated to resize: the result would exceed "
-            f"{MAX_PIXELS} pixels; crop the image first"
+            f"an image of {shape[1]} x {shape[0]} pixels is too elongated to resize: expected sides of at "
+            f"most {MAX_LENGTH} pixels, and at most {MAX_PIXELS} pixels in the result; crop the image first"
         )
     return height, width
 
 
-def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image.Image":
+def open_image(file: str | Path | IOBase, name: str | None = None, most: int | None = None) -> "PIL.Image.Image":
     """Opens a photograph in RGB, rotated upright according to its EXIF orientation.
 
     For an animation, only the first frame is read. Transparent pixels are blended with white, as in transformers and
@@ -197,54 +208,25 @@ def open_image(file: str | Path | IOBase, name: str | None = None) -> "PIL.Image
     Args:
       file: path of the image, or an open file.
       name: name of the image in errors; by default the path.
+      most: largest number of pixels, besides the limit of `check_pixels`.
 
     Raises:
-      QkjaxError: the file does not exist, is not a complete image, exceeds Pillow's size limit, or has float pixels.
+      QkjaxError: the file does not exist, is not a complete image, has too many pixels, or has float pixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    # Suppresses warnings about odd metadata of readable images. The filter is permanent, because Python's temporary
-    # warning filters are not thread-safe: threads that decode at the same time would share a temporary filter, and the
-    # filter could persist anyway.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
     name = name or str(file)
     try:
-        with _opened(file) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
-                raise ValueError(f"{image.width} x {image.height} pixels exceed Pillow's limit")
+        with opened(file, most) as image:
+            PIXELS.take(image.width * image.height)
             scale_transparency(image)
-            upright = ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image)  # always another image
+        del image  # its memory is free before the next conversion
     except Exception as error:  # Pillow's readers raise errors of many types
         # The error may contain the repr of an open file, with a memory address; the repr is replaced by the name.
         reason = str(error).replace(repr(str(file)), repr(name)).replace(str(file), name)
         remedy = "check the file, or save the image as PNG or JPEG"
-        if name.lower().endswith(HEIF) and not _register_heif():
+        if name.lower().endswith(HEIF) and not register_heif():
             remedy = "HEIC needs pillow-heif: pip install 'qkjax[photographs]'"
         raise QkjaxError(f"cannot read image {name}: {reason}; {remedy}") from error
     return to_rgb(upright, name)
-
-
-def _opened(file: str | Path | IOBase) -> "PIL.Image.Image":
-    """Opens an image without decoding the pixels.
-
-    If Pillow does not know the format, the file is tried as HEIC, whatever the name of the file.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return Image.open(file)
-    except UnidentifiedImageError:
-        if not _register_heif():
-            raise
-        return Image.open(file)
-
-
-@cache
-def _register_heif() -> bool:
-    """Whether Pillow can read HEIC files, which needs the package pillow-heif."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return False
-    register_heif_opener()
-    return True

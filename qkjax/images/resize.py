@@ -1,14 +1,15 @@
 """Resamples pixels as `tf.image.resize` or Pillow does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple, Union
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, Shaped, UInt8
 
-# Pillow is imported where it is needed, so that importing this module stays light.
+# Pillow and SciPy are imported where they are needed, so that importing this module stays light.
+Source = Union["PIL.Image.Image", np.ndarray]
 Filter = Literal[
     "area",
     "bilinear",
@@ -22,30 +23,92 @@ Filter = Literal[
 """Names of resampling filters: "area" and "bilinear" as in `tf.image.resize`, and Pillow's with the prefix "pil-"."""
 
 
-def resize(pixels: UInt8[np.ndarray, "_ _ 3"], shape: tuple[int, int], filter: Filter) -> UInt8[np.ndarray, "_ _ 3"]:
-    """The pixels resampled to `shape`, (height, width)."""
+CACHED = 1 << 14  # longest sides, old and new together, whose weights are kept
+TILE = 1 << 18
+"""Pixels that are resampled at the same time, as float64; a larger image is resampled in tiles."""
+SIDE = 512
+"""Sides of such a tile in new pixels, and in old pixels unless a new pixel covers more of them."""
+
+
+class Band(NamedTuple):
+    """Some new pixels along an axis, the first old pixel that contributes to them, and a sparse matrix of weights.
+
+    The matrix has one row for each new pixel, and one column for each old pixel from the first on.
+    """
+
+    new: slice
+    first: int
+    weights: "csr_array"
+
+
+def region(image: Source, top: int, left: int, height: int, width: int) -> Shaped[np.ndarray, "_ _ *channels"]:
+    """A rectangle of an image of any mode, as an array."""
+    if isinstance(image, np.ndarray):
+        return image[top : top + height, left : left + width]
+    return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def resize(image: Source, shape: tuple[int, int], filter: Filter) -> UInt8[np.ndarray, "_ _ 3"]:
+    """The RGB image resampled to `shape`, (height, width).
+
+    The filters of TensorFlow compute in float64, and need 3 x 8 bytes per pixel of a tile.
+    """
     if filter.startswith("pil"):
         from PIL import Image
 
+        image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
         resample = Image.Resampling[filter.removeprefix("pil-").upper()]
-        return np.asarray(Image.fromarray(pixels).resize(shape[::-1], resample))
-    for size in shape:  # rows, then columns: each new row or column is a weighted sum of neighbouring old ones
-        flat = np.ascontiguousarray(pixels, np.float64).reshape(len(pixels), -1)
-        pixels = (_weights(len(flat), size, filter) @ flat).reshape(size, *pixels.shape[1:]).swapaxes(0, 1)
-    return (pixels + 1e-5).astype(
-        np.uint8
-    )  # `astype` truncates; 1e-5 corrects values that rounding errors left just below an integer
+        return np.asarray(image.resize(shape[::-1], resample))
+    old = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+    resized = np.empty((*shape, 3), np.uint8)
+    for columns, left, across in _bands(old[1], shape[1], filter, SIDE):
+        for rows, top, along in _bands(old[0], shape[0], filter, max(1, min(SIDE, TILE // across.shape[1]))):
+            tile = _resampled(image, top, left, along, across)
+            # `astype` truncates; 1e-5 corrects values that rounding errors left just below an integer.
+            resized[rows, columns] = (tile + 1e-5).astype(np.uint8)
+    return resized
+
+
+def _resampled(
+    image: Source, top: int, left: int, down: "csr_array", right: "csr_array"
+) -> Float64[np.ndarray, "_ _ 3"]:
+    """A tile from the old pixels at `top` and `left`: each new row or column is a weighted sum of old ones."""
+    (new, height), width = down.shape, right.shape[1]
+    step, parts = max(1, TILE // height), []
+    for first in range(0, width, step):
+        part = region(image, top, left + first, height, min(step, width - first)).astype(np.float64)
+        parts.append((down @ part.reshape(height, -1)).reshape(new, -1, 3))
+    resized_rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    columns = np.ascontiguousarray(resized_rows.swapaxes(0, 1)).reshape(width, -1)
+    return (right @ columns).reshape(-1, new, 3).swapaxes(0, 1)
+
+
+def _bands(old: int, new: int, filter: str, most: int) -> Sequence[Band]:
+    """The cached `_split`; the weights of long sides are not kept."""
+    return (_split if old + new <= CACHED else _split.__wrapped__)(old, new, filter, most)
 
 
 @lru_cache(maxsize=256)  # the images of a set often have only a few different sizes
-def _weights(old: int, new: int, filter: str):
-    """The weights of `_taps` as a sparse matrix (new, old)."""
+def _split(old: int, new: int, filter: str, most: int) -> Sequence[Band]:
+    """Splits new pixels into bands of at most `most` new pixels, and `SIDE` old ones if a new pixel covers no more."""
     from scipy.sparse import csr_array
 
     taps = list(_taps(old, new, filter))
-    columns = np.concatenate([first + np.arange(len(weights)) for first, weights in taps])
-    ends = np.cumsum([0] + [len(weights) for _, weights in taps])
-    return csr_array((np.concatenate([weights for _, weights in taps]), columns, ends), shape=(new, old))
+    firsts = np.array([first for first, _ in taps])
+    ends = firsts + [len(weights) for _, weights in taps]
+    bands, begin = [], 0
+    while begin < new:
+        fitting = int(np.searchsorted(ends, firsts[begin] + SIDE, "right"))
+        end = min(max(fitting, begin + 1), begin + most, new)
+        first, weights = int(firsts[begin]), [weights for _, weights in taps[begin:end]]
+        columns = np.concatenate([np.arange(a, b) for a, b in zip(firsts[begin:end], ends[begin:end], strict=True)])
+        starts = np.cumsum([0] + [len(weight) for weight in weights])
+        matrix = csr_array(
+            (np.concatenate(weights), columns - first, starts), (end - begin, int(ends[end - 1]) - first)
+        )
+        bands.append(Band(slice(begin, end), first, matrix))
+        begin = end
+    return bands
 
 
 def _taps(old: int, new: int, filter: str) -> Iterator[tuple[int, np.ndarray]]:

@@ -4,9 +4,13 @@ import numpy as np
 
 from qkjax.errors import QkjaxError
 
+BAND = 1 << 20  # pixels that are converted at the same time; the conversions of a pixel depend on no other pixel
+
 
 def to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
     """Converts an image to RGB. Transparent pixels are blended with white, and 16-bit gray is scaled to 8 bits.
+
+    An image that is in RGB already is returned as it is.
 
     Args:
       image: a Pillow image of any mode.
@@ -16,10 +20,20 @@ def to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
       QkjaxError: the range of the pixel values is unknown (floats or 32-bit integers), or Pillow cannot convert the
         mode.
     """
+    from PIL import Image
+
     if image.mode == "F":
         raise QkjaxError(f"{name} has float pixels of unknown range; save the image with 8 or 16 bits")
     try:
-        return _deep_gray(image, name) if image.mode.startswith("I") else _blended(image)
+        clear = image.has_transparency_data
+        if image.mode == "RGB" and not clear:
+            return image
+        converted, rows = Image.new("RGB", image.size), max(1, BAND // max(1, image.width))
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            band = _deep_gray(band, name) if image.mode.startswith("I") else _blended(band, clear)
+            converted.paste(band, (0, top))
+        return converted
     except (ValueError, TypeError) as error:
         reason = f"cannot convert {name} from mode {image.mode} to RGB ({error})"
         raise QkjaxError(f"{reason}; save the image as RGB or gray") from error
@@ -54,12 +68,12 @@ def _deep_gray(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
     return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")  # 257 = 65535 / 255; rounds to the nearest
 
 
-def _blended(image: "PIL.Image.Image") -> "PIL.Image.Image":
+def _blended(image: "PIL.Image.Image", clear: bool) -> "PIL.Image.Image":
     from PIL import Image
 
     if image.mode in ("La", "RGBa"):  # colours that are already multiplied by the opacity
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    if image.has_transparency_data:
+    if clear:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")

@@ -8,11 +8,16 @@ import numpy as np
 from jaxtyping import Int
 
 from qkjax.errors import QkjaxError
+from qkjax.images.decode import opened
 from qkjax.images.default_set import photographs
+from qkjax.images.fingerprint import digest_of, part_of_file
 from qkjax.images.generated import SIDE, square_photographs
+from qkjax.images.memory import PIXELS
 from qkjax.images.preprocess import Preprocess, Resolution, open_image, picture, side_lengths, source_pixels
+from qkjax.images.resize import region
+from qkjax.images.rgb import BAND
 from qkjax.images.sets import ImageSet
-from qkjax.images.sources import SUFFIXES, digest_of, files_in, refuse_exif_rotation
+from qkjax.images.sources import SUFFIXES, files_in, refuse_exif_rotation
 
 MASKS = ("annotations_instance", "masks", "annotations")
 """Names of the folder of masks next to the folder `images`, in order of preference: the instance masks of ADE20K, your
@@ -103,7 +108,7 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
     left_out = tuple((name, "no mask has the same name") for name in sorted(images) if name not in masks)
     readers = [partial(_read, *pair) for pair in pairs]
     names = tuple(name for name, *_ in pairs)
-    digest = digest_of(pairs, left_out)
+    digest = digest_of([(name, [*map(part_of_file, files)]) for name, *files in pairs], left_out)
     return ImageSet(path.resolve().name, names, lambda index: readers[index](), digest, left_out)
 
 
@@ -115,20 +120,27 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _read(name: str, image: Path, mask: Path) -> Segmented:
     refuse_exif_rotation(image, name)
-    return Segmented(open_image(image, name), _labels(mask))
+    photograph = open_image(image, name)
+    return Segmented(photograph, _labels(mask, photograph.width * photograph.height))
 
 
-def _labels(mask: Path) -> Labels:
-    """The mask with one number for each distinct pixel value. Palettes and transparency are ignored."""
-    from PIL import Image
-
+def _labels(mask: Path, most: int) -> Labels:
+    """One number for each distinct pixel value of the mask. Palettes and transparency are ignored."""
     try:
-        with Image.open(mask) as opened:
-            if opened.format == "JPEG":
+        with opened(mask, most) as image:
+            if image.format == "JPEG":
                 raise ValueError("JPEG changes pixel values, which identify the objects; save the mask as PNG")
-            values = np.asarray(opened).astype(np.int64)
+            PIXELS.take(image.width * image.height)
+            labels, rows = np.empty((image.height, image.width), np.int32), max(1, BAND // max(1, image.width))
+            for top in range(0, image.height, rows):
+                part = labels[top : top + rows]
+                part[:] = _numbers(region(image, top, 0, *part.shape).astype(np.int64))
     except Exception as error:  # Pillow's readers raise errors of many types
         raise QkjaxError(f"cannot read the mask {mask.name}: {error}") from error
+    return labels
+
+
+def _numbers(values: Int[np.ndarray, "height width *channels"]) -> Labels:
     if values.ndim == 2 or values.shape[2] == 2:  # gray, and gray with transparency
         return values if values.ndim == 2 else values[..., 0]
     return (values[..., :3] * np.array([1 << 16, 1 << 8, 1])).sum(-1)

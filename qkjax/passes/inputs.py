@@ -87,7 +87,7 @@ Batches = Callable[[Iterable[Sequence[int]]], Iterator[Batch]]
 
 def batches_of_photographs(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> Batches:
     """A function that yields batches of photographs, preprocessed for a checkpoint."""
-    size, resolution = batch_size(options.batch), resolution_of(checkpoint, options.resolution)
+    size, resolution = batch_size(options.batch, len(images)), resolution_of(checkpoint, options.resolution)
     return lambda groups: photograph_batches(images, groups, size, checkpoint.preprocess, resolution)
 
 
@@ -105,6 +105,6 @@ def batches_with_masks(
       blank: function that takes a preset, a resolution and a patch size, and returns the pixels and masks that stand
         for a missing image.
     """
-    size = batch_size(options.batch)
+    size = batch_size(options.batch, len(images))
     target = checkpoint.preprocess, resolution_of(checkpoint, options.resolution), checkpoint.config.patch_size
     return lambda groups: batches(images, groups, size, lambda item, name: crop(item, name, *target), blank(*target))

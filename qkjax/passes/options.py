@@ -28,8 +28,12 @@ class PassOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-def batch_size(requested: int | None) -> int:
+def batch_size(requested: int | None, images: int | None = None) -> int:
     """The number of images per batch on the devices of this host, see `PassOptions`.
+
+    Args:
+      requested: the option `batch`.
+      images: number of images in the set. A batch larger than the default is not larger than the set.
 
     Raises:
       QkjaxError: `requested` is less than 1.
@@ -37,5 +41,7 @@ def batch_size(requested: int | None) -> int:
     if requested is not None and requested < 1:
         raise QkjaxError(f"batch={requested}: expected a whole number of at least 1")
     devices = jax.local_device_count()
-    size = requested or (8 if jax.default_backend() == "cpu" else 64 * devices)
+    default = 8 if jax.default_backend() == "cpu" else 64 * devices
+    size = requested or default
+    size = size if images is None else min(size, max(default, images))
     return -(-size // devices) * devices
