@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qkjax.images.limits import check_pixels, from_environment
 
-MAX_SCANS = 500
+MAX_SCANS = 100
 """Largest number of scans in a progressive JPEG. Encoders write about 10; each scan may take as long as an image."""
 
 

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-MAX_HASHED = 1 << 28
-"""Bytes of the files of a set up to which their contents are read for the fingerprint, about 0.3 seconds."""
+MAX_HASHED = 1 << 30
+"""Bytes of all files of a set up to which their contents are read for the fingerprint, which takes about a second."""
 BLOCK = 1 << 20
 
 

@@ -9,6 +9,13 @@ from qkjax.errors import QkjaxError
 Resolution = int | tuple[int, int]  # side of a square in pixels, or (height, width)
 
 
+def _short(value: Any) -> str:
+    try:
+        return textwrap.shorten(repr(value), 60)
+    except ValueError:  # a whole number with thousands of digits
+        return "a number of thousands of digits"
+
+
 def from_environment(name: str, default: int | None) -> int | None:
     """The whole number in an environment variable; `default` if the variable is not set or empty.
 
@@ -25,6 +32,8 @@ def from_environment(name: str, default: int | None) -> int | None:
 
 MAX_SIDE = from_environment("QKJAX_MAX_SIDE", 4096)
 """Longest side in pixels of what a model sees: 4,096 pixels are 65,536 patches of 16 pixels."""
+MAX_LENGTH = 1 << 17
+"""Longest side in pixels of an image in a file."""
 LARGEST = 1e6
 """Largest mean or standard deviation, and the inverse of the smallest standard deviation."""
 
@@ -49,6 +58,8 @@ def check_pixels(width: int, height: int, most: int | None = None) -> None:
         raise ValueError(
             f"{width} x {height} pixels exceed {owner} limit of {limit} pixels (QKJAX_MAX_PIXELS raises this limit)"
         )
+    if max(width, height) > MAX_LENGTH:
+        raise ValueError(f"{width} x {height} pixels exceed the limit of {MAX_LENGTH} pixels per side; crop the image")
     if most is not None and width * height > most:
         raise ValueError(f"{width} x {height} pixels are more than the {most} pixels of its image")
 
@@ -80,10 +91,3 @@ def check_colours(name: str, values: Any, low: float, high: float) -> None:
     plain = isinstance(values, tuple) and len(values) == 3 and all(type(x) in (int, float) for x in values)
     if not (plain and all(low <= x <= high for x in values)):
         raise QkjaxError(f"{name}={_short(values)}: expected three numbers from {low:g} to {high:g}")
-
-
-def _short(value: Any) -> str:
-    try:
-        return textwrap.shorten(repr(value), 60)
-    except ValueError:  # a whole number with thousands of digits
-        return "a number of thousands of digits"

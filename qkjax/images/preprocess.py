@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 
 from qkjax.errors import QkjaxError
 from qkjax.images.decode import opened, register_heif
-from qkjax.images.limits import LARGEST, Resolution, check_colours, check_sides, pair
+from qkjax.images.limits import LARGEST, MAX_LENGTH, Resolution, check_colours, check_sides, pair
 from qkjax.images.memory import ENLARGED, PIXELS
 from qkjax.images.resize import Filter, region, resize
 from qkjax.images.rgb import scale_transparency, to_rgb
@@ -27,9 +27,9 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 Values = Float[np.ndarray, "height width 3"]
 RGB = tuple[float, float, float]
 HEIF = (".heic", ".heif", ".hif")
+HEAVY = ("WEBP", "JPEG2000", "AVIF", "HEIF")  # formats whose decoders need more than 8 bytes per pixel
 Resize = Literal["small side", "squash", "none"]
 MAX_PIXELS = 100_000_000  # limit for a resized picture; only images with extreme aspect ratios reach this limit
-MAX_LENGTH = 1 << 17  # longest side in pixels of an image that is resized
 ENLARGEMENT = 1 << 24  # pixels by which threads may enlarge images at the same time
 
 
@@ -140,10 +140,11 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
             "choose another resolution"
         )
     pixels = image if is_array else to_rgb(image, "the image")
+    box = ((height - crop[0]) // 2, (width - crop[1]) // 2, *crop)
+    if (height, width) == shape[:2]:
+        return region(pixels, *box).copy()
     with ENLARGED if height * width > shape[0] * shape[1] + ENLARGEMENT else nullcontext():
-        if (height, width) != shape[:2]:
-            pixels = resize(pixels, (height, width), preset.filter)
-        return region(pixels, (height - crop[0]) // 2, (width - crop[1]) // 2, *crop).copy()
+        return resize(pixels, (height, width), preset.filter, box)
 
 
 def source_pixels(
@@ -218,7 +219,7 @@ def open_image(file: str | Path | IOBase, name: str | None = None, most: int | N
     name = name or str(file)
     try:
         with opened(file, most) as image:
-            PIXELS.take(image.width * image.height)
+            PIXELS.take(image.width * image.height * (2 if image.format in HEAVY else 1))
             scale_transparency(image)
             upright = ImageOps.exif_transpose(image)  # always another image
         del image  # its memory is free before the next conversion

@@ -10,6 +10,7 @@ from jaxtyping import Float64, Shaped, UInt8
 
 # Pillow and SciPy are imported where they are needed, so that importing this module stays light.
 Source = Union["PIL.Image.Image", np.ndarray]
+Box = tuple[int, int, int, int]  # top, left, height and width of a rectangle
 Filter = Literal[
     "area",
     "bilinear",
@@ -33,7 +34,8 @@ SIDE = 512
 class Band(NamedTuple):
     """Some new pixels along an axis, the first old pixel that contributes to them, and a sparse matrix of weights.
 
-    The matrix has one row for each new pixel, and one column for each old pixel from the first on.
+    The new pixels are counted from the first of the part that is computed. The matrix has one row for each new pixel,
+    and one column for each old pixel from the first on.
     """
 
     new: slice
@@ -48,8 +50,8 @@ def region(image: Source, top: int, left: int, height: int, width: int) -> Shape
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
-def resize(image: Source, shape: tuple[int, int], filter: Filter) -> UInt8[np.ndarray, "_ _ 3"]:
-    """The RGB image resampled to `shape`, (height, width).
+def resize(image: Source, shape: tuple[int, int], filter: Filter, box: Box) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Resamples an RGB image to `shape`, (height, width), and returns a rectangle of the result.
 
     The filters of TensorFlow compute in float64, and need 3 x 8 bytes per pixel of a tile.
     """
@@ -58,12 +60,14 @@ def resize(image: Source, shape: tuple[int, int], filter: Filter) -> UInt8[np.nd
 
         image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
         resample = Image.Resampling[filter.removeprefix("pil-").upper()]
-        return np.asarray(image.resize(shape[::-1], resample))
+        return region(image.resize(shape[::-1], resample), *box)
     old = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
-    resized = np.empty((*shape, 3), np.uint8)
-    for columns, left, across in _bands(old[1], shape[1], filter, SIDE):
-        for rows, top, along in _bands(old[0], shape[0], filter, max(1, min(SIDE, TILE // across.shape[1]))):
-            tile = _resampled(image, top, left, along, across)
+    top, left, height, width = box
+    resized = np.empty((height, width, 3), np.uint8)
+    for columns, first, across in _bands(old[1], shape[1], (left, width), filter, SIDE):
+        most = max(1, min(SIDE, TILE // across.shape[1]))
+        for rows, start, along in _bands(old[0], shape[0], (top, height), filter, most):
+            tile = _resampled(image, start, first, along, across)
             # `astype` truncates; 1e-5 corrects values that rounding errors left just below an integer.
             resized[rows, columns] = (tile + 1e-5).astype(np.uint8)
     return resized
@@ -83,23 +87,30 @@ def _resampled(
     return (right @ columns).reshape(-1, new, 3).swapaxes(0, 1)
 
 
-def _bands(old: int, new: int, filter: str, most: int) -> Sequence[Band]:
+def _bands(old: int, new: int, part: tuple[int, int], filter: str, most: int) -> Sequence[Band]:
     """The cached `_split`; the weights of long sides are not kept."""
-    return (_split if old + new <= CACHED else _split.__wrapped__)(old, new, filter, most)
+    return (_split if old + new <= CACHED else _split.__wrapped__)(old, new, part, filter, most)
 
 
 @lru_cache(maxsize=256)  # the images of a set often have only a few different sizes
-def _split(old: int, new: int, filter: str, most: int) -> Sequence[Band]:
-    """Splits new pixels into bands of at most `most` new pixels, and `SIDE` old ones if a new pixel covers no more."""
+def _split(old: int, new: int, part: tuple[int, int], filter: str, most: int) -> Sequence[Band]:
+    """Splits a part of the new pixels into bands.
+
+    Args:
+      old, new: number of pixels along the axis, before and after.
+      part: the first new pixel, and the number of new pixels.
+      filter: "area" or "bilinear".
+      most: largest number of new pixels in a band. A band has at most `SIDE` old pixels, or one new pixel.
+    """
     from scipy.sparse import csr_array
 
-    taps = list(_taps(old, new, filter))
+    taps = list(_taps(old, new, part, filter))
     firsts = np.array([first for first, _ in taps])
     ends = firsts + [len(weights) for _, weights in taps]
     bands, begin = [], 0
-    while begin < new:
+    while begin < len(taps):
         fitting = int(np.searchsorted(ends, firsts[begin] + SIDE, "right"))
-        end = min(max(fitting, begin + 1), begin + most, new)
+        end = min(max(fitting, begin + 1), begin + most, len(taps))
         first, weights = int(firsts[begin]), [weights for _, weights in taps[begin:end]]
         columns = np.concatenate([np.arange(a, b) for a, b in zip(firsts[begin:end], ends[begin:end], strict=True)])
         starts = np.cumsum([0] + [len(weight) for weight in weights])
@@ -111,14 +122,15 @@ def _split(old: int, new: int, filter: str, most: int) -> Sequence[Band]:
     return bands
 
 
-def _taps(old: int, new: int, filter: str) -> Iterator[tuple[int, np.ndarray]]:
-    """For each new pixel, yields the index of the first old pixel that contributes, and the weights of old pixels.
+def _taps(old: int, new: int, part: tuple[int, int], filter: str) -> Iterator[tuple[int, np.ndarray]]:
+    """For some new pixels, yields the index of the first old pixel that contributes, and the weights of old pixels.
 
-    The weights belong to consecutive old pixels, of which the index is the first. "area" takes the mean over the
-    interval of old pixels that the new pixel covers, with fractional ends, also when enlarging. "bilinear" interpolates
-    between the two old pixels nearest to the centre of the new pixel; edge pixels are repeated.
+    `part` is the first new pixel, and the number of new pixels. The weights belong to consecutive old pixels, of which
+    the index is the first. "area" takes the mean over the interval of old pixels that the new pixel covers, with
+    fractional ends, also when enlarging. "bilinear" interpolates between the two old pixels nearest to the centre of
+    the new pixel; edge pixels are repeated.
     """
-    for low, high in pairwise(np.arange(new + 1) * old / new):
+    for low, high in pairwise(np.arange(part[0], sum(part) + 1) * old / new):
         if filter == "area":
             first = int(low)
             index = np.arange(first, min(int(np.ceil(high)), old))

@@ -83,7 +83,7 @@ def open_images(path: str | Path) -> ImageSet:
     try:
         listed = _in_folder(path, findings) if path.is_dir() else _of_file(path, path.name, findings)
         images = sorted(listed, key=lambda item: item.name)
-        fingerprint = f"contents {digest_of([(as_text(image.name), [image.part]) for image in images])}"
+        fingerprint = digest_of([(as_text(image.name), [image.part]) for image in images])
     except OSError as error:
         raise QkjaxError(f"cannot list the images of {path}: {error.strerror or error}") from error
     if not images:

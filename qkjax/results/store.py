@@ -99,9 +99,10 @@ def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise QkjaxError(f"the result {path} does not state its settings ({error!r}); remove it") from error
     if other := [name for name in settings if earlier.get(name) != settings[name] and name not in enough]:
+        note = "; earlier versions stated names and sizes of images only" if "images" in other else ""
         raise QkjaxError(
             f"{path} has different settings ({', '.join(other)}): pass another folder as folder=..., or repeat the "
-            "command that wrote the file with fresh=True"
+            f"command that wrote the file with fresh=True{note}"
         )
     return data
 
