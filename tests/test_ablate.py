@@ -289,7 +289,7 @@ def test_the_files_say_what_was_found(checkpoint, folder, whole):
     names = ("dose_response", "layer_map", "attention_by_layer")
     assert figures == {name + ending for name in names for ending in (".png", ".pdf")}
     other = AblationArguments(folder, labels=True, queries=5, options=qkjax.PassOptions(batch=4))
-    with pytest.raises(qkjax.QkjaxError, match=r"has different settings \(queries\): remove the file, or pass"):
+    with pytest.raises(qkjax.QkjaxError, match=r"has different settings \(queries\): pass another folder"):
         write_ablations(checkpoint, LINES, other, path, {})
     assert json.loads(data.attrs["settings"])["labels"] == "true"
 

@@ -36,6 +36,7 @@ from qkjax.weights.families.tips import is_tips, read_tips
 from qkjax.weights.families.torch_layouts import read_state
 from qkjax.weights.families.torch_towers import split_models
 from qkjax.weights.formats import state_dict
+from qkjax.weights.formats.file_names import PICKLED
 from qkjax.weights.formats.npz import NpzFile
 from qkjax.weights.formats.tensorstore import TensorstoreFolder, resolve
 
@@ -128,7 +129,7 @@ def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
     if not converted.exists() or other_source(converted, source):
         path = local_file(entry.name)
         state = state_dict.find(path) if path.is_dir() else path
-        if state is None or state.suffix not in state_dict.PICKLED:
+        if state is None or state.suffix not in PICKLED:
             return _read(path, entry.sub, entry.name, settings, from_catalogue=from_catalogue)
         (config, flat, notes), _ = _read_model(path, entry.sub, known)
         write_checkpoint(converted, config, unflatten_dict(flat, sep="/"), notes=notes)

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from qkjax.weights.formats.state_dict import FILES, INDEXES
+from qkjax.weights.formats.file_names import FILES, INDEXES
 
 CONFIGS = ("config.json", "open_clip_config.json")
 

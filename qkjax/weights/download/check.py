@@ -8,7 +8,7 @@ from qkjax.weights import catalogue
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.download.address import address, hub_address
 from qkjax.weights.download.http import head
-from qkjax.weights.formats.state_dict import FILES
+from qkjax.weights.formats.file_names import FILES
 
 
 def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qkjax.errors import QkjaxError
-from qkjax.weights.formats.state_dict import PICKLED
+from qkjax.weights.formats.file_names import PICKLED
 
 ZIP = b"PK\x03\x04"
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

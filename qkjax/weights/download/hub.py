@@ -12,7 +12,7 @@ from qkjax.weights.catalogue.hub_cache import CONFIGS, snapshot, unverified
 from qkjax.weights.download.address import hub_address
 from qkjax.weights.download.partial_file import WrongDigestError, digests, verify
 from qkjax.weights.download.record import read_record, record_path, write_record
-from qkjax.weights.formats.state_dict import FILES, PICKLED
+from qkjax.weights.formats.file_names import FILES, PICKLED
 
 SMALL = [*CONFIGS, "preprocessor_config.json", "processor_config.json"]
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # the disk, not the connection

@@ -14,12 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from qkjax.errors import QkjaxError
+from qkjax.weights.formats.file_names import FILES, PICKLED
 from qkjax.weights.formats.json_object import read_json
 
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-FILES = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1], *OPEN_CLIP)
-PICKLED = (".bin", ".pt", ".pth", ".tar")  # suffixes of PyTorch files
 # Classes of configurations that Microsoft's and other training code saves with models; they are not used.
 HARMLESS = [(OrderedDict, "yacs.config.CfgNode"), Namespace]
 READABLE = ("F64", "F32", "F16", "BF16")
