@@ -1,6 +1,7 @@
 """Effects of ablations are what plain float64 arithmetic on single forward passes says; plans go on and can grow."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -209,10 +210,13 @@ def test_a_plan_that_was_stopped_goes_on_to_the_same_bits_and_can_grow(run, whol
     assert more.sizes["ablation"] == len(LINES) + 2
     assert sum(path.stat().st_mtime_ns != t for path, t in times.items()) == 1, "only the damaged one is made again"
     np.testing.assert_array_equal(more.attention_js.values[: len(LINES) + 1], whole.attention_js.values)
-    # One is no picture any more: what was done with it is not of the same images, and is made again.
+    # One is no picture any more: what was done with it is not of the same images. A large set is known by sizes and
+    # times only, which may be the same; then it is made again.
     spoilt = folder / "first" / "0.png"
-    kept = spoilt.read_bytes()
+    kept, before = spoilt.read_bytes(), open_images(folder).fingerprint
     spoilt.write_bytes(b"x" * len(kept))
+    assert open_images(folder).fingerprint != before
+    monkeypatch.setattr("qkjax.images.sources.digest_of", lambda items: before)
     _, fewer = run("stopped", [*LINES, *expand([{"edit": "flip"}])])
     spoilt.write_bytes(kept)
     assert fewer.sizes["image"] == whole.sizes["image"] - 1
@@ -221,8 +225,11 @@ def test_a_plan_that_was_stopped_goes_on_to_the_same_bits_and_can_grow(run, whol
     )
 
 
-def test_images_that_change_under_their_names_are_seen(checkpoint, folder, tmp_path, capsys):
-    """A plan that grows over other images of the same names and sizes does all of it anew."""
+def test_images_that_change_under_their_names_are_seen(checkpoint, folder, tmp_path, capsys, monkeypatch):
+    """A plan does not grow over other images of the same names and sizes.
+
+    In a large set, whose files may have the same times, the pixels are compared, and all of the plan is done again.
+    """
     images, rng = tmp_path / "images", np.random.default_rng(5)
     images.mkdir()
 
@@ -235,6 +242,12 @@ def test_images_that_change_under_their_names_are_seen(checkpoint, folder, tmp_p
         return write_ablations(checkpoint, lines, AblationArguments(images), tmp_path / out, {}).dataset
 
     draw()
+    run([0.3], "grown")
+    draw()
+    with pytest.raises(qkjax.QkjaxError, match=r"different settings \(images\)"):
+        run([0.3, 0.6], "grown")
+    monkeypatch.setattr("qkjax.images.sources.digest_of", lambda items: "the same")
+    shutil.rmtree(tmp_path / "grown")
     run([0.3], "grown")
     draw()
     grown, fresh = run([0.3, 0.6], "grown"), run([0.3, 0.6], "fresh")

@@ -149,6 +149,17 @@ def test_memory_of_one_image_is_eight_bytes_per_pixel(preset, tmp_path):
     assert int(done.stdout) < 9 * side**2 / 2**20
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
+def test_memory_of_many_threads_is_returned(tmp_path):
+    """24 images of 25 million pixels, at most two at the same time: 400 MB, however many threads prepare them."""
+    for index in range(24):
+        Image.new("RGB", (5000, 5000), (9, index, 199)).save(tmp_path / f"{index}.jpg")
+    limits = "import os\nfrom qkjax.images.memory import PIXELS\nos.cpu_count, PIXELS.total = lambda: 16, 50_000_000\n"
+    command = [sys.executable, "-c", limits + PEAK, tmp_path, "hf-clip"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 800
+
+
 def test_budget_is_shared_by_any_number_of_threads():
     budget, most, lock = Budget(100), [0], threading.Lock()
 

@@ -29,6 +29,7 @@ def opened(file: str | Path | IOBase, most: int | None = None) -> Iterator["PIL.
       Exception: Pillow's readers raise errors of many types.
     """
     _ignore_warnings()
+    _large_blocks()
     if isinstance(file, (str, Path)) and Path(file).exists() and not Path(file).is_file():
         raise ValueError("it is not a file, but a folder, pipe or device")
     with _image(file) as image:
@@ -77,6 +78,18 @@ def register_heif() -> bool:
         return False
     register_heif_opener()
     return True
+
+
+@cache
+def _large_blocks() -> None:
+    """Makes Pillow allocate an image as one block, up to 1 GiB.
+
+    The system gets a large block back as soon as an image is closed. glibc keeps smaller ones for each thread, so that
+    the memory of images that threads prepared one after the other would add up.
+    """
+    from PIL import Image
+
+    Image.core.set_block_size(1 << 30)
 
 
 def _ignore_warnings() -> None:
