@@ -238,3 +238,38 @@ def test_live_adapter(torch, transformers):
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
     with pytest.raises(qkjax.QkjaxError, match="belongs to an adapter"):
         qkjax.load(adapted)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda torch, model: setattr(model.blocks[1].mlp, "act", torch.nn.ReLU()), "its layers differ"),
+        (lambda torch, model: setattr(model.blocks[1].norm1, "eps", 1e-2), "different epsilons"),
+        (lambda torch, model: setattr(model.norm, "eps", 1e-2), "different epsilons"),
+        (lambda torch, model: [setattr(b.attn, "scale", 0.3) or setattr(b.attn, "fused_attn", False)
+                               for b in model.blocks], "not scaled by 1/sqrt"),
+        (lambda torch, model: setattr(model.blocks[1].attn, "q_norm", torch.nn.LayerNorm(64)), "normalises queries"),
+    ],
+    ids=["activation", "epsilon of a layer", "last epsilon", "scale", "query norm"],
+)  # fmt: skip
+def test_timm_module_that_was_changed_in_part(timm, torch, change, reason):
+    """What holds for the first layer need not hold for all."""
+    model = moved(timm.create_model("vit_tiny_patch16_224", depth=2))
+    change(torch, model)
+    try:
+        assert reason in qkjax.load(model).config.weights_only
+    except qkjax.QkjaxError as error:
+        assert reason in str(error)
+
+
+def test_open_clip_module_that_was_changed_in_part(torch):
+    open_clip = pytest.importorskip("open_clip", reason=NEEDS)
+    sizes = {"image_size": 28, "patch_size": 7, "width": 48, "layers": 2, "heads": 4, "mlp_ratio": 2, "output_dim": 24}
+    model = open_clip.transformer.VisionTransformer(**sizes, act_layer=torch.nn.GELU)
+    model.transformer.resblocks[1].ln_2.eps = 1e-2
+    with pytest.raises(qkjax.QkjaxError, match="norms with different epsilons"):
+        qkjax.load(model)
+    model.transformer.resblocks[1].ln_2.eps = 1e-5
+    model.transformer.resblocks[1].mlp.gelu = torch.nn.ReLU()
+    with pytest.raises(qkjax.QkjaxError, match="layers with different activations"):
+        qkjax.load(model)

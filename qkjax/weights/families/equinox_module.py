@@ -44,9 +44,14 @@ def facts_of(model: Any) -> Facts:
     """
     if not _is_equimo(model):
         return Facts()
-    block = model.blocks[0].blocks[0]
+    block, others = model.blocks[0].blocks[0], [other for chunk in model.blocks for other in chunk.blocks]
     kinds = {part: type(getattr(block, part)).__name__ for part in ("attn", "mlp", "prenorm", "postnorm")}
     unknown = {
+        "layers that differ from each other": len({_kind_of(other) for other in others}) > 1,
+        "norms with different epsilons": len(
+            {float(n.eps) for b in others for n in (b.prenorm, b.norm)} | {float(model.norm.eps)}
+        )
+        > 1,
         ROTARY.removeprefix("it has "): model.local_pos_embed is not None,
         f"attention of class {kinds['attn']}": kinds["attn"] != "Attention",
         "normalised queries and keys": not _is_identity(getattr(block.attn, "q_norm", None)),
@@ -75,6 +80,12 @@ def facts_of(model: Any) -> Facts:
         complete=True,
         notes=() if model.antialias or not model.dynamic_img_size else (coarser,),
     )
+
+
+def _kind_of(block: Any) -> tuple:
+    """What must be equal in all layers."""
+    parts = (block.attn, block.mlp, block.prenorm, getattr(block.attn, "q_norm", None))
+    return (*(type(part).__name__ for part in parts), block.attn.num_heads, getattr(block.mlp, "act_layer", None))
 
 
 def _is_equimo(model: Any) -> bool:

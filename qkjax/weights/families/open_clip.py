@@ -31,7 +31,11 @@ def facts_of_module(visual: Any) -> Facts:
     if not blocks or not hasattr(blocks[0].attn, "num_heads"):
         raise QkjaxError(f"open_clip's {type(visual).__name__} is not a vision transformer that qkjax knows")
     block, act = blocks[0], type(getattr(blocks[0].mlp, "gelu", None)).__name__
+    norms = [norm for other in blocks for norm in (other.ln_1, other.ln_2)] + [visual.ln_pre, visual.ln_post]
+    epsilons = {float(norm.eps) for norm in norms if hasattr(norm, "eps")}
     unknown = {
+        "layers with different activations": len({type(other.mlp.gelu).__name__ for other in blocks}) > 1,
+        "norms with different epsilons": len(epsilons) > 1,
         "attention pooling": getattr(visual, "attn_pool", None) is not None,
         f"activation {act}": act not in ACTIVATIONS,
         f"pooling {getattr(visual, 'pool_type', 'tok')!r}": getattr(visual, "pool_type", "tok") not in POOLS,

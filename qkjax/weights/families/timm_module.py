@@ -69,13 +69,14 @@ def _refusal(model: Any, block: Any) -> str:
     """Why the modes of qkjax would not describe the model's heads; "" if they do."""
     if _class(model) not in KNOWN or block is None:
         return f"timm's {_class(model)} is not an architecture that qkjax knows"
-    if _class(block) in BLOCKS:
-        return BLOCKS[_class(block)]
+    if reason := next((BLOCKS[_class(other)] for other in model.blocks if _class(other) in BLOCKS), ""):
+        return reason
     attention = block.attn
     reasons = {
         ROTARY: not _is_absent(model, "rope"),
         BLOCKS["DiffParallelScalingBlock"]: "Diff" in _class(attention),
-        "it normalises queries and keys: a head has no single matrix Wq Wk^T": not _is_absent(attention, "q_norm"),
+        "it normalises queries and keys: a head has no single matrix Wq Wk^T": not all(
+            _is_absent(other.attn, "q_norm") for other in model.blocks),
         "several query heads share a key head": getattr(attention, "num_kv_heads", None) not in (
             None, attention.num_heads),
         f"its norm {_class(block.norm1)} is not one that qkjax knows": _class(block.norm1) not in NORMS,
@@ -94,12 +95,39 @@ def _limit(model: Any, block: Any) -> str:
         "its position embedding is the sum of one for rows and one for columns": not _is_absent(embeds, "pos_embed_x"),
         "its position embedding is resampled in a way of its own": getattr(embeds, "pos_embed_ar_preserving", False)
         or not getattr(embeds, "pos_embed_antialias", True),
+        "its layers differ from each other": len({_kind_of(other) for other in model.blocks}) > 1,
+        "its norms have different epsilons": len(_epsilons(model)) > 1,
+        "its scores are not scaled by 1/sqrt(head_dim)": _is_scaled_otherwise(block.attn),
+        "only one of attention and MLP has an inner norm": _is_absent(block.attn, "norm") != _is_absent(
+            block.mlp, "norm"),
         "the output of its attention is gated": not _is_absent(block.attn, "gate"),
         f"its pooling {_class(pool)} is unknown": _class(pool) not in ("NoneType", "AttentionPoolLatent"),
         f"its pooling {model.global_pool!r} is unknown": pool is None and model.global_pool not in POOLS,
         f"its MLP {_class(block.mlp)} with {act} is unknown": _activation(block.mlp) is None,
-    }
+    }  # fmt: skip
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _kind_of(block: Any) -> tuple:
+    """What must be equal in all layers."""
+    return (_class(block), _class(block.attn), block.attn.num_heads, _activation(block.mlp), _class(block.norm1),
+            _is_absent(block.attn, "q_norm"))  # fmt: skip
+
+
+def _epsilons(model: Any) -> set[float]:
+    """The epsilons of all norms that qkjax computes with one."""
+    norms = [getattr(part, name, None) for part in model.blocks for name in ("norm1", "norm2")]
+    norms += [getattr(model, name, None) for name in ("norm_pre", "norm", "fc_norm")]
+    norms.append(getattr(getattr(model, "attn_pool", None), "norm", None))
+    return {float(norm.eps) for norm in norms if getattr(norm, "eps", None) is not None}
+
+
+def _is_scaled_otherwise(attention: Any) -> bool:
+    """Whether the module's own scale counts, and is another one. torch's fused attention does not read it."""
+    scale, size = getattr(attention, "scale", None), getattr(attention, "head_dim", None)
+    if not isinstance(scale, float) or not size or getattr(attention, "fused_attn", False):
+        return False
+    return abs(scale - size**-0.5) > 1e-6 * scale
 
 
 def _is_absent(module: Any, name: str) -> bool:
