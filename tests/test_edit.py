@@ -174,7 +174,7 @@ def test_selections_are_what_they_say(model):
     assert select("modes=0-2,5", metrics).sum() == 3 * 4 * 4
     assert select("all", metrics).all()
     for text, says in {
-        "": "the selection is an empty text",
+        "": "the selection is empty",
         "cosine=0.5": "'cosine=0.5' is not a valid term: expected for example 'cosine>0.5'",
         "layers=0-3": "'layers=0-3': expected numbers from 0 to 2, since the model has 3 layers",
         "modes=3-1": "'3-1' is not a valid range: pass the lower number first",

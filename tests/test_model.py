@@ -43,9 +43,7 @@ def test_only_what_is_asked_for_is_returned(small):
     checkpoint, images = small
     _, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("query",))
     assert set(seen) == {"encoded", "query"}
-    with pytest.raises(
-        qkjax.QkjaxError, match="capture=\\('qeury',\\): these names are unknown; pass names among norm"
-    ):
+    with pytest.raises(qkjax.QkjaxError, match="capture=\\('qeury',\\): unknown names; choose from norm"):
         forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("qeury",))
 
 

@@ -55,7 +55,7 @@ def analyze(
 
 
 def describe(dataset: xr.Dataset) -> Description:
-    """Makes a table by layer, and five figures.
+    """Makes a table with one row per layer, and five figures.
 
     Args:
       dataset: the result of `analyze`.

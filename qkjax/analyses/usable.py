@@ -25,10 +25,10 @@ def require_readable(unreadable: Unreadable, images: ImageSet, partial: Path | N
 
 
 def require_finite(scores: np.ndarray, images: ImageSet, partial: Path | None) -> None:
-    """Makes sure that all scores are numbers.
+    """Checks that all scores are finite.
 
     Raises:
-      QkjaxError: one is not, as in a model whose activations overflow. The progress is removed.
+      QkjaxError: a score is NaN or infinite, as in a model whose activations overflow. The progress is removed.
     """
     if not np.isfinite(scores).all():
         if partial:

@@ -54,7 +54,7 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
     """
     terms = text.split()
     if not terms:
-        raise QkjaxError('the selection is an empty text: expected terms such as "cosine>0.5", or "all" for all modes')
+        raise QkjaxError('the selection is empty: expected terms such as "cosine>0.5", or "all" for all modes')
     share_terms = [term for term in terms if re.fullmatch(rf"({'|'.join(ORDERS)})={NUMBER}", term)]
     if len(share_terms) > 1:
         raise QkjaxError(f"{' and '.join(map(repr, share_terms))}: expected at most one such term, remove the others")

@@ -30,7 +30,8 @@ def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
 
 
 def ratio_interval(above: Float[np.ndarray, "terms images"], below: Float[np.ndarray, "terms images"]) -> Interval:
-    """Mean over terms of the ratio mean(`above`) / mean(`below`), and its 95% interval, with images resampled.
+    """For each term, takes the ratio of the means over images, mean(`above`) / mean(`below`). Returns the mean of these
+    ratios, and its 95% bootstrap interval, which resamples images.
 
     A ratio of means is stable even if some values of `below` are near 0. With only one image, the ends of the interval
     are NaN.

@@ -94,7 +94,7 @@ def _photographs(train: Examples, held_out: Examples, classes: int, fingerprint:
     """A task with photographs.
 
     Training images are augmented by random crops, mirroring and RandAugment. Held-out images are preprocessed as in
-    big_vision: the image is resized by its small side, and its centre is cropped.
+    big_vision: the shorter side is resized to a fixed length, and a central crop is taken.
     """
     side = config.resolution
 

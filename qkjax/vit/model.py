@@ -191,8 +191,6 @@ def forward(
       logits, captured = forward(ViT(checkpoint.config), checkpoint.params, images, capture=("attention",))
     """
     if unknown := set(capture) - set(CAPTURES):
-        raise QkjaxError(
-            f"capture={tuple(sorted(unknown))}: these names are unknown; pass names among {', '.join(CAPTURES)}"
-        )
+        raise QkjaxError(f"capture={tuple(sorted(unknown))}: unknown names; choose from {', '.join(CAPTURES)}")
     patch_grid(model.config, images.shape[1:3])
     return _forward(model, params, images, tuple(capture))

@@ -69,7 +69,8 @@ def _split_class_tokens(flat: dict[str, np.ndarray], count: int) -> None:
 def _reading(flat: dict[str, np.ndarray], rows: int, facts: Facts, notes: list[str]) -> Reading:
     """The special tokens that have rows, and the grid.
 
-    A grid of the facts takes precedence. Without one, exactly one choice of special tokens must leave a square grid.
+    The first grid in `facts.grids` that fits the number of rows is used. If none fits, exactly one choice of special
+    tokens must leave a square grid. A grid that the caller gives must fit.
     """
     choices = _prefixes(flat, facts.prefix_positions)
     patches = {prefix: rows - sum(flat[name].shape[1] for name in prefix) for prefix in choices}
