@@ -138,7 +138,7 @@ def test_pipes_are_not_opened(name, tmp_path):
     code = f"import sys, qkjax\n{load}"
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / model)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    read = done.returncode == 0 and name.endswith("config.json")  # a configuration that is none may be passed over
+    read = done.returncode == 0 and name.endswith("config.json")  # a pipe is not read as a configuration
     assert read or done.stderr.startswith("refused: "), done.stderr[-300:]
 
 

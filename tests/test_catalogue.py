@@ -11,7 +11,7 @@ from conftest import DEFAULT
 from qkjax.images.preprocess import PRESETS
 from qkjax.weights import catalogue, preprocessing
 from qkjax.weights.catalogue import augreg_names
-from qkjax.weights.download.fetch import local_file
+from qkjax.weights.download.fetch import fetch
 
 ENTRIES = catalogue.entries()
 GOOGLE_FAMILIES = {"ViT", "AugReg", "SAM", "GSAM", "LiT", "DeiT-3", "SigLIP", "SigLIP 2", "FlexiViT", "CLIPPO", "UViM",
@@ -136,7 +136,7 @@ def test_hybrids_are_refused(variant):
 @pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if e.unsupported])
 def test_unsupported_entries_are_refused_with_their_reason(name, tmp_path, monkeypatch):
     monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path))
-    for refuse in (local_file, qkjax.load):
+    for refuse in (fetch, qkjax.load):
         with pytest.raises(qkjax.QkjaxError, match=re.escape(f"{name} cannot be loaded: {ENTRIES[name].unsupported}")):
             refuse(name)
     assert list(tmp_path.iterdir()) == []
@@ -202,7 +202,7 @@ def test_hub_snapshot_counts_only_when_whole(tmp_path, monkeypatch):
         assert not catalogue.path_of("dinov2-small").exists()
         file.write_text("{}")
     assert catalogue.path_of("facebook/dinov2-small") == commit
-    assert local_file("dinov2-small") == commit, "no connection is needed"
+    assert fetch("dinov2-small") == commit, "no connection is needed"
 
 
 def test_search():

@@ -25,7 +25,7 @@ from qkjax.weights import catalogue
 from qkjax.weights.catalogue import lookup
 from qkjax.weights.download import http, hub, partial_file
 from qkjax.weights.download.check import check_urls
-from qkjax.weights.download.fetch import fetch, local_file
+from qkjax.weights.download.fetch import fetch
 from qkjax.weights.download.http import download
 
 
@@ -292,7 +292,7 @@ def test_fetch_from_a_mirror_of_google_storage(serve, tmp_path, monkeypatch, cap
     monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path))
     monkeypatch.setenv("QKJAX_GS_URL", f"{url}/mirror/")
     path = fetch("vit-b16-i21k-i1k-384")
-    assert path == local_file("vit-b16-i21k-i1k-384")
+    assert path == fetch("vit-b16-i21k-i1k-384")
     assert path == tmp_path / "gs/vit_models/imagenet21k+imagenet2012/ViT-B_16.npz"
     assert path.read_bytes() == BODY
     assert handler.log == [("GET", "/mirror/vit_models/imagenet21k%2Bimagenet2012/ViT-B_16.npz", None)]

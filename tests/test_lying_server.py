@@ -30,7 +30,7 @@ from qkjax.weights.catalogue import lookup
 from qkjax.weights.download import http
 from qkjax.weights.download.check import check_urls
 from qkjax.weights.download.crc32c import BLOCK, Crc32c
-from qkjax.weights.download.fetch import fetch, local_file
+from qkjax.weights.download.fetch import fetch
 from qkjax.weights.download.http import download
 from qkjax.weights.download.record import record_path
 
@@ -354,7 +354,7 @@ def test_whole_file_instead_of_a_range(serve, tmp_path):
 
 
 def test_changed_content_under_the_same_tag(serve, tmp_path):
-    """The two halves are of two files: the digest tells, and the next call begins anew."""
+    """The two halves are of two files: the digest tells, and the next call starts from zero."""
     stated = f"bytes 50000-{len(BODY) - 1}/{len(BODY)}"
     rest = Answer(206, OTHER[50_000:], ETag='"one"', Content_Range=stated)
     url, _ = serve(half(), half(), rest, Answer(body=OTHER, ETag='"one"'))
@@ -517,7 +517,7 @@ def test_record_of_a_download(serve, checkpoints, monkeypatch):
     assert record["url"] == f"{url}/vit_models/imagenet21k/ViT-B_16.npz"
     assert (record["size"], record["sha256"]) == (len(BODY), hashlib.sha256(BODY).hexdigest())
     assert re.match(r"\d{4}-\d\d-\d\dT", record["date"])
-    assert local_file(NAME) == path == checkpoints / FILE
+    assert fetch(NAME) == path == checkpoints / FILE
     assert len(log) == 1
 
 

@@ -19,7 +19,6 @@ import xarray as xr
 
 from qkjax import figures
 from qkjax.errors import QkjaxError
-from qkjax.figures.style import FORMATS
 from qkjax.images.sets import ImageSet
 from qkjax.results.rows import Row, list_unreadable, write_csv
 from qkjax.results.store import read_earlier, write_dataset
@@ -100,8 +99,8 @@ def outcome(
         if jax.process_index():
             return Written(dataset, Description("", [], {}, {}), folder)
         description = _described(dataset, describe, path if is_earlier else None)
-        write_description(description, folder)
-        discard(temporaries([path, *files_of(description, folder)]))  # left by processes that were killed
+        files = write_description(description, folder)
+        discard(temporaries([path, *files]))  # left by processes that were killed
     return Written(dataset, description, folder)
 
 
@@ -146,26 +145,20 @@ def _from_first_host(dataset: xr.Dataset | None) -> xr.Dataset:
     return xr.load_dataset(BytesIO(shared.tobytes()), engine="h5netcdf")
 
 
-def files_of(description: Description, folder: Path) -> list[Path]:
-    """The files that `write_description` writes."""
-    tables = [folder / f"{name}.csv" for name in description.tables]
-    return tables + [folder / f"{name}{suffix}" for name in description.figures for suffix in FORMATS]
-
-
-def write_description(description: Description, folder: Path) -> None:
-    """Writes tables and figures of a result; each file is written atomically.
+def write_description(description: Description, folder: Path) -> list[Path]:
+    """Writes tables and figures of a result, each file atomically; returns the files.
 
     Raises:
       QkjaxError: a file cannot be written.
     """
-    for name, rows in description.tables.items():
-        write_csv(list(rows), folder / f"{name}.csv")
+    tables = {folder / f"{name}.csv": rows for name, rows in description.tables.items()}
+    for path, rows in tables.items():
+        write_csv(list(rows), path)
     for name in description.stale:
         for suffix in (".png", ".pdf"):
             remove(folder / f"{name}{suffix}")
     jobs = ((folder / name, (draw(),)) for name, draw in description.figures.items())
-    for _ in figures.save_all(jobs, len(description.figures), figures.drawn):
-        pass
+    return [*tables, *figures.save_all(jobs, len(description.figures), figures.drawn)]
 
 
 def report_unreadable(dataset: xr.Dataset, folder: Path, stem: str = "unreadable", what: str = "could not be read"):

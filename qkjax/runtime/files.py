@@ -10,6 +10,9 @@ from pathlib import Path
 
 from qkjax.errors import QkjaxError
 
+TEMPORARY = re.compile(r"\.(.+)-[a-z0-9_]{8}((?:\.[^.]*)?)", re.DOTALL)
+"""Names of temporary files: stem and suffix of the file, and the eight characters of `mkstemp` between them."""
+
 
 def _cannot_write(path: Path, error: OSError) -> QkjaxError:
     return QkjaxError(f"cannot write {path}: {error.strerror or error}; choose another folder or free some space")
@@ -79,12 +82,14 @@ def discard(paths: Iterable[Path]) -> None:
 def temporaries(paths: Iterable[Path]) -> list[Path]:
     """Temporary files of processes that were killed while they wrote these files with `atomic_path`. Those of a process
     that is still writing look the same: only a process that has locked the folder may remove them."""
-    found = []
+    names: dict[Path, set[tuple[str, str]]] = {}
     for path in paths:
-        # mkstemp puts eight of these characters between prefix and suffix
-        name = re.compile(rf"\.{re.escape(path.stem)}-[a-z0-9_]{{8}}{re.escape(path.suffix)}")
+        names.setdefault(path.parent, set()).add((path.stem, path.suffix))
+    found = []
+    for folder, own in names.items():
         with suppress(OSError):
-            found += [file for file in path.parent.iterdir() if name.fullmatch(file.name)]
+            matches = [(file, TEMPORARY.fullmatch(file.name)) for file in folder.iterdir()]
+            found += [file for file, match in matches if match and match.groups() in own]
     return found
 
 

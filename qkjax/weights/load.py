@@ -26,7 +26,7 @@ from qkjax.weights.checkpoint import (
     write_checkpoint,
 )
 from qkjax.weights.download.address import address as address_of
-from qkjax.weights.download.fetch import local_file
+from qkjax.weights.download.fetch import fetch
 from qkjax.weights.download.record import other_source, write_record
 from qkjax.weights.families import described
 from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
@@ -127,7 +127,7 @@ def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
     converted = catalogue.folder() / "converted" / f"{entry.name.replace('/', '--')}.npz"
     source = f"{address_of(entry)}:{entry.sub or ''}"
     if not converted.exists() or other_source(converted, source):
-        path = local_file(entry.name)
+        path = fetch(entry.name)
         state = state_dict.find(path) if path.is_dir() else path
         if state is None or state.suffix not in PICKLED:
             return _read(path, entry.sub, entry.name, settings, from_catalogue=from_catalogue)

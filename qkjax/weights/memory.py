@@ -41,16 +41,14 @@ def read(model: Any, settings: Mapping) -> tuple[ParsedModel, StatedPreprocess |
     """
     if _is_torch(model):
         return _read_torch(model, settings)
-    if equinox_module.is_equinox(model):
-        arrays = equinox_module.arrays_of(model)
-        readers = {name: partial(arrays.get, name) for name in arrays}
-        return read_state(readers, equinox_module.facts_of(model), settings), None
-    arrays = _arrays(model)
+    of_equinox = equinox_module.is_equinox(model)
+    arrays = equinox_module.arrays_of(model) if of_equinox else _arrays(model)
     if any("/" in name for name in arrays):
         container = _Arrays(arrays)
         config, flat = read_vit(container, list(arrays), None, settings)
         return (config, flat, assumptions(config, settings)), None
-    return read_state({name: partial(arrays.get, name) for name in arrays}, Facts(), settings), None
+    facts = equinox_module.facts_of(model) if of_equinox else Facts()
+    return read_state({name: partial(arrays.get, name) for name in arrays}, facts, settings), None
 
 
 def name_of(model: Any) -> str:

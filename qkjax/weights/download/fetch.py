@@ -48,15 +48,6 @@ def fetch(name: str) -> Path:
         return _on_disk(entry) or _download(entry)
 
 
-def local_file(name: str) -> Path:
-    """The file of a checkpoint, or the folder of a hub repository; downloaded first if it is not on disk.
-
-    Raises:
-      QkjaxError: the entry is not supported, or the download failed; see `fetch`.
-    """
-    return fetch(name)
-
-
 def _on_disk(entry: Entry) -> Path | None:
     """The path of an entry if it exists and is from the entry's source."""
     path = catalogue.path_of(entry.name)

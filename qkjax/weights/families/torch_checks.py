@@ -35,9 +35,9 @@ def check_stated_sizes(config: ViTConfig, facts: Facts) -> None:
     Raises:
       QkjaxError: they have not, so the two belong to different models.
     """
-    stated, unknown = facts.stated_sizes, bool(config.weights_only)
+    stated, runs = facts.stated_sizes, not config.weights_only
     actual = {"hidden_size": [config.width], "num_hidden_layers": [config.depth]}
-    if not unknown:
+    if runs:
         gated = config.mlp_dim // 2 if config.activation == "swiglu" else config.mlp_dim
         actual |= {"intermediate_size": [config.mlp_dim, gated], "patch_size": [config.patch_size]}
     for name, values in actual.items():
@@ -46,7 +46,7 @@ def check_stated_sizes(config: ViTConfig, facts: Facts) -> None:
                 f"config.json has {name}={stated[name]}, but the parameters have {values[0]}: they belong to different "
                 "models"
             )
-    if not unknown and config.grid and not facts.grid_is_given and config.posemb == "learn":
+    if runs and config.grid and not facts.grid_is_given and config.posemb == "learn":
         rows, columns = (n * size for n, size in zip(config.grid, config.patch_size, strict=True))
         height, width = (n + size for n, size in zip((rows, columns), config.patch_size, strict=True))
         image = stated.get("image_size", (rows, columns))

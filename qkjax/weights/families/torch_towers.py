@@ -47,7 +47,7 @@ def image_tower(names: Collection[str]) -> tuple[list[str], list[str]]:
             f"{quantised!r} belongs to quantised weights: dequantise the model first (transformers' dequantize)"
         )
     inside = [name for name in names if TOWER.search(name)]
-    if trunk := [name for name in inside if "visual.trunk." in name]:  # open_clip's; its projection is beside it
+    if trunk := [name for name in inside if "visual.trunk." in name]:  # of open_clip, whose file has a projection, too
         inside = trunk
     outside = sorted({_top(name) for name in set(names) - set(inside)})
     if not inside or not any(map(LAYER.search, inside)):
