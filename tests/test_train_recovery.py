@@ -292,6 +292,7 @@ def command(name: str, out: Path, steps: int = 60) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "sweep"])
 def test_two_processes_at_once(name, tmp_path):
     """One says why not, or both end well."""
@@ -328,6 +329,7 @@ KILLS = int(os.environ.get("QKJAX_KILLS") or 4)
 """Kills of each test; a process with QKJAX_KILLS=60 tries more moments."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "sweep"])
 def test_random_kills_end_in_the_same_bits_and_leave_nothing(name, tmp_path):
     script = Path(__file__).parent / "killed.py"
