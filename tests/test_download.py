@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from serving import local_servers
 
 import qkjax
 from qkjax.images.preprocess import PRESETS
@@ -103,20 +104,13 @@ def serve(monkeypatch):
     """Starts servers; gives the address and the handler class, whose `log` lists the requests."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    servers = []
+    with local_servers() as run:
 
-    def start(*faults: str, **settings):
-        handler = type("Handler", (Server,), {"faults": list(faults), "log": [], **settings})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads, server.block_on_close = True, False
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}", handler
+        def start(*faults: str, **settings):
+            handler = type("Handler", (Server,), {"faults": list(faults), "log": [], **settings})
+            return run(handler), handler
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 def get(url: str, path, **settings):

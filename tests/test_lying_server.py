@@ -10,18 +10,17 @@ import re
 import select
 import shutil
 import socket
-import ssl
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
+from serving import local_servers
 from test_download import SHA, SMALL, Large, hub_run, hub_server, names_in  # noqa: F401
 
 import qkjax
@@ -128,24 +127,13 @@ def serve(monkeypatch):
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    servers = []
+    with local_servers() as run:
 
-    def start(*script, folder: Path | None = None) -> tuple[str, list]:
-        log = []
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("H", (Handler,), {"script": list(script), "log": log}))
-        server.daemon_threads, server.block_on_close = True, False
-        if folder:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(folder / "cert", folder / "key")
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        servers.append(server)
-        return f"http{'s' if folder else ''}://127.0.0.1:{server.server_port}", log
+        def start(*script, folder: Path | None = None) -> tuple[str, list]:
+            log = []
+            return run(type("H", (Handler,), {"script": list(script), "log": log}), folder), log
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 @pytest.fixture
