@@ -9,6 +9,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,8 +19,9 @@ import numpy as np
 import xarray as xr
 
 from qkjax import figures
-from qkjax.errors import QkjaxError
+from qkjax.errors import QkjaxError, ShardFinished
 from qkjax.images.sets import ImageSet
+from qkjax.passes.shares import path_of_shard
 from qkjax.results.rows import Row, list_unreadable, write_csv
 from qkjax.results.store import read_earlier, write_dataset
 from qkjax.runtime import hosts
@@ -67,10 +69,11 @@ def outcome(
     attrs: Mapping[str, str] | None = None,
     recompute: bool = False,
     fresh: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> Written:
     """Reads an earlier result from a folder, or computes and writes the result; then writes tables and figures.
 
-    With several hosts, all hosts compute, and the first host writes.
+    With several hosts, all hosts compute, and the first host writes. Of several shares, the last one to finish writes.
 
     Args:
       folder: folder of the results.
@@ -82,6 +85,7 @@ def outcome(
       attrs: additional attributes for the file, such as the path of the checkpoint.
       recompute: compute even if there is an earlier result with these settings.
       fresh: discard an earlier result, whatever its settings, and the progress of an interrupted pass.
+      shard: index of this share and number of shares, see `PassOptions`.
 
     Returns:
       The result, on every host.
@@ -89,25 +93,32 @@ def outcome(
     Raises:
       QkjaxError: an earlier result has different settings, another process works in the folder, or a file cannot be
         written. Saved progress stays on disk.
+      ShardFinished: this share is finished and saved, but another share has not finished.
     """
     path, partial = folder / f"{stem}.nc", hosts.process_path(folder / f"{stem}.partial.npz")
-    with exclusive(folder):
+    shares = [path_of_shard(partial, index, shard[1]) for index in range(shard[1])] if shard else []
+    with exclusive(folder, shard):
         if fresh:
-            remove(path), remove(partial)
-        dataset, is_earlier = _earlier_or_computed(path, partial, settings, compute, at_least, attrs, recompute)
-        remove(partial)
-        if jax.process_index():
-            return Written(dataset, Description("", [], {}, {}), folder)
-        description = _described(dataset, describe, path if is_earlier else None)
-        files = write_description(description, folder)
-        discard(temporaries([path, *files]))  # left by processes that were killed
+            for own in (path, shares[shard[0]] if shard else partial):
+                remove(own)
+        dataset, is_earlier = _earlier_or_computed(path, partial, settings, compute, at_least, attrs, recompute, shard)
+        with exclusive(folder, wait=True) if shard else nullcontext():
+            if shard and not is_earlier:
+                write_dataset(dataset, path)
+            for file in (partial, *shares):
+                remove(file)
+            if jax.process_index():
+                return Written(dataset, Description("", [], {}, {}), folder)
+            description = _described(dataset, describe, path if is_earlier else None)
+            files = write_description(description, folder)
+            discard(temporaries([path, *files]))  # left by processes that were killed
     return Written(dataset, description, folder)
 
 
 def _earlier_or_computed(
-    path: Path, partial: Path, settings, compute, at_least: Sequence[str], attrs, recompute: bool
+    path: Path, partial: Path, settings, compute, at_least: Sequence[str], attrs, recompute: bool, shard
 ) -> tuple[xr.Dataset, bool]:
-    """The dataset on every host, and whether it was read; a computed one is written."""
+    """The dataset on every host, and whether it was read; a computed one is written, unless it is that of shares."""
     first, several = jax.process_index() == 0, jax.process_count() > 1
     earlier = read_earlier(path, settings, at_least) if settings is not None and first else None
     earlier = None if recompute else earlier
@@ -115,8 +126,14 @@ def _earlier_or_computed(
         earlier = _from_first_host(earlier)
     if earlier is not None:
         return earlier, True
-    dataset = compute(partial).assign_attrs(attrs or {})
-    if first:
+    try:
+        dataset = compute(partial).assign_attrs(attrs or {})
+    except ShardFinished:
+        earlier = read_earlier(path, settings, at_least)  # another share may just have written it
+        if earlier is None:
+            raise
+        return earlier, True
+    if first and not shard:
         write_dataset(dataset, path)
     if several:
         hosts.gather_json(None)  # every host keeps its progress until the result is written

@@ -24,7 +24,7 @@ from qkjax.cli.pictures import image, top_images
 from qkjax.cli.plain_help import with_plain_help
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
-from qkjax.errors import AssumptionWarning, QkjaxError, nearest
+from qkjax.errors import AssumptionWarning, QkjaxError, ShardFinished, nearest
 from qkjax.runtime.visible import VisibleStream, visible
 
 # Only light modules are imported above, so that `qkjax --help` is fast.
@@ -60,6 +60,8 @@ def _main() -> None:
     except QkjaxError as error:
         print(f"qkjax: error: {visible(in_options(str(error)))}", file=sys.stderr)
         sys.exit(2)
+    except ShardFinished as finished:
+        print(visible(str(finished)), file=sys.stderr)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore further interrupts
         print("qkjax: interrupted; finished work is saved", file=sys.stderr, flush=True)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.behaviour import Count, Folder, Grid, Resolution, join_hosts
-from qkjax.cli.options import Dtype, EditKind, KeyBias, Pool, given_options
+from qkjax.cli.behaviour import Count, Folder, Grid, Resolution
+from qkjax.cli.options import Dtype, EditKind, KeyBias, Pool, Shard, given_options, join_hosts, shard_of
 from qkjax.errors import QkjaxError
 
 
@@ -29,6 +29,7 @@ def ablate(
     dtype: Dtype = "float32",
     fresh: bool = False,
     distributed: bool = False,
+    shard: Shard = None,
     grid: Grid = None,
     pool: Pool | None = None,
     heads: Count = None,
@@ -63,6 +64,8 @@ def ablate(
       dtype: number format of the forward pass.
       fresh: discard an earlier result and all finished ablations.
       distributed: share the images among several processes that run this command (jax.distributed).
+      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Start each
+        share with the same command and the same folder; the last share to finish writes the result.
       grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       pool: pooling of the model, if it differs from the pooling inferred from the parameters. ("gap" is also inferred
         for models whose pooling is "none" or "0".)
@@ -86,7 +89,7 @@ def ablate(
     grids = [{"edit": edit or "drop", "select": list(select), "controls": controls, "key_bias": key_bias}]
     specs = specs_of(plan or grids)
     settings = given_options(grid=grid, pool=pool, heads=heads)
-    checkpoint, options = load(model, **settings), PassOptions(batch, resolution, dtype)
+    checkpoint, options = load(model, **settings), PassOptions(batch, resolution, dtype, shard_of(shard))
     arguments = AblationArguments(images, limit, labels, queries, exact, options)
     folder = out or Path("results") / checkpoint.name / "ablations"
     written = write_ablations(checkpoint, specs, arguments, folder, origin(model, settings), fresh=fresh)

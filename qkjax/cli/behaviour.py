@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import Dtype, Stream, given_options
-from qkjax.errors import QkjaxError
+from qkjax.cli.options import Dtype, Shard, Stream, given_options, join_hosts, shard_of
+from qkjax.errors import QkjaxError, ShardFinished
 
 Models = Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")]
 Folder = Annotated[Path | None, arg(metavar="FOLDER")]
@@ -33,6 +33,7 @@ def preference(
     dtype: Dtype = "float32",
     fresh: bool = False,
     distributed: bool = False,
+    shard: Shard = None,
     grid: Grid = None,
     heads: Count = None,
     json: bool = False,
@@ -57,6 +58,8 @@ def preference(
       dtype: number format of the forward pass.
       fresh: discard an earlier result and the progress of an interrupted run.
       distributed: share the scenes among several processes that run this command (jax.distributed).
+      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Start each
+        share with the same command and the same folder; the last share to finish writes the result.
       grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
@@ -76,7 +79,7 @@ def preference(
         )
     loaded = _photograph_models("preference", models, given_options(grid=grid, heads=heads), resolution)
     scenes = open_o3(o3) if o3 else patterns(**_generated(count, seed), kind=kind or "patterns")
-    options = PassOptions(batch, resolution, dtype)
+    options = PassOptions(batch, resolution, dtype, shard_of(shard))
     _each(
         loaded,
         out,
@@ -86,6 +89,7 @@ def preference(
         lambda c, partial: attention_preference(c, scenes, options=options, partial=partial),
         lambda c, dataset: describe(dataset, c, scenes, options),
         fresh,
+        options.shard,
         json,
         "qkjax ablate {model} --select grouping=0.3 --controls 3",
     )
@@ -105,6 +109,7 @@ def objects(
     dtype: Dtype = "float32",
     fresh: bool = False,
     distributed: bool = False,
+    shard: Shard = None,
     grid: Grid = None,
     heads: Count = None,
     json: bool = False,
@@ -133,6 +138,8 @@ def objects(
       dtype: number format of the forward pass.
       fresh: discard an earlier result and the progress of an interrupted run.
       distributed: share the images among several processes that run this command (jax.distributed).
+      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Start each
+        share with the same command and the same folder; the last share to finish writes the result.
       grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
@@ -146,7 +153,7 @@ def objects(
 
     loaded = _photograph_models("objects", models, given_options(grid=grid, heads=heads), resolution)
     images = open_objects(masks) if masks else mosaics(**_generated(count, seed))
-    options, choices = PassOptions(batch, resolution, dtype), {"top": top, "stream": stream}
+    options, choices = PassOptions(batch, resolution, dtype, shard_of(shard)), {"top": top, "stream": stream}
     _each(
         loaded,
         out,
@@ -156,17 +163,10 @@ def objects(
         lambda c, partial: same_object(c, images, **choices, options=options, partial=partial),
         lambda c, dataset: describe(dataset, c.name),
         fresh,
+        options.shard,
         json,
         "qkjax preference {model}",
     )
-
-
-def join_hosts(distributed: bool) -> None:
-    """Joins the other processes of a distributed job; must be called before any computation."""
-    if distributed:
-        from qkjax.runtime.hosts import join
-
-        join()
 
 
 def _generated(count: int | None, seed: int | None) -> dict[str, int]:
@@ -203,6 +203,7 @@ def _each(
     compute: Callable,
     describe: Callable,
     fresh: bool,
+    shard: tuple[int, int] | None,
     as_json: bool,
     next_step: str,
 ) -> None:
@@ -214,15 +215,20 @@ def _each(
     paths, results = folders(loaded, out, kind), {}
     for name, (checkpoint, origin) in loaded.items():
         print(f"{name}: {kind}", file=sys.stderr)
-        written = outcome(
-            paths[name],
-            kind,
-            settings(checkpoint),
-            lambda partial, c=checkpoint: compute(c, partial),
-            lambda dataset, c=checkpoint: describe(c, dataset),
-            attrs=origin,
-            fresh=fresh,
-        )
+        try:
+            written = outcome(
+                paths[name],
+                kind,
+                settings(checkpoint),
+                lambda partial, c=checkpoint: compute(c, partial),
+                lambda dataset, c=checkpoint: describe(c, dataset),
+                attrs=origin,
+                fresh=fresh,
+                shard=shard,
+            )
+        except ShardFinished as finished:
+            print(f"{name}: {finished}", file=sys.stderr)
+            continue
         if written.description.rows:
             stem = "left_out" if "left_out" in written.dataset else "unreadable"
             report_unreadable(written.dataset, paths[name], stem, "are left out")

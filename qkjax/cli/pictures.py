@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import Dtype, Stream, given_options
+from qkjax.cli.options import Dtype, Shard, Stream, given_options, join_hosts, shard_of
 
 
 def image(
@@ -69,6 +69,7 @@ def top_images(
     select: Annotated[tuple[str, ...], arg(metavar="MODE...")] = (),
     fresh: bool = False,
     distributed: bool = False,
+    shard: Shard = None,
     grid: Annotated[tuple[int, int] | None, arg(metavar="ROWS COLUMNS")] = None,
     heads: Annotated[int | None, arg(metavar="N")] = None,
     json: bool = False,
@@ -100,14 +101,13 @@ def top_images(
         append a minus sign, as in "L8 H7 M2-".
       fresh: discard an earlier result and the progress of an interrupted run.
       distributed: share the images among several processes that run this command (jax.distributed).
+      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Start each
+        share with the same command and the same folder; the last share to finish writes the result.
       grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
       heads: number of attention heads, for a torch file without config.json.
       json: print the findings as JSON instead of text.
     """
-    if distributed:
-        from qkjax.runtime.hosts import join
-
-        join()
+    join_hosts(distributed)
     from qkjax.analyses.outcome import print_notes, print_outcome
     from qkjax.analyses.top_images.pages import (
         ScanOptions,
@@ -128,7 +128,7 @@ def top_images(
     config = checkpoint.config
     shape = config.depth, config.heads, min(config.width, config.head_dim)
     pages = pages_of(SheetOptions(sheet_modes, layer, head, select), shape)
-    scan = ScanOptions(top, score, stream, PassOptions(batch, resolution, dtype))
+    scan = ScanOptions(top, score, stream, PassOptions(batch, resolution, dtype, shard_of(shard)))
     pictures = open_images(images) if images else photographs()
     print_notes(pictures)
     folder = out or earlier_folder(Path("results") / checkpoint.name)

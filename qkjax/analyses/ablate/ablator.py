@@ -1,13 +1,13 @@
 """Runs passes over a set of images: one pass of the original model, and one pass for each edit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
 from qkjax.analyses.ablate.outputs import Effects, Outputs, edited_outputs, original_outputs
@@ -18,7 +18,7 @@ from qkjax.interaction.edit import EditedHeads
 from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_of_photographs, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
-from qkjax.runtime.devices import over_devices
+from qkjax.runtime.devices import free_bytes, over_devices
 from qkjax.vit.model import ViT
 from qkjax.vit.patches import query_places
 from qkjax.weights.checkpoint import Checkpoint
@@ -27,7 +27,7 @@ from qkjax.weights.checkpoint import Checkpoint
 class _OriginalBatch(NamedTuple):
     """A batch with the outputs of the original model, for passes of edited models with `run_pass`."""
 
-    pixels: UInt8[np.ndarray, "batch height width 3"]
+    pixels: UInt8[Array | np.ndarray, "batch height width 3"]
     index: np.ndarray
     unreadable: Unreadable
     original: Outputs
@@ -37,8 +37,8 @@ class Ablator:
     """Runs a model and its edits over a set of images.
 
     The images and the outputs of the original model stay in memory: 1.5 MB per image for ViT-S/14 at 224 pixels
-    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). With several hosts, each host keeps only its
-    own share of the images.
+    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). They stay on an accelerator as far as half of
+    its free memory suffices. With several hosts, each host keeps only its own share of the images.
 
     Attributes:
       original: rows of the original model, which is compared with itself. The rows are the effects, "representation",
@@ -73,6 +73,7 @@ class Ablator:
         self._params = jax.device_put(base.params, self._whole)
         self._groups = batch_groups(len(images), batch_size(options.batch))
         self._batches: list[_OriginalBatch] = []
+        self._room = free_bytes() // 2
         self._run_original(checkpoint, images, options)
 
     def _run_original(self, checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> None:
@@ -81,10 +82,10 @@ class Ablator:
 
         def step(state: tuple, batch: Batch) -> tuple[tuple, Rows]:
             pixels = jax.device_put(batch.pixels, self._split)
-            outputs, effects = jax.device_get(original_outputs(model, params, self._scaling, pixels, self._places))
-            self._batches.append(_OriginalBatch(batch.pixels, batch.index, (), outputs))
+            outputs, effects = original_outputs(model, params, self._scaling, pixels, self._places)
+            self._keep(_OriginalBatch(pixels, batch.index, (), outputs))
             digest = np.frombuffer(blake2b(batch.pixels, digest_size=16).digest(), np.uint8)
-            rows = _rows(batch.index, effects, outputs.representation, outputs.logits)
+            rows = _rows(batch.index, *jax.device_get((effects, outputs.representation, outputs.logits)))
             return state, rows | {"index": batch.index[batch.index >= 0], "digest": digest[None]}
 
         batches = batches_of_photographs(checkpoint, images, options)
@@ -93,6 +94,18 @@ class Ablator:
         self.pixels = blake2b(result.rows.pop("digest").tobytes(), digest_size=16).hexdigest()
         self.index = result.rows.pop("index")
         self.unreadable, self.original = result.unreadable, result.rows
+
+    def _keep(self, batch: _OriginalBatch) -> None:
+        """Keeps a batch for the passes of the edits: on the devices if there is room, otherwise in memory."""
+        size = (
+            sum(array.nbytes for array in jax.tree.leaves((batch.pixels, batch.original))) // jax.local_device_count()
+        )
+        if size > self._room:
+            pixels, original = jax.device_get((batch.pixels, batch.original))
+            batch = batch._replace(pixels=pixels, original=original)
+        else:
+            self._room -= size
+        self._batches.append(batch)
 
     def ablate(self, heads: EditedHeads, path: Path | None, settings: Mapping[str, str]) -> Rows:
         """Runs an edited model over the images.
@@ -109,10 +122,11 @@ class Ablator:
         heads = scaled(heads, self._checkpoint) if self._exact else heads
         heads = jax.device_put(heads, self._whole)
 
-        def step(state: tuple, batch: _OriginalBatch) -> tuple[tuple, Rows]:
+        def step(state: tuple, batch: _OriginalBatch) -> tuple[tuple, Callable[[], Rows]]:
             pixels, original = jax.device_put((batch.pixels, batch.original), self._split)
             args = self._params, heads, self._scaling, pixels, self._places, original
-            return state, _rows(batch.index, *jax.device_get(edited_outputs(self._model, *args)))
+            outputs = edited_outputs(self._model, *args)
+            return state, lambda: _rows(batch.index, *jax.device_get(outputs))
 
         def batches(groups: Sequence) -> Sequence[_OriginalBatch]:
             return self._batches[len(self._batches) - len(groups) :]

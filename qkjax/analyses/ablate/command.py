@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import xarray as xr
 
-from qkjax.analyses.ablate.compute import Labels, ablate, ablation_settings, check_specs, labels_of
+from qkjax.analyses.ablate.compute import ablate, ablation_settings, check_specs
 from qkjax.analyses.ablate.describe import describe
 from qkjax.analyses.ablate.plan import AblationSpec
+from qkjax.analyses.ablate.readout import Labels, labels_of
 from qkjax.analyses.outcome import Written, outcome, print_notes, report_unreadable
 from qkjax.errors import QkjaxError
 from qkjax.images.default_set import photographs
@@ -65,7 +66,7 @@ def write_ablations(
     choices = {"queries": queries, "exact": exact, "options": options}
 
     def compute(_: Path) -> xr.Dataset:
-        if fresh:
+        if fresh and not options.shard:
             discard((folder / "done").glob("*.npz"))
         return ablate(checkpoint, specs, images, labels=labels, **choices, partial=folder / "done")
 
@@ -77,6 +78,7 @@ def write_ablations(
         describe,
         attrs=attrs,
         fresh=fresh,
+        shard=options.shard,
         recompute=True,  # the plan may have been extended; finished ablations are read from `done`
     )
     report_unreadable(written.dataset, folder)

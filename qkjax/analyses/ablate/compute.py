@@ -14,12 +14,12 @@ from tqdm import tqdm
 from qkjax.activations.representation import linear_cka
 from qkjax.analyses.ablate.ablator import Ablator
 from qkjax.analyses.ablate.plan import AblationSpec, Plan, specs_of
-from qkjax.analyses.ablate.readout import Readout, check_labels
+from qkjax.analyses.ablate.readout import Labels, Readout, check_labels, labels_of
 from qkjax.analyses.ablate.store import Store, same_images
 from qkjax.analyses.ablate.tables import ablations_dataset
 from qkjax.analyses.edit import IDLE_CONTROL, ResolvedEdit, is_idle_control, notes_on, resolve
-from qkjax.images.default_set import photographs, subjects
-from qkjax.images.labels import by_folder
+from qkjax.errors import ShardFinished
+from qkjax.images.default_set import photographs
 from qkjax.images.sets import ImageSet
 from qkjax.interaction.edit import edit as edit_heads
 from qkjax.interaction.metrics import measure
@@ -28,19 +28,13 @@ from qkjax.interaction.query_key import QueryKey
 from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.passes.options import PassOptions
 from qkjax.passes.settings import settings_of
+from qkjax.passes.shares import check_shard
 from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.patches import query_places
 from qkjax.vit.tree import query_key
 from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 Arrays = dict[str, np.ndarray]
-
-
-class Labels(NamedTuple):
-    """The class of each image, and the names of the classes; both are empty if there are no labels."""
-
-    classes_of_images: list[int]
-    names: list[str]
 
 
 class _Model(NamedTuple):
@@ -80,7 +74,8 @@ def ablate(
       queries: number of query patches per image, evenly spaced, for which attention over all keys is compared.
       exact: whether to give all heads 2 head_dim + 1 columns, the most that any edit needs. Symmetric parts and rotated
         modes are then represented exactly, but the passes take longer.
-      options: batch size, resolution and number format.
+      options: batch size, resolution, number format and share; the shares divide the ablations among them, and each
+        share runs the original model.
       partial: folder in which finished ablations are saved; the caller removes the folder. If None, nothing is saved.
 
     Returns:
@@ -88,6 +83,7 @@ def ablate(
 
     Raises:
       QkjaxError: the plan is invalid, no image is readable, a class has too few images, or a file cannot be written.
+      ShardFinished: the ablations of this share are finished and saved, but those of another share are not.
 
     Example:
       >>> import qkjax
@@ -98,6 +94,7 @@ def ablate(
       (2, ('ablation', 'image', 'layer', 'head'))
     """
     options = options or PassOptions()
+    check_shard(partial, options.shard)
     checkpoint = for_photographs(checkpoint)
     query_places(photograph_grid(checkpoint, options.resolution), queries)  # raises before any computation
     images = photographs() if images is None else images
@@ -127,17 +124,6 @@ def ablation_settings(
 ) -> dict[str, str]:
     """The settings that all ablations share; an ablation depends only on these settings and on its edit."""
     return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=labels)
-
-
-def labels_of(images: ImageSet) -> Labels:
-    """The classes of images, which are their outermost folders.
-
-    For the default photographs, the class of a crop is the photograph from which it is cropped.
-
-    Raises:
-      QkjaxError: there are fewer than two folders.
-    """
-    return Labels(*(subjects(images) if images.name == "photographs" else by_folder(Path(images.name), images)))
 
 
 def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
@@ -186,7 +172,10 @@ def _fill(
       check_interrupt: function that raises KeyboardInterrupt if the user has interrupted the program.
     """
     checkpoint, own = model.checkpoint, -(-len(model.images) // jax.process_count())
-    missing = len({store.key(edit) for edit, arrays in zip(edits, done[1:], strict=True) if arrays is None})
+    shares = _shares(edits, store, choices[-1].shard)
+    index = choices[-1].shard[0] if choices[-1].shard else 0
+    keys = {store.key(edit) for edit, arrays in zip(edits, done[1:], strict=True) if arrays is None}
+    missing = sum(shares[key] == index for key in keys)
     print(
         f"{checkpoint.name}: {missing} ablations on {len(model.images)} images of {model.images.name}", file=sys.stderr
     )
@@ -207,10 +196,20 @@ def _fill(
             key = store.key(edit)
             if key not in results and same_images(done[place], original):
                 results[key] = done[place]
-            if key not in results:
+            if key not in results and shares[key] == index:
                 results[key] = _one(spec, edit, model, ablator, store, finish, notes)
                 check_interrupt()
+    others = {store.key(edit): store.read(edit) for edit in edits if store.key(edit) not in results}
+    results |= {key: arrays for key, arrays in others.items() if same_images(arrays, original)}
+    if unfinished := sorted({shares[key] for key in others if key not in results}):
+        raise ShardFinished(*choices[-1].shard, unfinished, store.folder)
     return [original, *(results[store.key(edit)] for edit in edits)]
+
+
+def _shares(edits: Sequence[ResolvedEdit], store: Store, shard: tuple[int, int] | None) -> dict[str, int]:
+    """The share that computes each ablation, by the key of the ablation: the ablations are dealt out in turn."""
+    keys = dict.fromkeys(store.key(edit) for edit in edits)
+    return {key: place % (shard[1] if shard else 1) for place, key in enumerate(keys)}
 
 
 def _one(spec, edit: ResolvedEdit, model: _Model, ablator: Ablator, store: Store, finish, notes: set[str]) -> Arrays:

@@ -3,14 +3,36 @@
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from qkjax.errors import QkjaxError
-from qkjax.images.labels import head_classes
+from qkjax.images.default_set import subjects
+from qkjax.images.labels import by_folder, head_classes
+from qkjax.images.sets import ImageSet
 
 FOLDS, NEIGHBOURS = 5, 5
+
+
+class Labels(NamedTuple):
+    """The class of each image, and the names of the classes; both are empty if there are no labels."""
+
+    classes_of_images: list[int]
+    names: list[str]
+
+
+def labels_of(images: ImageSet) -> Labels:
+    """The classes of images, which are their outermost folders.
+
+    For the default photographs, the class of a crop is the photograph from which it is cropped.
+
+    Raises:
+      QkjaxError: there are fewer than two folders.
+    """
+    return Labels(*(subjects(images) if images.name == "photographs" else by_folder(Path(images.name), images)))
 
 
 def check_labels(labels: Sequence[int], classes: list[str]) -> None:

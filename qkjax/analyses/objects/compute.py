@@ -4,6 +4,7 @@ The measurement takes one pass over images with object masks. Letters: L layers,
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from qkjax.images.segmented import Segmented, blank_objects, crop_objects, mosai
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
-from qkjax.passes.engine import batch_groups, run_pass
+from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
@@ -34,8 +35,10 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 @partial(jax.jit, static_argnames=("model", "stream"), donate_argnames="top")
-def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream) -> Top:
+def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream):
     """Updates the top images of every mode with a batch; the buffers of the old top images are donated.
+
+    The second result, a number, can be waited for after the buffers of the first have been donated to the next step.
 
     An image is stored as twice its index, plus one if the query object and the key object are the same.
     """
@@ -49,7 +52,8 @@ def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, 
         same.append(largest[:, 0] == largest[:, 1])
     scores, same = (jnp.stack(x, axis=1) for x in (scores, same))
     stored = 2 * index.reshape(-1, *(1,) * (same.ndim - 1)) + same
-    return add(top, scores, index, stored)
+    top = add(top, scores, index, stored)
+    return top, top.image.max()
 
 
 def same_object(
@@ -109,6 +113,7 @@ def same_object(
         partial,
         settings,
         merge=lambda tops: merge(Top(*map(np.stack, zip(*tops, strict=True)))),
+        shard=options.shard,
     )
     require_readable(result.unreadable, images, partial)
     objects = np.zeros(len(images), np.int64)
@@ -125,11 +130,16 @@ def _on_devices(checkpoint: Checkpoint, modes: Modes, options: PassOptions, stre
     on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
 
-    def step(top: Top, batch: Batch) -> tuple[Top, dict[str, np.ndarray]]:
+    def step(top: Top, batch: Batch) -> tuple[Top, Callable[[], Rows]]:
         arrays = jax.device_put((batch.pixels, batch.masks, batch.index), split)
-        top = _step(model, *on_device, jax.device_put(top, whole), *arrays, stream=stream)
-        present = batch.index >= 0
-        objects = (batch.masks[present].sum(-1) > 0).sum(-1)
-        return jax.block_until_ready(top), {"index": batch.index[present], "objects": objects}
+        top, last = _step(model, *on_device, jax.device_put(top, whole), *arrays, stream=stream)
+
+        def rows() -> Rows:
+            jax.block_until_ready(last)
+            present = batch.index >= 0
+            objects = (batch.masks[present].sum(-1) > 0).sum(-1)
+            return {"index": batch.index[present], "objects": objects}
+
+        return top, rows
 
     return step

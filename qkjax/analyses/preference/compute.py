@@ -4,6 +4,7 @@ Letters: L layers, H heads, D embed.
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from qkjax.images.scenes import Scene, blank_scene, crop_to_model
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import decompose
-from qkjax.passes.engine import batch_groups, run_pass
+from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
@@ -131,6 +132,7 @@ def attention_preference(
         batches_with_masks(checkpoint, scenes, options, crop_to_model, blank_scene),
         partial,
         settings,
+        shard=options.shard,
     )
     require_readable(result.unreadable, scenes, partial)
     metrics = measure(decompose(*query_key_kernels(checkpoint.params)))
@@ -150,12 +152,17 @@ def _on_devices(checkpoint: Checkpoint, options: PassOptions):
     params, scale = jax.device_put((checkpoint.params, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
 
-    def step(state: tuple, batch: Batch) -> tuple[tuple, dict[str, np.ndarray]]:
+    def step(state: tuple, batch: Batch) -> tuple[tuple, Callable[[], Rows]]:
         present = batch.index >= 0
         arrays = jax.device_put((batch.pixels, batch.masks, present.astype(np.float32)), split)
-        measures, centre = jax.device_get(_step(model, params, scale, *arrays))
-        rows = {name: value[present] for name, value in measures._asdict().items()}
-        return state, rows | {"index": batch.index[present], "centre": centre[None]}
+        result = _step(model, params, scale, *arrays)
+
+        def rows() -> Rows:
+            measures, centre = jax.device_get(result)
+            rows = {name: value[present] for name, value in measures._asdict().items()}
+            return rows | {"index": batch.index[present], "centre": centre[None]}
+
+        return state, rows
 
     return step
 

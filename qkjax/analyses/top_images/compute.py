@@ -1,6 +1,7 @@
 """Finds the images that excite each mode most, in one pass over an image set (the paper's figures 1, 4, S5 to S16)."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from qkjax.images.default_set import photographs
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
-from qkjax.passes.engine import batch_groups, run_pass
+from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import (
     batches_of_photographs,
     for_photographs,
@@ -46,7 +47,8 @@ def _step(
 ):
     """Updates the top images of every mode, and their maps, with a batch; the buffers of the old state are donated.
 
-    The pixels cannot be donated, because no result has their shape.
+    The pixels cannot be donated, because no result has their shape. The second result, a number, can be waited for
+    after the buffers of the first have been donated to the next step.
     """
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
@@ -55,7 +57,8 @@ def _step(
         maps = project(tokens[:, model.config.prefix_tokens :], modes.u[layer], modes.v[layer])
         values.append(jnp.stack([both_signs(name, maps[:, :, 0], maps[:, :, 1]) for name in scores], axis=1))
         first.append(jnp.einsum("bpwhm->hmbwp", maps[..., : state.maps.shape[2]]))
-    return add(state, jnp.stack(values, axis=2), index, jnp.stack(first))
+    state = add(state, jnp.stack(values, axis=2), index, jnp.stack(first))
+    return state, state.top.image.max()
 
 
 def top_images(
@@ -71,7 +74,8 @@ def top_images(
 ) -> xr.Dataset:
     """Finds the images that excite each mode most, for both signs of the mode, and the maps of the first modes on them.
 
-    An interrupted pass resumes from the file `partial`. Several hosts can share a pass.
+    An interrupted pass resumes from the file `partial`. Several hosts can share a pass. Processes without a connection
+    to each other can share a pass, too: see the argument `shard` of `PassOptions`.
 
     Args:
       checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
@@ -83,7 +87,7 @@ def top_images(
       maps: number of modes of each head, strongest first, whose query and key maps on the images of the first score
         are stored. Drawing other modes takes a second pass over their images. None means 5 modes, or fewer if their
         maps would take more than 512 MB.
-      options: batch size, resolution and number format.
+      options: batch size, resolution, number format and share.
       partial: file in which progress is saved; the caller removes the file. If None, progress is not saved.
 
     Returns:
@@ -118,6 +122,7 @@ def top_images(
         partial,
         {**settings, "maps": str(mapped)},
         merge=merge,
+        shard=options.shard,
     )
     require_readable(result.unreadable, images, partial)
     unreadable = [(images.names[index], reason) for index, reason in result.unreadable]
@@ -176,11 +181,15 @@ def scan_step(checkpoint: Checkpoint, modes: Modes, stream: Stream, scores: tupl
     on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
 
-    def step(state: TopMaps, batch: Batch) -> tuple[TopMaps, dict]:
+    def step(state: TopMaps, batch: Batch) -> tuple[TopMaps, Callable[[], Rows]]:
         pixels, index = jax.device_put((batch.pixels, batch.index), split)
         state = jax.device_put(state, whole)  # otherwise the first step would be compiled separately
-        state = _step(model, *on_device, state, pixels, index, stream=stream, scores=scores)
-        # Waits for the step, while threads decode the next batches. Without waiting, steps and pixels would queue up.
-        return jax.block_until_ready(state), {}
+        state, last = _step(model, *on_device, state, pixels, index, stream=stream, scores=scores)
+
+        def rows() -> Rows:
+            jax.block_until_ready(last)
+            return {}
+
+        return state, rows
 
     return step

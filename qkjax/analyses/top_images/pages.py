@@ -102,6 +102,7 @@ def write_top_images(
         at_least=("top",),
         attrs=attrs,
         fresh=fresh,
+        shard=scan.options.shard,
     )
     dataset = written.dataset.isel(place=slice(scan.top))
     return written._replace(dataset=dataset.assign_attrs(summary=summary(dataset)))
