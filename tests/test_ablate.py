@@ -251,7 +251,7 @@ def test_images_that_change_under_their_names_are_seen(checkpoint, folder, tmp_p
     run([0.3], "grown")
     draw()
     grown, fresh = run([0.3, 0.6], "grown"), run([0.3, 0.6], "fresh")
-    assert "the images have changed; all ablations are computed again" in capsys.readouterr().err
+    assert "the images have changed, so all ablations are computed again" in capsys.readouterr().err
     for name in fresh.data_vars:
         np.testing.assert_array_equal(grown[name], fresh[name])
 

@@ -1,4 +1,4 @@
-"""Types of command-line options, and the translation of argument names in library errors to options."""
+"""Types of command-line options, and a function that replaces argument names in library errors by option names."""
 
 import re
 from typing import Annotated, Literal
@@ -19,7 +19,7 @@ OPTIONS = {
     for name in ("top", "batch", "resolution", "count", "seed", "layer", "head", "queries", "limit", "labels", "grid",
                  "heads", "pool", "images", "modes", "fold_scale", "center", "select", "controls", "fresh", "shard")
 } | {"scores": "--score", "folder": "--out", "sheet_modes": "--sheet-modes"}  # fmt: skip
-"""Command-line options, by the names of the corresponding arguments in the library."""
+"""A dict from the names of library arguments to the names of the corresponding command-line options."""
 
 Shard = Annotated[str | None, arg(metavar="I/N")]
 """Type of the option --shard, see `shard_of`."""
@@ -53,7 +53,7 @@ def join_hosts(distributed: bool) -> None:
 
 
 def given_options(**settings) -> dict:
-    """The settings whose value is not None."""
+    """The settings that the user gave: those whose value is not None."""
     return {name: value for name, value in settings.items() if value is not None}
 
 

@@ -25,7 +25,7 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 class _OriginalBatch(NamedTuple):
-    """A batch with the outputs of the original model, for passes of edited models with `run_pass`."""
+    """A batch of images with the outputs of the original model, which `run_pass` gives to the edited model."""
 
     pixels: UInt8[Array | np.ndarray, "batch height width 3"]
     index: np.ndarray
@@ -41,12 +41,12 @@ class Ablator:
     its free memory suffices. With several hosts, each host keeps only its own share of the images.
 
     Attributes:
-      original: rows of the original model, which is compared with itself. The rows are the effects, "representation",
-        and "logits" if the model has a classifier.
-      index: indices, in the set, of the images that could be read.
+      original: arrays with one row per image for the original model, compared with itself: the effects,
+        "representation", and "logits" if the model has a classifier.
+      index: indices in the image set of the images that could be read.
       unreadable: index and reason for each image that could not be read.
-      pixels: a digest of the pixels of all images.
-      columns: number of columns that the kernels of edited heads need; None for the model's own number.
+      pixels: a hash of the pixels of all images.
+      columns: number of columns that the kernels of edited heads need; None if it is the model's head_dim.
     """
 
     def __init__(
@@ -114,10 +114,10 @@ class Ablator:
           heads: kernels and biases from `qkjax.interaction.edit.edit`, computed with the argument `columns` of this
             object.
           path: file in which progress is saved; if None, progress is not saved.
-          settings: the settings that the result depends on.
+          settings: the settings on which the result depends.
 
         Returns:
-          Rows with the same names as `original`.
+          Arrays with one row per image, under the same names as in `original`.
         """
         heads = scaled(heads, self._checkpoint) if self._exact else heads
         heads = jax.device_put(heads, self._whole)
@@ -135,12 +135,12 @@ class Ablator:
 
     @property
     def columns(self) -> int | None:
-        """Number of columns that the kernels of edited heads need, as an argument of `qkjax.interaction.edit.edit`."""
+        """Number of columns that the kernels of edited heads need, as an argument of `interaction.edit.edit`."""
         return wide_columns(self._checkpoint) if self._exact else None
 
 
 def _rows(index: np.ndarray, effects: Effects, representation: np.ndarray, logits: np.ndarray | None) -> Rows:
-    """Arrays with one row for each image of a batch that could be read."""
+    """Arrays with one row per image of a batch, without the images that could not be read."""
     rows = effects._asdict() | {"representation": representation}
     rows |= {} if logits is None else {"logits": logits}
     return {name: np.asarray(value)[index >= 0] for name, value in rows.items()}

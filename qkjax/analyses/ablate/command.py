@@ -28,9 +28,9 @@ class AblationArguments(NamedTuple):
 
     Attributes:
       path: a folder or archive of images; None for the default photographs.
-      limit: number of images to use, evenly spaced in the set; None for all images.
-      labels: whether to measure accuracy, with the names of the image folders as classes.
-      queries, exact, options: arguments of `ablate`.
+      limit: number of evenly spaced images to use from the set; None for all images.
+      labels: whether to measure accuracy; the class of an image is the name of its folder.
+      queries, exact, options: see the arguments of `ablate`.
     """
 
     path: Path | None = None
@@ -50,7 +50,7 @@ def write_ablations(
     *,
     fresh: bool = False,
 ) -> Written:
-    """Runs `ablate` and writes the result to a folder; finished ablations are saved in the subfolder `done`.
+    """Runs `ablate`, writes the result to a folder, and saves finished ablations in the subfolder `done`.
 
     Returns:
       The result, on every host.

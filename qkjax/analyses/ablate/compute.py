@@ -1,4 +1,4 @@
-"""Measures the effects of editing a model's modes on a set of images. (Our extension: the paper has no ablations.)"""
+"""Measures, on a set of images, the effects of editing a model's modes. (Ablations are not in the paper.)"""
 
 import json
 import sys
@@ -38,7 +38,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class _Model(NamedTuple):
-    """A model, its modes, and the images on which ablations are measured."""
+    """A model, its modes, and the images on which the effects of ablations are measured."""
 
     checkpoint: Checkpoint
     parts: QueryKey
@@ -58,24 +58,24 @@ def ablate(
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """Measures how every edit of a plan changes attention, representations and accuracy.
+    """Measures how each edit in a plan changes attention, representations and accuracy.
 
-    Each finished ablation is saved in its own file in the folder `partial`. If a plan is interrupted or extended, the
-    next call therefore computes only the missing ablations. Equivalent ablations are computed once.
+    Each finished ablation is saved in its own file in the folder `partial`. After an interruption, or if the plan has
+    grown, the next call therefore computes only the missing ablations. Equivalent ablations are computed once.
 
     Args:
-      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
-      plan: a TOML file, or its grids as a list of dicts, such as [{"edit": "drop", "select": "cosine>0.5"}], see
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
+      plan: the path of a TOML file, or a list of grids such as [{"edit": "drop", "select": "cosine>0.5"}]; see
         `qkjax.analyses.ablate.plan`.
       images: the image set; by default the photographs of scikit-image and scikit-learn, and crops of these
         photographs.
       labels: the class of each image, or True. With True, the classes are the outermost folders of the image set, or
-        the subjects of the default photographs. With labels, accuracy is measured, too.
-      queries: number of query patches per image, evenly spaced, for which attention over all keys is compared.
-      exact: whether to give all heads 2 head_dim + 1 columns, the most that any edit needs. Symmetric parts and rotated
-        modes are then represented exactly, but the passes take longer.
-      options: batch size, resolution, number format and share; the shares divide the ablations among them, and each
-        share runs the original model.
+        the subjects of the default photographs. If there are labels, accuracy is also measured.
+      queries: number of evenly spaced query patches per image. For these queries, attention over all keys is compared.
+      exact: whether to widen all heads to 2 head_dim + 1 columns, which suffice for any edit. The kernels then
+        represent symmetric parts and rotated modes exactly, but the passes take longer.
+      options: batch size, resolution, floating-point format and share. Shares divide the ablations among them; each
+        share also runs the original model.
       partial: folder in which finished ablations are saved; the caller removes the folder. If None, nothing is saved.
 
     Returns:
@@ -122,12 +122,12 @@ def ablate(
 def ablation_settings(
     checkpoint: Checkpoint, images: ImageSet, labels: bool, queries: int, exact: bool, options: PassOptions
 ) -> dict[str, str]:
-    """The settings that all ablations share; an ablation depends only on these settings and on its edit."""
+    """The settings that all ablations share. The result of an ablation depends only on these and on its edit."""
     return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=labels)
 
 
 def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
-    """Checks that the edits and selections fit the checkpoint; called before any long computation.
+    """Checks, before any long computation, that the edits and selections fit the checkpoint.
 
     Raises:
       QkjaxError: an edit is unknown, or a selection is invalid.
@@ -140,14 +140,14 @@ def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
 
 
 def _resolved(specs: Sequence[AblationSpec], model: _Model) -> tuple[list[AblationSpec], list[ResolvedEdit]]:
-    """The ablations with their resolved edits. Controls that would equal the edit itself are left out, with a note."""
+    """Resolves the edits of ablations. A control that would equal the edit itself is left out, and a note says so."""
     metrics, retained = measure(model.modes), []
     for spec in specs:
         edit = resolve(spec.edit, model.parts, model.modes, metrics)
         if not is_idle_control(spec.edit, edit):
             retained.append((spec, edit))
         elif spec.edit.control == 0:
-            print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL}, and is left out", file=sys.stderr)
+            print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL} and is left out", file=sys.stderr)
     return [spec for spec, _ in retained], [edit for _, edit in retained]
 
 
@@ -163,7 +163,7 @@ def _fill(
     """Computes and saves the missing ablations: first the original model, then each edit.
 
     Args:
-      done: finished ablations, with None for missing ones; the first is the original model.
+      done: finished ablations, where None marks a missing ablation; the first entry is the original model.
       specs: the ablations of the plan.
       edits: the resolved edit of each ablation.
       model: the model and the images.
@@ -188,7 +188,7 @@ def _fill(
         original = finish(ablator.original) | nothing | {"unreadable": np.array(json.dumps(ablator.unreadable))}
         if not same_images(done[0], original):
             if done[0] is not None:
-                bar.write("note: the images have changed; all ablations are computed again", sys.stderr)
+                bar.write("note: the images have changed, so all ablations are computed again", sys.stderr)
             store.write(None, original)
         results: dict[str, Arrays] = {}
         notes: set[str] = set()

@@ -1,6 +1,6 @@
 """Measures whether the query and the key of a mode are on the same object (the paper's figure 6).
 
-The measurement takes one pass over images with object masks. Letters: L layers, H heads, R modes.
+One pass over images with object masks suffices. Letters: L layers, H heads, R modes.
 """
 
 import json
@@ -69,17 +69,17 @@ def same_object(
 
     For each mode, the function finds the images that excite the mode most. In each image, the query object is the
     object with the largest mean projection on u, and the key object is the object with the largest mean projection on
-    v. An interrupted pass resumes from the file `partial`. Several hosts can share a pass.
+    v. An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
 
     Args:
-      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
       images: images with object masks; by default 200 composed scenes, see `qkjax.images.segmented.mosaics`. See
         `open_objects` for ADE20K.
       top: number of images per mode. The score of an image is the product of the maxima of the query map and the key
         map.
-      stream: the tokens to project, see `qkjax.activations.project.Stream`.
-      options: batch size, resolution and number format.
-      partial: file in which progress is saved; the caller removes the file. If None, progress is not saved.
+      stream: the tokens to project; see `qkjax.activations.project.Stream`.
+      options: batch size, resolution and floating-point format.
+      partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.
 
     Returns:
       A dataset with dimensions layer, head, mode, sign, place and image; see `objects_dataset`.
@@ -125,7 +125,7 @@ def same_object(
 
 
 def _on_devices(checkpoint: Checkpoint, modes: Modes, options: PassOptions, stream: Stream):
-    """The step of the pass, which updates the top images of every mode and counts the objects in each image."""
+    """Returns the step of the pass, which updates the top images of every mode and counts the objects in each image."""
     split, whole = over_devices(0), over_devices(None)
     on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
