@@ -156,12 +156,18 @@ def _taps(old: int, new: int, part: tuple[int, int], filter: str) -> Taps:
     if filter == "area":
         firsts = low.astype(int)
         ends = np.minimum(np.ceil(high).astype(int), old)
-        weigh = lambda of, index: np.minimum(high[of], index + 1) - np.maximum(low[of], index)
+
+        def weigh(of, index):
+            return np.minimum(high[of], index + 1) - np.maximum(low[of], index)
+
     else:
         centre = np.clip((low + high) / 2 - 0.5, 0, old - 1)
         firsts = np.minimum(centre.astype(int), max(old - 2, 0))
         ends = np.minimum(firsts + 2, old)
-        weigh = lambda of, index: np.where(index == firsts[of], firsts[of] + 1 - centre[of], centre[of] - firsts[of])
+
+        def weigh(of, index):
+            return np.where(index == firsts[of], firsts[of] + 1 - centre[of], centre[of] - firsts[of])
+
     counts = ends - firsts
     weights, starts = np.empty(counts.sum()), np.cumsum(counts) - counts
     for count in np.unique(counts):  # at most a few counts differ
