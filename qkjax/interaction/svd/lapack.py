@@ -7,7 +7,6 @@ reflections in float32.
 """
 
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -17,6 +16,8 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float
 from threadpoolctl import ThreadpoolController
+
+from qkjax.cores import cores
 
 EPS = float(np.finfo(np.float64).eps)
 LARGEST_ERROR = 1e-7
@@ -87,7 +88,7 @@ def modes_of_heads(
         u[index] *= sign
         v[index] *= sign
 
-    with one_blas_thread(), ThreadPoolExecutor(_cores()) as threads:  # more threads than cores would be slower
+    with one_blas_thread(), ThreadPoolExecutor(cores()) as threads:  # more threads than cores would be slower
         for _ in threads.map(head, product(range(layers), range(heads))):
             pass
     return u, s, v
@@ -99,11 +100,6 @@ def _aligned(shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     buffer = np.empty(size + 16, np.float32)
     start = -buffer.ctypes.data % 64 // buffer.itemsize
     return buffer[start : start + size].reshape(shape)
-
-
-def _cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def one_blas_thread() -> AbstractContextManager:
