@@ -182,7 +182,8 @@ def test_memory_of_many_threads_is_returned(tmp_path):
     """24 images of 25 million pixels, at most two at the same time: 400 MB, however many threads prepare them."""
     for index in range(24):
         Image.new("RGB", (5000, 5000), (9, index, 199)).save(tmp_path / f"{index}.jpg")
-    limits = "import os\nfrom qkjax.images.memory import PIXELS\nos.cpu_count, PIXELS.total = lambda: 16, 50_000_000\n"
+    limits = "from qkjax.images import memory, prefetch\n"
+    limits += "prefetch.cores, memory.PIXELS.total = lambda: 16, 50_000_000\n"
     command = [sys.executable, "-c", limits + PEAK, tmp_path, "hf-clip"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert int(done.stdout) < 800
@@ -216,7 +217,7 @@ def test_budget_is_shared_by_any_number_of_threads():
 
 def test_images_that_are_prepared_share_the_budget(tmp_path, monkeypatch):
     """However many CPUs there are; also when images cannot be used."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    monkeypatch.setattr("qkjax.images.prefetch.cores", lambda: 32)
     monkeypatch.setattr(PIXELS, "total", 2500)
     for index in range(40):
         Image.new("L", (40, 25)).save(tmp_path / f"{index}.png")

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from matplotlib.figure import Figure
 
+from qkjax.cores import cores
 from qkjax.figures.style import FORMATS, save
 
 FEW = 2
@@ -57,7 +58,7 @@ def save_all(
       >>> [path.as_posix() for path in save_all(jobs, 1, top_images_sheet, (".png",))]
       ['sheets/L0_H0.png']
     """
-    workers = min(workers or _cores(), count)
+    workers = min(workers or cores(), count)
     if count <= FEW or workers < 2 or not _importable(draw):
         for stem, arguments in jobs:
             yield from save(draw(*arguments), stem, formats)
@@ -69,11 +70,6 @@ def save_all(
 def drawn(figure: Figure) -> Figure:
     """Returns the figure itself; with this function as `draw`, `save_all` only saves figures that are already drawn."""
     return figure
-
-
-def _cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _importable(draw: Callable) -> bool:

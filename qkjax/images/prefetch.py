@@ -1,6 +1,5 @@
 """Reads, resizes and stacks images into batches in threads, while the model computes."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from qkjax.cores import cores
 from qkjax.errors import QkjaxError
 from qkjax.images.memory import PIXELS, UNPACKED
 from qkjax.images.preprocess import Preprocess, Resolution, picture, side_lengths
@@ -33,8 +33,9 @@ def ahead(
             return prepare(index)
 
     remaining, waiting = iter(groups), deque()
-    # Threads suffice, since Pillow releases the global interpreter lock while it decodes and resizes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    # Threads suffice, since Pillow, numpy and SciPy release the global interpreter lock while they decode and resize:
+    # Python itself takes 0.1 ms of the 2 to 3 ms of CPU time for a photograph of 500 x 375 pixels.
+    with ThreadPoolExecutor(cores()) as pool:
         try:
             while True:
                 for group in islice(remaining, WINDOW - len(waiting)):

@@ -153,25 +153,21 @@ def _taps(old: int, new: int, part: tuple[int, int], filter: str) -> Taps:
     """
     bounds = np.arange(part[0], sum(part) + 1) * old / new
     low, high = bounds[:-1], bounds[1:]
+    centre = np.clip((low + high) / 2 - 0.5, 0, old - 1)
     if filter == "area":
         firsts = low.astype(int)
         ends = np.minimum(np.ceil(high).astype(int), old)
-
-        def weigh(of, index):
-            return np.minimum(high[of], index + 1) - np.maximum(low[of], index)
-
     else:
-        centre = np.clip((low + high) / 2 - 0.5, 0, old - 1)
         firsts = np.minimum(centre.astype(int), max(old - 2, 0))
         ends = np.minimum(firsts + 2, old)
-
-        def weigh(of, index):
-            return np.where(index == firsts[of], firsts[of] + 1 - centre[of], centre[of] - firsts[of])
-
     counts = ends - firsts
     weights, starts = np.empty(counts.sum()), np.cumsum(counts) - counts
     for count in np.unique(counts):  # at most a few counts differ
         of = np.flatnonzero(counts == count)[:, None]
-        own = weigh(of, firsts[of] + np.arange(count))
+        index = firsts[of] + np.arange(count)
+        if filter == "area":
+            own = np.minimum(high[of], index + 1) - np.maximum(low[of], index)
+        else:
+            own = np.concatenate([firsts[of] + 1 - centre[of], centre[of] - firsts[of]], axis=1)[:, :count]
         weights[starts[of] + np.arange(count)] = own / own.sum(1, keepdims=True)
     return Taps(firsts, ends, weights)

@@ -1,19 +1,19 @@
 """Yields training and validation batches, in an order that depends only on the seed and the step."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
+from qkjax.cores import cores
 from qkjax.errors import QkjaxError
 from qkjax.train.augment import mixup
 from qkjax.train.config import TrainConfig
 
 PADDING = -1  # label of the rows that pad the last batch
-THREADS = 2 * (os.cpu_count() or 1)  # number of threads that prepare images in advance
+THREADS = 2 * cores()  # number of threads that prepare images in advance
 TRIES = 10  # a run stops after this number of consecutive unreadable images
 log = logging.getLogger(__name__)
 
