@@ -2,6 +2,7 @@
 
     pip install -e ".[bench]" && python -m benchmarks                # about half an hour on two CPU cores
     python -m benchmarks decompose capture --out benchmarks/results  # some of them
+    python -m benchmarks gpu --seconds 540                           # on a GPU: see benchmarks/gpu/session.py
 
 Each runs in a process of its own, so that none sees what another left. Peers that are not installed are left out, and
 said to be. The table goes to a file with the date and the device.
@@ -20,6 +21,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
+from benchmarks.gpu import session
 from benchmarks.table import Line, markdown
 
 HERE = Path(__file__).parent  # each is also a script that imports those beside it
@@ -72,4 +74,7 @@ def _versions() -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    if sys.argv[1:2] == ["gpu"]:
+        tyro.cli(session.main, prog="python -m benchmarks gpu", args=sys.argv[2:])
+    else:
+        tyro.cli(main)

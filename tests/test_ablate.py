@@ -70,6 +70,7 @@ def passes(checkpoint, images):
         yield np.asarray(logits[0], np.float64), {k: np.asarray(v, np.float64) for k, v in out.items()}
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "exact"), [("drop", False), ("symmetric", True)])
 def test_effects_are_those_of_plain_passes(checkpoint, folder, kind, exact):
     images = open_images(folder)

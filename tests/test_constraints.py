@@ -36,6 +36,7 @@ def kernels(name: str, parameters: dict) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(query)[None], np.asarray(key)[None]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_decomposition_shows_the_constraint(name, seed):
@@ -211,6 +212,7 @@ def test_starts_whose_nearest_interaction_is_nothing_can_learn(was, name):
     assert np.abs(m).max() < 1e-3, "as near to nothing as can learn"
 
 
+@pytest.mark.gpu
 def test_pull_is_what_measure_says_and_its_gradient_that_of_the_dense_svd():
     """Weighted cosine tr(M) / ||M||_nuclear: the value against `measure`, the gradient against finite differences of
     the float64 dense SVD along random directions."""

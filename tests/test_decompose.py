@@ -54,6 +54,7 @@ def assert_modes(modes, m, atol=3e-6):
     assert (np.asarray(modes.s) >= 0).all()
 
 
+@pytest.mark.gpu
 def test_shapes_and_reconstruction(kernels):
     modes = qkjax.decompose(*kernels)
     assert modes.u.shape == modes.v.shape == (3, 4, 48, 12)
@@ -141,6 +142,7 @@ def test_sign_is_deterministic(kernels):
     np.testing.assert_array_equal(qkjax.decompose(*kernels).u, modes.u)
 
 
+@pytest.mark.gpu
 def test_options_are_their_formulas(kernels):
     query, key = kernels
     g = np.random.default_rng(1).uniform(0.2, 2, (3, 48)).astype(np.float32)
@@ -153,6 +155,7 @@ def test_options_are_their_formulas(kernels):
     assert_modes(qkjax.decompose(query, key, normalize=True), m / np.sqrt(12))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "case", ["zero", "equal columns", "zero columns", "head_dim over embed", "one column", "tiny", "huge"]
 )
@@ -179,6 +182,7 @@ def test_awkward_kernels(case):
         assert_modes(modes, interaction(query, key))
 
 
+@pytest.mark.gpu
 def test_kernels_that_are_not_finite_spoil_their_own_head_alone(kernels):
     query, key = (k.copy() for k in kernels)
     query[1, 5, 2, 3] = np.nan
@@ -197,6 +201,7 @@ def test_half_precision_kernels_are_decomposed_in_float32(kernels):
     assert_modes(modes, interaction(*(np.asarray(k, np.float32) for k in rounded)))
 
 
+@pytest.mark.gpu
 def test_inside_jit_and_vmap(kernels):
     s = qkjax.decompose(*kernels).s
     np.testing.assert_allclose(jax.jit(lambda q, k: qkjax.decompose(q, k).s)(*kernels), s, rtol=1e-5)

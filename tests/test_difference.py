@@ -15,6 +15,7 @@ def decompose(m: np.ndarray, rank: int) -> qkjax.interaction.modes.Modes:
     return qkjax.decompose(*(np.moveaxis(k, 1, 2).astype(np.float32) for k in kernels))
 
 
+@pytest.mark.gpu
 def test_against_dense_matrices(kernels):
     other = tuple(k + 0.3 * np.random.default_rng(1).standard_normal(k.shape).astype(np.float32) for k in kernels)
     first, second = qkjax.decompose(*kernels), qkjax.decompose(*other)

@@ -53,6 +53,7 @@ def dense(kind: str, m: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return (u * s) @ (np.where(chosen, u, v) if kind == "rotate" else v).T
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", EDITS)
 def test_edited_interactions_are_those_of_dense_arithmetic(head, kind):
     modes, m, w = head
@@ -125,6 +126,7 @@ def outputs(config, params, edited):
     return forward(qkjax.ViT(config), with_attention(params, new), images, capture=("attention",))
 
 
+@pytest.mark.gpu
 def test_edits_of_nothing_leave_every_head_bit_for_bit(model):
     _, _, parts, modes = model
     edited = edit(parts, modes, "drop", np.zeros(modes.s.shape, np.float32))
@@ -132,6 +134,7 @@ def test_edits_of_nothing_leave_every_head_bit_for_bit(model):
         np.testing.assert_array_equal(was, now)
 
 
+@pytest.mark.gpu
 def test_kept_modes_are_the_model_and_dropped_ones_leave_the_bias(model):
     """All modes made anew: the model's outputs to 1e-5. None: attention is the softmax of the keys' bias term, and
     uniform without it."""
@@ -155,6 +158,7 @@ def test_kept_modes_are_the_model_and_dropped_ones_leave_the_bias(model):
     )
 
 
+@pytest.mark.gpu
 def test_wider_kernels_hold_what_does_not_fit(model):
     """The symmetric part with its bias term needs 2 R + 1 columns: then it is exact."""
     _, _, parts, modes = model

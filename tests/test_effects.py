@@ -10,6 +10,7 @@ from qkjax.activations.attention import entropy, jensen_shannon
 from qkjax.activations.representation import cosine, kullback_leibler, linear_cka
 
 
+@pytest.mark.gpu
 def test_attention_distances_are_scipy_s():
     rng = np.random.default_rng(0)
     first, second = (rng.dirichlet(np.ones(9) * 0.3, size=(2, 5)).astype(np.float32) for _ in range(2))
@@ -27,6 +28,7 @@ def test_attention_distances_are_scipy_s():
     assert float(entropy(jnp.full((1, 1, 8), 1 / 8))[0]) == pytest.approx(3)
 
 
+@pytest.mark.gpu
 def test_output_distances():
     rng = np.random.default_rng(1)
     a, b = (rng.standard_normal((6, 4)).astype(np.float32) for _ in range(2))

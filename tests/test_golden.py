@@ -32,6 +32,7 @@ def assert_same(first: dict, second: dict) -> None:
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", FILES)
 def test_outputs_and_intermediates(name):
     checkpoint = qkjax.load(DATA / f"{name}.npz")
@@ -44,6 +45,7 @@ def test_outputs_and_intermediates(name):
         np.testing.assert_allclose(out[key.removeprefix("out/")], expected[key], atol=1e-5, rtol=1e-5, err_msg=key)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", FILES)
 def test_logits_in_float64(name):
     """In float64 an epsilon of 1e-5 in place of 1e-6 (1.8e-5 of the logits) would show."""
@@ -242,6 +244,7 @@ def test_resampled_position_embedding(grid):
     np.testing.assert_allclose(ours, expected[f"posemb_{grid[0]}x{grid[1]}"], atol=1e-6)
 
 
+@pytest.mark.gpu
 def test_forward_at_another_resolution():
     expected = np.load(DATA / "resample_expected.npz")
     checkpoint = qkjax.load(DATA / "a.npz")

@@ -60,6 +60,7 @@ def seen(request):
     return config, params, forward(qkjax.ViT(config), params, images, SEEN)[1]
 
 
+@pytest.mark.gpu
 def test_modes_and_biases_give_back_the_logits(seen):
     """To 1e-4 of the logits' range, though the small modes' terms are tiny beside the biases' (issue)."""
     config, params, out = seen
@@ -73,6 +74,7 @@ def test_modes_and_biases_give_back_the_logits(seen):
         assert error < 1e-4, f"layer {layer}: {error:.1e}"
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("stream", ["norm", "residual"])
 def test_maps_are_projections(seen, stream):
     """Each map against float64; the tolerance is float32's for a sum over the embedding."""
@@ -125,6 +127,7 @@ def plain_shares(out, modes, key_direction, head_dim, layer, head, weights):
     return np.array([(weights * centred(term) * centred(logits)).sum() / total for term in terms])
 
 
+@pytest.mark.gpu
 def test_contributions_are_as_defined(seen):
     """And with the key bias they add up to 1. Tolerance: float32 sums over tokens squared."""
     config, params, out = seen

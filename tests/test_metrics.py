@@ -23,6 +23,7 @@ def both_ways(request, monkeypatch):
     monkeypatch.setattr("qkjax.interaction.metrics.by_lapack", lambda: request.param == "lapack")
 
 
+@pytest.mark.gpu
 @pytest.mark.usefixtures("both_ways")
 def test_tied_repulsive_and_orthogonal_kernels(kernels):
     query = kernels[0]
@@ -50,6 +51,7 @@ def test_antisymmetric_interaction():
     assert np.asarray(metrics.degenerate).all()
 
 
+@pytest.mark.gpu
 @pytest.mark.usefixtures("both_ways")
 def test_against_dense_matrices(kernels):
     metrics = qkjax.measure(qkjax.decompose(*kernels))
@@ -91,6 +93,7 @@ def test_real_spectra(default, default_modes):
         np.testing.assert_allclose(metrics.symmetric_share[layer, head], share, atol=1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.usefixtures("both_ways")
 def test_a_head_of_zeros_has_no_cosine(kernels):
     query, key = kernels

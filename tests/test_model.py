@@ -47,6 +47,7 @@ def test_only_what_is_asked_for_is_returned(small):
         forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, ("qeury",))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["a", "b", "c"])
 def test_bfloat16(name):
     """8 bits of mantissa: 0.4% a product, a few percent of the range after four layers."""
@@ -58,6 +59,7 @@ def test_bfloat16(name):
     assert 0 < np.abs(rough - exact).max() < 0.05 * np.abs(exact).max()
 
 
+@pytest.mark.gpu
 def test_any_size_from_one_patch_up(small):
     checkpoint, _ = small
     model = qkjax.ViT(checkpoint.config)
@@ -82,6 +84,7 @@ def test_registers_and_layer_scale_have_a_place():
     assert seen["encoded"].shape == (2, 1 + 4 + 6, 24)
 
 
+@pytest.mark.gpu
 def test_layer_outputs_are_those_that_forward_returns(small):
     checkpoint, images = small
     model = qkjax.ViT(checkpoint.config)

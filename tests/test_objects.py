@@ -43,6 +43,7 @@ def test_labels_are_cut_as_pictures_are():
         assert (np.abs(255.0 * labels[rows[:, None], columns] - seen) > 128).mean() < 0.003, name
 
 
+@pytest.mark.gpu
 def test_a_pass_is_a_plain_loop(tmp_path, monkeypatch, capsys):
     """Top images, and whether their objects are the same, mode by mode in float64; the command's table."""
     rng = np.random.default_rng(0)

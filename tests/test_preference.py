@@ -39,6 +39,7 @@ def checkpoint(tmp_path_factory):
     return qkjax.load(path)
 
 
+@pytest.mark.gpu
 def test_hand_made_attention():
     """Nine patches and a class token: target two patches, distractors three and a half, background the rest."""
     target, distractors = np.zeros(9), np.zeros(9)
@@ -86,6 +87,7 @@ def test_tables_of_hand_made_attention():
     np.testing.assert_allclose(by_head(dataset)["same_over_different"], [[0], [np.inf]])
 
 
+@pytest.mark.gpu
 def test_measures_are_those_of_plain_passes(checkpoint):
     """Against float64 arithmetic on attention of single passes, in batches that are not full."""
     scenes = patterns(5, seed=1)

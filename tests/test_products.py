@@ -29,6 +29,7 @@ def hard() -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.gpu
 def test_singular_values_and_vectors_of_hard_matrices():
     """s to 2e-6 of the largest, the product to 2e-6 of it, both sides orthonormal to 3e-6; all in one batch, so that
     the easy ones see as many rounds as the hard ones."""
@@ -43,6 +44,7 @@ def test_singular_values_and_vectors_of_hard_matrices():
         np.testing.assert_allclose(np.swapaxes(side, 1, 2) @ side, np.eye(RANK)[None].repeat(len(u), 0), atol=3e-6)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("condition", [1, 1e2, 1e4, 1e6, 1e8, 1e30])
 def test_thin_qr_of_any_condition(condition):
     """Q orthonormal to 1e-6, X = Q R to 1e-6 of ||X||, whatever the condition number; beside a well conditioned one."""
@@ -55,6 +57,7 @@ def test_thin_qr_of_any_condition(condition):
     assert (left < 1e-6 * np.linalg.norm(np.asarray(both, np.float64), axis=(1, 2))).all()
 
 
+@pytest.mark.gpu
 def test_a_matrix_that_is_not_finite_spoils_itself_alone():
     rng = np.random.default_rng(2)
     tall = rng.standard_normal((3, 50, 12)).astype(np.float32)

@@ -89,6 +89,7 @@ def plain_scan(checkpoint, modes, images, stream: str, resolution) -> dict[str, 
     return scores
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("stream", "resolution", "batch"), [("norm", None, 4), ("residual", (24, 40), 8)])
 def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, resolution, batch):
     """Each score, each sign. Images may change places only where their scores are equal in float32."""
@@ -109,6 +110,7 @@ def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, r
         np.testing.assert_allclose(np.moveaxis(of_result, 0, -1), value[s], atol=3e-6 * scale)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("stream", "resolution"), [("norm", None), ("residual", (24, 40))])
 def test_stored_maps_are_those_of_a_second_pass(small, folder, stream, resolution):
     """Within rounding in float32: the two passes sum products in different orders."""
@@ -211,6 +213,7 @@ def test_more_images_requested_than_there_are(small, tmp_path):
     assert sorted(result.image_index.values[0, 0, 0, 0, 0]) == [0, 1, 2]
 
 
+@pytest.mark.gpu
 def test_bfloat16_finds_about_the_same(small, folder):
     images = open_images(folder)
     exact, rough = (
@@ -382,6 +385,7 @@ def batches_done(out: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.gpu
 def test_stopped_six_times_the_result_is_the_same_to_the_byte(tmp_path):
     """Five times killed and once interrupted, at random moments; and what is finished is not done again.
 

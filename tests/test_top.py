@@ -51,6 +51,7 @@ def plain_top(scores: np.ndarray, index: np.ndarray, k: int) -> tuple[np.ndarray
     return score, image
 
 
+@pytest.mark.gpu
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_running_top_k_is_that_of_all_at_once(data):
@@ -82,6 +83,7 @@ def test_add_is_jittable_for_any_number_of_modes():
     np.testing.assert_array_equal(top.image[..., 0], scores.argmax(0))
 
 
+@pytest.mark.gpu
 @settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_maps_follow_their_images(data):

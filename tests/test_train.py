@@ -60,6 +60,7 @@ def task():
     return load_task(TrainConfig())
 
 
+@pytest.mark.gpu
 def test_step_equals_a_plain_reference(task):
     """AdamW, clipping, schedule and loss written out in numpy and jax.grad of a plain loss, three steps."""
     config = TrainConfig(width=16, depth=2, heads=2, mlp_dim=24, batch=8, warmup=2, steps=10, clip=0.5)
@@ -96,6 +97,7 @@ def test_step_equals_a_plain_reference(task):
             ours[name] = np.asarray(value, np.float64)
 
 
+@pytest.mark.gpu
 def test_adafactor_equals_a_plain_reference():
     """Two steps of a matrix large enough to be factored and of a vector, written out in numpy."""
     config = TrainConfig(optimizer="adafactor", warmup=0, steps=4, clip=1e9)
@@ -134,6 +136,7 @@ def one_step(config: TrainConfig, task, start=None):
     return program.step(state, *distribute(next(training_batches(task, config))))
 
 
+@pytest.mark.gpu
 def test_accumulated_parts_make_the_step_of_the_whole_batch(task):
     """To float32 rounding; a gradient near 0 may change its sign, which Adam makes a whole step."""
     whole, parts = (one_step(replace(TINY, accumulate=n), task) for n in (1, 4))
@@ -142,6 +145,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(task):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.gpu
 def test_average_is_the_one_that_it_says(task):
     config = replace(TINY, average=0.75)
     vit = vit_config(config, task.pixels, task.classes)
@@ -156,6 +160,7 @@ def test_average_is_the_one_that_it_says(task):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.gpu
 def test_bfloat16_computes_but_does_not_keep(task):
     (low, _), (full, _) = (one_step(replace(TINY, dtype=dtype), task) for dtype in ("bfloat16", "float32"))
     assert {leaf.dtype for leaf in jax.tree.leaves(low.params)} == {jnp.dtype("float32")}
