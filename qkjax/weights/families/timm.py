@@ -64,9 +64,12 @@ def facts_of(config: Mapping) -> Facts:
     result = from_module_facts(facts)
     listed = ", ".join(f"{key}={facts[key]!r}" for key in ASSUMED if key in facts)
     notes = (
-        () if known else (
+        ()
+        if known
+        else (
             f"timm's {name} is unknown; qkjax reads the model as a plain ViT, because its parameters fit one, and "
-            f"assumes {listed}",)
+            f"assumes {listed}",
+        )
     )
     grids = dict.fromkeys([*_grids(arguments, pretrained, facts), *result.grids])
     settings = {"posemb_resample": "bicubic_antialias", **result.settings}
