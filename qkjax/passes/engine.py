@@ -1,10 +1,11 @@
-"""Runs a pass over a set of images, which can be interrupted and resumed, and can be distributed over several hosts.
+"""Runs a pass over a set of images. A pass can be interrupted and resumed, and can use several hosts.
 
 An analysis defines how one batch changes the state of the pass, and how the states of several hosts are merged. This
 module saves and resumes progress, distributes batches over hosts, collects unreadable images and shows a progress bar.
 
-If a pass is interrupted or killed at any moment, the next call resumes the pass and gives bit-identical results. The
-reason is that batches depend only on the indices of images, and the same compiled program adds each batch to the state.
+If a pass is interrupted or killed at any moment, the next call resumes the pass, and the results are bit-identical.
+This works because batches depend only on the indices of images, and the same compiled program adds each batch to the
+state.
 """
 
 import time
@@ -23,11 +24,11 @@ from qkjax.passes.partial_file import read_partial, write_partial
 from qkjax.runtime import hosts
 from qkjax.runtime.interrupt import deferred_interrupt
 
-State = TypeVar("State")  # a pytree of arrays whose shapes stay the same
+State = TypeVar("State")  # a pytree of arrays whose shapes never change
 Rows = dict[str, np.ndarray]  # arrays with one row per image, or per batch
 
 SAVE_SECONDS = 20.0
-"""Seconds between two saves of the progress."""
+"""Number of seconds between two saves of the progress."""
 
 
 class PassResult(NamedTuple):
@@ -45,7 +46,7 @@ class PassResult(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """Progress of a pass. The whole tuple is replaced after each batch, so that no batch can be counted twice."""
+    """The progress of a pass. Each batch replaces the whole tuple, so that no batch can be counted twice."""
 
     done: int
     state: object
@@ -69,7 +70,7 @@ def run_pass(
     merge: Callable[[list[State]], State] | None = None,
     bar: tqdm | None = None,
 ) -> PassResult:
-    """Runs a whole pass, or the rest of an interrupted pass.
+    """Runs a pass from the start, or resumes an interrupted pass.
 
     With n hosts (`jax.distributed`), each host takes every n-th batch, and all hosts get the whole result.
 
@@ -81,14 +82,15 @@ def run_pass(
       batches: function that takes some of the groups and yields their batches, in order.
       path: file in which this host saves its progress; the caller removes the file after saving the result. If None,
         progress is not saved.
-      settings: all settings that the result depends on, see `settings_of`.
+      settings: all settings on which the result depends; see `settings_of`.
       merge: function that merges the states of several hosts into one state; required if the state is not empty.
-      bar: a progress bar to share with further passes; by default the pass shows its own bar.
+      bar: a progress bar that several passes share; by default the pass shows its own bar.
 
     Raises:
       QkjaxError: a saved pass has different settings or cannot be read, the settings of the hosts differ, or a file
         cannot be written.
-      KeyboardInterrupt: the user interrupted the pass; raised between two batches, after saving progress.
+      KeyboardInterrupt: the user interrupted the pass. The function raises it between two batches, after it has saved
+        the progress.
     """
     process, processes = jax.process_index(), jax.process_count()
     if processes > 1:
@@ -106,7 +108,7 @@ def run_pass(
 
 
 def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
-    """Yields the seconds spent waiting for each item, and the item."""
+    """Yields, for each item, the number of seconds spent waiting for the item, and the item."""
     remaining = iter(work)
     while True:
         start = time.monotonic()
@@ -120,8 +122,8 @@ def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
 def _advance(progress: _Progress, step, groups, batches, save, bar: tqdm | None) -> _Progress:
     """Runs the remaining batches, and saves progress every `SAVE_SECONDS`, when interrupted, and at the end.
 
-    The bar shows the share of time in which the device waits for batches. If this share is large, images are read too
-    slowly.
+    The progress bar shows the share of time that the device spends waiting for batches. A large share means that images
+    are read too slowly.
     """
     before, remaining = groups[: progress.done], groups[progress.done :]
     began = saved = time.monotonic()
@@ -160,7 +162,7 @@ def _save(path: Path | None, settings: Mapping[str, str], progress: _Progress) -
 
 
 def _resumed(path: Path | None, settings: Mapping[str, str], state, groups: Sequence) -> _Progress | None:
-    """The progress of an interrupted pass; None if there is no interrupted pass.
+    """Reads the progress of an interrupted pass; returns None if there is no interrupted pass.
 
     Raises:
       QkjaxError: the interrupted pass has different settings, or its arrays do not fit this pass.
@@ -205,14 +207,14 @@ def _concatenated(rows: list[tuple[int, Rows]]) -> Rows:
 
 
 def _batch_numbers(rows: list[tuple[int, Rows]]) -> Rows:
-    """For each row in the result of `_concatenated`, the number of the batch that the row comes from."""
+    """For each row in the result of `_concatenated`, the number of the batch from which the row comes."""
     ordered = sorted(rows, key=lambda item: item[0])
     names = ordered[0][1] if ordered else ()
     return {name: np.concatenate([np.full(len(row[name]), number) for number, row in ordered]) for name in names}
 
 
 def _gathered(state, rows: list[tuple[int, Rows]], unreadable: Unreadable):
-    """The states, rows and unreadable images of all hosts; every host gets the same result."""
+    """Collects the states, rows and unreadable images of all hosts. Every host gets the same result."""
     leaves, structure = jax.tree.flatten(state)
     states = [
         jax.tree.unflatten(structure, [part[str(i)] for i in range(len(leaves))])
