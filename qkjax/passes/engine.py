@@ -4,8 +4,9 @@ An analysis defines how one batch changes the state of the pass, and how the sta
 This module saves and resumes progress, distributes batches over processes, collects unreadable images and shows a
 progress bar.
 
-If a pass is interrupted or killed at any moment, the next call resumes the pass and gives bit-identical results. The
-reason is that batches depend only on the indices of images, and the same compiled program adds each batch to the state.
+If a pass is interrupted or killed at any moment, the next call resumes the pass, and the results are bit-identical.
+This works because batches depend only on the indices of images, and the same compiled program adds each batch to the
+state.
 """
 
 import time
@@ -74,7 +75,7 @@ def run_pass(
     shard: tuple[int, int] | None = None,
     bar: tqdm | None = None,
 ) -> PassResult:
-    """Runs a whole pass, or the rest of an interrupted pass.
+    """Runs a pass from the start, or resumes an interrupted pass.
 
     With n processes, each process takes every n-th batch. All hosts of a job (`jax.distributed`) get the whole result;
     of n shares, the last one to finish.
@@ -134,7 +135,7 @@ def _part(progress: Progress, process: int, processes: int) -> Part:
 
 
 def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
-    """Yields the seconds spent waiting for each item, and the item."""
+    """Yields, for each item, the number of seconds spent waiting for the item, and the item."""
     remaining = iter(work)
     while True:
         start = time.monotonic()
