@@ -167,7 +167,7 @@ def dinov2_graph(external: str | None = None, inputs=("four",)):
 
 @pytest.mark.parametrize("place", ["/etc/hostname", "../x", "nothing", ""])
 def test_graph_with_data_in_another_file(place):
-    with pytest.raises(qkjax.QkjaxError, match="lies in another file, expected its data in this one"):
+    with pytest.raises(qkjax.QkjaxError, match="is in another file, expected all data in this file"):
         read_dinov2(dinov2_graph(place))
 
 

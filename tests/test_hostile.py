@@ -107,7 +107,7 @@ def test_objects_are_never_unpickled(tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     np.savez(tmp_path / "x.npz", **(arrays() | {QUERY: np.array([Bomb()], dtype=object)}))
-    assert "never unpickled" in refusal(tmp_path / "x.npz")
+    assert "which are not read" in refusal(tmp_path / "x.npz")
     assert not (tmp_path / "ran").exists()
 
 

@@ -70,7 +70,7 @@ def test_heads_that_a_bare_file_does_not_state(timm, tmp_path):
     """The width does not determine them: MoCo v3's ViT-S has 12 heads at width 384, DeiT's has 6."""
     model = small_timm(embed_dim=96, num_heads=12)
     save_state(tmp_path, state_of(model))
-    refused(tmp_path, "the number of heads is not in the file, and 96 query rows do not determine it: pass heads=")
+    refused(tmp_path, "the file does not state the number of heads, and 96 query rows do not determine it: pass heads=")
     assert_agrees(qkjax.load(tmp_path, heads=12), model)
 
 
@@ -101,7 +101,7 @@ def test_config_of_an_unknown_model_type_has_no_defaults(timm, tmp_path):
     """A config.json that states no heads is not a reason to assume the 12 of transformers' ViT."""
     model = small_timm(embed_dim=96, num_heads=8)
     save_state(tmp_path, state_of(model), {})
-    refused(tmp_path, "the number of heads is not in the file")
+    refused(tmp_path, "the file does not state the number of heads")
     save_state(tmp_path, state_of(model), {"model_type": "vit_of_tomorrow", "num_attention_heads": 8})
     checkpoint = qkjax.load(tmp_path)
     assert_agrees(checkpoint, model)
@@ -384,7 +384,7 @@ def test_prefixes_of_wrappers(timm, torch, prefix, tmp_path):
     wrapped, bare = qkjax.load(tmp_path / "x.pth", heads=4), qkjax.load(tmp_path / "bare.pth", heads=4)
     assert_same(wrapped, bare)
     # "encoder." belongs to the names of some libraries
-    added = () if prefix == "encoder." else (f"{prefix!r} is removed from the names of the parameters",)
+    added = () if prefix == "encoder." else (f"qkjax removed {prefix!r} from the names of the parameters",)
     assert wrapped.notes == (*added, *bare.notes)
 
 
@@ -467,7 +467,7 @@ def test_image_tower_in_a_file_of_open_clip(torch, activation, tmp_path):
     given = {} if activation == "QuickGELU" else {"activation": "gelu"}
     checkpoint = qkjax.load(tmp_path, heads=4, **given)
     assert any("activation='quick_gelu'" in note for note in checkpoint.notes) == (not given)
-    assert any("left out, since they are not part of the image model" in note for note in checkpoint.notes)
+    assert any("left out, because they are not part of the image model" in note for note in checkpoint.notes)
     images = torch.randn(2, 3, 28, 28)
     visual.proj = None
     ours, _ = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1))
@@ -493,7 +493,7 @@ def test_folder_without_a_readable_model(files, listed, tmp_path):
     refused(tmp_path, listed)
     refused(tmp_path, r"expected model.safetensors, .*, open_clip_pytorch_model.bin, one \*.safetens")
     if pickled := [name for name in files if name.endswith((".bin", ".pth"))]:
-        refused(tmp_path, f"give the file, such as .*{pickled[0]}")
+        refused(tmp_path, f"pass the path of a file, such as .*{pickled[0]}")
 
 
 def test_torchscript_archive(torch, tmp_path):
@@ -597,7 +597,7 @@ def bare(tmp_path):
 
 
 def test_notes_of_a_bare_file(bare):
-    with pytest.warns(AssumptionWarning, match="bare: assumed, since the file does not state it: activation='gelu'"):
+    with pytest.warns(AssumptionWarning, match="bare: assumed, because the file does not state it: activation='gelu'"):
         checkpoint = qkjax.load(bare, heads=2)
     assert any("norm_eps=1e-06, pool='tok'" in note and "no rotary positions" in note for note in checkpoint.notes)
     given = qkjax.load(
@@ -633,7 +633,7 @@ def test_command_line_prints_notes(bare, tmp_path):
     """In a process of its own: pytest takes warnings for itself."""
     words = ["-m", "qkjax", "analyze", bare, "--heads", "2", "--out", tmp_path / "out"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "note: bare: assumed, since the file does not state it: activation='gelu'" in done.stderr
+    assert "note: bare: assumed, because the file does not state it: activation='gelu'" in done.stderr
     assert "AssumptionWarning" not in done.stderr
 
 
