@@ -239,9 +239,9 @@ def test_too_many_pixels(tmp_path, monkeypatch):
     (tmp_path / "b.png").write_bytes(png(20_000, 20_000))  # Pillow itself refuses it
     (tmp_path / "c.png").write_bytes(png(1, 1 << 18))
     first, second, third = unreadable(tmp_path)
-    assert "9000 x 10000 pixels exceed Pillow's limit of 89478485 pixels (QKJAX_MAX_PIXELS raises this limit)" in first
+    assert "10000 pixels exceed Pillow's limit of 89478485 pixels (set QKJAX_MAX_PIXELS to raise this limit)" in first
     assert "limit of 178956970 pixels" in second
-    assert "(QKJAX_MAX_PIXELS raises this limit)" in second
+    assert "(set QKJAX_MAX_PIXELS to raise this limit)" in second
     assert "1 x 262144 pixels exceed the limit of 131072 pixels per side" in third
     monkeypatch.setenv("QKJAX_MAX_PIXELS", "1000")
     Image.new("L", (40, 30)).save(tmp_path / "d.png")
@@ -277,9 +277,9 @@ def test_strips_are_not_enlarged_before_they_are_cropped():
     assert picture(strip, PRESETS["bigvision-small-crop"]).shape == (224, 224, 3)
     assert time.monotonic() - start < 2
     for shape in ((1, 60_000), (200_000, 4)):
-        with pytest.raises(qkjax.QkjaxError, match="too elongated to resize"):
+        with pytest.raises(qkjax.QkjaxError, match="too elongated"):
             picture(np.zeros((*shape, 3), np.uint8), PRESET)
-    with pytest.raises(qkjax.QkjaxError, match="too elongated to resize"):
+    with pytest.raises(qkjax.QkjaxError, match="too elongated"):
         picture(np.zeros((120_000, 1, 3), np.uint8), PRESETS["squash"], 2048)
 
 

@@ -105,7 +105,10 @@ def test_config_of_an_unknown_model_type_has_no_defaults(timm, tmp_path):
     save_state(tmp_path, state_of(model), {"model_type": "vit_of_tomorrow", "num_attention_heads": 8})
     checkpoint = qkjax.load(tmp_path)
     assert_agrees(checkpoint, model)
-    assert "model type 'vit_of_tomorrow' is unknown: read as a plain ViT, which its parameters fit" in checkpoint.notes
+    assert (
+        "model type 'vit_of_tomorrow' is unknown; qkjax reads it as a plain ViT, which its parameters fit"
+        in checkpoint.notes
+    )
     assert any("assumed" in n and "activation='gelu', norm_eps=1e-06" in n for n in checkpoint.notes)
 
 
@@ -180,12 +183,14 @@ def test_grid_that_the_caller_gives(timm, tmp_path):
     save_state(tmp_path, state_of(model))
     square = qkjax.load(tmp_path, heads=4)
     assert square.config.grid == (4, 4)
-    assert "grid 4 x 4 of the 17 position rows: assumed to be a square" in square.notes
+    assert "assumed that the 17 rows of the position embedding form a square grid of 4 x 4" in square.notes
     given = qkjax.load(tmp_path, heads=4, grid=(2, 8))
     assert given.config.grid == (2, 8)
     assert not any("square" in note for note in given.notes)
     assert_agrees(given, model, (14, 56))
-    refused(tmp_path, r"the position embedding has 17 rows \(.*\), not those of grid=\(3, 5\)", heads=4, grid=(3, 5))
+    refused(
+        tmp_path, r"the position embedding has 17 rows \(.*\), which do not match grid=\(3, 5\)", heads=4, grid=(3, 5)
+    )
 
 
 def test_lists_as_sizes_in_a_config(transformers, torch, tmp_path):
@@ -230,7 +235,7 @@ def test_unknown_architecture_of_timm(timm, tmp_path):
     checkpoint = qkjax.load(tmp_path)
     assert_agrees(checkpoint, model)
     assert any(
-        "timm's vit_of_tomorrow_patch7_28 is unknown: read as a plain ViT" in note
+        "timm's vit_of_tomorrow_patch7_28 is unknown; qkjax reads the model as a plain ViT" in note
         and "activation='gelu', norm_eps=1e-06" in note
         for note in checkpoint.notes
     )
@@ -394,7 +399,7 @@ def test_arguments_beside_the_weights(timm, torch, tmp_path):
     torch.save({"model": state_of(model), "args": Namespace(lr=0.1, model="vit")}, tmp_path / "x.pth")
     checkpoint = qkjax.load(tmp_path / "x.pth", heads=4)
     assert_agrees(checkpoint, model)
-    assert "the file holds one model, 'model', which is read" in checkpoint.notes
+    assert "qkjax reads 'model', the only model in the file" in checkpoint.notes
 
 
 def test_masked_autoencoder_with_its_decoder(timm, torch, tmp_path):
@@ -581,7 +586,7 @@ def test_positions_that_show_their_grid(tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     assert qkjax.load(tmp_path, heads=2).config.grid == (2, 8)
     assert qkjax.load(tmp_path, heads=2, grid=(2, 8)).config.grid == (2, 8)
-    refused(tmp_path, r"has 2 x 8 positions, not those of grid=\(4, 4\)", heads=2, grid=(4, 4))
+    refused(tmp_path, r"has 2 x 8 positions, which do not match grid=\(4, 4\)", heads=2, grid=(4, 4))
 
 
 # Notes

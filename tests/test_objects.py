@@ -145,7 +145,7 @@ def test_ade20k_in_its_layouts_and_folders_of_ones_own(tmp_path):
     write(tmp_path / "own" / "images" / "b.jpg", photograph)
     write(tmp_path / "own" / "images" / "c.jpg", photograph)
     more = open_objects(tmp_path / "own")
-    assert (more.names, more.left_out) == (("a", "b"), (("c", "no mask has the same name"),))
+    assert (more.names, more.left_out) == (("a", "b"), (("c", "no mask has the name of this image"),))
     with pytest.raises(qkjax.QkjaxError, match="JPEG changes pixel values"):
         more.read(1)
     (tmp_path / "own" / "masks" / "a.png").write_bytes(b"no image")

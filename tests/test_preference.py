@@ -193,7 +193,7 @@ def test_o3_in_its_published_layout(tmp_path):
     assert scenes.names == ("a.jpg", "b.jpg")
     assert dict(scenes.left_out) == {
         "alone.jpg": "no mask of the target and distractors in targ_labels",
-        "gone.jpg": "listed in the table of properties, but there is no such file",
+        "gone.jpg": "the table lists this image, but there is no such file",
     }
     scene = scenes.read(0)
     assert set(np.unique(scene.target)) == {0, 255}, "the noise of JPEG is gone"
@@ -224,7 +224,7 @@ def test_o3_that_is_not_as_published(tmp_path, capsys, monkeypatch):
     scenes = open_o3(tmp_path)
     assert scenes.names == ("a.jpg", "b.jpg")
     assert dict(scenes.left_out) == {
-        "a.png": "a.jpg has the same masks", "gone.jpg": "listed in the table of properties, but there is no such file",
+        "a.png": "a.jpg has the same name without suffix", "gone.jpg": "the table lists this image, but there is no such file",
     }  # fmt: skip
     with pytest.raises(qkjax.QkjaxError, match=r"b\.jpg: the EXIF orientation rotates the image"):
         scenes.read(1)

@@ -228,7 +228,7 @@ def test_arrays_that_are_no_picture(array):
 
 
 def test_a_strip_is_no_memory_bomb():
-    with pytest.raises(QkjaxError, match="too elongated to resize"):
+    with pytest.raises(QkjaxError, match="too elongated"):
         picture(np.zeros((1, 60_000, 3), np.uint8), PRESETS["hf-clip"])
     with pytest.raises(QkjaxError, match="cannot crop 0 x 0 pixels"):
         picture(np.zeros((9, 9, 3), np.uint8), PRESETS["hf-clip"], 0)

@@ -15,19 +15,19 @@ from qkjax.images.memory import UNPACKED
 from qkjax.images.preprocess import open_image
 from qkjax.images.tar import list_members
 
-MAX_BYTES = 1 << 28  # limit for one image in an archive, since a small archive may unpack to any size
+MAX_BYTES = 1 << 28  # limit for one image in an archive, because a small archive may unpack to any size
 MAX_DIRECTORY = 1 << 28  # limit for the directory of a zip file in bytes, about 3 million images
 OPEN_ARCHIVES = 64  # number of zip files that stay open; opening a zip file again for each image would be slow
 
 
 class Listed(NamedTuple):
-    """An image that is listed and not yet read.
+    """An image that has been listed but not yet read.
 
     Attributes:
-      name: name in the set.
-      size: bytes of the unpacked file.
+      name: name of the image in the set.
+      size: number of bytes of the unpacked file.
       read: function that returns the image.
-      part: what the fingerprint of the set covers.
+      part: the part of the image that the set's fingerprint covers.
     """
 
     name: str
@@ -50,7 +50,7 @@ def images_in_zip(path: Path, name: str, is_image: Callable[[str], bool]) -> Ite
             raise ValueError("its entries overlap")
     except OSError:
         raise
-    except Exception as error:  # zipfile raises errors of many types
+    except Exception as error:  # zipfile raises many types of errors
         raise QkjaxError(
             f"cannot list the zip file {path} ({str(error)[:200]}); copy or create the file again"
         ) from error
@@ -64,15 +64,15 @@ def images_in_zip(path: Path, name: str, is_image: Callable[[str], bool]) -> Ite
 def images_in_tar(
     path: Path, name: str, is_image: Callable[[str], bool], note: Callable[[str], None]
 ) -> Iterator[Listed]:
-    """Yields the images of a tar file; only the headers in the file are read.
+    """Yields the images of a tar file. Only the headers in the file are read.
 
-    The tar file is opened again for each image, since a webdataset has too many tar files to keep all of them open.
+    The tar file is opened again for each image, because a webdataset has too many tar files to keep all of them open.
 
     Args:
       path: path of the tar file.
       name: its name in the image set.
-      is_image: whether a name is that of an image.
-      note: takes a sentence on the archive.
+      is_image: function that states whether a file name is the name of an image.
+      note: function that receives a sentence about the archive.
 
     Raises:
       QkjaxError: the file cannot be listed.
@@ -94,9 +94,9 @@ def images_in_tar(
 
 
 def _check_directory(path: Path) -> None:
-    """Refuses a zip file whose end record states a directory of enormous size, before zipfile reads it."""
+    """Rejects a zip file whose end record states an enormous directory, before zipfile reads the directory."""
     with open(path, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16) - 98))  # the longest comment, and two end records
+        file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16) - 98))  # the longest comment and two end records
         tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     size = struct.unpack_from("<L", tail, at + 12)[0] if 0 <= at <= len(tail) - 16 else 0
@@ -114,7 +114,7 @@ def _zip(path: Path, changed: int) -> zipfile.ZipFile:
 def _in_open_zip(path: Path, changed: int, info: zipfile.ZipInfo):
     if info.flag_bits & 1:
         raise ValueError("the archive entry is encrypted")
-    if info.compress_type == zipfile.ZIP_BZIP2:  # zipfile unpacks whole blocks, which may have any size
+    if info.compress_type == zipfile.ZIP_BZIP2:  # zipfile unpacks whole bzip2 blocks, which may have any size
         raise ValueError("the archive entry is compressed with bzip2, expected deflate or no compression")
     return _zip(path, changed).open(info)
 
@@ -132,6 +132,6 @@ def _read_member(open_member: Callable, name: str, size: int) -> "PIL.Image.Imag
         UNPACKED.take(size)
         with open_member() as file:
             data = file.read(size)
-    except Exception as error:  # zipfile raises errors of many types for damaged data
+    except Exception as error:  # for damaged data, zipfile raises many types of errors
         raise QkjaxError(f"cannot read image {name}: {error}; create the archive again") from error
     return open_image(BytesIO(data), name)

@@ -4,8 +4,9 @@ An analysis defines how one batch changes the state of the pass, and how the sta
 This module saves and resumes progress, distributes batches over processes, collects unreadable images and shows a
 progress bar.
 
-If a pass is interrupted or killed at any moment, the next call resumes the pass and gives bit-identical results. The
-reason is that batches depend only on the indices of images, and the same compiled program adds each batch to the state.
+If a pass is interrupted or killed at any moment, the next call resumes the pass, and the results are bit-identical.
+This works because batches depend only on the indices of images, and the same compiled program adds each batch to the
+state.
 """
 
 import time
@@ -34,10 +35,10 @@ from qkjax.passes.shares import (
 from qkjax.runtime import hosts
 from qkjax.runtime.interrupt import deferred_interrupt
 
-State = TypeVar("State")  # a pytree of arrays whose shapes stay the same
+State = TypeVar("State")  # a pytree of arrays whose shapes never change
 
 SAVE_SECONDS = 20.0
-"""Seconds between two saves of the progress."""
+"""Number of seconds between two saves of the progress."""
 IN_FLIGHT = 2
 """Number of batches that an accelerator gets before it has finished the first of them. A CPU gets one batch at a time:
 two would only take more memory."""
@@ -74,7 +75,7 @@ def run_pass(
     shard: tuple[int, int] | None = None,
     bar: tqdm | None = None,
 ) -> PassResult:
-    """Runs a whole pass, or the rest of an interrupted pass.
+    """Runs a pass from the start, or resumes an interrupted pass.
 
     With n processes, each process takes every n-th batch. All hosts of a job (`jax.distributed`) get the whole result;
     of n shares, the last one to finish.
@@ -89,16 +90,17 @@ def run_pass(
       batches: function that takes some of the groups and yields their batches, in order.
       path: file in which this process saves its progress; the caller removes the file after saving the result. If
         None, progress is not saved. With `shard`, the name of the share is added to the name of the file.
-      settings: all settings that the result depends on, see `settings_of`.
+      settings: all settings on which the result depends; see `settings_of`.
       merge: function that merges the states of several processes into one state; required if the state is not empty.
       shard: index of this share and number of shares; None for a pass that is not divided into shares.
-      bar: a progress bar to share with further passes; by default the pass shows its own bar.
+      bar: a progress bar that several passes share; by default the pass shows its own bar.
 
     Raises:
       QkjaxError: a saved pass has different settings or cannot be read, the settings of the hosts differ, or a file
         cannot be written.
       ShardFinished: this share is finished and saved, but another share has not finished.
-      KeyboardInterrupt: the user interrupted the pass; raised between two batches, after saving progress.
+      KeyboardInterrupt: the user interrupted the pass. The function raises it between two batches, after it has saved
+        the progress.
     """
     check_shard(path, shard)
     process, processes = shard or (jax.process_index(), jax.process_count())
@@ -134,7 +136,7 @@ def _part(progress: Progress, process: int, processes: int) -> Part:
 
 
 def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
-    """Yields the seconds spent waiting for each item, and the item."""
+    """Yields, for each item, the number of seconds spent waiting for the item, and the item."""
     remaining = iter(work)
     while True:
         start = time.monotonic()

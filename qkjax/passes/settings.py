@@ -1,4 +1,4 @@
-"""Collects the settings that a result depends on; equal settings give equal results."""
+"""Collects the settings on which a result depends. Equal settings lead to equal results."""
 
 import json
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from qkjax.weights.checkpoint import Checkpoint, digest_of_parameters
 
 
 def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, **choices) -> dict[str, str]:
-    """All settings that a result depends on, as texts.
+    """Returns all settings on which a result depends, as texts.
 
     Args:
       checkpoint: the checkpoint.

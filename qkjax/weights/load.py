@@ -72,7 +72,7 @@ def load(model: Any, **settings) -> Checkpoint:
     of attention pooling may be at the top level.
 
     Args:
-      model: a name, a path, or a model in memory. A name is listed by `qkjax models`, or is a Hugging Face id; the model
+      model: a name, a path, or a model in memory. A name is listed by `qkjax models` or is a Hugging Face id; the model
         is downloaded if it is not on disk. A path leads to an npz, safetensors or PyTorch file, a tensorstore folder, a
         folder that contains one of these and config.json, or a folder written by `qkjax train`. A sub-model may follow
         the path, as in "siglip.npz:img". A model in memory, whose parameters are copied, is a torch module, an Equinox
