@@ -224,7 +224,8 @@ def test_o3_that_is_not_as_published(tmp_path, capsys, monkeypatch):
     scenes = open_o3(tmp_path)
     assert scenes.names == ("a.jpg", "b.jpg")
     assert dict(scenes.left_out) == {
-        "a.png": "a.jpg has the same name without suffix", "gone.jpg": "the table lists this image, but there is no such file",
+        "a.png": "a.jpg has the same name without suffix",
+        "gone.jpg": "the table lists this image, but there is no such file",
     }  # fmt: skip
     with pytest.raises(qkjax.QkjaxError, match=r"b\.jpg: the EXIF orientation rotates the image"):
         scenes.read(1)

@@ -1,4 +1,4 @@
-"""Arrays on the devices of this host."""
+"""Distributes arrays over the devices of this host."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ def free_bytes() -> int:
 
 
 def over_devices(axis: int | None) -> NamedSharding:
-    """Sharding that splits arrays along an axis over all devices of this host.
+    """Returns a sharding that splits arrays along an axis over all devices of this host.
 
     If `axis` is None, each device gets a full copy.
     """
