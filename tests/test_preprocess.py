@@ -516,7 +516,7 @@ KNOWN = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
          ["has size={'longest_edge': 9}"]),
         ({"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 240, "longest_edge": 900}}, set(),
          ["of which qkjax uses only shortest_edge"]),
-        ({"image_processor_type": "CLIPImageProcessor", "crop_size": 500}, set(), ["larger than size=224, which would pad"]),
+        ({"image_processor_type": "CLIPImageProcessor", "crop_size": 500}, set(), ["which would pad images"]),
         ({"size": 224}, {"filter"}, ["has resample=None"]),
         ({"image_processor_type": "Siglip2ImageProcessor", "patch_size": 16, "resample": 2},
          {"resize", "resize_to", "crop"}, ["has the unknown class", "has size=None"]),

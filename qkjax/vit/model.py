@@ -23,7 +23,7 @@ CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
 
 
 class ViT(nn.Module):
-    """A ViT with the parameter tree of `big_vision.models.vit.Model`, plus parameters for optional parts of `ViTConfig`.
+    """A ViT with the parameter tree of `big_vision.models.vit.Model`, plus parameters for optional parts.
 
     Attributes:
       config: the architecture.

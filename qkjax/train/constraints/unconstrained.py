@@ -1,4 +1,5 @@
-"""Entries without a hard constraint: `free` (no constraint), `frozen` (untrained kernels) and `pull` (a penalty)."""
+"""The entries without a hard constraint: `free` (no constraint), `frozen` (untrained kernels) and `pull` (a
+penalty)."""
 
 import jax
 import numpy as np
