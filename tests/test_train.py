@@ -511,12 +511,11 @@ def test_summaries_state_numbers_with_chance_and_interval():
     text = sweep_summary(rows, {"classes": 17, "largest_class": 0.5})
     assert text == (
         "The accuracy of free is 98.0% [97.0, 99.0] over 5 seeds (95% interval); chance is 5.9% (17 classes), and "
-        "always answering the most frequent class has an accuracy of 50.0%. Less accurate than free (percentage points, "
-        "95% interval over seeds, not corrected for 3 comparisons): tied -44.5 [-45.0, -44.0]. More accurate than free "
-        "(percentage points, 95% interval over seeds, not corrected for 3 comparisons): repulsive +1.0 [+0.5, +1.5]. "
-        "Not distinguishable from free (percentage points, 95% interval over seeds, not corrected for 3 comparisons): "
-        "flat +0.2 [-0.2,"
-        " +0.8]. Runs with flat diverged and are left out."
+        "always answering the most frequent class has an accuracy of 50.0%. Less accurate than free (percentage "
+        "points, 95% interval over seeds, not corrected for 3 comparisons): tied -44.5 [-45.0, -44.0]. More "
+        "accurate than free (percentage points, 95% interval over seeds, not corrected for 3 comparisons): "
+        "repulsive +1.0 [+0.5, +1.5]. Not distinguishable from free (percentage points, 95% interval over seeds, "
+        "not corrected for 3 comparisons): flat +0.2 [-0.2, +0.8]. Runs with flat diverged and are left out."
     )
     assert "The accuracy of tied is the lowest: 53.5 [52.5, 54.5] (in %)." in sweep_summary(rows[1:], {})
     last = {"accuracy": 0.9, "step": 300, "weighted_cosine": [0.5, None, -0.25], "held_out": 359, "classes": 10}
