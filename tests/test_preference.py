@@ -261,7 +261,7 @@ def test_scenes_that_are_not_whole_are_explained(tmp_path):
             PRESET,
         ),
         (Scene(image, one, all_over), "x: the masks of target and distractors overlap in 100 pixels", PRESET),
-        (Scene(image, corner, one), "x: the target in the crop", cut),
+        (Scene(image, corner, one), "x: in the crop that the model sees, the target", cut),
     ):
         with pytest.raises(qkjax.QkjaxError, match=says):
             crop_to_model(scene, "x", preset, None, (8, 8))

@@ -68,7 +68,7 @@ def save_all(
 
 
 def drawn(figure: Figure) -> Figure:
-    """Returns the figure unchanged. With this function as `draw`, `save_all` only saves figures that are already drawn."""
+    """Returns the figure unchanged. With this function as `draw`, `save_all` only saves figures already drawn."""
     return figure
 
 

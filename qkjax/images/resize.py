@@ -34,8 +34,7 @@ pixels."""
 
 
 class Band(NamedTuple):
-    """A range of new pixels along an axis, the first old pixel that contributes to them, and a sparse matrix of
-    weights.
+    """A range of new pixels along an axis, the first old pixel that contributes, and a sparse matrix of weights.
 
     New pixels are counted from the first pixel of the part that is computed. The matrix has one row per new pixel, and
     one column per old pixel, starting with the first that contributes.
@@ -47,11 +46,11 @@ class Band(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """For each new pixel along an axis, the old pixels that contribute, which are consecutive.
+    """The old pixels that contribute to each new pixel along an axis. They are consecutive.
 
     Attributes:
-      firsts, ends: the first old pixel, and the one after the last.
-      weights: weights of the old pixels of all new pixels, one new pixel after the other; those of one sum to 1.
+      firsts, ends: index of the first old pixel, and index after the last old pixel.
+      weights: weights of the old pixels, one new pixel after the other. The weights of each new pixel sum to 1.
     """
 
     firsts: Int[np.ndarray, "new"]
@@ -92,8 +91,7 @@ def resize(image: Source, shape: tuple[int, int], filter: Filter, box: Box) -> U
 def _resampled(
     image: Source, top: int, left: int, down: "csr_array", right: "csr_array"
 ) -> Float64[np.ndarray, "columns rows 3"]:
-    """Computes a tile from the old pixels at `top` and `left`. Each new row (column) is a weighted sum of old rows
-    (columns)."""
+    """Computes a tile from the old pixels at `top` and `left`: new rows and columns are weighted sums of old ones."""
     (new, height), width = down.shape, right.shape[1]
     step = max(1, TILE // height)
     columns = np.empty((width, new, 3)) if step < width else None
@@ -108,7 +106,7 @@ def _resampled(
 
 
 def _transposed(pixels: Shaped[np.ndarray, "height width 3"]) -> Shaped[np.ndarray, "width height 3"]:
-    """Rows as columns, in a new contiguous array. numpy copies the three colours of a pixel faster as one item."""
+    """Returns rows as columns, in a new contiguous array. Numpy copies the three colours of a pixel faster as one item."""
     pixels = np.ascontiguousarray(pixels)
     items = pixels.view(np.dtype((np.void, 3 * pixels.itemsize)))[..., 0]
     return np.ascontiguousarray(items.T)[..., None].view(pixels.dtype)
@@ -150,11 +148,11 @@ def _split(old: int, new: int, part: tuple[int, int], filter: str, most: int) ->
 
 
 def _taps(old: int, new: int, part: tuple[int, int], filter: str) -> Taps:
-    """The old pixels that contribute to some new pixels, and their weights.
+    """Returns the old pixels that contribute to some new pixels, and their weights.
 
-    `part` is the first new pixel, and the number of new pixels. "area" takes the mean over the interval of old pixels
-    that the new pixel covers, with fractional ends, also when enlarging. "bilinear" interpolates between the two old
-    pixels nearest to the centre of the new pixel; edge pixels are repeated.
+    `part` is the index of the first new pixel, and the number of new pixels. "area" takes the mean over the interval of
+    old pixels that the new pixel covers, including fractions of pixels at the ends, also when the image is enlarged.
+    "bilinear" interpolates between the two old pixels nearest to the centre of the new pixel; edge pixels are repeated.
     """
     bounds = np.arange(part[0], sum(part) + 1) * old / new
     low, high = bounds[:-1], bounds[1:]
