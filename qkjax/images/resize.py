@@ -106,7 +106,7 @@ def _resampled(
 
 
 def _transposed(pixels: Shaped[np.ndarray, "height width 3"]) -> Shaped[np.ndarray, "width height 3"]:
-    """Returns rows as columns, in a new contiguous array. Numpy copies the three colours of a pixel faster as one item."""
+    """Returns rows as columns, in a new contiguous array. Numpy copies three colours faster as one item."""
     pixels = np.ascontiguousarray(pixels)
     items = pixels.view(np.dtype((np.void, 3 * pixels.itemsize)))[..., 0]
     return np.ascontiguousarray(items.T)[..., None].view(pixels.dtype)

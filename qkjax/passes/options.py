@@ -17,8 +17,8 @@ class PassOptions:
         has 8 images on a CPU, where larger batches overflow the caches, and 64 images per device on accelerators.
       resolution: (height, width) of the images in pixels; if None, the checkpoint's own resolution.
       dtype: floating-point format of the forward pass. Projections, scores and measures are always float32.
-      shard: (index, count), to compute only a share of the pass: the share `index`, from 0, of `count` shares. The
-        shares do not talk to each other, see `ShardFinished`. The result does not depend on `shard`.
+      shard: (index, count) to compute only the share `index`, counted from 0, of `count` shares of the pass. The shares
+        need no connection to each other; see `ShardFinished`. The result does not depend on `shard`.
 
     Example:
       >>> PassOptions(batch=16, resolution=(224, 224))
@@ -31,7 +31,7 @@ class PassOptions:
     shard: tuple[int, int] | None = None
 
     def __post_init__(self):
-        """Checks the share.
+        """Checks the attribute `shard`.
 
         Raises:
           QkjaxError: there is no such share.

@@ -49,7 +49,7 @@ def process_path(path: Path) -> Path:
 
 
 def path_of_share(path: Path, share: str) -> Path:
-    """The path with the name of a share before its suffix."""
+    """Inserts the name of a share into a path, in front of the suffix."""
     return path.with_name(f"{path.stem}-{share}{path.suffix}")
 
 

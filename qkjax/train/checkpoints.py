@@ -1,5 +1,4 @@
-"""Saves and restores checkpoints of a run. If the last checkpoint is damaged, training resumes from the one before
-it."""
+"""Saves and restores checkpoints of a run. If the last checkpoint is damaged, the one before it is restored."""
 
 import gc
 import logging

@@ -1,5 +1,4 @@
-"""The entries without a hard constraint: `free` (no constraint), `frozen` (untrained kernels) and `pull` (a
-penalty)."""
+"""Entries without a hard constraint: `free` (no constraint), `frozen` (untrained kernels) and `pull` (a penalty)."""
 
 import jax
 import numpy as np
