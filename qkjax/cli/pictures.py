@@ -75,7 +75,7 @@ def top_images(
     heads: Annotated[int | None, arg(metavar="N")] = None,
     json: bool = False,
 ) -> None:
-    """Find the images that excite each mode most, in one pass, and write top_images.nc and sheets of these images.
+    """Find the images that excite each mode most, and write top_images.nc and sheets of these images.
 
     Run the same command again to resume after an interruption. Images that cannot be read are listed in
     unreadable.csv.

@@ -89,7 +89,7 @@ def run_pass(
       groups: indices of the images in each batch.
       batches: function that takes some of the groups and yields their batches, in order.
       path: file in which this process saves its progress; the caller removes the file after saving the result. If
-        None, progress is not saved. With `shard`, the name of the share is added to the name of the file.
+        None, progress is not saved. If `shard` is given, the name of the share is added to the name of the file.
       settings: all settings on which the result depends; see `settings_of`.
       merge: function that merges the states of several processes into one state; required if the state is not empty.
       shard: index of this share and number of shares; None for a pass that is not divided into shares.

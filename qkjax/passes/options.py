@@ -34,7 +34,7 @@ class PassOptions:
         """Checks the attribute `shard`.
 
         Raises:
-          QkjaxError: there is no such share.
+          QkjaxError: `shard` is not a valid share.
         """
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise QkjaxError(

@@ -98,5 +98,7 @@ def check_shard(path: Path | None, shard: tuple[int, int] | None) -> None:
       QkjaxError: there is no file to save to, or this process is one of several hosts.
     """
     if shard is not None and (path is None or jax.process_count() > 1):
-        reason = "there is no file for its result (partial=...)" if path is None else "several hosts share the pass"
-        raise QkjaxError(f"shard={shard[0]}/{shard[1]}: {reason}; pass one of the two, or remove shard=...")
+        reason = (
+            "there is no file for its result; pass partial=..." if path is None else "several hosts share this pass"
+        )
+        raise QkjaxError(f"shard={shard[0]}/{shard[1]}: {reason}, or remove shard=...")

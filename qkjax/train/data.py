@@ -147,7 +147,7 @@ def _prefetched(examples, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _readable(examples: Examples, number: int) -> tuple:
-    """The example with this number or, if it is unreadable, the next readable example: a damaged file stops no run."""
+    """The example with this number or, if it is unreadable, the next readable one: damaged files do not stop a run."""
     for other in range(number, number + TRIES):
         try:
             return examples[other % len(examples)]

@@ -37,8 +37,9 @@ class Ablator:
     """Runs a model and its edits over a set of images.
 
     The images and the outputs of the original model stay in memory: 1.5 MB per image for ViT-S/14 at 224 pixels
-    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). On an accelerator, as many of them as fit into
-    half of its free memory stay on the device. With several hosts, each host keeps only its own share of the images.
+    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). On an accelerator, as many images and outputs
+    as fit into half of its free memory stay on the device. With several hosts, each host keeps only its own share of
+    the images.
 
     Attributes:
       original: arrays with one row per image for the original model, compared with itself: the effects,

@@ -166,7 +166,7 @@ def _fill(
       done: finished ablations, where None marks a missing ablation; the first entry is the original model.
       specs: the ablations of the plan.
       edits: the resolved edit of each ablation.
-      model: the model and the images.
+      model: the model, its modes, and the images.
       store: the store in which ablations are saved.
       choices: the arguments queries, exact and options of `ablate`.
       check_interrupt: function that raises KeyboardInterrupt if the user has interrupted the program.
