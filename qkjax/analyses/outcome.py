@@ -86,7 +86,7 @@ def outcome(
       at_least: names of numeric settings. An earlier result may also be used if it has larger values of these settings.
       attrs: additional attributes for the file, such as the path of the checkpoint.
       recompute: whether to compute the result even if there is an earlier result with these settings.
-      fresh: whether to discard any earlier result, whatever its settings, and the progress of an interrupted pass.
+      fresh: whether to discard any earlier result, regardless of its settings, and the progress of an interrupted pass.
       shard: index of this share and number of shares; see `PassOptions`.
 
     Returns:
