@@ -1,4 +1,4 @@
-"""The exception and the warning that qkjax raises for its users."""
+"""Defines the exceptions that qkjax raises and the warning that it issues."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -37,10 +37,10 @@ class QkjaxError(Exception):
 
 
 class ShardFinished(Exception):  # noqa: N818 - it is no error
-    """Says that one share of a pass is finished and saved, while other shares are not.
+    """Signals that one share of a pass is finished and saved, but other shares are not finished.
 
-    The last share to finish returns or writes the result of the whole pass; all others end with this exception. The
-    command line prints its message and exits with code 0.
+    The last share to finish returns or writes the result of the whole pass. All other shares end with this exception.
+    The command line prints its message and exits with code 0.
 
     Attributes:
       missing: indices of the shares that have not finished.

@@ -253,7 +253,7 @@ def test_disk_without_room(serve, tmp_path, monkeypatch):
     usage = partial_file.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(partial_file.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
-        qkjax.QkjaxError, match=r"has 0\.0 MB of free space, and the download needs 0\.3 MB: free some space"
+        qkjax.QkjaxError, match=r"has 0\.0 MB of free space, but the download needs 0\.3 MB: free some space"
     ):
         get(url, tmp_path / "x.npz")
 
@@ -518,7 +518,7 @@ def test_hub_pickle_where_there_is_nothing_else(hub_run):
     [
         (None, {}, "no public repository"),
         (SMALL | SAFE, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
-        (SMALL, {}, "holds none of model.safetensors, "),
+        (SMALL, {}, "contains none of model.safetensors, "),
         (SAFE, {}, "has no config.json"),
     ],
 )

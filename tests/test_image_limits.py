@@ -246,7 +246,7 @@ def test_too_many_pixels(tmp_path, monkeypatch):
     assert "1 x 262144 pixels exceed the limit of 131072 pixels per side" in third
     monkeypatch.setenv("QKJAX_MAX_PIXELS", "1000")
     Image.new("L", (40, 30)).save(tmp_path / "d.png")
-    assert "40 x 30 pixels exceed the limit of 1000 pixels (QKJAX_MAX_PIXELS" in unreadable(tmp_path / "d.png")[0]
+    assert "40 x 30 pixels exceed the limit of 1000 pixels (set QKJAX_MAX_PIXELS" in unreadable(tmp_path / "d.png")[0]
     for text in ("many", "-5", "0", "1e9", "9" * 5000):
         monkeypatch.setenv("QKJAX_MAX_PIXELS", text)
         assert "expected a whole number of at least 1" in unreadable(tmp_path / "d.png")[0]
@@ -295,7 +295,7 @@ def test_progressive_jpeg_of_many_scans(tmp_path):
     (tmp_path / "b.jpg").write_bytes(data[:-2] + data[tables:-2] * 101 + b"\xff\xd9")
     assert unreadable(tmp_path / "a.jpg") == []
     (reason,) = unreadable(tmp_path / "b.jpg")
-    assert "its pixels are in more than 100 scans" in reason
+    assert "it has more than 100 scans" in reason
 
 
 def test_postscript_is_not_run(tmp_path):

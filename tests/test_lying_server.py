@@ -553,7 +553,7 @@ def test_file_that_was_cut_after_its_download(serve, checkpoints, monkeypatch):
     url, _ = serve(Answer())
     path = from_mirror(url, monkeypatch)
     path.write_bytes(BODY[:-5])
-    refused(lambda: qkjax.load(NAME), f"expected the {len(BODY)} that were downloaded", "delete")
+    refused(lambda: qkjax.load(NAME), f"expected the {len(BODY)} bytes that were downloaded", "delete")
     path.unlink()
     assert fetch(NAME).read_bytes() == BODY
 
@@ -775,7 +775,7 @@ def test_hub_record_and_another_endpoint(hub_run, tmp_path):  # noqa: F811
     other = hub_run("dinov2-small", {REPO: SMALL | {"model.safetensors": b"evil"}})
     assert other.returncode == 2
     (line,) = (x for x in other.stderr.splitlines() if x.startswith("qkjax: error: "))
-    assert "has another model.safetensors than http://127.0.0.1" in line
+    assert "differs from the file that http://127.0.0.1" in line
     assert hub_run("dinov2-small", {}, HF_HUB_OFFLINE="1").stdout == done.stdout
     assert (folder / "model.safetensors").read_bytes() == b"safe"
 

@@ -295,7 +295,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
         ({"width": 6, "heads": 2, "posemb": "sincos2d"}, "width=6: expected a multiple of 4"),
         (
             {"start": "x.npz", "match": True},
-            "start='x.npz' determines the architecture and the initial values: remove match",
+            "start='x.npz' determines the architecture and the initial values: do not set match",
         ),
         ({"seed": 2**32}, "seed=4294967296: expected below"),
         ({"layers": 3}, "unknown setting 'layers'; expected one of constraint"),
@@ -392,7 +392,7 @@ def test_start_from_a_checkpoint_is_the_checkpoint(tmp_path, photograph):
     np.testing.assert_allclose(found["encoded"], wanted["encoded"], atol=2e-5)
     with pytest.raises(
         qkjax.QkjaxError,
-        match="was has mlp_dim 48, but the run has mlp_dim 64: use the checkpoint's values for the run",
+        match="was has mlp_dim 48, but the run has mlp_dim 64: set the values of the run to those of the checkpoint",
     ):
         starting_tree(config, vit_config(replace(config, mlp_dim=64), (48, 48, 3), 5))
 
@@ -516,13 +516,13 @@ def test_summaries_state_numbers_with_chance_and_interval():
     text = sweep_summary(rows, {"classes": 17, "largest_class": 0.5})
     assert text == (
         "The accuracy of free is 98.0% [97.0, 99.0] over 5 seeds (95% interval); chance is 5.9% (17 classes), and "
-        "always answering the most frequent class gives 50.0%. Less accurate than free (points, 95% interval over "
-        "seeds, not corrected for 3 comparisons): tied -44.5 [-45.0, -44.0]. More accurate than free (points, 95% "
-        "interval over seeds, not corrected for 3 comparisons): repulsive +1.0 [+0.5, +1.5]. No difference to free"
-        " beyond the interval (points, 95% interval over seeds, not corrected for 3 comparisons): flat +0.2 [-0.2,"
-        " +0.8]. Runs of flat diverged and are left out."
+        "always answering the most frequent class has an accuracy of 50.0%. Less accurate than free (percentage "
+        "points, 95% interval over seeds, not corrected for 3 comparisons): tied -44.5 [-45.0, -44.0]. More "
+        "accurate than free (percentage points, 95% interval over seeds, not corrected for 3 comparisons): "
+        "repulsive +1.0 [+0.5, +1.5]. Not distinguishable from free (percentage points, 95% interval over seeds, "
+        "not corrected for 3 comparisons): flat +0.2 [-0.2, +0.8]. Runs with flat diverged and are left out."
     )
-    assert "That of tied is the lowest: 53.5 [52.5, 54.5] (in %)." in sweep_summary(rows[1:], {})
+    assert "The accuracy of tied is the lowest: 53.5 [52.5, 54.5] (in %)." in sweep_summary(rows[1:], {})
     last = {"accuracy": 0.9, "step": 300, "weighted_cosine": [0.5, None, -0.25], "held_out": 359, "classes": 10}
     low, high = (100 * x for x in scipy.stats.binomtest(323, 359).proportion_ci(method="wilson"))
     text = run_summary(last | {"accuracy": 323 / 359})

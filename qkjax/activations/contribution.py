@@ -54,7 +54,7 @@ def contributions(
     covariance sum_ij w_ij T_ij Logit_ij divided by the variance sum_ij w_ij Logit_ij^2, so that the shares of all terms
     add up to 1. There are two choices of the weights w:
 
-    - `variance`: w_ij = 1 / N for N keys, which gives the share of the variance of the centred logits;
+    - `variance`: w_ij = 1 / N for N keys; the result is the share of the variance of the centred logits;
     - `attention`: w_ij is the attention, so that only attended keys contribute.
 
     All tokens, including special tokens, are queries and keys, as in the model.

@@ -26,7 +26,7 @@ def analyze(
 
     Args:
       checkpoint: any checkpoint, including an edited or newly trained checkpoint.
-      fold_scale, center, normalize: options that define M, see `decompose`.
+      fold_scale, center, normalize: options that define M; see `decompose`.
 
     Returns:
       A dataset with dimensions layer, head, mode and embed; spectra have the dimensions eigen and pair. See

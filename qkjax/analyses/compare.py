@@ -33,7 +33,7 @@ def compare(
 
     Args:
       first, second: checkpoints with the same architecture, such as a model before and after fine-tuning.
-      fold_scale, center, normalize: options that define M, see `decompose`.
+      fold_scale, center, normalize: options that define M; see `decompose`.
 
     Returns:
       A dataset with dimensions layer, head and mode; the modes are those of the first model. See

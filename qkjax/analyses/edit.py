@@ -145,8 +145,8 @@ def edit(
       key_bias: whether edited heads keep the key bias term; if False, the edit also removes this term.
       control: random seed of a control, which edits random modes of the same strength instead of the selected modes;
         see `Edit`.
-      exact: whether to widen all heads to 2 head_dim + 1 columns, which represent every edit exactly. big_vision's own
-        model code cannot load such heads.
+      exact: whether to widen all heads to 2 head_dim + 1 columns, which represent every edit exactly. big_vision's
+        model does not support such heads.
 
     Returns:
       The edited checkpoint. `edit` warns if the kernels do not represent the edit exactly, if the selection is empty,

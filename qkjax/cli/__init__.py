@@ -82,8 +82,8 @@ def _main() -> None:
 def _pass_interrupt_on(unraisable) -> None:
     """If an interrupt was raised inside a garbage-collector callback (JAX has one), raises this interrupt again.
 
-    Without this hook, Python would print the exception and continue. A timer raises the interrupt, since this hook
-    cannot raise exceptions itself.
+    Without this hook, Python would print the exception and continue. A timer raises the interrupt, because this hook
+    itself cannot raise exceptions.
     """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         threading.Timer(0.01, _thread.interrupt_main).start()

@@ -31,7 +31,7 @@ def by_folder(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
 
 
 def head_classes(classes: list[str], outputs: int) -> list[int] | None:
-    """For each class, the index of the classifier output that belongs to it; None if this is unknown.
+    """For each class, the index of the classifier output that belongs to it; None if the outputs are unknown.
 
     If the names of all folders are numbers ("0", "281"), each name is the index of the output. Otherwise, if there are
     as many folders as outputs, the folders, sorted by name, correspond to the outputs in order, as in ImageNet.

@@ -24,10 +24,10 @@ Filter = Literal[
 those of Pillow."""
 
 
-CACHED = 1 << 14  # longest sides, old and new together, whose weights are kept
+CACHED = 1 << 14  # largest sum of an old and a new side for which weights are cached
 TILE = 1 << 16
-"""Pixels that are resampled at the same time, as float64; a larger image is resampled in tiles. A tile of 1.5 MB stays
-below the 4 MB from which numpy asks the system for new pages, which would take longer than resampling."""
+"""Number of pixels that are resampled at the same time, as float64. A larger image is resampled in tiles. A tile of 1.5
+MB stays below the 4 MB from which numpy asks the system for new pages, which would take longer than resampling."""
 SIDE = 512
 """Side of such a tile in new pixels. The side in old pixels is the same, unless a single new pixel covers more old
 pixels."""
@@ -46,11 +46,11 @@ class Band(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """For each new pixel along an axis, the old pixels that contribute, which are consecutive.
+    """The old pixels that contribute to each new pixel along an axis. They are consecutive.
 
     Attributes:
-      firsts, ends: the first old pixel, and the one after the last.
-      weights: weights of the old pixels of all new pixels, one new pixel after the other; those of one sum to 1.
+      firsts, ends: index of the first old pixel, and index after the last old pixel.
+      weights: weights of the old pixels, one new pixel after the other. The weights of each new pixel sum to 1.
     """
 
     firsts: Int[np.ndarray, "new"]
@@ -91,7 +91,7 @@ def resize(image: Source, shape: tuple[int, int], filter: Filter, box: Box) -> U
 def _resampled(
     image: Source, top: int, left: int, down: "csr_array", right: "csr_array"
 ) -> Float64[np.ndarray, "columns rows 3"]:
-    """A tile from the old pixels at `top` and `left`: each new row or column is a weighted sum of old ones."""
+    """Computes a tile from the old pixels at `top` and `left`: new rows and columns are weighted sums of old ones."""
     (new, height), width = down.shape, right.shape[1]
     step = max(1, TILE // height)
     columns = np.empty((width, new, 3)) if step < width else None
@@ -106,7 +106,7 @@ def _resampled(
 
 
 def _transposed(pixels: Shaped[np.ndarray, "height width 3"]) -> Shaped[np.ndarray, "width height 3"]:
-    """Rows as columns, in a new contiguous array. numpy copies the three colours of a pixel faster as one item."""
+    """Returns rows as columns, in a new contiguous array. Numpy copies three colours faster as one item."""
     pixels = np.ascontiguousarray(pixels)
     items = pixels.view(np.dtype((np.void, 3 * pixels.itemsize)))[..., 0]
     return np.ascontiguousarray(items.T)[..., None].view(pixels.dtype)
@@ -148,11 +148,11 @@ def _split(old: int, new: int, part: tuple[int, int], filter: str, most: int) ->
 
 
 def _taps(old: int, new: int, part: tuple[int, int], filter: str) -> Taps:
-    """The old pixels that contribute to some new pixels, and their weights.
+    """Returns the old pixels that contribute to some new pixels, and their weights.
 
-    `part` is the first new pixel, and the number of new pixels. "area" takes the mean over the interval of old pixels
-    that the new pixel covers, with fractional ends, also when enlarging. "bilinear" interpolates between the two old
-    pixels nearest to the centre of the new pixel; edge pixels are repeated.
+    `part` is the index of the first new pixel, and the number of new pixels. "area" takes the mean over the interval of
+    old pixels that the new pixel covers, including fractions of pixels at the ends, also when the image is enlarged.
+    "bilinear" interpolates between the two old pixels nearest to the centre of the new pixel; edge pixels are repeated.
     """
     bounds = np.arange(part[0], sum(part) + 1) * old / new
     low, high = bounds[:-1], bounds[1:]

@@ -68,7 +68,7 @@ def crop_objects(
     largest = numbers[whole][np.argsort(-counts[whole], kind="stable")][:MOST]
     if len(largest) < 2:
         raise QkjaxError(
-            f"{name}: in the crop that the model sees, {len(largest)} objects have at least the area of a patch: "
+            f"{name}: the number of objects as large as a patch, in the crop that the model sees, is {len(largest)}: "
             "expected two or more"
         )
     objects = np.zeros((MOST, len(blocks)), np.float32)

@@ -1,4 +1,4 @@
-"""Computes missing results of one or several models, and writes a static site, for the command `qkjax report`."""
+"""Implements `qkjax report`: computes missing results of one or more models, and writes a static site."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ from qkjax.runtime.lock import exclusive
 from qkjax.vit.tree import query_key
 
 LARGE = 100e6
-"""Size of a model's pages, in bytes, above which the program prints how to make the report smaller."""
+"""If a model's pages are larger than this number of bytes, the program prints how to make the report smaller."""
 
 
 class ReportOptions(NamedTuple):
@@ -37,8 +37,8 @@ class ReportOptions(NamedTuple):
     Attributes:
       top: number of images per mode and sign.
       modes: number of modes per head; None for all modes.
-      look: images in which the reader can pick a patch, as files or names of photographs. If empty, some images of the
-        image set are used.
+      look: image files, or names of photographs, in which the reader can pick a patch to see where it attends. If
+        empty, some images of the image set are used.
     """
 
     top: int = 9
@@ -51,8 +51,8 @@ def report(
 ) -> Path:
     """Writes a static site: index.html, and the folder `data` with files that the page loads on demand.
 
-    If a model has no result of `top_images`, this result is computed first. An interrupted computation resumes. With
-    several hosts, all hosts compute, and the first host writes.
+    If a model has no result of `top_images`, the function first computes this result. An interrupted computation
+    resumes. With several hosts, all hosts compute, and the first host writes.
 
     Returns:
       The path of index.html.
@@ -76,7 +76,7 @@ def report(
     with exclusive(out.parent), atomic_folder(out, *page.OURS) as folder:
         sizes = [write_model(folder / page.DATA / f"m{i}", data, image_set, photos) for i, data in enumerate(models)]
         page.write(folder, len(subjects))
-    advice = "; fewer modes, or fewer images per mode, make the report smaller" if max(sizes) > LARGE else ""
+    advice = "; use fewer modes, or fewer images per mode, for a smaller report" if max(sizes) > LARGE else ""
     print(f"wrote a report of {sum(sizes) / 1e6:.1f} MB{advice}: open {out / page.MARK} in a browser", file=sys.stderr)
     return out / page.MARK
 
@@ -98,7 +98,7 @@ def _gather(subject: Subject, images: ImageSet, path: Path | None, options: Repo
 
 
 def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
-    """Options of an earlier image scan whose result the first host has on disk; None if there is no result.
+    """The options of an earlier image scan whose result is on the first host's disk, or None if there is no result.
 
     Every host gets the same options.
 
@@ -119,7 +119,7 @@ def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
         raise QkjaxError(f"{path} does not state its settings ({error!r}); remove the file") from error
     if fingerprint != images.fingerprint:
         raise QkjaxError(
-            f"{path} is a result for the images {attrs.get('images')!r}: expected {images.name!r} with its present "
+            f"{path} was computed from the images {attrs.get('images')!r}: expected {images.name!r} with its present "
             "content; pass the folder of the earlier images as images=..., or remove the file to scan the new images"
         )
     return ScanOptions(top, tuple(scores), stream, options)

@@ -1,4 +1,4 @@
-"""Locks of folders, which live as long as the process that holds them."""
+"""Locks folders. The operating system releases a lock when the process that holds it ends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,19 +16,19 @@ WAIT_SECONDS = 600.0
 
 @contextmanager
 def exclusive(folder: Path, shard: tuple[int, int] | None = None, *, wait: bool = False) -> Iterator[None]:
-    """Locks a folder against other processes, and creates it if needed. With several hosts, the first one locks it for
-    all.
+    """Locks a folder against other processes, and creates the folder if needed.
+
+    With several hosts, the first host locks the folder for all hosts. When a process ends in any way, the operating
+    system releases its lock, so a lock file that remains after a kill has no effect. At the end, the lock file is
+    removed. If the folder was created here and is still empty, the folder is removed too.
 
     Args:
       folder: the folder.
-      shard: index of a share and number of shares. The lock then keeps out only another process with the same share.
+      shard: index of a share and number of shares. The lock then excludes only other processes with the same share.
       wait: whether to wait for another process, at most `WAIT_SECONDS`.
 
-    The operating system releases the lock of a process that ends in any way; a lock file that a killed process left
-    locks nothing. The file is removed at the end, and so is a folder that was created and has stayed empty.
-
     Raises:
-      QkjaxError: another process has locked the folder, or it cannot be written.
+      QkjaxError: another process has locked the folder, or the folder is not writable.
     """
     if jax.process_index() > 0:
         yield
@@ -44,7 +44,7 @@ def exclusive(folder: Path, shard: tuple[int, int] | None = None, *, wait: bool 
     try:
         lock.acquire()
     except Timeout as error:
-        raise QkjaxError(f"another process works in {folder}: wait for it, or choose another folder") from error
+        raise QkjaxError(f"another process works in {folder}: wait until it ends, or choose another folder") from error
     except OSError as error:
         raise QkjaxError(f"cannot lock {file}: {error.strerror or error}; choose another folder") from error
     try:

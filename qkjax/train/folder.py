@@ -1,4 +1,4 @@
-"""The folder of a run: which run it holds, how far that has come, and what a killed process left there."""
+"""Manages the folder of a run: checks which run it contains and how far the run is, and removes leftover files."""
 
 import logging
 import zipfile
@@ -22,17 +22,18 @@ log = logging.getLogger(__name__)
 
 
 def earlier_metrics(folder: Path, config: TrainConfig) -> list[dict]:
-    """The metrics of the run in a folder; empty if it has no checkpoint.
+    """The metrics of the run in a folder; empty if the run has no checkpoint.
 
     Raises:
-      QkjaxError: the folder has a checkpoint of another run, or its configuration or metrics are not valid.
+      QkjaxError: the folder contains a checkpoint of another run, or its configuration or metrics are not valid.
     """
     if not steps(folder / CHECKPOINTS):
         return []
     earlier = read_config(folder / CONFIG)
     if earlier is None:
         raise QkjaxError(
-            f"{folder / CHECKPOINTS} belongs to a run, but {CONFIG} is missing: restore it, or remove {folder}"
+            f"{folder / CHECKPOINTS} contains the checkpoints of a run, but {CONFIG} is missing: restore this file, "
+            f"or remove {folder}"
         )
     pairs = zip(earlier.to_dict().items(), config.to_dict().values(), strict=True)
     if other := [f"{name}={value!r}" for (name, value), wanted in pairs if value != wanted]:
@@ -41,41 +42,41 @@ def earlier_metrics(folder: Path, config: TrainConfig) -> list[dict]:
 
 
 def is_finished(folder: Path, config: TrainConfig, lines: list[dict]) -> bool:
-    """Whether a run with these metrics has come to its end and exported its model. A damaged model is logged."""
+    """Whether a run with these metrics is complete and has exported its model. A damaged model is logged."""
     model = folder / MODEL
     if len(lines) < len(evaluations(config)) or not model.is_file():
         return False
     try:
         with zipfile.ZipFile(model) as file:
             damaged = file.testzip() is not None
-    except Exception:  # zipfile raises errors of many types
+    except Exception:  # zipfile raises many types of errors
         damaged = True
     if damaged:
-        log.warning("%s is damaged: exported again from the last checkpoint", model)
+        log.warning("%s is damaged and is exported again from the last checkpoint", model)
     return not damaged
 
 
 def resumed_lines(folder: Path, config: TrainConfig, own: dict) -> list[dict]:
-    """The metrics up to a checkpoint.
+    """Reads the metrics up to a checkpoint.
 
     Args:
       folder: folder of the run.
       config: the run.
-      own: the line of the checkpoint, which takes the place of the one in the file.
+      own: the line that is stored in the checkpoint, which replaces the same line in the file.
 
     Raises:
-      QkjaxError: a line before it is missing or not valid.
+      QkjaxError: an earlier line is missing or not valid.
     """
     expected = [step for step in evaluations(config) if step <= own["step"]]
     lines = earlier_metrics(folder, config)[: len(expected)]
     if "loss" in own and len(lines) >= len(expected) - 1:
         if len(lines) < len(expected):
-            log.warning("%s has lost its last line: restored from the checkpoint", folder / METRICS)
+            log.warning("%s has lost its last line, which is restored from the checkpoint", folder / METRICS)
         lines = [*lines[: len(expected) - 1], own]
     if [line["step"] for line in lines] != expected:
         raise QkjaxError(
             f"{folder / METRICS} has only {len(lines)} of the {len(expected)} lines up to step {own['step']}: restore "
-            f"it, or remove {folder}"
+            f"this file, or remove {folder}"
         )
     return lines
 
@@ -84,14 +85,14 @@ def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
     """Writes the run's configuration and the fingerprint of its data, unless the run has a checkpoint.
 
     Raises:
-      QkjaxError: the run has a checkpoint that was trained on other data.
+      QkjaxError: the run has a checkpoint that was trained on different data.
     """
     path, resumes = folder / DATA, bool(steps(folder / CHECKPOINTS))
     earlier = read_bytes(path)
     if resumes and earlier is not None and earlier.decode(errors="replace") != fingerprint:
         raise QkjaxError(
-            f"data={config.data!r} has changed since the run in {folder} began: restore its files, or choose another "
-            f"folder; if only {DATA} has changed, remove that"
+            f"data={config.data!r} has changed since the run in {folder} began: restore the data, or choose another "
+            f"folder; if only {DATA} has changed, remove that file"
         )
     if jax.process_index() == 0 and not resumes:
         write_config(folder / CONFIG, config)
@@ -101,7 +102,7 @@ def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Locks the folder of a run, see `exclusive`. What a process that was killed or failed left there is removed.
+    """Locks the folder of a run (see `exclusive`), and removes files that killed or failed processes left in it.
 
     Raises:
       QkjaxError: another process works in the folder.
@@ -115,14 +116,14 @@ def only_process(folder: Path) -> Iterator[None]:
 
 
 def tidy(folder: Path) -> None:
-    """Removes what a killed process left in the folder of a finished run, unless another process works there."""
+    """Removes files that a killed process left in the folder of a finished run, unless another process works there."""
     if _leftovers(folder) or (folder / LOCK).exists():
         with suppress(QkjaxError), only_process(folder):
             pass
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """Temporary files and unfinished checkpoints, on the first host, which writes them."""
+    """The temporary files and unfinished checkpoints in a folder, on the first host, which writes them."""
     if jax.process_index() > 0:
         return []
     return temporaries(folder / name for name in OWN) + unfinished(folder / CHECKPOINTS)
@@ -130,12 +131,12 @@ def _leftovers(folder: Path) -> list[Path]:
 
 @contextmanager
 def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callable[[dict], None]]:
-    """Yields a function that writes one evaluation for TensorBoard; it does nothing unless `config.tensorboard`.
+    """Yields a function that writes one evaluation for TensorBoard, or does nothing if `config.tensorboard` is False.
 
     Args:
       folder: folder of the run.
       config: the run.
-      step: step after which the run resumes; entries of later steps are dropped.
+      step: step after which the run resumes. Entries of later steps are removed.
 
     Raises:
       QkjaxError: tensorboardX is not installed.
@@ -147,7 +148,7 @@ def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callab
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise QkjaxError(
-            "tensorboard=True needs tensorboardX, which is not installed: pip install tensorboardX"
+            "tensorboard=True needs the package tensorboardX, which is not installed: pip install tensorboardX"
         ) from error
 
     def write(line: dict) -> None:

@@ -14,10 +14,10 @@ Kernels = Float[Array, "layers embed heads head_dim"]
 
 
 def weighted_cosine(query: Kernels, key: Kernels) -> Float[Array, "layers heads"]:
-    """The weighted cosine of each head, tr(M) / ||M||_nuclear with M = Wq Wk^T, in a differentiable form.
+    """The weighted cosine of each head, tr(M) / ||M||_nuclear for M = Wq Wk^T, in a differentiable form.
 
     As in `measure`, this is the mean cosine of the modes weighted by their singular values. The nuclear norm is
-    computed as tr(U^T M V), with U and V as constants, since the gradient of ||M||_nuclear is U V^T.
+    computed as tr(U^T M V), where U and V are treated as constants, because the gradient of ||M||_nuclear is U V^T.
     """
     heads = jax.vmap(jax.vmap(decompose_head, in_axes=1))
     u, _, v = jax.lax.stop_gradient(heads(*jax.lax.stop_gradient((query, key))))
@@ -26,7 +26,7 @@ def weighted_cosine(query: Kernels, key: Kernels) -> Float[Array, "layers heads"
 
 
 def penalty(plain: Mapping, targets: Mapping[int, float]) -> Float[Array, ""]:
-    """Mean squared difference between the weighted cosines of layers and their targets.
+    """The mean squared difference between the weighted cosines of layers and their targets.
 
     The weighted cosine of a layer is the mean over its heads.
 

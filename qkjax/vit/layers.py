@@ -1,4 +1,4 @@
-"""The layers of the vision transformer in Flax Linen, with the parameter names of big_vision.
+"""Defines the layers of the vision transformer in Flax Linen, with big_vision's parameter names.
 
 Letters: B images, N tokens, D embedding, H heads, d head_dim. Layers return their intermediates.
 """
@@ -38,7 +38,7 @@ def normalisation(config: ViTConfig, name: str | None) -> nn.Module:
 def precision(dtype: str) -> jax.lax.Precision | None:
     """The precision of matrix products: full precision for float32, and the default for bfloat16.
 
-    Full precision must be requested, because GPUs and TPUs otherwise round the factors of a float32 product.
+    Full precision must be requested explicitly, because GPUs and TPUs otherwise round the factors of a float32 product.
     """
     return None if dtype == "bfloat16" else jax.lax.Precision.HIGHEST
 
@@ -114,7 +114,7 @@ class MlpBlock(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Multiplies the end of a residual branch by a learned factor per channel (CaiT; DINOv2)."""
+    """Multiplies the output of a residual branch by a learned factor per channel (CaiT; DINOv2)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
@@ -154,7 +154,7 @@ class Encoder1DBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All transformer layers, followed by the last LayerNorm unless that LayerNorm acts only on the pooled token."""
+    """All transformer layers. The last LayerNorm follows, unless it acts only on the pooled token."""
 
     config: ViTConfig
     dtype: str

@@ -37,8 +37,9 @@ class Ablator:
     """Runs a model and its edits over a set of images.
 
     The images and the outputs of the original model stay in memory: 1.5 MB per image for ViT-S/14 at 224 pixels
-    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). They stay on an accelerator as far as half of
-    its free memory suffices. With several hosts, each host keeps only its own share of the images.
+    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). On an accelerator, as many images and outputs
+    as fit into half of its free memory stay on the device. With several hosts, each host keeps only its own share of
+    the images.
 
     Attributes:
       original: arrays with one row per image for the original model, compared with itself: the effects,
@@ -97,7 +98,7 @@ class Ablator:
         require_finite(_always_finite(self.original), images.name)
 
     def _keep(self, batch: _OriginalBatch) -> None:
-        """Keeps a batch for the passes of the edits: on the devices if there is room, otherwise in memory."""
+        """Keeps a batch for the passes of the edits: on the devices if there is space, else in host memory."""
         size = (
             sum(array.nbytes for array in jax.tree.leaves((batch.pixels, batch.original))) // jax.local_device_count()
         )

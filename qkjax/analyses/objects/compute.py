@@ -38,7 +38,8 @@ from qkjax.weights.checkpoint import Checkpoint
 def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream):
     """Updates the top images of every mode with a batch; the buffers of the old top images are donated.
 
-    The second result, a number, can be waited for after the buffers of the first have been donated to the next step.
+    The second result is a number, on which the caller can wait even after the next step has reused the first result's
+    memory.
 
     An image is stored as twice its index, plus one if the query object and the key object are the same.
     """
@@ -73,7 +74,7 @@ def same_object(
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
-      images: images with object masks; by default 200 composed scenes, see `qkjax.images.segmented.mosaics`. See
+      images: images with object masks; by default 200 composed scenes; see `qkjax.images.segmented.mosaics`. See
         `open_objects` for ADE20K.
       top: number of images per mode. The score of an image is the product of the maxima of the query map and the key
         map.

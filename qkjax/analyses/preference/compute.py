@@ -100,7 +100,7 @@ def attention_preference(
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
-      scenes: image set of scenes; by default 200 generated scenes, see `qkjax.images.generated.patterns`. See `open_o3`
+      scenes: image set of scenes; by default 200 generated scenes; see `qkjax.images.generated.patterns`. See `open_o3`
         for O3.
       options: batch size, resolution and floating-point format.
       partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.

@@ -48,8 +48,8 @@ def _step(
 ):
     """Updates the top images of every mode, and their maps, with one batch. The old state's memory is reused (donated).
 
-    The pixels cannot be donated, because no result has their shape. The second result, a number, can be waited for
-    after the buffers of the first have been donated to the next step.
+    The pixels cannot be donated, because no result has their shape. The second result is a number, on which the caller
+    can wait even after the next step has reused the first result's memory.
     """
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
@@ -76,7 +76,7 @@ def top_images(
     """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
 
     An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
-    Processes without a connection to each other can do so, too: see the argument `shard` of `PassOptions`.
+    Processes without a connection to each other can divide them, too; see the attribute `shard` of `PassOptions`.
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.

@@ -1,9 +1,9 @@
 """Computes the modes of every head with LAPACK in float64; threads share the heads, which is fast on CPUs.
 
-XLA calls LAPACK, too, but factorises one head after the other on one core, copies each head to LAPACK's memory layout
-and back, and multiplies at half the speed of BLAS. In float64, the Gram matrix of a kernel can be factorised instead of
-the kernel itself. Factorising the Gram matrix takes a third of the work, and is still more accurate than Householder
-reflections in float32.
+XLA also calls LAPACK. But XLA factorises one head after the other on one core, copies each head to LAPACK's memory
+layout and back, and multiplies at half the speed of BLAS. In float64, the Gram matrix of a kernel can be factorised
+instead of the kernel itself. This takes a third of the work, and is still more accurate than Householder reflections in
+float32.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Constraints on the singular values, and on the subspaces of queries and keys."""
+"""Constraints on the singular values, or on the subspaces of queries and keys."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +28,7 @@ def _orthogonal(parameters: Parameters, _: Shape) -> tuple[Kernel, Kernel]:
 
 
 def _nearest_orthogonal(head: Head) -> dict[str, np.ndarray]:
-    """The nearest kernels with orthogonal subspaces and an unchanged query kernel.
+    """The nearest kernels for which the subspaces are orthogonal and the query kernel is unchanged.
 
     Changing the query kernel instead of the key kernel would be an equally good choice.
     """
@@ -39,7 +39,7 @@ def _nearest_orthogonal(head: Head) -> dict[str, np.ndarray]:
 def _flat(parameters: Parameters, _: Shape) -> tuple[Kernel, Kernel]:
     # One stacked QR: two independent batched QRs in one program can deadlock XLA on CPUs with few cores.
     bases, cores = jnp.linalg.qr(jnp.moveaxis(jnp.stack([parameters["query"], parameters["key"]]), 2, 1))
-    # LAPACK chooses the signs of R. With a positive diagonal of R, Q equals the input if its columns are orthonormal.
+    # LAPACK chooses the signs of R. If the diagonal of R is made positive, Q equals the input for orthonormal columns.
     signs = jnp.where(jnp.diagonal(cores, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
     query, key = jnp.moveaxis(bases * signs[..., None, :], 1, 2)
     return query, key * parameters["strength"][None, :, None]
@@ -80,7 +80,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "flat": Constraint(
-        description="Wq and Wk have orthonormal columns and one strength: the d singular values are equal",
+        description="Wq and Wk have orthonormal columns and a common strength: the d singular values are equal",
         parameters={"query": KERNEL, "key": KERNEL, "strength": STRENGTH},
         init=lambda key, shape: {**xavier_pair(key, shape), "strength": jnp.ones(shape[1])},
         kernels=_flat,

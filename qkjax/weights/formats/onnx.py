@@ -11,7 +11,7 @@ def read_dinov2(data: bytes) -> tuple[dict[str, np.ndarray], int]:
     """Returns the state dict and the number of heads of the DINOv2 model under `backbone.` in an ONNX file.
 
     Most initializers have their Hugging Face names. The exporter transposed the weights of matrix products and dropped
-    their names. The function identifies each of these weights by the bias, which has a name, that the graph adds to the
+    their names. The function identifies each of these weights by the named bias that the graph adds to the matrix
     product.
 
     Raises:
