@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 480
+"""Characters of an error message. Names of files, and values in them, may have any length."""
+
 
 class AssumptionWarning(UserWarning):
     """Warns that a checkpoint's files lack a value that affects the results, so that qkjax assumed the value.
@@ -14,8 +17,8 @@ class AssumptionWarning(UserWarning):
 class QkjaxError(Exception):
     """Error for invalid input or for a failed operation outside qkjax, such as reading a file.
 
-    The message is one line that says what is wrong, where, and what to do. The command line prints the message without
-    a traceback and exits with code 2.
+    The message is one line that says what is wrong, where, and what to do. The middle of a message of more than
+    `LONGEST` characters is left out. The command line prints the message without a traceback and exits with code 2.
 
     Example:
       >>> import qkjax
@@ -28,6 +31,8 @@ class QkjaxError(Exception):
 
     def __init__(self, message: str):
         line = " ".join(message.split())  # error messages from libraries may have line breaks,
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} ... {line[5 - LONGEST // 2 :]}"
         super().__init__(line.encode(errors="replace").decode())  # and file names may have bytes that are not text
 
 

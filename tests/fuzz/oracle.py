@@ -79,9 +79,8 @@ def _outcome(kind: Kind, changes: Sequence[Change], target: Path, scratch: Path)
         raise
     except Exception as error:
         names = ", ".join(name for name, *_ in changes)
-        raise ViolationError(
-            f"wrong after {names}: {_place(error, 'fuzz')}\n{traceback.format_exc()[-3000:]}"
-        ) from None
+        line = f"wrong after {names}: {_place(error, 'fuzz')}"
+        raise ViolationError(f"{line}\n{traceback.format_exc()[-3000:]}") from None
     return "right"
 
 

@@ -23,10 +23,11 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
     """
     for name in ("cls", "distillation", "registers"):
         if name in flat:
-            flat[name] = flat[name].reshape(1, -1, width)
+            flat[name] = _rows(flat[name], width, f"embedding of {name}").reshape(1, -1, width)
     positions = flat.pop("positions", flat.pop("positions/kernel", None))
     grid = facts.grids[0] if facts.grids else None
     if positions is not None:
+        _rows(positions, width, "position embedding")
         if positions.ndim == 4:  # (1, rows, columns, width): no rows for special tokens
             grid, prefix = positions.shape[1:3], ()
             if facts.grid_is_given and facts.grids[0] != grid:
@@ -51,6 +52,17 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
         flat["registers"] = flat.pop("distillation")
     _split_class_tokens(flat, facts.layout.class_tokens)
     return grid
+
+
+def _rows(array: np.ndarray, width: int, what: str) -> np.ndarray:
+    """The array itself, after a check that its last axis is the embedding.
+
+    Raises:
+      QkjaxError: it is another axis, so that reshaping would mix values.
+    """
+    if array.shape[-1:] != (width,):
+        raise QkjaxError(f"the {what} has shape {array.shape}, expected {width} as its last axis")
+    return array
 
 
 def _split_class_tokens(flat: dict[str, np.ndarray], count: int) -> None:

@@ -42,7 +42,8 @@ def no_model_message(folder: Path) -> str:
     """An error message for a folder without a model: what the folder contains, and what was expected."""
     names = sorted(path.name for path in folder.iterdir())
     torch_files = [name for name in names if Path(name).suffix in PICKLED]
-    listed = ", ".join(names[:6]) + (", ..." if len(names) > LISTED else "") or "nothing"
+    shown = [name if len(name) <= 60 else f"{name[:57]}..." for name in names[:LISTED]]
+    listed = ", ".join(shown) + (", ..." if len(names) > LISTED else "") or "nothing"
     hint = f"; give the file, such as {folder / torch_files[0]}" if torch_files else ""
     return (
         f"{folder} contains {listed}; expected {', '.join(FILES)}, one *.safetensors, or a folder of big_vision with "
