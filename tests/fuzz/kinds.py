@@ -1,5 +1,6 @@
 """All kinds of input."""
 
-from . import image_sets, models, onnx_models, torch_models
+from . import image_sets, models, onnx_models, progress, results, torch_models
 
-KINDS = {**models.KINDS, **torch_models.KINDS, **onnx_models.KINDS, **image_sets.KINDS}
+MODULES = (models, torch_models, onnx_models, image_sets, progress, results)
+KINDS = {name: kind for module in MODULES for name, kind in module.KINDS.items()}

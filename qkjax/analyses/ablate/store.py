@@ -16,7 +16,7 @@ from qkjax.runtime.files import atomic_path, remove
 
 Arrays = dict[str, np.ndarray]
 CHECKSUM = "checksum"
-"""Name of the array that contains the checksum of all other arrays in the file."""
+"""Name of the array with the checksum of the others and of the name of the file."""
 
 
 class Store:
@@ -47,10 +47,7 @@ class Store:
         """Reads a finished ablation; returns None if the file is missing or damaged."""
         arrays = None
         if self.folder and jax.process_index() == 0:
-            path = self.folder / f"{self.key(edit)}.npz"
-            with suppress(Exception), open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                stored = {name: file[name] for name in file}
-                arrays = stored if int(stored.pop(CHECKSUM)) == checksum(stored) else None
+            arrays = _read(self.folder / f"{self.key(edit)}.npz")
         if jax.process_count() > 1:
             arrays = hosts.gather_arrays(arrays or {})[0] or None
         return arrays
@@ -64,8 +61,9 @@ class Store:
         if self.folder is None:
             return
         if jax.process_index() == 0:
-            with atomic_path(self.folder / f"{self.key(edit)}.npz") as temporary, open(temporary, "wb") as file:
-                np.savez(file, **arrays, **{CHECKSUM: np.array(checksum(arrays))})
+            path = self.folder / f"{self.key(edit)}.npz"
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **arrays, **{CHECKSUM: np.array(_checksum(path, arrays))})
         if jax.process_count() > 1:
             hosts.gather_json(None)  # waits, so that no host removes its progress file before the result exists
         if path := self.partial(edit):
@@ -74,6 +72,21 @@ class Store:
     def partial(self, edit: ResolvedEdit | None) -> Path | None:
         """Path of the file in which this host saves the progress of one ablation."""
         return hosts.process_path(self.folder / f"{self.key(edit)}.partial.npz") if self.folder else None
+
+
+def _read(path: Path) -> Arrays | None:
+    """The arrays in the file of an ablation; None if the file is missing, damaged, or that of another ablation."""
+    if not path.is_file():  # opening a pipe would block
+        return None
+    with suppress(Exception), open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        stored = {name: file[name] for name in file}
+        return stored if int(stored.pop(CHECKSUM)) == _checksum(path, stored) else None
+    return None
+
+
+def _checksum(path: Path, arrays: Arrays) -> int:
+    """Covers the name of the file, too, so that files with exchanged names are not confused."""
+    return checksum({**arrays, "file": np.array(path.name)})
 
 
 def same_images(arrays: Arrays | None, original: Arrays | None) -> bool:
