@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
+from qkjax import figures
 from qkjax.analyses.ablate.compute import check_specs
 from qkjax.analyses.ablate.plan import read_plan
 from qkjax.cli import main
@@ -170,16 +171,16 @@ def make_words(root: Path, changes: list) -> Path:
 def run_words(path: Path, scratch: Path) -> Done:
     """Runs the command in this process."""
     words = [word.replace("{out}", str(scratch)).replace("{}", str(inputs())) for word in json.loads(path.read_text())]
-    argv, hook, show = sys.argv, sys.unraisablehook, warnings.showwarning
+    argv, hook, show, save = sys.argv, sys.unraisablehook, warnings.showwarning, figures.save_all
     out, err, code = StringIO(), StringIO(), 0
-    sys.argv = ["qkjax", *words]
+    sys.argv, figures.save_all = ["qkjax", *words], lambda jobs, *_: []  # drawing takes seconds
     try:
         with redirect_stdout(out), redirect_stderr(err):
             main()
     except SystemExit as stop:
         code = stop.code or 0
     finally:
-        sys.argv, sys.unraisablehook, warnings.showwarning = argv, hook, show
+        sys.argv, sys.unraisablehook, warnings.showwarning, figures.save_all = argv, hook, show, save
     return Done(code, out.getvalue(), err.getvalue(), words)
 
 
