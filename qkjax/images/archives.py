@@ -17,6 +17,7 @@ from qkjax.images.tar import list_members
 
 MAX_BYTES = 1 << 28  # limit for one image in an archive, because a small archive may unpack to any size
 MAX_DIRECTORY = 1 << 28  # limit for the directory of a zip file in bytes, about 3 million images
+ZIP64_COUNT = 0xFFFF  # means that the number of entries is in another record
 OPEN_ARCHIVES = 64  # number of zip files that stay open; opening a zip file again for each image would be slow
 
 
@@ -44,8 +45,10 @@ def images_in_zip(path: Path, name: str, is_image: Callable[[str], bool]) -> Ite
     """
     stat = path.stat()
     try:
-        _check_directory(path)
+        stated = _stated_count(path)
         listed = _zip(path, stat.st_mtime_ns).infolist()
+        if stated not in (len(listed), ZIP64_COUNT):
+            raise ValueError(f"its directory has {len(listed)} entries, but states {stated}")
         if sum(info.compress_size for info in listed) > stat.st_size:
             raise ValueError("its entries overlap")
     except OSError:
@@ -55,7 +58,7 @@ def images_in_zip(path: Path, name: str, is_image: Callable[[str], bool]) -> Ite
             f"cannot list the zip file {path} ({str(error)[:200]}); copy or create the file again"
         ) from error
     for info in listed:
-        if not info.is_dir() and is_image(info.filename):
+        if info.filename and not info.is_dir() and is_image(info.filename):
             member, size = f"{name}/{info.filename}", info.file_size
             read = partial(_read_member, partial(_in_open_zip, path, stat.st_mtime_ns, info), member, size)
             yield Listed(member, size, read, part_with_checksum(size, info.CRC))
@@ -80,11 +83,13 @@ def images_in_tar(
     stat = path.stat()
     try:
         with open(path, "rb") as file:
-            members, has_end = list_members(file, stat.st_size)
+            members, has_end, others = list_members(file, stat.st_size)
     except ValueError as error:
         raise QkjaxError(f"cannot list the tar file {path} ({error}); copy or create the file again") from error
     if not has_end:
         note(f"{name} has no end mark, so files after the last complete file may be missing")
+    if others := [other for other in others if is_image(other)]:
+        note(f"{name} has links, devices or sparse files, which are skipped: {len(others)}, such as {others[0]}")
     for member in members:
         if is_image(member.name):
             full = f"{name}/{member.name}"
@@ -93,8 +98,14 @@ def images_in_tar(
             yield Listed(full, member.size, read, part)
 
 
-def _check_directory(path: Path) -> None:
-    """Rejects a zip file whose end record states an enormous directory, before zipfile reads the directory."""
+def _stated_count(path: Path) -> int | None:
+    """The number of entries that the end record of a zip file states; None if there is no such record.
+
+    zipfile neither reads this number nor limits the size of the directory.
+
+    Raises:
+      ValueError: the end record states a directory of enormous size.
+    """
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16) - 98))  # the longest comment and two end records
         tail = file.read()
@@ -104,6 +115,7 @@ def _check_directory(path: Path) -> None:
         size = max(size if size < 0xFFFFFFFF else 0, struct.unpack_from("<Q", tail, at - 36)[0])
     if size > MAX_DIRECTORY:
         raise ValueError(f"it states a directory of {size} bytes, and the limit is {MAX_DIRECTORY}")
+    return struct.unpack_from("<H", tail, at + 10)[0] if 0 <= at <= len(tail) - 16 else None
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES)

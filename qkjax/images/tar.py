@@ -35,22 +35,26 @@ class _Header(NamedTuple):
     end: int
 
 
-def list_members(file: BufferedReader, size: int) -> tuple[list[Member], bool]:
-    """Lists the regular, non-sparse files in a tar file of `size` bytes; returns also whether it has an end mark.
+def list_members(file: BufferedReader, size: int) -> tuple[list[Member], bool, list[str]]:
+    """The regular files in a tar file of `size` bytes, without sparse ones, whether the file has an end mark, and the
+    names of links, devices, sparse files and the like.
 
     Raises:
       ValueError: a header is damaged or cut off, states an impossible size, or has too many or too large extensions, or
         the file is cut off.
     """
-    members, at = [], 0
+    members, others, at = [], [], 0
     for info, extended, begin, end in _headers(file, size):
         sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended)
-        if info.isreg() and not sparse:
-            members.append(Member(extended.get("path", info.name), begin, end - begin, info.mtime))
+        name, is_file = extended.get("path", info.name), info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
+        if is_file and not sparse:
+            members.append(Member(name, begin, end - begin, info.mtime))
+        elif not info.isdir():
+            others.append(name)
         at = _blocks(end)
     if not size:
         raise ValueError("the file is empty")
-    return members, at < size
+    return members, at < size, others
 
 
 def _headers(file: BufferedReader, size: int) -> Iterator[_Header]:

@@ -13,6 +13,9 @@ from qkjax.errors import QkjaxError
 TEMPORARY = re.compile(r"\.(.+)-[a-z0-9_]{8}((?:\.[^.]*)?)", re.DOTALL)
 """Pattern of the names of temporary files: the stem of the file, eight characters from `mkstemp`, and the suffix."""
 
+MOST_TEXT = 16 << 20
+"""Bytes of a plan or a configuration."""
+
 
 def _cannot_write(path: Path, error: OSError) -> QkjaxError:
     return QkjaxError(f"cannot write {path}: {error.strerror or error}; choose another folder or free some space")
@@ -111,6 +114,23 @@ def read_bytes(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise QkjaxError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a plan or a configuration.
+
+    Raises:
+      QkjaxError: it is not a regular file with UTF-8 text of at most `MOST_TEXT` bytes, or it cannot be read.
+    """
+    if path.is_file() and (size := path.stat().st_size) > MOST_TEXT:
+        raise QkjaxError(f"cannot read {path}: it has {size} bytes, expected a text of at most {MOST_TEXT}")
+    data = read_bytes(path)
+    if data is None:
+        raise QkjaxError(f"cannot read {path}: No such file or directory")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise QkjaxError(f"cannot read {path}: {error}; save it as UTF-8") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qkjax.errors import QkjaxError, nearest
+from qkjax.runtime.files import read_text
 from qkjax.train.config import TrainConfig, from_dict
 
 # Two CPU cores train this model of six layers in about a minute, so that dozens of runs are feasible. Six layers are
@@ -72,11 +73,10 @@ def load_preset(name: str) -> TrainConfig:
             "or the path of a .json or .toml file"
         )
     try:
-        text = path.read_text()
+        text = read_text(path)
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         return from_dict(dict(values))
-    except (OSError, ValueError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise QkjaxError(f"cannot read the configuration {path}: {reason}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise QkjaxError(f"cannot read the configuration {path}: {error}") from error
     except QkjaxError as error:
         raise QkjaxError(f"{path}: {error}") from error

@@ -18,7 +18,9 @@ from .fuzzing import CORPUS, fuzz, shortest, write_recipe
 from .kinds import KINDS
 from .oracle import SECONDS, ViolationError, examine
 
-BATCH = 150
+BATCH = 300
+BATCH_SECONDS = 90
+"""Seconds after which a process begins no other example."""
 MOST_MEMORY = 4 << 30
 """Limit of the memory of a process that it may still allocate after it has imported everything, in bytes."""
 
@@ -104,7 +106,7 @@ def _child(kind: str, seed: int, count: int, home: Path) -> None:
         examine(KINDS[kind], [], home)  # compiles, so that the limit of memory counts from here
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MOST_MEMORY, size + MOST_MEMORY))
-        fuzz(kind, seed, count, home, lambda changes: log(begin=changes), examined)
+        fuzz(kind, seed, count, home, lambda changes: log(begin=changes), examined, time.monotonic() + BATCH_SECONDS)
 
 
 if __name__ == "__main__":

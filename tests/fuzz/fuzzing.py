@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,9 @@ def recipes(kind: str) -> st.SearchStrategy[list]:
     return st.one_of(*[st.lists(one, min_size=1, max_size=1)] * 4, st.lists(one, max_size=MOST_CHANGES))
 
 
-def fuzz(kind: str, number: int, count: int, home: Path, before: Callable, after: Callable) -> None:
+def fuzz(
+    kind: str, number: int, count: int, home: Path, before: Callable, after: Callable, end: float = math.inf
+) -> None:
     """Examines a number of examples of a kind.
 
     Args:
@@ -33,6 +37,7 @@ def fuzz(kind: str, number: int, count: int, home: Path, before: Callable, after
       home: folder for temporary files.
       before: function that is called with each recipe before it is examined.
       after: function that is called with each recipe that fits the kind, and its failure or None.
+      end: time of `time.monotonic` after which no example is examined.
     """
 
     @seed(number)
@@ -40,6 +45,8 @@ def fuzz(kind: str, number: int, count: int, home: Path, before: Callable, after
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(recipes(kind))
     def example(changes: list) -> None:
+        if time.monotonic() > end:
+            return
         before(changes)
         failure = None
         try:

@@ -3,7 +3,7 @@
 import json
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import numpy as np
 import xarray as xr
@@ -28,6 +28,8 @@ from .vit import SIDE, big_vision_arrays
 TOP, PLAN = 3, [{"edit": "drop", "select": "cosine>0"}]
 OPTIONS = PassOptions(batch=4, resolution=(SIDE, SIDE))
 COUNT = 11
+TEMPORARY = gettempdir()
+"""The folder of temporary files outside of examples, which have one of their own."""
 TEXTS = st.integers(0, len(json_values.VALUES) - 1)
 FORGED = st.one_of(
     change("forged", INDEX, st.sampled_from(arrays.DTYPES)),
@@ -41,7 +43,7 @@ FORGED = st.one_of(
 @cache
 def home() -> Path:
     """A folder with the model, for the life of this process."""
-    folder = TemporaryDirectory(prefix="qkjax-fuzz-")
+    folder = TemporaryDirectory(prefix="qkjax-fuzz-", dir=TEMPORARY)
     write_npz(Path(folder.name), big_vision_arrays())
     _kept.append(folder)
     return Path(folder.name)

@@ -53,7 +53,8 @@ def make_results(root: Path, changes: list) -> Path:
     for name, values in altered.items():
         dims = data[name].dims if name in data and values.shape == data[name].shape else None
         dims = dims or tuple(f"{name}_{axis}" for axis in range(values.ndim))
-        if name not in data or values is not variables[name]:
+        same = name in data and values.dtype == data[name].dtype
+        if not (same and np.array_equal(values, variables[name], equal_nan=True)):
             data = data.drop_vars(name, errors="ignore").assign({name: (dims, values)})
     data = data.drop_vars([n for n, x in variables.items() if x.dtype.kind in "iuf" and n not in altered])
     for what, *arguments in changes:

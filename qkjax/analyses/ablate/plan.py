@@ -24,6 +24,7 @@ import numpy as np
 
 from qkjax.analyses.edit import Edit
 from qkjax.errors import QkjaxError
+from qkjax.runtime.files import read_text
 
 FIELDS = {
     "edit": ((str, list), "text or a list of texts"),
@@ -76,10 +77,8 @@ def read_plan(path: Path) -> list[AblationSpec]:
       QkjaxError: the file cannot be read, is not valid TOML, or is not a valid plan.
     """
     try:
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise QkjaxError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise QkjaxError(f"{path} is not valid TOML: {error}") from error
     grids = content.get("grid")
     if (

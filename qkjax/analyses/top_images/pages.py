@@ -15,7 +15,7 @@ from qkjax.activations.project import Stream
 from qkjax.analyses.outcome import Description, Written, outcome, report_unreadable
 from qkjax.analyses.top_images.compute import MAPPED, check, scan_settings, top_images
 from qkjax.analyses.top_images.sheets import sheets
-from qkjax.analyses.top_images.tables import mode_table, summary
+from qkjax.analyses.top_images.tables import check_dataset, mode_table, summary
 from qkjax.errors import QkjaxError
 from qkjax.figures.sheets import top_images_sheet
 from qkjax.images.sets import ImageSet
@@ -93,12 +93,16 @@ def write_top_images(
         report_unreadable(dataset, folder)
         return dataset
 
+    def description(dataset: xr.Dataset) -> Description:
+        check_dataset(dataset, checkpoint.config.depth, checkpoint.config.heads)
+        return Description("", [], {}, {})
+
     written = outcome(
         folder,
         "top_images",
         scan_settings(checkpoint, images, *scan),
         compute,
-        lambda dataset: Description("", [], {}, {}),
+        description,
         at_least=("top",),
         attrs=attrs,
         fresh=fresh,
