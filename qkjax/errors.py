@@ -31,6 +31,31 @@ class QkjaxError(Exception):
         super().__init__(line.encode(errors="replace").decode())  # and file names may have bytes that are not text
 
 
+class ShardFinished(Exception):  # noqa: N818 - it is no error
+    """Says that one share of a pass is finished and saved, while other shares are not.
+
+    The last share to finish returns or writes the result of the whole pass; all others end with this exception. The
+    command line prints its message and exits with code 0.
+
+    Attributes:
+      missing: indices of the shares that have not finished.
+
+    Example:
+      >>> from qkjax.errors import ShardFinished
+      >>> str(ShardFinished(0, 4, [2, 3], "results"))
+      'share 0/4 is finished and saved in results; shares 2, 3 are not: the last share to finish writes the result'
+    """
+
+    def __init__(self, index: int, count: int, missing: Iterable[int], folder):
+        self.missing = list(missing)
+        others = ("share " if len(self.missing) == 1 else "shares ") + ", ".join(map(str, self.missing))
+        verb = "is" if len(self.missing) == 1 else "are"
+        super().__init__(
+            f"share {index}/{count} is finished and saved in {folder}; {others} {verb} not: "
+            "the last share to finish writes the result"
+        )
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for the end of an error message, such as " (nearest: 'x')"; empty if no known name is similar."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)

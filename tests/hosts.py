@@ -11,9 +11,10 @@ import sys, time
 from qkjax.passes import engine
 if "--slow" in sys.argv:  # saves after every batch, and leaves time to be killed
     sys.argv.remove("--slow")
-    write = engine.write_partial
+    from qkjax.passes import progress
+    write = progress.write_partial
     engine.SAVE_SECONDS = 0
-    engine.write_partial = lambda *arguments: (write(*arguments), time.sleep(0.2))
+    progress.write_partial = lambda *arguments: (write(*arguments), time.sleep(0.2))
 from qkjax.cli import main
 main()
 """

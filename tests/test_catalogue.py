@@ -129,7 +129,7 @@ def test_augreg_names_that_are_none():
 
 @pytest.mark.parametrize("variant", augreg_names.HYBRIDS)
 def test_hybrids_are_refused(variant):
-    with pytest.raises(qkjax.QkjaxError, match="cannot be loaded: a hybrid: a ResNet"):
+    with pytest.raises(qkjax.QkjaxError, match="cannot be loaded: it is a hybrid of a ResNet"):
         qkjax.load(UPSTREAM.replace("B_16", variant))
 
 

@@ -364,7 +364,7 @@ def test_folder_that_is_a_file_is_noticed_before_the_work(tmp_path):
     (tmp_path / "out").write_text("mine")
     for arguments in (("image", DATA / "a.npz", "chelsea"), ("modes", DATA / "a.npz")):
         done = run(*arguments, "--out", tmp_path / "out")
-        assert_one_clear_line(done, "out: this is a file; expected a folder for results")
+        assert_one_clear_line(done, "out", "is a file: expected a folder for the results")
         assert not done.stdout
     assert (tmp_path / "out").read_text() == "mine"
 

@@ -136,7 +136,7 @@ def test_resumed_where_it_was_cut_off(fault, serve, tmp_path):
 
 def test_resumed_by_a_later_call(serve, tmp_path):
     url, handler = serve("cut", "503", "503")
-    with pytest.raises(qkjax.QkjaxError, match=r"the server answered 503 .*; try again, the download resumes"):
+    with pytest.raises(qkjax.QkjaxError, match=r"the server answered 503 .*; try again, and the download will resume"):
         get(url, tmp_path / "x.npz")
     assert not (tmp_path / "x.npz").exists()
     assert get(url, tmp_path / "x.npz").read_bytes() == BODY
@@ -291,7 +291,7 @@ def test_fetch_from_a_mirror_of_google_storage(serve, tmp_path, monkeypatch, cap
     assert path.read_bytes() == BODY
     assert handler.log == [("GET", "/mirror/vit_models/imagenet21k%2Bimagenet2012/ViT-B_16.npz", None)]
     assert "fetching vit-b16-i21k-i1k-384 (347 MB)" in capsys.readouterr().err
-    with pytest.raises(qkjax.QkjaxError, match="uvim-color-stage1 cannot be loaded: UViM stage I"):
+    with pytest.raises(qkjax.QkjaxError, match="uvim-color-stage1 cannot be loaded: it is UViM stage I"):
         fetch("uvim-color-stage1")
 
 

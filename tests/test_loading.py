@@ -235,7 +235,7 @@ def test_unknown_architecture_of_timm(timm, tmp_path):
         for note in checkpoint.notes
     )
     save_timm(tmp_path, model, "vit_rope_of_tomorrow")
-    refused(tmp_path, "its name is that of a model with rotary positions")
+    refused(tmp_path, "its name suggests that the model has rotary positions")
 
 
 @pytest.mark.parametrize("norm", [True, False])

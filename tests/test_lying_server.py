@@ -246,7 +246,7 @@ def test_compressed_body(serve, tmp_path):
     refused(lambda: get(url, tmp_path / "x.npz"), "compressed the file ('gzip')")
     assert log[0][1]["Accept-Encoding"] == "identity"
     url, _ = serve(Answer(body=gzip.compress(BODY)))
-    refused(lambda: get(url, tmp_path / "x.npz"), "not a whole checkpoint")
+    refused(lambda: get(url, tmp_path / "x.npz"), "not a complete checkpoint")
     assert os.listdir(tmp_path) == []
 
 
@@ -254,7 +254,7 @@ def test_compressed_body(serve, tmp_path):
 @pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "TEXT/HTML", "application/octet-stream", None])
 def test_login_page(name, kind, serve, tmp_path):
     url, _ = serve(Answer(body=PAGE, Content_Type=kind))
-    refused(lambda: get(url, tmp_path / name), "page" if kind and "/h" in kind.lower() else "not a whole checkpoint")
+    refused(lambda: get(url, tmp_path / name), "page" if kind and "/h" in kind.lower() else "not a complete checkpoint")
     assert os.listdir(tmp_path) == []
 
 
@@ -264,7 +264,7 @@ def test_login_page(name, kind, serve, tmp_path):
 )
 def test_error_message_as_a_file(name, body, serve, tmp_path):
     url, _ = serve(Answer(body=body))
-    refused(lambda: get(url, tmp_path / name), f"{name} is not a whole checkpoint")
+    refused(lambda: get(url, tmp_path / name), f"{name} is not a complete checkpoint")
     assert os.listdir(tmp_path) == []
 
 
@@ -289,7 +289,7 @@ def test_whole_files_of_every_kind(name, body, serve, tmp_path):
 )
 def test_safetensors_of_another_length(body, serve, tmp_path):
     url, _ = serve(Answer(body=body))
-    refused(lambda: get(url, tmp_path / "x.safetensors"), "not a whole checkpoint")
+    refused(lambda: get(url, tmp_path / "x.safetensors"), "not a complete checkpoint")
     assert os.listdir(tmp_path) == []
 
 
@@ -371,7 +371,7 @@ def test_connection_cut_at_random_places(seed, serve, tmp_path):
 
 def test_partial_file_that_is_longer_than_the_file(serve, tmp_path):
     url, _ = serve(half(), Answer(ETag='"one"'))
-    refused(lambda: get(url, tmp_path / "x.npz", attempts=1), "try again, the download resumes")
+    refused(lambda: get(url, tmp_path / "x.npz", attempts=1), "try again, and the download will resume")
     (partial,) = tmp_path.iterdir()
     partial.write_bytes(bytes(2 * len(BODY)))
     assert get(url, tmp_path / "x.npz").read_bytes() == BODY
@@ -516,7 +516,7 @@ def test_other_mirror_with_the_same_file(serve, checkpoints, monkeypatch, capsys
     path.with_name(f"new-{path.name}").write_bytes(OTHER)  # of a process that was killed
     assert from_mirror(second, monkeypatch) == path
     assert path.read_bytes() == BODY
-    assert f"came from {first}" in capsys.readouterr().err
+    assert f"was downloaded from {first}" in capsys.readouterr().err
     assert len(log) == 1
     assert json.loads(record_path(path).read_text())["url"].startswith(second)
     assert sorted(os.listdir(path.parent)) == ["ViT-B_16.npz", "ViT-B_16.npz.source.json"]
@@ -562,7 +562,7 @@ def test_file_that_was_cut_after_its_download(serve, checkpoints, monkeypatch):
 def test_damaged_record(text, serve, checkpoints, monkeypatch):
     url, _ = serve(Answer())
     record_path(from_mirror(url, monkeypatch)).write_text(text)
-    refused(lambda: fetch(NAME), "is not the record of a download", "delete")
+    refused(lambda: fetch(NAME), "is not a valid record of a download", "delete")
 
 
 def test_file_put_there_by_hand_is_used(checkpoints):
@@ -575,7 +575,7 @@ def test_file_put_there_by_hand_is_used(checkpoints):
 def test_page_saved_by_hand(checkpoints):
     checkpoints.mkdir()
     (checkpoints / "simmim-vitb16-pretrain.pth").write_bytes(PAGE)
-    refused(lambda: fetch("simmim-vitb16-pretrain"), "simmim-vitb16-pretrain.pth is not a whole checkpoint")
+    refused(lambda: fetch("simmim-vitb16-pretrain"), "simmim-vitb16-pretrain.pth is not a complete checkpoint")
 
 
 def test_converted_file_belongs_to_its_source(torch, serve, checkpoints, monkeypatch):
@@ -771,7 +771,7 @@ def test_hub_record_and_another_endpoint(hub_run, tmp_path):  # noqa: F811
     assert record["files"]["model.safetensors"] == {"size": 4, "sha256": hashlib.sha256(b"safe").hexdigest()}
     again = hub_run("dinov2-small", {REPO: SMALL | SAFE})
     assert again.stdout == done.stdout
-    assert "came from" in again.stderr
+    assert "was downloaded from" in again.stderr
     other = hub_run("dinov2-small", {REPO: SMALL | {"model.safetensors": b"evil"}})
     assert other.returncode == 2
     (line,) = (x for x in other.stderr.splitlines() if x.startswith("qkjax: error: "))

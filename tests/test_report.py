@@ -231,6 +231,7 @@ def batches_done(results: Path) -> int:
     return int(np.load(partial)["done"]) if partial.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_killed_report_resumes_to_the_same_bits(site, tmp_path):
     """Three times, at random moments of the pass that computes maps."""
     seed = int(time.time())
@@ -447,6 +448,7 @@ def test_a_report_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_bad_input(site, tmp_path):
     """In one process each; an earlier report stays as it is."""
     page = (site / "results/a/report/index.html").read_bytes()

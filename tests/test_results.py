@@ -95,7 +95,7 @@ def test_result_without_a_checksum_that_states_no_settings(text, tmp_path):
 def test_earlier_result_of_another_kind(tmp_path):
     result().to_netcdf(tmp_path / "r.nc", engine="h5netcdf")
     describe = lambda dataset: Description(str(dataset["nothing"].values), [], {}, {})
-    with pytest.raises(qkjax.QkjaxError, match="is not one of this analysis"):
+    with pytest.raises(qkjax.QkjaxError, match="is not a result of this analysis"):
         outcome(tmp_path, "r", SETTINGS, lambda partial: result(), describe)
 
 

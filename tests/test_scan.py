@@ -384,7 +384,7 @@ def batches_done(out: Path) -> int:
     return int(np.load(partial)["done"]) if partial.exists() else 0
 
 
-@pytest.mark.gpu
+@pytest.mark.slow
 def test_stopped_six_times_the_result_is_the_same_to_the_byte(tmp_path):
     """Five times killed and once interrupted, at random moments; and what is finished is not done again.
 
@@ -441,6 +441,7 @@ def assert_same(ours: Path, wanted: Path) -> None:
     assert json.loads(ours.attrs["settings"]).keys() == json.loads(wanted.attrs["settings"]).keys()
 
 
+@pytest.mark.slow
 def test_several_devices_find_what_one_does(folder, tmp_path):
     run(folder, tmp_path / "one")
     run(folder, tmp_path / "four", XLA_FLAGS="--xla_force_host_platform_device_count=4")
@@ -452,6 +453,7 @@ def run_two_hosts(first: Path, second: Path, out: Path) -> list[subprocess.Compl
     return run_hosts(*(command(images, out, "--distributed") for images in (first, second)))
 
 
+@pytest.mark.slow
 def test_several_hosts_find_what_one_does(folder, tmp_path):
     """To the bit: batches are the same, and so is the program that each host runs."""
     for done in run_two_hosts(folder, folder, tmp_path / "two"):
@@ -464,6 +466,7 @@ def test_several_hosts_find_what_one_does(folder, tmp_path):
     assert not list((tmp_path / "two").glob("top_images.partial*"))
 
 
+@pytest.mark.slow
 def test_hosts_that_see_different_images_say_so(folder, tmp_path):
     """Their indices would mean different images: a result would be nonsense."""
     shutil.copytree(folder, tmp_path / "images")
@@ -474,6 +477,7 @@ def test_hosts_that_see_different_images_say_so(folder, tmp_path):
     assert not (tmp_path / "out" / "top_images.nc").exists()
 
 
+@pytest.mark.slow
 def test_host_without_the_others_says_what_to_set(folder, tmp_path):
     done = subprocess.run(
         command(folder, tmp_path, "--distributed"), capture_output=True, text=True, timeout=100, check=False

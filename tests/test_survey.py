@@ -90,9 +90,9 @@ def test_survey_prints_its_counts(capsys):
 
 @pytest.mark.parametrize(
     ("kind", "verdict", "detail"),
-    [("pixio", "exact", "tokens and last hidden state"), ("timesformer", "weights only", "those of a video"),
+    [("pixio", "exact", "tokens and last hidden state"), ("timesformer", "weights only", "patches of a video"),
      ("pp_chart2table_vision", "weights only", "windows and decomposed relative positions"),
-     ("swin", "refused", "patches are merged between stages"), ("pixtral", "refused", "rotary position embeddings")],
+     ("swin", "refused", "merges patches between stages"), ("pixtral", "refused", "rotary position embeddings")],
 )  # fmt: skip
 def test_sample_of_transformers(kind, verdict, detail):
     transformers = pytest.importorskip("transformers", reason="needs the parity extra: pip install -e '.[parity]'")

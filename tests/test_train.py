@@ -237,6 +237,7 @@ def command(out: Path) -> list[str]:
     return [sys.executable, "-m", "qkjax", "train", out, "--constraint", names, "--steps", "200", *shape]
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
     """And what they end with is a checkpoint like any other, whose modes show the constraints."""
     whole = subprocess.run(command(tmp_path / "whole"), capture_output=True, text=True, timeout=280, check=False)

@@ -1,1 +1,1 @@
-"""The analyses, each in its own module or folder. An analysis takes a checkpoint and returns an xarray.Dataset."""
+"""The analyses, each in its own module or folder. Each analysis takes a checkpoint and returns an xarray.Dataset."""

@@ -1,4 +1,4 @@
-"""Analyses the weights of a model without images: modes, measures of the modes, and bias terms."""
+"""Analyses a model's weights, without images: computes the modes, measures of the modes, and bias terms."""
 
 import json
 from collections.abc import Mapping
@@ -21,18 +21,18 @@ from qkjax.weights.checkpoint import Checkpoint, origin_of
 def analyze(
     checkpoint: Checkpoint, *, fold_scale: bool = False, center: bool = False, normalize: bool = False
 ) -> xr.Dataset:
-    """Decomposes the query-key interaction of every head into modes, and measures the modes; needs no images.
+    """Decomposes the query-key interaction of every head into modes, and measures the modes. No images are needed.
 
     Args:
       checkpoint: any checkpoint, including an edited or newly trained checkpoint.
-      fold_scale, center, normalize: the frame of M, see `decompose`.
+      fold_scale, center, normalize: options that define M, see `decompose`.
 
     Returns:
-      A dataset with dimensions layer, head, mode and embed, and with dimensions eigen and pair for spectra. See
+      A dataset with dimensions layer, head, mode and embed; spectra have the dimensions eigen and pair. See
       `qkjax.results.modes.to_dataset`.
 
     Raises:
-      QkjaxError: `center` is set without `fold_scale`, or for a model with RMSNorm.
+      QkjaxError: `center` is set, but `fold_scale` is not, or the model has RMSNorm.
 
     Example:
       >>> import qkjax
@@ -55,7 +55,7 @@ def analyze(
 
 
 def describe(dataset: xr.Dataset) -> Description:
-    """Makes a table with one row per layer, and five figures.
+    """Makes a table with one row per layer, and five figures, from the result of `analyze`.
 
     Args:
       dataset: the result of `analyze`.
@@ -89,16 +89,17 @@ def summary(metrics: Metrics) -> str:
     lowest = int(np.nanargmin(weighted)) if np.isfinite(weighted).any() else 0
     values = ", ".join(f"{weighted[layer]:.2f}" for layer in most)
     first = (
-        f"Grouping is strongest in layer{'s' * (len(most) > 1)} {_listed(most)} (weighted cosine {values}; "
-        f"95% of chance within {chance:.3f})."
+        f"Grouping is strongest in layer{'s' * (len(most) > 1)} {_listed(most)} (weighted cosine {values}; with "
+        f"random weights, 95% of layers lie within {chance:.3f} of 0)."
         if most
-        else f"No layer groups more than chance (95% of chance within {chance:.3f})."
+        else "No layer groups more than expected by chance (with random weights, 95% of layers lie within "
+        f"{chance:.3f} of 0)."
     )
     place = "below" if weighted[lowest] < -chance else "within" if abs(weighted[lowest]) <= chance else "above"
     within = int((np.abs(weighted) <= chance).sum())
     return (
-        f"{first} The weighted cosine is lowest in layer {lowest} ({weighted[lowest]:.2f}, {place} chance). "
-        f"{within} of {len(weighted)} layers lie within chance."
+        f"{first} The weighted cosine is lowest in layer {lowest} ({weighted[lowest]:.2f}, {place} the chance "
+        f"interval). {within} of {len(weighted)} layers lie within the chance interval."
     )
 
 
@@ -107,7 +108,7 @@ def _listed(layers: list[int]) -> str:
 
 
 def curve_rows(dataset: xr.Dataset, objective: str) -> list[Row]:
-    """One row per layer of a model, for a table of several models.
+    """Rows for a table of several models: one row per layer of this model.
 
     Args:
       dataset: the result of `analyze`.

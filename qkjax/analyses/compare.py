@@ -1,4 +1,4 @@
-"""Compares two models with the same architecture mode by mode, and several models layer by layer."""
+"""Compares two models of the same architecture mode by mode, and any models layer by layer."""
 
 from collections.abc import Mapping
 
@@ -32,10 +32,10 @@ def compare(
 
     Args:
       first, second: checkpoints with the same architecture, such as a model before and after fine-tuning.
-      fold_scale, center, normalize: the frame of M, see `decompose`.
+      fold_scale, center, normalize: options that define M, see `decompose`.
 
     Returns:
-      A dataset with dimensions layer, head and mode (of the first model); see
+      A dataset with dimensions layer, head and mode; the modes are those of the first model. See
       `qkjax.interaction.difference.Difference`.
 
     Raises:
@@ -55,14 +55,14 @@ def compare(
     attrs = {
         "first": first.name,
         "second": second.name,
-        "summary": f"The interactions differ most in layer {least} (similarity {by_layer[least]:.2f}; 1 is identical) "
-        f"and least in layer {most} ({by_layer[most]:.2f}).",
+        "summary": f"The interactions differ most in layer {least} (similarity {by_layer[least]:.2f}, where 1 means "
+        f"identical), and least in layer {most} ({by_layer[most]:.2f}).",
     }
     return difference_dataset(result, attrs)
 
 
 def describe(dataset: xr.Dataset) -> Description:
-    """Makes a table by layer and a figure for the comparison of two models.
+    """Makes a table with one row per layer, and a figure, for the comparison of two models.
 
     Args:
       dataset: the result of `compare`.
@@ -74,7 +74,7 @@ def describe(dataset: xr.Dataset) -> Description:
 
 
 def difference_rows(dataset: xr.Dataset) -> list[Row]:
-    """One row per layer with means over heads; an overlap is the mean squared cosine of the principal angles."""
+    """One row per layer, with means over heads. An overlap is the mean squared cosine of the principal angles."""
     columns = {
         "similarity": dataset.similarity.values,
         "strength_ratio": dataset.strength_ratio.values,
@@ -101,7 +101,7 @@ def describe_curves(datasets: Mapping[str, xr.Dataset], objectives: Mapping[str,
 
 
 def curve_table(datasets: Mapping[str, xr.Dataset], objectives: Mapping[str, str]) -> str:
-    """A table, as text, of the weighted cosine of each model at five relative depths, interpolated between layers."""
+    """A text table of each model's weighted cosine at five relative depths, which is interpolated between layers."""
     width = min(max(map(len, datasets)), 26)
     lines = ["weighted cosine at depth".ljust(width + 18) + "".join(f"{d:7.2f}" for d in DEPTHS)]
     for name, dataset in datasets.items():
@@ -119,15 +119,15 @@ def curves_dataset(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
       datasets: results of `analyze`, by the name of the model.
 
     Returns:
-      A dataset with the dimension model. The variable `weighted_cosine` is the mean over layers of the means over
-      heads, and the attribute `summary` of the dataset compares the models in words.
+      A dataset with the dimension model. The variable `weighted_cosine` is the mean over layers and heads. The
+      attribute `summary` of the dataset compares the models in words.
     """
     means = {name: float(np.nanmean(head_mean(data.weighted_cosine.values))) for name, data in datasets.items()}
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     chance = max(float(data.attrs["null_weighted_cosine"]) for data in datasets.values())
     words = (
-        f"Modes group most in {most} (weighted cosine {means[most]:.3f}, mean over all layers and heads) and least in "
-        f"{least} ({means[least]:.3f}); 95% of chance within {chance:.3f} in a layer."
+        f"Modes group most in {most} (weighted cosine {means[most]:.3f}, mean over all layers and heads), and least "
+        f"in {least} ({means[least]:.3f}). With random weights, 95% of layers lie within {chance:.3f} of 0."
     )
     labels = {
         "model": Label("model", "1", "Name of the model."),
@@ -138,7 +138,7 @@ def curves_dataset(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
 
 def objective_of(name: str) -> str:
-    """The training objective of a model in the catalogue; "objective not stated" for a model outside the catalogue."""
+    """The training objective of a model in the catalogue, or "objective not stated" for any other model."""
     try:
         return catalogue.entry(name).objective
     except QkjaxError:

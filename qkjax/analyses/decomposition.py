@@ -28,20 +28,20 @@ def decompose(
     Args:
       checkpoint: a checkpoint, its `QueryKey`, or an array of query kernels (layers, embed, heads, head_dim).
       key_kernel: key kernels of the same shape, if `checkpoint` is an array of query kernels.
-      fold_scale: include the LayerNorm scale g in M, so that the modes are those of diag(g) M diag(g), which acts on
+      fold_scale: include the LayerNorm scale g in M. The modes are then those of diag(g) M diag(g), which acts on
         normalised tokens. Not allowed if kernels are given.
-      center: also remove the mean direction, as LayerNorm does, so that the modes are those of C diag(g) M diag(g) C
-        with C = I - 11^T / D. Requires `fold_scale`, unless kernels are given.
-      normalize: divide M by sqrt(head_dim), so that strengths are in units of the attention logit.
+      center: also remove the mean direction, as LayerNorm does. The modes are then those of C diag(g) M diag(g) C,
+        where C = I - 11^T / D. Requires `fold_scale`, unless kernels are given.
+      normalize: divide M by sqrt(head_dim), so that strengths have the units of attention logits.
       norm_scale: the LayerNorm scale g (layers, embed) to include in M; allowed only if kernels are given.
 
     Returns:
-      `Modes` with u and v (layers, heads, embed, rank), s (layers, heads, rank), and the frame of M. See
-      `qkjax.interaction.modes.decompose` for the accuracy.
+      `Modes`: u and v of shape (layers, heads, embed, rank), s of shape (layers, heads, rank), and the frame of M.
+      `qkjax.interaction.modes.decompose` documents the accuracy.
 
     Raises:
-      QkjaxError: the kernels have invalid shapes, `center` is set without `fold_scale` or for a model with RMSNorm, or
-        `fold_scale` is set although kernels are given.
+      QkjaxError: the kernels have invalid shapes, `fold_scale` is set although kernels are given, or `center` is set
+        although `fold_scale` is not or although the model has RMSNorm.
 
     Example:
       >>> import qkjax
@@ -54,15 +54,15 @@ def decompose(
     if not isinstance(checkpoint, QueryKey):
         if key_kernel is None or fold_scale:
             raise QkjaxError(
-                "decompose got a single kernel, or kernels with fold_scale=True: pass a checkpoint, or two kernels and "
-                "norm_scale=..."
+                "decompose received one kernel, or kernels and fold_scale=True: pass a checkpoint, or two kernels "
+                "and norm_scale=..."
             )
         how = {"norm_scale": norm_scale, "center": center, "normalize": normalize}
         return modes.decompose(checkpoint, key_kernel, **how)
     if key_kernel is not None or norm_scale is not None:
         raise QkjaxError(
-            "decompose got a checkpoint and an array: pass a checkpoint without key_kernel=... and norm_scale=..., or "
-            "two kernels"
+            "decompose received a checkpoint and an array: pass only a checkpoint (no key_kernel=... or "
+            "norm_scale=...), or two kernels"
         )
     check_frame(fold_scale, center, bool(checkpoint.norm_centers))
     scale = checkpoint.norm_scale if fold_scale else None
@@ -71,7 +71,7 @@ def decompose(
 
 
 def bias_terms(checkpoint: Checkpoint | QueryKey) -> BiasTerms:
-    """Computes what the query and key biases add to the attention logits, see `BiasTerms`.
+    """Computes the terms that the query and key biases add to the attention logits; see `BiasTerms`.
 
     Example:
       >>> import qkjax
@@ -83,17 +83,17 @@ def bias_terms(checkpoint: Checkpoint | QueryKey) -> BiasTerms:
 
 
 def check_frame(fold_scale: bool, center: bool, norm_centers: bool = True) -> None:
-    """Refuses an invalid frame.
+    """Checks that the options `center` and `fold_scale` are compatible with each other and with the model's norm.
 
     Raises:
-      QkjaxError: `center` is set without `fold_scale`, or for a model with RMSNorm.
-    """
+      QkjaxError: `center` is set, but `fold_scale` is not, or the model has RMSNorm."""
     if center and not norm_centers:
         raise QkjaxError(
-            "center=True removes the mean direction, but the RMSNorm of this model does not: do not pass center"
+            "center=True removes the mean direction, but this model has RMSNorm, which does not remove it: do not "
+            "pass center"
         )
     if center and not fold_scale:
         raise QkjaxError(
-            "center=True needs fold_scale=True, because the mean direction is removed from normalised tokens, on which "
-            "only M with the LayerNorm scale acts: pass both"
+            "center=True needs fold_scale=True: the mean direction can only be removed from an M that includes the "
+            "LayerNorm scale; pass both"
         )

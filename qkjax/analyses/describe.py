@@ -41,8 +41,8 @@ def describe(
         sheet, such as "L8 H4".
 
     Returns:
-      A `Description`: `tables` are lists of rows by name, `figures` are functions by name that draw a figure, and
-      `text` is the main table.
+      A `Description`: `tables` is a dict from names to lists of rows, `figures` is a dict from names to functions that
+      draw a figure, and `text` is the main table.
 
     Raises:
       QkjaxError: the dataset is not the result of an analysis, or a selected mode or head does not exist.
@@ -66,8 +66,8 @@ def describe(
         if variable in dataset:
             return compute()
     raise QkjaxError(
-        f"dataset has the variables {', '.join(map(str, dataset.data_vars))}: expected the result of an analysis, such "
-        "as qkjax.analyze"
+        f"the dataset has the variables {', '.join(map(str, dataset.data_vars))}: expected the result of an analysis, "
+        "such as qkjax.analyze"
     )
 
 
@@ -96,7 +96,7 @@ def _describe_top_images(dataset: xr.Dataset, checkpoint, images, select: Sequen
     tables = {"modes": mode_table(dataset, names)}
     if checkpoint is None or images is None or not select:
         return Description("", tables["modes"], tables, {})
-    title = f"{dataset.attrs['model']}: top images of each mode, of {images.name}"
+    title = f"{dataset.attrs['model']}: top images of each mode in {images.name}"
 
     def draw():
         return figures.top_images_sheet(title, sheet_rows(checkpoint, images, dataset, select))

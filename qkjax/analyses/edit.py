@@ -1,4 +1,4 @@
-"""Edits the query-key interactions of a checkpoint, and returns a new checkpoint. (Our extension of the paper.)"""
+"""Edits the query-key interactions of a checkpoint, and returns a new checkpoint. (The paper does not edit models.)"""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -20,26 +20,26 @@ from qkjax.vit.tree import query_key, widened_heads, with_query_key
 from qkjax.weights.checkpoint import Checkpoint
 
 KINDS = ("keep", *EDITS)
-IDLE_CONTROL = "the edit drops all modes, so dropping random modes is the same: the control equals the edit"
+IDLE_CONTROL = "the edit drops all modes, so the control with random modes equals the edit"
 
 
 @dataclass(frozen=True)
 class Edit:
-    """The specification of an edit of a model.
+    """Specifies an edit of a model: its kind, the selected modes, and whether it is a control.
 
-    If an edit changes whole heads (all modes of every edited head, or M as a whole), its control drops random modes
-    with the same squared strength as the change. For the edits "symmetric" and "antisymmetric", the squared strength of
-    the change is that of the part of M that the edit removes. For the edit "unbias", the squared strength of the change
-    is the squared spread of the key bias term (see `interaction.bias`). For all other edits, the squared strength of
-    the change is ||M' - M||_F^2. A control never drops more than the squared strength of the head.
+    Some edits change whole heads: all modes of every edited head, or M as a whole. The control of such an edit drops
+    random modes whose squared strength equals that of the change. For the edits "symmetric" and "antisymmetric", this
+    is the squared strength of the part of M that the edit removes. For the edit "unbias", it is the squared spread of
+    the key bias term (see `interaction.bias`). For all other edits, it is ||M' - M||_F^2. A control never drops more
+    than the squared strength of the head.
 
     Attributes:
-      kind: a name in `KINDS`: an edit of `interaction.edit`, or "keep", which drops the modes that are not selected.
-        The terms "layers=" and "heads=" of the selection limit "keep" to some heads.
-      selection: selection of modes, see `interaction.select`.
+      kind: a name in `KINDS`: the name of an edit in `interaction.edit`, or "keep", which drops the modes that are not
+        selected. The terms "layers=" and "heads=" in the selection limit "keep" to some heads.
+      selection: selection of modes, as text; see `interaction.select`.
       key_bias: whether edited heads keep the key bias term, which makes some keys attractive to all queries.
-      control: seed of a control; random modes of matched strength are edited in place of the selected modes. None if
-        the edit is not a control.
+      control: random seed of a control, which edits random modes of the same strength instead of the selected modes.
+        None if the edit is not a control.
     """
 
     kind: str
@@ -49,13 +49,14 @@ class Edit:
 
 
 class ResolvedEdit(NamedTuple):
-    """An edit with weights for the modes of a model, as arguments of `interaction.edit.edit`.
+    """An edit with a weight for each mode of a model; the attributes are arguments of `interaction.edit.edit`.
 
     Attributes:
       kind: name of an edit of `interaction.edit`.
       weights: how much of each mode is edited, from 0 to 1.
       key_bias: whether edited heads keep the key bias term.
-      share: edited share of the squared strength of each head; for edits of whole heads, the removed share.
+      share: share of the squared strength of each head that is edited; for edits of whole heads, the share that is
+        removed.
       heads: the heads that are edited.
     """
 
@@ -67,7 +68,7 @@ class ResolvedEdit(NamedTuple):
 
 
 def resolve(edit: Edit, parts: QueryKey, modes: Modes, metrics: Metrics) -> ResolvedEdit:
-    """Computes what an edit does to each mode of a model.
+    """Computes, for each mode of a model, the weight with which an edit applies to it.
 
     Raises:
       QkjaxError: the kind of edit is unknown, or the selection is invalid.
@@ -79,7 +80,7 @@ def resolve(edit: Edit, parts: QueryKey, modes: Modes, metrics: Metrics) -> Reso
     kind = "drop" if kind == "keep" else kind
     symmetric = np.asarray(metrics.symmetric_share, np.float64)
     touched = weights.any(axis=-1)
-    # If "keep" keeps all modes of a head but key_bias is False, the head is still edited, since it loses its key bias.
+    # A head of which "keep" keeps all modes is still edited if key_bias is False, because it loses its key bias.
     heads = touched if edit.key_bias or edit.kind != "keep" else heads_of(edit.selection, metrics)
     whole = kind in ("symmetric", "antisymmetric", "unbias")
     if whole:
@@ -96,7 +97,7 @@ def resolve(edit: Edit, parts: QueryKey, modes: Modes, metrics: Metrics) -> Reso
 
 
 def _change(kind: str, metrics: Metrics) -> Float[np.ndarray, "layers heads"]:
-    """The relative change ||M' - M||_F^2 / ||M||_F^2 of each head by an edit of all its modes."""
+    """The relative change ||M' - M||_F^2 / ||M||_F^2 of each head if all its modes are edited."""
     s, cosine = (np.asarray(x, np.float64) for x in (metrics.singular_value, metrics.cosine))
     energy = (s**2).sum(-1)
     level = np.sqrt((s**2).mean(-1, keepdims=True))
@@ -111,7 +112,7 @@ def _change(kind: str, metrics: Metrics) -> Float[np.ndarray, "layers heads"]:
 
 
 def is_idle_control(edit: Edit, plan: ResolvedEdit) -> bool:
-    """Whether a control equals the edit itself, which is the case if the edit drops all modes of all edited heads."""
+    """Whether a control equals the edit itself. This is so if the edit drops all modes of all edited heads."""
     if edit.control is None or edit.kind not in ("drop", "keep") or not plan.share.any():
         return False
     return bool(plan.share[plan.share > 0].min() > 0.9999)
@@ -137,18 +138,18 @@ def edit(
 
     Args:
       checkpoint: the original checkpoint, which is not changed.
-      kind: name of the edit: "drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric" or "unbias",
+      kind: name of the edit: "drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric" or "unbias";
         see `qkjax.interaction.edit`.
-      select: selection of modes, such as "cosine>0.5 layers=0-3", see `qkjax.interaction.select`.
-      key_bias: whether edited heads keep the key bias term; False also removes this term.
-      control: seed of a control; random modes of matched strength are edited in place of the selected modes, see
-        `Edit`.
-      exact: whether to widen all heads to 2 head_dim + 1 columns, which represent every edit exactly. big_vision's
-        model does not support such heads.
+      select: selection of modes, such as "cosine>0.5 layers=0-3"; see `qkjax.interaction.select`.
+      key_bias: whether edited heads keep the key bias term; if False, the edit also removes this term.
+      control: random seed of a control, which edits random modes of the same strength instead of the selected modes;
+        see `Edit`.
+      exact: whether to widen all heads to 2 head_dim + 1 columns, which represent every edit exactly. big_vision's own
+        model code cannot load such heads.
 
     Returns:
-      The edited checkpoint. A warning is issued if the kernels do not represent the edit exactly, if the selection is
-      empty, or if the control equals the edit.
+      The edited checkpoint. `edit` warns if the kernels do not represent the edit exactly, if the selection is empty,
+      or if the control equals the edit.
 
     Raises:
       QkjaxError: the kind of edit is unknown, or the selection is invalid.
@@ -195,13 +196,14 @@ def edit_with_notes(
 
 
 def notes_on(plan: ResolvedEdit, heads: EditedHeads, head_dim: int) -> list[str]:
-    """Notes for readers of the results, if the kernels do not represent the edit exactly or nothing is edited."""
+    """Notes for the user: whether the kernels represent the edit only approximately, and whether nothing is edited."""
     notes, kept = [], np.asarray(heads.retained)
     if kept.min() < 0.9999:
         layer, head = np.unravel_index(kept.argmin(), kept.shape)
         notes.append(
-            f"kernels with {head_dim} columns represent {kept.mean():.4f} of the edited interactions' squared strength "
-            f"on average, and {kept.min():.4f} at least (layer {layer}, head {head}); exact heads are wider"
+            f"kernels with {head_dim} columns represent {kept.mean():.4f} of the squared strength of an edited "
+            f"interaction on average, and at least {kept.min():.4f} (layer {layer}, head {head}); wider heads would "
+            "be exact"
         )
     if not plan.heads.any():
         notes.append("the selection is empty: nothing is edited")
@@ -214,15 +216,15 @@ def wide_columns(checkpoint: Checkpoint) -> int:
 
 
 def scaled(heads: EditedHeads, checkpoint: Checkpoint) -> EditedHeads:
-    """Scales the queries of wider heads, since the model divides their logits by the root of a larger head_dim."""
+    """Scales the queries of widened heads, because the model divides the logits by the root of the larger head_dim."""
     factor = np.sqrt(heads.query_kernel.shape[-1] / checkpoint.config.head_dim).astype(np.float32)
     return heads._replace(query_kernel=heads.query_kernel * factor, query_bias=heads.query_bias * factor)
 
 
 def widened(checkpoint: Checkpoint, columns: int) -> Checkpoint:
-    """Widens the heads of a checkpoint to `columns` columns, with zeros in the new columns of values and outputs.
+    """Widens the heads of a checkpoint to `columns` columns; the new columns of values and outputs are zero.
 
-    Queries and keys must be replaced afterwards.
+    The caller must then replace the query and key kernels.
     """
     params = widened_heads(checkpoint.params, columns)
     return replace(checkpoint, config=replace(checkpoint.config, head_dim=columns), params=params)

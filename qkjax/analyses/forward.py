@@ -18,7 +18,7 @@ from qkjax.weights.checkpoint import Checkpoint
 def preprocess(
     checkpoint: Checkpoint, photograph: Photograph | str | Path, *, resolution: tuple[int, int] | None = None
 ) -> Float[np.ndarray, "height width 3"]:
-    """Resizes, crops and normalises a photograph as the model family of a checkpoint does.
+    """Resizes, crops and normalises a photograph in the way that the checkpoint's model family requires.
 
     Args:
       checkpoint: the checkpoint whose preprocessing is used.
@@ -45,17 +45,17 @@ def forward(
     *,
     dtype: str = "float32",
 ) -> tuple[Array, dict[str, Array]]:
-    """Runs one jitted forward pass, and returns only the requested intermediates.
+    """Runs one jitted forward pass, and returns its output and the requested intermediates.
 
     Args:
       checkpoint: the checkpoint.
       images: preprocessed images with a batch axis, channels last; for one image, `preprocess(...)[None]`.
-      capture: names of intermediates to return from all layers, see `qkjax.vit.model.forward`.
-      dtype: number format of the matrix products, "float32" or "bfloat16".
+      capture: names of intermediates to return from all layers; see `qkjax.vit.model.forward`.
+      dtype: floating-point format of the matrix products, "float32" or "bfloat16".
 
     Returns:
-      The logits (or the representation if there is no head). The second result is a dict with the captured arrays and
-      "encoded" (batch, tokens, embed), the tokens after the last LayerNorm.
+      A tuple of the output and a dict. The output is the logits, or the representation if the model has no classifier.
+      The dict contains the captured arrays, and "encoded" (batch, tokens, embed), the tokens after the last LayerNorm.
 
     Raises:
       QkjaxError: a name in `capture` is unknown, or the model does not support the size of the images.

@@ -1,4 +1,4 @@
-"""Measures which modes contribute most to the attention in one image (the paper's figures 5 and S17 to S19)."""
+"""Measures how much each mode contributes to the attention in one image (the paper's figures 5 and S17 to S19)."""
 
 import json
 from functools import partial
@@ -29,17 +29,25 @@ from qkjax.vit.tree import layer_outputs
 from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 LABELS = {
-    "variance_share": Label("share of the variance", "1", "Share of a mode in the variance of the logits over keys."),
-    "attention_share": Label("share, attention-weighted", "1", "Share of a mode, with keys weighted by attention."),
-    "key_bias_variance_share": Label("share of the key bias", "1", "Share of the key bias, with equal weights."),
-    "key_bias_attention_share": Label("share of the key bias", "1", "Share of the key bias, weighted by attention."),
+    "variance_share": Label(
+        "share of the variance", "1", "Share of the variance of the logits over keys that a mode explains."
+    ),
+    "attention_share": Label(
+        "share, attention-weighted", "1", "The same share, but with keys weighted by their attention."
+    ),
+    "key_bias_variance_share": Label(
+        "share of the key bias", "1", "Share of the key bias term, with equal weights for all keys."
+    ),
+    "key_bias_attention_share": Label(
+        "share of the key bias", "1", "Share of the key bias term, with keys weighted by their attention."
+    ),
     "singular_value": Label("singular value", "1", "Strength s of the mode."),
-    "cosine": Label("cosine", "1", "Cosine of query and key direction of the mode."),
+    "cosine": Label("cosine", "1", "Cosine between the query direction and the key direction of the mode."),
 }
 
 
 def open_photo(photo: str | Path) -> tuple[str, "PIL.Image.Image"]:
-    """Opens an image file, or a default photograph by name such as "chelsea"; returns the name and the picture.
+    """Opens an image file, or a default photograph such as "chelsea"; returns the name and the picture.
 
     Raises:
       QkjaxError: there is no such file or photograph, or the file cannot be read.
@@ -47,7 +55,7 @@ def open_photo(photo: str | Path) -> tuple[str, "PIL.Image.Image"]:
     path = Path(photo)
     photo = str(photo)
     if path.exists() and not path.is_file():
-        raise QkjaxError(f"{photo} is a folder: expected a single image; for a folder of images, use `top_images`")
+        raise QkjaxError(f"{photo} is a folder: expected a single image file; for a folder of images, use `top_images`")
     if path.exists() or "/" in photo or "." in photo:
         return path.stem.encode(errors="replace").decode(), open_image(path)
     known = photographs(crops=False)
@@ -62,7 +70,7 @@ def open_photo(photo: str | Path) -> tuple[str, "PIL.Image.Image"]:
 def attribute_logits(
     checkpoint: Checkpoint, photograph: Photograph | str | Path, *, resolution: tuple[int, int] | None = None
 ) -> xr.Dataset:
-    """Computes the share of every mode, and of the key bias, in the attention logits of one image.
+    """Computes which share of the attention logits of one image comes from each mode, and from the key bias.
 
     The shares of all terms of a head add up to 1; see `qkjax.activations.contribution.contributions`.
 
@@ -122,8 +130,8 @@ def query_key_maps(
       checkpoint: the checkpoint.
       photograph: a Pillow image, a uint8 array (height, width, 3), the path of an image file, or the name of a default
         photograph.
-      modes: modes of the checkpoint, in the plain frame (see `Frame`); by default, the modes are computed.
-      stream: the tokens to project, see `qkjax.activations.project.Stream`.
+      modes: modes of the checkpoint, in the plain frame (see `Frame`). If None, the function computes them.
+      stream: the tokens to project; see `qkjax.activations.project.Stream`.
       resolution: (height, width) in pixels; by default the checkpoint's own resolution.
 
     Returns:
@@ -153,21 +161,21 @@ def query_key_maps(
 def visible_picture(
     checkpoint: Checkpoint, photograph: Photograph | str | Path, resolution: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The pixels of a photograph that the model sees: resized, and cropped to whole patches."""
+    """The pixels that the model sees: the photograph, resized and cropped to whole patches."""
     checkpoint = for_photographs(checkpoint)
     return crop_to_patches(checkpoint, _pixels(checkpoint, photograph, resolution)[1])
 
 
 def _pixels(checkpoint: Checkpoint, photograph, resolution: tuple[int, int] | None):
-    """Name and preprocessed pixels of a photograph."""
-    photograph_grid(checkpoint, resolution)  # refuses an unsupported resolution before any work
+    """The name and the preprocessed pixels of a photograph."""
+    photograph_grid(checkpoint, resolution)  # raises before any computation if the resolution is not supported
     name, photo = open_photo(photograph) if isinstance(photograph, str | Path) else ("image", photograph)
     return name, picture(photo, checkpoint.preprocess, resolution_of(checkpoint, resolution))
 
 
 @partial(jax.jit, static_argnames=("model",))
 def _contributions(model: ViT, params, images, modes: Modes, key_direction) -> Contributions:
-    """Contributions in all layers. Logits and attention are processed layer by layer to save memory."""
+    """Computes contributions in all layers. To save memory, it processes logits and attention layer by layer."""
     names = ("norm", "attention_logits", "attention")
     _, out = model.apply({"params": params}, images, capture=names)
     captured = zip(*(layer_outputs(out, name) for name in names), strict=True)

@@ -1,4 +1,4 @@
-"""Writes the result of `attribute_logits` to a folder, with sheets that show the modes with the largest shares."""
+"""Writes the result of `attribute_logits`, and contact sheets of the modes with the largest shares, to a folder."""
 
 import sys
 from pathlib import Path
@@ -21,14 +21,14 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 class ImageSheets(NamedTuple):
-    """Options for the sheets of an image.
+    """Options for the contact sheets of an image.
 
     Attributes:
       layer, head: the only layer or head to draw; None for all.
       top: number of modes per head.
-      contribution: kind of share by which modes are ranked, see `qkjax.activations.contribution.contributions`.
-      stream: tokens that the maps project. The option does not affect shares, which are always computed from the output
-        of the LayerNorm.
+      contribution: kind of share by which modes are ranked; see `qkjax.activations.contribution.contributions`.
+      stream: tokens from which the maps are computed. This option does not affect the shares, which are always computed
+        from the output of the LayerNorm.
       resolution: (height, width) in pixels; None for the checkpoint's own resolution.
     """
 
@@ -47,7 +47,7 @@ def write_image(checkpoint: Checkpoint, photo: str, folder: Path | None, shown: 
       checkpoint: the checkpoint.
       photo: path of an image file, or name of a default photograph.
       folder: folder for the results; by default results/MODEL/images/IMAGE.
-      shown: options for the sheets.
+      shown: options for the contact sheets.
 
     Returns:
       The name of the image, and the result.

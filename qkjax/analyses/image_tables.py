@@ -1,4 +1,4 @@
-"""Makes tables of how much each mode contributes to the attention logits of one image, and rows of contact sheets."""
+"""Makes tables of each mode's contribution to the attention logits of one image, and the rows of contact sheets."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -17,7 +17,7 @@ Contribution = Literal["variance", "attention"]
 
 
 def ranked_modes(dataset: xr.Dataset, contribution: Contribution) -> np.ndarray:
-    """Indices of the modes of each head, sorted by share, largest first, as an array (layers, heads, rank)."""
+    """The indices of the modes of each head, sorted by share (largest first): an array (layers, heads, rank)."""
     return np.argsort(-dataset[f"{contribution}_share"].values, axis=-1, kind="stable")
 
 
@@ -48,8 +48,8 @@ def head_rows(dataset: xr.Dataset) -> list[Row]:
 def layer_rows(dataset: xr.Dataset, contribution: Contribution = "variance", top: int = 6) -> list[Row]:
     """A table with one row per layer, with means over heads.
 
-    The columns are the share of the first mode (that with the largest share), of the first `top` modes, of all modes,
-    and of the key bias.
+    The columns are the share of the first mode (the mode with the largest share), the share of the first `top` modes,
+    the share of all modes, and the share of the key bias.
     """
     shares = dataset[f"{contribution}_share"].values
     sorted_shares = -np.sort(-shares, axis=-1)
@@ -64,15 +64,16 @@ def layer_rows(dataset: xr.Dataset, contribution: Contribution = "variance", top
 
 
 def summary(dataset: xr.Dataset) -> str:
-    """Summarises the result in words: how concentrated the shares are, and in which layer the key bias counts most."""
+    """Summarises the result in words: the layers with the largest share of one mode and of the key bias."""
     rows = layer_rows(dataset)
     most = max(rows, key=lambda row: row["first mode"])
     bias = max(rows, key=lambda row: row["key bias"])
     chance = 1 / dataset.sizes["mode"]
     return (
-        f"One mode holds most of the logits' variance in layer {most['layer']}: {most['first mode']:.0%}, mean over "
-        f"heads (equal shares would be {chance:.1%}). The key bias counts most in layer {bias['layer']}: "
-        f"{bias['key bias']:.0%}. This is one image; there is no interval."
+        f"The largest share of the logits' variance that a single mode explains is in layer {most['layer']}: "
+        f"{most['first mode']:.0%}, averaged over heads (equal shares would be {chance:.1%}). The key bias explains "
+        f"most in layer {bias['layer']}: {bias['key bias']:.0%}. These numbers are for one image, so they have no "
+        "interval."
     )
 
 
@@ -86,7 +87,7 @@ def contact_rows(
     top: int = 6,
     contribution: Contribution = "variance",
 ) -> list[SheetRow]:
-    """The rows of a sheet for `figures.contact_sheet`, with the modes with the largest shares of each head of a layer.
+    """The rows of `figures.contact_sheet`: for each head of a layer, the modes with the largest shares.
 
     Args:
       shares: the result of `attribute_logits`.

@@ -1,7 +1,7 @@
 """Writes and prints the results of all analyses: netCDF files, tables and figures.
 
-An analysis consists of two functions: `compute(...) -> Dataset`, and `describe(dataset) -> Description`. If a folder
-already has a result with the same settings, the result is read and not computed again.
+An analysis consists of two functions: `compute(...) -> Dataset`, and `describe(dataset) -> Description`. If the folder
+already contains a result with the same settings, this result is read instead of being computed again.
 """
 
 import json
@@ -9,6 +9,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,8 +19,9 @@ import numpy as np
 import xarray as xr
 
 from qkjax import figures
-from qkjax.errors import QkjaxError
+from qkjax.errors import QkjaxError, ShardFinished
 from qkjax.images.sets import ImageSet
+from qkjax.passes.shares import path_of_shard
 from qkjax.results.rows import Row, list_unreadable, write_csv
 from qkjax.results.store import read_earlier, write_dataset
 from qkjax.runtime import hosts
@@ -31,14 +33,14 @@ if TYPE_CHECKING:
 
 
 class Description(NamedTuple):
-    """Tables and figures of a dataset, which are written or printed together with the dataset.
+    """The tables and figures that are written or printed together with a dataset.
 
     Attributes:
       text: a table for the terminal, at most 80 characters wide.
       rows: the rows that `--json` prints.
-      tables: lists of rows, by the stem of their CSV file.
-      figures: functions that draw a figure, by the stem of the figure's files.
-      stale: stems of figures to remove before drawing, since they may be from an earlier plan.
+      tables: a dict from the stem of a CSV file to its rows.
+      figures: a dict from the stem of a figure's files to the function that draws the figure.
+      stale: stems of figures to remove before drawing, because they may come from an earlier plan.
     """
 
     text: str
@@ -67,21 +69,24 @@ def outcome(
     attrs: Mapping[str, str] | None = None,
     recompute: bool = False,
     fresh: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> Written:
-    """Reads an earlier result from a folder, or computes and writes the result; then writes tables and figures.
+    """Reads an earlier result from a folder, or computes and writes a new one; then writes tables and figures.
 
-    With several hosts, all hosts compute, and the first host writes.
+    With several hosts, all hosts compute, and the first host writes. Of several shares, the last one to finish writes.
 
     Args:
       folder: folder of the results.
-      stem: stem of the file names; the dataset is in stem.nc, and a pass saves its progress in stem.partial.npz.
-      settings: settings that the result depends on; None for an analysis that is always computed again.
+      stem: stem of the file names: the dataset is written to stem.nc, and a pass saves its progress in
+        stem.partial.npz.
+      settings: settings on which the result depends; None for an analysis that is always computed again.
       compute: function that takes the path of the progress file, and returns the dataset.
       describe: function that takes the dataset, and returns tables, figures and text.
-      at_least: names of numeric settings that may have larger values in an earlier result.
+      at_least: names of numeric settings. An earlier result may also be used if it has larger values of these settings.
       attrs: additional attributes for the file, such as the path of the checkpoint.
-      recompute: compute even if there is an earlier result with these settings.
-      fresh: discard an earlier result, whatever its settings, and the progress of an interrupted pass.
+      recompute: whether to compute the result even if there is an earlier result with these settings.
+      fresh: whether to discard any earlier result, whatever its settings, and the progress of an interrupted pass.
+      shard: index of this share and number of shares, see `PassOptions`.
 
     Returns:
       The result, on every host.
@@ -89,25 +94,32 @@ def outcome(
     Raises:
       QkjaxError: an earlier result has different settings, another process works in the folder, or a file cannot be
         written. Saved progress stays on disk.
+      ShardFinished: this share is finished and saved, but another share has not finished.
     """
     path, partial = folder / f"{stem}.nc", hosts.process_path(folder / f"{stem}.partial.npz")
-    with exclusive(folder):
+    shares = [path_of_shard(partial, index, shard[1]) for index in range(shard[1])] if shard else []
+    with exclusive(folder, shard):
         if fresh:
-            remove(path), remove(partial)
-        dataset, is_earlier = _earlier_or_computed(path, partial, settings, compute, at_least, attrs, recompute)
-        remove(partial)
-        if jax.process_index():
-            return Written(dataset, Description("", [], {}, {}), folder)
-        description = _described(dataset, describe, path if is_earlier else None)
-        files = write_description(description, folder)
-        discard(temporaries([path, *files]))  # left by processes that were killed
+            for own in (path, shares[shard[0]] if shard else partial):
+                remove(own)
+        dataset, is_earlier = _earlier_or_computed(path, partial, settings, compute, at_least, attrs, recompute, shard)
+        with exclusive(folder, wait=True) if shard else nullcontext():
+            if shard and not is_earlier:
+                write_dataset(dataset, path)
+            for file in (partial, *shares):
+                remove(file)
+            if jax.process_index():
+                return Written(dataset, Description("", [], {}, {}), folder)
+            description = _described(dataset, describe, path if is_earlier else None)
+            files = write_description(description, folder)
+            discard(temporaries([path, *files]))  # left by processes that were killed
     return Written(dataset, description, folder)
 
 
 def _earlier_or_computed(
-    path: Path, partial: Path, settings, compute, at_least: Sequence[str], attrs, recompute: bool
+    path: Path, partial: Path, settings, compute, at_least: Sequence[str], attrs, recompute: bool, shard
 ) -> tuple[xr.Dataset, bool]:
-    """The dataset on every host, and whether it was read; a computed one is written."""
+    """Reads the dataset, or computes and writes it; returns it on every host, and whether it was read."""
     first, several = jax.process_index() == 0, jax.process_count() > 1
     earlier = read_earlier(path, settings, at_least) if settings is not None and first else None
     earlier = None if recompute else earlier
@@ -115,8 +127,14 @@ def _earlier_or_computed(
         earlier = _from_first_host(earlier)
     if earlier is not None:
         return earlier, True
-    dataset = compute(partial).assign_attrs(attrs or {})
-    if first:
+    try:
+        dataset = compute(partial).assign_attrs(attrs or {})
+    except ShardFinished:
+        earlier = read_earlier(path, settings, at_least)  # another share may just have written it
+        if earlier is None:
+            raise
+        return earlier, True
+    if first and not shard:
         write_dataset(dataset, path)
     if several:
         hosts.gather_json(None)  # every host keeps its progress until the result is written
@@ -127,15 +145,15 @@ def _described(dataset: xr.Dataset, describe: Callable[[xr.Dataset], Description
     """The description of a dataset.
 
     Raises:
-      QkjaxError: the dataset was read from `path`, and lacks what is described. Results of version 0.1 have no
-        checksum.
+      QkjaxError: the dataset was read from `path`, and lacks variables that the description needs. (Results of version
+        0.1 have no checksum, so such a file is noticed only here.)
     """
     try:
         return describe(dataset)
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         if path is None:
             raise
-        raise QkjaxError(f"the result {path} is not one of this analysis ({repr(error)[:200]}); remove it") from error
+        raise QkjaxError(f"{path} is not a result of this analysis ({repr(error)[:200]}); remove the file") from error
 
 
 def _from_first_host(dataset: xr.Dataset | None) -> xr.Dataset:
@@ -162,7 +180,7 @@ def write_description(description: Description, folder: Path) -> list[Path]:
 
 
 def report_unreadable(dataset: xr.Dataset, folder: Path, stem: str = "unreadable", what: str = "could not be read"):
-    """Writes a CSV file of the images that were left out, and prints their number on standard error.
+    """Writes a CSV file that lists the images that were left out, and prints their number to standard error.
 
     Only the first host writes and prints.
     """
@@ -173,7 +191,7 @@ def report_unreadable(dataset: xr.Dataset, folder: Path, stem: str = "unreadable
 
 
 def print_notes(images: ImageSet) -> None:
-    """Prints the notes of an image set on standard error. Only the first host prints."""
+    """Prints the notes on an image set to standard error. Only the first host prints."""
     for note in images.notes if jax.process_index() == 0 else ():
         print(f"note: {images.name}: {note}", file=sys.stderr)
 
@@ -201,7 +219,7 @@ def print_outcome(name: str, written: Written, *, as_json: bool = False, next_st
 
 
 def print_json(outcomes: Sequence[tuple[str, Written]]) -> None:
-    """Prints one JSON document: an object with model, summary and rows, or a list of such objects for several outcomes.
+    """Prints one JSON document: an object with model, summary and rows, or a list of such objects if there are several.
 
     Only the first host prints.
     """
@@ -219,5 +237,5 @@ def print_json(outcomes: Sequence[tuple[str, Written]]) -> None:
 
 
 def _finite(value: int | float | str) -> int | float | str | None:
-    """Replaces NaN and infinity by None, since JSON has neither."""
+    """Replaces NaN and infinity by None, because JSON cannot represent them."""
     return value if isinstance(value, str) or math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Loads models by name, and determines the folders of their results."""
+"""Loads models by name, and determines the folders for their results."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from qkjax.weights.load import load, origin
 
 
 def load_models(names: Sequence[str], settings: Mapping) -> dict[str, tuple[Checkpoint, dict[str, str]]]:
-    """Loads models, and returns each with its origin (see `qkjax.weights.load.origin`), by its name in results.
+    """Loads models; returns a dict from each model's name in results to the model and its `qkjax.weights.load.origin`.
 
     Args:
       names: names or paths of models.
@@ -25,10 +25,10 @@ def load_models(names: Sequence[str], settings: Mapping) -> dict[str, tuple[Chec
 
 
 def by_name(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
-    """Checkpoints by unique names, which are used for their results.
+    """Gives each checkpoint a unique name, under which its results are stored.
 
-    If several checkpoints have the same name, such as "seed0" in two sweeps, the name of the folder is added in front,
-    as in "tied-seed0".
+    If several checkpoints have the same name, such as "seed0" in two sweeps, the name of each checkpoint's folder is
+    put in front, as in "tied-seed0".
 
     Raises:
       QkjaxError: two checkpoints still have the same name.
@@ -37,7 +37,9 @@ def by_name(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
     named = [_with_folder(c) if labels.count(c.name) > 1 else c for c in checkpoints]
     labels = [checkpoint.name for checkpoint in named]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        raise QkjaxError(f"two models have the name {min(twice)!r}; rename a file, or analyse the models separately")
+        raise QkjaxError(
+            f"two models have the same name {min(twice)!r}; rename one file, or analyse the models separately"
+        )
     return dict(zip(labels, named, strict=True))
 
 
@@ -54,9 +56,9 @@ def folders(names: Iterable[str], out: Path | None, kind: str) -> dict[str, Path
 
 
 def _with_folder(checkpoint: Checkpoint) -> Checkpoint:
-    """Adds the name of the checkpoint's folder to its name.
+    """The name of a checkpoint, preceded by the name of its folder.
 
-    If the folder has the same name as the checkpoint, as in training runs, the name of the parent folder is added.
+    If the folder has the same name as the checkpoint, as in training runs, the parent folder's name is used instead.
     """
     above = Path(checkpoint.source).absolute().parent
     above = above.parent if above.name == checkpoint.name else above

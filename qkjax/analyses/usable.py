@@ -1,4 +1,4 @@
-"""Checks that a pass had images that it could use, and gave numbers."""
+"""Checks that a pass could use at least one image, and that all its scores are finite."""
 
 from pathlib import Path
 
@@ -13,7 +13,8 @@ def require_readable(unreadable: Unreadable, images: ImageSet, partial: Path | N
     """Checks that at least one image could be read.
 
     Raises:
-      QkjaxError: no image could be read. The progress file is removed, so that the next run reads the images again.
+      QkjaxError: no image could be read. The function removes the progress file, so that the next run reads the images
+        again.
     """
     if len(unreadable) == len(images):
         if partial:
@@ -28,7 +29,8 @@ def require_finite(scores: np.ndarray, images: ImageSet, partial: Path | None) -
     """Checks that all scores are finite.
 
     Raises:
-      QkjaxError: a score is NaN or infinite, as in a model whose activations overflow. The progress is removed.
+      QkjaxError: a score is NaN or infinite, for example because the model's activations overflow. The function removes
+        the progress file.
     """
     if not np.isfinite(scores).all():
         if partial:
@@ -36,5 +38,5 @@ def require_finite(scores: np.ndarray, images: ImageSet, partial: Path | None) -
         share = 1 - np.isfinite(scores).mean()
         raise QkjaxError(
             f"{share:.2%} of the scores of {images.name} are NaN or infinite: the model's activations overflow; check "
-            "its parameters and preprocessing, or give dtype='float32'"
+            "its parameters and preprocessing, or pass dtype='float32'"
         )

@@ -1,4 +1,4 @@
-"""The command line: reads options, calls an analysis, and passes the result to a writer."""
+"""The command line, which reads options, calls an analysis, and passes the result to a writer."""
 
 import _thread
 import os
@@ -8,8 +8,8 @@ import threading
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 
-# XLA's threads and our own threads call LAPACK, and threads of OpenBLAS would compete with both. numpy reads this
-# variable on import.
+# XLA's threads and our own threads call LAPACK, and OpenBLAS's threads would compete with both. numpy reads this
+# variable when it is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import tyro
@@ -24,7 +24,7 @@ from qkjax.cli.pictures import image, top_images
 from qkjax.cli.plain_help import with_plain_help
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
-from qkjax.errors import AssumptionWarning, QkjaxError, nearest
+from qkjax.errors import AssumptionWarning, QkjaxError, ShardFinished, nearest
 from qkjax.runtime.visible import VisibleStream, visible
 
 # Only light modules are imported above, so that `qkjax --help` is fast.
@@ -60,6 +60,8 @@ def _main() -> None:
     except QkjaxError as error:
         print(f"qkjax: error: {visible(in_options(str(error)))}", file=sys.stderr)
         sys.exit(2)
+    except ShardFinished as finished:
+        print(visible(str(finished)), file=sys.stderr)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore further interrupts
         print("qkjax: interrupted; finished work is saved", file=sys.stderr, flush=True)
@@ -78,7 +80,7 @@ def _main() -> None:
 
 
 def _pass_interrupt_on(unraisable) -> None:
-    """Raises an interrupt again that was raised within a callback of the garbage collector, such as JAX's callback.
+    """If an interrupt was raised inside a garbage-collector callback (JAX has one), raises this interrupt again.
 
     Without this hook, Python would print the exception and continue. A timer raises the interrupt, since this hook
     cannot raise exceptions itself.
@@ -90,7 +92,7 @@ def _pass_interrupt_on(unraisable) -> None:
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """Prints a warning in one line. Warnings about assumptions on a checkpoint are printed as notes."""
+    """Prints a warning on one line. A warning that qkjax assumed a value for a checkpoint is printed as a note."""
     kind = "note" if issubclass(category, AssumptionWarning) else category.__name__
     print(f"{kind}: {message}", file=sys.stderr)
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.behaviour import Count, Folder, Grid, Resolution, join_hosts
-from qkjax.cli.options import Dtype, EditKind, KeyBias, Pool, given_options
+from qkjax.cli.behaviour import Count, Folder, Grid, Resolution
+from qkjax.cli.options import Dtype, EditKind, KeyBias, Pool, Shard, given_options, join_hosts, shard_of
 from qkjax.errors import QkjaxError
 
 
@@ -29,6 +29,7 @@ def ablate(
     dtype: Dtype = "float32",
     fresh: bool = False,
     distributed: bool = False,
+    shard: Shard = None,
     grid: Grid = None,
     pool: Pool | None = None,
     heads: Count = None,
@@ -45,28 +46,32 @@ def ablate(
       select: selections of modes (see `qkjax export --help`); each selection is one ablation.
       controls: number of control ablations for each selection. A control edits random modes with the same strength as
         the selected modes.
-      key_bias: remove the key bias term of the edited heads, the part of the logits that depends on the query bias and
-        the key (see `qkjax export --help`).
-      plan: TOML file with a grid of ablations, which replaces the options above; see docs/ablations.md.
-      images: a .zip, a .tar, or a folder of images or archives; by default the photographs that come with scikit-image
-        and scikit-learn.
+      key_bias: remove the key bias term of the edited heads. This term is the part of the attention logits that depends
+        on the query bias and the key (see `qkjax export --help`).
+      plan: TOML file that defines a grid of ablations. It replaces the options above; see docs/ablations.md.
+      images: image set, as a .zip archive, a .tar archive, or a folder of images or archives. The default is the
+        photographs that come with scikit-image and scikit-learn.
       limit: number of images to use, evenly spaced in the set; by default all images.
-      labels: also measure accuracy, with the names of the image folders as classes. Accuracy is measured by a linear
-        probe, by nearest neighbours, and by the model's classifier if the outputs of the classifier are these classes.
+      labels: also measure classification accuracy; the class of an image is the name of its folder. Accuracy is
+        measured with a linear probe and with nearest neighbours. If the model has a classifier for these classes, the
+        accuracy of the classifier is measured too.
       out: folder for the results; by default results/MODEL/ablations.
-      queries: number of query patches per image, evenly spaced, for which attention is compared with the unedited
-        model.
+      queries: number of evenly spaced query patches per image. The attention from these patches is compared between the
+        edited and the unedited model.
       exact: widen all heads to 2 head_dim + 1 columns, so that symmetric parts and rotated modes are represented
         exactly.
       batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
       resolution: height and width of the images in pixels; by default the model's own resolution.
-      dtype: number format of the forward pass.
-      fresh: discard an earlier result and all finished ablations.
-      distributed: share the images among several processes that run this command (jax.distributed).
-      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
-      pool: pooling of the model, if it differs from the pooling inferred from the parameters. ("gap" is also inferred
-        for models whose pooling is "none" or "0".)
-      heads: number of attention heads, for a torch file without config.json.
+      dtype: floating-point format of the forward pass.
+      fresh: discard any earlier result and all finished ablations, and start again.
+      distributed: divide the images among several processes, each of which runs this same command (jax.distributed).
+      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Start each
+        share with the same command and the same folder; the last share to finish writes the result.
+      grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
+        square.
+      pool: pooling of the model; needed only if it differs from the pooling that qkjax infers from the parameters.
+        (qkjax also infers "gap" for models whose pooling is "none" or "0".)
+      heads: number of attention heads; needed only for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
     """
     if plan and (select or controls or edit or not key_bias):
@@ -86,7 +91,7 @@ def ablate(
     grids = [{"edit": edit or "drop", "select": list(select), "controls": controls, "key_bias": key_bias}]
     specs = specs_of(plan or grids)
     settings = given_options(grid=grid, pool=pool, heads=heads)
-    checkpoint, options = load(model, **settings), PassOptions(batch, resolution, dtype)
+    checkpoint, options = load(model, **settings), PassOptions(batch, resolution, dtype, shard_of(shard))
     arguments = AblationArguments(images, limit, labels, queries, exact, options)
     folder = out or Path("results") / checkpoint.name / "ablations"
     written = write_ablations(checkpoint, specs, arguments, folder, origin(model, settings), fresh=fresh)

@@ -23,20 +23,22 @@ def analyze(
 ) -> None:
     """Decompose the query-key interaction of every head into modes, and write modes.nc, layers.csv and figures.
 
-    The interaction M = Wq Wk^T of a head acts on y = g * x + b, the output of the LayerNorm before attention, where x
-    is the normalised token.
+    The interaction M = Wq Wk^T of a head acts on y = g * x + b, the output of the LayerNorm before attention. Here x is
+    the normalised token, g the scale and b the bias of the LayerNorm.
 
     Args:
-      models: names of models listed by `qkjax models`, or paths of npz files or tensorstore folders. For a file with
-        two towers, "siglip.npz:img" selects the image tower.
-      out: folder for the results of a model; by default results/MODEL. With several models, the folder (by default
-        results) contains one folder per model, and a figure that compares the models.
-      fold_scale: include the LayerNorm scale in M, so that the modes are those of diag(g) M diag(g), which acts on x.
-      center: also remove the mean direction, as LayerNorm does, so that the modes are those of C diag(g) M diag(g) C
-        with C = I - 11^T / D. Requires --fold-scale.
+      models: names of models listed by `qkjax models`, or paths of npz files or tensorstore folders. If the file
+        siglip.npz contains two towers, "siglip.npz:img" selects the image tower.
+      out: folder for the results; by default results/MODEL. With several models, this folder (by default results) gets
+        one subfolder per model, and a figure that compares the models.
+      fold_scale: include the LayerNorm scale g in M. The modes are then those of diag(g) M diag(g), which acts on the
+        normalised token x.
+      center: also remove the mean direction, as LayerNorm does. The modes are then those of C diag(g) M diag(g) C,
+        where C = I - 11^T / D. Requires --fold-scale.
       normalize: divide M by sqrt(head_dim), so that strengths have the units of attention logits.
-      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
-      heads: number of attention heads, for a torch file without config.json.
+      grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
+        square.
+      heads: number of attention heads; needed only for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
     """
     from qkjax import figures
@@ -85,7 +87,7 @@ def compare(
 
     Args:
       models: at least two models, as names or paths (see `qkjax analyze --help`).
-      out: folder for compare.csv, the figures, and one folder per comparison of modes.
+      out: folder for compare.csv, the figures, and one subfolder per comparison of modes.
       fold_scale: include the LayerNorm scale in M (see `qkjax analyze --help`).
       center: also remove the mean direction (see `qkjax analyze --help`). Requires --fold-scale.
       normalize: divide M by sqrt(head_dim), so that strengths have the units of attention logits.
@@ -131,4 +133,4 @@ def compare(
 
 def _check_is_no_file(out: Path | None) -> None:
     if out is not None and out.exists() and not out.is_dir():
-        raise QkjaxError(f"folder={out}: this is a file; expected a folder for results, pass another path")
+        raise QkjaxError(f"folder={out} is a file: expected a folder for the results; pass another path")

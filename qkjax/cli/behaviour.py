@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import Dtype, Stream, given_options
-from qkjax.errors import QkjaxError
+from qkjax.cli.options import Dtype, Shard, Stream, given_options, join_hosts, shard_of
+from qkjax.errors import QkjaxError, ShardFinished
 
 Models = Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")]
 Folder = Annotated[Path | None, arg(metavar="FOLDER")]
@@ -33,32 +33,38 @@ def preference(
     dtype: Dtype = "float32",
     fresh: bool = False,
     distributed: bool = False,
+    shard: Shard = None,
     grid: Grid = None,
     heads: Count = None,
     json: bool = False,
 ) -> None:
     """Measure how much tokens attend to their own category, to the opposite category, and to the background.
 
-    Every image shows one odd target among identical distractors (the paper's figure 2); these are the two categories.
-    By default, the images are generated, and nothing is downloaded. Writes preference.nc, tables and figures. Run the
-    same command again to resume after an interruption.
+    Every image shows one odd target among identical distractors (the paper's figure 2). Target and distractors are the
+    two categories. By default, the command generates the images, and downloads nothing. It writes preference.nc, tables
+    and figures. Run the same command again to resume after an interruption.
 
     Args:
-      models: names of models listed by `qkjax models`, or paths of checkpoints; several models share one figure.
-      o3: folder of the unpacked Odd-One-Out (O3) or P3 data set, to use instead of generated scenes.
+      models: names of models listed by `qkjax models`, or paths of checkpoints; if there are several models, one more
+        figure compares them.
+      o3: folder of the unpacked Odd-One-Out (O3) or P3 data set, which replaces the generated scenes.
       kind: kind of generated scenes; by default patterns. Scenes of kind patterns show bars, one of which differs in
-        colour, orientation or size. Scenes of kind pasted show round pieces of photographs on another photograph.
+        colour, orientation or size. Scenes of kind pasted show round pieces of photographs, pasted onto another
+        photograph.
       count: number of generated scenes; by default 200.
-      seed: seed of the generated scenes; by default 0.
+      seed: random seed for generating the scenes; by default 0.
       out: folder for the results; by default results/MODEL/preference. With several models, each model gets its own
-        folder inside this folder.
+        subfolder.
       batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
       resolution: height and width of the images in pixels; by default the model's own resolution.
-      dtype: number format of the forward pass.
-      fresh: discard an earlier result and the progress of an interrupted run.
-      distributed: share the scenes among several processes that run this command (jax.distributed).
-      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
-      heads: number of attention heads, for a torch file without config.json.
+      dtype: floating-point format of the forward pass.
+      fresh: discard any earlier result and the progress of any interrupted run, and start again.
+      distributed: divide the scenes among several processes, each of which runs this same command (jax.distributed).
+      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Start each
+        share with the same command and the same folder; the last share to finish writes the result.
+      grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
+        square.
+      heads: number of attention heads; needed only for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
     """
     join_hosts(distributed)
@@ -76,7 +82,7 @@ def preference(
         )
     loaded = _photograph_models("preference", models, given_options(grid=grid, heads=heads), resolution)
     scenes = open_o3(o3) if o3 else patterns(**_generated(count, seed), kind=kind or "patterns")
-    options = PassOptions(batch, resolution, dtype)
+    options = PassOptions(batch, resolution, dtype, shard_of(shard))
     _each(
         loaded,
         out,
@@ -86,6 +92,7 @@ def preference(
         lambda c, partial: attention_preference(c, scenes, options=options, partial=partial),
         lambda c, dataset: describe(dataset, c, scenes, options),
         fresh,
+        options.shard,
         json,
         "qkjax ablate {model} --select grouping=0.3 --controls 3",
     )
@@ -105,36 +112,42 @@ def objects(
     dtype: Dtype = "float32",
     fresh: bool = False,
     distributed: bool = False,
+    shard: Shard = None,
     grid: Grid = None,
     heads: Count = None,
     json: bool = False,
 ) -> None:
-    """Measure whether modes join parts of one object or two objects, and write objects.nc, objects.csv and a figure.
+    """Measure how often the query and the key of a mode are on the same object, and write objects.nc and objects.csv.
 
     For each mode, qkjax finds the images that excite the mode most. In each image, the query object is the object with
     the largest mean projection on the query direction, and the key object is the object with the largest mean
     projection on the key direction. The result is how often the query object and the key object are the same (the
-    paper's figure 6). Run the same command again to resume after an interruption.
+    paper's figure 6), which the command also draws as a figure. Run the same command again to resume after an
+    interruption.
 
     Args:
-      models: names of models listed by `qkjax models`, or paths of checkpoints; several models share one figure.
-      masks: folder of images with object masks; by default, scenes are composed of photographs. The folder may be
-        ADE20K, or have subfolders images/ and masks/ whose files have the same names. In ADE20K, the masks are in
-        annotations_instance or annotations, or in NAME_seg.png next to each image.
+      models: names of models listed by `qkjax models`, or paths of checkpoints; if there are several models, one more
+        figure compares them.
+      masks: folder of images with object masks; by default, qkjax composes scenes from photographs. The folder may be
+        ADE20K, or a folder with subfolders images/ and masks/ whose files have matching names. In ADE20K, the masks are
+        in annotations_instance or annotations, or in NAME_seg.png next to each image.
       count: number of composed scenes.
-      seed: seed of the composed scenes.
-      top: number of images per mode.
-      stream: tokens to project on the modes: norm (the output of the LayerNorm before attention, on which the modes
+      seed: random seed for composing the scenes.
+      top: number of images to use for each mode.
+      stream: tokens to project onto the modes: norm (the output of the LayerNorm before attention, on which the modes
         act) or residual (the residual stream before this LayerNorm).
-      out: folder for the results; by default results/MODEL/objects. With several models, each model gets its own folder
-        inside this folder.
+      out: folder for the results; by default results/MODEL/objects. With several models, each model gets its own
+        subfolder.
       batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
       resolution: height and width of the images in pixels; by default the model's own resolution.
-      dtype: number format of the forward pass.
-      fresh: discard an earlier result and the progress of an interrupted run.
-      distributed: share the images among several processes that run this command (jax.distributed).
-      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
-      heads: number of attention heads, for a torch file without config.json.
+      dtype: floating-point format of the forward pass.
+      fresh: discard any earlier result and the progress of any interrupted run, and start again.
+      distributed: divide the images among several processes, each of which runs this same command (jax.distributed).
+      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Start each
+        share with the same command and the same folder; the last share to finish writes the result.
+      grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
+        square.
+      heads: number of attention heads; needed only for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
     """
     join_hosts(distributed)
@@ -146,7 +159,7 @@ def objects(
 
     loaded = _photograph_models("objects", models, given_options(grid=grid, heads=heads), resolution)
     images = open_objects(masks) if masks else mosaics(**_generated(count, seed))
-    options, choices = PassOptions(batch, resolution, dtype), {"top": top, "stream": stream}
+    options, choices = PassOptions(batch, resolution, dtype, shard_of(shard)), {"top": top, "stream": stream}
     _each(
         loaded,
         out,
@@ -156,21 +169,14 @@ def objects(
         lambda c, partial: same_object(c, images, **choices, options=options, partial=partial),
         lambda c, dataset: describe(dataset, c.name),
         fresh,
+        options.shard,
         json,
         "qkjax preference {model}",
     )
 
 
-def join_hosts(distributed: bool) -> None:
-    """Joins the other processes of a distributed job; must be called before any computation."""
-    if distributed:
-        from qkjax.runtime.hosts import join
-
-        join()
-
-
 def _generated(count: int | None, seed: int | None) -> dict[str, int]:
-    """Number and seed of generated images, with defaults in place of None."""
+    """The number and the seed of generated images; a default value replaces None."""
     count, seed = 200 if count is None else count, seed or 0
     for name, value, least in (("count", count, 1), ("seed", seed, 0)):
         if value < least:
@@ -179,9 +185,9 @@ def _generated(count: int | None, seed: int | None) -> dict[str, int]:
 
 
 def _photograph_models(command: str, models: tuple[str, ...], settings: dict, resolution) -> dict:
-    """Loads models for colour photographs; returns each model and its origin, by name.
+    """Loads models that accept colour photographs; returns a dict from each model's name to the model and its origin.
 
-    The function checks that the models support the resolution, before any long computation.
+    Before any long computation, the function checks that the models support the resolution.
     """
     from qkjax.analyses.targets import load_models
     from qkjax.passes.inputs import for_photographs, photograph_grid
@@ -203,10 +209,11 @@ def _each(
     compute: Callable,
     describe: Callable,
     fresh: bool,
+    shard: tuple[int, int] | None,
     as_json: bool,
     next_step: str,
 ) -> None:
-    """Runs an analysis for each model, and writes one folder per model. Several models share one more figure."""
+    """Runs an analysis for each model, and writes one folder per model, and a figure if there are several models."""
     from qkjax import figures
     from qkjax.analyses.outcome import outcome, print_json, print_outcome, report_unreadable
     from qkjax.analyses.targets import folders
@@ -214,15 +221,20 @@ def _each(
     paths, results = folders(loaded, out, kind), {}
     for name, (checkpoint, origin) in loaded.items():
         print(f"{name}: {kind}", file=sys.stderr)
-        written = outcome(
-            paths[name],
-            kind,
-            settings(checkpoint),
-            lambda partial, c=checkpoint: compute(c, partial),
-            lambda dataset, c=checkpoint: describe(c, dataset),
-            attrs=origin,
-            fresh=fresh,
-        )
+        try:
+            written = outcome(
+                paths[name],
+                kind,
+                settings(checkpoint),
+                lambda partial, c=checkpoint: compute(c, partial),
+                lambda dataset, c=checkpoint: describe(c, dataset),
+                attrs=origin,
+                fresh=fresh,
+                shard=shard,
+            )
+        except ShardFinished as finished:
+            print(f"{name}: {finished}", file=sys.stderr)
+            continue
         if written.description.rows:
             stem = "left_out" if "left_out" in written.dataset else "unreadable"
             report_unreadable(written.dataset, paths[name], stem, "are left out")

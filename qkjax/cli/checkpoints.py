@@ -26,7 +26,7 @@ def models(
     json: bool = False,
     check: bool = False,
 ) -> None:
-    """List the models of the catalogue with name, download size, state on disk and training objective.
+    """List the models of the catalogue: name, download size, whether the model is on disk, and training objective.
 
     If the terminal is wide enough, the list also shows titles. For example: qkjax models "siglip*" --objective
     contrastive
@@ -37,7 +37,7 @@ def models(
       family: list only models of this family, such as DINOv2.
       objective: list only models with this training objective, such as contrastive.
       json: print a JSON array with one object per model.
-      check: check that the servers still have all files; the exit code is 2 if any file is missing.
+      check: check that all files are still on the servers; the exit code is 2 if any file is missing.
     """
     from qkjax.weights import catalogue
 
@@ -89,10 +89,10 @@ def _as_json(entries: "dict[str, Entry]") -> str:
 
 
 def _table(entries: "dict[str, Entry]", columns: int) -> list[str]:
-    """Lines of the list of models.
+    """The lines of the printed list of models.
 
-    If titles fit into `columns`, each line ends with as much of the title as fits; otherwise the lines have no titles
-    and at most 80 columns.
+    If `columns` leaves space for titles, each line ends with the title, cut off at `columns`. Otherwise the lines have
+    no titles and are at most 80 characters wide.
     """
     width = max(len(name) for name in entries)
     lines = []
@@ -140,23 +140,25 @@ def export(
       model: name of a model listed by `qkjax models`, or path of a checkpoint.
       path: npz file to write.
       edit: edit to apply to the selected modes. drop removes the selected modes. keep removes all modes that are not
-        selected, in heads chosen by the terms layers= and heads=. flip changes the sign of the selected modes. rotate
-        moves their key directions onto their query directions. equalize makes their strengths equal. symmetric,
-        antisymmetric and unbias edit whole heads that have a selected mode. symmetric and antisymmetric replace the
-        head's M = Wq Wk^T by its symmetric or antisymmetric part. unbias removes the key bias term, the part of the
-        logits that depends on the query bias and the key.
-      select: terms separated by spaces, all of which a selected mode must satisfy, such as "cosine>0.5 layers=0-3
-        heads=1,4 modes=0-9". The term "grouping=0.3" selects the modes of each head with the highest cosines until the
-        selected modes have 0.3 of the squared strength of the head. "contextual=0.3" selects modes with the lowest
-        cosines, "strongest=0.3" modes with the largest singular values, and "weakest=0.3" modes with the smallest
-        singular values.
-      control: instead of the selected modes, edit random modes with the same strength, drawn with this seed.
-      key_bias: also remove the key bias term of the edited heads, the part of the logits that depends on the query bias
-        and the key. This term attracts all queries to some keys.
-      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
-      pool: pooling of the model, if it differs from the pooling inferred from the parameters. ("gap" is also inferred
-        for models whose pooling is "none" or "0".)
-      heads: number of attention heads, for a torch file without config.json.
+        selected; the terms layers= and heads= limit keep to some heads. flip changes the sign of the selected modes.
+        rotate moves the key directions of the selected modes onto their query directions. equalize makes the strengths
+        of the selected modes equal. symmetric, antisymmetric and unbias edit every head that has a selected mode, as a
+        whole. symmetric and antisymmetric replace the head's M = Wq Wk^T by its symmetric or antisymmetric part. unbias
+        removes the key bias term, which is the part of the attention logits that depends on the query bias and the key.
+      select: selection of modes, as terms separated by spaces, such as "cosine>0.5 layers=0-3 heads=1,4 modes=0-9". A
+        mode is selected if it satisfies all terms. The term "grouping=0.3" selects, in each head, the modes with the
+        highest cosines until they have 0.3 of the squared strength of the head. "contextual=0.3" selects modes with the
+        lowest cosines, "strongest=0.3" modes with the largest singular values, and "weakest=0.3" modes with the
+        smallest singular values.
+      control: random seed of a control, which edits random modes with the same strength as the selected modes instead
+        of the selected modes themselves.
+      key_bias: also remove the key bias term of the edited heads. This term is the part of the attention logits that
+        depends on the query bias and the key; it attracts all queries to some keys.
+      grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
+        square.
+      pool: pooling of the model; needed only if it differs from the pooling that qkjax infers from the parameters.
+        (qkjax also infers "gap" for models whose pooling is "none" or "0".)
+      heads: number of attention heads; needed only for a torch file without config.json.
     """
     from qkjax.weights.export import export as export_checkpoint
     from qkjax.weights.load import load

@@ -1,9 +1,11 @@
-"""Types of command-line options, and the translation of argument names in library errors to options."""
+"""Types of command-line options, and a function that replaces argument names in library errors by option names."""
 
 import re
 from typing import Annotated, Literal
 
 from tyro.conf import arg
+
+from qkjax.errors import QkjaxError
 
 EditKind = Literal["drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric", "unbias"]
 Pool = Literal["tok", "gap", "map", "none", "0"]
@@ -15,13 +17,43 @@ KeyBias = Annotated[bool, arg(help_behavior_hint="")]
 OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for name in ("top", "batch", "resolution", "count", "seed", "layer", "head", "queries", "limit", "labels", "grid",
-                 "heads", "pool", "images", "modes", "fold_scale", "center", "select", "controls", "fresh")
+                 "heads", "pool", "images", "modes", "fold_scale", "center", "select", "controls", "fresh", "shard")
 } | {"scores": "--score", "folder": "--out", "sheet_modes": "--sheet-modes"}  # fmt: skip
-"""Command-line options, by the names of the corresponding arguments in the library."""
+"""A dict from the names of library arguments to the names of the corresponding command-line options."""
+
+Shard = Annotated[str | None, arg(metavar="I/N")]
+"""Type of the option --shard, see `shard_of`."""
+
+
+def shard_of(text: str | None) -> tuple[int, int] | None:
+    """Index and number of shares of the option --shard.
+
+    Raises:
+      QkjaxError: the text is not of the form I/N.
+
+    >>> shard_of("2/8")
+    (2, 8)
+    """
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+        raise QkjaxError(
+            f"shard={text!r}: expected the index of a share, from 0, and the number of shares, such as 0/8"
+        )
+    return int(index), int(count)
+
+
+def join_hosts(distributed: bool) -> None:
+    """Joins the other processes of a distributed job; must be called before any computation."""
+    if distributed:
+        from qkjax.runtime.hosts import join
+
+        join()
 
 
 def given_options(**settings) -> dict:
-    """The settings whose value is not None."""
+    """The settings that the user gave: those whose value is not None."""
     return {name: value for name, value in settings.items() if value is not None}
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import Dtype, Stream, given_options
+from qkjax.cli.options import Dtype, Shard, Stream, given_options, join_hosts, shard_of
 
 
 def image(
@@ -32,14 +32,15 @@ def image(
       layer: show only this layer.
       head: show only this head.
       top: number of modes per head.
-      contribution: weights of the keys in the ranking of modes. A mode is ranked by its share of the variance of the
-        attention logits over keys. With variance, all keys have equal weights; with attention, the weight of a key is
-        the attention on it.
-      stream: tokens to project on the modes: norm (the output of the LayerNorm before attention, on which the modes
+      contribution: how keys are weighted when modes are ranked. Modes are ranked by their share of the variance of the
+        attention logits over keys. With variance, all keys have equal weights; with attention, each key is weighted by
+        the attention that it receives.
+      stream: tokens to project onto the modes: norm (the output of the LayerNorm before attention, on which the modes
         act) or residual (the residual stream before this LayerNorm, as in the authors' code).
       resolution: height and width of the image in pixels; by default the model's own resolution.
-      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
-      heads: number of attention heads, for a torch file without config.json.
+      grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
+        square.
+      heads: number of attention heads; needed only for a torch file without config.json.
       json: print the table and the findings as JSON instead of text.
     """
     from qkjax.analyses.image_sheets import ImageSheets, write_image
@@ -69,6 +70,7 @@ def top_images(
     select: Annotated[tuple[str, ...], arg(metavar="MODE...")] = (),
     fresh: bool = False,
     distributed: bool = False,
+    shard: Shard = None,
     grid: Annotated[tuple[int, int] | None, arg(metavar="ROWS COLUMNS")] = None,
     heads: Annotated[int | None, arg(metavar="N")] = None,
     json: bool = False,
@@ -80,34 +82,35 @@ def top_images(
 
     Args:
       model: name of a model listed by `qkjax models`, or path of a checkpoint.
-      images: a .zip, a .tar (webdataset), or a folder of archives or images (flat, nested, or in ImageNet's layout).
-        The default is the photographs that come with scikit-image and scikit-learn.
+      images: image set, as a .zip archive, a .tar archive (webdataset), or a folder of images or archives. Images may
+        be flat, nested, or in ImageNet's layout. The default is the photographs that come with scikit-image and
+        scikit-learn.
       out: folder for the results; by default results/MODEL/top_images.
-      score: one or more scores by which to rank images; sheets show the first score. product multiplies the maximum of
-        the query map by the maximum of the key map, as in the paper. query_max and key_max are the maximum of the query
-        map or key map, query_top5 and key_top5 are the mean of the five largest values, and query_mean and key_mean are
-        the mean of all values.
+      score: one or more scores by which to rank images; the sheets use the first score. The score product is the
+        maximum of the query map multiplied by the maximum of the key map, as in the paper. For the query map, query_max
+        is the maximum, query_top5 the mean of the five largest values, and query_mean the mean of all values. For the
+        key map, key_max, key_top5 and key_mean are the same statistics.
       top: number of images per mode, sign and score.
-      stream: tokens to project on the modes: norm (the output of the LayerNorm before attention, on which the modes
+      stream: tokens to project onto the modes: norm (the output of the LayerNorm before attention, on which the modes
         act) or residual (the residual stream before this LayerNorm, as in the authors' code).
       batch: number of images per batch; by default 8 on a CPU, and 64 per device on accelerators.
       resolution: height and width of the images in pixels; by default the model's own resolution.
-      dtype: number format of the forward pass.
+      dtype: floating-point format of the forward pass.
       sheet_modes: number of modes on a sheet, strongest first.
       layer: draw only the sheets of this layer.
       head: draw only the sheets of this head.
       select: modes to draw on one page instead of the sheets, such as "L8 H7 M2"; for the opposite sign of the mode,
         append a minus sign, as in "L8 H7 M2-".
-      fresh: discard an earlier result and the progress of an interrupted run.
-      distributed: share the images among several processes that run this command (jax.distributed).
-      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
-      heads: number of attention heads, for a torch file without config.json.
+      fresh: discard any earlier result and the progress of any interrupted run, and start again.
+      distributed: divide the images among several processes, each of which runs this same command (jax.distributed).
+      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Start each
+        share with the same command and the same folder; the last share to finish writes the result.
+      grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
+        square.
+      heads: number of attention heads; needed only for a torch file without config.json.
       json: print the findings as JSON instead of text.
     """
-    if distributed:
-        from qkjax.runtime.hosts import join
-
-        join()
+    join_hosts(distributed)
     from qkjax.analyses.outcome import print_notes, print_outcome
     from qkjax.analyses.top_images.pages import (
         ScanOptions,
@@ -128,7 +131,7 @@ def top_images(
     config = checkpoint.config
     shape = config.depth, config.heads, min(config.width, config.head_dim)
     pages = pages_of(SheetOptions(sheet_modes, layer, head, select), shape)
-    scan = ScanOptions(top, score, stream, PassOptions(batch, resolution, dtype))
+    scan = ScanOptions(top, score, stream, PassOptions(batch, resolution, dtype, shard_of(shard)))
     pictures = open_images(images) if images else photographs()
     print_notes(pictures)
     folder = out or earlier_folder(Path("results") / checkpoint.name)

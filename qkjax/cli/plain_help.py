@@ -1,4 +1,4 @@
-"""Makes the help of commands plain: `--heads N` instead of `--heads {None}|INT (default: None)`."""
+"""Simplifies the help of commands, such as `--heads N` in place of `--heads {None}|INT (default: None)`."""
 
 import inspect
 import re
@@ -17,7 +17,7 @@ METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 def with_plain_help(command: Callable[..., None]) -> Callable[..., None]:
     """Wraps a command so that its help states types in words, and shows no default that is None, False or empty.
 
-    If a parameter is a dataclass, whose fields are options, each field gets plain help.
+    If a parameter is a dataclass, its fields are options, and the help of each field is simplified too.
     """
     signature = inspect.signature(command, eval_str=True)
     parameters = [_plain_parameter(parameter) for parameter in signature.parameters.values()]
@@ -60,7 +60,7 @@ def _original(value: Any) -> Any:
 
 
 def _joined_lines(docstring: str | None) -> str:
-    """A docstring in which the description of each argument is one line, so that tyro wraps the description itself."""
+    """Returns the docstring with the description of each argument on one line, so that tyro can wrap it."""
     return re.sub(r"\n {4,}(?=\S)", " ", inspect.cleandoc(docstring or ""))
 
 
@@ -70,7 +70,7 @@ def _parts(annotation: Any) -> tuple:
 
 
 def _plain(annotation: Any, default: Any) -> Any:
-    """The annotation with a metavar. The help will not show a default that is None, False or empty."""
+    """Adds a metavar to an annotation, and hides a default that is None, False or empty from the help."""
     annotation, *metadata = _parts(annotation)
     config_type = type(arg())
     config = next((item for item in metadata if isinstance(item, config_type)), arg())

@@ -30,17 +30,18 @@ def report(
     Args:
       targets: names of models listed by `qkjax models`, paths of checkpoints, or folders of results such as
         results/MODEL. With several models, the site can show any two models side by side.
-      images: images that `qkjax top-images` was run with, or is run with if there is no result yet. Pass the same
-        folder or archive as for `qkjax top-images`.
+      images: image set for `qkjax top-images`. If there is a result already, pass the folder or archive from which this
+        result was computed.
       out: folder for the site; by default results/MODEL/report.
       top: number of images per mode and sign.
       modes: number of modes per head, strongest first; by default all modes.
-      look: images in which the reader of the site can pick a patch and see where the patch attends. Pass image files,
-        or names of photographs that come with scikit-image or scikit-learn, such as chelsea. The default is two of the
-        images of `qkjax top-images`.
-      distributed: share the images among several processes that run this command (jax.distributed).
-      grid: number of rows and of columns in the grid of the position embedding, if the grid is not square.
-      heads: number of attention heads, for a torch file without config.json.
+      look: images for the site's attention view: a reader picks a patch and sees where the patch attends. Pass image
+        files, or names of photographs that come with scikit-image or scikit-learn, such as chelsea. The default is two
+        images from the image set.
+      distributed: divide the images among several processes, each of which runs this same command (jax.distributed).
+      grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
+        square.
+      heads: number of attention heads; needed only for a torch file without config.json.
     """
     if not targets:
         raise QkjaxError("no model or results given: expected at least one, such as qkjax report dinov2-vits14-focus")

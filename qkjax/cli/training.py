@@ -50,10 +50,11 @@ def _train(base: TrainConfig) -> Callable:
         Run the same command again to resume after an interruption, with bit-identical results.
 
         Args:
-          out: folder for the run, which gets config.json, metrics.jsonl, checkpoints, and at the end model.npz.
-          config: preset or file with the defaults of the options below. The presets are digits (a demonstration),
-            digits-study, odd-one-out-study and imagenet-s16. A file is .json or .toml, such as the config.json of an
-            earlier run.
+          out: folder for the run. Training writes config.json, metrics.jsonl and checkpoints to this folder, and
+            model.npz at the end.
+          config: preset, or file, that sets the defaults of the options below. The presets are digits (a
+            demonstration), digits-study, odd-one-out-study and imagenet-s16. A file must be .json or .toml, such as the
+            config.json of an earlier run.
           distributed: train on several processes that each run this same command (jax.distributed).
           json: print the last evaluation and the findings as JSON instead of text.
           run: configuration of the run.
@@ -90,13 +91,15 @@ def _sweep(base: TrainConfig) -> Callable:
         """Train with several constraints and seeds, and compare the constraints in a table and three figures.
 
         Run the same command again to resume after an interruption. The table shows the accuracy of each constraint with
-        a 95% interval over seeds, and the difference from the constraint "free", paired by seed.
+        a 95% interval over seeds. It also shows the difference from the constraint "free", for which runs with the same
+        seed are paired.
 
         Args:
-          out: folder for the sweep, which gets one folder per run, sweep.nc, sweep.csv and figures.
+          out: folder for the sweep. The command writes one subfolder per run, sweep.nc, sweep.csv and figures to this
+            folder.
           constraints: one or more constraints or schedules, such as: free tied "0-2:tied 3-5:free".
           seeds: number of seeds per constraint; the seeds are 0, 1, ...
-          config: preset or file with the defaults of the options below (see `qkjax train --help`).
+          config: preset, or file, that sets the defaults of the options below (see `qkjax train --help`).
           json: print the table and the findings as JSON instead of text.
           run: configuration that all runs share, except for constraint and seed, which the sweep sets.
         """
@@ -123,13 +126,13 @@ def _print(out: Path, dataset, text: str, rows: list, figures: dict, as_json: bo
 
 
 def _or_nan(value):
-    """The value, with NaN in place of JSON's null."""
+    """The value, or NaN if the value is JSON's null."""
     return float("nan") if value is None else value
 
 
 @contextmanager
 def _errors_in_options() -> Iterator[None]:
-    """Translates settings in library errors, such as `learning_rate=0`, to options, such as `--learning-rate 0`."""
+    """Replaces settings in library errors, such as `learning_rate=0`, by options, such as `--learning-rate 0`."""
     try:
         yield
     except QkjaxError as error:

@@ -1,12 +1,11 @@
 """Resamples pixels as `tf.image.resize` or Pillow does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Literal, NamedTuple, Union
 
 import numpy as np
-from jaxtyping import Float64, Shaped, UInt8
+from jaxtyping import Float64, Int, Shaped, UInt8
 
 # Pillow and SciPy are imported where they are needed, so that importing this module stays light.
 Source = Union["PIL.Image.Image", np.ndarray]
@@ -25,8 +24,9 @@ Filter = Literal[
 
 
 CACHED = 1 << 14  # longest sides, old and new together, whose weights are kept
-TILE = 1 << 18
-"""Pixels that are resampled at the same time, as float64; a larger image is resampled in tiles."""
+TILE = 1 << 16
+"""Pixels that are resampled at the same time, as float64; a larger image is resampled in tiles. A tile of 1.5 MB stays
+below the 4 MB from which numpy asks the system for new pages, which would take longer than resampling."""
 SIDE = 512
 """Sides of such a tile in new pixels, and in old pixels unless a new pixel covers more of them."""
 
@@ -41,6 +41,19 @@ class Band(NamedTuple):
     new: slice
     first: int
     weights: "csr_array"
+
+
+class Taps(NamedTuple):
+    """For each new pixel along an axis, the old pixels that contribute, which are consecutive.
+
+    Attributes:
+      firsts, ends: the first old pixel, and the one after the last.
+      weights: weights of the old pixels of all new pixels, one new pixel after the other; those of one sum to 1.
+    """
+
+    firsts: Int[np.ndarray, "new"]
+    ends: Int[np.ndarray, "new"]
+    weights: Float64[np.ndarray, "weights"]
 
 
 def region(image: Source, top: int, left: int, height: int, width: int) -> Shaped[np.ndarray, "_ _ *channels"]:
@@ -63,28 +76,38 @@ def resize(image: Source, shape: tuple[int, int], filter: Filter, box: Box) -> U
         return region(image.resize(shape[::-1], resample), *box)
     old = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
     top, left, height, width = box
-    resized = np.empty((height, width, 3), np.uint8)
+    resized = np.empty((width, height, 3), np.uint8)
     for columns, first, across in _bands(old[1], shape[1], (left, width), filter, SIDE):
         most = max(1, min(SIDE, TILE // across.shape[1]))
         for rows, start, along in _bands(old[0], shape[0], (top, height), filter, most):
             tile = _resampled(image, start, first, along, across)
-            # `astype` truncates; 1e-5 corrects values that rounding errors left just below an integer.
-            resized[rows, columns] = (tile + 1e-5).astype(np.uint8)
-    return resized
+            tile += 1e-5  # corrects values that rounding errors left just below an integer; `astype` truncates
+            resized[columns, rows] = tile.astype(np.uint8)
+    return _transposed(resized)
 
 
 def _resampled(
     image: Source, top: int, left: int, down: "csr_array", right: "csr_array"
-) -> Float64[np.ndarray, "_ _ 3"]:
+) -> Float64[np.ndarray, "columns rows 3"]:
     """A tile from the old pixels at `top` and `left`: each new row or column is a weighted sum of old ones."""
     (new, height), width = down.shape, right.shape[1]
-    step, parts = max(1, TILE // height), []
+    step = max(1, TILE // height)
+    columns = np.empty((width, new, 3)) if step < width else None
     for first in range(0, width, step):
         part = region(image, top, left + first, height, min(step, width - first)).astype(np.float64)
-        parts.append((down @ part.reshape(height, -1)).reshape(new, -1, 3))
-    resized_rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    columns = np.ascontiguousarray(resized_rows.swapaxes(0, 1)).reshape(width, -1)
-    return (right @ columns).reshape(-1, new, 3).swapaxes(0, 1)
+        resized_rows = _transposed((down @ part.reshape(height, -1)).reshape(new, -1, 3))
+        if columns is None:
+            columns = resized_rows
+        else:
+            columns[first : first + step] = resized_rows
+    return (right @ columns.reshape(width, -1)).reshape(-1, new, 3)
+
+
+def _transposed(pixels: Shaped[np.ndarray, "height width 3"]) -> Shaped[np.ndarray, "width height 3"]:
+    """Rows as columns, in a new contiguous array. numpy copies the three colours of a pixel faster as one item."""
+    pixels = np.ascontiguousarray(pixels)
+    items = pixels.view(np.dtype((np.void, 3 * pixels.itemsize)))[..., 0]
+    return np.ascontiguousarray(items.T)[..., None].view(pixels.dtype)
 
 
 def _bands(old: int, new: int, part: tuple[int, int], filter: str, most: int) -> Sequence[Band]:
@@ -104,39 +127,51 @@ def _split(old: int, new: int, part: tuple[int, int], filter: str, most: int) ->
     """
     from scipy.sparse import csr_array
 
-    taps = list(_taps(old, new, part, filter))
-    firsts = np.array([first for first, _ in taps])
-    ends = firsts + [len(weights) for _, weights in taps]
+    firsts, ends, weights = _taps(old, new, part, filter)
+    starts = np.concatenate([[0], np.cumsum(ends - firsts)])
+    columns = np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], ends - firsts)
     bands, begin = [], 0
-    while begin < len(taps):
+    while begin < len(firsts):
         fitting = int(np.searchsorted(ends, firsts[begin] + SIDE, "right"))
-        end = min(max(fitting, begin + 1), begin + most, len(taps))
-        first, weights = int(firsts[begin]), [weights for _, weights in taps[begin:end]]
-        columns = np.concatenate([np.arange(a, b) for a, b in zip(firsts[begin:end], ends[begin:end], strict=True)])
-        starts = np.cumsum([0] + [len(weight) for weight in weights])
+        end = min(max(fitting, begin + 1), begin + most, len(firsts))
+        first, own = int(firsts[begin]), slice(starts[begin], starts[end])
         matrix = csr_array(
-            (np.concatenate(weights), columns - first, starts), (end - begin, int(ends[end - 1]) - first)
+            (weights[own], columns[own] - first, starts[begin : end + 1] - starts[begin]),
+            (end - begin, int(ends[end - 1]) - first),
         )
         bands.append(Band(slice(begin, end), first, matrix))
         begin = end
     return bands
 
 
-def _taps(old: int, new: int, part: tuple[int, int], filter: str) -> Iterator[tuple[int, np.ndarray]]:
-    """For some new pixels, yields the index of the first old pixel that contributes, and the weights of old pixels.
+def _taps(old: int, new: int, part: tuple[int, int], filter: str) -> Taps:
+    """The old pixels that contribute to some new pixels, and their weights.
 
-    `part` is the first new pixel, and the number of new pixels. The weights belong to consecutive old pixels, of which
-    the index is the first. "area" takes the mean over the interval of old pixels that the new pixel covers, with
-    fractional ends, also when enlarging. "bilinear" interpolates between the two old pixels nearest to the centre of
-    the new pixel; edge pixels are repeated.
+    `part` is the first new pixel, and the number of new pixels. "area" takes the mean over the interval of old pixels
+    that the new pixel covers, with fractional ends, also when enlarging. "bilinear" interpolates between the two old
+    pixels nearest to the centre of the new pixel; edge pixels are repeated.
     """
-    for low, high in pairwise(np.arange(part[0], sum(part) + 1) * old / new):
-        if filter == "area":
-            first = int(low)
-            index = np.arange(first, min(int(np.ceil(high)), old))
-            weights = np.minimum(high, index + 1) - np.maximum(low, index)
-        else:
-            centre = np.clip((low + high) / 2 - 0.5, 0, old - 1)
-            first = min(int(centre), max(old - 2, 0))
-            weights = np.array([first + 1 - centre, centre - first][:old])
-        yield first, weights / weights.sum()
+    bounds = np.arange(part[0], sum(part) + 1) * old / new
+    low, high = bounds[:-1], bounds[1:]
+    if filter == "area":
+        firsts = low.astype(int)
+        ends = np.minimum(np.ceil(high).astype(int), old)
+
+        def weigh(of, index):
+            return np.minimum(high[of], index + 1) - np.maximum(low[of], index)
+
+    else:
+        centre = np.clip((low + high) / 2 - 0.5, 0, old - 1)
+        firsts = np.minimum(centre.astype(int), max(old - 2, 0))
+        ends = np.minimum(firsts + 2, old)
+
+        def weigh(of, index):
+            return np.where(index == firsts[of], firsts[of] + 1 - centre[of], centre[of] - firsts[of])
+
+    counts = ends - firsts
+    weights, starts = np.empty(counts.sum()), np.cumsum(counts) - counts
+    for count in np.unique(counts):  # at most a few counts differ
+        of = np.flatnonzero(counts == count)[:, None]
+        own = weigh(of, firsts[of] + np.arange(count))
+        weights[starts[of] + np.arange(count)] = own / own.sum(1, keepdims=True)
+    return Taps(firsts, ends, weights)

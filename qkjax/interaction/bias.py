@@ -1,4 +1,4 @@
-"""What the query and key biases add to the attention logits."""
+"""Computes the terms that the query and key biases add to the attention logits."""
 
 from functools import partial
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from qkjax.interaction.query_key import QueryKey
 class BiasTerms(NamedTuple):
     """The bias terms a, b and c of sqrt(d) logit_ij = y_i M y_j + y_i . a + b . y_j + c.
 
-    The terms y_i . a with a = Wq bk, and c = bq . bk, are the same for all keys j, so the softmax over j cancels both.
-    The term b . y_j with b = Wk bq makes a key attractive to every query, so this term changes attention. (The paper
-    drops all three terms as independent of the input, which is true only for c.)
+    The three vectors and numbers are a = Wq bk, b = Wk bq and c = bq . bk. The terms y_i . a and c are the same for all
+    keys j, so the softmax over j cancels both. The term b . y_j changes attention, because it makes a key attractive to
+    every query. (The paper drops all three terms because they do not depend on the input, but this is true only for c.)
 
-    The spread of a term is its standard deviation over tokens whose normalised form has unit variance in all
-    directions. Spreads are in units of the logit (divided by sqrt(d)), and are computed from the weights, without
+    The spread of a term is its standard deviation over normalised tokens with unit variance in all directions. Spreads
+    have the units of attention logits (they are divided by sqrt(d)). They are computed from the weights, without
     images.
 
     Attributes:
@@ -47,7 +47,7 @@ class BiasTerms(NamedTuple):
 
 
 def relative_spreads(bias: BiasTerms) -> tuple[Float[np.ndarray, "layers heads"], Float[np.ndarray, "layers heads"]]:
-    """Spreads of the query bias and key bias terms, divided by the spread of y_i M y_j.
+    """The spreads of the query bias term and of the key bias term, each divided by the spread of y_i M y_j.
 
     If M is zero, the ratios are infinite or NaN.
     """
@@ -57,10 +57,10 @@ def relative_spreads(bias: BiasTerms) -> tuple[Float[np.ndarray, "layers heads"]
 
 
 def bias_terms(query_key: QueryKey) -> BiasTerms:
-    """Directions, constant and spreads of the bias terms of all heads.
+    """Computes the bias terms of all heads: their directions, the constant, and their spreads.
 
-    Let y = g * x + norm_bias be the output of the LayerNorm. The normalised token x has unit variance in all directions
-    except for the mean over the embedding, which C = I - 11^T / D removes. Then the spread of b . y is
+    Let y = g * x + norm_bias be the output of the LayerNorm. We assume that the normalised token x has unit variance in
+    all directions except for the mean over the embedding, which C = I - 11^T / D removes. Then the spread of b . y is
     ||C diag(g) b||, and the spread of y_i M y_j is ||C diag(g) M diag(g) C||_F, each divided by sqrt(d). An RMSNorm
     does not remove the mean, so C is then the identity.
     """

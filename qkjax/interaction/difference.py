@@ -13,20 +13,20 @@ from qkjax.interaction.svd.lapack import one_blas_thread
 
 
 class Difference(NamedTuple):
-    """Comparison of a second model (M', u', s', v') with a first model (M, u, s, v), head by head.
+    """Compares each head of a second model (M', u', s', v') with the same head of a first model (M, u, s, v).
 
     Values are NaN for heads whose M is zero.
 
     Attributes:
-      similarity: <M, M'> / (||M|| ||M'||), in [-1, 1]; 1 if the interactions are equal up to a positive factor.
+      similarity: <M, M'> / (||M|| ||M'||), in [-1, 1]; it is 1 if the interactions are equal up to a positive factor.
       strength_ratio: ||M'||_F / ||M||_F.
       query_angles: cosines of the principal angles between the span of all u and the span of all u',
         largest first. For random subspaces, the mean square of these cosines is rank / embed.
       key_angles: cosines of the principal angles between the span of all v and the span of all v', largest first.
-      match: for each mode n of the first model, the index m of the paired mode of the second model.
-        The pairing of a head's modes maximises the sum of `match_similarity`.
-      match_similarity: (u_n . u'_m) (v_n . v'_m) of each pair, at most 1; the arbitrary signs of the modes cancel.
-      match_ratio: s'_m / s_n of each pair.
+      match: for each mode n of the first model, the index m of the mode of the second model with which it is paired.
+        Within a head, the pairing maximises the sum of `match_similarity`.
+      match_similarity: (u_n . u'_m) (v_n . v'_m) for each pair, at most 1. The arbitrary signs of the modes cancel.
+      match_ratio: s'_m / s_n for each pair.
     """
 
     similarity: Float[Array, "layers heads"]
@@ -54,17 +54,17 @@ def _overlaps(first: Modes, second: Modes):
 def difference(first: Modes, second: Modes) -> Difference:
     """Compares the modes of two models, head by head.
 
-    No embed x embed matrix is formed, since <M, M'> = sum_nm s_n s'_m (u_n . u'_m) (v_n . v'_m).
+    The computation needs no matrix of shape embed x embed, because <M, M'> = sum_nm s_n s'_m (u_n . u'_m) (v_n . v'_m).
 
     Raises:
       QkjaxError: the models differ in the number of layers, the number of heads, the width or the rank.
     """
     if first.u.shape != second.u.shape:
         raise QkjaxError(
-            f"the modes have shapes {first.u.shape} and {second.u.shape}: expected equal shapes, compare models with "
+            f"the modes have shapes {first.u.shape} and {second.u.shape}: expected equal shapes; compare models with "
             "the same architecture"
         )
-    from scipy.optimize import linear_sum_assignment  # takes a tenth of a second to load
+    from scipy.optimize import linear_sum_assignment  # importing this takes a tenth of a second
 
     with one_blas_thread():
         similarity, ratio, query_angles, key_angles, pairs = jax.block_until_ready(_overlaps(first, second))

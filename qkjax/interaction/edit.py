@@ -1,8 +1,8 @@
-"""Changes what a head attends to, by new query and key kernels for an edited interaction.
+"""Edits the interaction of a head, and computes new query and key kernels for the edited interaction.
 
-(Edits are our extension; the paper has no ablations.) The interaction of a head is M = Wq Wk^T = sum_n s_n u_n v_n^T.
-An edit replaces M by M' = A B^T and returns the factors A and B. Each mode has a weight t, from 0 (the mode is
-unchanged) to 1 (the mode is fully edited). The edits are:
+(Edits are not in the paper.) The interaction of a head is M = Wq Wk^T = sum_n s_n u_n v_n^T. An edit replaces M by M' =
+A B^T and returns the factors A and B. Each mode has a weight t, from 0 (the mode is unchanged) to 1 (the mode is fully
+edited). The edits are:
 
     drop           s_n -> 0                  removes the mode
     flip           s_n -> -s_n               reverses the sign of the mode's contribution to the attention logits
@@ -12,12 +12,13 @@ unchanged) to 1 (the mode is fully edited). The edits are:
     antisymmetric  M -> (M - M^T) / 2        edits whole heads; the rank may double
     unbias         w -> 0                    removes the key bias term w . y_j of whole heads; M stays the same
 
-A weight t between 0 and 1 edits a share t of the mode's squared strength: `drop` leaves sqrt(1 - t) s_n. `flip`,
-`rotate` and `equalize` apply sqrt(t) of the full change, so the squared norm of the change is t times that of a full
-edit.
+A weight t between 0 and 1 edits a share t of the mode's squared strength. `drop` reduces the strength to sqrt(1 - t)
+s_n. `flip`, `rotate` and `equalize` apply sqrt(t) times the full change, so that the squared norm of the change is t
+times the squared norm of the full change.
 
-`factorise` computes kernels of M'. The softmax over keys j depends only on y_i M' y_j and the key bias term w . y_j
-with w = Wk bq, since terms that depend only on the query cancel. Letters: D embed, R rank, d columns of a kernel.
+`factorise` computes kernels of M'. The softmax over keys j depends only on y_i M' y_j and on the key bias term w . y_j,
+where w = Wk bq. All other terms depend only on the query, so they cancel. Letters: D embed, R rank, d columns of a
+kernel.
 """
 
 from collections.abc import Callable
@@ -42,8 +43,8 @@ class FactorisedHead(NamedTuple):
     """Kernels and biases of one edited head.
 
     Attributes:
-      query_kernel, key_kernel: (D, d), with Wq Wk^T = M'.
-      query_bias: (d,), with Wk bq = w. There is no key bias, since the softmax cancels its terms.
+      query_kernel, key_kernel: Wq and Wk, of shape (D, d), for which Wq Wk^T = M'.
+      query_bias: bq, of shape (d,), for which Wk bq = w. There is no key bias, because the softmax cancels its terms.
       retained: share of ||M'||_F^2 that kernels with d columns retain; 1 if the kernels represent M' and w exactly.
     """
 
@@ -71,14 +72,14 @@ def rotate(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
 def equalize(u: Vectors, s: Values, v: Vectors, weight: Values) -> Factors:
     """Gives all edited modes the same strength.
 
-    If all weights are 0 or 1, the sum of squared strengths stays the same.
+    If every weight is 0 or 1, the sum of the squared strengths does not change.
     """
     level = jnp.sqrt((weight * s**2).sum() / jnp.maximum(weight.sum(), 1e-9))
     return u * (s + jnp.sqrt(weight) * (level - s))[None], v
 
 
 def _part(u: Vectors, s: Values, v: Vectors, sign: int) -> Factors:
-    """Factors of (M + sign M^T) / 2."""
+    """Returns factors of (M + sign M^T) / 2."""
     return jnp.concatenate([u * s[None], sign * v * s[None]], axis=1) / 2, jnp.concatenate([v, u], axis=1)
 
 
@@ -109,7 +110,7 @@ EDITS: dict[str, Callable[[Vectors, Values, Vectors, Values], Factors]] = {
 
 
 def factorise(factors: Factors, key_direction: Float[Array, "embed"], columns: int) -> FactorisedHead:
-    """Query and key kernels of one head, with `columns` columns, for an interaction M' = A B^T and a key direction w.
+    """Computes query and key kernels with `columns` columns, for one head's interaction M' = A B^T and key direction w.
 
     The columns of the key kernel span w and as much of the row space of M' as fits. With w' = w / |w|, the columns span
     w' and the strongest right singular vectors of M' (I - w' w'^T). If w lies in the row space of M', nothing is lost.
@@ -120,7 +121,7 @@ def factorise(factors: Factors, key_direction: Float[Array, "embed"], columns: i
     length = jnp.linalg.norm(key_direction)
     along = key_direction / jnp.maximum(length, jnp.finfo(b.dtype).tiny)
     rest = b - along[:, None] * dot(along, b)[None]
-    padding = max(columns - a.shape[1], 0)  # positive if there are fewer modes than columns
+    padding = max(columns - a.shape[1], 0)  # the number of columns to add if there are fewer modes than columns
     right = decompose_head(*(jnp.pad(x, ((0, 0), (0, padding))) for x in (a, rest))).v
     with_along = jnp.concatenate([along[:, None], right[:, : width - 1]], axis=1)
     # If M' (I - w' w'^T) is rank deficient, its last singular vectors are arbitrary and may have a component along w.
@@ -129,7 +130,7 @@ def factorise(factors: Factors, key_direction: Float[Array, "embed"], columns: i
     query = dot(a, dot(b.T, basis))
     total = (dot(a.T, a) * dot(b.T, b)).sum()
     retained = jnp.where(total > 0, (query**2).sum() / total, 1.0)
-    # Gives both kernels about the same norm, as training does.
+    # Scales both kernels to about the same norm, as in trained models.
     balance = jnp.sqrt(jnp.linalg.norm(query) / np.sqrt(columns))
     balance = jnp.where(balance > 0, balance, 1.0)
     return FactorisedHead(query / balance, basis * balance, dot(basis.T, key_direction) / balance, retained)
@@ -166,9 +167,9 @@ def edit(
       parameters: query and key parameters of the model.
       modes: modes of the same model, in the plain frame (see `Frame`).
       kind: name of an edit in `EDITS`.
-      weights: how much of each mode is edited, from 0 (unchanged) to 1 (fully edited).
+      weights: weight of the edit for each mode, from 0 (unchanged) to 1 (fully edited).
       columns: number of columns of the new kernels. If None, the kernels have head_dim columns, and the parameters of
-        heads that are not edited stay bit-identical. If a number, new kernels are computed for all heads.
+        unedited heads stay bit-identical. Otherwise, new kernels are computed for all heads.
       key_bias: whether edited heads keep the term w . y_j, which makes a key attractive to all queries.
       heads: the heads to edit; if None, all heads that have a mode with a weight above 0.
 

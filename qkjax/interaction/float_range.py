@@ -1,15 +1,15 @@
-"""Rescales heads with kernels so small or so large that the singular values leave the range of float32.
+"""Rescales heads whose kernels are so small or so large that the singular values leave the range of float32.
 
 Weight decay can shrink the kernels of a head almost to zero, and divergence can make kernels very large. The kernels of
-such a head are divided by powers of two before the decomposition. This division is exact. The singular values of such a
-head are float64.
+such a head are divided by powers of two before the decomposition. This division is exact. The head's singular values
+are then float64.
 """
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 SMALL, LARGE = 2.0**-80, 2.0**80
-"""Range of the largest singular value of a head. Within the range, all singular values that matter, their sums and
+"""Range for the largest singular value of a head. Within this range, all singular values that matter, their sums and
 their squares are normal float32 numbers."""
 
 Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
@@ -18,13 +18,14 @@ Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
 def split_powers(
     s: Float[np.ndarray, "layers heads rank"], query: Kernel, key: Kernel
 ) -> tuple[Kernel, Kernel, Int[np.ndarray, "layers heads 1"]] | None:
-    """Divides the kernels of heads out of range by powers of two, and returns the kernels and the exponents per head.
+    """Divides kernels whose singular values are out of range by powers of two; returns the kernels and the exponents.
 
     Args:
       s: singular values as computed from the kernels.
 
     Returns:
-      Query kernel, key kernel, and for each head the sum of both exponents. None if all singular values are in range.
+      The query kernel, the key kernel, and, for each head, the sum of the exponents of both kernels. The function
+      returns None if all singular values are in range.
     """
     largest = s.astype(np.float64).max(-1)
     suspects = ~((largest > SMALL) & (largest < LARGE))

@@ -1,11 +1,11 @@
-"""The frame of the interaction M: whether M includes the LayerNorm scale, its centring, and the logit's 1 / sqrt(d)."""
+"""The frame of M: whether the matrix M includes LayerNorm's scale, LayerNorm's centring, and the factor 1 / sqrt(d)."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The frame of M; see `decompose` for the formulas.
+    """States which factors the matrix M includes; see `decompose` for the formulas.
 
     Attributes:
       fold_scale: M includes the LayerNorm scale, so that M acts on normalised tokens.

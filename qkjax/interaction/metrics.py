@@ -18,20 +18,20 @@ from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 from qkjax.interaction.svd.lapack import one_blas_thread
 
 NEAR = 1e-4
-"""Relative distance of two singular values below which float32 cannot separate their singular vectors. A rounding error
-of 6e-8 rotates the vectors of such a pair by about 6e-8 / 1e-4, which changes a cosine by up to 1e-3. If Wq and Wk
-nearly cancel in M, the change is larger by a factor of ||Wq|| ||Wk|| / ||M||."""
+"""If the relative distance of two singular values is smaller than this, float32 cannot separate their singular vectors.
+A rounding error of 6e-8 rotates the vectors of such a pair by about 6e-8 / 1e-4, which changes a cosine by up to 1e-3.
+If Wq and Wk nearly cancel in M, the change is larger by a factor of ||Wq|| ||Wk|| / ||M||."""
 
 
 class Metrics(NamedTuple):
-    """Measures of the modes of all heads. If the interaction M of a head is zero, undefined cosines and ratios are NaN.
+    """Measures of the modes of all heads. If a head's M is zero, the cosines and ratios that are undefined are NaN.
 
     Attributes:
       singular_value: s_n, the strength of the mode.
       cosine: u_n . v_n, in [-1, 1]. A mode with a cosine near 1 attends to tokens similar to the query (grouping). A
         mode with a cosine at 0 or below attends to tokens that differ from the query (context).
-      gap: distance from s_n to the nearest other singular value (for the last one, also to 0), divided by the largest
-        singular value of the head.
+      gap: distance from s_n to the nearest other singular value, divided by the largest singular value of the head. For
+        the smallest singular value, 0 also counts as a neighbour.
       degenerate: whether the gap is below `NEAR`. For degenerate modes, u_n, v_n and their cosine are not uniquely
         defined.
       cumulative_strength: sum of s over the modes up to and including this mode, divided by the sum over all modes.
@@ -41,8 +41,8 @@ class Metrics(NamedTuple):
       stable_rank: ||M||_F^2 / ||M||_2^2.
       symmetric_share: ||(M + M^T) / 2||_F^2 / ||M||_F^2; the antisymmetric part has the remaining share.
       symmetric_eigenvalues: 2R eigenvalues of (M + M^T) / 2, largest first; the remaining D - 2R eigenvalues are 0.
-      antisymmetric_spectrum: w > 0 of the eigenvalue pairs +-iw of (M - M^T) / 2, largest first.
-      null: 95% intervals under chance for the shapes of this model.
+      antisymmetric_spectrum: w > 0 for each pair +-iw of eigenvalues of (M - M^T) / 2, largest first.
+      null: 95% intervals expected by chance for a model with these shapes.
 
     Example:
       >>> import numpy as np
@@ -81,9 +81,13 @@ class Metrics(NamedTuple):
 
 
 METRIC_LABELS = {
-    "singular_value": ("singular value", "1", "Strength s of each mode, in the frame in the attribute `options`."),
+    "singular_value": (
+        "singular value",
+        "1",
+        "Strength s of each mode; the attribute `options` states the frame of M.",
+    ),
     "cosine": ("cosine", "1", "u . v of each mode. Near 1: grouping (similar tokens). Near 0 or below: context."),
-    "gap": ("relative gap", "1", "Distance of s to the nearest other s of the head, divided by the largest s."),
+    "gap": ("relative gap", "1", "Distance from s to the nearest other s in the head, divided by the largest s."),
     "degenerate": ("degenerate", "1", "Whether the gap is so small that u, v and the cosine are not unique."),
     "cumulative_strength": ("cumulative strength", "1", "Share of sum(s) in the modes up to and including this mode."),
     "mean_cosine": ("mean cosine", "1", "Unweighted mean of the cosine over the modes of a head."),
@@ -92,7 +96,11 @@ METRIC_LABELS = {
     "stable_rank": ("stable rank", "modes", "Squared Frobenius norm of M divided by its squared spectral norm."),
     "symmetric_share": ("symmetric share", "1", "Share of the squared norm of M that is in its symmetric part."),
     "symmetric_eigenvalues": ("eigenvalue", "1", "Eigenvalues of the symmetric part of M, largest first."),
-    "antisymmetric_spectrum": ("eigenvalue size", "1", "w of the eigenvalues +-iw of the antisymmetric part of M."),
+    "antisymmetric_spectrum": (
+        "eigenvalue size",
+        "1",
+        "w for each pair +-iw of eigenvalues of the antisymmetric part of M.",
+    ),
 }
 """Axis label, units and description of each field of `Metrics` except `null`, as stored in result files."""
 
@@ -110,11 +118,11 @@ def split_spectra(
     v: Float[Array, "*batch embed rank"],
     qr: Callable,
 ) -> tuple[Float[Array, "*batch eigen"], Float[Array, "*batch pairs"]]:
-    """Eigenvalues of the symmetric part of M, and w > 0 of the eigenvalue pairs +-iw of the antisymmetric part.
+    """Returns the eigenvalues of M's symmetric part, and w > 0 for each pair of eigenvalues +-iw of the other part.
 
-    The symmetric and antisymmetric parts of M act within the span of [u, v]. `qr` computes an orthonormal basis P of
-    this span. The symmetric and antisymmetric parts of the small matrix P^T M P have the same nonzero eigenvalues as
-    the parts of M.
+    The other part of M is its antisymmetric part. Both parts act within the span of [u, v]. `qr` computes an
+    orthonormal basis P of this span. The symmetric and antisymmetric parts of the small matrix P^T M P have the same
+    nonzero eigenvalues as the parts of M.
     """
     basis, _ = qr(jnp.concatenate([u, v], axis=-1))
     dot, basis_t = partial(jnp.matmul, precision="highest"), jnp.swapaxes(basis, -1, -2)
@@ -156,9 +164,9 @@ def _measure(modes: Modes, lapack: bool) -> dict:
 
 
 def _measure_in_range(modes: Modes) -> dict:
-    """Measures of modes whose singular values leave the range of float32.
+    """Computes the measures of modes whose singular values leave the range of float32.
 
-    Only three measures depend on the scale of a head; these three are float64.
+    Only three measures depend on the scale of a head; these are float64.
     """
     s, powers = float_range.relative(np.asarray(modes.s))
     measured = _measure(replace(modes, s=s), by_lapack())
@@ -167,13 +175,13 @@ def _measure_in_range(modes: Modes) -> dict:
 
 
 def measure(modes: Modes) -> Metrics:
-    """Computes all measures of all heads from their modes, in one jitted call.
+    """Computes, in one jitted call, all measures of all heads from their modes.
 
     Args:
       modes: the result of `decompose`.
 
     Returns:
-      `Metrics`. For the value of a layer, take the mean over its heads, such as `metrics.weighted_cosine.mean(-1)`.
+      `Metrics`. The value of a layer is the mean over its heads, such as `metrics.weighted_cosine.mean(-1)`.
 
     Example:
       >>> import numpy as np

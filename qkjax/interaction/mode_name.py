@@ -12,7 +12,7 @@ class ModeName(NamedTuple):
     Attributes:
       layer, head: layer and head, counted from 0.
       mode: index among the modes of the head, counted from 0 for the strongest mode.
-      sign: 1 for (u, v) as in `Modes`, -1 for (-u, -v), 0 if unspecified.
+      sign: 1 for the directions (u, v) in `Modes`, -1 for (-u, -v), and 0 if the sign is unspecified.
     """
 
     layer: int
@@ -36,13 +36,13 @@ class ModeName(NamedTuple):
         """
         match = re.fullmatch(r"\s*L(\d+)\s*H(\d+)\s*M(\d+)\s*([+-]?)\s*", text, re.IGNORECASE)
         if not match:
-            raise QkjaxError(f"mode={text!r}: expected layer, head and mode, pass a name such as 'L8 H9 M2'")
+            raise QkjaxError(f"mode={text!r}: expected layer, head and mode; pass a name such as 'L8 H9 M2'")
         name = cls(*(int(n) for n in match.groups()[:3]), {"+": 1, "-": -1, "": 0}[match[4]])
         if any(n >= limit for n, limit in zip(name, shape, strict=False)):
             layers, heads, modes = shape
             raise QkjaxError(
-                f"mode='{name}': expected a layer from 0 to {layers - 1}, a head from 0 to {heads - 1} and a mode from "
-                f"0 to {modes - 1}, pass another name"
+                f"mode='{name}': expected a layer from 0 to {layers - 1}, a head from 0 to {heads - 1} and a mode "
+                f"from 0 to {modes - 1}; pass another name"
             )
         return name
 

@@ -25,7 +25,7 @@ Kernels = Float[Array | np.ndarray, "layers embed heads head_dim"]
 class Modes:
     """Singular modes of every head: M = sum_n s_n u_n v_n^T, strongest first. Unpacks as `u, s, v = modes`.
 
-    A mode projects a token y to y . u_n as a query and to y . v_n as a key; s_n is the strength of their product.
+    A mode projects a query token y_i to y_i . u_n and a key token y_j to y_j . v_n; s_n is the weight of their product.
     u_n and v_n share an arbitrary sign, chosen so that the entry of u_n with the largest magnitude is positive.
 
     Attributes:
@@ -71,7 +71,7 @@ class Modes:
 
 
 def require_plain(modes: Modes, what: str) -> None:
-    """Refuses modes that are not in the plain frame, in which M acts on the output of the LayerNorm.
+    """Checks that modes are in the plain frame, in which M acts on the output of the LayerNorm.
 
     Args:
       modes: the modes to check.
@@ -82,7 +82,7 @@ def require_plain(modes: Modes, what: str) -> None:
     """
     if modes.frame != PLAIN:
         raise QkjaxError(
-            f"{what} got modes in the frame {modes.frame}: expected the plain frame, call decompose without "
+            f"{what} got modes in the frame {modes.frame}: expected the plain frame; call decompose without "
             "fold_scale, center and normalize"
         )
 
@@ -92,14 +92,14 @@ def _fold(
     norm_scale: Float[Array | np.ndarray, "embed"] | None,
     center: bool,
 ) -> Float[Array | np.ndarray, "embed heads head_dim"]:
-    """Kernels in the requested frame, C diag(g) W, in the precision of the input; see `decompose` for the letters."""
+    """Computes C diag(g) W, the kernels in the requested frame; `decompose` defines the letters."""
     if norm_scale is not None:
         kernel = kernel * norm_scale.astype(kernel.dtype)[:, None, None]
     return kernel - kernel.mean(axis=0, keepdims=True) if center else kernel
 
 
 def decompose_head(query: Float[Array, "embed head_dim"], key: Float[Array, "embed head_dim"]) -> Modes:
-    """The modes of one head, for use within a jitted program.
+    """Computes the modes of one head; can be used within a jitted program.
 
     A thin QR factorises both kernels, and an SVD factorises the small product of the two triangles:
     Wq = Qq Rq, Wk = Qk Rk, Rq Rk^T = A S B^T  =>  u = Qq A, v = Qk B.
@@ -113,7 +113,7 @@ def decompose_head(query: Float[Array, "embed head_dim"], key: Float[Array, "emb
 
 
 def decompose_heads(query: Float[Array, "*batch embed head_dim"], key: Float[Array, "*batch embed head_dim"]) -> Modes:
-    """The modes of many heads at once, by matrix products and element-wise operations, which are fast on accelerators.
+    """Computes the modes of many heads at once, with operations that are fast on accelerators.
 
     `cholesky_qr` computes the thin QR, and `jacobi_svd` computes the SVD of the product of the triangles.
     """
@@ -122,7 +122,7 @@ def decompose_heads(query: Float[Array, "*batch embed head_dim"], key: Float[Arr
 
 
 def _assemble(bases, left, s, right) -> Modes:
-    """Modes from the orthonormal bases and the SVD of the small product, with the sign that `Modes` specifies."""
+    """Combines orthonormal bases and the SVD of the small product to modes, with the sign that `Modes` specifies."""
     u, v = jnp.matmul(bases, jnp.stack([left, jnp.swapaxes(right, -1, -2)]), precision="highest")
     # The entry of largest magnitude is either the maximum or the minimum.
     sign = jnp.where(u.max(-2, keepdims=True) + u.min(-2, keepdims=True) < 0, -1.0, 1.0).astype(u.dtype)
@@ -147,7 +147,7 @@ def _decompose(query_kernel, key_kernel, norm_scale, center, normalize, lapack) 
 
 
 def _on_all_devices(arrays: tuple, center: bool, normalize: bool) -> Modes:
-    """Computes modes with the layers distributed over the devices of this host; the result is on the first device."""
+    """Distributes the layers over the devices of this host and computes modes; the result is on the first device."""
     devices = jax.local_devices()
     shares = np.array_split(np.arange(len(arrays[0])), len(devices))
     parts = [
@@ -159,7 +159,7 @@ def _on_all_devices(arrays: tuple, center: bool, normalize: bool) -> Modes:
 
 
 def _on_threads(query_kernel, key_kernel, norm_scale, center: bool, normalize: bool) -> Modes:
-    """Computes modes with the heads distributed over the cores of a CPU, see `qkjax.interaction.svd.lapack`."""
+    """Distributes the heads over the cores of a CPU and computes modes; see `qkjax.interaction.svd.lapack`."""
     layers, embed, heads, head_dim = query_kernel.shape
 
     def factors(layer: int, head: int) -> np.ndarray:
@@ -198,15 +198,15 @@ def decompose(
     - by default, the modes are those of M, which acts on y, as in the paper (section 2.2);
     - `norm_scale=g` includes the LayerNorm scale: the modes are those of diag(g) M diag(g), which acts on x;
     - `center` excludes the mean direction, which LayerNorm removes from x: the modes are those of
-      C diag(g) M diag(g) C with C = I - 11^T / D, and g = 1 without `norm_scale`;
-    - `normalize` divides M by sqrt(head_dim), so that s is in units of the attention logit.
+      C diag(g) M diag(g) C, where C = I - 11^T / D, and g = 1 if `norm_scale` is not given;
+    - `normalize` divides M by sqrt(head_dim), so that s has the units of attention logits.
 
     Args:
       query_kernel, key_kernel: (layers, embed, heads, head_dim), in any floating-point precision.
       norm_scale: (layers, embed), scale of the LayerNorm before attention.
 
     Returns:
-      `Modes` in float32: u and v (layers, heads, embed, rank) and s (layers, heads, rank), with
+      `Modes` in float32: u and v of shape (layers, heads, embed, rank), and s of shape (layers, heads, rank), where
       rank = min(embed, head_dim). If the s of any head leaves the range of float32, s is float64. Heads whose kernels
       are not finite have NaN in u, s and v. If neighbouring s are nearly equal, only the space that their vectors span
       is defined; `measure` marks such modes as degenerate.
@@ -220,11 +220,11 @@ def decompose(
     if query_kernel.ndim != 4 or query_kernel.shape != key_kernel.shape:
         raise QkjaxError(
             f"query_kernel has shape {query_kernel.shape} and key_kernel {key_kernel.shape}: expected equal shapes "
-            "(layers, embed, heads, head_dim), pass the kernels of `qkjax.query_key`"
+            "(layers, embed, heads, head_dim); pass the kernels of `qkjax.query_key`"
         )
     if norm_scale is not None and norm_scale.shape != query_kernel.shape[:2]:
         raise QkjaxError(
-            f"norm_scale has shape {norm_scale.shape}: expected (layers, embed) = {query_kernel.shape[:2]}, pass the "
+            f"norm_scale has shape {norm_scale.shape}: expected (layers, embed) = {query_kernel.shape[:2]}; pass the "
             "norm_scale of `qkjax.query_key`"
         )
     arrays = (query_kernel, key_kernel, norm_scale)

@@ -1,4 +1,4 @@
-"""Values under chance: cosines of random directions, and cosines of the modes of heads with random kernels."""
+"""Values expected by chance: cosines of random directions, and cosines of the modes of heads with random kernels."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,15 +15,15 @@ LAYERS = 20_000  # number of layers that are sampled from these heads
 
 
 class Null(NamedTuple):
-    """Half widths of 95% intervals under chance; all intervals are symmetric about 0.
+    """Half widths of the intervals that contain 95% of values by chance; all intervals are symmetric about 0.
 
     Attributes:
-      cosine: half width for the cosine of two independent directions, uniform on the sphere (exact).
-      mean_cosine: half width for the mean cosine over the modes and heads of a layer with random kernels.
-      weighted_cosine: half width for the mean cosine weighted by strength, over the heads of a layer with random
+      cosine: half width for the cosine of two independent directions that are uniform on the sphere (exact).
+      mean_cosine: half width for the mean cosine over all modes and heads of a layer with random kernels.
+      weighted_cosine: half width for the strength-weighted mean cosine, averaged over the heads of a layer with random
         kernels. (Random kernels have a flat spectrum. If only a few modes are strong, the interval is wider, roughly in
         proportion to 1 / sqrt of the effective rank.)
-      head_weighted_cosine: half width for the mean cosine weighted by strength, of one head with random kernels.
+      head_weighted_cosine: half width for the strength-weighted mean cosine of one head with random kernels.
     """
 
     cosine: float
@@ -43,10 +43,10 @@ def cosine_quantile(embed: int, level: float = LEVEL) -> float:
 
 @lru_cache(maxsize=64)
 def null_band(embed: int, heads: int, head_dim: int) -> Null:
-    """Intervals under chance for heads of the given shapes, simulated with independent Gaussian kernels.
+    """Simulates the intervals expected by chance for heads of the given shapes, with independent Gaussian kernels.
 
-    256 random heads are decomposed. From these, 20,000 layers are sampled, each with `heads` heads. The seed is fixed,
-    so the same shapes always give the same intervals. The simulated widths are accurate to about 5%.
+    The function decomposes 256 random heads. From these heads, it samples 20,000 layers of `heads` heads each. The seed
+    is fixed, so the same shapes always give the same intervals. The simulated widths are accurate to about 5%.
     """
     keys = jax.random.split(jax.random.key(0), 2)
     modes = decompose(*(jax.random.normal(k, (1, embed, HEADS, head_dim)) for k in keys))

@@ -11,9 +11,10 @@ Stack = np.ndarray
 class QueryKey(NamedTuple):
     """The parameters of the attention logits of all layers: L layers, D embed, H heads, d head_dim.
 
-    The logit is logit_ij = (y_i Wq + bq) . (y_j Wk + bk) / sqrt(d), with y = norm_scale * normalised token + norm_bias.
+    The logit is logit_ij = (y_i Wq + bq) . (y_j Wk + bk) / sqrt(d), where y = norm_scale * normalised token +
+    norm_bias.
 
-    `norm_centers` is True if the norm subtracts the mean of a token (LayerNorm), and False if not (RMSNorm).
+    `norm_centers` is True if the norm subtracts the mean of a token (LayerNorm), and False if it does not (RMSNorm).
 
     Example:
       >>> import qkjax

@@ -1,4 +1,4 @@
-"""Selects modes by a text such as "cosine>0.5 layers=0-3", and draws random modes of matched strength as a control."""
+"""Selects modes by a text such as "cosine>0.5 layers=0-3"; draws random modes of the same strength as a control."""
 
 import operator
 import re
@@ -22,7 +22,8 @@ ORDERS = {
     "strongest": ("singular_value", -1),
     "weakest": ("singular_value", 1),
 }
-"""Orders of modes by name: the measure to sort by, and 1 if the lowest value comes first, -1 if the highest."""
+"""A dict from the name of an order of modes to the measure by which modes are sorted, and 1 or -1: 1 if the lowest
+value comes first, -1 if the highest value comes first."""
 NUMBER = r"-?\d*\.?\d+(?:e-?\d+)?"
 
 
@@ -33,17 +34,15 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
       text: terms, separated by spaces.
         "cosine>0.5" compares the cosine with 0.5. The measure may also be cumulative_strength or singular_value, and
         the comparison may also be >=, < or <=.
-        "layers=0-3", "heads=1,4", "modes=0-9" and "modes=10-" give numbers and ranges, counted from 0. Mode 0 is the
-        strongest mode of its head.
-        "grouping=0.3" takes modes of each head, those with the highest cosines first, until they have 0.3 of the
-        squared strength of the head. The last mode is usually selected in part. Modes that do not satisfy all other
-        terms are skipped.
-        "contextual=0.3" does the same, but takes modes with the lowest cosines first. "strongest=0.3" takes modes with
-        the largest singular values first, and "weakest=0.3" takes modes with the smallest singular values first.
+        "layers=0-3", "heads=1,4", "modes=0-9" and "modes=10-" list numbers and ranges, counted from 0. Mode 0 is the
+        strongest mode of its head. "grouping=0.3" selects, in each head, the modes with the highest cosines until they
+        have 0.3 of the squared strength of the head. The last of these modes is usually selected in part. Modes that do
+        not satisfy all other terms are skipped. "contextual=0.3" does the same, but starts with the lowest cosines.
+        "strongest=0.3" starts with the largest singular values, and "weakest=0.3" with the smallest singular values.
         "all" selects all modes.
       metrics: measures of the modes.
-      keep: whether to select the complement instead: in the heads that the terms "layers=" and "heads=" select, all
-        modes that do not satisfy the text.
+      keep: whether to select the complement instead. The complement is all modes that do not satisfy the text, in the
+        heads that the terms "layers=" and "heads=" select.
 
     Returns:
       Weights (layers, heads, rank): 1 for selected modes, 0 for modes that are not selected, and values between 0 and 1
@@ -57,7 +56,7 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
         raise QkjaxError('the selection is empty: expected terms such as "cosine>0.5", or "all" for all modes')
     share_terms = [term for term in terms if re.fullmatch(rf"({'|'.join(ORDERS)})={NUMBER}", term)]
     if len(share_terms) > 1:
-        raise QkjaxError(f"{' and '.join(map(repr, share_terms))}: expected at most one such term, remove the others")
+        raise QkjaxError(f"{' and '.join(map(repr, share_terms))}: expected at most one such term; remove the others")
     mask = np.ones(metrics.cosine.shape, bool)
     for term in terms:
         if term not in share_terms:
@@ -69,7 +68,7 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
 
 
 def heads_of(text: str, metrics: Metrics) -> Bool[np.ndarray, "layers heads"]:
-    """The heads that the terms "layers=" and "heads=" of a selection select; all heads if there are no such terms.
+    """The heads that the terms "layers=" and "heads=" of a selection name, or all heads if there are no such terms.
 
     Raises:
       QkjaxError: the model has no layer or head with a given number.
@@ -79,7 +78,7 @@ def heads_of(text: str, metrics: Metrics) -> Bool[np.ndarray, "layers heads"]:
 
 
 def _share(term: str, mask: np.ndarray, metrics: Metrics) -> Weights:
-    """Weights of the modes that a term such as "grouping=0.3" selects among the modes in the mask."""
+    """Weights of the modes in the mask that a term such as "grouping=0.3" selects."""
     order, share = term.split("=")
     if not 0 <= float(share) <= 1:
         raise QkjaxError(f"{term!r}: expected a share of the squared strength from 0 to 1, such as {order}=0.3")
@@ -94,7 +93,7 @@ def _mask(term: str, metrics: Metrics) -> np.ndarray:
     if term == "all":
         return np.ones(shape, bool)
     if match := re.fullmatch(rf"({'|'.join(MEASURES)})(>=|<=|>|<)({NUMBER})", term):
-        with np.errstate(invalid="ignore"):  # heads without an interaction have no cosines
+        with np.errstate(invalid="ignore"):  # heads whose M is zero have no cosines
             return COMPARISONS[match[2]](np.asarray(getattr(metrics, match[1])), float(match[3]))
     if match := re.fullmatch(rf"({'|'.join(AXES)})=(\d+(?:-\d*)?(?:,\d+(?:-\d*)?)*)", term):
         axis = AXES[match[1]]
@@ -111,7 +110,7 @@ def _mask(term: str, metrics: Metrics) -> np.ndarray:
 
 
 def _numbers(text: str, count: int) -> list[int]:
-    """The numbers in a text such as "0-3,7" or "5-"; the range "5-" ends at the last number, count - 1."""
+    """The numbers in a text such as "0-3,7" or "5-". The range "5-" ends at the largest number, count - 1."""
     numbers = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
@@ -123,7 +122,7 @@ def _numbers(text: str, count: int) -> list[int]:
 
 
 def strength(weights: Weights, s: Float[Array | np.ndarray, "layers heads rank"]) -> Float[np.ndarray, "layers heads"]:
-    """The share of the squared strength ||M||_F^2 = sum s^2 of each head that the weights select."""
+    """The share of each head's squared strength, ||M||_F^2 = sum s^2, that the weights select."""
     squares = np.asarray(s, np.float64) ** 2
     return (weights * squares).sum(-1) / np.maximum(squares.sum(-1), np.finfo(np.float64).tiny)
 
@@ -131,10 +130,10 @@ def strength(weights: Weights, s: Float[Array | np.ndarray, "layers heads rank"]
 def random_modes(
     seed: int, share: Float[np.ndarray, "layers heads"], s: Float[Array | np.ndarray, "layers heads rank"]
 ) -> Weights:
-    """Weights of random modes that together have the given share of the squared strength of each head.
+    """Draws random modes that, in each head, have the given share of the squared strength; returns their weights.
 
-    Random modes are the control for an edit of modes with the same share. Modes are taken in random order, and the last
-    mode is taken in part. The share is rounded to six decimals.
+    Random modes are the control for an edit of modes with the same share. The function takes modes in random order, and
+    only a part of the last mode. The share is rounded to six decimals.
     """
     squares = np.asarray(s, np.float64) ** 2
     order = np.asarray(jax.random.uniform(jax.random.key(seed), squares.shape))
@@ -147,7 +146,7 @@ def _up_to_total(
     squares: Float[np.ndarray, "layers heads rank"],
     total: Float[np.ndarray, "layers heads"],
 ) -> Weights:
-    """Weights of modes taken in ascending order of `sort_by` until their `squares` add up to `total`."""
+    """Takes modes in ascending order of `sort_by` until their `squares` add up to `total`; returns their weights."""
     order = sort_by.argsort(axis=-1, kind="stable")
     sorted_squares = np.take_along_axis(squares, order, axis=-1)
     before = np.cumsum(sorted_squares, axis=-1) - sorted_squares

@@ -1,7 +1,8 @@
-"""Runs a pass over a set of images, which can be interrupted and resumed, and can be distributed over several hosts.
+"""Runs a pass over a set of images, which can be interrupted and resumed, and can be distributed over processes.
 
-An analysis defines how one batch changes the state of the pass, and how the states of several hosts are merged. This
-module saves and resumes progress, distributes batches over hosts, collects unreadable images and shows a progress bar.
+An analysis defines how one batch changes the state of the pass, and how the states of several processes are merged.
+This module saves and resumes progress, distributes batches over processes, collects unreadable images and shows a
+progress bar.
 
 If a pass is interrupted or killed at any moment, the next call resumes the pass and gives bit-identical results. The
 reason is that batches depend only on the indices of images, and the same compiled program adds each batch to the state.
@@ -9,25 +10,37 @@ reason is that batches depend only on the indices of images, and the same compil
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from qkjax.errors import QkjaxError
 from qkjax.images.sets import Batch, Unreadable
-from qkjax.passes.partial_file import read_partial, write_partial
+from qkjax.passes.idle import IdleTime
+from qkjax.passes.progress import Progress, resumed, save
+from qkjax.passes.shares import (
+    Part,
+    Rows,
+    check_shard,
+    concatenated,
+    parts_of_hosts,
+    parts_of_shards,
+    path_of_shard,
+)
 from qkjax.runtime import hosts
 from qkjax.runtime.interrupt import deferred_interrupt
 
 State = TypeVar("State")  # a pytree of arrays whose shapes stay the same
-Rows = dict[str, np.ndarray]  # arrays with one row per image, or per batch
 
 SAVE_SECONDS = 20.0
 """Seconds between two saves of the progress."""
+IN_FLIGHT = 2
+"""Number of batches that an accelerator gets before it has finished the first of them. A CPU gets one batch at a time:
+two would only take more memory."""
 
 
 class PassResult(NamedTuple):
@@ -44,22 +57,13 @@ class PassResult(NamedTuple):
     unreadable: Unreadable
 
 
-class _Progress(NamedTuple):
-    """Progress of a pass. The whole tuple is replaced after each batch, so that no batch can be counted twice."""
-
-    done: int
-    state: object
-    rows: list[tuple[int, Rows]]
-    unreadable: Unreadable
-
-
 def batch_groups(count: int, size: int) -> list[range]:
     """Indices of the images in each batch, for a set of `count` images and batches of `size`."""
     return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def run_pass(
-    step: Callable[[State, Batch], tuple[State, Rows]],
+    step: Callable[[State, Batch], tuple[State, Rows | Callable[[], Rows]]],
     state: State,
     groups: Sequence[Sequence[int]],
     batches: Callable[[Sequence[Sequence[int]]], Iterable[Batch]],
@@ -67,42 +71,66 @@ def run_pass(
     settings: Mapping[str, str],
     *,
     merge: Callable[[list[State]], State] | None = None,
+    shard: tuple[int, int] | None = None,
     bar: tqdm | None = None,
 ) -> PassResult:
     """Runs a whole pass, or the rest of an interrupted pass.
 
-    With n hosts (`jax.distributed`), each host takes every n-th batch, and all hosts get the whole result.
+    With n processes, each process takes every n-th batch. All hosts of a job (`jax.distributed`) get the whole result;
+    of n shares, the last one to finish.
 
     Args:
       step: function that takes the state and a batch, and returns the new state and the rows of the images in the
-        batch. The function may donate the buffers of the old state, which is never read again.
+        batch. The function may donate the buffers of the old state, which is never read again. In place of the rows,
+        the function may return a function that waits for the devices and returns the rows. An accelerator then gets the
+        next batch before it has finished this one.
       state: the state before the first batch.
       groups: indices of the images in each batch.
       batches: function that takes some of the groups and yields their batches, in order.
-      path: file in which this host saves its progress; the caller removes the file after saving the result. If None,
-        progress is not saved.
+      path: file in which this process saves its progress; the caller removes the file after saving the result. If
+        None, progress is not saved. With `shard`, the name of the share is added to the name of the file.
       settings: all settings that the result depends on, see `settings_of`.
-      merge: function that merges the states of several hosts into one state; required if the state is not empty.
+      merge: function that merges the states of several processes into one state; required if the state is not empty.
+      shard: index of this share and number of shares; None for a pass that is not divided into shares.
       bar: a progress bar to share with further passes; by default the pass shows its own bar.
 
     Raises:
       QkjaxError: a saved pass has different settings or cannot be read, the settings of the hosts differ, or a file
         cannot be written.
+      ShardFinished: this share is finished and saved, but another share has not finished.
       KeyboardInterrupt: the user interrupted the pass; raised between two batches, after saving progress.
     """
-    process, processes = jax.process_index(), jax.process_count()
-    if processes > 1:
+    check_shard(path, shard)
+    process, processes = shard or (jax.process_index(), jax.process_count())
+    if jax.process_count() > 1:
         hosts.agree(settings)
-    settings = {**settings, "process": f"{process} of {processes}"}
-    own = list(groups[process::processes])
-    progress = _resumed(path, settings, state, own) or _Progress(0, state, [], ())
-    progress = _advance(progress, step, own, batches, lambda p: _save(path, settings, p), bar)
-    states, rows, unreadable = [progress.state], progress.rows, progress.unreadable
-    rows = [(process + processes * number, row) for number, row in rows]
+
+    def share(index: int) -> tuple[Path | None, dict[str, str], list]:
+        """File, settings and groups of a process."""
+        own_path = path_of_shard(path, index, processes) if shard else path
+        return own_path, {**settings, "process": f"{index} of {processes}"}, list(groups[index::processes])
+
+    def part_of(index: int) -> Part | None:
+        """What a share has saved; None if the share has not finished."""
+        saved_in, own_settings, own = share(index)
+        saved = resumed(saved_in, own_settings, state, own)
+        return _part(saved, index, processes) if saved and saved.done == len(own) else None
+
+    own_path, own_settings, own = share(process)
+    progress = resumed(own_path, own_settings, state, own) or Progress(0, state, [], ())
+    progress = _advance(progress, step, own, batches, partial(save, own_path, own_settings), bar)
+    parts = [_part(progress, process, processes)]
     if processes > 1:
-        states, rows, unreadable = _gathered(progress.state, rows, unreadable)
-    merged = merge(states) if merge and processes > 1 else states[0]
-    return PassResult(merged, _concatenated(rows), tuple(sorted(unreadable)))
+        parts = parts_of_shards(path, shard, part_of) if shard else parts_of_hosts(parts[0])
+    merged = merge([part.state for part in parts]) if merge and processes > 1 else parts[0].state
+    rows, unreadable = ([item for part in parts for item in part[field]] for field in (1, 2))
+    return PassResult(merged, concatenated(rows), tuple(sorted(unreadable)))
+
+
+def _part(progress: Progress, process: int, processes: int) -> Part:
+    """The part of a process, with the numbers that its batches have in the whole pass."""
+    rows = [(process + processes * number, row) for number, row in progress.rows]
+    return Part(progress.state, rows, progress.unreadable)
 
 
 def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
@@ -117,114 +145,46 @@ def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
         yield time.monotonic() - start, item
 
 
-def _advance(progress: _Progress, step, groups, batches, save, bar: tqdm | None) -> _Progress:
+def _advance(progress: Progress, step, groups, batches, save, bar: tqdm | None) -> Progress:
     """Runs the remaining batches, and saves progress every `SAVE_SECONDS`, when interrupted, and at the end.
 
-    The bar shows the share of time in which the device waits for batches. If this share is large, images are read too
+    The bar shows the share of time in which the devices wait for batches. If this share is large, images are read too
     slowly.
     """
     before, remaining = groups[: progress.done], groups[progress.done :]
-    began = saved = time.monotonic()
-    waited, done = 0.0, sum(map(len, before))
-    own_bar = bar is None
+    saved, done = time.monotonic(), sum(map(len, before))
+    ahead = 0 if jax.default_backend() == "cpu" else IN_FLIGHT - 1
+    own_bar, idle = bar is None, IdleTime()
     bar = bar if bar is not None else tqdm(total=sum(map(len, groups)), initial=done, unit="img", smoothing=0.1)
-    with bar if own_bar else nullcontext(), deferred_interrupt() as check_interrupt:
+    with bar if own_bar else nullcontext(), deferred_interrupt() as check_interrupt, ThreadPoolExecutor(1) as waiting:
         if not own_bar:
             bar.update(done)
-        for group, (seconds, batch) in zip(remaining, with_waits(batches(remaining)), strict=True):
+        for group, batch in zip(remaining, batches(remaining), strict=True):
+            idle.batch_arrived()
             state, rows = step(progress.state, batch)
-            all_rows = [*progress.rows, (progress.done, rows)] if rows else progress.rows
-            progress = _Progress(progress.done + 1, state, all_rows, (*progress.unreadable, *batch.unreadable))
-            waited += seconds
-            bar.set_postfix_str(f"device idle {waited / (time.monotonic() - began):.0%}", refresh=False)
+            future = waiting.submit(idle.finished_after, rows)
+            unreadable = (*progress.unreadable, *batch.unreadable)
+            progress = Progress(progress.done + 1, state, [*progress.rows, (progress.done, future)], unreadable)
+            progress = _arrived(progress, ahead)
+            bar.set_postfix_str(f"device idle {idle.share():.0%}", refresh=False)
             bar.update(len(group))
             if time.monotonic() - saved > SAVE_SECONDS:
-                save(progress)
+                save(_arrived(progress))
                 saved = time.monotonic()
             try:
                 check_interrupt()
             except KeyboardInterrupt:
-                save(progress)
+                save(_arrived(progress))
                 raise
+        progress = _arrived(progress)
     save(progress)
     return progress
 
 
-def _save(path: Path | None, settings: Mapping[str, str], progress: _Progress) -> None:
-    if path is None:
-        return
-    leaves = {f"state{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(progress.state))}
-    rows = {f"rows/{name}": value for name, value in _concatenated(progress.rows).items()}
-    rows |= {f"batch/{name}": value for name, value in _batch_numbers(progress.rows).items()}
-    write_partial(path, settings, {"done": np.array(progress.done), **leaves, **rows}, progress.unreadable)
-
-
-def _resumed(path: Path | None, settings: Mapping[str, str], state, groups: Sequence) -> _Progress | None:
-    """The progress of an interrupted pass; None if there is no interrupted pass.
-
-    Raises:
-      QkjaxError: the interrupted pass has different settings, or its arrays do not fit this pass.
-    """
-    saved = read_partial(path, settings) if path else None
-    if saved is None:
-        return None
-    try:
-        return _restored(*saved, state, groups)
-    except (LookupError, ValueError, TypeError) as error:
-        raise QkjaxError(f"cannot resume from {path} ({error}); remove this file to start again") from error
-
-
-def _restored(arrays: Rows, unreadable: Unreadable, state, groups: Sequence[Sequence[int]]) -> _Progress:
-    """Rebuilds the progress of a pass from saved arrays.
-
-    Raises:
-      LookupError, ValueError, TypeError: the arrays do not fit this pass.
-    """
-    leaves, structure = jax.tree.flatten(state)
-    done = int(arrays["done"])
-    restored = [arrays[f"state{i}"] for i in range(sum(name.startswith("state") for name in arrays))]
-    names = [name.removeprefix("rows/") for name in arrays if name.startswith("rows/")]
-    rows = {name: (arrays[f"rows/{name}"], arrays[f"batch/{name}"]) for name in names}
-    images = {int(index) for group in groups[:done] for index in group}
-    if not (
-        0 <= done <= len(groups)
-        and len(restored) == len(leaves)
-        and all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(restored, leaves, strict=True))
-        and all(numbers.shape == x.shape[:1] for x, numbers in rows.values())
-        and all(np.isin(numbers, range(done)).all() for _, numbers in rows.values())
-        and images.issuperset(index for index, _ in unreadable)
-    ):
-        raise ValueError("the saved arrays do not fit this pass")
-    by_batch = [(n, {k: x[numbers == n] for k, (x, numbers) in rows.items()}) for n in range(done)] if rows else []
-    return _Progress(done, jax.tree.unflatten(structure, restored), by_batch, unreadable)
-
-
-def _concatenated(rows: list[tuple[int, Rows]]) -> Rows:
-    ordered = [row for _, row in sorted(rows, key=lambda item: item[0])]
-    return {name: np.concatenate([row[name] for row in ordered]) for name in (ordered[0] if ordered else ())}
-
-
-def _batch_numbers(rows: list[tuple[int, Rows]]) -> Rows:
-    """For each row in the result of `_concatenated`, the number of the batch that the row comes from."""
-    ordered = sorted(rows, key=lambda item: item[0])
-    names = ordered[0][1] if ordered else ()
-    return {name: np.concatenate([np.full(len(row[name]), number) for number, row in ordered]) for name in names}
-
-
-def _gathered(state, rows: list[tuple[int, Rows]], unreadable: Unreadable):
-    """The states, rows and unreadable images of all hosts; every host gets the same result."""
-    leaves, structure = jax.tree.flatten(state)
-    states = [
-        jax.tree.unflatten(structure, [part[str(i)] for i in range(len(leaves))])
-        for part in hosts.gather_arrays({str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
-    ]
-    columns = {f"rows/{k}": v for k, v in _concatenated(rows).items()}
-    columns |= {f"batch/{k}": v for k, v in _batch_numbers(rows).items()}
-    everywhere = []
-    for part in hosts.gather_arrays(columns):
-        names = [name.removeprefix("rows/") for name in part if name.startswith("rows/")]
-        for number in np.unique(np.concatenate([part[f"batch/{n}"] for n in names])) if names else ():
-            row = {name: part[f"rows/{name}"][part[f"batch/{name}"] == number] for name in names}
-            everywhere.append((int(number), row))
-    listed = [(int(i), str(reason)) for items in hosts.gather_json(unreadable) for i, reason in items]
-    return states, everywhere, listed
+def _arrived(progress: Progress, ahead: int = 0) -> Progress:
+    """Waits for the rows of all batches but the last `ahead`, which may still be on the devices."""
+    first = max(0, len(progress.rows) - IN_FLIGHT)  # earlier rows have arrived
+    last = len(progress.rows) - ahead
+    rows = [(number, row if isinstance(row, dict) else row.result()) for number, row in progress.rows[first:last]]
+    rows = [(number, row) for number, row in rows if row]
+    return progress._replace(rows=progress.rows[:first] + rows + progress.rows[max(first, last) :])

@@ -17,15 +17,30 @@ class PassOptions:
         larger batches overflow the caches, and 64 per device on accelerators.
       resolution: (height, width) of the images in pixels; if None, the checkpoint's own resolution.
       dtype: number format of the forward pass; projections, scores and measures are float32.
+      shard: (index, count), to compute only a share of the pass: the share `index`, from 0, of `count` shares. The
+        shares do not talk to each other, see `ShardFinished`. The result does not depend on `shard`.
 
     Example:
       >>> PassOptions(batch=16, resolution=(224, 224))
-      PassOptions(batch=16, resolution=(224, 224), dtype='float32')
+      PassOptions(batch=16, resolution=(224, 224), dtype='float32', shard=None)
     """
 
     batch: int | None = None
     resolution: tuple[int, int] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    shard: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        """Checks the share.
+
+        Raises:
+          QkjaxError: there is no such share.
+        """
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise QkjaxError(
+                f"shard={self.shard[0]}/{self.shard[1]}: expected the index of a share, from 0, and the number of "
+                "shares, such as 0/8 to 7/8"
+            )
 
 
 def batch_size(requested: int | None, images: int | None = None) -> int:

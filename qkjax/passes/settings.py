@@ -26,7 +26,7 @@ def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, 
         "config": checkpoint.config.to_dict(),
         "preprocess": asdict(checkpoint.preprocess),
         "images": images.fingerprint,
-        **asdict(options),
+        **{name: value for name, value in asdict(options).items() if name != "shard"},  # shares give the same result
         **choices,
         "batch": batch_size(options.batch, len(images)),
         "devices": f"{jax.local_device_count()} {jax.default_backend()}",

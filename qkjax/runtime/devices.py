@@ -5,6 +5,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
+def free_bytes() -> int:
+    """Free memory of the fullest device of this host, in bytes; 0 on a CPU, where arrays are in memory anyway."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    return min(one["bytes_limit"] - one["bytes_in_use"] if one and "bytes_limit" in one else 0 for one in stats)
+
+
 def over_devices(axis: int | None) -> NamedSharding:
     """Sharding that splits arrays along an axis over all devices of this host.
 

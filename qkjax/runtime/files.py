@@ -59,7 +59,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise QkjaxError(f"folder={path}: this is a file; expected a folder for results, pass another path") from error
+        raise QkjaxError(f"folder={path} is a file: expected a folder for the results; pass another path") from error
     except OSError as error:
         raise QkjaxError(f"cannot create folder={path} ({error.strerror or error}); pass another folder") from error
 
@@ -161,7 +161,7 @@ def check_replaceable(path: Path, marker: str, text: str, names: tuple[str, ...]
       QkjaxError: `path` exists and may not be replaced.
     """
     if path.exists() and not path.is_dir():
-        raise QkjaxError(f"folder={path}: this is a file; expected a folder, pass another path")
+        raise QkjaxError(f"folder={path} is a file: expected a folder; pass another path")
     if Path.cwd().is_relative_to(path.resolve()):
         raise QkjaxError(
             f"folder={path}: this folder is or contains the working folder and would be replaced; pass another folder"

@@ -45,9 +45,12 @@ def process_path(path: Path) -> Path:
     """The path with the index of this process in its name; unchanged if there is only one process."""
     import jax
 
-    if jax.process_count() == 1:
-        return path
-    return path.with_name(f"{path.stem}-{jax.process_index()}{path.suffix}")
+    return path if jax.process_count() == 1 else path_of_share(path, str(jax.process_index()))
+
+
+def path_of_share(path: Path, share: str) -> Path:
+    """The path with the name of a share before its suffix."""
+    return path.with_name(f"{path.stem}-{share}{path.suffix}")
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Reads checkpoints from names, files and folders into checked parameter trees, and writes them."""
+"""Loads checkpoints by name or path, checks their parameters, and writes checkpoints to files."""

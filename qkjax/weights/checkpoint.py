@@ -1,4 +1,4 @@
-"""A checkpoint in memory, the npz file that stores it, and a digest of its parameters."""
+"""A checkpoint in memory, functions that store it as an npz file, and a hash of its parameters."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,26 +17,26 @@ from qkjax.weights.formats.npz import write_npz
 
 CONFIG_KEY, PREPROCESS_KEY, NOTES_KEY = "qkjax/config", "qkjax/preprocess", "qkjax/notes"
 OWN_KEYS = (CONFIG_KEY, PREPROCESS_KEY, NOTES_KEY)
-"""JSON members of the npz files that qkjax writes."""
+"""Names of the JSON members in npz files that qkjax writes."""
 
 
 @dataclass(frozen=True, repr=False)
 class Checkpoint:
-    """A ViT: its architecture, its parameters, and how its images are preprocessed.
+    """A vision transformer in memory: its architecture, its parameters, and the preprocessing of its images.
 
-    Its `repr` is a few lines, and notebooks show it as a table. Both compute `digest_of_parameters`, which
-    takes about a second per GB of parameters.
+    The `repr` of a checkpoint is a few lines of text, and notebooks show a table. Both compute `digest_of_parameters`,
+    which takes about a second per GB of parameters.
 
     Attributes:
       name: catalogue name, or the name of the file.
       config: the architecture.
-      params: nested dict of numpy arrays, the Linen tree of `big_vision.models.vit.Model`, in the
-        dtypes of the file (bfloat16 as `ml_dtypes.bfloat16`).
-      source: path of the file or folder it was read from.
-      preprocess: preprocessing of its images, at its own resolution. It is read from processor_config.json or
-        preprocessor_config.json (or timm's config.json, or qkjax's own npz). What they do not state is that of the
-        catalogue's entry, or of the family that the architecture belongs to; a note says so.
-      notes: sentences on what was assumed, overruled or left out when the file was read; results store them.
+      params: nested dict of numpy arrays, which is the parameter tree of `big_vision.models.vit.Model`. The dtypes are
+        those of the file (bfloat16 as `ml_dtypes.bfloat16`).
+      source: path of the file or folder from which the checkpoint was read.
+      preprocess: preprocessing of images at the model's own resolution. `load` reads it from processor_config.json or
+        preprocessor_config.json, from timm's config.json, or from qkjax's own npz. If these files lack a value, the
+        catalogue's entry or else the model family determines the value, and a note states this.
+      notes: sentences that state what `load` assumed, overruled or left out. Results store these notes.
 
     Example:
       >>> import qkjax
@@ -82,13 +82,13 @@ class Checkpoint:
 
 
 def origin_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """The attributes of a result that describe its model: the name, and what was assumed when it was read."""
+    """The attributes of a result that describe its model: the model's name, and what `load` assumed."""
     notes = {"assumptions": json.dumps(list(checkpoint.notes))} if checkpoint.notes else {}
     return {"model": checkpoint.name, **notes}
 
 
 def _architecture(config: ViTConfig) -> dict[str, str]:
-    """A description of each part of the architecture, by its name."""
+    """A dict from the name of each part of the architecture to a description."""
     other = {
         "class token": config.class_token,
         f"{config.registers} registers": config.registers,
@@ -119,10 +119,10 @@ def _parameter_count(params: Mapping) -> int:
 
 
 def digest_of_parameters(params: Mapping) -> str:
-    """A digest (BLAKE2b, 32 hexadecimal digits) of the names and the bytes of all parameters.
+    """A hash (BLAKE2b, 32 hexadecimal digits) of the names and the bytes of all parameters.
 
-    Results record it, so that results of models with different weights cannot be confused. Equal digests mean equal
-    names and bytes; the same values in another dtype have another digest.
+    Results store this hash, so that results of models with different weights cannot be confused. Two models have equal
+    hashes if their names and bytes are equal. If the same values have another dtype, the hash differs.
 
     Args:
       params: nested dict of arrays.
@@ -147,7 +147,7 @@ def write_checkpoint(
     preprocess: Preprocess | None = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes a tree as `params/...` of an npz, together with its configuration and preprocessing as JSON.
+    """Writes parameters to an npz file as `params/...`, together with configuration and preprocessing as JSON.
 
     big_vision's loader reads `params` and ignores the rest.
 
@@ -156,7 +156,7 @@ def write_checkpoint(
       config: the architecture.
       params: nested dict of arrays.
       preprocess: preprocessing of images; if None, `load` infers it from the architecture.
-      notes: sentences on what was assumed when the checkpoint was read.
+      notes: sentences that state what `load` assumed.
 
     Raises:
       QkjaxError: the file cannot be written.
@@ -171,7 +171,7 @@ def write_checkpoint(
 
 
 def stored_config(text: str) -> dict:
-    """The fields of a stored configuration.
+    """Parses a stored configuration, and returns its fields.
 
     Raises:
       QkjaxError: the text is not a configuration of this version of qkjax.
@@ -179,10 +179,10 @@ def stored_config(text: str) -> dict:
     try:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise QkjaxError(f"member {CONFIG_KEY!r} is not a configuration in JSON ({error})") from error
+        raise QkjaxError(f"the member {CONFIG_KEY!r} is not a configuration in JSON ({error})") from error
     if unknown := fields.keys() - set(ViTConfig.__dataclass_fields__):
         raise QkjaxError(
-            f"member {CONFIG_KEY!r} has the unknown field {min(unknown)!r}, from another version of qkjax: "
-            "download or save the file again"
+            f"the member {CONFIG_KEY!r} has the unknown field {min(unknown)!r}; another version of qkjax may have "
+            "written it: download or save the file again"
         )
     return fields

@@ -1,4 +1,4 @@
-"""Writes checkpoints, in the format of qkjax and in that of big_vision."""
+"""Writes checkpoints in the format of qkjax (`save`) and in the format of big_vision (`export`)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,8 +14,8 @@ from qkjax.weights.checkpoint import Checkpoint, write_checkpoint
 def save(checkpoint: Checkpoint, path: Path | str) -> None:
     """Writes a checkpoint to an npz file from which `load` reads it back without loss.
 
-    The file holds the parameters in their dtypes, the architecture and the preprocessing. `load` names it after the
-    file. Use `export` for a file that big_vision reads.
+    The file contains the parameters in their dtypes, the architecture and the preprocessing. `load` names the
+    checkpoint after the file. Use `export` for a file that big_vision reads.
 
     Args:
       checkpoint: the checkpoint.
@@ -40,19 +40,20 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
 
 
 def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
-    """Writes an npz that big_vision's `vit.load` reads into its own `Model`; `load` reads it too.
+    """Writes an npz file that both big_vision's `vit.load` and qkjax's `load` can read.
 
-    Layer scale is multiplied into the layer before it, which leaves the function unchanged up to rounding.
+    Layer scale is multiplied into the preceding layer. The model then computes the same function up to rounding.
 
     Args:
       checkpoint: the checkpoint.
       path: the file to write; must end in `.npz`, since big_vision infers the format from the suffix.
 
     Returns:
-      How big_vision's model differs from this one, one line per difference; empty if they compute the same function.
+      A list of sentences, each of which states a difference between big_vision's model and this checkpoint. The list is
+      empty if both compute the same function.
 
     Raises:
-      QkjaxError: the model has parts that big_vision's tree cannot hold, or `path` cannot be written.
+      QkjaxError: the model has parts that big_vision's parameter tree lacks, or `path` cannot be written.
 
     Example:
       >>> import tempfile
@@ -68,7 +69,9 @@ def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
     if path.suffix != ".npz":
         raise QkjaxError(f"path={str(path)!r}: expected a name that ends in .npz, as big_vision requires")
     if foreign := _foreign_parts(config):
-        raise QkjaxError(f"{checkpoint.name} has {foreign[0]}, which big_vision's tree cannot hold; use save instead")
+        raise QkjaxError(
+            f"{checkpoint.name} has {foreign[0]}, which big_vision's parameter tree lacks; use save instead"
+        )
     params = fold_layer_scale(checkpoint.params) if config.layer_scale else checkpoint.params
     write_checkpoint(path, replace(config, layer_scale=False), params, checkpoint.preprocess)
     notes = []
@@ -82,11 +85,11 @@ def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
 
 
 def fold_layer_scale(params: Mapping) -> dict:
-    """Multiplies layer scale into the layer before it. The function is unchanged up to rounding.
+    """Multiplies layer scale into the preceding layer. The model computes the same function up to rounding.
 
     Args:
-      params: nested dict. Scaled are kernel (heads, head_dim, D) and bias (D) of the attention's output, and kernel
-        (mlp, D) and bias (D) of the MLP's second layer.
+      params: nested dict. The function scales the kernel (heads, head_dim, D) and the bias (D) of the output projection
+        of attention, and the kernel (mlp, D) and the bias (D) of the MLP's second layer.
     """
     flat = dict(flatten_dict(params, sep="/"))
     for name in [n for n in flat if n.endswith("/scale") and "/LayerScale_" in n]:
@@ -99,7 +102,7 @@ def fold_layer_scale(params: Mapping) -> dict:
 
 
 def _foreign_parts(config: ViTConfig) -> list[str]:
-    """The parts of the architecture that big_vision's model lacks."""
+    """Lists the parts of the architecture that big_vision's model lacks."""
     parts = {
         "extra tokens besides the class token": config.registers,
         "a class token that is not pooled": config.class_token and config.pool != "tok",

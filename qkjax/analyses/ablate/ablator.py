@@ -1,13 +1,13 @@
 """Runs passes over a set of images: one pass of the original model, and one pass for each edit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
 from qkjax.analyses.ablate.outputs import Effects, Outputs, edited_outputs, original_outputs
@@ -18,16 +18,16 @@ from qkjax.interaction.edit import EditedHeads
 from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_of_photographs, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
-from qkjax.runtime.devices import over_devices
+from qkjax.runtime.devices import free_bytes, over_devices
 from qkjax.vit.model import ViT
 from qkjax.vit.patches import query_places
 from qkjax.weights.checkpoint import Checkpoint
 
 
 class _OriginalBatch(NamedTuple):
-    """A batch with the outputs of the original model, for passes of edited models with `run_pass`."""
+    """A batch of images with the outputs of the original model, which `run_pass` gives to the edited model."""
 
-    pixels: UInt8[np.ndarray, "batch height width 3"]
+    pixels: UInt8[Array | np.ndarray, "batch height width 3"]
     index: np.ndarray
     unreadable: Unreadable
     original: Outputs
@@ -37,16 +37,16 @@ class Ablator:
     """Runs a model and its edits over a set of images.
 
     The images and the outputs of the original model stay in memory: 1.5 MB per image for ViT-S/14 at 224 pixels
-    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). With several hosts, each host keeps only its
-    own share of the images.
+    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). They stay on an accelerator as far as half of
+    its free memory suffices. With several hosts, each host keeps only its own share of the images.
 
     Attributes:
-      original: rows of the original model, which is compared with itself. The rows are the effects, "representation",
-        and "logits" if the model has a classifier.
-      index: indices, in the set, of the images that could be read.
+      original: arrays with one row per image for the original model, compared with itself: the effects,
+        "representation", and "logits" if the model has a classifier.
+      index: indices in the image set of the images that could be read.
       unreadable: index and reason for each image that could not be read.
-      pixels: a digest of the pixels of all images.
-      columns: number of columns that the kernels of edited heads need; None for the model's own number.
+      pixels: a hash of the pixels of all images.
+      columns: number of columns that the kernels of edited heads need; None if it is the model's head_dim.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Ablator:
         self._params = jax.device_put(base.params, self._whole)
         self._groups = batch_groups(len(images), batch_size(options.batch))
         self._batches: list[_OriginalBatch] = []
+        self._room = free_bytes() // 2
         self._run_original(checkpoint, images, options)
 
     def _run_original(self, checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> None:
@@ -81,10 +82,10 @@ class Ablator:
 
         def step(state: tuple, batch: Batch) -> tuple[tuple, Rows]:
             pixels = jax.device_put(batch.pixels, self._split)
-            outputs, effects = jax.device_get(original_outputs(model, params, self._scaling, pixels, self._places))
-            self._batches.append(_OriginalBatch(batch.pixels, batch.index, (), outputs))
+            outputs, effects = original_outputs(model, params, self._scaling, pixels, self._places)
+            self._keep(_OriginalBatch(pixels, batch.index, (), outputs))
             digest = np.frombuffer(blake2b(batch.pixels, digest_size=16).digest(), np.uint8)
-            rows = _rows(batch.index, effects, outputs.representation, outputs.logits)
+            rows = _rows(batch.index, *jax.device_get((effects, outputs.representation, outputs.logits)))
             return state, rows | {"index": batch.index[batch.index >= 0], "digest": digest[None]}
 
         batches = batches_of_photographs(checkpoint, images, options)
@@ -94,6 +95,18 @@ class Ablator:
         self.index = result.rows.pop("index")
         self.unreadable, self.original = result.unreadable, result.rows
 
+    def _keep(self, batch: _OriginalBatch) -> None:
+        """Keeps a batch for the passes of the edits: on the devices if there is room, otherwise in memory."""
+        size = (
+            sum(array.nbytes for array in jax.tree.leaves((batch.pixels, batch.original))) // jax.local_device_count()
+        )
+        if size > self._room:
+            pixels, original = jax.device_get((batch.pixels, batch.original))
+            batch = batch._replace(pixels=pixels, original=original)
+        else:
+            self._room -= size
+        self._batches.append(batch)
+
     def ablate(self, heads: EditedHeads, path: Path | None, settings: Mapping[str, str]) -> Rows:
         """Runs an edited model over the images.
 
@@ -101,18 +114,19 @@ class Ablator:
           heads: kernels and biases from `qkjax.interaction.edit.edit`, computed with the argument `columns` of this
             object.
           path: file in which progress is saved; if None, progress is not saved.
-          settings: the settings that the result depends on.
+          settings: the settings on which the result depends.
 
         Returns:
-          Rows with the same names as `original`.
+          Arrays with one row per image, under the same names as in `original`.
         """
         heads = scaled(heads, self._checkpoint) if self._exact else heads
         heads = jax.device_put(heads, self._whole)
 
-        def step(state: tuple, batch: _OriginalBatch) -> tuple[tuple, Rows]:
+        def step(state: tuple, batch: _OriginalBatch) -> tuple[tuple, Callable[[], Rows]]:
             pixels, original = jax.device_put((batch.pixels, batch.original), self._split)
             args = self._params, heads, self._scaling, pixels, self._places, original
-            return state, _rows(batch.index, *jax.device_get(edited_outputs(self._model, *args)))
+            outputs = edited_outputs(self._model, *args)
+            return state, lambda: _rows(batch.index, *jax.device_get(outputs))
 
         def batches(groups: Sequence) -> Sequence[_OriginalBatch]:
             return self._batches[len(self._batches) - len(groups) :]
@@ -121,12 +135,12 @@ class Ablator:
 
     @property
     def columns(self) -> int | None:
-        """Number of columns that the kernels of edited heads need, as an argument of `qkjax.interaction.edit.edit`."""
+        """Number of columns that the kernels of edited heads need, as an argument of `interaction.edit.edit`."""
         return wide_columns(self._checkpoint) if self._exact else None
 
 
 def _rows(index: np.ndarray, effects: Effects, representation: np.ndarray, logits: np.ndarray | None) -> Rows:
-    """Arrays with one row for each image of a batch that could be read."""
+    """Arrays with one row per image of a batch, without the images that could not be read."""
     rows = effects._asdict() | {"representation": representation}
     rows |= {} if logits is None else {"logits": logits}
     return {name: np.asarray(value)[index >= 0] for name, value in rows.items()}

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import xarray as xr
 
-from qkjax.analyses.ablate.compute import Labels, ablate, ablation_settings, check_specs, labels_of
+from qkjax.analyses.ablate.compute import ablate, ablation_settings, check_specs
 from qkjax.analyses.ablate.describe import describe
 from qkjax.analyses.ablate.plan import AblationSpec
+from qkjax.analyses.ablate.readout import Labels, labels_of
 from qkjax.analyses.outcome import Written, outcome, print_notes, report_unreadable
 from qkjax.errors import QkjaxError
 from qkjax.images.default_set import photographs
@@ -27,9 +28,9 @@ class AblationArguments(NamedTuple):
 
     Attributes:
       path: a folder or archive of images; None for the default photographs.
-      limit: number of images to use, evenly spaced in the set; None for all images.
-      labels: whether to measure accuracy, with the names of the image folders as classes.
-      queries, exact, options: arguments of `ablate`.
+      limit: number of evenly spaced images to use from the set; None for all images.
+      labels: whether to measure accuracy; the class of an image is the name of its folder.
+      queries, exact, options: see the arguments of `ablate`.
     """
 
     path: Path | None = None
@@ -49,7 +50,7 @@ def write_ablations(
     *,
     fresh: bool = False,
 ) -> Written:
-    """Runs `ablate` and writes the result to a folder; finished ablations are saved in the subfolder `done`.
+    """Runs `ablate`, writes the result to a folder, and saves finished ablations in the subfolder `done`.
 
     Returns:
       The result, on every host.
@@ -65,7 +66,7 @@ def write_ablations(
     choices = {"queries": queries, "exact": exact, "options": options}
 
     def compute(_: Path) -> xr.Dataset:
-        if fresh:
+        if fresh and not options.shard:
             discard((folder / "done").glob("*.npz"))
         return ablate(checkpoint, specs, images, labels=labels, **choices, partial=folder / "done")
 
@@ -77,6 +78,7 @@ def write_ablations(
         describe,
         attrs=attrs,
         fresh=fresh,
+        shard=options.shard,
         recompute=True,  # the plan may have been extended; finished ablations are read from `done`
     )
     report_unreadable(written.dataset, folder)

@@ -1,4 +1,4 @@
-"""Measures the effects of editing a model's modes on a set of images. (Our extension: the paper has no ablations.)"""
+"""Measures, on a set of images, the effects of editing a model's modes. (Ablations are not in the paper.)"""
 
 import json
 import sys
@@ -14,12 +14,12 @@ from tqdm import tqdm
 from qkjax.activations.representation import linear_cka
 from qkjax.analyses.ablate.ablator import Ablator
 from qkjax.analyses.ablate.plan import AblationSpec, Plan, specs_of
-from qkjax.analyses.ablate.readout import Readout, check_labels
+from qkjax.analyses.ablate.readout import Labels, Readout, check_labels, labels_of
 from qkjax.analyses.ablate.store import Store, same_images
 from qkjax.analyses.ablate.tables import ablations_dataset
 from qkjax.analyses.edit import IDLE_CONTROL, ResolvedEdit, is_idle_control, notes_on, resolve
-from qkjax.images.default_set import photographs, subjects
-from qkjax.images.labels import by_folder
+from qkjax.errors import ShardFinished
+from qkjax.images.default_set import photographs
 from qkjax.images.sets import ImageSet
 from qkjax.interaction.edit import edit as edit_heads
 from qkjax.interaction.metrics import measure
@@ -28,6 +28,7 @@ from qkjax.interaction.query_key import QueryKey
 from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.passes.options import PassOptions
 from qkjax.passes.settings import settings_of
+from qkjax.passes.shares import check_shard
 from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.patches import query_places
 from qkjax.vit.tree import query_key
@@ -36,15 +37,8 @@ from qkjax.weights.checkpoint import Checkpoint, origin_of
 Arrays = dict[str, np.ndarray]
 
 
-class Labels(NamedTuple):
-    """The class of each image, and the names of the classes; both are empty if there are no labels."""
-
-    classes_of_images: list[int]
-    names: list[str]
-
-
 class _Model(NamedTuple):
-    """A model, its modes, and the images on which ablations are measured."""
+    """A model, its modes, and the images on which the effects of ablations are measured."""
 
     checkpoint: Checkpoint
     parts: QueryKey
@@ -64,23 +58,24 @@ def ablate(
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """Measures how every edit of a plan changes attention, representations and accuracy.
+    """Measures how each edit in a plan changes attention, representations and accuracy.
 
-    Each finished ablation is saved in its own file in the folder `partial`. If a plan is interrupted or extended, the
-    next call therefore computes only the missing ablations. Equivalent ablations are computed once.
+    Each finished ablation is saved in its own file in the folder `partial`. After an interruption, or if the plan has
+    grown, the next call therefore computes only the missing ablations. Equivalent ablations are computed once.
 
     Args:
-      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
-      plan: a TOML file, or its grids as a list of dicts, such as [{"edit": "drop", "select": "cosine>0.5"}], see
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
+      plan: the path of a TOML file, or a list of grids such as [{"edit": "drop", "select": "cosine>0.5"}]; see
         `qkjax.analyses.ablate.plan`.
       images: the image set; by default the photographs of scikit-image and scikit-learn, and crops of these
         photographs.
       labels: the class of each image, or True. With True, the classes are the outermost folders of the image set, or
-        the subjects of the default photographs. With labels, accuracy is measured, too.
-      queries: number of query patches per image, evenly spaced, for which attention over all keys is compared.
-      exact: whether to give all heads 2 head_dim + 1 columns, the most that any edit needs. Symmetric parts and rotated
-        modes are then represented exactly, but the passes take longer.
-      options: batch size, resolution and number format.
+        the subjects of the default photographs. If there are labels, accuracy is also measured.
+      queries: number of evenly spaced query patches per image. For these queries, attention over all keys is compared.
+      exact: whether to widen all heads to 2 head_dim + 1 columns, which suffice for any edit. The kernels then
+        represent symmetric parts and rotated modes exactly, but the passes take longer.
+      options: batch size, resolution, floating-point format and share. Shares divide the ablations among them; each
+        share also runs the original model.
       partial: folder in which finished ablations are saved; the caller removes the folder. If None, nothing is saved.
 
     Returns:
@@ -88,6 +83,7 @@ def ablate(
 
     Raises:
       QkjaxError: the plan is invalid, no image is readable, a class has too few images, or a file cannot be written.
+      ShardFinished: the ablations of this share are finished and saved, but those of another share are not.
 
     Example:
       >>> import qkjax
@@ -98,6 +94,7 @@ def ablate(
       (2, ('ablation', 'image', 'layer', 'head'))
     """
     options = options or PassOptions()
+    check_shard(partial, options.shard)
     checkpoint = for_photographs(checkpoint)
     query_places(photograph_grid(checkpoint, options.resolution), queries)  # raises before any computation
     images = photographs() if images is None else images
@@ -125,23 +122,12 @@ def ablate(
 def ablation_settings(
     checkpoint: Checkpoint, images: ImageSet, labels: bool, queries: int, exact: bool, options: PassOptions
 ) -> dict[str, str]:
-    """The settings that all ablations share; an ablation depends only on these settings and on its edit."""
+    """The settings that all ablations share. The result of an ablation depends only on these and on its edit."""
     return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=labels)
 
 
-def labels_of(images: ImageSet) -> Labels:
-    """The classes of images, which are their outermost folders.
-
-    For the default photographs, the class of a crop is the photograph from which it is cropped.
-
-    Raises:
-      QkjaxError: there are fewer than two folders.
-    """
-    return Labels(*(subjects(images) if images.name == "photographs" else by_folder(Path(images.name), images)))
-
-
 def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
-    """Checks that the edits and selections fit the checkpoint; called before any long computation.
+    """Checks, before any long computation, that the edits and selections fit the checkpoint.
 
     Raises:
       QkjaxError: an edit is unknown, or a selection is invalid.
@@ -154,14 +140,14 @@ def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
 
 
 def _resolved(specs: Sequence[AblationSpec], model: _Model) -> tuple[list[AblationSpec], list[ResolvedEdit]]:
-    """The ablations with their resolved edits. Controls that would equal the edit itself are left out, with a note."""
+    """Resolves the edits of ablations. A control that would equal the edit itself is left out, and a note says so."""
     metrics, retained = measure(model.modes), []
     for spec in specs:
         edit = resolve(spec.edit, model.parts, model.modes, metrics)
         if not is_idle_control(spec.edit, edit):
             retained.append((spec, edit))
         elif spec.edit.control == 0:
-            print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL}, and is left out", file=sys.stderr)
+            print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL} and is left out", file=sys.stderr)
     return [spec for spec, _ in retained], [edit for _, edit in retained]
 
 
@@ -177,7 +163,7 @@ def _fill(
     """Computes and saves the missing ablations: first the original model, then each edit.
 
     Args:
-      done: finished ablations, with None for missing ones; the first is the original model.
+      done: finished ablations, where None marks a missing ablation; the first entry is the original model.
       specs: the ablations of the plan.
       edits: the resolved edit of each ablation.
       model: the model and the images.
@@ -186,7 +172,10 @@ def _fill(
       check_interrupt: function that raises KeyboardInterrupt if the user has interrupted the program.
     """
     checkpoint, own = model.checkpoint, -(-len(model.images) // jax.process_count())
-    missing = len({store.key(edit) for edit, arrays in zip(edits, done[1:], strict=True) if arrays is None})
+    shares = _shares(edits, store, choices[-1].shard)
+    index = choices[-1].shard[0] if choices[-1].shard else 0
+    keys = {store.key(edit) for edit, arrays in zip(edits, done[1:], strict=True) if arrays is None}
+    missing = sum(shares[key] == index for key in keys)
     print(
         f"{checkpoint.name}: {missing} ablations on {len(model.images)} images of {model.images.name}", file=sys.stderr
     )
@@ -199,7 +188,7 @@ def _fill(
         original = finish(ablator.original) | nothing | {"unreadable": np.array(json.dumps(ablator.unreadable))}
         if not same_images(done[0], original):
             if done[0] is not None:
-                bar.write("note: the images have changed; all ablations are computed again", sys.stderr)
+                bar.write("note: the images have changed, so all ablations are computed again", sys.stderr)
             store.write(None, original)
         results: dict[str, Arrays] = {}
         notes: set[str] = set()
@@ -207,10 +196,20 @@ def _fill(
             key = store.key(edit)
             if key not in results and same_images(done[place], original):
                 results[key] = done[place]
-            if key not in results:
+            if key not in results and shares[key] == index:
                 results[key] = _one(spec, edit, model, ablator, store, finish, notes)
                 check_interrupt()
+    others = {store.key(edit): store.read(edit) for edit in edits if store.key(edit) not in results}
+    results |= {key: arrays for key, arrays in others.items() if same_images(arrays, original)}
+    if unfinished := sorted({shares[key] for key in others if key not in results}):
+        raise ShardFinished(*choices[-1].shard, unfinished, store.folder)
     return [original, *(results[store.key(edit)] for edit in edits)]
+
+
+def _shares(edits: Sequence[ResolvedEdit], store: Store, shard: tuple[int, int] | None) -> dict[str, int]:
+    """The share that computes each ablation, by the key of the ablation: the ablations are dealt out in turn."""
+    keys = dict.fromkeys(store.key(edit) for edit in edits)
+    return {key: place % (shard[1] if shard else 1) for place, key in enumerate(keys)}
 
 
 def _one(spec, edit: ResolvedEdit, model: _Model, ablator: Ablator, store: Store, finish, notes: set[str]) -> Arrays:

@@ -1,4 +1,4 @@
-"""Makes the table and the figures of ablations."""
+"""Makes the table and the figures that show the results of ablations."""
 
 import textwrap
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ COLUMNS = {
 
 
 def describe(dataset: xr.Dataset) -> Description:
-    """Makes a table with one row per ablation, and the figures for which the plan has enough ablations.
+    """Makes a table with one row per ablation, and every figure for which the plan has enough ablations.
 
     Args:
       dataset: the result of `ablate`.
@@ -33,7 +33,7 @@ def describe(dataset: xr.Dataset) -> Description:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The rows as text, at most 80 characters wide, with the edit and the selection as headings of groups of rows."""
+    """Formats the rows as text with at most 80 characters per line, grouped by edit and selection."""
     numbers = format_rows([{COLUMNS[name]: row[name] for name in columns} for row in rows], {"modes": ""})
     heading, *lines = numbers.split("\n")
     parts, before = [heading], ""

@@ -1,6 +1,6 @@
-"""Computes outputs of a model for images, and distances between the outputs of an edited model and the original model.
+"""Computes the outputs of a model, and the distances between the outputs of an edited and the original model.
 
-(Ablations are our extension; the paper has none.) Letters: L layers, H heads, Q queries, N tokens.
+(Ablations are not in the paper.) Letters: L layers, H heads, Q queries, N tokens.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
 
     Attributes:
       representation: the input of the classifier: the pooled token, or the mean over patches if there is no pooling.
-      tokens: tokens of the query patches after the last layer.
+      tokens: output tokens of the last layer at the query patches.
       logits: logits of the classes; None if there is no classifier.
       attention: attention of the class token, if there is one, and of the query patches.
     """
@@ -38,11 +38,11 @@ class Outputs(NamedTuple):
 
 
 class Effects(NamedTuple):
-    """Effects of an edit on each image; NaN if the model lacks the class token or classifier that an effect needs.
+    """Effects of an edit on each image. An effect is NaN if it needs a class token or classifier that the model lacks.
 
     Attributes:
       representation_cosine: cosine between the representations in the edited and the original model.
-      token_cosine: cosine between the tokens of the last layer in the edited and the original model, mean over the
+      token_cosine: cosine between the tokens of the last layer in the edited and the original model, averaged over the
         query patches.
       logits_kl: KL divergence KL(original || edited) of the class probabilities, in bits.
       attention_js: Jensen-Shannon divergence between the attention of the query patches in the edited and the original
@@ -50,7 +50,7 @@ class Effects(NamedTuple):
       class_attention_js: Jensen-Shannon divergence between the attention of the class token in the edited and the
         original model, in bits.
       attention_entropy: entropy of the attention of the query patches in the edited model, in bits.
-      preference: preference for similar tokens in the edited model, see `similarity_preference`.
+      preference: preference for similar tokens in the edited model; see `similarity_preference`.
     """
 
     representation_cosine: Float[Array | Ndarray, "images"]
@@ -77,7 +77,7 @@ def _outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Arra
         for layer, norm in enumerate(layer_outputs(out, "norm"))
     ]
     pooled, tokens, logits = (out.get(name) for name in ("pre_logits", "encoded", "logits"))
-    # Without pooling, every token has its own representation and logits, which are averaged over patches.
+    # Without pooling, every token has its own representation and logits; both are averaged over patches.
     pooled, logits = (x if x is None or x.ndim == 2 else x[:, prefix:].mean(axis=1) for x in (pooled, logits))
     outputs = Outputs(pooled, tokens[:, prefix + places], logits, attention)
     outputs = jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
@@ -99,14 +99,14 @@ def _effects(model: ViT, original: Outputs, edited: Outputs, entropies, preferen
 
 @partial(jax.jit, static_argnames="model")
 def original_outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Effects]:
-    """Outputs of the original model, and effects without an edit, for which the model is compared with itself."""
+    """Outputs of the original model, and the effects that result if the original model is compared with itself."""
     outputs, *own = _outputs(model, params, scaling, pixels, places)
     return outputs, _effects(model, outputs, outputs, *own)
 
 
 @partial(jax.jit, static_argnames="model")
 def edited_outputs(model: ViT, params, heads: EditedHeads, scaling, pixels, places, original: Outputs):
-    """Effects of an edit, and representations and logits of the edited model.
+    """Computes the effects of an edit, and the representations and logits of the edited model.
 
     All edits share one compiled program, since the edited kernels are arguments of the program.
     """

@@ -1,4 +1,4 @@
-"""Reads ablation plans. A plan is a TOML file with one or several grids of edits, such as:
+"""Reads ablation plans. A plan is a TOML file with one or more grids of edits, such as:
 
     [[grid]]
     edit = "drop"
@@ -7,9 +7,10 @@
     layers = ["0-3", "8-11"]
     controls = 5
 
-Every edit is combined with every selection, and every `{name}` in a selection takes every value in the list `name`. The
-values of `dose` are the horizontal axis of dose-response curves. `controls` is the number of control ablations for each
-ablation. A control edits random modes of matched strength, drawn with the seeds 0, 1, and so on.
+A grid combines every edit with every selection. A placeholder `{name}` in a selection takes every value in the list
+`name`. The values of `dose` are the horizontal axis of dose-response curves. `controls` is the number of control
+ablations for each ablation. A control edits random modes with the same strength as the selected modes. The controls
+have the random seeds 0, 1, and so on.
 """
 
 import re
@@ -40,8 +41,8 @@ class AblationSpec(NamedTuple):
 
     Attributes:
       edit: the edit and its selection of modes.
-      condition: the selection without its dose and its layers, which is the same for all ablations of a dose-response
-        curve.
+      condition: the selection without its dose and its layers. All ablations of one dose-response curve have the same
+        condition.
       layers: the values of the "layers=" terms in the selection; "" for all layers.
       dose: the dose; NaN if the selection has no dose.
     """
@@ -53,11 +54,11 @@ class AblationSpec(NamedTuple):
 
 
 Plan = str | Path | Sequence[AblationSpec] | Sequence[Mapping]
-"""A plan, as the path of a TOML file, as a list of ablations, or as a list of grids (dicts)."""
+"""A plan is given as the path of a TOML file, as a list of ablations, or as a list of grids (dicts)."""
 
 
 def specs_of(plan: Plan) -> list[AblationSpec]:
-    """The ablations of a plan, which may be a file, a list of ablations, or a list of grids.
+    """Returns the ablations of a plan. The plan may be a file, a list of ablations, or a list of grids.
 
     Raises:
       QkjaxError: the plan is invalid.
@@ -95,7 +96,7 @@ def read_plan(path: Path) -> list[AblationSpec]:
 
 
 def expand(grids: list[Mapping]) -> list[AblationSpec]:
-    """The ablations of all grids, without repetitions.
+    """Returns the ablations of all grids, each ablation only once.
 
     If an edit occurs both with and without a dose, the ablation with the dose is used.
 
@@ -142,7 +143,7 @@ def _grid_specs(grid: Mapping) -> list[AblationSpec]:
 
 
 def _spec(edit: str, template: str, chosen: Mapping, key_bias: bool, seed: int | None) -> AblationSpec:
-    """One ablation, from the template of its selection and a value for each placeholder in the template."""
+    """Makes one ablation from a template of its selection, and from a value for each placeholder in this template."""
 
     def fill(values: Mapping) -> str:
         return PLACEHOLDER.sub(lambda match: str(values[match[1]]), template)

@@ -1,20 +1,42 @@
-"""Measures classification accuracy by three readouts: the model's classifier, a linear probe, nearest neighbours."""
+"""Measures accuracy with three classifiers (readouts): the model's own, a linear probe, and nearest neighbours."""
 
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from qkjax.errors import QkjaxError
-from qkjax.images.labels import head_classes
+from qkjax.images.default_set import subjects
+from qkjax.images.labels import by_folder, head_classes
+from qkjax.images.sets import ImageSet
 
 FOLDS, NEIGHBOURS = 5, 5
 
 
+class Labels(NamedTuple):
+    """The class of each image, and the names of the classes; both are empty if there are no labels."""
+
+    classes_of_images: list[int]
+    names: list[str]
+
+
+def labels_of(images: ImageSet) -> Labels:
+    """The classes of images, which are their outermost folders.
+
+    For the default photographs, the class of a crop is the photograph from which it is cropped.
+
+    Raises:
+      QkjaxError: there are fewer than two folders.
+    """
+    return Labels(*(subjects(images) if images.name == "photographs" else by_folder(Path(images.name), images)))
+
+
 def check_labels(labels: Sequence[int], classes: list[str]) -> None:
-    """Checks that a probe can be fitted to the labels; called before any long computation.
+    """Checks, before any long computation, that a probe can be fitted to the labels.
 
     Raises:
       QkjaxError: scikit-learn is not installed, or a class has fewer than two images.
@@ -32,12 +54,12 @@ def check_labels(labels: Sequence[int], classes: list[str]) -> None:
 class Readout:
     """Three classifiers (readouts) of labelled images.
 
-    - `head`: the checkpoint's own classifier, if the checkpoint has a classifier whose outputs are these classes.
+    - `head`: the checkpoint's own classifier, if it has one and if the outputs of this classifier are these classes.
     - `probe`: logistic regression on standardised representations of the *unedited* model, with 5-fold
       cross-validation. Like the classifier, the probe is not retrained after the edit, so its accuracy shows whether a
       fixed linear readout still works.
-    - `neighbours`: a vote of the five nearest neighbours, by cosine, in the training folds of the *edited*
-      representations. The accuracy of this readout shows how much class information remains for a readout that is
+    - `neighbours`: a vote of the five nearest neighbours (by cosine) in the training folds, computed from the *edited*
+      representations. The accuracy of this readout shows how much class information a readout can recover that is
       fitted after the edit.
     """
 
@@ -73,13 +95,13 @@ class Readout:
         for train, _ in self._folds:
             probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a probe that has not fully converged is good enough
+                warnings.simplefilter("ignore")  # a probe is good enough even if it has not fully converged
                 self._probes.append(probe.fit(representation[train], self._labels[train]))
 
     def correct(
         self, representation: Float[np.ndarray, "images features"], logits: Float[np.ndarray, "images classes"] | None
     ) -> dict[str, Bool[np.ndarray, "images"]]:
-        """For each readout, by name, an array that states which images the readout classifies correctly."""
+        """For each readout, returns an array of booleans: whether the readout classifies each image correctly."""
         from sklearn.neighbors import KNeighborsClassifier
 
         result = {name: np.zeros(len(self._labels), bool) for name in ("probe", "neighbours")}

@@ -16,14 +16,14 @@ from qkjax.runtime.files import atomic_path, remove
 
 Arrays = dict[str, np.ndarray]
 CHECKSUM = "checksum"
-"""Name of the array with the checksum of the others."""
+"""Name of the array that contains the checksum of all other arrays in the file."""
 
 
 class Store:
-    """A store of finished ablations, each identified by a digest of everything that the ablation depends on.
+    """A store of finished ablations. A hash of all settings and the edit identifies each ablation.
 
-    Equivalent edits, such as controls with equal edited shares, have the same digest. Only the first host reads and
-    writes files, and sends their content to all other hosts.
+    Equivalent edits, such as controls with equal edited shares, have the same hash. Only the first host reads and
+    writes files; it sends their content to all other hosts.
 
     Attributes:
       folder: the folder of the files; None if nothing is stored.
@@ -31,11 +31,11 @@ class Store:
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, str]):
-        """Initialises a store in a folder; if `folder` is None, nothing is stored."""
+        """Opens a store in a folder. If `folder` is None, the store keeps nothing."""
         self.folder, self.settings = folder, dict(settings)
 
     def key(self, edit: ResolvedEdit | None) -> str:
-        """The digest that identifies the ablation with this edit; None stands for the original model."""
+        """The hash that identifies the ablation with this edit, or the original model if `edit` is None."""
         digest = blake2b(json.dumps(self.settings, sort_keys=True).encode(), digest_size=12)
         if edit:
             digest.update(f"{edit.kind} {edit.key_bias}".encode())
@@ -56,7 +56,7 @@ class Store:
         return arrays
 
     def write(self, edit: ResolvedEdit | None, arrays: Arrays) -> None:
-        """Writes a finished ablation, and removes the file with its progress.
+        """Writes a finished ablation, and removes the ablation's progress file.
 
         Raises:
           QkjaxError: the file cannot be written.
@@ -67,7 +67,7 @@ class Store:
             with atomic_path(self.folder / f"{self.key(edit)}.npz") as temporary, open(temporary, "wb") as file:
                 np.savez(file, **arrays, **{CHECKSUM: np.array(checksum(arrays))})
         if jax.process_count() > 1:
-            hosts.gather_json(None)  # waits, so that every host keeps its progress file until the result is written
+            hosts.gather_json(None)  # waits, so that no host removes its progress file before the result exists
         if path := self.partial(edit):
             remove(path)
 
@@ -77,9 +77,9 @@ class Store:
 
 
 def same_images(arrays: Arrays | None, original: Arrays | None) -> bool:
-    """Whether an ablation exists and used the same images as the pass of the original model.
+    """Whether an ablation exists and was computed on the same images as the outputs of the original model.
 
-    The images can differ if files have been changed, or have become readable, between the two passes.
+    The images can differ if files have changed or become readable between the two passes.
     """
     if arrays is None or original is None:
         return False

@@ -60,7 +60,8 @@ def ablations_dataset(
 
     Args:
       specs: the ablations of the plan.
-      effects: effects by name: first the effects of the original model, then the effects of each ablation.
+      effects: for each name of an effect, a list: first the effects on the original model, then the effects of each
+        ablation.
       images: names of the images that could be read.
       left_out: name and reason for each image that could not be read.
       attrs: attributes of the dataset.
@@ -97,29 +98,31 @@ def ablations_dataset(
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Summarises the result in words: the largest effect, and the number of ablations that differ from controls."""
+    """Summarises the result in words: the largest effect, and how many ablations differ from their controls."""
     targeted = [row for row in rows if row["modes"] == TARGETED]
     if not targeted:
-        return "No ablation was made."
+        return "The plan contains no ablation."
     most = max(targeted, key=lambda row: row["representation"])
     name = in_words(f"{most['edit']} {most['select']}", most["key_bias"])
     sentences = [
-        f"The largest change of the representation is that of {name}: 1 - cosine {most['representation']:.3f} "
-        f"[{most['representation_low']:.3f}, {most['representation_high']:.3f}] (95% interval over images)."
+        f"The ablation that changes the representation most is {name}: 1 - cosine "
+        f"{most['representation']:.3f} [{most['representation_low']:.3f}, {most['representation_high']:.3f}] (95% "
+        "interval over images)."
     ]
     compared = [row for row in targeted if np.isfinite(row["representation_over_random_low"])]
     if compared:
         more = sum(row["representation_over_random_low"] > 0 for row in compared)
         less = sum(row["representation_over_random_high"] < 0 for row in compared)
         sentences.append(
-            f"Of {len(compared)} ablations with strength-matched random controls {more} change the representation more "
-            f"than these and {less} change it less (95% intervals that exclude 0)."
+            f"Of {len(compared)} ablations that have strength-matched random controls, {more} change the "
+            f"representation more than their controls, and {less} change it less (the 95% interval of the difference "
+            "excludes 0)."
         )
     return " ".join(sentences)
 
 
 def image_effects(dataset: xr.Dataset) -> dict[str, Float[np.ndarray, "ablation image"]]:
-    """One number per ablation and image for each effect, without effects that are NaN for this model.
+    """For each effect, one number per ablation and image. Effects that are NaN for this model are left out.
 
     `representation` and `tokens` are 1 - cosine. `logits` is a KL divergence in bits. `attention` and `class_attention`
     are Jensen-Shannon divergences in bits. `entropy` (in bits) and `preference` are changes from the unedited model.
@@ -144,13 +147,13 @@ def image_effects(dataset: xr.Dataset) -> dict[str, Float[np.ndarray, "ablation 
 
 
 def ablation_table(dataset: xr.Dataset) -> list[Row]:
-    """A table with one row for the unedited model, one row per ablation, and one row for all controls of an ablation.
+    """A table with one row for the unedited model, one per ablation, and one for all controls of an ablation.
 
-    For each effect of `image_effects`, the table has the mean, and the ends of its 95% interval in columns that end in
-    `_low` and `_high`. Intervals are over images, and for controls over images and seeds (see `interval`). The
-    intervals assume independent images, but crops of one photograph are not quite independent. Rows of ablations with
-    controls also have the difference from the controls, paired by image, and its interval, in columns that contain
-    `_over_random`. Missing values are NaN. `share` is the mean over the edited heads.
+    For each effect of `image_effects`, the table has the mean and its 95% interval. The columns with the ends of the
+    interval end in `_low` and `_high`. Intervals are over images; for controls, they are over images and seeds (see
+    `interval`). The intervals assume independent images, but crops of one photograph are not quite independent. For an
+    ablation with controls, the columns that contain `_over_random` have the difference from the controls, paired by
+    image, and the interval of this difference. Missing values are NaN. `share` is the mean over the edited heads.
     """
     effects = image_effects(dataset)
     groups: dict[tuple, dict[str, list[int]]] = {}

@@ -1,9 +1,10 @@
 """Measures whether the query and the key of a mode are on the same object (the paper's figure 6).
 
-The measurement takes one pass over images with object masks. Letters: L layers, H heads, R modes.
+One pass over images with object masks suffices. Letters: L layers, H heads, R modes.
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from qkjax.images.segmented import Segmented, blank_objects, crop_objects, mosai
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
-from qkjax.passes.engine import batch_groups, run_pass
+from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
@@ -34,8 +35,10 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 @partial(jax.jit, static_argnames=("model", "stream"), donate_argnames="top")
-def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream) -> Top:
+def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream):
     """Updates the top images of every mode with a batch; the buffers of the old top images are donated.
+
+    The second result, a number, can be waited for after the buffers of the first have been donated to the next step.
 
     An image is stored as twice its index, plus one if the query object and the key object are the same.
     """
@@ -49,7 +52,8 @@ def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, 
         same.append(largest[:, 0] == largest[:, 1])
     scores, same = (jnp.stack(x, axis=1) for x in (scores, same))
     stored = 2 * index.reshape(-1, *(1,) * (same.ndim - 1)) + same
-    return add(top, scores, index, stored)
+    top = add(top, scores, index, stored)
+    return top, top.image.max()
 
 
 def same_object(
@@ -65,17 +69,17 @@ def same_object(
 
     For each mode, the function finds the images that excite the mode most. In each image, the query object is the
     object with the largest mean projection on u, and the key object is the object with the largest mean projection on
-    v. An interrupted pass resumes from the file `partial`. Several hosts can share a pass.
+    v. An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
 
     Args:
-      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
       images: images with object masks; by default 200 composed scenes, see `qkjax.images.segmented.mosaics`. See
         `open_objects` for ADE20K.
       top: number of images per mode. The score of an image is the product of the maxima of the query map and the key
         map.
-      stream: the tokens to project, see `qkjax.activations.project.Stream`.
-      options: batch size, resolution and number format.
-      partial: file in which progress is saved; the caller removes the file. If None, progress is not saved.
+      stream: the tokens to project; see `qkjax.activations.project.Stream`.
+      options: batch size, resolution and floating-point format.
+      partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.
 
     Returns:
       A dataset with dimensions layer, head, mode, sign, place and image; see `objects_dataset`.
@@ -109,6 +113,7 @@ def same_object(
         partial,
         settings,
         merge=lambda tops: merge(Top(*map(np.stack, zip(*tops, strict=True)))),
+        shard=options.shard,
     )
     require_readable(result.unreadable, images, partial)
     objects = np.zeros(len(images), np.int64)
@@ -120,16 +125,21 @@ def same_object(
 
 
 def _on_devices(checkpoint: Checkpoint, modes: Modes, options: PassOptions, stream: Stream):
-    """The step of the pass, which updates the top images of every mode and counts the objects in each image."""
+    """Returns the step of the pass, which updates the top images of every mode and counts the objects in each image."""
     split, whole = over_devices(0), over_devices(None)
     on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
 
-    def step(top: Top, batch: Batch) -> tuple[Top, dict[str, np.ndarray]]:
+    def step(top: Top, batch: Batch) -> tuple[Top, Callable[[], Rows]]:
         arrays = jax.device_put((batch.pixels, batch.masks, batch.index), split)
-        top = _step(model, *on_device, jax.device_put(top, whole), *arrays, stream=stream)
-        present = batch.index >= 0
-        objects = (batch.masks[present].sum(-1) > 0).sum(-1)
-        return jax.block_until_ready(top), {"index": batch.index[present], "objects": objects}
+        top, last = _step(model, *on_device, jax.device_put(top, whole), *arrays, stream=stream)
+
+        def rows() -> Rows:
+            jax.block_until_ready(last)
+            present = batch.index >= 0
+            objects = (batch.masks[present].sum(-1) > 0).sum(-1)
+            return {"index": batch.index[present], "objects": objects}
+
+        return top, rows
 
     return step

@@ -1,4 +1,4 @@
-"""Makes a table and a figure of the probability that the query and the key of a mode are on the same object."""
+"""Makes a table and a figure of how often the query and the key of a mode are on the same object."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from qkjax.results.rows import Row, format_rows
 
 
 def describe(dataset: xr.Dataset, name: str) -> Description:
-    """Makes a table by layer and a figure.
+    """Makes a table with one row per layer, and a figure.
 
     Args:
       dataset: the result of `same_object`.
@@ -25,5 +25,5 @@ def describe(dataset: xr.Dataset, name: str) -> Description:
 
 
 def overlay(tables: Mapping[str, list[Row]]):
-    """Plots the probability of the same object by layer, for one or several models."""
+    """Plots, for one or more models, how often query and key are on the same object in each layer."""
     return figures.same_object_by_layer(tables)

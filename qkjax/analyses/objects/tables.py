@@ -14,12 +14,12 @@ from qkjax.results.rows import Row
 from qkjax.results.store import texts, versions
 
 LABELS = {
-    "score": Label("score", "1", "Product of the maxima of query and key map; -inf if there are too few images."),
+    "score": Label("score", "1", "Product of the maxima of query map and key map; -inf if there are too few images."),
     "image_index": Label("image", "1", "Index of the image in the set; -1 if there are too few images."),
     "same": Label("same object", "1", "1 if the query object and the key object are the same."),
     "objects": Label("objects", "1", "Number of objects in the image; 0 if the image could not be used."),
     "singular_value": Label("singular value", "1", "Strength s of the mode."),
-    "cosine": Label("cosine", "1", "Cosine of query and key direction of the mode."),
+    "cosine": Label("cosine", "1", "Cosine between the query direction and the key direction of the mode."),
     "unreadable": Label("image left out", "", "Name of an image that could not be used."),
     "reason": Label("reason", "", "Why the image could not be used."),
 }
@@ -34,11 +34,12 @@ def objects_dataset(
     metrics: Metrics,
     attrs: Mapping[str, str],
 ) -> xr.Dataset:
-    """Collects, in a dataset, the images that excite each mode most, and whether query and key object are the same.
+    """Collects, in a dataset, each mode's top images, and whether query object and key object are the same in each.
 
     Args:
       score: scores of the images, best first; -inf in empty places if there are too few images.
-      stored: twice the index of the image, plus one if query and key object are the same; -1 in empty places.
+      stored: twice the index of the image, plus one if the query object and the key object are the same; -1 in empty
+        places.
       objects: number of objects in each image; 0 if the image could not be used.
       names: names of all images.
       left_out: name and reason for each image that was left out.
@@ -68,16 +69,16 @@ def objects_dataset(
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Summarises the result in words: the layers in which query and key object are the same most and least often."""
+    """Summarises the result in words: the layers in which query and key are on the same object most and least often."""
     most, least = (choose(rows, key=_above_chance) for choose in (max, min))
 
     def of(row: Row) -> str:
         return f"{row['same']:.2f} [{row['same_low']:.2f}, {row['same_high']:.2f}], chance {row['chance']:.2f}"
 
     return (
-        f"Query and key object are the same most often in layer {most['layer']}: {of(most)} "
-        f"(probability weighted by singular values, 95% interval over modes). "
-        f"They are the same least often in layer {least['layer']}: {of(least)}."
+        f"Query and key are on the same object most often in layer {most['layer']}: {of(most)} (probability weighted "
+        "by singular values, 95% interval over modes). They are on the same object least often in layer "
+        f"{least['layer']}: {of(least)}."
     )
 
 
@@ -88,11 +89,11 @@ def _above_chance(row: Row) -> float:
 def objects_table(dataset: xr.Dataset) -> list[Row]:
     """A table with one row per layer (the paper, figure 6).
 
-    For each mode, only the sign whose best image has the larger score is used. `same` is the probability that the query
-    object and the key object of a mode are the same, as a mean over heads. Within a head, modes are weighted by their
-    share of the sum of singular values. `same_low` and `same_high` are the ends of the 95% interval of `same`, with
-    modes resampled. `chance` is the probability that two objects drawn at random from an image are the same, 1 / number
-    of objects. `plain` is `same` with equal weights for all modes.
+    Each mode is used with only one sign: the sign whose best image has the larger score. `same` is the probability that
+    the query object and the key object of a mode are the same, as a mean over heads. Within a head, modes are weighted
+    by their share of the sum of singular values. `same_low` and `same_high` are the ends of the 95% bootstrap interval
+    of `same`, which resamples modes. `chance` is the probability that two objects drawn at random from an image are the
+    same, which is 1 / number of objects. `plain` is computed like `same`, but with equal weights for all modes.
     """
     sign = dataset.score.isel(place=0, drop=True).argmax("sign")
     index, same = (dataset[name].isel(sign=sign).values for name in ("image_index", "same"))

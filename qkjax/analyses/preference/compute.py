@@ -1,9 +1,10 @@
-"""Measures which tokens attend to which, in one pass over scenes with an odd object (the paper's figures 2 and S4).
+"""Measures which tokens attend to which, in one pass over scenes that have one odd object (figures 2, S4 of the paper).
 
 Letters: L layers, H heads, D embed.
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from qkjax.images.scenes import Scene, blank_scene, crop_to_model
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import decompose
-from qkjax.passes.engine import batch_groups, run_pass
+from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
@@ -36,12 +37,12 @@ class Measures(NamedTuple):
     """Measures of attention in each image.
 
     Attributes:
-      mass, own, special: fields of `qkjax.activations.attention.RegionAttention`, for the two `QUERIES` and three
-        `REGIONS`.
-      similarity: preference for similar tokens, see `similarity_preference`; all patches are queries, and outputs of
-        the LayerNorm are compared.
-      area: share of the image's patches that each region covers, which is the mass under uniform attention.
-      place: index of the query patch, row by row.
+      mass, own, special: fields of `qkjax.activations.attention.RegionAttention`, for each of the two `QUERIES` and
+        each of the three `REGIONS`.
+      similarity: preference for similar tokens; see `similarity_preference`. All patches are queries, and similarity is
+        measured between outputs of the LayerNorm.
+      area: share of the image's patches that each region covers. This share equals the mass under uniform attention.
+      place: index of the query patch, where patches are counted row by row.
       covered: share of the query patch that its own region covers.
       target_patches: area of the target in patches.
     """
@@ -58,13 +59,13 @@ class Measures(NamedTuple):
 
 @partial(jax.jit, static_argnames="model")
 def _step(model: ViT, params, scaling, pixels, regions, present) -> tuple[Measures, Array]:
-    """Measures of the images in a batch, and the sum of the unit vectors of their centre tokens."""
+    """Computes the measures of the images in a batch, and the sum of the unit vectors of their centre tokens."""
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=("attention", *STREAMS))
     special = model.config.prefix_tokens
     batch, _, rows, columns = regions.shape
     flat = regions.reshape(batch, -1, rows * columns)
-    place = flat[:, : len(QUERIES)].argmax(-1)  # the first patch, if several have equal values
+    place = flat[:, : len(QUERIES)].argmax(-1)  # if several patches have the same value, the first of them
     centre = special + (rows // 2) * columns + columns // 2
     measures, directions = [], []
     captured = {name: layer_outputs(out, name) for name in ("attention", *STREAMS)}
@@ -94,15 +95,15 @@ def attention_preference(
 
     Every scene has a target and distractors, which are the two categories. There are two queries per scene: the patch
     that overlaps the target's mask most, and the patch that overlaps the distractors' mask most. For every head, the
-    attention of each query over the patches is multiplied by the masks (the paper, section 3.1 and figure 2). An
-    interrupted pass resumes from the file `partial`. Several hosts can share a pass.
+    attention of each query to the patches is multiplied by the masks and summed (the paper, section 3.1 and figure 2).
+    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
 
     Args:
-      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
       scenes: image set of scenes; by default 200 generated scenes, see `qkjax.images.generated.patterns`. See `open_o3`
         for O3.
-      options: batch size, resolution and number format.
-      partial: file in which progress is saved; the caller removes the file. If None, progress is not saved.
+      options: batch size, resolution and floating-point format.
+      partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.
 
     Returns:
       A dataset with dimensions image, layer, head, query (target, distractors) and region (target, distractors,
@@ -131,12 +132,14 @@ def attention_preference(
         batches_with_masks(checkpoint, scenes, options, crop_to_model, blank_scene),
         partial,
         settings,
+        shard=options.shard,
     )
     require_readable(result.unreadable, scenes, partial)
     metrics = measure(decompose(*query_key_kernels(checkpoint.params)))
     centre = np.zeros(result.rows["centre"].shape[1:])
     for batch_sum in result.rows.pop("centre"):
-        centre = centre + batch_sum  # in order of batches, so that an interruption or a second host changes no bits
+        # summed in the order of the batches, so that interruptions and several hosts leave the result bit-identical
+        centre = centre + batch_sum
     index = result.rows.pop("index")
     left_out = [*scenes.left_out, *((scenes.names[i], reason) for i, reason in result.unreadable)]
     attrs = {"model": checkpoint.name, "scenes": scenes.name, "settings": json.dumps(settings)}
@@ -145,29 +148,34 @@ def attention_preference(
 
 
 def _on_devices(checkpoint: Checkpoint, options: PassOptions):
-    """The step of the pass, which returns a row of measures per image and the sum of centre tokens of the batch."""
+    """Returns the step of the pass, which computes one row of measures per image and a sum of centre tokens."""
     split, whole = over_devices(0), over_devices(None)
     params, scale = jax.device_put((checkpoint.params, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
 
-    def step(state: tuple, batch: Batch) -> tuple[tuple, dict[str, np.ndarray]]:
+    def step(state: tuple, batch: Batch) -> tuple[tuple, Callable[[], Rows]]:
         present = batch.index >= 0
         arrays = jax.device_put((batch.pixels, batch.masks, present.astype(np.float32)), split)
-        measures, centre = jax.device_get(_step(model, params, scale, *arrays))
-        rows = {name: value[present] for name, value in measures._asdict().items()}
-        return state, rows | {"index": batch.index[present], "centre": centre[None]}
+        result = _step(model, params, scale, *arrays)
+
+        def rows() -> Rows:
+            measures, centre = jax.device_get(result)
+            rows = {name: value[present] for name, value in measures._asdict().items()}
+            return rows | {"index": batch.index[present], "centre": centre[None]}
+
+        return state, rows
 
     return step
 
 
 def anisotropy(centre_sum: Float[np.ndarray, "streams L D"], images: int) -> Float[np.ndarray, "streams L"]:
-    """Mean cosine between the centre tokens of two different images (the paper, figure S4).
+    """The mean cosine between the centre tokens of two different images (the paper, figure S4).
 
     For n unit vectors x, the mean of x_i . x_j over i != j is (|sum x|^2 - n) / (n (n - 1)). For a single image, the
     result is NaN.
 
     Args:
-      centre_sum: sum over the images of the centre token, normalised to unit length.
+      centre_sum: sum over the images of the centre tokens, each of which is normalised to unit length.
       images: number n of images.
     """
     if images < 2:

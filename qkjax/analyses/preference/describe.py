@@ -30,18 +30,18 @@ def describe(
     scenes: ImageSet[Scene] | None = None,
     options: PassOptions | None = None,
 ) -> Description:
-    """Makes figures, tables by layer and by head, and a table of rank correlations with the weighted cosine.
+    """Makes figures, a table by layer, a table by head, and a table of rank correlations with the weighted cosine.
 
     Args:
       dataset: the result of `attention_preference`.
-      checkpoint, scenes, options: the arguments of `attention_preference`, for a figure of attention in the first
-        scene.
+      checkpoint, scenes, options: the arguments of `attention_preference`; they are needed for a figure of attention in
+        the first scene.
     """
     name = dataset.attrs["model"]
     rows, linked = preference_table(dataset), links(dataset)
     short = [{title: row[column] for column, title in HEADINGS.items()} for row in rows]
     correlations = [{key: row[key] for key in ("preference", "heads", "all_heads", "within_layers")} for row in linked]
-    text = f"{format_rows(short)}\nrank correlation of the weighted cosine with each head's preference:\n"
+    text = f"{format_rows(short)}\nrank correlation, over heads, between the weighted cosine and each preference:\n"
     drawn = {
         "preference_by_layer": lambda: figures.preference_by_layer({name: rows}),
         "anisotropy": lambda: figures.anisotropy_by_layer(name, rows),
@@ -64,8 +64,8 @@ def example(checkpoint: Checkpoint, scenes: ImageSet[Scene], dataset: xr.Dataset
 
     Returns:
       A tuple of the model's name, the picture, the attention maps, the layers of the maps, and the query patches. The
-      attention maps (layers, queries, rows, columns) are means over heads in at most four layers, with a target token
-      and a distractor token as queries.
+      attention maps (layers, queries, rows, columns) are means over heads, in at most four layers. The queries are a
+      target token and a distractor token.
     """
     checkpoint = for_photographs(checkpoint)
     name = str(dataset.image.values[0])

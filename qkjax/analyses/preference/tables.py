@@ -21,13 +21,14 @@ DIMS = {
     "target_patches": ("image",),
 }  # fmt: skip
 LABELS = {
-    "mass": Label("attention mass", "1", "Share of a query's attention over the patches that falls on a region."),
-    "own": Label("attention to itself", "1", "Share of a query's attention over the patches on its own patch."),
-    "special": Label("attention to special tokens", "1", "Share of all attention on class token and registers."),
+    "mass": Label("attention mass", "1", "Share of a query's attention to patches that falls on a region."),
+    "own": Label("attention to itself", "1", "Share of a query's attention to patches that falls on its own patch."),
+    "special": Label("attention to special tokens", "1", "Share of attention that class token and registers receive."),
     "similarity": Label("preference for similar tokens", "1",
-                        "Cosine of a query with tokens weighted by attention, minus its value for uniform attention."),
-    "area": Label("area", "1", "Share of the patches that a region covers; its mass if attention is uniform."),
-    "place": Label("query patch", "1", "Index of the query patch, row by row."),
+                        "Mean cosine between a query and the tokens, weighted by attention, minus the mean with "
+                        "uniform attention."),
+    "area": Label("area", "1", "Share of the patches in a region: its mass under uniform attention."),
+    "place": Label("query patch", "1", "Index of the query patch, counted row by row."),
     "covered": Label("covered share", "1", "Share of the query patch that its own region covers."),
     "target_patches": Label("target area", "patches", "Area of the target in patches."),
     "anisotropy": Label("anisotropy", "1", "Mean cosine between the centre tokens of two different images."),
@@ -37,7 +38,8 @@ LABELS = {
 }  # fmt: skip
 KINDS = ("same", "different", "background")
 PAIRS = {"same": ((0, 0), (1, 1)), "different": ((0, 1), (1, 0)), "background": ((0, 2), (1, 2))}
-"""For each kind of attention, the indices (query, region) of two terms: for the target token and a distractor token."""
+"""For each kind of attention, two pairs of indices (query, region): one with the target token as query, one with a
+distractor token as query."""
 
 
 def preference_dataset(
@@ -48,13 +50,13 @@ def preference_dataset(
     metrics: Metrics,
     attrs: Mapping[str, str],
 ) -> xr.Dataset:
-    """Collects the measures of attention preference for every image and head in a dataset.
+    """Collects in a dataset the measures of attention preference for every image and head.
 
     Returns:
       A dataset with dimensions image, layer, head, query (a token of the target, or of a distractor) and region
-      (target, distractors, background). The variables are the measures of attention, `anisotropy` (stream, layer), and
-      the `weighted_cosine` (layer, head) of the modes. `left_out` has the names of images that were left out, and
-      `reason` the reasons.
+      (target, distractors, background). The variables are the measures of attention, the `anisotropy` (stream, layer)
+      of tokens, and the `weighted_cosine` (layer, head) of modes. `left_out` has the names of images that were left
+      out, and `reason` the reasons.
     """
     variables = {name: (DIMS[name], value) for name, value in measures.items()}
     variables |= {
@@ -74,7 +76,7 @@ def preference_dataset(
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Summarises the result in words: the layers with the highest and lowest attention to the query's own category."""
+    """Summarises the result in words: in which layers attention to the query's own category is highest and lowest."""
     peak = max(rows, key=lambda row: row["same_times_uniform"])
     low = min(rows, key=lambda row: row["same_times_uniform"])
     similar = max(rows, key=lambda row: row["similarity"])
@@ -83,26 +85,25 @@ def summary(rows: Sequence[Row]) -> str:
         return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
 
     return (
-        f"Attention to the token's own category is highest in layer {peak['layer']}: "
-        f"{of(peak, 'same_times_uniform')} times uniform attention (95% interval over images; chance 1). "
-        f"It is lowest in layer {low['layer']}: {of(low, 'same_times_uniform')}. "
-        f"The preference for similar tokens is largest in layer {similar['layer']}: {of(similar, 'similarity')} "
-        f"(cosine above uniform attention; chance 0)."
+        f"Attention to the query's own category is highest in layer {peak['layer']}: {of(peak, 'same_times_uniform')} "
+        f"times that of uniform attention (95% interval over images; chance 1). It is lowest in layer {low['layer']}: "
+        f"{of(low, 'same_times_uniform')}. The preference for similar tokens is largest in layer {similar['layer']}: "
+        f"{of(similar, 'similarity')} (mean cosine minus that of uniform attention; chance 0)."
     )
 
 
 def preference_table(dataset: xr.Dataset) -> list[Row]:
-    """A table with one row per layer: means over heads, and the ends of their 95% intervals over images.
+    """A table with one row per layer: means over heads, and the ends of the 95% intervals of these means over images.
 
     The columns are as follows; columns that end in `_low` and `_high` are the ends of intervals.
 
     - `same`, `different` and `background`: attention mass on the query's own category, on the opposite category and on
-      the background. Each of these columns is the mean over the target query and the distractor query (the paper,
-      figure 2), and the three columns sum to 1.
+      the background. Each column is the mean of the values for the target query and the distractor query (the paper,
+      figure 2). The three columns sum to 1.
     - `same_times_uniform` and so on: attention mass divided by the mass under uniform attention, which is the area of
-      the region, as a ratio of means over images.
+      the region. Both are means over images before the division.
     - `same_without_own`: `same` without the query's attention to itself; NaN if the query attends only to itself.
-    - `special`: share of all attention that is on the class token and registers.
+    - `special`: share of all attention that falls on the class token and registers.
     - `similarity`: preference for similar tokens.
     - `weighted_cosine`: weighted cosine of the modes.
     - `anisotropy_residual` and `anisotropy_norm`: anisotropy of the residual stream and of the LayerNorm's output.
@@ -135,7 +136,7 @@ def preference_table(dataset: xr.Dataset) -> list[Row]:
 
 
 def preference_by_head(dataset: xr.Dataset) -> list[Row]:
-    """A table with one row per head and the columns of `preference_table` that depend on the head."""
+    """A table with one row per head. Its columns are those of `preference_table` that depend on the head."""
     per_model = ("relative_depth", "relative_cosine", *(f"anisotropy_{name}" for name in STREAMS))
     rows = [
         {"layer": row["layer"], "head": head, **{k: v for k, v in row.items() if k not in ("layer", *per_model)}}
@@ -152,14 +153,14 @@ def _put(row: Row, name: str, estimate: Interval) -> None:
 def by_head(
     dataset: xr.Dataset, image_weights: Float[np.ndarray, "*resamples images"] | None = None
 ) -> dict[str, Float[np.ndarray, "*resamples layers heads"]]:
-    """Two attention preferences of every head.
+    """Computes two preferences of every head.
 
-    `similarity` is the preference for similar tokens. `same_over_different` is log2 of the ratio of attention to the
-    query's own category and attention to the opposite category, both relative to uniform attention.
+    `similarity` is the preference for similar tokens. `same_over_different` is log2 of a ratio: attention to the
+    query's own category divided by attention to the opposite category, where both are relative to uniform attention.
 
     Args:
       dataset: the result of `attention_preference`.
-      image_weights: weights of the images in each bootstrap resample; None for equal weights.
+      image_weights: weights of the images in each bootstrap resample; if None, all images have equal weights.
     """
     names = ("mass", "area", "similarity")
     images = {name: dataset[name].transpose("image", ...).values.astype(np.float64) for name in names}
@@ -176,11 +177,11 @@ def by_head(
 
 
 def links(dataset: xr.Dataset) -> list[Row]:
-    """Spearman's rank correlations, over heads, between the weighted cosine of the modes and each preference.
+    """Spearman's rank correlations, over heads, between the weighted cosine of a head and each of its preferences.
 
     `all_heads` is the correlation over all heads of all layers. `within_layers` is the mean of the correlations within
-    single layers, which the depth of layers cannot explain. For the 95% intervals, images are resampled, and heads are
-    fixed. A correlation is NaN if there are too few heads.
+    single layers; differences between layers cannot explain these correlations. The 95% bootstrap intervals resample
+    images; heads are fixed. A correlation is NaN if there are too few heads.
     """
     weights, heads = dataset.weighted_cosine.values.astype(np.float64), dataset.weighted_cosine.size
     behaviours, resampled = by_head(dataset), by_head(dataset, resamples(dataset.sizes["image"], 1))
@@ -207,7 +208,8 @@ def _spearman(
 ) -> Float[np.ndarray, "*resamples"]:
     """Rank correlations over the heads for which both values are finite.
 
-    A correlation is NaN if there are fewer than three such heads, or if all values of one kind are equal.
+    A correlation is NaN if there are fewer than three such heads, or if all values of one of the two quantities are
+    equal.
     """
     from scipy.stats import rankdata
 

@@ -1,6 +1,7 @@
 """Finds the images that excite each mode most, in one pass over an image set (the paper's figures 1, 4, S5 to S16)."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from qkjax.images.default_set import photographs
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes, decompose
-from qkjax.passes.engine import batch_groups, run_pass
+from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import (
     batches_of_photographs,
     for_photographs,
@@ -35,18 +36,20 @@ from qkjax.vit.tree import layer_outputs, query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 MAPPED = 5
-"""Modes of each head whose maps are stored by default."""
+"""Number of modes of each head whose maps are stored by default."""
 MAP_BYTES = 512 * 2**20
-"""What maps take at most by default: with many images per mode or many patches, fewer modes have them."""
+"""Largest number of bytes that the stored maps take by default. With many images per mode or many patches, maps of
+fewer modes are stored."""
 
 
 @partial(jax.jit, static_argnames=("model", "stream", "scores"), donate_argnames="state")
 def _step(
     model: ViT, params, modes: Modes, scaling, state: TopMaps, pixels, index, stream: Stream, scores: tuple[str, ...]
 ):
-    """Updates the top images of every mode, and their maps, with a batch; the buffers of the old state are donated.
+    """Updates the top images of every mode, and their maps, with one batch. The old state's memory is reused (donated).
 
-    The pixels cannot be donated, because no result has their shape.
+    The pixels cannot be donated, because no result has their shape. The second result, a number, can be waited for
+    after the buffers of the first have been donated to the next step.
     """
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
@@ -55,7 +58,8 @@ def _step(
         maps = project(tokens[:, model.config.prefix_tokens :], modes.u[layer], modes.v[layer])
         values.append(jnp.stack([both_signs(name, maps[:, :, 0], maps[:, :, 1]) for name in scores], axis=1))
         first.append(jnp.einsum("bpwhm->hmbwp", maps[..., : state.maps.shape[2]]))
-    return add(state, jnp.stack(values, axis=2), index, jnp.stack(first))
+    state = add(state, jnp.stack(values, axis=2), index, jnp.stack(first))
+    return state, state.top.image.max()
 
 
 def top_images(
@@ -69,22 +73,23 @@ def top_images(
     options: PassOptions | None = None,
     partial: Path | None = None,
 ) -> xr.Dataset:
-    """Finds the images that excite each mode most, for both signs of the mode, and the maps of the first modes on them.
+    """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
 
-    An interrupted pass resumes from the file `partial`. Several hosts can share a pass.
+    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
+    Processes without a connection to each other can do so, too: see the argument `shard` of `PassOptions`.
 
     Args:
-      checkpoint: any checkpoint; a checkpoint for gray images is first converted by `for_photographs`.
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
       images: the image set, for example from `open_images`; by default the photographs of scikit-image and
         scikit-learn, and crops of these photographs.
       top: number of images per mode, sign and score; at most the number of images in the set.
       scores: names of scores in `qkjax.activations.scores.SCORES`.
-      stream: the tokens to project, see `qkjax.activations.project.Stream`.
-      maps: number of modes of each head, strongest first, whose query and key maps on the images of the first score
-        are stored. Drawing other modes takes a second pass over their images. None means 5 modes, or fewer if their
-        maps would take more than 512 MB.
-      options: batch size, resolution and number format.
-      partial: file in which progress is saved; the caller removes the file. If None, progress is not saved.
+      stream: the tokens to project; see `qkjax.activations.project.Stream`.
+      maps: number of modes of each head, strongest first, whose query and key maps are stored, for the top images of
+        the first score. Drawing other modes takes a second pass over their images. None means 5 modes, or fewer if the
+        maps of 5 modes would take more than 512 MB.
+      options: batch size, resolution, floating-point format and share.
+      partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.
 
     Returns:
       A dataset with dimensions score, layer, head, mode, sign, place and image; see `top_images_dataset`.
@@ -118,6 +123,7 @@ def top_images(
         partial,
         {**settings, "maps": str(mapped)},
         merge=merge,
+        shard=options.shard,
     )
     require_readable(result.unreadable, images, partial)
     unreadable = [(images.names[index], reason) for index, reason in result.unreadable]
@@ -130,7 +136,7 @@ def top_images(
 def scan_settings(
     checkpoint, images: ImageSet, top: int, scores, stream: Stream, options: PassOptions
 ) -> dict[str, str]:
-    """The settings that the result of `top_images` depends on, except for the number of modes with maps."""
+    """The settings on which the result of `top_images` depends, except for the number of modes with maps."""
     return settings_of(checkpoint, images, options, scores=tuple(scores), top=top, stream=stream)
 
 
@@ -153,10 +159,10 @@ def check(checkpoint: Checkpoint, top: int, scores: tuple[str, ...], options: Pa
 
 
 def mapped_modes(requested: int | None, shape: tuple[int, int, int], places: int, grid: tuple[int, int]) -> int:
-    """The number of modes of each head whose maps `top_images` stores, see its argument `maps`.
+    """The number of modes of each head whose maps `top_images` stores; see the argument `maps` of `top_images`.
 
     Args:
-      shape: layers, heads and modes of a head.
+      shape: number of layers, of heads per layer, and of modes per head.
 
     Raises:
       QkjaxError: `requested` is below 0.
@@ -171,16 +177,20 @@ def mapped_modes(requested: int | None, shape: tuple[int, int, int], places: int
 
 
 def scan_step(checkpoint: Checkpoint, modes: Modes, stream: Stream, scores: tuple[str, ...], options: PassOptions):
-    """The step of the pass for `run_pass`, with the model and its modes on all devices of this host."""
+    """Returns the step that `run_pass` runs for each batch; it uses all devices of this host."""
     split, whole = over_devices(0), over_devices(None)
     on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
     model = ViT(checkpoint.config, options.dtype)
 
-    def step(state: TopMaps, batch: Batch) -> tuple[TopMaps, dict]:
+    def step(state: TopMaps, batch: Batch) -> tuple[TopMaps, Callable[[], Rows]]:
         pixels, index = jax.device_put((batch.pixels, batch.index), split)
         state = jax.device_put(state, whole)  # otherwise the first step would be compiled separately
-        state = _step(model, *on_device, state, pixels, index, stream=stream, scores=scores)
-        # Waits for the step, while threads decode the next batches. Without waiting, steps and pixels would queue up.
-        return jax.block_until_ready(state), {}
+        state, last = _step(model, *on_device, state, pixels, index, stream=stream, scores=scores)
+
+        def rows() -> Rows:
+            jax.block_until_ready(last)
+            return {}
+
+        return state, rows
 
     return step

@@ -28,7 +28,7 @@ from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.runtime.lock import exclusive
 from qkjax.weights.checkpoint import Checkpoint
 
-SELECTED = "chosen"  # name of the page of modes that were selected by name
+SELECTED = "chosen"  # name of the page with the modes that the user selected by name
 
 
 class SheetOptions(NamedTuple):
@@ -37,7 +37,7 @@ class SheetOptions(NamedTuple):
     Attributes:
       modes: number of modes per head, strongest first.
       layer, head: the only layer or head to draw; None for all.
-      select: names of modes to draw on one page instead of the sheets of heads.
+      select: names of modes to draw on one page; the sheets of heads are then not drawn.
     """
 
     modes: int = MAPPED
@@ -64,9 +64,9 @@ def write_top_images(
     *,
     fresh: bool = False,
 ) -> Written:
-    """Reads the result of `top_images` from top_images.nc in a folder, or computes the result and writes it there.
+    """Reads the result of `top_images` from top_images.nc in a folder, or computes and writes the result.
 
-    If an earlier result has more images per mode than requested, the first images of each mode are returned.
+    If an earlier result has more images per mode than requested, the function returns the first images of each mode.
 
     Args:
       checkpoint: the checkpoint.
@@ -102,13 +102,14 @@ def write_top_images(
         at_least=("top",),
         attrs=attrs,
         fresh=fresh,
+        shard=scan.options.shard,
     )
     dataset = written.dataset.isel(place=slice(scan.top))
     return written._replace(dataset=dataset.assign_attrs(summary=summary(dataset)))
 
 
 def pages_of(shown: SheetOptions, shape: tuple[int, int, int]) -> dict[str, list[ModeName]]:
-    """The modes on each page of sheets, by the name of the page.
+    """A dict from the name of each page to the modes on this page.
 
     Args:
       shown: options for the sheets.
@@ -136,12 +137,12 @@ def draw_pages(
     pages: Mapping[str, Sequence[ModeName]],
     folder: Path,
 ) -> Path:
-    """Draws the sheets and writes a table of their images, on the first host; returns the path of the table."""
+    """On the first host, draws the sheets and writes a table of their images; returns the path of the table."""
     path = folder / ("chosen.csv" if SELECTED in pages else "sheets.csv")
     if jax.process_index():
         return path
-    title = f"{checkpoint.name}: top images of each mode, of {images.name}; numbers: score ({dataset.score.values[0]})"
-    # Sheets of all heads are only for browsing, so they are not saved as PDF, which would double time and space.
+    title = f"{checkpoint.name}: top images of each mode in {images.name}; numbers: score ({dataset.score.values[0]})"
+    # Sheets of all heads are only for browsing. They are not saved as PDF too, which would double time and disk space.
     formats = (".png", ".pdf") if SELECTED in pages else (".png",)
     drawn = sheets(checkpoint, images, dataset, pages)
     jobs = ((folder / page, (title, rows)) for page, rows in drawn)
@@ -159,7 +160,8 @@ def draw_pages(
 def earlier_folder(home: Path) -> Path:
     """The folder of top_images.nc within the results of a model.
 
-    The folder is `top_images`, or `modes`, where version 0.1 wrote this file, if only `modes` has the file.
+    The folder is `top_images`. If only the folder `modes` has this file, to which version 0.1 wrote it, the folder is
+    `modes`.
     """
     folders = home / "top_images", home / "modes"
     return next((folder for folder in folders if (folder / "top_images.nc").exists()), folders[0])

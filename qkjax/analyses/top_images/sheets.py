@@ -35,7 +35,7 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 def options_of(dataset: xr.Dataset) -> tuple[Stream, PassOptions]:
-    """The stream and the pass options with which a result of `top_images` was computed.
+    """Returns the stream and the pass options with which a result of `top_images` was computed.
 
     Raises:
       QkjaxError: the dataset does not state its settings.
@@ -54,13 +54,13 @@ def sheets(
 ) -> Iterator[tuple[str, list[SheetRow]]]:
     """Yields the name and the rows of each page, for `figures.top_images_sheet`.
 
-    An image that can no longer be read is left out, and a mode without images has no row.
+    Images that can no longer be read are left out. A mode without images has no row.
 
     Args:
       checkpoint: the checkpoint.
       images: the image set of the dataset.
       dataset: the result of `top_images`.
-      pages: the modes on each page, by the name of the page.
+      pages: a dict from the name of each page to its modes.
     """
     checkpoint = for_photographs(checkpoint)
     pages = {page: [with_sign(dataset, name) for name in names] for page, names in pages.items()}
@@ -85,8 +85,10 @@ def sheets(
 
 
 def _visible(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> Callable[[int], np.ndarray | None]:
-    """A function from the index of an image to its pixels as the model sees it; None for an image that can no longer be
-    read, which standard error then reports."""
+    """Returns a function from the index of an image to the pixels that the model sees.
+
+    For an image that can no longer be read, this function prints a note to standard error and returns None.
+    """
     resolution, reported = resolution_of(checkpoint, options.resolution), set()
 
     @lru_cache(maxsize=512)
@@ -95,7 +97,7 @@ def _visible(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> 
             return crop_to_patches(checkpoint, picture(images.read(index), checkpoint.preprocess, resolution))
         except QkjaxError as error:
             if index not in reported:
-                print(f"left out of the sheets, though it was scanned: {error}", file=sys.stderr)
+                print(f"this image was scanned, but the sheets leave it out: {error}", file=sys.stderr)
             reported.add(index)
             return None
 
@@ -105,7 +107,7 @@ def _visible(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> 
 def _second_pass(
     checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, names: Collection[ModeName]
 ) -> dict[tuple[int, ModeName], tuple[Map, Map]]:
-    """The maps of those signed modes that the dataset has no maps of, see `mode_maps`."""
+    """Computes the maps of the signed modes in `names` for which the dataset contains no maps; see `mode_maps`."""
     modes_by_image = defaultdict(list)
     for name in sorted(name for name in names if not has_maps(dataset, name)):
         for index, _ in images_of_mode(dataset, name):
@@ -117,7 +119,7 @@ def _second_pass(
 
 
 def sheet_rows(checkpoint: Checkpoint, images: ImageSet, dataset: xr.Dataset, names: Sequence[str]) -> list[SheetRow]:
-    """The rows of one sheet with the modes of the given names, such as "L8 H7 M2"; see `sheets`.
+    """The rows of one sheet, which shows the modes with the given names, such as "L8 H7 M2"; see `sheets`.
 
     Raises:
       QkjaxError: a mode does not exist.
@@ -134,15 +136,15 @@ def mode_maps(
     stream: Stream,
     options: PassOptions,
 ) -> dict[tuple[int, ModeName], tuple[Map, Map]]:
-    """Computes query and key maps of some modes on some images, by image and mode; maps are negated for sign -1.
+    """Computes the query and key maps of given modes on given images. For sign -1, the maps are negated.
 
-    An image that can no longer be read is left out, with a message on standard error.
+    If an image can no longer be read, the function leaves it out, and prints a message to standard error.
 
     Args:
       checkpoint: the checkpoint.
       modes: modes of the checkpoint, in the plain frame (see `Frame`).
       images: the image set.
-      modes_by_image: names of modes, by the index of the image in the set.
+      modes_by_image: a dict from the index of an image in the set to names of modes.
       stream: the tokens to project.
       options: options of the pass.
     """

@@ -17,10 +17,10 @@ from qkjax.results.store import texts, versions
 LABELS = {
     "value": Label("score", "1", "Score of the image for the mode; -inf if there are too few images."),
     "image_index": Label("image", "1", "Index of the image in the set; -1 if there are too few images."),
-    "query_map": Label("query map", "1", "Projections of the image's patches on u; NaN if there are too few images."),
-    "key_map": Label("key map", "1", "Projections of the image's patches on v; NaN if there are too few images."),
+    "query_map": Label("query map", "1", "Projections of the image's patches onto u; NaN if there are too few images."),
+    "key_map": Label("key map", "1", "Projections of the image's patches onto v; NaN if there are too few images."),
     "singular_value": Label("singular value", "1", "Strength s of the mode."),
-    "cosine": Label("cosine", "1", "Cosine of query and key direction of the mode."),
+    "cosine": Label("cosine", "1", "Cosine between the query direction and the key direction of the mode."),
     "unreadable": Label("unreadable image", "", "Name of an image that could not be read."),
     "reason": Label("reason", "", "Why the image could not be read."),
 }
@@ -37,10 +37,10 @@ def top_images_dataset(
     metrics: Metrics,
     attrs: Mapping[str, str],
 ) -> xr.Dataset:
-    """Collects the images that excite each mode most in a dataset.
+    """Collects in a dataset the images that excite each mode most.
 
     Args:
-      best: scores and indices of the images, (scores, layers, heads, modes, 2, places), and their maps.
+      best: scores and indices of the top images, of shape (scores, layers, heads, modes, 2, places), and their maps.
       grid: rows and columns of patches.
       scores: names of the scores.
       names: names of all images in the set.
@@ -52,9 +52,9 @@ def top_images_dataset(
       A dataset with dimensions score, layer, head, mode, sign (1 as in `Modes`, or -1), place (0 is the best image) and
       image. `value` is the score of an image, and `image_index` its index, or -1 if there are too few images. The
       coordinate `image` has the names of the images. `singular_value` and `cosine` describe the modes. `query_map` and
-      `key_map` are the maps of the first modes on these images, with dimensions mapped_mode, row and column; they are
-      not negated for sign -1. `unreadable` has
-      the names of images that could not be read, and `reason` the reasons.
+      `key_map` are the maps of the first modes on these images. The maps also have dimensions mapped_mode, row and
+      column, and are not negated for sign -1. `unreadable` has the names of images that could not be read, and `reason`
+      the reasons.
     """
     dims = ("score", *PER_MODE, "sign", "place")
     variables = {
@@ -82,32 +82,32 @@ def summary(dataset: xr.Dataset) -> str:
     modes = best.size // 2
     read = dataset.sizes["image"] - dataset.sizes["broken"]
     return (
-        f"{read} images were scanned for {modes} modes and both signs of each. "
-        f"The highest score ({dataset.score.values[0]}) is {float(best.values.max()):.3g}, of mode {name} on {image}."
+        f"{read} images were scanned for {modes} modes, each with both signs. The highest score "
+        f"({dataset.score.values[0]}) is {float(best.values.max()):.3g}, of mode {name} on {image}."
     )
 
 
 def with_sign(dataset: xr.Dataset, name: ModeName) -> ModeName:
-    """The name of a mode with a sign; if no sign is given, the sign whose best image has the larger score."""
+    """The name of a mode with its sign. If `name` has none, the sign whose best image scores higher is added."""
     best = dataset["value"].values[0][name[:3]][:, 0]
     return name if name.sign else name._replace(sign=1 if best[0] >= best[1] else -1)
 
 
 def images_of_mode(dataset: xr.Dataset, name: ModeName) -> list[tuple[int, float]]:
-    """Indices and scores of the top images of a mode with a sign, best first, by the first score of the dataset."""
+    """Indices and scores of the top images of a signed mode, best first, according to the dataset's first score."""
     place = (0, *name[:3], 0 if name.sign > 0 else 1)
     pairs = zip(dataset["image_index"].values[place], dataset["value"].values[place], strict=True)
     return [(int(index), float(score)) for index, score in pairs if index >= 0]
 
 
 def has_maps(dataset: xr.Dataset, name: ModeName) -> bool:
-    """Whether the dataset has the maps of a mode on the images of its first score; earlier versions stored none."""
+    """Whether the dataset contains maps of a mode on the top images of the first score (early versions: none)."""
     stored = dataset.get("query_map")
     return stored is not None and name.mode < stored.sizes["mapped_mode"] and stored.score == dataset.score.values[0]
 
 
 def maps_of_mode(dataset: xr.Dataset, name: ModeName) -> list[tuple[Map, Map]]:
-    """Query and key map of a signed mode on each image of `images_of_mode`; both negated for sign -1."""
+    """Query map and key map of a signed mode on each image of `images_of_mode`. For sign -1, both maps are negated."""
     place, count = (*name[:3], 0 if name.sign > 0 else 1), len(images_of_mode(dataset, name))
     query, key = (name.sign * dataset[variable].values[place][:count] for variable in MAP_NAMES)
     return list(zip(query, key, strict=True))

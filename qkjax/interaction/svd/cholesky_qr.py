@@ -1,7 +1,7 @@
-"""Thin QR by matrix products and Cholesky factors of small matrices, which are fast on accelerators.
+"""Computes a thin QR with matrix products and Cholesky factors of small matrices, which are fast on accelerators.
 
-Householder reflections are sequential: GPU libraries process one head after the other, and TPUs have no library for
-Householder reflections.
+Householder QR is sequential: GPU libraries process one head after the other, and TPUs have no library for Householder
+reflections.
 """
 
 from functools import partial
@@ -13,14 +13,16 @@ from jaxtyping import Array, Float
 
 EPS = float(np.finfo(np.float32).eps)
 SHIFT = 10 * EPS
-"""Shift of X^T X, relative to its trace (Fukaya et al. 2020, "Shifted Cholesky QR"). A pass with this shift never
-fails, and reduces a condition number k to about k sqrt(10 EPS rank) = k / 100."""
+"""Multiple of the identity that is added to X^T X, relative to the trace of X^T X (Fukaya et al. 2020, "Shifted
+Cholesky QR"). A pass with this shift never fails, and reduces a condition number k to about k sqrt(10 EPS rank) = k /
+100."""
 NEAR = 0.5
-"""Distance of X^T X from the identity below which one pass without a shift makes the columns orthonormal up to EPS."""
+"""If X^T X is closer to the identity than this distance, one pass without a shift makes the columns orthonormal up to
+EPS."""
 PASSES = 8
 """Largest number of passes. Random matrices need two passes. A matrix with a condition number of 1e4 needs three
-passes, and a matrix with a condition number of 1e7 needs five. Larger condition numbers cannot be distinguished from a
-deficient rank in float32."""
+passes, and a matrix with a condition number of 1e7 needs five. In float32, a matrix with a larger condition number
+cannot be distinguished from a rank-deficient matrix."""
 
 
 def scaled(
@@ -28,7 +30,7 @@ def scaled(
 ) -> tuple[Float[Array, "*batch rows columns"], Float[Array, "*batch 1 1"]]:
     """Divides each matrix by its Frobenius norm (by 1 if the matrix is zero), and returns the quotient and the norm.
 
-    The norm is computed in such a way that no square overflows.
+    The norm is computed without squares that could overflow.
     """
     largest = jnp.abs(x).max((-2, -1), keepdims=True)
     x = x / jnp.where(largest > 0, largest, 1)
@@ -39,11 +41,11 @@ def scaled(
 def cholesky_qr(
     x: Float[Array, "*batch embed columns"],
 ) -> tuple[Float[Array, "*batch embed rank"], Float[Array, "*batch rank columns"]]:
-    """Factorises X = Q R, with orthonormal columns in Q for any rank of X.
+    """Factorises X = Q R. The columns of Q are orthonormal for any rank of X.
 
     If X has fewer rows than columns, Q = I and R = X. The error ||X - Q R|| is about EPS ||X||, as for Householder QR.
-    Fixed noise of that size is added to X, so that the columns can be orthonormalised even if X is zero or has a
-    deficient rank. R is computed as Q^T X, which is upper triangular up to rounding. Q^T X is more accurate than the
+    Fixed noise of that size is added to X, so that the columns can be orthonormalised even if X is zero or
+    rank-deficient. R is computed as Q^T X, which is upper triangular up to rounding. Q^T X is more accurate than the
     product of the triangles of all passes.
     """
     dot = partial(jnp.matmul, precision="highest")

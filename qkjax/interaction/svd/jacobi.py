@@ -1,8 +1,8 @@
-"""Singular value decomposition of many small matrices at once, by one-sided Jacobi rotations.
+"""Computes the singular value decompositions of many small matrices at once, with one-sided Jacobi rotations.
 
-In each step, the columns of every matrix are rotated in pairs: each column of one half with a column of the other half,
-as in a round-robin tournament. A step consists of a few large element-wise operations on all matrices at once, whereas
-libraries process one matrix after the other.
+In each step, the columns of every matrix are rotated in pairs. As in a round-robin tournament, each column of one half
+is paired with a column of the other half. A step consists of a few large element-wise operations on all matrices at
+once, whereas libraries process one matrix after the other.
 """
 
 from functools import partial
@@ -14,11 +14,11 @@ from jaxtyping import Array, Float
 from qkjax.interaction.svd.cholesky_qr import EPS, scaled
 
 CLOSE = 1e-4
-"""No further round is needed if the largest cosine of two columns in a round was at most this value. Convergence is
-quadratic, so cosines of 1e-8 remain after that round."""
+"""If the largest cosine between two columns in a round was at most this value, no further round is needed. Convergence
+is quadratic, so the cosines after that round are about 1e-8."""
 ROUNDS = 24
-"""Largest number of rounds, each over all pairs. Well-conditioned matrices need one round, and ill-conditioned matrices
-up to eight."""
+"""Largest number of rounds. Each round rotates all pairs of columns once. Well-conditioned matrices need one round, and
+ill-conditioned matrices up to eight."""
 
 
 def jacobi_svd(
@@ -30,7 +30,7 @@ def jacobi_svd(
     pairs is from Brent and Luk 1985). The rotations start from M V0, where V0 are the eigenvectors of M^T M, which
     libraries compute fast for many matrices at once. V0 is inaccurate only for singular values below about 3e-4 of the
     largest, because M^T M squares all singular values. The rotations correct these inaccuracies. Noise of a thousandth
-    of float32's rounding gives columns of zeros a direction.
+    of float32's rounding error is added, so that columns of zeros have a direction.
     """
     dot = partial(jnp.matmul, precision="highest")
     *batch, rank, _ = matrix.shape
@@ -38,14 +38,14 @@ def jacobi_svd(
     unit, size = scaled(matrix)
     _, start = jnp.linalg.eigh(dot(jnp.swapaxes(unit, -1, -2), unit), symmetrize_input=False)
     turned = jnp.swapaxes(start, -1, -2)  # one row per column of V
-    # The noise is not added to M itself, whose large entries would absorb the noise: identical columns of M would
-    # still give columns of zeros.
+    # The noise is not added to M itself, because rounding would remove the noise from M's large entries: identical
+    # columns of M would still lead to columns of zeros.
     noise = jax.random.normal(jax.random.key(1), (rank, rank), matrix.dtype) * (1e-3 * EPS / rank)
     columns = dot(turned, jnp.swapaxes(unit, -1, -2)) + noise.reshape((1,) * len(batch) + noise.shape)
     both = jnp.concatenate([columns, turned], axis=-1)  # V is rotated together with M V
     both = jnp.pad(both, [(0, 0)] * len(batch) + [(0, count - rank), (0, 0)])
     both = _orthogonal(both, rank)
-    # After hundreds of rotations the lengths have drifted slightly, equally for a column of M V and of V.
+    # Hundreds of rotations change the lengths of columns slightly, by the same factor in M V and in V.
     drift = jnp.sqrt((both[..., rank:] ** 2).sum(-1, keepdims=True))
     both = both / jnp.where(drift == 0, 1, drift)
     lengths = jnp.where(
@@ -59,7 +59,7 @@ def jacobi_svd(
 
 
 def _orthogonal(both: Float[Array, "*batch count width"], rank: int) -> Float[Array, "*batch count width"]:
-    """Rotates the rows of each matrix in pairs until the parts made of their first `rank` entries are orthogonal."""
+    """Rotates the rows of each matrix in pairs until the vectors of the rows' first `rank` entries are orthogonal."""
     half = both.shape[-2] // 2
 
     def step(_, state):

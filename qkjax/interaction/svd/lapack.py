@@ -1,4 +1,4 @@
-"""Computes the modes of every head by LAPACK in float64, with heads distributed over threads, which is fast on CPUs.
+"""Computes the modes of every head with LAPACK in float64; threads share the heads, which is fast on CPUs.
 
 XLA calls LAPACK, too, but factorises one head after the other on one core, copies each head to LAPACK's memory layout
 and back, and multiplies at half the speed of BLAS. In float64, the Gram matrix of a kernel can be factorised instead of
@@ -20,18 +20,18 @@ from threadpoolctl import ThreadpoolController
 
 EPS = float(np.finfo(np.float64).eps)
 LARGEST_ERROR = 1e-7
-"""Largest acceptable deviation from orthonormality of directions computed by a Gram matrix: about the rounding error of
-float32."""
+"""Directions that are computed from a Gram matrix may deviate from orthonormality by at most this value, which is about
+the rounding error of float32."""
 
 Factors = Float[np.ndarray, "2 embed head_dim"]
 
 
 def modes_of_head(factors: Factors) -> tuple[Float[np.ndarray, "2 embed rank"], Float[np.ndarray, "rank"]]:
-    """The stacked u and v, and s, of a head with the stacked query and key kernels `factors`.
+    """Computes the modes of one head from `factors`, its stacked query and key kernels; returns stacked u and v, and s.
 
-    With X^T X = R^T R, each kernel is X = (X R^-1) R. X R^-1 is orthonormal up to EPS times the squared condition
-    number of X. If this error is too large, or R does not exist, Householder QR is used. If the kernels are not finite,
-    all values of the result are NaN.
+    If X^T X = R^T R, each kernel is X = (X R^-1) R. The columns of X R^-1 are orthonormal up to EPS times the squared
+    condition number of X. If this error is too large, or R does not exist, Householder QR is used. If the kernels are
+    not finite, all values of the result are NaN.
     """
     with np.errstate(all="ignore"):
         try:
@@ -43,7 +43,7 @@ def modes_of_head(factors: Factors) -> tuple[Float[np.ndarray, "2 embed rank"], 
             conditions = np.trace(grams, axis1=-2, axis2=-1) * np.einsum("nij,nij->n", weights, weights)
             if (conditions < LARGEST_ERROR / EPS).all():
                 return factors @ weights, s
-        except np.linalg.LinAlgError:  # a deficient rank
+        except np.linalg.LinAlgError:  # X is rank-deficient
             pass
         try:
             bases, triangles = np.linalg.qr(factors)
@@ -58,7 +58,7 @@ def modes_of_head(factors: Factors) -> tuple[Float[np.ndarray, "2 embed rank"], 
 def _core_modes(
     triangles: Float[np.ndarray, "2 rank head_dim"],
 ) -> tuple[Float[np.ndarray, "2 rank rank"], Float[np.ndarray, "rank"]]:
-    """Left and right singular vectors, as columns, and singular values of Rq Rk^T."""
+    """The left and right singular vectors (both as columns), and the singular values, of Rq Rk^T."""
     left, s, right = np.linalg.svd(triangles[0] @ triangles[1].T)
     return np.stack([left, right.T]), s
 
@@ -70,7 +70,7 @@ def modes_of_heads(
     Float[np.ndarray, "layers heads rank"],
     Float[np.ndarray, "layers heads embed rank"],
 ]:
-    """u, s and v of all heads, in float32, with the sign that `qkjax.interaction.modes.Modes` specifies.
+    """Computes u, s and v of all heads in float32, with the sign that `qkjax.interaction.modes.Modes` specifies.
 
     Args:
       factors: function that takes a layer and a head, and returns the query and key kernels of the head in float64.
@@ -107,10 +107,10 @@ def _cores() -> int:
 
 
 def one_blas_thread() -> AbstractContextManager:
-    """A context in which BLAS starts no threads of its own, since its callers (this module and XLA) are multi-threaded.
+    """A context in which BLAS starts no threads of its own, because this module and XLA call BLAS from several threads.
 
-    Additional BLAS threads would compete for cores, and make calls 2 to 5 times slower on 2 cores. If further processes
-    are running, calls are even slower, since the threads of OpenBLAS wait in busy loops.
+    Additional BLAS threads would compete for cores; on 2 cores, they make calls 2 to 5 times slower. If other processes
+    are running, calls are even slower, because the threads of OpenBLAS wait in busy loops.
     """
     return _blas().limit(limits=1, user_api="blas")
 

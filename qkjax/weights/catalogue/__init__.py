@@ -1,4 +1,4 @@
-"""The checkpoints that qkjax knows by name, and the paths of their files on this machine."""
+"""The catalogue: checkpoints that qkjax knows by name, and the paths of their files on this machine."""
 
 from qkjax.weights.catalogue.lookup import OBJECTIVES, Entry, entries, entry, is_name, supported
 from qkjax.weights.catalogue.matching import search

@@ -1,4 +1,4 @@
-"""The 52,268 files of gs://vit_models/augreg/. Their names determine their catalogue entries."""
+"""Catalogue entries for the 52,268 files of gs://vit_models/augreg/, which are derived from the file names."""
 
 import re
 
@@ -7,7 +7,7 @@ from qkjax.errors import QkjaxError
 FOLDER = "vit_models/augreg/"
 HYBRIDS = ("R_Ti_16", "R26_S_32", "R50_L_32")
 _VARIANT = r"(?P<variant>Ti_16|S_32|S_16|B_32|B_16|B_8|L_16|R_Ti_16|R26_S_32|R50_L_32)"
-# The index calls the 30-epoch runs on ImageNet-21k "i21k_30"; whether their file names do is unknown.
+# The index calls the 30-epoch runs on ImageNet-21k "i21k_30". We do not know whether their file names do, too.
 _UPSTREAM = (
     r"(?P<data>i1k|i21k)(_30)?-(?P<epochs>\d+)ep-lr_[\d.]+-aug_(none|light[12]|medium[12]|strong[12])"
     r"-wd_[\d.]+-do_[\d.]+-sd_[\d.]+"
@@ -18,16 +18,16 @@ _DATA = {"i1k": "ImageNet-1k", "i21k": "ImageNet-21k"}
 
 
 def stem(text: str) -> str | None:
-    """The file name without folder and suffix; None if `text` does not look like a file of this folder."""
+    """The file name without folder and suffix, or None if `text` does not look like the name of an AugReg file."""
     text = text.removeprefix(FOLDER).removesuffix(".npz")
     return text if re.match(rf"{_VARIANT}-i(1|21)k", text) else None
 
 
 def fields(text: str) -> dict:
-    """The fields of a file's `catalogue.Entry`, from its name alone.
+    """The fields of the catalogue `Entry` of an AugReg file, which are inferred from the file name alone.
 
     Raises:
-      QkjaxError: the name begins like that of a file of this folder but is not valid.
+      QkjaxError: the name begins like the name of an AugReg file, but is not valid.
     """
     match = _NAME.fullmatch(stem(text) or "")
     if not match:
@@ -37,7 +37,7 @@ def fields(text: str) -> dict:
         )
     variant, pixels = match["variant"], int(match["px"] or 224)
     adapted = f", fine-tuned to {match['task']} at {pixels} px" if match["task"] else ""
-    hybrid = "a hybrid: a ResNet precedes the transformer, which qkjax does not support; use a plain ViT such as B_16"
+    hybrid = "it is a hybrid of a ResNet and a transformer, which qkjax does not support; use a plain ViT such as B_16"
     return {
         "name": match[0],
         "title": f"ViT-{variant.replace('_', '/')}, AugReg, {_DATA[match['data']]}, {match['epochs']} epochs{adapted}",

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub on disk, in the cache layout of huggingface_hub."""
+"""Finds repositories of the Hugging Face hub on disk, in the cache layout of huggingface_hub."""
 
 import json
 import os
@@ -10,13 +10,13 @@ CONFIGS = ("config.json", "open_clip_config.json")
 
 
 def is_offline() -> bool:
-    """Whether the user forbids connections, by the variables that huggingface_hub reads."""
+    """Whether the user forbids connections, according to the environment variables that huggingface_hub reads."""
     stated = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return stated.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def user_cache() -> Path:
-    """The cache that other programs of the user share, by the variables that huggingface_hub reads."""
+    """The hub cache that the user's other programs share; the environment variables of huggingface_hub determine it."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
     chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
@@ -24,14 +24,14 @@ def user_cache() -> Path:
 
 
 def unverified(folder: Path) -> Path:
-    """A file that exists while a snapshot is downloaded and not yet verified."""
+    """The path of a marker file, which exists until a downloaded snapshot has been verified."""
     return folder.with_name(f"{folder.name}.unverified")
 
 
 def snapshot(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
-    """The folder of the first revision that is complete on disk; a path that does not exist if none is complete.
+    """The folder of the first revision that is complete on disk, or a nonexistent path if no revision is complete.
 
-    The function parses the cache layout itself, since huggingface_hub may not be installed.
+    The function reads the cache layout itself, because huggingface_hub may not be installed.
     """
     root = cache / f"models--{repo.replace('/', '--')}"
     for revision in filter(None, revisions):
@@ -43,7 +43,7 @@ def snapshot(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a configuration and all weights exist; huggingface_hub names a file only when it is complete."""
+    """Whether a configuration and all weights exist. huggingface_hub gives a file its name only when it is complete."""
     if unverified(folder).exists() or not any((folder / name).is_file() for name in CONFIGS):
         return False
     named = next((name for name in FILES if (folder / name).is_file()), None)
@@ -51,7 +51,7 @@ def _is_complete(folder: Path) -> bool:
         try:
             shards = set(json.loads((folder / named).read_text())["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError):
-            return True  # the published index is invalid: the reader reports this, and another download would not help
+            return True  # the published index is invalid: `load` reports this, and another download would not help
         return all((folder / shard).is_file() for shard in shards)
     single = [path for path in folder.glob("*.safetensors") if "-of-" not in path.name]  # a shard is only a part
     return named is not None or bool(single)

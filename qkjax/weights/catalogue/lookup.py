@@ -1,4 +1,4 @@
-"""The entries of the catalogue, and the names that refer to them."""
+"""Looks up entries of the catalogue by name."""
 
 import os
 import re
@@ -18,10 +18,10 @@ _FILE = re.compile(r".*\.(npz\b.*|safetensors|json|bin|pth?|onnx|zarr)")  # "x.n
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the catalogue; the head of `catalogue.toml` explains the fields.
+    """An entry of the catalogue. The comment at the top of `catalogue.toml` explains the fields.
 
-    The fields from `kind` to `member` are the entry's `source`; fields that do not apply to its kind are
-    empty. `bytes` is 0 if the size is not published, `heads` is 0 if the file states it.
+    The fields from `kind` to `member` are the entry's `source`; fields that do not apply to this kind of source are
+    empty. `bytes` is 0 if the size is not published. `heads` is 0 if the file itself states the number of heads.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Entry:
 
 @cache
 def entries() -> dict[str, Entry]:
-    """All entries of the catalogue, by name."""
+    """All entries of the catalogue: a dict from names to entries."""
     table = tomllib.loads(resources.files("qkjax.weights.catalogue").joinpath("catalogue.toml").read_text())
     return {name: _entry(name, values) for name, values in table.items()}
 
@@ -66,7 +66,7 @@ def _entry(name: str, values: dict) -> Entry:
 
 @cache
 def _index() -> dict[str, Entry]:
-    """Entries by every text that refers to them: name, alias, hub id, path in Google's storage."""
+    """A dict from each name, alias, hub id and path in Google's storage to the entry that it refers to."""
     index = {}
     for name, entry in entries().items():
         submodel = f"{entry.path}:{entry.sub}" if entry.sub else ""
@@ -75,7 +75,7 @@ def _index() -> dict[str, Entry]:
 
 
 def _find(text: str) -> Entry | None:
-    """The entry that `text` refers to. AugReg files and hub repositories outside the catalogue get a new entry."""
+    """The entry to which `text` refers, which is a new entry for AugReg files and other hub repositories."""
     known = _ADDRESS.sub("", text, count=1) if _ADDRESS.match(text) else text
     if known in _index():
         return _index()[known]
@@ -87,7 +87,7 @@ def _find(text: str) -> Entry | None:
 
 
 def _hub_entry(repo: str) -> Entry:
-    """An entry for a Hugging Face repository that is not in the catalogue; only its id is known."""
+    """Makes an entry for a Hugging Face repository that is not in the catalogue, of which only the id is known."""
     unknown = dict.fromkeys(("family", "objective", "pool", "preprocess", "licence", "facts"), "not stated")
     return Entry(name=repo, title=repo, resolution=0, kind="hf", repo=repo, revision="main", **unknown)
 
@@ -95,15 +95,15 @@ def _hub_entry(repo: str) -> Entry:
 def is_name(text: str) -> bool:
     """Whether `text` is a name rather than a path.
 
-    Names of the catalogue take precedence, then existing paths. A hub id that is not in the catalogue
-    counts as a name unless a folder has the name of its owner: "checkpoints/vit" is then a mistyped path.
+    Names in the catalogue take precedence over existing paths. A hub id "owner/name" that is not in the catalogue
+    counts as a name, unless there is a folder called "owner": the text is then a mistyped path.
 
     Raises:
-      QkjaxError: the text is not in the catalogue and does not look like a path; the message has the nearest name.
+      QkjaxError: the text is not in the catalogue and does not look like a path; the message suggests the nearest name.
     """
     if text in entries():
         return True
-    # a tensorstore checkpoint may be given by the name of its -LAST file
+    # the user may refer to a tensorstore checkpoint by the name of its -LAST file
     if os.path.exists(text) or os.path.exists(f"{text}-LAST"):
         return False
     match = _find(text)
@@ -115,10 +115,10 @@ def is_name(text: str) -> bool:
 
 
 def entry(name: str) -> Entry:
-    """The entry with this name, alias, hub id or address, or of the AugReg model with this file name.
+    """The entry with this name, alias, hub id or address, or the entry of the AugReg file with this name.
 
     Raises:
-      QkjaxError: the name is not in the catalogue; the message has the nearest name.
+      QkjaxError: the name is not in the catalogue; the message suggests the nearest name.
     """
     match = _find(name)
     if match is None:
@@ -133,10 +133,10 @@ def _unknown(name: str) -> QkjaxError:
 
 
 def supported(name: str) -> Entry:
-    """Like `entry`, but only for entries that `load` can read.
+    """Returns the same as `entry`, but raises an error for entries that `load` cannot read.
 
     Raises:
-      QkjaxError: the name is not in the catalogue, or `load` cannot read it; the message has the reason.
+      QkjaxError: the name is not in the catalogue, or `load` cannot read the checkpoint; the message states the reason.
     """
     match = entry(name)
     if match.unsupported:

@@ -8,12 +8,12 @@ from qkjax.weights.catalogue.lookup import Entry, entries
 
 
 def search(pattern: str = "", family: str | None = None, objective: str | None = None) -> dict[str, Entry]:
-    """The entries that satisfy all criteria, by name, in the order of the catalogue. Case is ignored.
+    """A dict from names to the entries that satisfy all criteria, in the order of the catalogue. Case is ignored.
 
     Args:
-      pattern: a substring of the name, an alias, the id of the hub repository or the title; or a glob such as
-        "siglip-*-256", which must match one of these completely. "" matches every entry.
-      family: the recipe, such as "DINOv2".
+      pattern: a substring of the entry's name, alias, hub id or title. Or a glob such as "siglip-*-256", which must
+        match one of these completely. "" matches every entry.
+      family: the family of models, such as "DINOv2".
       objective: the training objective, such as "contrastive".
 
     Raises:
@@ -51,7 +51,7 @@ def _matches(pattern: str, entry: Entry) -> bool:
 
 
 def _known(field: str, value: str | None) -> str | None:
-    """The value as the catalogue spells it."""
+    """The value with the spelling of the catalogue."""
     if value is None:
         return None
     known = {getattr(entry, field).lower(): getattr(entry, field) for entry in entries().values()}

@@ -11,8 +11,12 @@ from qkjax.weights.catalogue.lookup import entry
 
 
 def folder() -> Path:
-    """The folder of downloaded checkpoints: `QKJAX_CHECKPOINTS` if it is set, else `checkpoints/` of the Git checkout
-    that contains this package, else the user's cache folder."""
+    """The folder of downloaded checkpoints.
+
+    If the environment variable `QKJAX_CHECKPOINTS` is set, its value is the folder. Otherwise, the folder is
+    `checkpoints/` in the Git checkout that contains this package, or the user's cache folder if there is no Git
+    checkout.
+    """
     if chosen := os.environ.get("QKJAX_CHECKPOINTS"):
         return Path(chosen).expanduser()
     checkout = Path(__file__).resolve().parents[3]
@@ -22,13 +26,14 @@ def folder() -> Path:
 
 
 def path_of(name: str) -> Path:
-    """The path of a downloaded checkpoint; it exists only if the download is complete.
+    """The path of a downloaded checkpoint. The path exists only if the download is complete.
 
-    Files from Google's storage keep their path below `gs/`, so a mirror of the bucket can be placed there. Files from
-    other servers keep their path below `https/`, and entries with the same file share the download. A hub repository
-    is a folder with config.json and weights below `hf/`, in the layout of huggingface_hub; without a connection
-    (`HF_HUB_OFFLINE`), one in the cache of huggingface_hub is used, too. A file that the user
-    downloads in a browser is NAME.pth; a file that is converted from a package is NAME.npz.
+    Files from Google's storage are below `gs/`, under their path in the storage, so users can put a mirror of the
+    storage there. Files from other servers are below `https/`, under their path on the server, and entries with the
+    same file share the download. A hub repository is a folder below `hf/` that contains config.json and weights, in the
+    layout of huggingface_hub. If `HF_HUB_OFFLINE` is set, repositories in the user's cache of huggingface_hub are used,
+    too. A file that the user downloads in a browser is called NAME.pth. A file that is converted from a package is
+    called NAME.npz.
 
     Raises:
       QkjaxError: the name is not in the catalogue.

@@ -1,12 +1,12 @@
-"""The source of an entry of the catalogue."""
+"""The URL from which an entry of the catalogue is downloaded."""
 
 import os
 from urllib.parse import quote
 
 from qkjax.weights.catalogue import Entry
 
-GOOGLE = "https://storage.googleapis.com"  # QKJAX_GS_URL overrides it with a mirror of the same layout
-HUB = "https://huggingface.co"  # HF_ENDPOINT overrides it
+GOOGLE = "https://storage.googleapis.com"  # QKJAX_GS_URL replaces this address by that of a mirror with the same layout
+HUB = "https://huggingface.co"  # HF_ENDPOINT replaces this address
 
 
 def hub_address() -> str:
@@ -15,7 +15,7 @@ def hub_address() -> str:
 
 
 def address(entry: Entry) -> str:
-    """The URL of an entry's file; of its repository, if it is on the hub; else a text that identifies the source."""
+    """The URL of an entry's file or hub repository, or a text that identifies any other source."""
     if entry.kind == "gs":
         return f"{(os.environ.get('QKJAX_GS_URL') or GOOGLE).rstrip('/')}/{quote(entry.path)}"
     if entry.kind == "hf":

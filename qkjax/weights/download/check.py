@@ -1,4 +1,4 @@
-"""Checks whether servers still have the files of the catalogue."""
+"""Checks whether the files of the catalogue are still on their servers."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +12,16 @@ from qkjax.weights.formats.file_names import FILES
 
 
 def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Checks whether servers still have the files of entries, without downloading them.
+    """Checks, without downloads, whether the files of entries are still on their servers.
 
-    For a hub repository, config.json and the weights are checked. Entries from package indexes are skipped, since only
-    pip knows their addresses.
+    For a hub repository, the function checks config.json and the weights. It skips entries from package indexes,
+    because only pip knows their addresses.
 
     Args:
       names: names of entries.
 
     Returns:
-      (name, problem) for each entry with a problem.
+      A tuple (name, problem) for each entry that has a problem.
 
     Raises:
       QkjaxError: a name is not in the catalogue.
@@ -33,7 +33,7 @@ def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _problem(entry: Entry) -> str:
-    """The problem with an entry's source, or "". The weights of a hub repository may be in any of `FILES`."""
+    """Describes the problem with an entry's source; "" if there is none. A hub repository must have one of `FILES`."""
     if entry.kind != "hf":
         return head(address(entry))
     hub = f"{hub_address()}/{entry.repo}/resolve"

@@ -1,16 +1,16 @@
-"""CRC-32C, the checksum that Google's storage states for every file. Python's `zlib.crc32` is another polynomial."""
+"""Computes CRC-32C, the checksum of files in Google's storage. Python's `zlib.crc32` uses another polynomial."""
 
 from functools import cache
 
 import numpy as np
 
-POLYNOMIAL = 0x82F63B78  # bits reversed
-LANES, WORDS = 4096, 128  # a block is divided into LANES parts of WORDS 16-bit words, which advance together
+POLYNOMIAL = 0x82F63B78  # the polynomial, with its bits in reversed order
+LANES, WORDS = 4096, 128  # a block has LANES parts of WORDS 16-bit words, which are processed in parallel
 BLOCK = LANES * WORDS * 2
 
 
 class Crc32c:
-    """The interface of a digest of hashlib. Pieces of more than a few bytes are fast: more than 100 MB/s."""
+    """A CRC-32C checksum with the interface of hashlib. Except for tiny pieces, it processes over 100 MB/s."""
 
     def __init__(self):
         self._state = 0xFFFFFFFF
@@ -28,8 +28,9 @@ class Crc32c:
 def _advance(state: int, data: bytes) -> int:
     """The state after `data`, which has at most BLOCK bytes.
 
-    The checksum is linear. A state in front of data is therefore the same as zero in front of data whose first four
-    bytes are combined with it, zeros in front of data change nothing, and the parts of a block can be combined.
+    The checksum is linear, which has three consequences. Starting from a state equals starting from zero if the state
+    is combined with the first four bytes of the data. Zeros in front of the data change nothing. The checksums of the
+    parts of a block can be combined.
     """
     if len(data) < 4:
         for byte in data:
@@ -50,7 +51,7 @@ def _advance(state: int, data: bytes) -> int:
 
 @cache
 def _word_table() -> np.ndarray:
-    """What 16 bits leave behind in the state. Entries of the form byte << 8 are those of single bytes."""
+    """The state after each possible 16-bit word. The entries at byte << 8 are the states after single bytes."""
     table = np.arange(1 << 16, dtype=np.uint32)
     for _ in range(16):
         table = (table >> 1) ^ np.where(table & 1, np.uint32(POLYNOMIAL), np.uint32(0))
@@ -59,7 +60,7 @@ def _word_table() -> np.ndarray:
 
 @cache
 def _merge_tables() -> list[np.ndarray]:
-    """For each halving of the lanes, [4 256]: what each byte of a state becomes after the data of the lane behind."""
+    """For each halving of the lanes, a table [4 256]: the effect of each byte of a state after the next lane."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     for _ in range(WORDS):
         bits = _word_table()[bits & 0xFFFF] ^ (bits >> 16)

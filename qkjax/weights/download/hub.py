@@ -1,4 +1,4 @@
-"""Downloads config.json and weights of repositories of the Hugging Face hub."""
+"""Downloads config.json and weights from repositories of the Hugging Face hub."""
 
 import errno
 import re
@@ -15,17 +15,17 @@ from qkjax.weights.download.record import read_record, record_path, write_record
 from qkjax.weights.formats.file_names import FILES, PICKLED
 
 SMALL = [*CONFIGS, "preprocessor_config.json", "processor_config.json"]
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # the disk, not the connection
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # problems of the disk, not the network
 
 
 def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
-    """Downloads config and weights. Safetensors of any revision are preferred to a PyTorch file.
+    """Downloads the configuration and the weights. Prefers safetensors files of any revision to PyTorch files.
 
-    The snapshot counts as complete only when every file has the digest that the hub states for it.
+    The snapshot counts as complete only if every file has the hash that the hub states.
 
     Raises:
-      QkjaxError: huggingface_hub is not installed; no connection, or HF_HUB_OFFLINE is set; the repository does
-        not exist, is gated, or holds no weights; a file was altered; or the folder cannot be written.
+      QkjaxError: huggingface_hub is not installed; there is no connection, or HF_HUB_OFFLINE is set; the repository
+        does not exist, is gated, or contains no weights; a file was altered; or the folder cannot be written.
     """
     hub = _library()
     try:
@@ -36,9 +36,10 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path
                 break
         chosen = next((r for r in reversed(listed) if _weights(listed[r])), None)
         if chosen is None:
-            raise QkjaxError(f"{repo} on the hub holds none of {', '.join(FILES)}; choose another repository")
+            raise QkjaxError(f"{repo} on the hub contains none of {', '.join(FILES)}; choose another repository")
         files, weights = listed[chosen], _weights(listed[chosen])
-        # The small files first: once the weights exist and are verified, the snapshot counts as complete.
+        # The small files are downloaded first: once the weights exist and are verified, the snapshot counts as
+        # complete.
         small = Path(hub.snapshot_download(repo, revision=chosen, cache_dir=cache, allow_patterns=SMALL))
         _compare(small, files, repo)
         small.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path
         unverified(small).unlink()
     except QkjaxError:
         raise
-    # Versions of huggingface_hub differ in the exceptions of their HTTP client.
+    # The HTTP client raises different exceptions in different versions of huggingface_hub.
     except Exception as error:
         raise QkjaxError(f"cannot fetch {repo} from the hub: {_reason(error)}") from error
     path = snapshot(cache, repo, (chosen,))
@@ -59,16 +60,16 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path
 
 
 def _listed(hub: ModuleType, repo: str, revision: str) -> dict[str, Any]:
-    """What the hub states of the files of a revision, by name."""
+    """A dict from the names of a revision's files to the facts that the hub states about them."""
     files = hub.HfApi().list_repo_tree(repo, revision=revision)
     return {file.path: file for file in files if hasattr(file, "blob_id")}
 
 
 def _compare(folder: Path, files: Mapping[str, Any], repo: str) -> None:
-    """Compares a snapshot that was downloaded before with what the hub states now: a commit never changes.
+    """Checks that an earlier snapshot still agrees with the hub, because a commit must never change.
 
     Raises:
-      QkjaxError: a file differs; it stays.
+      QkjaxError: a file differs. The function does not remove the file.
     """
     recorded = read_record(folder)
     for name, facts in recorded.get("files", {}).items():
@@ -78,16 +79,17 @@ def _compare(folder: Path, files: Mapping[str, Any], repo: str) -> None:
                 known |= digests(file, stated)
         if any(known.get(kind, digest) != digest for kind, digest in stated.items()):
             raise QkjaxError(
-                f"{hub_address()}/{repo} has another {name} than {recorded['url']} had on {recorded['date']}, at the "
-                f"same commit: one was altered; to accept the new one, delete {folder} and {record_path(folder).name}"
+                f"{name} in {hub_address()}/{repo} differs from the file that {recorded['url']} had on "
+                f"{recorded['date']}, at the same commit: one of the two was altered; to accept the new file, delete "
+                f"{folder} and {record_path(folder).name}"
             )
 
 
 def _verify(folder: Path, files: Mapping[str, Any], repo: str) -> None:
-    """Compares the files of a snapshot with what the hub states.
+    """Checks that the files of a snapshot have the hashes that the hub states.
 
     Raises:
-      QkjaxError: a file differs; it is removed.
+      QkjaxError: a file differs. The function removes the file.
     """
     for path in sorted(folder.iterdir()):
         try:
@@ -100,10 +102,11 @@ def _verify(folder: Path, files: Mapping[str, Any], repo: str) -> None:
 
 
 def _stated_digest(stated: Any, blob: str = "") -> dict[str, str]:
-    """The expected digests of a file; `stated` is its line in the hub's list, or None; `blob` is its name in the cache.
+    """The expected hashes of a file: `stated` is its entry in the hub's list, and `blob` its name in the cache.
 
-    The hub lists the SHA-256 of large files; for small ones, the identifier of git. huggingface_hub calls a file in its
-    cache by the ETag of the server, which is a SHA-256 for large files.
+    The hub lists the SHA-256 of large files, and git's identifier of small files. huggingface_hub names a file in its
+    cache after the server's ETag, which is a SHA-256 for large files. `stated` is None if the hub does not list the
+    file.
     """
     expected = {"sha256": blob} if re.fullmatch("[0-9a-f]{64}", blob) else {}
     if stated is not None and stated.lfs:
@@ -118,15 +121,16 @@ def _library() -> ModuleType:
         import huggingface_hub
     except ImportError as error:
         raise QkjaxError(
-            "models of the Hugging Face hub need huggingface_hub, which is not installed: pip install 'qkjax[hf]'"
+            "models from the Hugging Face hub need the package huggingface_hub, which is not installed: pip install "
+            "'qkjax[hf]'"
         ) from error
     return huggingface_hub
 
 
 def _weights(files: Iterable[str]) -> list[str]:
-    """The files with the weights of a repository; [] if qkjax can read none of them.
+    """The names of a repository's files with weights, or [] if qkjax can read none of them.
 
-    One file is preferred to shards, and safetensors to PyTorch's files.
+    The function prefers a single file to shards, and safetensors files to PyTorch files.
     """
     top = [name for name in files if "/" not in name]
     if FILES[0] in top:
@@ -140,9 +144,9 @@ def _weights(files: Iterable[str]) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """A short message with the problem and what to do; those of huggingface_hub are long."""
+    """A short message that states the problem and what to do, because the messages of huggingface_hub are long."""
     advice = {
-        "GatedRepoError": "it is gated: accept its licence on its page, then log in with `hf auth login`",
+        "GatedRepoError": "the repository is gated: accept the licence on its page, then log in with `hf auth login`",
         "RepositoryNotFoundError": "there is no public repository, file or folder with this name",
         "RevisionNotFoundError": "the revision does not exist",
         "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set and the files are not on disk",

@@ -1,4 +1,4 @@
-"""Lets one process at a time download a model; others wait, and then find it done."""
+"""Lets only one process at a time download a model. Other processes wait until the download is complete."""
 
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from qkjax.weights.download.partial_file import writing
 
 @contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """Holds the lock of the download `name` in a folder of checkpoints. The system releases it if the process dies.
+    """Locks the download `name` in a folder of checkpoints. If the process dies, the operating system frees the lock.
 
     Raises:
       QkjaxError: the folder cannot be written.
@@ -25,7 +25,7 @@ def locked(folder: Path, name: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"waiting for another process that fetches {name}", file=sys.stderr)
+            print(f"waiting for another process that is downloading {name}", file=sys.stderr)
             lock.acquire()
     try:
         yield

@@ -1,7 +1,7 @@
 """The partial file of a download, which gets its final name when it is complete and verified.
 
-The name of a partial file contains a digest of the server's ETag, so that two versions of a file are never mixed.
-Writers put each byte at its own position, leave no hole and never shorten the file. Two processes may therefore
+The name of a partial file contains a hash of the server's ETag, so that two versions of a file are never mixed. Each
+process writes every byte at its final position, leaves no gap, and never shortens the file. Two processes may therefore
 download the same file at the same time.
 """
 
@@ -22,7 +22,7 @@ CHUNK = 1 << 20
 
 
 class TryAgainError(Exception):
-    """An attempt failed for a temporary reason; it received `gained` bytes."""
+    """An attempt failed for a temporary reason. `gained` is the number of bytes that the attempt received."""
 
     def __init__(self, problem: str, code: int = 0):
         super().__init__(problem)
@@ -33,7 +33,7 @@ def prepare(partial: Path, length: int) -> int:
     """Creates the folder, checks the free space, and returns the number of bytes received so far.
 
     Raises:
-      QkjaxError: the folder is not writable, or the disk has too little space for the rest.
+      QkjaxError: the folder is not writable, or the disk has too little space for the rest of the file.
     """
     with writing(partial):
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -41,14 +41,14 @@ def prepare(partial: Path, length: int) -> int:
     have = size(partial)
     if free < length - have:
         raise QkjaxError(
-            f"{partial.parent} has {free / 1e6:.1f} MB of free space, and the download needs "
+            f"{partial.parent} has {free / 1e6:.1f} MB of free space, but the download needs "
             f"{(length - have) / 1e6:.1f} MB: free some space, or set QKJAX_CHECKPOINTS to another folder"
         )
     return have
 
 
 def size(partial: Path) -> int:
-    """Size in bytes; 0 if the file does not exist."""
+    """The size of a file in bytes, or 0 if the file does not exist."""
     try:
         return partial.stat().st_size
     except FileNotFoundError:
@@ -62,15 +62,16 @@ def writing(partial: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise QkjaxError(
-            f"cannot write to {partial.parent}: {error.strerror or error}; free some space or set QKJAX_CHECKPOINTS"
+            f"cannot write to {partial.parent}: {error.strerror or error}; free some space, or set QKJAX_CHECKPOINTS "
+            "to another folder"
         ) from error
 
 
 def open_partial(partial: Path, start: int) -> BinaryIO:
-    """The partial file, open for writing from byte `start`.
+    """Opens the partial file for writing from byte `start`.
 
     Raises:
-      TryAgainError: the file is shorter than `start`, so writing would leave a hole.
+      TryAgainError: the file is shorter than `start`, so writing would leave a gap.
     """
     try:
         file = os.fdopen(os.open(partial, os.O_RDWR | (0 if start else os.O_CREAT), 0o666), "r+b")
@@ -83,7 +84,7 @@ def open_partial(partial: Path, start: int) -> BinaryIO:
 
 
 class WrongDigestError(QkjaxError):
-    """A file has another digest than expected."""
+    """The hash of a file differs from the expected hash."""
 
 
 def finish(partial: Path, path: Path, length: int, expected: Mapping[str, str]) -> None:
@@ -92,16 +93,17 @@ def finish(partial: Path, path: Path, length: int, expected: Mapping[str, str]) 
     try:
         with open(partial, "rb") as file:
             stat = os.fstat(file.fileno())
-            if stat.st_size > length:  # not a part of this file
+            if stat.st_size > length:  # the partial file belongs to another file
                 partial.unlink()
             if stat.st_size != length:
                 raise TryAgainError(f"{stat.st_size} of {length} bytes were received")
-            if len(expected) > 1:  # the others are stronger
+            if len(expected) > 1:  # the other hashes are stronger
                 expected = {kind: digest for kind, digest in expected.items() if kind != "crc32c"}
             verify(file, path.name, expected)
             check_content(file, path.name)
             os.fsync(file.fileno())
-            # Another process may have finished, and a third one restarted: only the verified file gets the name.
+            # Another process may have finished, and a third process may have started again: only the verified file gets
+            # the name.
             os.rename(partial, claimed)
             if not os.path.samestat(stat, os.stat(claimed)):
                 claimed.unlink()
@@ -115,21 +117,22 @@ def finish(partial: Path, path: Path, length: int, expected: Mapping[str, str]) 
 
 
 def verify(file: BinaryIO, name: str, expected: Mapping[str, str]) -> None:
-    """Compares the digests of a file with the expected ones, by algorithm; "" means unknown.
+    """Checks that a file has the expected hashes, which are given by algorithm ("" if unknown).
 
     Raises:
-      WrongDigestError: a digest differs; the message refers to the file as `name`.
+      WrongDigestError: a hash differs. The message refers to the file as `name`.
     """
     known = {kind: digest for kind, digest in expected.items() if digest}
     for kind, actual in digests(file, known).items():
         if actual != known[kind]:
             raise WrongDigestError(
-                f"{name} has {kind} {actual[:16]}..., expected {known[kind][:16]}...: incomplete or altered; try again"
+                f"{name} has {kind} {actual[:16]}..., expected {known[kind][:16]}...: the file is incomplete or "
+                "altered; try again"
             )
 
 
 def digests(file: BinaryIO, kinds: Iterable[str]) -> dict[str, str]:
-    """Hexadecimal digests of a file by algorithm: "crc32c", "git" (its identifier of a file), or any of hashlib."""
+    """The hexadecimal hashes of a file: "crc32c", "git" (git's identifier of a file), or any hash in hashlib."""
     running = {kind: _digest(kind, os.fstat(file.fileno()).st_size) for kind in kinds}
     file.seek(0)
     while running and (block := file.read(CHUNK)):

@@ -1,7 +1,7 @@
-"""What is known of a download, in a small JSON file next to it: url, date, size and sha256.
+"""Stores facts about a download in a small JSON file next to the download: url, date, size and sha256.
 
-The record pins the content: another source that has other bytes under the same name is reported. A file without a
-record was put there by hand, and is used as it is.
+The record fixes the content: if another source has different bytes under the same name, qkjax reports this. If a file
+has no record, the user put it there, and qkjax uses it without a check.
 """
 
 import json
@@ -14,12 +14,12 @@ from qkjax.weights.download.partial_file import digests, writing
 
 
 def record_path(path: Path) -> Path:
-    """The path of the record of a file, or of a folder."""
+    """The path of the record that belongs to a file or to a folder."""
     return path.with_name(f"{path.name}.source.json")
 
 
 def write_record(path: Path, url: str) -> None:
-    """Records where `path`, a file or the folder of a repository, came from, and its content.
+    """Writes a record of `path`, a file or the folder of a repository: its source and its hash.
 
     Raises:
       QkjaxError: the folder cannot be written.
@@ -37,7 +37,7 @@ def _facts(path: Path) -> dict[str, int | str]:
 
 
 def read_record(path: Path) -> dict:
-    """The record of `path`; empty if there is none.
+    """The record of `path`, or an empty dict if there is no record.
 
     Raises:
       QkjaxError: the record is damaged.
@@ -46,18 +46,20 @@ def read_record(path: Path) -> dict:
     try:
         facts = json.loads(place.read_bytes())
         if not all(isinstance(text, str) for text in (facts["url"], facts["date"], facts.get("sha256", ""))):
-            raise TypeError("url, date and sha256 are texts")
+            raise TypeError("url, date and sha256 must be texts")
         return facts
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise QkjaxError(f"cannot read {place}: {error.strerror or error}") from error
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise QkjaxError(f"{place} is not the record of a download: delete it, and the file next to it") from error
+        raise QkjaxError(
+            f"{place} is not a valid record of a download: delete this file, and the file next to it"
+        ) from error
 
 
 def other_source(path: Path, url: str) -> str:
-    """The source of `path` if it is recorded and is not `url`, else "".
+    """The recorded source of `path` if it differs from `url`; otherwise "".
 
     Raises:
       QkjaxError: the record is damaged, or the file no longer has the recorded size.
@@ -65,6 +67,7 @@ def other_source(path: Path, url: str) -> str:
     facts = read_record(path) if path.exists() else {}
     if "size" in facts and facts["size"] != path.stat().st_size:
         raise QkjaxError(
-            f"{path} has {path.stat().st_size} bytes, expected the {facts['size']} that were downloaded: delete it"
+            f"{path} has {path.stat().st_size} bytes, expected the {facts['size']} bytes that were downloaded: delete "
+            "the file"
         )
     return facts["url"] if facts.get("url", url) != url else ""

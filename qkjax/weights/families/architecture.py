@@ -15,10 +15,10 @@ RELATIVE = "MultiHeadDotProductAttention_0/relative_position_bias"
 
 
 def shape_of(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
-    """The shape of a parameter that must exist and have `rank` axes.
+    """The shape of a parameter, which must exist and have `rank` axes.
 
     Raises:
-      QkjaxError: the parameter is missing (the message has the nearest name), or has another number of axes.
+      QkjaxError: the parameter is missing (the message suggests the nearest name), or has a different number of axes.
     """
     if name not in shapes:
         raise QkjaxError(f"not a supported ViT: parameter {name!r} is missing{nearest(name, shapes)}")
@@ -28,10 +28,11 @@ def shape_of(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
 
 
 def infer_grid(tokens: int, grid: Shape | None) -> Shape:
-    """Rows and columns of the learned position embedding: `grid` if given, else a square.
+    """The number of rows and columns of the learned position embedding: `grid` if it is given, otherwise a square.
 
     Raises:
-      QkjaxError: `grid` does not match the number of tokens, or is None and this number is not a square.
+      QkjaxError: `grid` does not match the number of tokens, or `grid` is None and the number of tokens is not a
+        square.
     """
     if grid is not None:
         if grid[0] * grid[1] != tokens:
@@ -43,9 +44,9 @@ def infer_grid(tokens: int, grid: Shape | None) -> Shape:
 
 
 def has_class_row(shapes: Mapping[str, Shape], grid: Shape | None) -> bool:
-    """Whether row 0 of the position embedding belongs to the class token (files before 2022).
+    """Whether row 0 of the position embedding is the position of the class token, as in files from before 2022.
 
-    It does if the number of rows is one more than that of the grid's cells, and there is a class token.
+    This is so if there is a class token, and the embedding has one row more than the grid has cells.
     """
     if "cls" not in shapes or "pos_embedding" not in shapes:
         return False
@@ -59,10 +60,11 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     """Infers the architecture from the shapes of parameters with canonical names.
 
     Shapes do not determine the LayerNorm epsilon, the activation, the resampling of position embeddings, or which of
-    the poolings "gap", "none" and "0" is used. big_vision's defaults ("gap") apply unless `settings` has them.
+    the poolings "gap", "none" and "0" is used. For settings that are not in `settings`, big_vision's defaults apply
+    (such as "gap").
 
     Raises:
-      QkjaxError: not a plain ViT; the message has the name of a parameter that is missing or has a wrong shape.
+      QkjaxError: the model is not a plain ViT; the message names a parameter that is missing or has a wrong shape.
     """
     kernel = shape_of(shapes, "embedding/kernel", 4)
     width, heads, head_dim = shape_of(shapes, f"{BLOCK}_0/MultiHeadDotProductAttention_0/query/kernel", 3)
@@ -101,7 +103,7 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
 
 
 def _infer_positions(shapes: Mapping[str, Shape], grid: Shape | None) -> tuple[str, Shape | None]:
-    """The kind of position embedding, and the grid of the learned one or of the relative position biases."""
+    """The kind of position embedding, and the grid of the learned embedding or of the relative position biases."""
     if "pos_embedding" in shapes:
         rows = shape_of(shapes, "pos_embedding", 3)[1]
         return "learn", infer_grid(rows - has_class_row(shapes, grid), grid)
@@ -118,7 +120,7 @@ def _infer_pool(shapes: Mapping[str, Shape]) -> Pool:
 
 @lru_cache(maxsize=16)
 def expected_shapes(config: ViTConfig) -> dict[str, Shape]:
-    """Names and shapes of all parameters of a ViT, from its Linen module."""
+    """The names and shapes of all parameters of a ViT, according to its Linen module."""
     import jax
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict
@@ -131,10 +133,10 @@ def expected_shapes(config: ViTConfig) -> dict[str, Shape]:
 
 
 def check_shapes(shapes: Mapping[str, Shape], config: ViTConfig) -> None:
-    """Checks shapes against those of the configuration.
+    """Checks that parameters have the shapes that the configuration requires.
 
     Raises:
-      QkjaxError: a parameter is missing, unexpected or of a wrong shape; the message has its name and the nearest one.
+      QkjaxError: a parameter is missing or unexpected, or has a wrong shape; the message names it and the nearest name.
     """
     if not (config.width > 0 and all(config.patch_size)):
         raise QkjaxError(

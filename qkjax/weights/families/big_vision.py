@@ -17,38 +17,38 @@ from qkjax.weights.formats.npz import Header, weight_dtype
 
 @runtime_checkable
 class Container(Protocol):
-    """Arrays by name: an open file or folder, or a dictionary in memory."""
+    """A collection of arrays with names: an open file or folder, or a dictionary in memory."""
 
     path: Path
 
     def header(self, key: str) -> Header:
-        """Shape and dtype of an array."""
+        """The shape and the dtype of an array."""
         ...
 
     def read(self, key: str) -> np.ndarray:
-        """An array."""
+        """Reads an array."""
         ...
 
 
 ASSUMED = ("pool", "grid", "activation", "norm_eps", "posemb_resample")
-"""What a tree of big_vision leaves open."""
+"""Settings that big_vision's parameters do not determine, with big_vision's defaults."""
 
 
 def read_vit(
     container: Container, keys: Iterable[str], sub: str | None, settings: Mapping
 ) -> tuple[ViTConfig, dict[str, np.ndarray]]:
-    """The architecture and the checked flat canonical arrays of a container.
+    """Reads and checks the parameters in a container; returns the architecture, and a flat dict of canonical arrays.
 
-    Headers are read and checked first, so that no array of a file that is not a ViT is loaded.
+    The function first reads and checks the headers. If the file is not a ViT, it therefore loads no array.
 
     Args:
       container: an open file or folder.
-      keys: keys of its parameters.
-      sub: the sub-model, such as "img"; None if the container holds only the ViT.
+      keys: keys of the parameters in the container.
+      sub: the sub-model, such as "img"; None if the container contains only the ViT.
       settings: parts of `ViTConfig` that shapes do not determine.
 
     Raises:
-      QkjaxError: the container is not a ViT; a parameter is missing, unexpected, not finite, or of a wrong shape or
+      QkjaxError: the container is not a ViT; a parameter is missing, unexpected or not finite, or has a wrong shape or
         dtype; or the parameters do not fit into memory.
     """
     keys = names.subtree(keys, sub, str(container.path))
@@ -79,10 +79,11 @@ def read_vit(
 
 
 def naflex_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a NaFlex ViT's patch embedding and position embedding in a plain ViT; {} for any other ViT.
+    """For a NaFlex ViT, the shapes of its patch and position embedding in an equivalent plain ViT; otherwise {}.
 
-    NaFlex (SigLIP 2, arXiv 2502.14786) embeds patches with a dense layer, whose inputs are the pixels of a patch row by
-    row, and has one position embedding per row and column of a square grid. On images of that size it is a plain ViT.
+    NaFlex (SigLIP 2, arXiv 2502.14786) embeds patches with a dense layer, whose inputs are the pixels of a patch, row
+    by row. It has one position embedding for each cell of a square grid. On images with this grid, it equals a plain
+    ViT.
 
     Raises:
       QkjaxError: the patches are not square patches of 3 channels, or the grid is not square.
@@ -93,8 +94,8 @@ def naflex_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int,
     side = isqrt(kernel[0] // 3)
     if 3 * side**2 != kernel[0] or len(positions) != 3 or positions[0] != positions[1]:
         raise QkjaxError(
-            f"a dense patch embedding of shape {kernel} is that of a NaFlex ViT: expected 3 channels of a square patch,"
-            f" and a position embedding of shape (n, n, {kernel[1]}) instead of {positions}"
+            f"the dense patch embedding of shape {kernel} looks like that of a NaFlex ViT: expected 3 channels of a "
+            f"square patch, and a position embedding of shape (n, n, {kernel[1]}) instead of {positions}"
         )
     return {
         "embedding/kernel": (side, side, 3, kernel[1]),
@@ -103,7 +104,7 @@ def naflex_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int,
 
 
 def assumptions(config: ViTConfig, settings: Mapping) -> tuple[str, ...]:
-    """A note on the settings that nothing states, so that big_vision's defaults are used."""
+    """A note on settings that are not stated anywhere, for which big_vision's defaults are used."""
     listed = ", ".join(f"{name}={getattr(config, name)!r}" for name in ASSUMED if name not in settings)
     return (f"assumed, as in big_vision: {listed}",) if listed else ()
 
@@ -111,7 +112,7 @@ def assumptions(config: ViTConfig, settings: Mapping) -> tuple[str, ...]:
 def _check_memory(needed: float) -> None:
     try:
         have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not available on this platform: the allocation may fail later
+    except (AttributeError, ValueError, OSError):  # unknown on this platform: the allocation may fail later
         return
     if needed > have:
         raise QkjaxError(f"the parameters need {needed / 2**30:.0f} GiB, but this machine has {have / 2**30:.0f} GiB")
@@ -128,10 +129,10 @@ def _read_arrays(container: Container, stored: Mapping[str, names.Stored]) -> di
 
 
 def check_finite(name: str, array: np.ndarray) -> np.ndarray:
-    """Returns the array after checking it.
+    """Checks that all values of an array are finite, and returns the array.
 
     Raises:
-      QkjaxError: the array has NaN or infinite values.
+      QkjaxError: the array contains NaN or infinite values.
     """
     if not np.isfinite(array).all():
         raise QkjaxError(f"parameter {name!r} has NaN or infinite values; download or copy the checkpoint again")

@@ -1,6 +1,6 @@
-"""Converts all names that Google's ViT checkpoints have used for a parameter to one canonical name.
+"""Converts the different names of a parameter in Google's ViT checkpoints to one canonical name.
 
-The functions handle only names and shapes. The canonical names are those of the current big_vision.
+The functions use only names and shapes. The canonical names are those of the current version of big_vision.
 """
 
 import re
@@ -19,24 +19,24 @@ MOST_LAYERS = 1000
 
 
 class Stored(NamedTuple):
-    """Where a canonical parameter is stored: its key, and its index on the first axis if blocks are scanned."""
+    """The place of a canonical parameter in a file: the key, and, for scanned blocks, the index on the first axis."""
 
     key: str
     layer: int | None = None
 
 
 def params_prefix(keys: Iterable[str]) -> str:
-    """The prefix of parameters: "params/" (trainer), "opt/target/" (Flax optimizers), or "" (bare tree)."""
+    """The prefix of the parameters' keys: "params/" (trainer), "opt/target/" (Flax optimizers), or "" (bare tree)."""
     keys = list(keys)
     return next((p for p in ("params/", "opt/target/") if any(k.startswith(p) for k in keys)), "")
 
 
 def subtree(keys: Iterable[str], sub: str | None, where: str) -> dict[str, str]:
-    """Maps the keys of the ViT without its prefix to the keys of the file.
+    """Returns a dict from the ViT's keys without prefix to the keys of the file.
 
     Args:
       keys: all keys of the file.
-      sub: the sub-model after the colon of a path, such as "img"; None if the file holds only the ViT.
+      sub: the sub-model that follows the colon in a path, such as "img"; None if the file contains only the ViT.
       where: path of the file, for error messages.
 
     Raises:
@@ -52,12 +52,12 @@ def subtree(keys: Iterable[str], sub: str | None, where: str) -> dict[str, str]:
             raise QkjaxError(f"{where} has no sub-model {sub!r}; it has {', '.join(tops[:12])}")
         return chosen
     if any(k.startswith("img/") for k in inside):
-        raise QkjaxError(f"{where} holds several models ({', '.join(TOWERS)}): choose the image tower, {where}:img")
+        raise QkjaxError(f"{where} has several models ({', '.join(TOWERS)}): choose the image tower with {where}:img")
     return inside
 
 
 def scan_depth(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Number of layers of scanned blocks, which is the length of their first axis; None if no blocks are scanned.
+    """The number of layers of scanned blocks, which is the length of the first axis; None if no blocks are scanned.
 
     Raises:
       QkjaxError: the arrays have different lengths.
@@ -73,18 +73,19 @@ def scan_depth(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> i
 
 
 def canonical(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
-    """Canonical big_vision names of a ViT's parameters, with scanned blocks unrolled.
+    """Returns the canonical big_vision names of a ViT's parameters. Scanned blocks are unrolled.
 
     Args:
-      keys: keys inside the ViT, mapped to keys of the file.
-      shapes: shapes by key of the file.
+      keys: a dict from keys inside the ViT to keys of the file.
+      shapes: a dict from keys of the file to shapes.
 
     Raises:
-      QkjaxError: a hybrid ResNet-ViT, two arrays for one parameter, or scanned arrays of unequal depth.
+      QkjaxError: the model is a hybrid of ResNet and ViT, there are two arrays for one parameter, or the scanned arrays
+        have unequal depths.
     """
     if hybrid := [k for k in keys if k.split("/")[0] in HYBRID]:
         raise QkjaxError(
-            f"this is a hybrid ResNet-ViT (it has {hybrid[0]!r}): a ResNet computes its tokens; use a plain ViT"
+            f"this is a hybrid of ResNet and ViT (it has {hybrid[0]!r}): a ResNet computes its tokens; use a plain ViT"
         )
     old_blocks = {k.split("/")[1] for k in keys if k.startswith(BLOCK) and k.split("/")[2:3] == ["LayerNorm_2"]}
     layers = scan_depth(keys, shapes)
@@ -92,7 +93,7 @@ def canonical(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> di
     for key, full in keys.items():
         parts = key.split("/")
         if parts[0] in ("probe", "MlpBlock_0", "MultiHeadDotProductAttention_0", "LayerNorm_0"):
-            parts.insert(0, "MAPHead_0")  # ViT-G of 2021: the pooling head at the top level
+            parts.insert(0, "MAPHead_0")  # in ViT-G of 2021, the pooling head is at the top level
         elif key in POSEMB:
             parts = ["pos_embedding"]
         elif len(parts) > 2 and parts[1] in old_blocks:
@@ -103,16 +104,16 @@ def canonical(keys: dict[str, str], shapes: Mapping[str, tuple[int, ...]]) -> di
             stored = {"/".join(parts): Stored(full)}
         if twice := named.keys() & stored.keys():
             name = min(twice)
-            raise QkjaxError(f"both {named[name].key!r} and {full!r} hold parameter {name!r}; remove one")
+            raise QkjaxError(f"both {named[name].key!r} and {full!r} contain the parameter {name!r}; remove one")
         named |= stored
     return named
 
 
 def depth(names: Iterable[str]) -> int:
-    """Number of layers.
+    """The number of layers.
 
     Raises:
-      QkjaxError: there are no blocks, or their indices have a gap.
+      QkjaxError: there are no blocks, or the indices of the blocks have a gap.
     """
     indices = {int(m[1]) for name in names if (m := re.match(rf"{BLOCK}_(\d{{1,6}})/", name))}
     absent = min(set(range(len(indices) or 1)) - indices, default=None)

@@ -1,4 +1,4 @@
-"""The facts and the preprocessing that the configuration of a model states: of transformers, timm or open_clip."""
+"""Reads facts and preprocessing from the configuration file of a model of transformers, timm or open_clip."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +10,9 @@ from qkjax.weights.formats.json_object import read_json
 
 
 def facts_beside(weights: Path) -> Facts:
-    """The facts that the configuration next to a file with weights states; none if there is none.
+    """The facts in the configuration file next to a file with weights. If there is no such file, no fact is known.
 
-    Repositories with the weights of transformers and of open_clip have the configurations of both.
+    A repository that has weights for both transformers and open_clip also has both configuration files.
 
     Raises:
       QkjaxError: see `facts_of_config` and `open_clip.facts_of_config`.
@@ -24,14 +24,14 @@ def facts_beside(weights: Path) -> Facts:
 
 
 def open_clip_config(weights: Path) -> dict | None:
-    """The open_clip_config.json that describes a file with weights; None if another file or none does."""
+    """The open_clip_config.json that describes a file with weights, or None if no such file describes it."""
     path = weights.parent / open_clip.CONFIG
     own = weights.name.startswith("open_clip") or not (weights.parent / "config.json").is_file()
     return read_json(path) if own and path.is_file() else None
 
 
 def facts_of_config(config: Mapping) -> Facts:
-    """The facts that a config.json states.
+    """The facts in a config.json.
 
     Raises:
       QkjaxError: the architecture's heads have no single matrix Wq Wk^T, a key is unknown, or a value has the wrong

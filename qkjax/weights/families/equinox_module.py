@@ -1,4 +1,4 @@
-"""Parameters of a live Equinox module under the names of torch models, and what one of Equimo computes."""
+"""Reads the parameters of an Equinox module under the names of torch models, and the facts about a module of Equimo."""
 
 import re
 from typing import Any
@@ -27,7 +27,7 @@ def is_equinox(model: Any) -> bool:
 
 
 def arrays_of(model: Any) -> dict[str, np.ndarray]:
-    """Copies of the arrays of an Equinox module by the path of their attributes, which are joined by dots."""
+    """Copies the arrays of an Equinox module; returns a dict whose keys are paths of attributes, joined by dots."""
     leaves = jax.tree_util.tree_flatten_with_path(model)[0]
     named = {".".join(map(_key, path)): leaf for path, leaf in leaves if hasattr(leaf, "shape")}
     if _is_equimo(model):
@@ -37,10 +37,10 @@ def arrays_of(model: Any) -> dict[str, np.ndarray]:
 
 
 def facts_of(model: Any) -> Facts:
-    """The facts about a vision transformer of Equimo. For any other module, nothing but its parameters is known.
+    """The facts about a vision transformer of Equimo. About any other module, no facts are known.
 
     Raises:
-      QkjaxError: a vision transformer of Equimo with parts that qkjax does not know.
+      QkjaxError: the model is a vision transformer of Equimo, but has parts that qkjax does not know.
     """
     if not _is_equimo(model):
         return Facts()
@@ -72,7 +72,7 @@ def facts_of(model: Any) -> Facts:
         "pool": POOLS[model.global_pool],
         "posemb_resample": "bicubic_antialias",
     }
-    coarser = "Equimo resamples positions to coarser grids without antialiasing, qkjax with it"
+    coarser = "if positions are resampled to a coarser grid, Equimo does not use antialiasing, but qkjax does"
     return Facts(
         settings,
         grids=((int(model.embed_size),) * 2,),
@@ -83,7 +83,7 @@ def facts_of(model: Any) -> Facts:
 
 
 def _kind_of(block: Any) -> tuple:
-    """What must be equal in all layers."""
+    """The properties of a block that must be equal in all layers."""
     parts = (block.attn, block.mlp, block.prenorm, getattr(block.attn, "q_norm", None))
     return (*(type(part).__name__ for part in parts), block.attn.num_heads, getattr(block.mlp, "act_layer", None))
 
@@ -97,12 +97,12 @@ def _is_identity(part: Any) -> bool:
 
 
 def _key(key: Any) -> str:
-    """The name or the index of one step of a path."""
+    """The attribute name or the index of one step in a path."""
     return str(next(getattr(key, name) for name in ("name", "idx", "key") if hasattr(key, name)))
 
 
 def _timm_name(name: str, model: Any) -> str:
-    """timm's name of a parameter of Equimo, whose layers lie in several chunks."""
+    """timm's name for a parameter of Equimo, in which the layers are divided into several chunks."""
     if found := CHUNK.fullmatch(name):
         before = sum(len(chunk.blocks) for chunk in model.blocks[: int(found[1])])
         rest = found[3]
@@ -115,15 +115,15 @@ def _timm_name(name: str, model: Any) -> str:
 
 
 def _flat_bias(name: str, array: np.ndarray) -> np.ndarray:
-    """A bias without the axes of length one that Equinox's convolutions give it."""
+    """Removes the axes of length one that Equinox's convolutions add to a bias."""
     return array.reshape(-1) if name.endswith("bias") else array
 
 
 def _activation(function: Any) -> str:
-    """The name of an activation, by its values.
+    """The name of an activation function, which is identified by its values.
 
     Raises:
-      QkjaxError: qkjax does not know it.
+      QkjaxError: qkjax does not know the activation.
     """
     points = jnp.linspace(-4, 4, 33)
     values = function(points)

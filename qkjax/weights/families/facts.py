@@ -11,7 +11,7 @@ from qkjax.weights.families.layout import Layout
 
 Grid = tuple[int, int]
 ParsedModel = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...]]
-"""Architecture, flat canonical arrays, and notes on what was assumed or left out."""
+"""A tuple of the architecture, a flat dict of canonical arrays, and notes on what qkjax assumed or left out."""
 ROTARY = "it has rotary position embeddings: a head has no single matrix Wq Wk^T"
 USUAL = Layout()
 FIELDS = frozenset(ViTConfig.__dataclass_fields__)
@@ -19,20 +19,21 @@ FIELDS = frozenset(ViTConfig.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a model from its config.json, the name of its architecture, a module, or the caller.
+    """Facts about a model. Their source is config.json, the architecture's name, a live module, or the caller.
 
     Attributes:
       settings: fields of `ViTConfig` that shapes do not determine, such as heads and activation.
       head_dim: dimension of a head.
-      grids: possible grids of the position embedding, the most reliable first.
+      grids: possible grids of the position embedding; the most reliable grid is first.
       grid_is_given: whether the caller passes the grid, which must then match the position embedding.
       prefix_positions: whether special tokens have rows in the position embedding; None if unknown.
       patch_size: height and width of a patch, for a patch embedding that is stored as a dense layer.
-      foreign_head: why the classifier is not a dense layer on the pooled token; "" if it is.
-      complete: whether the source describes the whole model, so that nothing else is assumed.
-      layout: how the model type stores its parameters.
-      stated_sizes: sizes that the parameters show, too, by the key of config.json; they must agree.
-      notes: sentences on what was overruled or left out.
+      foreign_head: the reason why the classifier is not a dense layer on the pooled token; "" if it is such a layer.
+      complete: whether the source describes the whole model, so that qkjax makes no further assumptions.
+      layout: how models of this type store their parameters.
+      stated_sizes: a dict from keys of config.json to sizes. The parameters also determine these sizes, which must
+        agree.
+      notes: sentences that state what qkjax overruled or left out.
     """
 
     settings: Mapping = field(default_factory=dict)
@@ -48,7 +49,7 @@ class Facts:
     notes: tuple[str, ...] = ()
 
     def with_settings(self, settings: Mapping) -> "Facts":
-        """The facts with settings of the caller, which take precedence; a note states each value that they replace."""
+        """Adds the caller's settings, which take precedence; a note states each value that a setting replaces."""
         differing = [
             f"{name}={value!r} is used as given; the files state {self.settings[name]!r}"
             for name, value in settings.items()
@@ -66,18 +67,18 @@ class Facts:
         )
 
     def with_notes(self, *notes: str) -> "Facts":
-        """The facts with more notes."""
+        """Adds notes to the facts."""
         return replace(self, notes=(*self.notes, *notes))
 
 
 def height_and_width(value: Any) -> tuple[int, int] | None:
-    """Height and width from one number or a list of two; None for anything else."""
+    """Converts one number, or a list of two numbers, to height and width. Returns None for anything else."""
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     return pair if len(pair) == 2 and all(type(n) is int and n > 0 for n in pair) else None
 
 
 def from_module_facts(facts: Mapping) -> Facts:
-    """The facts from the result of `timm_module.facts_of`, or from a line of timm_architectures.json."""
+    """Converts the result of `timm_module.facts_of`, or a line of timm_architectures.json, to facts."""
     return Facts(
         {name: value for name, value in facts.items() if name in FIELDS - {"grid", "head_dim", "patch_size"}},
         head_dim=facts.get("head_dim"),

@@ -1,7 +1,7 @@
-"""Reads the facts in the config.json of a transformers model that the shapes of its parameters do not determine.
+"""Reads from the config.json of a transformers model the facts that the shapes of its parameters do not determine.
 
-A model type is in one of the tables of `huggingface_kinds` because its mathematics is known. Every key of a
-configuration is used, determined by the parameters, harmless, or an error.
+The tables of `huggingface_kinds` list the model types whose mathematics is known. Each key of a configuration belongs
+to one of four groups: qkjax uses the key, the parameters determine its effect, the key is harmless, or it is an error.
 """
 
 import re
@@ -35,7 +35,7 @@ NAMED_ROTARY = re.compile(r"dinov3|pixtral|mlcd|llama4|qwen|rope|sam3|eva02|perc
 
 
 def facts_of(config: Mapping) -> Facts:
-    """The facts in a configuration of transformers.
+    """The facts in a config.json of transformers.
 
     Raises:
       QkjaxError: the model has rotary position embeddings or an unknown activation, a key is unknown, or a value has
@@ -45,8 +45,8 @@ def facts_of(config: Mapping) -> Facts:
     _check_keys(kind, config, values)
     default = (WEIGHTS_ONLY_KINDS if kind in WEIGHTS_ONLY else KINDS).get(kind, Kind())
     settings, notes = _settings(kind, values, default), [OUTPUTS[kind]] if kind in OUTPUTS else []
-    if kind not in KINDS and kind not in WEIGHTS_ONLY:  # an unknown class has no known defaults
-        notes.append(f"model type {kind!r} is unknown: read as a plain ViT, which its parameters fit")
+    if kind not in KINDS and kind not in WEIGHTS_ONLY:  # the defaults of an unknown class are not known
+        notes.append(f"model type {kind!r} is unknown; qkjax reads it as a plain ViT, which its parameters fit")
         settings = {name: value for name, value in settings.items() if _is_stated(name, values)}
     if pruned := {str(layer): heads for layer, heads in (values.get("pruned_heads") or {}).items() if heads}:
         settings["heads"] = _remaining_heads(settings.get("heads", default.heads), pruned, values)
@@ -83,8 +83,11 @@ def _settings(kind: str, values: Mapping, default: Kind) -> dict:
 
 
 def _stated_sizes(kind: str, values: Mapping) -> dict[str, int | tuple[int, ...]]:
-    """The sizes in a configuration that the shapes of the parameters show, too. DINOv2 has `mlp_ratio` instead of an
-    intermediate size, and models with stages or two transformers have more layers than `num_hidden_layers`."""
+    """The sizes in a configuration that the shapes of the parameters also determine.
+
+    DINOv2's configuration has `mlp_ratio` instead of an intermediate size. Models with stages or with two transformers
+    have more layers than `num_hidden_layers`.
+    """
     omitted = {"intermediate_size"} if kind.startswith("dinov2") else set()
     omitted |= {"num_hidden_layers"} if kind in SEVERAL_STACKS else set()
     names = [name for name in ("hidden_size", "num_hidden_layers", "intermediate_size") if name not in omitted]
@@ -94,7 +97,7 @@ def _stated_sizes(kind: str, values: Mapping) -> dict[str, int | tuple[int, ...]
 
 
 def _vision_part(config: Mapping) -> tuple[str, dict]:
-    """The model type and the configuration of the image model, with the keys that most model types have."""
+    """The model type and the configuration of the image model. Keys are renamed to those that most model types have."""
     kind = str(config.get("model_type"))
     if kind == "flava" and isinstance(config.get("image_config"), Mapping):
         return "flava_image_model", dict(config["image_config"])
@@ -107,14 +110,14 @@ def _vision_part(config: Mapping) -> tuple[str, dict]:
 
 
 def _image_type(kind: str) -> str:
-    """The type of an image model. Older files name that of the whole model, such as "idefics2"."""
+    """The type of an image model. Older files state the type of the whole model, such as "idefics2"."""
     names = (kind, kind.removesuffix("_model"), f"{kind}_vision", f"{kind}_vision_model")
     return next((name for name in names if name in KINDS or name in WEIGHTS_ONLY or name in REFUSED), kind)
 
 
 def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:
     if config.get("quantization_config") or values.get("quantization_config"):
-        raise QkjaxError("config.json has quantised weights: dequantise the model first (transformers' dequantize)")
+        raise QkjaxError("config.json states quantised weights: dequantise the model first (transformers' dequantize)")
     if kind in REFUSED:
         raise QkjaxError(f"config.json is for {kind}: {REFUSED[kind]}")
     named = NAMED_ROTARY.search(kind) and kind not in KINDS and kind not in WEIGHTS_ONLY
@@ -133,13 +136,13 @@ def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:
     if unknown:
         what = f"config.json is for {kind}" + ("" if kind in KINDS else ", an unknown model type,")
         raise QkjaxError(
-            f"{what} and has {unknown[0]}={str(values[unknown[0]])[:60]}, an unknown key: remove it if it does not "
-            "change the image model"
+            f"{what} and has {unknown[0]}={str(values[unknown[0]])[:60]}, an unknown key: remove this key if it does "
+            "not affect the image model"
         )
 
 
 def _is_stated(setting: str, values: Mapping) -> bool:
-    """Whether the configuration has a value for a setting, so that it is not a default of its class."""
+    """Whether the configuration states a value for a setting. Otherwise the setting is the default of the class."""
     names = {"heads": ("num_attention_heads",), "norm_eps": ("layer_norm_eps", "rms_norm_eps"),
              "activation": ("hidden_act", "use_swiglu_ffn")}  # fmt: skip
     return setting not in names or any(name in values for name in names[setting])
@@ -166,7 +169,7 @@ def _remaining_heads(heads: int, pruned: Mapping[str, list], values: Mapping) ->
     """
     counts = {len(pruned.get(str(layer), ())) for layer in range(int(values.get("num_hidden_layers", 12)))}
     if len(counts) > 1:
-        raise QkjaxError("config.json has layers with different numbers of pruned heads: expected the same in all")
+        raise QkjaxError("config.json has layers with different numbers of pruned heads: expected equal numbers")
     return heads - counts.pop()
 
 
@@ -183,8 +186,8 @@ def _grids(values: Mapping, default: Kind) -> tuple[Grid, ...]:
 
 
 def _foreign_head(config: Mapping) -> str:
-    """Why the classifier is not a dense layer on the pooled token, from the name of the model's class; "" if it is."""
+    """The reason why the classifier is not a dense layer on the pooled token, or "" if it is such a layer."""
     classes = " ".join(map(str, config.get("architectures") or ()))
     if re.search(r"(CLIP|Siglip\w*|MetaClip\w*)ForImageClassification", classes):
-        return "it takes the mean of the patches, before the last LayerNorm"
+        return "its input is the mean of the patches before the last LayerNorm"
     return ""

@@ -1,4 +1,4 @@
-"""The keys of the configurations of image models in transformers."""
+"""Classifies the keys in configurations of transformers' image models."""
 
 import re
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ VISIBLE = {"hidden_size", "num_hidden_layers", "intermediate_size", "mlp_ratio",
            "use_relative_position_bias", "use_shared_relative_position_bias", "use_mask_token", "use_mean_pooling",
            "layer_scale_init_value", "layerscale_value", "vision_use_head", "use_head", "projection_dim", "vocab_size",
            "mlp_dim", "apply_layernorm", "is_native"}  # fmt: skip
-"""Keys whose effect the parameters determine."""
+"""Keys whose effect is visible in the parameters."""
 HARMLESS = re.compile(
     r"^_|drop|init|label|^(tf_|text_|decoder_|out_|output_|stage_|pooler|auxiliary|semantic|return_|is_(?:de|en)coder|"
     r"num_(?:beam|return)|forced_|min_|max_|top_|bad_|begin_|suppress|exponential|remove_|encoder_|loss|neck_|fusion_|"
@@ -29,17 +29,17 @@ KNOWN = USED | VISIBLE
 
 
 class Stop(NamedTuple):
-    """A key that changes the image model in an unsupported way, unless it has the harmless value."""
+    """A key that changes the image model in an unsupported way, unless the value of the key is `harmless`."""
 
     harmless: Any
     reason: str
 
 
 STOP = {
-    "use_qk_norm": Stop(False, "it normalises queries and keys, so that a head has no single matrix Wq Wk^T"),
+    "use_qk_norm": Stop(False, "the model normalises queries and keys, so a head has no single matrix Wq Wk^T"),
     "is_hybrid": Stop(False, "a convolutional network computes its tokens"),
     "num_experts": Stop(1, "its MLP is a mixture of experts"),
     "num_key_value_groups": Stop(1, "several query heads share a key head"),
 }
 IN_MLP = {"num_experts"}
-"""Keys of `STOP` that do not affect queries and keys."""
+"""Keys in `STOP` that do not affect queries and keys."""

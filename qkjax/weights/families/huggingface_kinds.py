@@ -1,4 +1,4 @@
-"""The types of image models in transformers: defaults of their configurations, and what qkjax can do with each."""
+"""The types of image models in transformers: the defaults of their configurations, and what qkjax can read."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from qkjax.weights.families.facts import ROTARY
 
 
 class Kind(NamedTuple):
-    """Defaults of a configuration class of transformers, for values that files may omit."""
+    """Default values of a configuration class of transformers, which apply if a file omits a value."""
 
     heads: int = 12
     activation: str = "gelu"
@@ -72,9 +72,9 @@ DOWNSAMPLED = "it merges patches between layers"
 WINDOWS = "its attention has windows"
 SAM_WINDOWS = "its attention has windows and decomposed relative positions"
 WEIGHTS_ONLY = {
-    "yolos": "detection tokens follow its patches, and middle layers add position embeddings",
-    "eomt": "its last layers take query tokens, too",
-    "videomt": "its last layers take query tokens, too",
+    "yolos": "it has detection tokens after the patches, and its middle layers add position embeddings",
+    "eomt": "its last layers also process query tokens",
+    "videomt": "its last layers also process query tokens",
     "sam_vision_model": SAM_WINDOWS,
     "sam_hq_vision_model": SAM_WINDOWS,
     "got_ocr2_vision": SAM_WINDOWS,
@@ -87,21 +87,22 @@ WEIGHTS_ONLY = {
     "vitdet": WINDOWS,
     "lw_detr_vit": WINDOWS,
     "rf_detr_dinov2": WINDOWS,
-    "seggpt": "its attention has decomposed relative positions, and it joins two images",
+    "seggpt": "its attention has decomposed relative positions, and its input is two images",
     "audio-spectrogram-transformer": "its patches overlap",
     "vitpose_backbone": "its patch embedding pads the image",
-    "videomae": "its patches are those of a video",
-    "vivit": "its patches are those of a video",
-    "timesformer": "its patches are those of a video, and attention over time alone is left out",
-    "xclip_vision_model": "its layers take message tokens between the frames of a video, whose attention is left out",
-    "mllama_vision_model": "it takes several tiles of an image at once, with gates and embeddings for tiles",
+    "videomae": "its patches are patches of a video",
+    "vivit": "its patches are patches of a video",
+    "timesformer": "its patches are patches of a video, and qkjax leaves out attention over time",
+    "xclip_vision_model": "its layers exchange message tokens between video frames; qkjax leaves out their attention",
+    "mllama_vision_model": "its input is several tiles of an image, and it has gates and embeddings for tiles",
     "minicpm_ocr_vision": DOWNSAMPLED,
     "minicpmv4_6_vision": DOWNSAMPLED,
     "minicpmv4_7_vision": DOWNSAMPLED,
-    "groupvit_vision_model": "its layers take group tokens, to which it assigns the patches between layers",
-    "vilt": "words are tokens of the same sequence",
+    "groupvit_vision_model": "its layers also process group tokens, to which it assigns the patches between layers",
+    "vilt": "its sequence contains words as well as patches",
 }
-"""Model types that qkjax cannot run, and why. It reads only their queries, keys and the norms before them."""
+"""Model types that qkjax cannot run, each with the reason. qkjax reads only their queries, keys, and the norms before
+queries and keys."""
 WEIGHTS_ONLY_KINDS = {
     "sam_vision_model": SAM,
     "sam_hq_vision_model": SAM,
@@ -127,34 +128,36 @@ WEIGHTS_ONLY_KINDS = {
     "minicpmv4_7_vision": SIGLIP,
     "groupvit_vision_model": Kind(6, norm_eps=1e-5),
 }
-"""Defaults of the model types in `WEIGHTS_ONLY` that differ from `Kind()`; only heads and epsilon matter."""
-STAGES = "its patches are merged between stages, so that its layers have different widths"
+"""Defaults of the model types in `WEIGHTS_ONLY`, where they differ from `Kind()`; only heads and epsilon matter."""
+STAGES = "it merges patches between stages, so its layers have different widths"
 REFUSED = {
     "swin": f"{STAGES} (Swin)",
     "donut-swin": f"{STAGES} (Swin)",
     "clap_audio_model": f"{STAGES} (Swin)",
     "dinat": f"{STAGES} (DiNAT)",
-    "swinv2": "it normalises queries and keys (cosine attention), so that a head has no single matrix Wq Wk^T",
-    "swin2sr": "it normalises queries and keys (cosine attention), so that a head has no single matrix Wq Wk^T",
+    "swinv2": "it normalises queries and keys (cosine attention), so a head has no single matrix Wq Wk^T",
+    "swin2sr": "it normalises queries and keys (cosine attention), so a head has no single matrix Wq Wk^T",
     "layoutlmv3": "its norms follow attention and MLP (post-norm): the input of attention is the residual stream",
-    "udop": "its layers take the tokens of a document with its text, and it does not scale scores by 1/sqrt(head_dim)",
+    "udop": "its layers also process the text of a document, and it does not scale scores by 1/sqrt(head_dim)",
     "inkling_vision": "it has no attention",
     "dots3_note_vision_encoder": ROTARY,
-    "unlimited_ocr_vision": "it has two image encoders in a row: load one of them, with its own config.json",
-    "deepseek_ocr2_vision": "it has two image encoders in a row, SAM and one with rotary position embeddings",
+    "unlimited_ocr_vision": "it has two image encoders, one after the other: load one of them with its own config.json",
+    "deepseek_ocr2_vision": "it has two image encoders: SAM, followed by one with rotary position embeddings",
 }
-"""Model types that are refused, and why."""
-TWICE = "the output is the class token after one norm; the pooled output of this model applies its last norm twice"
+"""Model types that qkjax cannot read, each with the reason."""
+TWICE = "the output is the class token after one norm, whereas this model applies its last norm twice"
 OUTPUTS = {
-    "aimv2_vision_model": "the output is the mean of the patches; this model's attention pooling is left out",
+    "aimv2_vision_model": "the output is the mean of the patches; qkjax leaves out this model's attention pooling",
     "blip_vision_model": TWICE,
     "blip_2_vision_model": TWICE,
     "instructblip_vision_model": TWICE,
     "instructblipvideo_vision_model": TWICE,
-    "janus_vision_model": "the output is the mean of the patches; the pooled output of this model is its first patch",
-    "pixio": "the output is the first class token; the pooled output of this model is the mean of all class tokens",
-    "radio": "the output is the first class token; the summary of this model joins several class tokens",
-    "phi4_multimodal_vision": "attention is over all patches, as with transformers' attn_implementation='eager'; its "
-    "'sdpa' is causal",
+    "janus_vision_model": "the output is the mean of the patches, whereas this model returns the first patch",
+    "pixio": "the output is the first class token, whereas this model's pooled output is the mean of all class tokens",
+    "radio": "the output is the first class token, whereas this model's summary joins several class tokens",
+    "phi4_multimodal_vision": (
+        "attention is over all patches, as in transformers with attn_implementation='eager'; with 'sdpa', "
+        "transformers uses causal attention"
+    ),
 }
-"""Notes on models whose own output differs from ours, though their tokens and attention are the same."""
+"""Notes on models whose own output differs from qkjax's output, although their tokens and attention are the same."""

@@ -1,4 +1,4 @@
-"""What differs between the types of image models in transformers: keys, names of parameters, order of their arrays."""
+"""Differences between transformers' image model types: keys, names of parameters, and the layout of arrays."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ OTHER_KEYS = {
     "radio": {"max_img_size": "image_size"},
     "molmo2_vision": {"image_default_input_size": "image_size", "image_patch_size": "patch_size"},
 }  # fmt: skip
-"""Keys of a model type for which others have the second name."""
+"""For each model type, pairs of a key of this type and the name that other types use for the same key."""
 VIDEO_OF_PATCHES = {"spatial_merge_size", "temporal_patch_size", "num_key_value_heads", "interpolate_mode"}
 OWN_KEYS = {
     "flava_image_model": {"mask_token"},
@@ -32,7 +32,8 @@ OWN_KEYS = {
     "cosmos3_edge_vision": {"spatial_merge_size"},
     "glm_image_vision": {"spatial_merge_size"},
 }  # fmt: skip
-"""Keys of one model type that are used here, that its parameters determine, or that concern parts after its layers."""
+"""Keys of one model type that are used here, whose effect the parameters determine, or that affect only parts after the
+layers."""
 RESAMPLE = {
     "siglip2_vision_model": "bilinear_antialias",  # NaFlex
     "cosmos3_edge_vision": "bilinear_antialias",
@@ -48,10 +49,11 @@ STATED_RESAMPLE = {
     "hunyuan_vl_vision": {"bilinear": "bilinear", "bicubic": "bicubic"},
     "hy_v4_vl_vision": {"bilinear": "bilinear_offset"},
 }
-"""The resampling of model types whose configuration states it, by the value of `interpolate_mode`."""
+"""For model types whose configuration states the resampling of positions: the method for each value of
+`interpolate_mode`."""
 NO_FINAL_NORM = {"molmo2_vision", "radio", "hunyuan_vl_vision", "hy_v4_vl_vision", "glm_image_vision", "mgp-str"}
 SEVERAL_STACKS = {"mllama_vision_model", "groupvit_vision_model"}
-"""Model types whose layers are in several lists."""
+"""Model types that store their layers in several lists."""
 RADIO = (
     (r"^(?:radio_model\.model\.patch_generator\.embedder|embeddings\.patch_projection)\.", "patch_embed.proj."),
     (r"^(?:radio_model\.model\.patch_generator\.pos_embed|embeddings\.position_embedding)$", "pos_embed"),
@@ -80,10 +82,10 @@ LAYOUTS = {
 
 
 def resampling(kind: str, values: Mapping) -> str | None:
-    """How a model type resamples its position embedding, if not as most others do.
+    """How a model type resamples its position embedding, if this differs from most other types.
 
     Raises:
-      QkjaxError: config.json states a method that is not supported for this type.
+      QkjaxError: config.json states a method that qkjax does not support for this type.
     """
     methods = STATED_RESAMPLE.get(kind)
     if methods is None:
@@ -95,7 +97,7 @@ def resampling(kind: str, values: Mapping) -> str | None:
 
 
 def layout_of(kind: str, values: Mapping) -> Layout:
-    """How a model type stores its parameters."""
+    """The layout in which a model type stores its parameters."""
     layout = LAYOUTS.get(kind, Layout())
     if kind == "pixio":
         return layout._replace(class_tokens=int(values.get("n_cls_tokens", 8)))
@@ -114,7 +116,7 @@ def layout_of(kind: str, values: Mapping) -> Layout:
 
 
 def usual_keys(kind: str, values: Mapping) -> dict:
-    """The configuration with the keys that other model types have."""
+    """Renames the keys of a configuration to those of other model types."""
     other = OTHER_KEYS.get(kind, {})
     kept = {name: value for name, value in values.items() if name not in other}
     return kept | {other[name]: value for name, value in values.items() if name in other}

@@ -10,7 +10,8 @@ from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import CLIP, HALF, IMAGENET, RGB, Preprocess, Resolution, pair
 from qkjax.weights.families.stated import StatedPreprocess, as_side, joined
 
-# Defaults of the classes of transformers. `default_to_square`: whether a size that is one number means a square.
+# Defaults of the image processor classes of transformers. `default_to_square`: whether one number as size means a
+# square.
 _KEYS = ("size", "default_to_square", "do_center_crop", "crop_size", "resample", "image_mean", "image_std")
 _CLASSES = {
     "ViT": (224, True, False, None, 2, *HALF),
@@ -30,19 +31,19 @@ _CLASSES = {
 }
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}
 _FILTERS = ("pil-nearest", "pil-lanczos", "pil-bilinear", "pil-bicubic", "pil-box", "pil-hamming")
-"""Pillow's numbers of its filters are the places in this list."""
+"""The index of a filter in this list is Pillow's number for the filter."""
 FILE = "preprocessor_config.json"
 
 
 class _Size(NamedTuple):
-    """How images are resized, and the pixels of a side or (height, width)."""
+    """How images are resized: the method, and the number of pixels of a side or (height, width)."""
 
     resize: str
     pixels: Resolution
 
 
 def from_processor_config(config: Mapping[str, Any]) -> Preprocess:
-    """The preprocessing that a preprocessor_config.json specifies, in the old or the new format.
+    """The preprocessing that a preprocessor_config.json specifies, in transformers' old or new format.
 
     Raises:
       QkjaxError: a class, step, size or filter is unknown, a key is missing, or the images have no fixed size.
@@ -53,17 +54,17 @@ def from_processor_config(config: Mapping[str, Any]) -> Preprocess:
             return Preprocess(**stated.fields)
     except QkjaxError as error:
         raise QkjaxError(f"{FILE} has {error}") from error
-    raise QkjaxError(f"{FILE} {stated.unfollowed[0]}; correct it, or pass your own `Preprocess`")
+    raise QkjaxError(f"{FILE} {stated.unfollowed[0]}; correct the file, or pass your own `Preprocess`")
 
 
 def stated_by_processor(config: Mapping[str, Any], file: str = FILE) -> StatedPreprocess:
-    """The parts of a preprocessing that an image processor of transformers states, and a clause on each other part."""
+    """The parts of a preprocessing that an image processor of transformers states, and a message on each other part."""
     kind = config.get("image_processor_type") or config.get("feature_extractor_type")
     name = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(kind or ""))
     values = dict(zip(_KEYS, _CLASSES.get(name, ()), strict=False))
     values |= {key: value for key, value in config.items() if value is not None}
     if values.get("use_square_size") and name == "CLIP":
-        values["size"] = 224  # as in transformers, whatever the size
+        values["size"] = 224  # as in transformers, for any size
         values["default_to_square"] = True
     clauses = [f"has the unknown class {kind}"] if kind and name not in _CLASSES else []
     steps = {key for key, value in values.items() if str(key).startswith("do_") and value} - _STEPS
@@ -71,7 +72,7 @@ def stated_by_processor(config: Mapping[str, Any], file: str = FILE) -> StatedPr
     fields, unclear = _geometry(values)
     clauses += unclear
     resample = values.get("resample")
-    if isinstance(resample, int) and 0 <= resample < len(_FILTERS):  # Pillow's enumeration is one, too
+    if isinstance(resample, int) and 0 <= resample < len(_FILTERS):  # Pillow's enumeration is also an int
         fields["filter"] = _FILTERS[resample]
     else:
         clauses.append(f"has resample={resample!r} (expected one of Pillow's filters, 0 to 5)")
@@ -83,9 +84,9 @@ def stated_by_processor(config: Mapping[str, Any], file: str = FILE) -> StatedPr
 
 
 def _geometry(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """How images are resized and cropped, and a clause on each part that is unknown or not followed.
+    """How images are resized and cropped, and a message on each part that qkjax does not know or follow.
 
-    If only the crop is known, it is the only field: the margin around it is left to another source.
+    If only the crop is known, it is the only field; another source determines the margin around the crop.
     """
     resizes, crops = values.get("do_resize", True), values.get("do_center_crop", False)
     size, clauses = _size(values, "size", not values.get("default_to_square", True)) if resizes else (None, [])
@@ -103,17 +104,17 @@ def _geometry(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     sides = [(max(a, b), a < b) for a, b in zip(pair(size.pixels), pair(crop.pixels), strict=True)]
     resize_to = size.pixels
     if any(small for _, small in sides):
-        clauses.append(f"has crop_size={values['crop_size']} beyond size={values['size']}, which pads images")
+        clauses.append(f"has crop_size={values['crop_size']} larger than size={values['size']}, which would pad images")
         largest = max(side for side, _ in sides)
         resize_to = largest if size.resize == "small side" else joined(*(side for side, _ in sides))
     return {"resize": size.resize, "resize_to": resize_to, "crop": crop.pixels}, clauses
 
 
 def _size(values: Mapping[str, Any], key: str, short: bool) -> tuple[_Size | None, list[str]]:
-    """A size, and a clause if it is unknown or not followed.
+    """A size, and a message if qkjax does not know or follow the size.
 
     Args:
-      short: whether one number is the length of the smaller side, rather than the side of a square.
+      short: whether one number means the length of the smaller side, rather than the side of a square.
     """
     size = values.get(key)
     unknown = f"has {key}={size} (expected a number, a shortest_edge, or a height and a width)"
@@ -122,7 +123,7 @@ def _size(values: Mapping[str, Any], key: str, short: bool) -> tuple[_Size | Non
         sides = [given.get("height"), given.get("width")] if given.keys() == {"height", "width"} else None
         sides = [given["shortest_edge"]] if "shortest_edge" in given else sides
         short = "shortest_edge" in given
-        clauses = [f"has {key}={size}, of which only the shortest_edge is followed"] if short and len(given) > 1 else []
+        clauses = [f"has {key}={size}, of which qkjax uses only shortest_edge"] if short and len(given) > 1 else []
     else:
         sides, clauses = size if isinstance(size, list | tuple) and len(size) == 2 else [size], []
     if not sides or not all(map(as_side, sides)):
@@ -131,11 +132,12 @@ def _size(values: Mapping[str, Any], key: str, short: bool) -> tuple[_Size | Non
 
 
 def _mean_std(values: Mapping[str, Any]) -> tuple[RGB, RGB] | None:
-    """Mean and standard deviation for values in 0..1, for any rescale_factor; None if they are missing or of another
-    type.
+    """The mean and the standard deviation for pixel values in 0..1; None if they are missing or have another type.
+
+    The values in the file, which may have any rescale_factor, are converted.
 
     Raises:
-      QkjaxError: the factor is zero, or a number is out of range. `Preprocess` refuses other numbers that cannot be.
+      QkjaxError: the factor is zero, or a number is out of range. `Preprocess` rejects other impossible numbers.
     """
     try:
         mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize", True) else (0, 1)
@@ -146,6 +148,6 @@ def _mean_std(values: Mapping[str, Any]) -> tuple[RGB, RGB] | None:
         return None
     except (ZeroDivisionError, OverflowError) as error:
         raise QkjaxError(
-            f"image_mean, image_std and rescale_factor that no image has ({error}); correct the file"
+            f"impossible values of image_mean, image_std or rescale_factor ({error}); correct the file"
         ) from error
     return mean, std

@@ -1,4 +1,4 @@
-"""How a type of model stores its parameters, where that differs from all others."""
+"""The layout of a model type's parameters, where it differs from all other types."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -12,14 +12,16 @@ Read = Callable[[str], np.ndarray]
 
 
 class Layout(NamedTuple):
-    """Properties of the parameters of a model type that other types do not share.
+    """Properties of a model type's parameters that other types do not share.
 
     Attributes:
-      renamed: patterns of names and their replacements, applied one after the other.
-      left_out: pattern of the names that do not belong to the vision transformer; "" if all do.
-      class_tokens: number of class tokens, stored as one array. The first is our class token, the others registers.
+      renamed: regular expressions for names, with replacements, which are applied one after the other.
+      left_out: regular expression for names that are not part of the vision transformer; "" if all names are part of
+        it.
+      class_tokens: number of class tokens in the array of class tokens. qkjax uses the first as class token, and the
+        others as registers.
       unused_positions: number of rows at the start of the position table that no token uses.
-      channels_first: a dense patch embedding takes all pixels of one channel before those of the next.
+      channels_first: whether the inputs of a dense patch embedding are ordered by channel first.
     """
 
     renamed: tuple[tuple[str, str], ...] = ()
@@ -29,7 +31,7 @@ class Layout(NamedTuple):
     channels_first: bool = False
 
     def apply(self, keys: Iterable[str], read: Read) -> tuple[list[str], Read, tuple[str, ...]]:
-        """Renames parameters and leaves out those of other parts.
+        """Renames parameters, and leaves out parameters that are not part of the vision transformer.
 
         Returns:
           The names, a function that reads an array by its new name, and a note on what was left out.
@@ -42,11 +44,11 @@ class Layout(NamedTuple):
         names: dict[str, str] = {}
         for key in sorted(set(keys) - set(outside)):
             if (name := self._renamed(key)) in names:
-                raise QkjaxError(f"both {names[name]!r} and {key!r} hold {name!r}: expected a file with one model")
+                raise QkjaxError(f"both {names[name]!r} and {key!r} contain {name!r}: expected a file with one model")
             names[name] = key
         parts = ", ".join(sorted({key.rpartition(".")[0] or key for key in outside})[:4])
         more = ", ..." if len({key.rpartition(".")[0] for key in outside}) > 4 else ""
-        notes = (f"left out, since they are not part of the vision transformer: {parts}{more}",) if outside else ()
+        notes = (f"left out, because they are not part of the vision transformer: {parts}{more}",) if outside else ()
         return list(names), lambda name: read(names[name]), notes
 
     def _renamed(self, key: str) -> str:
@@ -56,10 +58,10 @@ class Layout(NamedTuple):
 
 
 def renumbered(layers: Iterable[str], to: str) -> tuple[tuple[str, str], ...]:
-    """Patterns that number layers of several stages consecutively.
+    """Regular expressions, with replacements, that number the layers of several stages consecutively.
 
     Args:
-      layers: prefixes of the layers in their order, such as "stages.1.layers.0.".
-      to: what precedes the new number, such as "layers.".
+      layers: prefixes of the layers in order, such as "stages.1.layers.0.".
+      to: text before the new number, such as "layers.".
     """
     return tuple((rf"(^|\.){re.escape(layer)}", rf"\g<1>{to}{n}.") for n, layer in enumerate(layers))

@@ -1,5 +1,4 @@
-"""What an image tower of open_clip computes, as far as its parameters do not show it: of a live module, or of the
-open_clip_config.json of a repository."""
+"""Facts about open_clip's image towers that parameters do not determine, from a module or open_clip_config.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +12,11 @@ from qkjax.weights.families.stated import StatedPreprocess, as_side, colours, jo
 CONFIG = "open_clip_config.json"
 ACTIVATIONS = {"GELU": "gelu", "QuickGELU": "quick_gelu"}
 POOLS = {"tok": "tok", "avg": "gap"}
-PROJECTED = "the output is the pooled token; open_clip's projection of it is left out"
+PROJECTED = "the output is the pooled token; qkjax leaves out open_clip's projection of this token"
 READ = {"layers", "width", "head_width", "patch_size", "image_size", "act_kwargs", "norm_kwargs", "pool_type"}
 VISIBLE = {"mlp_ratio", "ls_init_value", "pos_embed_type", "output_tokens", "patch_dropout", "attn_pooler_queries",
            "attn_pooler_heads"}  # fmt: skip
-"""Keys of `vision_cfg` whose effect the parameters determine, and keys that change nothing in an evaluation."""
+"""Keys of `vision_cfg` whose effect the parameters determine, and keys that have no effect in evaluation mode."""
 RESIZES = {"shortest": "small side", "squash": "squash"}
 
 
@@ -25,7 +24,7 @@ def facts_of_module(visual: Any) -> Facts:
     """The facts about `visual` of a live open_clip model.
 
     Raises:
-      QkjaxError: not a vision transformer, or one with parts that qkjax does not know.
+      QkjaxError: `visual` is not a vision transformer, or has parts that qkjax does not know.
     """
     blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
     if not blocks or not hasattr(blocks[0].attn, "num_heads"):
@@ -72,7 +71,7 @@ def facts_of_config(config: Mapping) -> Facts:
             raise QkjaxError(f"{CONFIG} has {key}={value!r}, which qkjax does not know")
     act, norm, pool = vision.get("act_kwargs") or {}, vision.get("norm_kwargs") or {}, vision.get("pool_type", "tok")
     if pool not in POOLS or set(act) - {"approximate"} or set(norm) - {"eps"}:
-        raise QkjaxError(f"{CONFIG} has pool_type={pool!r}, act_kwargs={act}, norm_kwargs={norm}, which are not known")
+        raise QkjaxError(f"{CONFIG} has pool_type={pool!r}, act_kwargs={act}, norm_kwargs={norm}, not known to qkjax")
     width, head_width = vision.get("width", 768), vision.get("head_width", 64)
     image, patch = height_and_width(vision.get("image_size", 224)), height_and_width(vision.get("patch_size", 16))
     if not (image and patch and as_side(width) and as_side(head_width)):
@@ -92,7 +91,7 @@ def _facts(heads: int, eps: float, activation: str, pool: str, width: int, grid:
 
 
 def preprocess_of(config: Mapping) -> StatedPreprocess:
-    """The preprocessing in an open_clip_config.json. Missing values are open_clip's defaults."""
+    """The preprocessing in an open_clip_config.json. For missing values, open_clip's defaults apply."""
     _, vision = _sections(config)
     values = config.get("preprocess_cfg")
     values = values if isinstance(values, Mapping) else {}
@@ -112,7 +111,7 @@ def preprocess_of(config: Mapping) -> StatedPreprocess:
 
 
 def _sections(config: Mapping) -> tuple[Mapping, Mapping]:
-    """`model_cfg`, and the `vision_cfg` in it."""
+    """The section `model_cfg`, and its subsection `vision_cfg`."""
     model = config.get("model_cfg", config)
     vision = model.get("vision_cfg") if isinstance(model, Mapping) else None
     if not isinstance(vision, Mapping):

@@ -1,4 +1,4 @@
-"""What a file states of a preprocessing, of which some parts may be unknown."""
+"""The preprocessing that a file states, some parts of which may be unknown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ class StatedPreprocess(NamedTuple):
 
     Attributes:
       file: name of the file.
-      fields: fields of `Preprocess`; those that the file does not determine are missing.
-      unfollowed: a clause on each part that is unknown or not followed, such as "has do_pad=true".
+      fields: the fields of `Preprocess` that the file determines.
+      unfollowed: a message on each part that qkjax does not know or follow, such as "has do_pad=true".
     """
 
     file: str
@@ -23,12 +23,12 @@ class StatedPreprocess(NamedTuple):
 
 
 def joined(height: int, width: int) -> Resolution:
-    """One number for a square, otherwise (height, width)."""
+    """Returns one number if height and width are equal, otherwise (height, width)."""
     return height if height == width else (height, width)
 
 
 def missing_fields(stated: StatedPreprocess) -> list[str]:
-    """The fields of `Preprocess` that the file does not determine, in their order."""
+    """The names of the fields of `Preprocess` that the file does not determine, in order."""
     return [name for name in Preprocess.__dataclass_fields__ if name not in stated.fields]
 
 
@@ -36,15 +36,15 @@ def as_side(value: Any) -> bool:
     """Whether a value of a JSON file is a length in pixels.
 
     Raises:
-      QkjaxError: it is a length that no image has.
+      QkjaxError: the length is larger than the side of any supported image.
     """
     if type(value) is int and value > MAX_SIDE:
-        raise QkjaxError(f"a side has more than {MAX_SIDE} pixels (QKJAX_MAX_SIDE raises this limit)")
+        raise QkjaxError(f"a side has more than {MAX_SIDE} pixels (set QKJAX_MAX_SIDE to raise this limit)")
     return type(value) is int and value > 0
 
 
 def colours(values: Any) -> tuple[float, float, float] | None:
-    """Three numbers from a list of a JSON file, or None. `Preprocess` refuses those that cannot be."""
+    """Converts a list in a JSON file to three numbers, or returns None. `Preprocess` rejects impossible numbers."""
     if not isinstance(values, Sequence) or len(values) != 3:
         return None
     if not all(type(value) in (int, float) for value in values):

@@ -1,4 +1,4 @@
-"""Reads the config.json of a timm repository: architecture, its arguments, and preprocessing."""
+"""Reads the config.json of a timm repository: the architecture, its arguments, and the preprocessing."""
 
 import json
 import re
@@ -19,29 +19,30 @@ USED = {"img_size", "num_heads", "global_pool", "act_layer", "pool_include_prefi
 VISIBLE = {"depth", "embed_dim", "mlp_ratio", "num_classes", "in_chans", "qkv_bias", "proj_bias", "init_values",
            "class_token", "reg_tokens", "pre_norm", "fc_norm", "final_norm", "scale_attn_norm", "scale_mlp_norm",
            "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qkv_fused", "features_only"}  # fmt: skip
-"""Arguments whose effect the parameters determine."""
+"""Arguments of timm's models whose effect the parameters determine."""
 HARMLESS = re.compile(r"drop|^dynamic_img|weight_init|fix_init|^out_indices|^pretrained|^strict_|^script|^export")
 ASSUMED = {"activation": "gelu", "norm_eps": 1e-6}
-"""timm's defaults, for an architecture whose name is unknown."""
+"""timm's defaults, which apply to an architecture whose name is unknown."""
 DEFAULTS = {"input_size": (3, 224, 224), "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic",
             "mean": IMAGENET[0], "std": IMAGENET[1]}  # fmt: skip
-"""timm's defaults of an evaluation."""
+"""timm's default preprocessing for evaluation."""
 FILTERS = ("bicubic", "bilinear", "lanczos", "box", "hamming", "nearest")
 CROP_MODES = {"center": "small side", "squash": "squash"}
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
-"""Names that timm and qkjax share."""
+"""Names of activations that timm and qkjax share."""
 
 
 @cache
 def architectures() -> dict[str, dict]:
-    """The results of `timm_module.facts_of` for every ViT of timm, by the name of the architecture."""
+    """A dict from the name of every ViT architecture in timm to the result of `timm_module.facts_of`."""
     return json.loads(files(__package__).joinpath("timm_architectures.json").read_text())
 
 
 def facts_of(config: Mapping) -> Facts:
-    """The facts about an architecture of timm, with the arguments that config.json changes.
+    """The facts about an architecture of timm, including the arguments that config.json changes.
 
-    OpenAI's CLIP was trained with QuickGELU, but its name may lack "quickgelu"; the notes of config.json then have it.
+    OpenAI's CLIP was trained with QuickGELU. If the architecture's name lacks "quickgelu", the notes in config.json
+    contain it.
 
     Raises:
       QkjaxError: the architecture's heads have no single matrix Wq Wk^T, or an argument is unknown.
@@ -52,7 +53,7 @@ def facts_of(config: Mapping) -> Facts:
         raise QkjaxError(f"config.json has model_args={arguments!r}, expected an object")
     known = architectures().get(name.partition(".")[0])
     if known is None and re.search(r"eva02|dinov3|rope|_pe_", name):
-        known = {"refused": "its name is that of a model with rotary positions"}
+        known = {"refused": "its name suggests that the model has rotary positions"}
     if known is not None and "refused" in known:
         raise QkjaxError(f"config.json is for timm's {name}: {known['refused']}")
     facts = {**(known or ASSUMED), **_changed(arguments)}
@@ -63,7 +64,12 @@ def facts_of(config: Mapping) -> Facts:
     result = from_module_facts(facts)
     listed = ", ".join(f"{key}={facts[key]!r}" for key in ASSUMED if key in facts)
     notes = (
-        () if known else (f"timm's {name} is unknown: read as a plain ViT, which its parameters fit, with {listed}",)
+        ()
+        if known
+        else (
+            f"timm's {name} is unknown; qkjax reads the model as a plain ViT, because its parameters fit one, and "
+            f"assumes {listed}",
+        )
     )
     grids = dict.fromkeys([*_grids(arguments, pretrained, facts), *result.grids])
     settings = {"posemb_resample": "bicubic_antialias", **result.settings}
@@ -71,7 +77,7 @@ def facts_of(config: Mapping) -> Facts:
 
 
 def _changed(arguments: Mapping) -> dict:
-    """The facts that the arguments of a model change.
+    """The facts that a model's arguments in config.json change.
 
     Raises:
       QkjaxError: an argument is unknown.
@@ -104,7 +110,7 @@ def _pool(name: str) -> dict:
 
 
 def _grids(arguments: Mapping, pretrained: Mapping, facts: Mapping) -> list[Grid]:
-    """The grids of patches for the image sizes in config.json."""
+    """The grids of patches that result from the image sizes in config.json."""
     side = arguments.get("patch_size", facts.get("patch_size"))
     sizes = [arguments.get("img_size"), (pretrained.get("input_size") or (None,))[-2:]]
     if odd := [size for size in (side, *sizes) if not isinstance(size, int | list | tuple | None)]:
@@ -114,9 +120,9 @@ def _grids(arguments: Mapping, pretrained: Mapping, facts: Mapping) -> list[Grid
 
 
 def preprocess_of(config: Mapping) -> StatedPreprocess | None:
-    """The parts of timm's evaluation that config.json states; None if it states nothing of it.
+    """The preprocessing for evaluation that timm's config.json states; None if it states none.
 
-    Missing values are timm's defaults.
+    For missing values, timm's defaults apply.
     """
     values = {key: value for key, value in _pretrained(config).items() if key in DEFAULTS and value}
     if not values:
@@ -136,22 +142,22 @@ def preprocess_of(config: Mapping) -> StatedPreprocess | None:
 
 
 def _geometry(values: Mapping) -> tuple[dict, list[str]]:
-    """How images are resized and cropped, and a clause on each part that is unknown or not followed."""
+    """How images are resized and cropped, and a message on each part that qkjax does not know or follow."""
     size, share, mode = values["input_size"], values["crop_pct"], values["crop_mode"]
     sides = size[1:] if isinstance(size, list | tuple) and len(size) == 3 else []
     if not sides or not all(map(as_side, sides)):
         return {}, [f"has input_size={size} (expected channels, height and width)"]
     clauses = []
-    if mode not in list(CROP_MODES):  # a list compares values that have no hash
-        clauses.append(f"has crop_mode={mode!r}, which is not supported (images are cropped as with 'center')")
+    if mode not in list(CROP_MODES):  # compared with a list, because the values may not be hashable
+        clauses.append(f"has crop_mode={mode!r}, which is not supported (qkjax crops images as with 'center')")
     if type(share) not in (int, float) or not 0 < share <= 1:
-        clauses.append(f"has crop_pct={share!r} (expected a number up to 1, which is assumed)")
+        clauses.append(f"has crop_pct={share!r} (expected a number up to 1; qkjax assumes 1)")
         share = 1
     fields = {"resize": CROP_MODES.get(mode, "small side") if isinstance(mode, str) else "small side"}
     return fields | {"resize_to": joined(*(floor(side / share) for side in sides)), "crop": joined(*sides)}, clauses
 
 
 def _pretrained(config: Mapping) -> Mapping:
-    """The section on the weights; in old files it is the top level."""
+    """The section of config.json on the pretrained weights. In old files, this is the top level."""
     inner = config.get("pretrained_cfg", config)
     return inner if isinstance(inner, Mapping) else {}

@@ -1,0 +1,102 @@
+"""Distributes a pass over processes, and puts their states, rows and unreadable images together again.
+
+The processes are the hosts of one job, which talk to each other (`jax.distributed`), or shares, which only write files.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from qkjax.errors import QkjaxError, ShardFinished
+from qkjax.images.sets import Unreadable
+from qkjax.runtime import hosts
+
+Rows = dict[str, np.ndarray]  # arrays with one row per image, or per batch
+
+
+class Part(NamedTuple):
+    """What one process computes in a pass.
+
+    Attributes:
+      state: the state after the batches of this process.
+      rows: the number of each batch, and its rows.
+      unreadable: index and reason for each image that could not be read.
+    """
+
+    state: object
+    rows: list[tuple[int, Rows]]
+    unreadable: Unreadable
+
+
+def path_of_shard(path: Path, index: int, count: int) -> Path:
+    """The file in which one share of a pass saves its progress."""
+    return hosts.path_of_share(path, f"{index}-of-{count}")
+
+
+def parts_of_shards(path: Path, shard: tuple[int, int], part_of: Callable[[int], Part | None]) -> list[Part]:
+    """The parts of all shares.
+
+    Args:
+      path: the file of the pass, from which `path_of_shard` derives the file of each share.
+      shard: index of this share, and number of shares.
+      part_of: function that takes the index of a share and returns its part; None if the share has not finished.
+
+    Raises:
+      ShardFinished: another share has not finished.
+    """
+    index, count = shard
+    parts = [part_of(other) for other in range(count)]
+    if missing := [other for other, part in enumerate(parts) if part is None]:
+        raise ShardFinished(index, count, missing, path.parent)
+    return parts
+
+
+def parts_of_hosts(own: Part) -> list[Part]:
+    """The parts of all hosts; every host gets the same result."""
+    leaves, structure = jax.tree.flatten(own.state)
+    states = [
+        jax.tree.unflatten(structure, [part[str(i)] for i in range(len(leaves))])
+        for part in hosts.gather_arrays({str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
+    ]
+    columns = {f"rows/{k}": v for k, v in concatenated(own.rows).items()}
+    columns |= {f"batch/{k}": v for k, v in batch_numbers(own.rows).items()}
+    rows = [_by_batch(part) for part in hosts.gather_arrays(columns)]
+    unreadable = [tuple((int(i), str(reason)) for i, reason in items) for items in hosts.gather_json(own.unreadable)]
+    return [Part(*part) for part in zip(states, rows, unreadable, strict=True)]
+
+
+def _by_batch(columns: Rows) -> list[tuple[int, Rows]]:
+    """Splits the columns of one host into the rows of its batches."""
+    names = [name.removeprefix("rows/") for name in columns if name.startswith("rows/")]
+    numbers = np.unique(np.concatenate([columns[f"batch/{n}"] for n in names])) if names else ()
+    return [
+        (int(number), {name: columns[f"rows/{name}"][columns[f"batch/{name}"] == number] for name in names})
+        for number in numbers
+    ]
+
+
+def concatenated(rows: Sequence[tuple[int, Rows]]) -> Rows:
+    """The rows of all batches, in the order of the batches."""
+    ordered = [row for _, row in sorted(rows, key=lambda item: item[0])]
+    return {name: np.concatenate([row[name] for row in ordered]) for name in (ordered[0] if ordered else ())}
+
+
+def batch_numbers(rows: Sequence[tuple[int, Rows]]) -> Rows:
+    """For each row in the result of `concatenated`, the number of the batch that the row comes from."""
+    ordered = sorted(rows, key=lambda item: item[0])
+    names = ordered[0][1] if ordered else ()
+    return {name: np.concatenate([np.full(len(row[name]), number) for number, row in ordered]) for name in names}
+
+
+def check_shard(path: Path | None, shard: tuple[int, int] | None) -> None:
+    """Checks that a share can be saved.
+
+    Raises:
+      QkjaxError: there is no file, or this process is one of several hosts.
+    """
+    if shard is not None and (path is None or jax.process_count() > 1):
+        reason = "there is no file for its result (partial=...)" if path is None else "several hosts share the pass"
+        raise QkjaxError(f"shard={shard[0]}/{shard[1]}: {reason}; pass one of the two, or remove shard=...")

@@ -1,0 +1,5 @@
+"""All kinds of input."""
+
+from . import models
+
+KINDS = {**models.KINDS}

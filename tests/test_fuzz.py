@@ -1,0 +1,32 @@
+"""A few hundred mutated inputs with a fixed seed, and the failures of the past."""
+
+import json
+
+import pytest
+from fuzz.fuzzing import CORPUS, fuzz
+from fuzz.kind import NotApplicableError
+from fuzz.kinds import KINDS
+from fuzz.oracle import examine
+
+COUNT = 25
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unchanged_input(kind, tmp_path):
+    assert examine(KINDS[kind], [], tmp_path) == "right"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutated_inputs(kind, tmp_path):
+    failures = [(changes, failure) for changes, failure in fuzz(kind, 0, COUNT, tmp_path) if failure]
+    assert not failures
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("*.json")), ids=lambda path: path.stem)
+def test_earlier_failures(path, tmp_path):
+    recipe = json.loads(path.read_text())
+    try:
+        examine(KINDS[recipe["kind"]], recipe["changes"], tmp_path)
+    except NotApplicableError as error:
+        pytest.skip(f"the recipe no longer fits: {error}")
