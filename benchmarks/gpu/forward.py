@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import qkjax
-from benchmarks.gpu.timing import seconds_of
+from benchmarks.gpu.timing import IN_A_ROW, seconds_of
 from benchmarks.shapes import (
     SIDE,
     checkpoint_of,
@@ -41,7 +41,7 @@ def bare(model: str, dtype: str, batch: int, tiny: bool) -> dict:
     config = config_of(model, tiny)
     vit, params, pixels = qkjax.ViT(config, dtype), params_of(config), jnp.asarray(pixels_of(batch))
     run = jax.jit(lambda p, x: vit.apply({"params": p}, x.astype(jnp.float32) / 255)[0])
-    compile_s, seconds = seconds_of(lambda: run(params, pixels), jax.block_until_ready)
+    compile_s, seconds = seconds_of(lambda: run(params, pixels), jax.block_until_ready, in_a_row=IN_A_ROW)
     return {
         "img_s": batch / seconds,
         "ms": 1e3 * seconds,
@@ -52,7 +52,7 @@ def bare(model: str, dtype: str, batch: int, tiny: bool) -> dict:
     }
 
 
-def scan(model: str, dtype: str, batch: int, tiny: bool, repeats: int = 10) -> dict:
+def scan(model: str, dtype: str, batch: int, tiny: bool) -> dict:
     """Steps of the scan for top images: the pixels are on the device ("ms"), or on the host ("ms_from_host").
 
     The floor counts the projections at the rate of the forward pass.
@@ -70,8 +70,8 @@ def scan(model: str, dtype: str, batch: int, tiny: bool, repeats: int = 10) -> d
         return state[0]
 
     on_device = jax.block_until_ready(jnp.asarray(host))
-    compile_s, seconds = seconds_of(lambda: run(on_device), jax.block_until_ready, repeats)
-    _, from_host = seconds_of(lambda: run(host), jax.block_until_ready, repeats)
+    compile_s, seconds = seconds_of(lambda: run(on_device), jax.block_until_ready, in_a_row=IN_A_ROW)
+    _, from_host = seconds_of(lambda: run(host), jax.block_until_ready, in_a_row=IN_A_ROW)
     config = checkpoint.config
     return {
         "img_s": batch / seconds,
