@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 MAX_HASHED = 1 << 30
-"""Largest total number of bytes of a set for which the fingerprint covers the contents of files. Reading this many bytes
-takes about a second."""
+"""Largest total number of bytes of a set for which the fingerprint covers the contents of files. Reading this many
+bytes takes about a second."""
 BLOCK = 1 << 20
 
 
