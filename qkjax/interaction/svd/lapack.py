@@ -87,7 +87,7 @@ def modes_of_heads(
         u[index] *= sign
         v[index] *= sign
 
-    with one_blas_thread(), ThreadPoolExecutor(_cores()) as threads:  # more threads than cores would be slower
+    with one_blas_thread(), ThreadPoolExecutor(cores()) as threads:  # more threads than cores would be slower
         for _ in threads.map(head, product(range(layers), range(heads))):
             pass
     return u, s, v
@@ -101,7 +101,7 @@ def _aligned(shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     return buffer[start : start + size].reshape(shape)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
