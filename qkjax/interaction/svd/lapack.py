@@ -149,7 +149,7 @@ def _aligned(shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     return buffer[start : start + size].reshape(shape)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
