@@ -88,7 +88,7 @@ def fast_on_host(arrays: Sequence[Array | np.ndarray | None]) -> bool:
     layers, embed, heads, head_dim = arrays[0].shape
     operations = layers * heads * (8 * embed * head_dim**2 + 50 * head_dim**3)  # two Gram matrices and products; an SVD
     on_host = all(x is None or isinstance(x, np.ndarray) for x in arrays)
-    return on_host and operations < COMPILE_SECONDS * HOST_RATE * _cores()
+    return on_host and operations < COMPILE_SECONDS * HOST_RATE * cores()
 
 
 def cpu_device() -> jax.Device | None:
@@ -135,7 +135,7 @@ def modes_of_kernels(
         u[index] *= sign
         v[index] *= sign
 
-    with one_blas_thread(), ThreadPoolExecutor(_cores()) as threads:  # more threads than cores would be slower
+    with one_blas_thread(), ThreadPoolExecutor(cores()) as threads:  # more threads than cores would be slower
         for _ in threads.map(decompose, product(range(layers), range(heads))):
             pass
     return u, s, v
