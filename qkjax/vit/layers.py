@@ -46,7 +46,8 @@ def precision(dtype: str) -> jax.lax.Precision | None:
 class MultiHeadDotProductAttention(nn.Module):
     """Multi-head attention that also returns queries, keys, attention logits and attention weights.
 
-    The softmax is computed in float32. Fused attention is not used, because fused attention does not return the logits.
+    Logits and softmax are computed in float32, or in float64 if `dtype` is float64. Fused attention is not used,
+    because fused attention does not return the logits.
     """
 
     heads: int
@@ -71,7 +72,7 @@ class MultiHeadDotProductAttention(nn.Module):
             "bqhd,bkhd->bhqk",
             query / np.sqrt(self.head_dim).astype(self.dtype),
             key,
-            preferred_element_type=jnp.float32,
+            preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
         )
         if self.relative_grid is not None:
             logits = logits + self._relative_bias()[None]
