@@ -22,7 +22,7 @@ class Top(NamedTuple):
 
 def empty(shape: tuple[int, ...], k: int) -> Top:
     """A top-k without images, as the start of a pass."""
-    return Top(jnp.full((*shape, k), -jnp.inf), jnp.full((*shape, k), -1, jnp.int32))
+    return Top(jnp.full((*shape, k), -jnp.inf, jnp.float32), jnp.full((*shape, k), -1, jnp.int32))
 
 
 def add(
