@@ -25,6 +25,7 @@ from qkjax.cli.plain_help import with_plain_help
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
 from qkjax.errors import AssumptionWarning, QkjaxError, ShardFinished, nearest
+from qkjax.runtime.compilation_cache import use_compilation_cache
 from qkjax.runtime.visible import VisibleStream, visible
 
 # Only light modules are imported above, so that `qkjax --help` is fast.
@@ -114,6 +115,8 @@ def _run(arguments: list[str]) -> None:
     if not command.startswith("-") and command not in {**COMMANDS, **training}:
         names = [*COMMANDS, *training]
         raise QkjaxError(f"unknown command {command!r}{nearest(command, names)}; the commands are {', '.join(names)}")
+    if not {"-h", "--help"} & {command, *options}:
+        use_compilation_cache()
     tyro.extras.subcommand_cli_from_dict(
         {name: with_plain_help(function) for name, function in {**COMMANDS, **training}.items()},
         args=[command, *options],
