@@ -123,7 +123,7 @@ def factorise(factors: Factors, key_direction: Float[Array, "embed"], columns: i
     length = jnp.linalg.norm(key_direction)
     along = key_direction / jnp.maximum(length, jnp.finfo(b.dtype).tiny)
     rest = b - along[:, None] * dot(along, b)[None]
-    padding = max(columns - a.shape[1], 0)  # positive if there are fewer modes than columns
+    padding = max(columns - a.shape[1], 0)  # the number of columns to add if there are fewer modes than columns
     right = decompose_in_program(*(jnp.pad(x, ((0, 0), (0, padding))) for x in (a, rest))).v
     with_along = jnp.concatenate([along[:, None], right[:, : width - 1]], axis=1)
     # If M' (I - w' w'^T) is rank deficient, its last singular vectors are arbitrary and may have a component along w.

@@ -33,7 +33,7 @@ def fold(
     norm_scale: Float[Array | np.ndarray, "embed"] | None,
     center: bool,
 ) -> Float[Array | np.ndarray, "embed heads head_dim"]:
-    """Kernels in the requested frame, C diag(g) W, in the precision of the input; see `decompose` for the letters."""
+    """Computes C diag(g) W, the kernels in the requested frame; `decompose` defines the letters."""
     if norm_scale is not None:
         kernel = kernel * norm_scale.astype(kernel.dtype)[:, None, None]
     return kernel - kernel.mean(axis=0, keepdims=True) if center else kernel

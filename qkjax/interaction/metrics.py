@@ -164,7 +164,7 @@ def _measure(modes: Modes, lapack: bool) -> dict:
 
 
 def _measure_on_host(modes: Modes) -> dict:
-    """Measures of modes, computed on the CPU if possible: a program for a GPU takes half a minute to compile."""
+    """Computes measures on the CPU if possible, which takes less time than compiling a program for an accelerator."""
     cpu = None if by_lapack() else cpu_device()
     if cpu is None:
         return _measure(modes, by_lapack())

@@ -114,7 +114,7 @@ def decompose_heads(query: Float[Array, "*batch embed head_dim"], key: Float[Arr
 def decompose_in_program(
     query: Float[Array, "*batch embed head_dim"], key: Float[Array, "*batch embed head_dim"]
 ) -> Modes:
-    """The modes of heads within a jitted program, by the fastest method on this platform."""
+    """Computes the modes of heads within a jitted program, by the fastest method on this platform."""
     if not by_lapack():
         return decompose_heads(query, key)
     decompose_all = decompose_head
@@ -149,7 +149,7 @@ def _decompose(query_kernel, key_kernel, norm_scale, center, normalize, lapack) 
 
 
 def _on_all_devices(arrays: tuple, center: bool, normalize: bool) -> Modes:
-    """Computes modes with the layers distributed over the devices of this host; the result is on the first device.
+    """Distributes the layers over the devices of this host and computes modes; the result is on the first device.
 
     One program is compiled for all devices, and each device runs it on its own layers.
     """
