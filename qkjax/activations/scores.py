@@ -25,7 +25,7 @@ def mean_of_top(values: Map) -> Score:
         largest = values.max(axis=1)
         is_largest = values == largest[:, None]
         occurrences = jnp.minimum(is_largest.sum(axis=1).astype(values.dtype), remaining)
-        total += jnp.where(occurrences > 0, largest * occurrences, 0)
+        total += jnp.where((occurrences > 0) | jnp.isnan(largest), largest * occurrences, 0)
         remaining -= occurrences
         values = jnp.where(is_largest, -jnp.inf, values)
     return total / count
@@ -47,6 +47,10 @@ mode."""
 
 
 def both_signs(name: str, query: Map, key: Map) -> Float[Array, "batch *modes 2"]:
-    """The scores for the two signs of a mode, (u, v) and (-u, -v), which are the same mode as the sign is arbitrary."""
+    """The scores for the two signs of a mode, (u, v) and (-u, -v), which are the same mode as the sign is arbitrary.
+
+    Scores that are NaN or infinite become inf, so that their images rank first and cannot be overlooked.
+    """
     score = SCORES[name]
-    return jnp.stack([score(query, key), score(-query, -key)], axis=-1)
+    both = jnp.stack([score(query, key), score(-query, -key)], axis=-1)
+    return jnp.where(jnp.isfinite(both), both, jnp.inf)

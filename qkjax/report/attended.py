@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from qkjax.activations.contribution import contributions
 from qkjax.activations.project import project
+from qkjax.analyses.usable import require_finite
 from qkjax.images.preprocess import Pixels, normalise
 from qkjax.interaction.modes import Modes
 from qkjax.report.pack import FINE, quantised
@@ -57,10 +58,16 @@ def attended(
       modes: all modes of the checkpoint, in the plain frame (see `Frame`).
       key_direction: the field `key_direction` of `bias_terms`.
       pixels: the picture at the model's resolution.
+
+    Raises:
+      QkjaxError: a term is NaN or infinite.
     """
     images = normalise(pixels, checkpoint.preprocess)[None]
     terms = _attended(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
-    return Attended(*map(np.asarray, terms))
+    terms = Attended(*map(np.asarray, terms))
+    values = {"query maps": terms.query_step, "key maps": terms.key_step, "bias terms": terms.bias}
+    require_finite(values | {"position biases": terms.other_step}, "the picture")
+    return terms
 
 
 @partial(jax.jit, static_argnames=("model",))

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from qkjax.activations.project import Stream, project
 from qkjax.analyses.top_images.sheets import options_of
+from qkjax.analyses.usable import require_finite
 from qkjax.errors import QkjaxError
 from qkjax.images.sets import Batch, ImageSet, Unreadable
 from qkjax.interaction.modes import Modes
@@ -78,6 +79,7 @@ def map_tiles(
         index = top.image_index.values[0, :, :, : shown[0], :, : shown[1]]
         stream, options = options_of(top)
         tiles, left_out = _compute(checkpoint, modes, images, (stream, options), index, partial, settings)
+        require_finite({"query maps": tiles.query_step, "key maps": tiles.key_step}, images.name, partial)
         attrs = {**origin_of(checkpoint), "settings": json.dumps(settings)}
         dataset = _dataset(tiles, left_out, images, attrs)
         if first:

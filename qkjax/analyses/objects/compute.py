@@ -18,7 +18,7 @@ from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import both_signs
 from qkjax.activations.top_k import Top, add, empty, merge
 from qkjax.analyses.objects.tables import objects_dataset
-from qkjax.analyses.usable import require_readable
+from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.errors import QkjaxError
 from qkjax.images.segmented import Segmented, blank_objects, crop_objects, mosaics
 from qkjax.images.sets import Batch, ImageSet
@@ -121,6 +121,7 @@ def same_object(
     left_out = [*images.left_out, *((images.names[i], reason) for i, reason in result.unreadable)]
     attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings)}
     score, stored = (np.asarray(x) for x in result.state)
+    require_finite({"scores": score[stored >= 0]}, images.name, partial)
     return objects_dataset(score, stored, objects, images.names, left_out, measure(modes), attrs)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from qkjax.activations.attention import region_attention, similarity_preference
 from qkjax.analyses.preference.tables import QUERIES, STREAMS, preference_dataset
-from qkjax.analyses.usable import require_readable
+from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.images.generated import patterns
 from qkjax.images.scenes import Scene, blank_scene, crop_to_model
 from qkjax.images.sets import Batch, ImageSet
@@ -135,6 +135,8 @@ def attention_preference(
         shard=options.shard,
     )
     require_readable(result.unreadable, scenes, partial)
+    values = {"attention": "mass", "similarities": "similarity", "tokens": "centre"}
+    require_finite({name: result.rows[key] for name, key in values.items()}, scenes.name, partial)
     metrics = measure(decompose(*query_key_kernels(checkpoint.params)))
     centre = np.zeros(result.rows["centre"].shape[1:])
     for batch_sum in result.rows.pop("centre"):

@@ -129,7 +129,7 @@ def top_images(
     unreadable = [(images.names[index], reason) for index, reason in result.unreadable]
     attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
     best = jax.tree.map(np.asarray, result.state)
-    require_finite(best.top.score[best.top.image >= 0], images, partial)
+    require_finite({"scores": best.top.score[best.top.image >= 0]}, images.name, partial)
     return top_images_dataset(best, grid, tuple(scores), images.names, unreadable, measure(modes), attrs)
 
 

@@ -81,7 +81,8 @@ def modes_of_heads(
     u, s, v = (_aligned((layers, heads, *rest)) for rest in ((embed, rank), (rank,), (embed, rank)))
 
     def head(index: tuple[int, int]) -> None:
-        (u[index], v[index]), s[index] = modes_of_head(factors(*index))
+        with np.errstate(over="ignore"):  # `float_range` rescales such heads
+            (u[index], v[index]), s[index] = modes_of_head(factors(*index))
         # The entry of largest magnitude is either the maximum or the minimum.
         sign = np.where(u[index].max(0) + u[index].min(0) < 0, np.float32(-1), np.float32(1))
         u[index] *= sign
