@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import scipy.stats
 from flax.traverse_util import flatten_dict
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 import qkjax
 from conftest import UNCACHED, dense_svd
 from qkjax.analyses.targets import by_name
 from qkjax.cli.training import training_commands
+from qkjax.images.memory import PIXELS
 from qkjax.images.preprocess import PRESETS
 from qkjax.passes.inputs import for_photographs
 from qkjax.runtime.lock import exclusive
@@ -537,3 +539,24 @@ def test_the_package_is_called_as_its_main_function(tmp_path):
     with pytest.raises(qkjax.QkjaxError, match="data='mnist' is not a known task"):
         qkjax.train(TrainConfig(data="mnist"), tmp_path)
     assert qkjax.train.run.train is train
+
+
+def test_images_in_preparation_share_the_memory(tmp_path, monkeypatch):
+    """However many threads prepare batches: with a budget of one image, one is prepared at a time."""
+    monkeypatch.setattr(PIXELS, "total", 1)
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(4):
+            Image.new("RGB", (40, 30), (60 * i, 0, 0)).save(tmp_path / label / f"{i}.png")
+    config = replace(TINY, data=str(tmp_path), resolution=16, patch=8, batch=4, steps=3)
+    task, most = load_task(config), []
+    augment, fit = task.augment, task.fit
+
+    def watched(function):
+        return lambda *arguments: (most.append(PIXELS.taken), time.sleep(0.01), function(*arguments))[-1]
+
+    task = task._replace(augment=watched(augment), fit=watched(fit))
+    for _ in (*training_batches(task, config), *held_out_batches(task, 4)):
+        pass
+    assert set(most) == {40 * 30}
+    assert PIXELS.taken == 0

@@ -317,7 +317,14 @@ def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_room(whole, t
                 train(TINY, disk / "run")
             left = [path for path in disk.rglob("*") if "tmp" in path.name or path.name.startswith(".")]
             assert not left, size
+        shutil.rmtree(disk / "run")
+        for size in (8, 9, 12, 16, 20):
+            subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
+            with pytest.raises(qkjax.QkjaxError, match=r"cannot write .*: No space left on device; choose another"):
+                train(replace(TINY, tensorboard=True), disk / "board")
         subprocess.run(["mount", "-o", "remount,size=40m", disk], check=True)
+        train(replace(TINY, tensorboard=True), disk / "board")
+        assert model(disk / "board") == model(whole)
         train(TINY, disk / "run")
         assert model(disk / "run") == model(whole)
         assert "Traceback" not in capfd.readouterr().err

@@ -121,8 +121,8 @@ def _earlier_or_computed(
     path: Path, partial: Path, settings, compute, at_least: Sequence[str], attrs, recompute: bool, shard
 ) -> tuple[xr.Dataset, bool]:
     """Reads the dataset, or computes and writes it; returns it on every host, and whether it was read."""
-    first, several = jax.process_index() == 0, jax.process_count() > 1
-    earlier = read_earlier(path, settings, at_least) if settings is not None and first else None
+    several = jax.process_count() > 1
+    earlier = hosts.on_first_host(lambda: read_earlier(path, settings, at_least) if settings is not None else None)
     earlier = None if recompute else earlier
     if several and hosts.gather_json(earlier is not None)[0]:
         earlier = _from_first_host(earlier)
@@ -135,10 +135,8 @@ def _earlier_or_computed(
         if earlier is None:
             raise
         return earlier, True
-    if first and not shard:
-        write_dataset(dataset, path)
-    if several:
-        hosts.gather_json(None)  # every host keeps its progress until the result is written
+    if not shard:
+        hosts.on_first_host(lambda: write_dataset(dataset, path))  # every host keeps its progress until this is done
     return dataset, False
 
 

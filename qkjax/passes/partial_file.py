@@ -34,7 +34,7 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
     """
     if not path.exists():
         return None
-    advice = f"remove {path} to start again"
+    advice = f"remove {path} to start again, or pass fresh=True"
     if not path.is_file():
         raise QkjaxError(f"{path} is not a file, expected a file with the progress of a pass; {advice}")
     try:

@@ -55,7 +55,8 @@ def resumed(path: Path | None, settings: Mapping[str, str], state, groups: Seque
     try:
         return _restored(*saved, state, groups)
     except (LookupError, ValueError, TypeError) as error:
-        raise QkjaxError(f"cannot resume from {path} ({error}); remove this file to start again") from error
+        advice = "remove this file to start again, or pass fresh=True"
+        raise QkjaxError(f"cannot resume from {path} ({error}); {advice}") from error
 
 
 def _restored(arrays: Rows, unreadable: Unreadable, state, groups: Sequence[Sequence[int]]) -> Progress:

@@ -24,7 +24,8 @@ from qkjax.report.pack import COARSE, quantised
 from qkjax.results.store import HOW, read_result, texts, versions, write_dataset
 from qkjax.runtime import hosts
 from qkjax.runtime.devices import over_devices
-from qkjax.runtime.files import remove
+from qkjax.runtime.files import discard, remove, temporaries
+from qkjax.runtime.lock import exclusive
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs
 from qkjax.weights.checkpoint import Checkpoint, origin_of
@@ -48,7 +49,14 @@ class Tiles(NamedTuple):
 
 
 def map_tiles(
-    checkpoint: Checkpoint, modes: Modes, images: ImageSet, top: xr.Dataset, shown: tuple[int, int], folder: Path
+    checkpoint: Checkpoint,
+    modes: Modes,
+    images: ImageSet,
+    top: xr.Dataset,
+    shown: tuple[int, int],
+    folder: Path,
+    *,
+    fresh: bool = False,
 ) -> xr.Dataset:
     """Reads maps from maps.nc in a folder, or computes them in one resumable pass and writes maps.nc.
 
@@ -62,31 +70,29 @@ def map_tiles(
       top: the result of the scan, as returned by `top_images`. Its first score determines the images.
       shown: number of modes per head, and number of images per mode and sign.
       folder: folder of maps.nc.
+      fresh: discard maps.nc and the progress of an interrupted pass.
 
     Returns:
       A dataset whose variables are the fields of `Tiles`, and `left_out` and `reason`: the names of images that can no
       longer be read, and the reasons.
 
     Raises:
-      QkjaxError: an interrupted pass has different settings, or a file cannot be written. Progress stays on disk.
+      QkjaxError: an interrupted pass has different settings, another process works in the folder, or a file cannot be
+        written; progress stays on disk.
     """
     settings = {**json.loads(top.attrs["settings"]), "shown": json.dumps(shown)}
     path, partial = folder / "maps.nc", hosts.process_path(folder / "maps.partial.npz")
-    first, several = jax.process_index() == 0, jax.process_count() > 1
-    dataset = _earlier(path, settings, shown, images) if first else None
-    ready = hosts.gather_json(dataset is not None)[0] if several else dataset is not None
-    if not ready:
-        index = top.image_index.values[0, :, :, : shown[0], :, : shown[1]]
-        stream, options = options_of(top)
-        tiles, left_out = _compute(checkpoint, modes, images, (stream, options), index, partial, settings)
-        require_finite({"query maps": tiles.query_step, "key maps": tiles.key_step}, images.name, partial)
-        attrs = {**origin_of(checkpoint), "settings": json.dumps(settings)}
-        dataset = _dataset(tiles, left_out, images, attrs)
-        if first:
-            write_dataset(dataset, path)
-        if several:
-            hosts.gather_json(None)  # waits, so that no host removes its progress file before the result exists
-    remove(partial)
+    with exclusive(folder):
+        if fresh:
+            remove(path), remove(partial)
+        dataset = _earlier(path, settings, shown, images) if jax.process_index() == 0 else None
+        ready = hosts.gather_json(dataset is not None)[0] if jax.process_count() > 1 else dataset is not None
+        if not ready:
+            index = top.image_index.values[0, :, :, : shown[0], :, : shown[1]]
+            dataset = _computed(checkpoint, modes, images, options_of(top), index, partial, settings)
+            hosts.on_first_host(lambda: write_dataset(dataset, path))  # every host keeps its progress until then
+        remove(partial)
+        discard(temporaries([path]))  # left by processes that were killed
     return dataset
 
 
@@ -144,7 +150,7 @@ def _maps(model: ViT, params, modes: Modes, scaling, pixels, stream: Stream):
     return found
 
 
-def _compute(
+def _computed(
     checkpoint: Checkpoint,
     modes: Modes,
     images: ImageSet,
@@ -152,8 +158,8 @@ def _compute(
     index: Int[np.ndarray, "layers heads modes 2 places"],
     partial: Path,
     settings: Mapping[str, str],
-) -> tuple[Tiles, Unreadable]:
-    """Computes the query and key maps of all tiles in one pass over the images that the page shows."""
+) -> xr.Dataset:
+    """Computes the query and key maps of all tiles, in one pass over the images on the page."""
     stream, options = how
     grid = photograph_grid(checkpoint, options.resolution)
     shown = np.unique(index[index >= 0])
@@ -177,7 +183,10 @@ def _compute(
     batches = batches_of_photographs(checkpoint, images, options)
     tiles = _blank(index.shape, grid)
     result = run_pass(step, tiles, groups, batches, partial, settings, merge=_merged)
-    return result.state, result.unreadable
+    values = {"query maps": result.state.query_step, "key maps": result.state.key_step}
+    require_finite(values, images.name, partial)
+    attrs = {**origin_of(checkpoint), "settings": json.dumps(settings)}
+    return _dataset(result.state, result.unreadable, images, attrs)
 
 
 def _merged(shares: list[Tiles]) -> Tiles:

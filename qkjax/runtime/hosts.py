@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from qkjax.errors import QkjaxError
 
 Tree = TypeVar("Tree")  # a pytree of arrays
+Result = TypeVar("Result")
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -94,6 +95,27 @@ def gather_json(value) -> list:
     longest = int(np.max(gather(np.array(len(text)))))
     padded = np.frombuffer(text.tobytes().ljust(longest), np.uint8)  # JSON ignores trailing blanks
     return [json.loads(row.tobytes()) for row in np.atleast_2d(gather(padded))]
+
+
+def on_first_host(function: Callable[[], Result]) -> Result | None:
+    """Calls a function on the first process; every process waits for its end. The result is None on other processes.
+
+    Raises:
+      QkjaxError: the function raised it. Every process raises the error, so that none waits for the first one.
+    """
+    import jax
+
+    result, problem, several = None, "", jax.process_count() > 1
+    if jax.process_index() == 0:
+        try:
+            result = function()
+        except QkjaxError as error:
+            if not several:
+                raise
+            problem = str(error)
+    if several and (problem := gather_json(problem)[0]):
+        raise QkjaxError(problem)
+    return result
 
 
 def agree(settings: Mapping[str, str]) -> None:

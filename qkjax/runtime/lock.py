@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import jax
-
 from qkjax.errors import QkjaxError
+from qkjax.runtime import hosts
 from qkjax.runtime.files import make_folder
 
 LOCK = ".lock"
@@ -16,11 +15,8 @@ WAIT_SECONDS = 600.0
 
 @contextmanager
 def exclusive(folder: Path, shard: tuple[int, int] | None = None, *, wait: bool = False) -> Iterator[None]:
-    """Locks a folder against other processes, and creates the folder if needed.
-
-    With several hosts, the first host locks the folder for all hosts. When a process ends in any way, the operating
-    system releases its lock, so a lock file that remains after a kill has no effect. At the end, the lock file is
-    removed. If the folder was created here and is still empty, the folder is removed too.
+    """Locks a folder against other processes, and creates it if needed. With several hosts, the first one locks it for
+    all, and every host waits until it has; for work of the first host alone, see `exclusive_here`.
 
     Args:
       folder: the folder.
@@ -28,31 +24,53 @@ def exclusive(folder: Path, shard: tuple[int, int] | None = None, *, wait: bool 
       wait: whether to wait for another process, at most `WAIT_SECONDS`.
 
     Raises:
-      QkjaxError: another process has locked the folder, or the folder is not writable.
+      QkjaxError: another process has locked the folder, or it cannot be written. Every host raises the error.
     """
-    if jax.process_index() > 0:
+    created = not folder.exists()
+    file = folder / (f"{LOCK}-{shard[0]}-of-{shard[1]}" if shard else LOCK)
+    with _released(hosts.on_first_host(lambda: _locked(file, wait)), file, created):
         yield
-        return
+
+
+@contextmanager
+def exclusive_here(folder: Path) -> Iterator[None]:
+    """Does the same as `exclusive`, for work that only one host does.
+
+    Raises:
+      QkjaxError: another process has locked the folder, or it cannot be written.
+    """
+    created = not folder.exists()
+    with _released(_locked(folder / LOCK, wait=False), folder / LOCK, created):
+        yield
+
+
+@contextmanager
+def _released(lock: "filelock.FileLock | None", file: Path, created: bool) -> Iterator[None]:
+    """Releases the lock of a folder at the end; does nothing without a lock."""
+    try:
+        yield
+    finally:
+        if lock is not None:
+            with suppress(OSError):  # before the release: no other process can have locked this file
+                file.unlink()
+            lock.release()
+            if created:
+                with suppress(OSError):
+                    file.parent.rmdir()
+
+
+def _locked(file: Path, wait: bool) -> "filelock.FileLock":
+    """The lock of a folder, which this process now has."""
     try:
         from filelock import FileLock, Timeout
     except ImportError as error:
         raise QkjaxError("filelock is not installed: pip install filelock") from error
-    created = not folder.exists()
-    make_folder(folder)
-    file = folder / (f"{LOCK}-{shard[0]}-of-{shard[1]}" if shard else LOCK)
+    make_folder(file.parent)
     lock = FileLock(file, timeout=WAIT_SECONDS if wait else 0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise QkjaxError(f"another process works in {folder}: wait until it ends, or choose another folder") from error
+        raise QkjaxError(f"another process works in {file.parent}: wait until it ends, or choose another folder") from error
     except OSError as error:
         raise QkjaxError(f"cannot lock {file}: {error.strerror or error}; choose another folder") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # before the release: no other process can have locked this file
-            file.unlink()
-        lock.release()
-        if created:
-            with suppress(OSError):
-                folder.rmdir()
+    return lock

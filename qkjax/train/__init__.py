@@ -12,8 +12,8 @@ from types import ModuleType
 
 
 class _CallablePackage(ModuleType):
-    def __call__(self, config, folder, *, label: str = "") -> dict:
-        """Trains a ViT; see `qkjax.train.run.train`.
+    def __call__(self, config, folder, *, label: str = "", fresh: bool = False) -> dict:
+        """Trains a ViT, see `qkjax.train.run.train`.
 
         Example:
           >>> import qkjax
@@ -23,7 +23,7 @@ class _CallablePackage(ModuleType):
         """
         from qkjax.train.run import train  # this imports jax
 
-        return train(config, folder, label=label)
+        return train(config, folder, label=label, fresh=fresh)
 
 
 sys.modules[__name__].__class__ = _CallablePackage

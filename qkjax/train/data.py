@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from qkjax.cores import cores
 from qkjax.errors import QkjaxError
+from qkjax.images.memory import PIXELS, UNPACKED
 from qkjax.train.augment import mixup
 from qkjax.train.config import TrainConfig
 
@@ -63,8 +64,8 @@ def training_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields, from step `start` to the last step, this host's rows of the training batches.
 
-    Each batch depends only on the seed and the step, so a run can resume at any step. All images are used once before
-    any image is used again. Threads prepare the batches in advance.
+    Each batch depends only on the seed and the step, so a run can resume at any step. Every image is used once before
+    any image is used twice. Threads prepare the batches in advance, within the limits of `qkjax.images.memory`.
 
     Args:
       task: the classification task.
@@ -82,10 +83,11 @@ def training_batches(
     grain, rows = _grain(), config.batch // hosts
 
     def example(number: int, rng: np.random.Generator):
-        image, label = _readable(task.train, number)
-        target = np.zeros(task.classes, np.float32)
-        target[label] = 1
-        return task.augment(image, rng), target
+        with UNPACKED.shared(), PIXELS.shared():
+            image, label = _readable(task.train, number)
+            target = np.zeros(task.classes, np.float32)
+            target[label] = 1
+            return task.augment(image, rng), target
 
     numbers = grain.MapDataset.source(range(len(task.train))).seed(config.seed).shuffle().repeat()
     examples = numbers.random_map(example)
@@ -120,8 +122,9 @@ def held_out_batches(task: Task, batch: int, host: int = 0, hosts: int = 1) -> I
         number = _global_index(own, batch, host, hosts)
         if number >= count:
             return padding
-        image, label = task.held_out[number]
-        return task.fit(image), np.int32(label)
+        with UNPACKED.shared(), PIXELS.shared():
+            image, label = task.held_out[number]
+            return task.fit(image), np.int32(label)
 
     return _prefetched(grain.MapDataset.range(-(-count // batch) * rows).map(example), rows)
 

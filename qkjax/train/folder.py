@@ -2,7 +2,7 @@
 
 import logging
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import jax
 
 from qkjax.errors import QkjaxError
 from qkjax.runtime.files import atomic_path, discard, read_bytes, temporaries
-from qkjax.runtime.lock import LOCK, exclusive
+from qkjax.runtime.lock import LOCK, exclusive, exclusive_here
 from qkjax.train.config import TrainConfig
 from qkjax.train.digests import steps, unfinished
 from qkjax.train.records import evaluations, read_config, read_metrics, write_config
@@ -37,7 +37,7 @@ def earlier_metrics(folder: Path, config: TrainConfig) -> list[dict]:
         )
     pairs = zip(earlier.to_dict().items(), config.to_dict().values(), strict=True)
     if other := [f"{name}={value!r}" for (name, value), wanted in pairs if value != wanted]:
-        raise QkjaxError(f"{folder} contains a run with {', '.join(other)}: choose another folder, or remove it")
+        raise QkjaxError(f"{folder} contains a run with {', '.join(other)}: choose another folder, or pass fresh=True")
     return read_metrics(folder / METRICS, config)
 
 
@@ -87,17 +87,38 @@ def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
     Raises:
       QkjaxError: the run has a checkpoint that was trained on different data.
     """
-    path, resumes = folder / DATA, bool(steps(folder / CHECKPOINTS))
-    earlier = read_bytes(path)
-    if resumes and earlier is not None and earlier.decode(errors="replace") != fingerprint:
-        raise QkjaxError(
-            f"data={config.data!r} has changed since the run in {folder} began: restore the data, or choose another "
-            f"folder; if only {DATA} has changed, remove that file"
-        )
-    if jax.process_index() == 0 and not resumes:
+    resumes = bool(steps(folder / CHECKPOINTS))
+    if resumes:
+        require_same_data(folder, config, fingerprint)
+    elif jax.process_index() == 0:
         write_config(folder / CONFIG, config)
-        with atomic_path(path) as temporary:
+        with atomic_path(folder / DATA) as temporary:
             temporary.write_text(fingerprint)
+
+
+def require_same_data(folder: Path, config: TrainConfig, fingerprint: str) -> None:
+    """Checks that the data of a run have not changed since it began.
+
+    Raises:
+      QkjaxError: the data have changed.
+    """
+    earlier = read_bytes(folder / DATA)
+    if earlier is not None and earlier.decode(errors="replace") != fingerprint:
+        raise QkjaxError(
+            f"data={config.data!r} has changed since the run in {folder} began: restore its files, choose another "
+            f"folder, or pass fresh=True; if only {DATA} has changed, remove that"
+        )
+
+
+def discard_run(folder: Path) -> None:
+    """Removes the files of a run from a folder, whatever their state.
+
+    Raises:
+      QkjaxError: another process works in the folder.
+    """
+    with only_process(folder):
+        if jax.process_index() == 0:
+            discard(folder / name for name in (*OWN, CHECKPOINTS, BOARD))
 
 
 @contextmanager
@@ -116,10 +137,10 @@ def only_process(folder: Path) -> Iterator[None]:
 
 
 def tidy(folder: Path) -> None:
-    """Removes files that a killed process left in the folder of a finished run, unless another process works there."""
-    if _leftovers(folder) or (folder / LOCK).exists():
-        with suppress(QkjaxError), only_process(folder):
-            pass
+    """Removes what a killed process left in the folder of a finished run, unless another process works there."""
+    if jax.process_index() == 0 and (_leftovers(folder) or (folder / LOCK).exists()):
+        with suppress(QkjaxError), exclusive_here(folder):
+            discard(_leftovers(folder))
 
 
 def _leftovers(folder: Path) -> list[Path]:
@@ -127,36 +148,3 @@ def _leftovers(folder: Path) -> list[Path]:
     if jax.process_index() > 0:
         return []
     return temporaries(folder / name for name in OWN) + unfinished(folder / CHECKPOINTS)
-
-
-@contextmanager
-def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callable[[dict], None]]:
-    """Yields a function that writes one evaluation for TensorBoard, or does nothing if `config.tensorboard` is False.
-
-    Args:
-      folder: folder of the run.
-      config: the run.
-      step: step after which the run resumes. Entries of later steps are removed.
-
-    Raises:
-      QkjaxError: tensorboardX is not installed.
-    """
-    if not config.tensorboard or jax.process_index() > 0:
-        yield lambda line: None
-        return
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise QkjaxError(
-            "tensorboard=True needs the package tensorboardX, which is not installed: pip install tensorboardX"
-        ) from error
-
-    def write(line: dict) -> None:
-        layers = {f"weighted_cosine/layer_{layer}": value for layer, value in enumerate(line["weighted_cosine"])}
-        for name, value in (line | layers).items():
-            if name not in ("step", "weighted_cosine") and value is not None:
-                writer.add_scalar(name, value, line["step"])
-        writer.flush()
-
-    with SummaryWriter(str(folder / BOARD), purge_step=step + 1) as writer:
-        yield write

@@ -16,21 +16,24 @@ from qkjax.passes.engine import with_waits
 from qkjax.results.rows import head_mean
 from qkjax.runtime import hosts
 from qkjax.runtime.interrupt import deferred_interrupt
+from qkjax.train.board import tensorboard
 from qkjax.train.checkpoints import Checkpoints, open_checkpoints, restore_state, save_state, wait_until_saved
 from qkjax.train.config import TrainConfig, vit_config
 from qkjax.train.data import Task, held_out_batches, training_batches
 from qkjax.train.devices import distribute
 from qkjax.train.folder import (
+    BOARD,
     CHECKPOINTS,
     FACTS,
     METRICS,
     MODEL,
+    discard_run,
     earlier_metrics,
     identify,
     is_finished,
     only_process,
+    require_same_data,
     resumed_lines,
-    tensorboard,
     tidy,
 )
 from qkjax.train.model import count, initial, matched, needs_lapack
@@ -51,7 +54,7 @@ class DivergedError(QkjaxError):
     """Error for a training run whose loss is not finite."""
 
 
-def train(config: TrainConfig, folder: str | Path, *, label: str = "") -> dict:
+def train(config: TrainConfig, folder: str | Path, *, label: str = "", fresh: bool = False) -> dict:
     """Trains a ViT in a folder, or resumes an interrupted run there.
 
     The function prints only a progress bar, to standard error. The folder contains config.json, metrics.jsonl (one line
@@ -64,6 +67,7 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "") -> dict:
       config: configuration of the run.
       folder: folder of the run.
       label: text in front of the progress bar.
+      fresh: discard an earlier run in the folder, whatever its configuration.
 
     Returns:
       The last evaluation and facts about the task, as a dict. The evaluation has "step", the "loss" (nats) of the last
@@ -83,9 +87,15 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "") -> dict:
       checkpoint = qkjax.load("runs/tied")
     """
     config, folder = config.checked(), Path(folder)
+    if fresh:
+        discard_run(folder)
+        if jax.process_count() > 1:
+            hosts.agree({"folder": "discarded"})  # the other hosts read it after this
     lines = earlier_metrics(folder, config)
     finished = is_finished(folder, config, lines)
     task = None if finished else load_task(config)
+    if finished and Path(config.data).is_dir():
+        require_same_data(folder, config, load_task(config).fingerprint)
     _check_devices(config, finished, task)
     if task is None:
         tidy(folder)
@@ -146,7 +156,7 @@ def _run_steps(
     batches = training_batches(task, config, start, *host)
     bar = tqdm(total=config.steps, initial=start, unit="step", desc=label or None, disable=host[0] > 0)
     began, idle, value, accuracy = time.monotonic(), 0.0, None, ""
-    with deferred_interrupt() as interrupted, bar, tensorboard(folder, config, start) as board:
+    with deferred_interrupt() as interrupted, bar, tensorboard(folder / BOARD, config, start) as board:
         for number, (waited, batch) in enumerate(with_waits(batches), start=start + 1):
             if value is None or value.is_ready():  # the previous step ended while this batch was being prepared
                 idle += waited

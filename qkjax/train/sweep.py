@@ -39,7 +39,9 @@ DATASET, TABLE, FIGURES = "sweep.nc", "sweep.csv", ("accuracy", "curves", "cosin
 OWN = (DATASET, TABLE, *(f"{stem}{suffix}" for stem in FIGURES for suffix in (".png", ".pdf")))
 
 
-def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: str | Path) -> xr.Dataset:
+def sweep(
+    config: TrainConfig, constraints: Sequence[str], seeds: int, folder: str | Path, *, fresh: bool = False
+) -> xr.Dataset:
     """Trains one model per constraint and seed, and writes the joint results.
 
     The function prints only one progress bar per run, to standard error. The same call resumes an interrupted sweep.
@@ -52,6 +54,7 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
       constraints: one or more constraints or schedules, such as ("free", "tied", "0-2:tied 3-5:free").
       seeds: number of seeds per constraint; the seeds are 0, 1, ...
       folder: folder of the sweep.
+      fresh: discard earlier runs of these constraints and seeds, whatever their configuration.
 
     Returns:
       The dataset of `collect`. Its attribute `summary` states the findings in a few sentences.
@@ -86,7 +89,7 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
         for number, run in enumerate(runs, start=1):
             try:
                 label = f"run {number} of {len(runs)}: {run.constraint}, seed {run.seed}"
-                train(run, run_folder(folder, run.constraint, run.seed), label=label)
+                train(run, run_folder(folder, run.constraint, run.seed), label=label, fresh=fresh)
             except DivergedError:
                 pass  # its values in the dataset are NaN
         dataset = collect(config, constraints, seeds, folder)

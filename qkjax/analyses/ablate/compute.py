@@ -57,6 +57,7 @@ def ablate(
     exact: bool = False,
     options: PassOptions | None = None,
     partial: Path | None = None,
+    fresh: bool = False,
 ) -> xr.Dataset:
     """Measures how each edit in a plan changes attention, representations and accuracy.
 
@@ -77,6 +78,7 @@ def ablate(
       options: batch size, resolution, floating-point format and share. If there are several shares, they divide the
         ablations among them, and each share also runs the original model.
       partial: folder in which finished ablations are saved; the caller removes the folder. If None, nothing is saved.
+      fresh: discard the finished ablations in `partial`.
 
     Returns:
       A dataset with dimensions ablation (0 is the original model), image, layer and head; see `ablations_dataset`.
@@ -105,7 +107,7 @@ def ablate(
     model = _Model(checkpoint, parts, decompose(parts.query_kernel, parts.key_kernel), images, labels)
     specs, edits = _resolved(specs_of(plan), model)
     settings = ablation_settings(checkpoint, images, bool(labels.names), queries, exact, options)
-    store = Store(partial, settings)
+    store = Store(partial, settings, fresh=fresh)
     done = [store.read(edit) for edit in (None, *edits)]
     if not all(same_images(arrays, done[0]) for arrays in done):
         with deferred_interrupt() as check_interrupt:

@@ -12,7 +12,7 @@ import numpy as np
 from qkjax.analyses.edit import ResolvedEdit
 from qkjax.passes.partial_file import checksum
 from qkjax.runtime import hosts
-from qkjax.runtime.files import atomic_path, remove
+from qkjax.runtime.files import atomic_path, discard, remove, temporaries
 
 Arrays = dict[str, np.ndarray]
 CHECKSUM = "checksum"
@@ -30,9 +30,11 @@ class Store:
       settings: the settings that all ablations share.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, str]):
-        """Opens a store in a folder. If `folder` is None, the store keeps nothing."""
+    def __init__(self, folder: Path | None, settings: Mapping[str, str], *, fresh: bool = False):
+        """Opens a store in a folder, and empties it if `fresh`. If `folder` is None, the store keeps nothing."""
         self.folder, self.settings = folder, dict(settings)
+        if fresh and folder and jax.process_index() == 0:
+            discard(folder.glob("*.npz"))
 
     def key(self, edit: ResolvedEdit | None) -> str:
         """The hash that identifies the ablation with this edit, or the original model if `edit` is None."""
@@ -44,12 +46,19 @@ class Store:
         return digest.hexdigest()
 
     def read(self, edit: ResolvedEdit | None) -> Arrays | None:
-        """Reads a finished ablation; returns None if the file is missing or damaged."""
+        """Reads a finished ablation; returns None if the file is missing or damaged.
+
+        Temporary files of processes that were killed are removed, and so is the progress of a finished ablation.
+        """
         arrays = None
         if self.folder and jax.process_index() == 0:
-            arrays = _read(self.folder / f"{self.key(edit)}.npz")
+            path = self.folder / f"{self.key(edit)}.npz"
+            discard(temporaries([path]))
+            arrays = _read(path)
         if jax.process_count() > 1:
             arrays = hosts.gather_arrays(arrays or {})[0] or None
+        if arrays is not None and (path := self.partial(edit)):
+            remove(path)
         return arrays
 
     def write(self, edit: ResolvedEdit | None, arrays: Arrays) -> None:

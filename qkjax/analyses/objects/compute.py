@@ -29,6 +29,7 @@ from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
+from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs, query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint
@@ -65,6 +66,7 @@ def same_object(
     stream: Stream = "norm",
     options: PassOptions | None = None,
     partial: Path | None = None,
+    fresh: bool = False,
 ) -> xr.Dataset:
     """Measures how often the query object and the key object of a mode are the same (the paper, figure 6).
 
@@ -81,6 +83,7 @@ def same_object(
       stream: the tokens to project; see `qkjax.activations.project.Stream`.
       options: batch size, resolution and floating-point format.
       partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.
+      fresh: whether to discard the progress in `partial`, whatever its settings.
 
     Returns:
       A dataset with dimensions layer, head, mode, sign, place and image; see `objects_dataset`.
@@ -98,6 +101,8 @@ def same_object(
       ('layer', 'head', 'mode', 'sign', 'place')
     """
     options = options or PassOptions()
+    if fresh and partial:
+        remove(partial)
     if top < 1:
         raise QkjaxError(f"top={top}: expected a whole number of at least 1")
     checkpoint = for_photographs(checkpoint)

@@ -31,6 +31,7 @@ from qkjax.passes.inputs import (
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
+from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs, query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint, origin_of
@@ -72,6 +73,7 @@ def top_images(
     maps: int | None = None,
     options: PassOptions | None = None,
     partial: Path | None = None,
+    fresh: bool = False,
 ) -> xr.Dataset:
     """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
 
@@ -90,6 +92,7 @@ def top_images(
         maps of 5 modes would take more than 512 MB.
       options: batch size, resolution, floating-point format and share.
       partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.
+      fresh: whether to discard the progress in `partial`, whatever its settings.
 
     Returns:
       A dataset with dimensions score, layer, head, mode, sign, place and image; see `top_images_dataset`.
@@ -107,6 +110,8 @@ def top_images(
       ('score', 'layer', 'head', 'mode', 'sign', 'place')
     """
     options = options or PassOptions()
+    if fresh and partial:
+        remove(partial)
     checkpoint = for_photographs(checkpoint)
     grid = check(checkpoint, top, scores, options)
     images = photographs() if images is None else images

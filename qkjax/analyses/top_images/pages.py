@@ -25,7 +25,7 @@ from qkjax.passes.options import PassOptions
 from qkjax.results.rows import write_csv
 from qkjax.runtime.files import discard, temporaries
 from qkjax.runtime.interrupt import deferred_interrupt
-from qkjax.runtime.lock import exclusive
+from qkjax.runtime.lock import exclusive_here
 from qkjax.weights.checkpoint import Checkpoint
 
 SELECTED = "chosen"  # name of the page with the modes that the user selected by name
@@ -151,7 +151,7 @@ def draw_pages(
     drawn = sheets(checkpoint, images, dataset, pages)
     jobs = ((folder / page, (title, rows)) for page, rows in drawn)
     saved = figures.save_all(jobs, len(pages), top_images_sheet, formats)
-    with exclusive(folder), deferred_interrupt() as check_interrupt:
+    with exclusive_here(folder), deferred_interrupt() as check_interrupt:
         for _ in tqdm(saved, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
             check_interrupt()
         discard(temporaries(folder / f"{page}{suffix}" for page in pages for suffix in formats))
