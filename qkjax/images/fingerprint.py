@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MAX_HASHED = 1 << 30
-"""Largest total number of bytes of a set for which the fingerprint covers the contents of files. Reading this many bytes
+"""Largest total number of bytes of a set for which the fingerprint covers the contents of files. Reading these bytes
 takes about a second."""
 BLOCK = 1 << 20
 
