@@ -116,7 +116,7 @@ def test_file_of_holes(tmp_path):
     with open(tmp_path / "x.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + (1 << 30))
-    refused(tmp_path / "x.safetensors", "of which .* are on disk", heads=2)
+    refused(tmp_path / "x.safetensors", "but only .* are on disk", heads=2)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
