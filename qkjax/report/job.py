@@ -22,6 +22,7 @@ from qkjax.report import page
 from qkjax.report.map_tiles import map_tiles
 from qkjax.report.model_pages import write_model
 from qkjax.report.subject import ModelData, Subject, attributes, subjects_of
+from qkjax.results.store import stated_settings
 from qkjax.runtime import hosts
 from qkjax.runtime.files import atomic_folder, check_replaceable
 from qkjax.runtime.lock import exclusive_here
@@ -120,11 +121,13 @@ def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
     if attrs is None:
         return None
     try:
-        settings = json.loads(attrs["settings"])
+        settings = stated_settings(attrs, path)
         scores, top = (json.loads(settings[name]) for name in ("scores", "top"))
+        if type(top) is not int or not (isinstance(scores, list) and all(isinstance(name, str) for name in scores)):
+            raise ValueError(f"top={top!r}, scores={scores!r}")
         stream, options = options_of(xr.Dataset(attrs=attrs))
         fingerprint = settings["images"]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, QkjaxError) as error:
         raise QkjaxError(f"{path} does not state its settings ({error!r}); remove the file") from error
     if fingerprint != images.fingerprint:
         raise QkjaxError(

@@ -15,6 +15,7 @@ from qkjax.interaction.bias import BiasTerms, relative_spreads
 from qkjax.interaction.metrics import Metrics
 from qkjax.report.commands import commands
 from qkjax.report.subject import ModelData, attributes
+from qkjax.results.store import stated_settings
 from qkjax.vit.config import ViTConfig
 from qkjax.weights import catalogue
 from qkjax.weights.checkpoint import Checkpoint
@@ -99,8 +100,9 @@ def results_of(data: ModelData, site: Path) -> list[dict]:
         table = folder / name / f"{name}.csv"
         if not table.with_suffix(".nc").is_file():
             continue
-        if json.loads(attributes(table.with_suffix(".nc")).get("settings", "{}")).get("parameters") != parameters:
-            print(f"{folder / name} is from a model with different parameters and is left out", file=sys.stderr)
+        result = table.with_suffix(".nc")
+        if stated_settings({"settings": "{}", **attributes(result)}, result).get("parameters") != parameters:
+            print(f"{folder / name} belongs to a model with different parameters and is left out", file=sys.stderr)
             continue
         drawn = {stem: alt for stem, alt in figures.items() if (folder / name / f"{stem}.png").is_file()}
         try:

@@ -93,10 +93,10 @@ def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str
     if not path.exists():
         return None
     data = read_result(path)
+    earlier = stated_settings(data.attrs, path)
     try:
-        earlier = {name: str(value) for name, value in json.loads(data.attrs["settings"]).items()}
         enough = {*HOW, *(name for name in at_least if int(earlier.get(name, 0)) >= int(settings[name]))}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError) as error:
         raise QkjaxError(f"the result {path} does not state its settings ({error!r}); remove it") from error
     if other := [name for name in settings if earlier.get(name) != settings[name] and name not in enough]:
         note = "; earlier versions stated only names and sizes of images" if "images" in other else ""
@@ -105,6 +105,18 @@ def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str
             f"command that wrote the file with fresh=True{note}"
         )
     return data
+
+
+def stated_settings(attrs: Mapping, path: Path) -> dict[str, str]:
+    """The settings in the attributes of a result that was read from a path.
+
+    Raises:
+      QkjaxError: the attributes do not contain settings.
+    """
+    try:
+        return {name: str(value) for name, value in json.loads(attrs["settings"]).items()}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise QkjaxError(f"the result {path} does not state its settings ({error!r}); remove it") from error
 
 
 def texts(values: Sequence[str]) -> np.ndarray:

@@ -16,6 +16,7 @@ from qkjax import figures
 from qkjax.analyses.ablate.compute import check_specs
 from qkjax.analyses.ablate.plan import read_plan
 from qkjax.cli import main
+from qkjax.errors import QkjaxError
 
 from . import files, json_values
 from .files import INDEX
@@ -80,7 +81,10 @@ def _toml(value) -> str:
 def run_plan(path: Path, scratch: Path) -> list:
     """The ablations of a plan, checked against a model."""
     specs = read_plan(path)
-    check_specs(model(), specs)
+    try:
+        check_specs(model(), specs)
+    except QkjaxError as error:  # which names a term of the plan
+        raise QkjaxError(f"{path}: {error}") from error
     return specs
 
 

@@ -94,7 +94,7 @@ def _place(error: BaseException, package: str = "qkjax") -> str:
 def _check_line(line: str, target: Path, place: str) -> None:
     """One short line of visible characters that names the input, or a part of it."""
     inside = [path.name for path in target.rglob("*")] if target.is_dir() else []
-    names = {str(target), target.name, *inside}
+    names = {str(target), *(name for name in (target.name, *inside) if len(name) > 4)}
     if len(line) >= LENGTH:
         raise ViolationError(f"error of more than {LENGTH} characters: {place}\n{line}")
     if "\n" in line or HIDDEN.search(visible(line)):

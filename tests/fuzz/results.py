@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qkjax.analyses.top_images.pages import ScanOptions, SheetOptions, draw_pages, pages_of, write_top_images
 from qkjax.analyses.top_images.tables import images_of_mode, mode_table
 from qkjax.interaction.mode_name import ModeName
+from qkjax.report.job import _earlier_scan
 from qkjax.report.subject import subjects_of
 from qkjax.results.store import digest
 from qkjax.weights.load import origin
@@ -28,10 +29,12 @@ def result_folder() -> Path:
     return home() / "results"
 
 
-def write(folder: Path) -> xr.Dataset:
+SCAN = ScanOptions(TOP, options=OPTIONS)
+
+
+def write(folder: Path, scan: ScanOptions = SCAN) -> xr.Dataset:
     """Writes the result of a scan, or reads it."""
-    attrs = origin(home() / "m.npz", {})
-    return write_top_images(model(), images(), ScanOptions(TOP, options=OPTIONS), folder, attrs).dataset
+    return write_top_images(model(), images(), scan, folder, origin(home() / "m.npz", {})).dataset
 
 
 NETCDF = st.one_of(
@@ -88,7 +91,8 @@ def _with_change(data: xr.Dataset, what: str, *arguments) -> xr.Dataset:
 
 def use_results(folder: Path, scratch: Path) -> tuple:
     """What `qkjax top-images` and `qkjax report` do with an earlier result."""
-    dataset = write(folder)
+    scan = _earlier_scan(folder / "top_images.nc", images())
+    dataset = write(folder, scan or SCAN)
     names = [ModeName(0, 0, 0, 1), ModeName(1, 1, 2, -1)]
     pages = pages_of(SheetOptions(select=tuple(map(str, names))), (2, 2, 8))
     draw_pages(model(), images(), dataset, pages, folder)
