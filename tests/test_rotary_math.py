@@ -362,7 +362,9 @@ def test_bias_terms_complete_the_logits(case):
     query, key = (np.einsum("bnd,dhk->bnhk", tokens, kernel[1]) for kernel in kernels)
     terms = bias_logits(query, key, *biases, angles, case.pairs)
     reach = np.ptp(logits)
-    np.testing.assert_allclose((content + terms.query + terms.key + terms.constant[None]) / reach, logits / reach, atol=1e-6)
+    np.testing.assert_allclose(
+        (content + terms.query + terms.key + terms.constant[None]) / reach, logits / reach, atol=1e-6
+    )
     only_query, _ = dense_logits(tokens, kernels, biases * [[[1]], [[0]]], angles, case.pairs)
     np.testing.assert_allclose(terms.key / reach, (only_query - content) / reach, atol=1e-6)
 

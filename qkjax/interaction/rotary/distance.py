@@ -116,7 +116,7 @@ def nuclear_norms(
     program.
     """
     layers, _, heads, _ = query.shape
-    query, key = (x.reshape(x.shape[:-2] + (-1,)) for x in (by_plane(query, pairs), by_plane(key, pairs)))
+    query, key = (x.reshape((*x.shape[:-2], -1)) for x in (by_plane(query, pairs), by_plane(key, pairs)))
     traced = any(isinstance(x, jax.core.Tracer) for x in (query, key, angles))
     if traced or not by_lapack():
         full = jnp.broadcast_to(jnp.asarray(angles, jnp.float32), (layers, heads, *angles.shape[-2:]))

@@ -129,9 +129,7 @@ def edit_kernels(
 
 def _mean_change(query, key, new_query, new_key, angles, pairs) -> Float[Array, "layers heads"]:
     """M' - M = (Wq' - Wq) R Wk'^T + Wq R (Wk' - Wk)^T, so that no large numbers cancel."""
-    queries, keys = (
-        by_plane(jnp.stack(x), pairs) for x in ((new_query - query, query), (new_key, new_key - key))
-    )
+    queries, keys = (by_plane(jnp.stack(x), pairs) for x in ((new_query - query, query), (new_key, new_key - key)))
     products = inner_products(queries, keys)
     total = (for_heads(moments(angles)) * products).sum((0, -1, -2))
     moving = (for_heads(covariances(angles)) * products).sum((0, -1, -2))

@@ -127,9 +127,7 @@ def _shares(query, key, second, covariance, axes) -> PlaceShare:
     return PlaceShare(by_planes.sum(-1), by_planes, within, jnp.moveaxis(by_axis, 0, -1))
 
 
-def place_share(
-    query: Kernel, key: Kernel, angles: Angles, grid: tuple[int, ...], pairs: Pairs = "half"
-) -> PlaceShare:
+def place_share(query: Kernel, key: Kernel, angles: Angles, grid: tuple[int, ...], pairs: Pairs = "half") -> PlaceShare:
     """Computes the share of M(delta) that depends on place, for i and j independent and uniform on a grid.
 
     Args:

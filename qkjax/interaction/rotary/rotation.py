@@ -129,7 +129,7 @@ def grid_steps(angles: Angles, grid: tuple[int, ...]) -> Float[np.ndarray, "*hea
       QkjaxError: the angles do not fill the grid, or they are not linear in the coordinates.
     """
     angles = np.asarray(angles, np.float64)
-    *heads, places, planes = angles.shape
+    *_heads, places, _planes = angles.shape
     if places != np.prod(grid):
         raise QkjaxError(f"angles of {places} places do not fill a grid of {' x '.join(map(str, grid))}: pass its grid")
     coordinates = np.stack(np.meshgrid(*(np.arange(n) for n in grid), indexing="ij"), -1).reshape(places, -1)
