@@ -306,7 +306,7 @@ def test_unknown_key_in_a_config(transformers, tmp_path):
     config = {**SMALL, "model_type": "vit", "gate_of_tomorrow": 3}
     save_state(tmp_path, state_of(model), config)
     refused(
-        tmp_path, "config.json is for vit and has gate_of_tomorrow=3, an unknown key: remove this key if it does not"
+        tmp_path, "is for vit and has gate_of_tomorrow=3, an unknown key: remove this key if it does not"
     )
     save_state(tmp_path, state_of(model), {**config, "gate_of_tomorrow": False})
     assert qkjax.load(tmp_path).config.heads == 4
@@ -346,7 +346,7 @@ def test_averaged_weights_beside_raw_ones(timm, torch, tmp_path):
     assert_agrees(qkjax.load(f"{path}:state_dict", heads=4), raw)
     refused(
         f"{path}:nonsense",
-        rf"contains no model 'nonsense'; it contains state_dict \({count} parameters\), state_dict_ema",
+        rf"no model 'nonsense'; it contains state_dict \({count} parameters\), state_dict_ema",
     )
 
 
@@ -355,7 +355,7 @@ def test_one_model_under_a_name(timm, torch, tmp_path):
     torch.save({"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}, tmp_path / "x.pth")
     assert_same(qkjax.load(f"{tmp_path}/x.pth:model", heads=4), qkjax.load(tmp_path / "x.pth", heads=4))
     refused(
-        f"{tmp_path}/x.pth:model_ema", rf"contains no model 'model_ema'; it contains model \({len(state)} parameters\)$"
+        f"{tmp_path}/x.pth:model_ema", rf"no model 'model_ema'; it contains model \({len(state)} parameters\)$"
     )
     torch.save(state, tmp_path / "bare.pth")
     refused(f"{tmp_path}/bare.pth:nonsense", r"it contains the top level \(")
