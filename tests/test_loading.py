@@ -305,9 +305,7 @@ def test_unknown_key_in_a_config(transformers, tmp_path):
     model = moved(transformers.ViTModel(transformers.ViTConfig(**SMALL)))
     config = {**SMALL, "model_type": "vit", "gate_of_tomorrow": 3}
     save_state(tmp_path, state_of(model), config)
-    refused(
-        tmp_path, "is for vit and has gate_of_tomorrow=3, an unknown key: remove this key if it does not"
-    )
+    refused(tmp_path, "is for vit and has gate_of_tomorrow=3, an unknown key: remove this key if it does not")
     save_state(tmp_path, state_of(model), {**config, "gate_of_tomorrow": False})
     assert qkjax.load(tmp_path).config.heads == 4
     refused_keys = {"use_qk_norm": "normalises queries and keys", "num_experts": "mixture of experts",
@@ -354,9 +352,7 @@ def test_one_model_under_a_name(timm, torch, tmp_path):
     state = state_of(small_timm())
     torch.save({"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}, tmp_path / "x.pth")
     assert_same(qkjax.load(f"{tmp_path}/x.pth:model", heads=4), qkjax.load(tmp_path / "x.pth", heads=4))
-    refused(
-        f"{tmp_path}/x.pth:model_ema", rf"no model 'model_ema'; it contains model \({len(state)} parameters\)$"
-    )
+    refused(f"{tmp_path}/x.pth:model_ema", rf"no model 'model_ema'; it contains model \({len(state)} parameters\)$")
     torch.save(state, tmp_path / "bare.pth")
     refused(f"{tmp_path}/bare.pth:nonsense", r"it contains the top level \(")
 
