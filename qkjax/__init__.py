@@ -10,6 +10,7 @@ Every analysis takes a checkpoint in memory and returns an xarray.Dataset. An an
 unless you pass a folder. `import qkjax` is fast because each name is imported only when it is first used.
 """
 
+import sys
 import warnings
 from importlib import import_module
 
@@ -65,14 +66,22 @@ __all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
 
 def __getattr__(name: str):
     if name in _MODULES:
-        return import_module(f"qkjax.{name}")
+        return _imported(name)
     if name in _RENAMED:
         module, new = _RENAMED[name]
         warnings.warn(f"qkjax.{name} is now qkjax.{module}.{new}", DeprecationWarning, stacklevel=2)
-        return getattr(import_module(f"qkjax.{module}"), new)
+        return getattr(_imported(module), new)
     if name not in _HOME:
         raise AttributeError(f"module 'qkjax' has no attribute {name!r}")
-    return getattr(import_module(f"qkjax.{_HOME[name]}"), name)
+    return getattr(_imported(_HOME[name]), name)
+
+
+def _imported(module: str):
+    """A module of this package; if it uses JAX, the persistent compilation cache is turned on."""
+    imported = import_module(f"qkjax.{module}")
+    if "jax" in sys.modules:
+        import_module("qkjax.runtime.compilation_cache").use_compilation_cache()
+    return imported
 
 
 def __dir__() -> list[str]:

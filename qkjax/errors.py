@@ -1,7 +1,10 @@
-"""The exception and the warning that qkjax raises for its users."""
+"""Defines the exceptions that qkjax raises and the warning that it issues."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+LONGEST = 480
+"""Characters of an error message. Names of files, and values in them, may have any length."""
 
 
 class AssumptionWarning(UserWarning):
@@ -14,8 +17,8 @@ class AssumptionWarning(UserWarning):
 class QkjaxError(Exception):
     """Error for invalid input or for a failed operation outside qkjax, such as reading a file.
 
-    The message is one line that says what is wrong, where, and what to do. The command line prints the message without
-    a traceback and exits with code 2.
+    The message is one line that says what is wrong, where, and what to do. The middle of a message of more than
+    `LONGEST` characters is left out. The command line prints the message without a traceback and exits with code 2.
 
     Example:
       >>> import qkjax
@@ -28,14 +31,16 @@ class QkjaxError(Exception):
 
     def __init__(self, message: str):
         line = " ".join(message.split())  # error messages from libraries may have line breaks,
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} ... {line[5 - LONGEST // 2 :]}"
         super().__init__(line.encode(errors="replace").decode())  # and file names may have bytes that are not text
 
 
 class ShardFinished(Exception):  # noqa: N818 - it is no error
-    """Says that one share of a pass is finished and saved, while other shares are not.
+    """Signals that one share of a pass is finished and saved, but other shares are not finished.
 
-    The last share to finish returns or writes the result of the whole pass; all others end with this exception. The
-    command line prints its message and exits with code 0.
+    The last share to finish returns or writes the result of the whole pass. All other shares end with this exception.
+    The command line prints its message and exits with code 0.
 
     Attributes:
       missing: indices of the shares that have not finished.

@@ -116,7 +116,7 @@ def test_file_of_holes(tmp_path):
     with open(tmp_path / "x.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + (1 << 30))
-    refused(tmp_path / "x.safetensors", "of which .* are on disk", heads=2)
+    refused(tmp_path / "x.safetensors", "but only .* are on disk", heads=2)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
@@ -167,7 +167,7 @@ def dinov2_graph(external: str | None = None, inputs=("four",)):
 
 @pytest.mark.parametrize("place", ["/etc/hostname", "../x", "nothing", ""])
 def test_graph_with_data_in_another_file(place):
-    with pytest.raises(qkjax.QkjaxError, match="lies in another file, expected its data in this one"):
+    with pytest.raises(qkjax.QkjaxError, match="is in another file, expected all data in this file"):
         read_dinov2(dinov2_graph(place))
 
 

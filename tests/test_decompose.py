@@ -21,6 +21,7 @@ def way(request):
     """All that holds holds of both ways: the one for CPUs, and the one for accelerators, run here on a CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qkjax.interaction.modes.by_lapack", lambda: request.param == "lapack")
+        patch.setattr("qkjax.interaction.modes.fast_on_host", lambda _: False)
         yield request.param
 
 

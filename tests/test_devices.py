@@ -9,8 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import counted_compilations
 from hosts import run_hosts
 
 import qkjax
@@ -54,8 +56,11 @@ if __name__ == "__main__":  # on eight devices, see below
         np.savez(Path(sys.argv[1]) / f"{parallel}.npz", *leaves(replace(CONFIG, parallel=parallel)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qkjax.interaction.modes.by_lapack", lambda: False)
-        found = qkjax.decompose(*kernels(), norm_scale=np.linspace(0.5, 2, 11 * 48, dtype=np.float32).reshape(11, 48))
+        scale = np.linspace(0.5, 2, 11 * 48, dtype=np.float32).reshape(11, 48)
+        with counted_compilations() as counts:
+            found = qkjax.decompose(*map(jnp.asarray, kernels()), norm_scale=jnp.asarray(scale))
     np.savez(Path(sys.argv[1]) / "modes.npz", *found)
+    np.savez(Path(sys.argv[1]) / "compilations.npz", counts["decompose_share"], counts["_decompose"])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,7 @@ def eight(tmp_path_factory) -> dict[str, list[np.ndarray]]:
     folder = tmp_path_factory.mktemp("eight")
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PJRT_NPROC": "16"}
     subprocess.run([sys.executable, __file__, folder], env=os.environ | flags, timeout=250, check=True)
-    read = {name: np.load(folder / f"{name}.npz") for name in ("data", "fsdp", "modes")}
+    read = {name: np.load(folder / f"{name}.npz") for name in ("data", "fsdp", "modes", "compilations")}
     return {parallel: list(file.values()) for parallel, file in read.items()}
 
 
@@ -83,6 +88,11 @@ def test_eight_devices_decompose_as_one_does(eight):
     np.testing.assert_allclose(s, wanted.s, atol=3e-6 * wanted.s.max())
     ours, theirs = (np.einsum("lhdn,lhn,lhen->lhde", *x) for x in ((u, s, v), wanted))
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * wanted.s.max())
+
+
+def test_eight_devices_run_one_program(eight):
+    """The decomposition is compiled once for all devices, not once per device."""
+    assert list(map(int, eight["compilations"])) == [1, 0]
 
 
 def test_eight_devices_do_what_one_does(eight):

@@ -253,7 +253,7 @@ def test_disk_without_room(serve, tmp_path, monkeypatch):
     usage = partial_file.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(partial_file.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
-        qkjax.QkjaxError, match=r"has 0\.0 MB of free space, and the download needs 0\.3 MB: free some space"
+        qkjax.QkjaxError, match=r"has 0\.0 MB of free space, but the download needs 0\.3 MB: free some space"
     ):
         get(url, tmp_path / "x.npz")
 
@@ -285,11 +285,13 @@ def test_fetch_from_a_mirror_of_google_storage(serve, tmp_path, monkeypatch, cap
     url, handler = serve()
     monkeypatch.setenv("QKJAX_CHECKPOINTS", str(tmp_path))
     monkeypatch.setenv("QKJAX_GS_URL", f"{url}/mirror/")
-    path = fetch("vit-b16-i21k-i1k-384")
-    assert path == fetch("vit-b16-i21k-i1k-384")
-    assert path == tmp_path / "gs/vit_models/imagenet21k+imagenet2012/ViT-B_16.npz"
+    path = fetch("vit-l16-i21k-i1k-384")
+    assert path == fetch("vit-l16-i21k-i1k-384")
+    assert path == tmp_path / "gs/vit_models/imagenet21k+imagenet2012/ViT-L_16.npz"
     assert path.read_bytes() == BODY
-    assert handler.log == [("GET", "/mirror/vit_models/imagenet21k%2Bimagenet2012/ViT-B_16.npz", None)]
+    assert handler.log == [("GET", "/mirror/vit_models/imagenet21k%2Bimagenet2012/ViT-L_16.npz", None)]
+    with pytest.raises(qkjax.QkjaxError, match=r"the server states \d+ bytes, and the catalogue about 347498086"):
+        fetch("vit-b16-i21k-i1k-384")
     assert "fetching vit-b16-i21k-i1k-384 (347 MB)" in capsys.readouterr().err
     with pytest.raises(qkjax.QkjaxError, match="uvim-color-stage1 cannot be loaded: it is UViM stage I"):
         fetch("uvim-color-stage1")
@@ -518,7 +520,7 @@ def test_hub_pickle_where_there_is_nothing_else(hub_run):
     [
         (None, {}, "no public repository"),
         (SMALL | SAFE, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
-        (SMALL, {}, "holds none of model.safetensors, "),
+        (SMALL, {}, "contains none of model.safetensors, "),
         (SAFE, {}, "has no config.json"),
     ],
 )

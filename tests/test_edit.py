@@ -36,6 +36,11 @@ def head():
     return (u, s, v), m, w
 
 
+def product(first, second) -> np.ndarray:
+    """first @ second^T in float64; jax's own products in float32 are rounded to TF32 on a GPU."""
+    return np.asarray(first, np.float64) @ np.asarray(second, np.float64).T
+
+
 def dense(kind: str, m: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """M' by the dense float64 SVD."""
     u, s, vt = np.linalg.svd(m)
@@ -55,14 +60,14 @@ def test_edited_interactions_are_those_of_dense_arithmetic(head, kind):
     chosen = np.array([True, False, True, True, False, False])
     factors = EDITS[kind](*modes, jnp.asarray(chosen, jnp.float32))
     wanted = dense(kind, m, chosen)
-    np.testing.assert_allclose(factors[0] @ factors[1].T, wanted, atol=2e-5 * np.abs(m).max())
+    np.testing.assert_allclose(product(*factors), wanted, atol=2e-5 * np.abs(m).max())
     wide = jax.jit(factorise, static_argnums=2)(factors, jnp.asarray(w, jnp.float32), 2 * COLUMNS + 1)
     narrow = jax.jit(factorise, static_argnums=2)(factors, jnp.asarray(w, jnp.float32), COLUMNS)
     for found in (wide, narrow):
-        np.testing.assert_allclose(found.key_kernel @ found.query_bias, w, atol=1e-4)
-    np.testing.assert_allclose(wide.query_kernel @ wide.key_kernel.T, wanted, atol=2e-5 * np.abs(m).max())
+        np.testing.assert_allclose(product(found.key_kernel, found.query_bias), w, atol=1e-4)
+    np.testing.assert_allclose(product(wide.query_kernel, wide.key_kernel), wanted, atol=2e-5 * np.abs(m).max())
     assert float(wide.retained) == pytest.approx(1, abs=1e-5)
-    error = np.linalg.norm(narrow.query_kernel @ narrow.key_kernel.T - wanted) ** 2 / np.linalg.norm(wanted) ** 2
+    error = np.linalg.norm(product(narrow.query_kernel, narrow.key_kernel) - wanted) ** 2 / np.linalg.norm(wanted) ** 2
     assert float(narrow.retained) == pytest.approx(1 - error, abs=1e-4)
     if kind in ("drop", "flip", "equalize", "unbias"):
         assert error < 1e-9
@@ -75,7 +80,7 @@ def test_nothing_chosen_is_nothing_changed(head):
     modes, m, w = head
     for kind in ("drop", "flip", "rotate", "equalize"):
         found = factorise(EDITS[kind](*modes, jnp.zeros(COLUMNS)), jnp.asarray(w, jnp.float32), COLUMNS)
-        np.testing.assert_allclose(found.query_kernel @ found.key_kernel.T, m, atol=2e-5 * np.abs(m).max())
+        np.testing.assert_allclose(product(found.query_kernel, found.key_kernel), m, atol=2e-5 * np.abs(m).max())
         assert float(found.retained) == pytest.approx(1, abs=1e-5)
 
 
@@ -83,8 +88,8 @@ def test_all_dropped_leaves_the_bias_alone(head):
     modes, m, w = head
     for direction in (w, 0 * w):
         found = factorise(EDITS["drop"](*modes, jnp.ones(COLUMNS)), jnp.asarray(direction, jnp.float32), COLUMNS)
-        assert not np.abs(found.query_kernel @ found.key_kernel.T).max() > 1e-6 * np.abs(m).max()
-        np.testing.assert_allclose(found.key_kernel @ found.query_bias, direction, atol=1e-4)
+        assert not np.abs(product(found.query_kernel, found.key_kernel)).max() > 1e-6 * np.abs(m).max()
+        np.testing.assert_allclose(product(found.key_kernel, found.query_bias), direction, atol=1e-4)
         assert all(np.isfinite(x).all() for x in found)
 
 
@@ -94,7 +99,7 @@ def test_flipping_twice_is_the_identity_and_rotated_modes_have_cosine_one(head):
     once = EDITS["flip"](*modes, weight)
     again = decompose(*(np.asarray(x)[None, :, None] for x in once))
     twice = EDITS["flip"](*(x[0, 0] for x in again), weight)
-    np.testing.assert_allclose(twice[0] @ twice[1].T, m, atol=5e-5 * np.abs(m).max())
+    np.testing.assert_allclose(product(*twice), m, atol=5e-5 * np.abs(m).max())
     u, _, v = dense_svd(*(np.asarray(x)[None, :, None] for x in EDITS["rotate"](*modes, weight)))
     np.testing.assert_allclose((u * v).sum(-2)[0, 0, :COLUMNS], 1, atol=1e-4)
 

@@ -241,7 +241,7 @@ def assert_refused(path: Path) -> None:
     text = str(error.value)
     assert "\n" not in text
     assert f"remove {path} to start again" in text or (
-        f"{path} (" in text and text.endswith("remove this file to start again")
+        f"{path} (" in text and text.endswith("remove this file to start again, or pass fresh=True")
     )
     assert path.read_bytes() == before
 

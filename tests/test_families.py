@@ -357,7 +357,7 @@ def test_parts_after_the_layers_are_noted(torch, transformers, tmp_path):
     """Connectors of language models, and heads of a whole model."""
     for family in ("Ovis2", "Granite Docling", "HunYuan-VL"):
         more_random(torch, *MORE[family][:-1]).save_pretrained(tmp_path / family)
-        assert any(note.startswith("left out, since they are not part") for note in qkjax.load(tmp_path / family).notes)
+        assert any(note.startswith("left out, because they are") for note in qkjax.load(tmp_path / family).notes)
     options = {"intermediate_size": None, "image_size": [28, 28], "num_bpe_labels": 20, "num_wordpiece_labels": 20}
     whole = more_random(torch, "mgp_str", "MgpstrConfig", "MgpstrForSceneTextRecognition", options)
     whole.save_pretrained(tmp_path / "whole")
@@ -474,7 +474,7 @@ def test_query_parameters_that_weights_only_would_drop_are_refused(torch, transf
         ),
         (
             f"encoder.{name}" if not name.startswith("encoder.") else f"net.{name}",
-            "two parameters have the name of one",
+            "two parameters have the same name",
         ),
     ):
         save_file(state | {added: state[name].clone()}, tmp_path / "model.safetensors")
@@ -490,7 +490,7 @@ def test_modes_of_models_that_cannot_be_run(torch, transformers, family, tmp_pat
     model.save_pretrained(tmp_path)
     checkpoint = qkjax.load(tmp_path)
     assert reason in checkpoint.config.weights_only
-    assert any(note == f"only queries and keys are read: {checkpoint.config.weights_only}" for note in checkpoint.notes)
+    assert f"qkjax reads only queries and keys: {checkpoint.config.weights_only}" in checkpoint.notes
     modes, pairs = qkjax.decompose(checkpoint), query_and_key_weights(model)
     assert (checkpoint.config.depth, checkpoint.config.heads, len(pairs)) == (2, 4, 2)
     for layer, (query, key) in enumerate(pairs):
@@ -977,7 +977,7 @@ def test_names_that_leave_a_doubt_are_refused(tmp_path):
             qkjax.load(tmp_path / "x.safetensors", **settings)
 
     state = timm_state()
-    refuse(state, "the number of heads is not in the file, and 48 query rows do not determine it: pass heads=")
+    refuse(state, "the file does not state the number of heads, and 48 query rows do not determine it: pass heads=")
     refuse(state | {f"encoder.{n}": v for n, v in state.items()}, "expected a file with one model", heads=4)
     refuse({n: v for n, v in state.items() if n != "blocks.1.attn.qkv.bias"}, "bias' is missing", heads=4)
     refuse({n: v for n, v in state.items() if n != "patch_embed.proj.bias"}, "'embedding/bias' is missing", heads=4)
@@ -1064,7 +1064,7 @@ def test_images_are_prepared_as_the_folder_says(tmp_path):
         checkpoint = qkjax.load(tmp_path)
         assert checkpoint.preprocess == family
         note = checkpoint.notes[-1]
-        assert note.startswith("its preprocessing follows preprocessor_config.json only in part: the file has ")
+        assert note.startswith("qkjax follows preprocessor_config.json only in part: the file has ")
         assert note.endswith(
             "resize, filter, resize_to, crop, mean, std from the preset 'hf-dinov2', assumed from the architecture"
         )
@@ -1221,7 +1221,7 @@ def test_what_is_not_followed_is_a_note(tmp_path):
     assert checkpoint.preprocess == replace(family, mean=(0.1, 0.2, 0.3))
     note = checkpoint.notes[-1]
     assert note == (
-        "its preprocessing follows preprocessor_config.json only in part: the file has do_pad=true, which is not "
+        "qkjax follows preprocessor_config.json only in part: the file has do_pad=true, which is not "
         "supported, and has size={'longest_edge': 9} (expected a number, a shortest_edge, or a height and a width); "
         "resize, resize_to, crop from the preset 'hf-vit', assumed from the architecture"
     )

@@ -48,7 +48,7 @@ def test_second_process_in_a_folder_says_why_it_stops(images, tmp_path, monkeypa
     done.set()
     thread.join()
     assert second.code == 2
-    assert f"another process works in {tmp_path / 'out'}: wait for it, or choose another folder" in second.err
+    assert f"another process works in {tmp_path / 'out'}: wait until it ends, or choose another folder" in second.err
     assert command(monkeypatch, capsys, *scan(images, tmp_path / "out")).code == 0
     assert not (tmp_path / "out" / LOCK).exists()
 

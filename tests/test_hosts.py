@@ -16,6 +16,7 @@ from hosts import CODE, run_hosts
 from PIL import Image
 
 from conftest import DATA, UNCACHED
+from qkjax.runtime.lock import exclusive_here
 
 ANALYSES = ("preference", "objects", "ablate")
 
@@ -117,3 +118,21 @@ def test_two_hosts_give_the_bits_of_one(name, pictures, whole, tmp_path):
     assert second.stdout == "", "the second host prints no result"
     assert_equal_to_the_bit(result_of(tmp_path / "out"), whole(name))
     assert not list((tmp_path / "out").rglob("*.partial*"))
+
+
+@pytest.mark.parametrize("reason", ["locked", "other settings"])
+def test_first_host_that_must_stop_stops_the_others(reason, pictures, tmp_path):
+    """A folder that another process has locked, or that has a result of other settings."""
+    words = [*words_of("objects", pictures, tmp_path / "out"), "--distributed"]
+    if reason == "locked":
+        with exclusive_here(tmp_path / "out"):
+            both = run_hosts(words, words, timeout=100)
+        says = "another process works in"
+    else:
+        with start(words_of("objects", pictures, tmp_path / "out"), "--dtype", "bfloat16") as process:
+            process.communicate(timeout=300)
+        both = run_hosts(words, words, timeout=100)
+        says = "has different settings (dtype"
+    for done in both:
+        assert done.returncode == 2, done.stderr
+        assert says in done.stderr

@@ -212,7 +212,7 @@ def test_results_of_images_that_were_replaced_are_refused(default, tmp_path):
     write_folder(tmp_path / "im", 2)
     with pytest.raises(
         qkjax.QkjaxError,
-        match=r"different settings \(images\): .*earlier versions stated names and sizes of images only",
+        match=r"different settings \(images\): .*earlier versions stated only names and sizes of images",
     ):
         read_earlier(tmp_path / "x.nc", settings())
 

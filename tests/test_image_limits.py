@@ -182,7 +182,8 @@ def test_memory_of_many_threads_is_returned(tmp_path):
     """24 images of 25 million pixels, at most two at the same time: 400 MB, however many threads prepare them."""
     for index in range(24):
         Image.new("RGB", (5000, 5000), (9, index, 199)).save(tmp_path / f"{index}.jpg")
-    limits = "import os\nfrom qkjax.images.memory import PIXELS\nos.cpu_count, PIXELS.total = lambda: 16, 50_000_000\n"
+    limits = "from qkjax.images import memory, prefetch\n"
+    limits += "prefetch.cores, memory.PIXELS.total = lambda: 16, 50_000_000\n"
     command = [sys.executable, "-c", limits + PEAK, tmp_path, "hf-clip"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert int(done.stdout) < 800
@@ -216,7 +217,7 @@ def test_budget_is_shared_by_any_number_of_threads():
 
 def test_images_that_are_prepared_share_the_budget(tmp_path, monkeypatch):
     """However many CPUs there are; also when images cannot be used."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    monkeypatch.setattr("qkjax.images.prefetch.cores", lambda: 32)
     monkeypatch.setattr(PIXELS, "total", 2500)
     for index in range(40):
         Image.new("L", (40, 25)).save(tmp_path / f"{index}.png")
@@ -239,13 +240,13 @@ def test_too_many_pixels(tmp_path, monkeypatch):
     (tmp_path / "b.png").write_bytes(png(20_000, 20_000))  # Pillow itself refuses it
     (tmp_path / "c.png").write_bytes(png(1, 1 << 18))
     first, second, third = unreadable(tmp_path)
-    assert "9000 x 10000 pixels exceed Pillow's limit of 89478485 pixels (QKJAX_MAX_PIXELS raises this limit)" in first
+    assert "10000 pixels exceed Pillow's limit of 89478485 pixels (set QKJAX_MAX_PIXELS to raise this limit)" in first
     assert "limit of 178956970 pixels" in second
-    assert "(QKJAX_MAX_PIXELS raises this limit)" in second
+    assert "(set QKJAX_MAX_PIXELS to raise this limit)" in second
     assert "1 x 262144 pixels exceed the limit of 131072 pixels per side" in third
     monkeypatch.setenv("QKJAX_MAX_PIXELS", "1000")
     Image.new("L", (40, 30)).save(tmp_path / "d.png")
-    assert "40 x 30 pixels exceed the limit of 1000 pixels (QKJAX_MAX_PIXELS" in unreadable(tmp_path / "d.png")[0]
+    assert "40 x 30 pixels exceed the limit of 1000 pixels (set QKJAX_MAX_PIXELS" in unreadable(tmp_path / "d.png")[0]
     for text in ("many", "-5", "0", "1e9", "9" * 5000):
         monkeypatch.setenv("QKJAX_MAX_PIXELS", text)
         assert "expected a whole number of at least 1" in unreadable(tmp_path / "d.png")[0]
@@ -277,9 +278,9 @@ def test_strips_are_not_enlarged_before_they_are_cropped():
     assert picture(strip, PRESETS["bigvision-small-crop"]).shape == (224, 224, 3)
     assert time.monotonic() - start < 2
     for shape in ((1, 60_000), (200_000, 4)):
-        with pytest.raises(qkjax.QkjaxError, match="too elongated to resize"):
+        with pytest.raises(qkjax.QkjaxError, match="too elongated"):
             picture(np.zeros((*shape, 3), np.uint8), PRESET)
-    with pytest.raises(qkjax.QkjaxError, match="too elongated to resize"):
+    with pytest.raises(qkjax.QkjaxError, match="too elongated"):
         picture(np.zeros((120_000, 1, 3), np.uint8), PRESETS["squash"], 2048)
 
 
@@ -294,7 +295,7 @@ def test_progressive_jpeg_of_many_scans(tmp_path):
     (tmp_path / "b.jpg").write_bytes(data[:-2] + data[tables:-2] * 101 + b"\xff\xd9")
     assert unreadable(tmp_path / "a.jpg") == []
     (reason,) = unreadable(tmp_path / "b.jpg")
-    assert "its pixels are in more than 100 scans" in reason
+    assert "it has more than 100 scans" in reason
 
 
 def test_postscript_is_not_run(tmp_path):
@@ -463,7 +464,7 @@ def test_tar_files_as_tarfile_lists_them(tmp_path):
         images = open_images(tmp_path)
         assert [*images.names] == expected
         assert all(images.read(index).size == (8, 8) for index in range(len(images)))
-        assert images.notes == ()
+        assert images.notes == ("x.tar has links, devices or sparse files, which are skipped: 3, such as 2.png",)
     sparse = pax(record("GNU.sparse.major", "1"), record("GNU.sparse.name", "s.png")) + MEMBER
     old = header("s.png", 0, tarfile.GNUTYPE_SPARSE)
     (tmp_path / "x.tar").write_bytes(sparse + old + pax(record("path", "e.png")) + MEMBER + END)

@@ -84,7 +84,7 @@ def test_one_archive_and_one_file(tree):
     [
         ("x.zip", b"PK no zip", "cannot list the zip file .*x.zip"),
         ("x.tar", b"x" * 2000, "cannot list the tar file .*x.tar"),
-        ("x.tar.gz", b"", "is compressed as a whole, so its images cannot be read one by one: unpack"),
+        ("x.tar.gz", b"", "is compressed as a whole, so single images cannot be read from it: unpack"),
         ("x.txt", b"", "no image in"),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_set_that_cannot_be_listed(tmp_path, name, data, says):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(QkjaxError, match=says):
         open_images(tmp_path)
-    with pytest.raises(QkjaxError, match=r"there is no .*nowhere: pass a folder, a \.zip or \.tar"):
+    with pytest.raises(QkjaxError, match=r"nowhere does not exist: pass a folder, a \.zip or \.tar"):
         open_images(tmp_path / "nowhere")
 
 
@@ -351,4 +351,4 @@ def test_heic_without_pillow_heif_is_listed_with_the_remedy(tmp_path, monkeypatc
     (batch,) = photograph_batches(open_images(tmp_path), [range(1)], 1, PRESET, (8, 8))
     ((_, reason),) = batch.unreadable
     assert "cannot read image a.heic: " in reason
-    assert reason.endswith("HEIC needs pillow-heif: pip install 'qkjax[photographs]'")
+    assert reason.endswith("HEIC files need the package pillow-heif: pip install 'qkjax[photographs]'")

@@ -142,7 +142,7 @@ def test_bare_kernels():
     modes = qkjax.decompose(query, key)
     np.testing.assert_array_equal(qkjax.decompose(checkpoint).s, modes.s)
     np.testing.assert_array_equal(qkjax.analyze(checkpoint).cosine, qkjax.measure(modes).cosine)
-    with pytest.raises(qkjax.QkjaxError, match="query and key kernels only"):
+    with pytest.raises(qkjax.QkjaxError, match="only query and key kernels"):
         qkjax.forward(checkpoint, np.zeros((1, 8, 8, 3)))
     with pytest.raises(qkjax.QkjaxError, match=r"key_bias has shape \(3, 2\), expected \(3, 2, 4\)"):
         qkjax.from_kernels(query, key, key_bias=np.zeros((3, 2)))
@@ -185,7 +185,7 @@ def test_equinox_module(arguments, settings):
     checkpoint = qkjax.load(model)
     assert (checkpoint.config.depth, checkpoint.config.heads, checkpoint.config.grid) == (3, 4, (4, 4))
     assert {name: getattr(checkpoint.config, name) for name in settings} == settings
-    assert not any("assumed, since" in note for note in checkpoint.notes)
+    assert not any("assumed, because" in note for note in checkpoint.notes)
     images = np.asarray(jax.random.normal(jax.random.key(2), (2, 3, 28, 28)))
     wanted = np.stack([model(image, inference=True) for image in images])
     ours, _ = qkjax.forward(checkpoint, images.transpose(0, 2, 3, 1))

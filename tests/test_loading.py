@@ -70,7 +70,7 @@ def test_heads_that_a_bare_file_does_not_state(timm, tmp_path):
     """The width does not determine them: MoCo v3's ViT-S has 12 heads at width 384, DeiT's has 6."""
     model = small_timm(embed_dim=96, num_heads=12)
     save_state(tmp_path, state_of(model))
-    refused(tmp_path, "the number of heads is not in the file, and 96 query rows do not determine it: pass heads=")
+    refused(tmp_path, "the file does not state the number of heads, and 96 query rows do not determine it: pass heads=")
     assert_agrees(qkjax.load(tmp_path, heads=12), model)
 
 
@@ -101,11 +101,14 @@ def test_config_of_an_unknown_model_type_has_no_defaults(timm, tmp_path):
     """A config.json that states no heads is not a reason to assume the 12 of transformers' ViT."""
     model = small_timm(embed_dim=96, num_heads=8)
     save_state(tmp_path, state_of(model), {})
-    refused(tmp_path, "the number of heads is not in the file")
+    refused(tmp_path, "the file does not state the number of heads")
     save_state(tmp_path, state_of(model), {"model_type": "vit_of_tomorrow", "num_attention_heads": 8})
     checkpoint = qkjax.load(tmp_path)
     assert_agrees(checkpoint, model)
-    assert "model type 'vit_of_tomorrow' is unknown: read as a plain ViT, which its parameters fit" in checkpoint.notes
+    assert (
+        "model type 'vit_of_tomorrow' is unknown; qkjax reads it as a plain ViT, which its parameters fit"
+        in checkpoint.notes
+    )
     assert any("assumed" in n and "activation='gelu', norm_eps=1e-06" in n for n in checkpoint.notes)
 
 
@@ -180,12 +183,14 @@ def test_grid_that_the_caller_gives(timm, tmp_path):
     save_state(tmp_path, state_of(model))
     square = qkjax.load(tmp_path, heads=4)
     assert square.config.grid == (4, 4)
-    assert "grid 4 x 4 of the 17 position rows: assumed to be a square" in square.notes
+    assert "assumed that the 17 rows of the position embedding form a square grid of 4 x 4" in square.notes
     given = qkjax.load(tmp_path, heads=4, grid=(2, 8))
     assert given.config.grid == (2, 8)
     assert not any("square" in note for note in given.notes)
     assert_agrees(given, model, (14, 56))
-    refused(tmp_path, r"the position embedding has 17 rows \(.*\), not those of grid=\(3, 5\)", heads=4, grid=(3, 5))
+    refused(
+        tmp_path, r"the position embedding has 17 rows \(.*\), which do not match grid=\(3, 5\)", heads=4, grid=(3, 5)
+    )
 
 
 def test_lists_as_sizes_in_a_config(transformers, torch, tmp_path):
@@ -230,7 +235,7 @@ def test_unknown_architecture_of_timm(timm, tmp_path):
     checkpoint = qkjax.load(tmp_path)
     assert_agrees(checkpoint, model)
     assert any(
-        "timm's vit_of_tomorrow_patch7_28 is unknown: read as a plain ViT" in note
+        "timm's vit_of_tomorrow_patch7_28 is unknown; qkjax reads the model as a plain ViT" in note
         and "activation='gelu', norm_eps=1e-06" in note
         for note in checkpoint.notes
     )
@@ -384,7 +389,7 @@ def test_prefixes_of_wrappers(timm, torch, prefix, tmp_path):
     wrapped, bare = qkjax.load(tmp_path / "x.pth", heads=4), qkjax.load(tmp_path / "bare.pth", heads=4)
     assert_same(wrapped, bare)
     # "encoder." belongs to the names of some libraries
-    added = () if prefix == "encoder." else (f"{prefix!r} is removed from the names of the parameters",)
+    added = () if prefix == "encoder." else (f"qkjax removed {prefix!r} from the names of the parameters",)
     assert wrapped.notes == (*added, *bare.notes)
 
 
@@ -394,7 +399,7 @@ def test_arguments_beside_the_weights(timm, torch, tmp_path):
     torch.save({"model": state_of(model), "args": Namespace(lr=0.1, model="vit")}, tmp_path / "x.pth")
     checkpoint = qkjax.load(tmp_path / "x.pth", heads=4)
     assert_agrees(checkpoint, model)
-    assert "the file holds one model, 'model', which is read" in checkpoint.notes
+    assert "qkjax reads 'model', the only model in the file" in checkpoint.notes
 
 
 def test_masked_autoencoder_with_its_decoder(timm, torch, tmp_path):
@@ -467,7 +472,7 @@ def test_image_tower_in_a_file_of_open_clip(torch, activation, tmp_path):
     given = {} if activation == "QuickGELU" else {"activation": "gelu"}
     checkpoint = qkjax.load(tmp_path, heads=4, **given)
     assert any("activation='quick_gelu'" in note for note in checkpoint.notes) == (not given)
-    assert any("left out, since they are not part of the image model" in note for note in checkpoint.notes)
+    assert any("left out, because they are not part of the image model" in note for note in checkpoint.notes)
     images = torch.randn(2, 3, 28, 28)
     visual.proj = None
     ours, _ = qkjax.forward(checkpoint, images.numpy().transpose(0, 2, 3, 1))
@@ -493,7 +498,7 @@ def test_folder_without_a_readable_model(files, listed, tmp_path):
     refused(tmp_path, listed)
     refused(tmp_path, r"expected model.safetensors, .*, open_clip_pytorch_model.bin, one \*.safetens")
     if pickled := [name for name in files if name.endswith((".bin", ".pth"))]:
-        refused(tmp_path, f"give the file, such as .*{pickled[0]}")
+        refused(tmp_path, f"pass the path of a file, such as .*{pickled[0]}")
 
 
 def test_torchscript_archive(torch, tmp_path):
@@ -581,7 +586,7 @@ def test_positions_that_show_their_grid(tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     assert qkjax.load(tmp_path, heads=2).config.grid == (2, 8)
     assert qkjax.load(tmp_path, heads=2, grid=(2, 8)).config.grid == (2, 8)
-    refused(tmp_path, r"has 2 x 8 positions, not those of grid=\(4, 4\)", heads=2, grid=(4, 4))
+    refused(tmp_path, r"has 2 x 8 positions, which do not match grid=\(4, 4\)", heads=2, grid=(4, 4))
 
 
 # Notes
@@ -597,7 +602,7 @@ def bare(tmp_path):
 
 
 def test_notes_of_a_bare_file(bare):
-    with pytest.warns(AssumptionWarning, match="bare: assumed, since the file does not state it: activation='gelu'"):
+    with pytest.warns(AssumptionWarning, match="bare: assumed, because the file does not state it: activation='gelu'"):
         checkpoint = qkjax.load(bare, heads=2)
     assert any("norm_eps=1e-06, pool='tok'" in note and "no rotary positions" in note for note in checkpoint.notes)
     given = qkjax.load(
@@ -633,7 +638,7 @@ def test_command_line_prints_notes(bare, tmp_path):
     """In a process of its own: pytest takes warnings for itself."""
     words = ["-m", "qkjax", "analyze", bare, "--heads", "2", "--out", tmp_path / "out"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "note: bare: assumed, since the file does not state it: activation='gelu'" in done.stderr
+    assert "note: bare: assumed, because the file does not state it: activation='gelu'" in done.stderr
     assert "AssumptionWarning" not in done.stderr
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 import zipfile
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from qkjax.weights.download.fetch import fetch
 from qkjax.weights.download.http import download
 from qkjax.weights.download.record import record_path
 
-NAME, FILE = "vit-b16-i21k", "gs/vit_models/imagenet21k/ViT-B_16.npz"
+NAME, FILE = "vit-l16-sam-i1k", "gs/vit_models/sam/ViT-L_16.npz"
 
 
 def npz(seed: int = 0, size: int = 100_000) -> bytes:
@@ -502,7 +503,7 @@ def test_record_of_a_download(serve, checkpoints, monkeypatch):
     url, log = serve(Answer())
     path = from_mirror(url, monkeypatch)
     record = json.loads(record_path(path).read_text())
-    assert record["url"] == f"{url}/vit_models/imagenet21k/ViT-B_16.npz"
+    assert record["url"] == f"{url}/vit_models/sam/ViT-L_16.npz"
     assert (record["size"], record["sha256"]) == (len(BODY), hashlib.sha256(BODY).hexdigest())
     assert re.match(r"\d{4}-\d\d-\d\dT", record["date"])
     assert fetch(NAME) == path == checkpoints / FILE
@@ -519,7 +520,7 @@ def test_other_mirror_with_the_same_file(serve, checkpoints, monkeypatch, capsys
     assert f"was downloaded from {first}" in capsys.readouterr().err
     assert len(log) == 1
     assert json.loads(record_path(path).read_text())["url"].startswith(second)
-    assert sorted(os.listdir(path.parent)) == ["ViT-B_16.npz", "ViT-B_16.npz.source.json"]
+    assert sorted(os.listdir(path.parent)) == ["ViT-L_16.npz", "ViT-L_16.npz.source.json"]
 
 
 def test_other_mirror_with_another_file(serve, checkpoints, monkeypatch):
@@ -553,7 +554,7 @@ def test_file_that_was_cut_after_its_download(serve, checkpoints, monkeypatch):
     url, _ = serve(Answer())
     path = from_mirror(url, monkeypatch)
     path.write_bytes(BODY[:-5])
-    refused(lambda: qkjax.load(NAME), f"expected the {len(BODY)} that were downloaded", "delete")
+    refused(lambda: qkjax.load(NAME), f"expected the {len(BODY)} bytes that were downloaded", "delete")
     path.unlink()
     assert fetch(NAME).read_bytes() == BODY
 
@@ -664,7 +665,7 @@ def test_proxies(serve, checkpoints, monkeypatch):
     monkeypatch.setenv("http_proxy", proxy)
     monkeypatch.setenv("no_proxy", "")
     path = from_mirror("http://nowhere.invalid", monkeypatch)
-    assert log[0][0] == "http://nowhere.invalid/vit_models/imagenet21k/ViT-B_16.npz"
+    assert log[0][0] == "http://nowhere.invalid/vit_models/sam/ViT-L_16.npz"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert from_mirror(url, monkeypatch) == path
     assert (len(log), len(direct)) == (1, 1)
@@ -775,7 +776,7 @@ def test_hub_record_and_another_endpoint(hub_run, tmp_path):  # noqa: F811
     other = hub_run("dinov2-small", {REPO: SMALL | {"model.safetensors": b"evil"}})
     assert other.returncode == 2
     (line,) = (x for x in other.stderr.splitlines() if x.startswith("qkjax: error: "))
-    assert "has another model.safetensors than http://127.0.0.1" in line
+    assert "differs from the file that http://127.0.0.1" in line
     assert hub_run("dinov2-small", {}, HF_HUB_OFFLINE="1").stdout == done.stdout
     assert (folder / "model.safetensors").read_bytes() == b"safe"
 
@@ -797,3 +798,15 @@ def test_cache_of_other_programs_is_used_offline(variable, hub_run, tmp_path):  
     done = hub_run("dinov2-small", {}, HF_HUB_OFFLINE="1", **empty)
     assert done.stdout.strip() == str(shared / first.relative_to(tmp_path / "ckpt" / "hf"))
     assert "HF_HUB_OFFLINE" not in hub_run("dinov2-small", {}, **empty).stderr
+
+
+def test_size_of_the_catalogue(serve, monkeypatch, tmp_path):
+    """A server that states far more or far fewer bytes than the catalogue is refused before anything is downloaded."""
+    about = len(BODY)
+    for size in (about // 2, 2 * about, 10**12):
+        url, _ = serve(Answer(body=BODY[:10], Content_Length=str(size)))
+        call = partial(download, url, tmp_path / "x.npz", about=about)
+        refused(call, f"states {size} bytes", f"about {about}")
+        assert not list(tmp_path.iterdir())
+    url, _ = serve(Answer())
+    assert download(url, tmp_path / "x.npz", about=about + about // 20).read_bytes() == BODY

@@ -21,6 +21,7 @@ def dense(kernels) -> np.ndarray:
 def both_ways(request, monkeypatch):
     """The spectra of CPUs, and those of accelerators, run here on a CPU."""
     monkeypatch.setattr("qkjax.interaction.metrics.by_lapack", lambda: request.param == "lapack")
+    monkeypatch.setattr("qkjax.interaction.metrics.cpu_device", lambda: None)
 
 
 @pytest.mark.gpu

@@ -140,13 +140,13 @@ def test_ade20k_in_its_layouts_and_folders_of_ones_own(tmp_path):
     ):
         crop_objects(open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
     write(tmp_path / "own" / "masks" / "a.png", 0 * classes + 1)
-    with pytest.raises(qkjax.QkjaxError, match="a: 1 objects in the crop that the model sees have"):
+    with pytest.raises(qkjax.QkjaxError, match="in the crop that the model sees, is 1: expected"):
         crop_objects(open_objects(tmp_path / "own").read(0), "a", PRESET, None, (8, 8))
     write(tmp_path / "own" / "masks" / "b.jpg", classes)
     write(tmp_path / "own" / "images" / "b.jpg", photograph)
     write(tmp_path / "own" / "images" / "c.jpg", photograph)
     more = open_objects(tmp_path / "own")
-    assert (more.names, more.left_out) == (("a", "b"), (("c", "no mask has the same name"),))
+    assert (more.names, more.left_out) == (("a", "b"), (("c", "no mask has the name of this image"),))
     with pytest.raises(qkjax.QkjaxError, match="JPEG changes pixel values"):
         more.read(1)
     (tmp_path / "own" / "masks" / "a.png").write_bytes(b"no image")

@@ -195,7 +195,7 @@ def test_o3_in_its_published_layout(tmp_path):
     assert scenes.names == ("a.jpg", "b.jpg")
     assert dict(scenes.left_out) == {
         "alone.jpg": "no mask of the target and distractors in targ_labels",
-        "gone.jpg": "listed in the table of properties, but there is no such file",
+        "gone.jpg": "the table lists this image, but there is no such file",
     }
     scene = scenes.read(0)
     assert set(np.unique(scene.target)) == {0, 255}, "the noise of JPEG is gone"
@@ -226,7 +226,8 @@ def test_o3_that_is_not_as_published(tmp_path, capsys, monkeypatch):
     scenes = open_o3(tmp_path)
     assert scenes.names == ("a.jpg", "b.jpg")
     assert dict(scenes.left_out) == {
-        "a.png": "a.jpg has the same masks", "gone.jpg": "listed in the table of properties, but there is no such file",
+        "a.png": "a.jpg has the same name without suffix",
+        "gone.jpg": "the table lists this image, but there is no such file",
     }  # fmt: skip
     with pytest.raises(qkjax.QkjaxError, match=r"b\.jpg: the EXIF orientation rotates the image"):
         scenes.read(1)
@@ -262,13 +263,13 @@ def test_scenes_that_are_not_whole_are_explained(tmp_path):
             PRESET,
         ),
         (Scene(image, one, all_over), "x: the masks of target and distractors overlap in 100 pixels", PRESET),
-        (Scene(image, corner, one), "x: the target in the crop", cut),
+        (Scene(image, corner, one), "x: in the crop that the model sees, the target", cut),
     ):
         with pytest.raises(qkjax.QkjaxError, match=says):
             crop_to_model(scene, "x", preset, None, (8, 8))
     for path, says in {
         "none": "there is no folder .*none: pass the folder of the unpacked O3 data set",
-        ".": "is not the O3 data set: O3 has folders images, targ_labels and dist_labels",
+        ".": "is not the O3 data set: the O3 data set has folders images, targ_labels and dist_labels",
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
             open_o3(tmp_path / path)

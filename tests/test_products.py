@@ -5,8 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import qkjax
+from qkjax.interaction.difference import difference
+from qkjax.interaction.edit import EDITS, edit
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 from qkjax.interaction.svd.jacobi import jacobi_svd
+from qkjax.interaction.svd.thin_qr import thin_qr
+from qkjax.train.constraints import constraint
+from qkjax.train.penalty import weighted_cosine
 
 RANK = 33  # odd: one column has no partner
 
@@ -67,3 +73,125 @@ def test_a_matrix_that_is_not_finite_spoils_itself_alone():
     for found in (np.asarray(q), np.asarray(s)):
         assert np.isnan(found[1]).all()
         assert np.isfinite(found[[0, 2]]).all()
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """jitted programs take the way of accelerators, here on a CPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.clear_caches()  # programs may have been traced by the way of CPUs
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Query and key parameters of a small model with biases, and modes, computed by LAPACK."""
+    rng = np.random.default_rng(3)
+    kernels = rng.standard_normal((2, 2, 24, 3, 6)).astype(np.float32)
+    biases = rng.standard_normal((2, 2, 3, 6)).astype(np.float32)
+    norm = np.ones((2, 24), np.float32)
+    return qkjax.QueryKey(*kernels, *biases, norm, 0 * norm), qkjax.decompose(*kernels)
+
+
+def dense(query, key) -> np.ndarray:
+    return np.einsum("ldhk,lehk->lhde", *(np.asarray(x, np.float64) for x in (query, key)))
+
+
+@pytest.fixture(scope="module")
+def edits(model):
+    """All edits by LAPACK, with and without wide heads: partly edited modes, and one head that is not edited."""
+    weights = np.random.default_rng(4).uniform(size=model[1].s.shape).astype(np.float32)
+    weights[0, 1] = 0
+    results = {kind: edit(*model, kind, weights) for kind in EDITS}
+    return weights, results, edit(*model, "symmetric", weights, 13)
+
+
+def test_edits_agree_with_those_by_lapack(model, edits, accelerator):
+    """M' and the key bias term to 4e-6 of the largest entry, which factors that are not unique must give."""
+    weights, wanted, wide = edits
+    results = {kind: edit(*model, kind, weights) for kind in wanted}
+    assert np.abs(results["drop"].query_kernel - wanted["drop"].query_kernel).max() > 0, "another way was taken"
+    pairs = [*((results[kind], wanted[kind]) for kind in wanted), (edit(*model, "symmetric", weights, 13), wide)]
+    for ours, theirs in pairs:
+        m, reference = dense(*ours[:2]), dense(*theirs[:2])
+        np.testing.assert_allclose(m, reference, atol=4e-6 * np.abs(reference).max())
+        terms = (np.einsum("ldhk,lhk->lhd", x.key_kernel, np.asarray(x.query_bias, np.float64)) for x in (ours, theirs))
+        np.testing.assert_allclose(*terms, atol=2e-5)
+        np.testing.assert_allclose(ours.retained, theirs.retained, atol=1e-5)
+
+
+def test_differences_agree_with_float64(accelerator):
+    """Cosines of principal angles, of which some are 0 and some 1, to 2e-6."""
+    rng = np.random.default_rng(5)
+    basis = orthonormal(rng, 40, 40)
+    first, second = basis[:, :8], np.concatenate([basis[:, 4:6], orthonormal(rng, 40, 6)], axis=1)
+    kernels = [np.asarray(np.stack([x, x[:, ::-1]])[:, :, None], np.float32) for x in (first, second)]
+    modes = [qkjax.decompose(x, x) for x in kernels]
+    found = difference(*modes)
+    cosines = np.linalg.svd(np.linalg.qr(first)[0].T @ np.linalg.qr(second)[0], compute_uv=False)
+    np.testing.assert_allclose(found.query_angles, np.broadcast_to(cosines, found.query_angles.shape), atol=2e-6)
+    np.testing.assert_allclose(found.key_angles, np.broadcast_to(cosines, found.key_angles.shape), atol=2e-6)
+
+
+@pytest.mark.parametrize("condition", [1, 30, 1e3])
+def test_derivative_of_thin_qr(condition, accelerator):
+    """Against central differences of Householder QR in float64, forwards and backwards."""
+    rng = np.random.default_rng(6)
+    x = orthonormal(rng, 20, 7) * np.geomspace(1, 1 / condition, 7) @ orthonormal(rng, 7, 7)
+    change, weights = rng.standard_normal((20, 7)) / condition, rng.standard_normal((20 + 7, 7))
+
+    def positive(x):
+        q, r = np.linalg.qr(x)
+        signs = np.sign(np.diag(r))
+        return np.concatenate([q * signs, r * signs[:, None]])
+
+    def both(x):
+        return jnp.concatenate(thin_qr(x))
+
+    step = 1e-6
+    wanted = (positive(x + step * change) - positive(x - step * change)) / (2 * step)
+    x, change = (jnp.asarray(a, jnp.float32) for a in (x, change))
+    _, forwards = jax.jit(lambda a, b: jax.jvp(both, (a,), (b,)))(x, change)
+    tolerance = 2e-6 * condition * max(1, np.abs(wanted).max())
+    np.testing.assert_allclose(forwards, wanted, atol=tolerance)
+    gradient = jax.jit(jax.grad(lambda a: (both(a) * jnp.asarray(weights, jnp.float32)).sum()))(x)
+    inner = (np.asarray(gradient, np.float64) * np.asarray(change, np.float64)).sum()
+    assert inner == pytest.approx((wanted * weights).sum(), abs=20 * tolerance)
+
+
+def training_terms(kernels):
+    """Values and gradients of the penalty and of the two constraints that factorise."""
+
+    def pull(query, key):
+        return ((weighted_cosine(query, key) - 0.3) ** 2).sum()
+
+    results = {"pull": jax.jit(jax.value_and_grad(pull, argnums=(0, 1)))(*kernels)}
+    shape = kernels.shape[2:]
+    weights = np.random.default_rng(8).standard_normal((2, *shape)).astype(np.float32)
+    for name in ("orthogonal", "flat"):
+        own = constraint(name, shape[2])
+        parameters = {"query": kernels[0, 0], "key": kernels[1, 0], "strength": 1 + jnp.arange(shape[1]) / 2}
+        parameters = {part: parameters[part] for part in own.parameters}
+
+        def value(p, own=own):
+            made = own.kernels(p, shape)
+            return sum((w * kernel).sum() for w, kernel in zip(weights, made, strict=True)), made
+
+        results[name] = jax.jit(jax.value_and_grad(value, has_aux=True))(parameters)
+    return results
+
+
+@pytest.fixture(scope="module")
+def training():
+    kernels = np.random.default_rng(7).standard_normal((2, 2, 32, 3, 8)).astype(np.float32)
+    return kernels, training_terms(kernels)
+
+
+def test_training_terms_agree_with_those_by_lapack(training, accelerator):
+    """Kernels, values and gradients to 4e-6 of the largest entry."""
+    kernels, wanted = training
+    for name, result in training_terms(kernels).items():
+        for ours, theirs in zip(jax.tree.leaves(result), jax.tree.leaves(wanted[name]), strict=True):
+            largest = max(1, np.abs(theirs).max())
+            np.testing.assert_allclose(ours, theirs, atol=4e-6 * largest, err_msg=name)

@@ -164,5 +164,5 @@ def test_model_whose_name_is_only_dots(name, default, tmp_path):
     """Its results would be written to the folder above."""
     qkjax.save(default, tmp_path / "m.npz")
     (tmp_path / "m.npz").rename(tmp_path / name)
-    with pytest.raises(qkjax.QkjaxError, match="which is only dots; rename it"):
+    with pytest.raises(qkjax.QkjaxError, match="consists only of dots"):
         qkjax.load(tmp_path / name)

@@ -385,6 +385,7 @@ def batches_done(out: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.gpu
 def test_stopped_six_times_the_result_is_the_same_to_the_byte(tmp_path):
     """Five times killed and once interrupted, at random moments; and what is finished is not done again.
 

@@ -103,7 +103,9 @@ def test_more_shares_than_batches(tmp_path):
 def test_shares_with_different_settings_are_not_merged(tmp_path):
     with pytest.raises(ShardFinished):
         shard_of(0, tmp_path / "p.npz", count=2)
-    with pytest.raises(qkjax.QkjaxError, match=r"p-0-of-2\.npz is an interrupted pass with different settings \(a\)"):
+    with pytest.raises(
+        qkjax.QkjaxError, match=r"p-0-of-2\.npz contains an interrupted pass with different settings \(a\)"
+    ):
         shard_of(1, tmp_path / "p.npz", settings={"a": "2"}, count=2)
 
 

@@ -90,7 +90,7 @@ def test_images_are_squashed_to_448_pixels_in_0_to_1(timm, tmp_path):
 def test_refusals(timm, tmp_path):
     arrays = flax_arrays(small_tips(timm, False), False)
     write_npz(tmp_path / "tips.npz", arrays)
-    with pytest.raises(qkjax.QkjaxError, match=r"has 4 x 5 positions, not those of grid=\(5, 4\)"):
+    with pytest.raises(qkjax.QkjaxError, match=r"has 4 x 5 positions, which do not match grid=\(5, 4\)"):
         qkjax.load(tmp_path / "tips.npz", grid=(5, 4))
     write_npz(tmp_path / "text.npz", {"token_emb/emb_var": np.zeros((8, 48), np.float32)})
     with pytest.raises(qkjax.QkjaxError, match="expected the image tower of TIPS, not its text tower"):

@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import scipy.stats
 from flax.traverse_util import flatten_dict
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 import qkjax
 from conftest import UNCACHED, dense_svd
 from qkjax.analyses.targets import by_name
 from qkjax.cli.training import training_commands
+from qkjax.images.memory import PIXELS
 from qkjax.images.preprocess import PRESETS
 from qkjax.passes.inputs import for_photographs
 from qkjax.runtime.lock import exclusive
@@ -67,7 +69,7 @@ def test_step_equals_a_plain_reference(task):
     vit, names = vit_config(config, (8, 8, 1), 10), ("free", "free")
     program = make_program(config, vit)
     state = program.begin(initial(jax.random.key(0), vit, names))
-    ours = flatten_dict(state.params, sep="/")
+    ours = {name: np.array(value) for name, value in flatten_dict(state.params, sep="/").items()}  # a step donates them
     first, second = ({k: np.zeros(v.shape) for k, v in ours.items()} for _ in range(2))
     model = qkjax.ViT(vit)
 
@@ -151,7 +153,7 @@ def test_average_is_the_one_that_it_says(task):
     vit = vit_config(config, task.pixels, task.classes)
     program = make_program(config, vit)
     state = program.begin(initial(jax.random.key(0), vit, config.constraints()))
-    wanted = state.params
+    wanted = jax.tree.map(np.array, state.params)  # a step donates them
     for number in range(2):
         state, _ = program.step(state, *distribute(next(training_batches(task, config, number))))
         wanted = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, wanted, state.params)
@@ -295,7 +297,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
         ({"width": 6, "heads": 2, "posemb": "sincos2d"}, "width=6: expected a multiple of 4"),
         (
             {"start": "x.npz", "match": True},
-            "start='x.npz' determines the architecture and the initial values: remove match",
+            "start='x.npz' determines the architecture and the initial values: do not set match",
         ),
         ({"seed": 2**32}, "seed=4294967296: expected below"),
         ({"layers": 3}, "unknown setting 'layers'; expected one of constraint"),
@@ -392,7 +394,7 @@ def test_start_from_a_checkpoint_is_the_checkpoint(tmp_path, photograph):
     np.testing.assert_allclose(found["encoded"], wanted["encoded"], atol=2e-5)
     with pytest.raises(
         qkjax.QkjaxError,
-        match="was has mlp_dim 48, but the run has mlp_dim 64: use the checkpoint's values for the run",
+        match="was has mlp_dim 48, but the run has mlp_dim 64: set the values of the run to those of the checkpoint",
     ):
         starting_tree(config, vit_config(replace(config, mlp_dim=64), (48, 48, 3), 5))
 
@@ -516,13 +518,13 @@ def test_summaries_state_numbers_with_chance_and_interval():
     text = sweep_summary(rows, {"classes": 17, "largest_class": 0.5})
     assert text == (
         "The accuracy of free is 98.0% [97.0, 99.0] over 5 seeds (95% interval); chance is 5.9% (17 classes), and "
-        "always answering the most frequent class gives 50.0%. Less accurate than free (points, 95% interval over "
-        "seeds, not corrected for 3 comparisons): tied -44.5 [-45.0, -44.0]. More accurate than free (points, 95% "
-        "interval over seeds, not corrected for 3 comparisons): repulsive +1.0 [+0.5, +1.5]. No difference to free"
-        " beyond the interval (points, 95% interval over seeds, not corrected for 3 comparisons): flat +0.2 [-0.2,"
-        " +0.8]. Runs of flat diverged and are left out."
+        "always answering the most frequent class has an accuracy of 50.0%. Less accurate than free (percentage "
+        "points, 95% interval over seeds, not corrected for 3 comparisons): tied -44.5 [-45.0, -44.0]. More "
+        "accurate than free (percentage points, 95% interval over seeds, not corrected for 3 comparisons): "
+        "repulsive +1.0 [+0.5, +1.5]. Not distinguishable from free (percentage points, 95% interval over seeds, "
+        "not corrected for 3 comparisons): flat +0.2 [-0.2, +0.8]. Runs with flat diverged and are left out."
     )
-    assert "That of tied is the lowest: 53.5 [52.5, 54.5] (in %)." in sweep_summary(rows[1:], {})
+    assert "The accuracy of tied is the lowest: 53.5 [52.5, 54.5] (in %)." in sweep_summary(rows[1:], {})
     last = {"accuracy": 0.9, "step": 300, "weighted_cosine": [0.5, None, -0.25], "held_out": 359, "classes": 10}
     low, high = (100 * x for x in scipy.stats.binomtest(323, 359).proportion_ci(method="wilson"))
     text = run_summary(last | {"accuracy": 323 / 359})
@@ -537,3 +539,24 @@ def test_the_package_is_called_as_its_main_function(tmp_path):
     with pytest.raises(qkjax.QkjaxError, match="data='mnist' is not a known task"):
         qkjax.train(TrainConfig(data="mnist"), tmp_path)
     assert qkjax.train.run.train is train
+
+
+def test_images_in_preparation_share_the_memory(tmp_path, monkeypatch):
+    """However many threads prepare batches: with a budget of one image, one is prepared at a time."""
+    monkeypatch.setattr(PIXELS, "total", 1)
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(4):
+            Image.new("RGB", (40, 30), (60 * i, 0, 0)).save(tmp_path / label / f"{i}.png")
+    config = replace(TINY, data=str(tmp_path), resolution=16, patch=8, batch=4, steps=3)
+    task, most = load_task(config), []
+    augment, fit = task.augment, task.fit
+
+    def watched(function):
+        return lambda *arguments: (most.append(PIXELS.taken), time.sleep(0.01), function(*arguments))[-1]
+
+    task = task._replace(augment=watched(augment), fit=watched(fit))
+    for _ in (*training_batches(task, config), *held_out_batches(task, 4)):
+        pass
+    assert set(most) == {40 * 30}
+    assert PIXELS.taken == 0

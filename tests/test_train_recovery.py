@@ -102,7 +102,7 @@ def test_a_damaged_last_checkpoint_is_said_and_the_one_before_used(damage, whole
         path.name for path in (whole / "checkpoints").iterdir()
     }
     assert "checkpoints/9 is damaged (" in caplog.text
-    assert "removed, the run resumes from step 6" in caplog.text
+    assert "was removed; the run resumes from step 6" in caplog.text
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -145,7 +145,7 @@ def test_a_cut_last_line_of_metrics_is_computed_again(whole, run, caplog):
         (run / "model.npz").unlink(missing_ok=True)
         train(TINY, run)
         assert path.read_bytes() == text and model(run) == model(whole)
-    assert "metrics.jsonl has lost its last line: restored from the checkpoint" in caplog.text
+    assert "metrics.jsonl has lost its last line, which is restored from the checkpoint" in caplog.text
 
 
 def edited(**values):
@@ -193,7 +193,7 @@ def test_other_damaged_lines_of_metrics_are_one_line(edit, says, run):
         ("config.json", b'{"layers": 3}', "config.json is not a valid configuration of a run .unknown setting"),
         ("config.json", b'{"width": "16"}', "config.json is not a valid configuration of a run .width='16'"),
         ("config.json", b'{"steps": 0}', "config.json is not a valid configuration of a run .steps=0"),
-        ("config.json", None, "config.json is missing: restore it"),
+        ("config.json", None, "config.json is missing: restore this file"),
         ("data.txt", b"\xff", "if only data.txt has changed, remove that"),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_damaged_model_is_exported_again(whole, tmp_path, caplog):
     halve(folder / "model.npz")
     train(TINY, folder)
     assert model(folder) == model(whole)
-    assert "model.npz is damaged: exported again from the last checkpoint" in caplog.text
+    assert "model.npz is damaged and is exported again from the last checkpoint" in caplog.text
 
 
 def leave(folder: Path, names: list[str]) -> None:
@@ -317,7 +317,14 @@ def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_room(whole, t
                 train(TINY, disk / "run")
             left = [path for path in disk.rglob("*") if "tmp" in path.name or path.name.startswith(".")]
             assert not left, size
+        shutil.rmtree(disk / "run")
+        for size in (8, 9, 12, 16, 20):
+            subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
+            with pytest.raises(qkjax.QkjaxError, match=r"cannot write .*: No space left on device; choose another"):
+                train(replace(TINY, tensorboard=True), disk / "board")
         subprocess.run(["mount", "-o", "remount,size=40m", disk], check=True)
+        train(replace(TINY, tensorboard=True), disk / "board")
+        assert model(disk / "board") == model(whole)
         train(TINY, disk / "run")
         assert model(disk / "run") == model(whole)
         assert "Traceback" not in capfd.readouterr().err

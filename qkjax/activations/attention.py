@@ -1,4 +1,4 @@
-"""Measures how much tokens attend to regions of the image (the paper, figure 2), and to tokens similar to the query."""
+"""Measures how much tokens attend to regions of an image (the paper, figure 2), and to tokens similar to the query."""
 
 from functools import partial
 from typing import NamedTuple
@@ -11,12 +11,12 @@ LN2 = 0.6931471805599453
 
 
 class RegionAttention(NamedTuple):
-    """Attention of some query tokens of an image on regions of the image, for each head.
+    """The attention of given query tokens to regions of the image, for each head.
 
     Attributes:
-      mass: attention on each region, normalised so that the mass on all patches is 1.
-      own: normalised attention on the query token itself.
-      special: attention on the class token and registers, as a share of the attention on all tokens.
+      mass: attention to each region, normalised so that the total over all patches is 1.
+      own: attention of the query to itself, normalised in the same way.
+      special: attention to the class token and registers, as a share of the attention to all tokens.
     """
 
     mass: Float[Array, "heads queries regions"]
@@ -32,10 +32,10 @@ def region_attention(
     """Computes inner products of attention maps with region masks (the paper, section 3.1).
 
     As in the paper, an attention map sums to 1 over the patches. The map excludes the special tokens, which precede the
-    patches; the attention on special tokens is returned separately.
+    patches; the function returns the attention to them separately.
 
     Args:
-      attention: attention of the queries over all tokens.
+      attention: attention of the queries to all tokens.
       regions: share of each patch that each region covers; the shares of a patch sum to 1.
       places: indices of the queries among the patches.
     """
@@ -53,19 +53,19 @@ def similarity_preference(
     tokens: Float[Array, "patches embed"],
     queries: Int[Array, "queries"],
 ) -> Float[Array, "heads"]:
-    """Mean cosine similarity of a query with all other tokens, weighted by attention, minus the unweighted mean.
+    """Mean cosine similarity between a query and all other tokens, weighted by attention, minus the unweighted mean.
 
     The preference is above 0 if a head attends to tokens similar to the query, and below 0 if the head attends to
-    tokens that differ from the query. The preference does not need masks. The weighted and the unweighted mean exclude
-    the query itself, since the similarity of a token with itself does not depend on the head.
+    tokens that differ from the query. No masks are needed. Both means exclude the query itself, because the similarity
+    of a token to itself does not depend on the head.
 
     Args:
-      attention: attention of the queries over all patches, without special tokens.
+      attention: attention of the queries to all patches, without special tokens.
       tokens: embeddings of all patches.
       queries: indices of the queries among the patches.
 
     Returns:
-      For each head, the mean of the preference over queries.
+      For each head, the preference averaged over queries.
     """
     length = jnp.maximum(jnp.linalg.norm(tokens, axis=-1, keepdims=True), jnp.finfo(tokens.dtype).tiny)
     unit = tokens / length
@@ -75,11 +75,11 @@ def similarity_preference(
     total = on_others.sum(-1)
     uniform = ((others * cosine).sum(-1) / others.sum(-1))[None]
     weighted = (on_others * cosine[None]).sum(-1) / jnp.where(total > 0, total, 1.0)
-    return jnp.where(total > 0, weighted - uniform, 0.0).mean(-1)  # 0 if no other patch receives attention
+    return jnp.where(total > 0, weighted - uniform, 0.0).mean(-1)  # the value is 0 if no other patch receives attention
 
 
 def entropy(attention: Float[Array, "*heads queries keys"]) -> Float[Array, "*heads"]:
-    """Entropy of the attention over keys in bits, averaged over queries.
+    """The entropy (in bits) of the attention over keys, averaged over queries.
 
     The entropy is 0 if all attention is on one key, and log2(keys) if attention is uniform.
     """
@@ -89,7 +89,7 @@ def entropy(attention: Float[Array, "*heads queries keys"]) -> Float[Array, "*he
 def jensen_shannon(
     first: Float[Array, "*heads queries keys"], second: Float[Array, "*heads queries keys"]
 ) -> Float[Array, "*heads"]:
-    """Jensen-Shannon divergence of two attention distributions over keys in bits, averaged over queries.
+    """The Jensen-Shannon divergence (in bits) between two attention distributions over keys, averaged over queries.
 
     The divergence is 0 if the distributions are equal, and 1 if they are disjoint.
     """

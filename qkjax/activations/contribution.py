@@ -10,22 +10,22 @@ from jaxtyping import Array, Float
 from qkjax.activations.project import project
 
 ROUNDING = 1e-4
-"""Relative rounding error of float32 logits, with a safety margin. Logits must differ by more than this error for
-contributions to be accurate to about a percent."""
+"""Relative rounding error of float32 logits, including a safety margin. Contributions are accurate to about a percent
+only if logits differ by more than this error."""
 
 
 class Contributions(NamedTuple):
     """Shares of the modes in the attention logits of each image, for one layer or stacked layers; see `contributions`.
 
     In a model without relative position biases, the shares of all modes and of the key bias add up to 1. In a model
-    with relative position biases, these biases have the remaining share. A share is negative if a mode counteracts the
-    sum of all terms. Shares are NaN if the logits differ by no more than float32's rounding error, for example because
-    all attention is on one key.
+    with relative position biases, the remaining share is that of these biases. A share is negative if a mode
+    counteracts the sum of all terms. Shares are NaN if the logits differ by no more than float32's rounding error, for
+    example because all attention is on one key.
 
     Attributes:
       variance: share of each mode, with equal weights for all keys.
       attention: share of each mode, with keys weighted by their attention.
-      key_bias_variance, key_bias_attention: shares of the key bias term, with the same two choices of weights.
+      key_bias_variance, key_bias_attention: shares of the key bias term, with keys weighted in the same two ways.
     """
 
     variance: Float[Array, "*layers batch heads rank"]
@@ -44,7 +44,7 @@ def contributions(
     key_direction: Float[Array | np.ndarray, "heads embed"],
     head_dim: int,
 ) -> Contributions:
-    """Share of each mode of one layer in the attention logits of each image.
+    """Computes, for each image, the share of each mode of one layer in the attention logits.
 
     (The paper's figure 5 shows the modes that contribute most, but the paper does not define the contribution.)
 
@@ -54,15 +54,15 @@ def contributions(
     covariance sum_ij w_ij T_ij Logit_ij divided by the variance sum_ij w_ij Logit_ij^2, so that the shares of all terms
     add up to 1. There are two choices of the weights w:
 
-    - `variance`: w_ij = 1 / N for N keys, which gives the share of the variance of the centred logits;
-    - `attention`: w_ij is the attention, so that only attended keys count.
+    - `variance`: w_ij = 1 / N for N keys; the result is the share of the variance of the centred logits;
+    - `attention`: w_ij is the attention, so that only attended keys contribute.
 
     All tokens, including special tokens, are queries and keys, as in the model.
 
     Args:
       tokens, logits, attention: "norm", "attention_logits" and "attention" of the layer, as `forward` captures them.
       u, s, v: modes of the layer, in the plain frame (see `Frame`).
-      key_direction: key direction of the layer, see `bias_terms`.
+      key_direction: direction b of the key bias term b . y_j in each head of the layer; see `bias_terms`.
       head_dim: head dimension of the model.
     """
     root = np.sqrt(head_dim).astype(np.float32)
@@ -85,7 +85,7 @@ def _shares(
     logits: Float[Array, "tokens tokens"],
     weights: Float[Array, "tokens tokens"],
 ):
-    """Shares of each mode and of the key bias in the logits, for one head and one image.
+    """Computes the shares of each mode and of the key bias in the logits of one head for one image.
 
     `query` includes the factor s / sqrt(d), and the weights of each query sum to 1.
     """

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float, Int
 def chosen_objects(
     values: Float[Array, "patches *modes"], objects: Float[Array, "objects patches"]
 ) -> Int[Array, "*modes 2"]:
-    """The index of the object with the largest mean projection, for both signs of each mode.
+    """The index of the object with the largest mean projection, for each mode and both of its signs.
 
-    The map of the opposite sign of a mode is the negative of the map in `values`.
+    For the opposite sign of a mode, the map is the negative of the map in `values`.
 
     Args:
       values: query or key maps over the patches.

@@ -15,12 +15,12 @@ from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes, require_plain
 
 Stream = Literal["norm", "residual"]
-"""The tokens to project: "norm", the output of the LayerNorm before attention, on which M acts; or "residual", the
+"""The tokens to project. "norm" is the output of the LayerNorm before attention, on which M acts. "residual" is the
 residual stream before this LayerNorm, which the authors' published code projects."""
 
 
 class Maps(NamedTuple):
-    """Projections of all tokens onto all modes: `query[..., h, n]` = y . u_n, `key[..., h, n]` = y . v_n.
+    """Projections of all tokens onto all modes: `query[..., h, n]` is y . u_n, and `key[..., h, n]` is y . v_n.
 
     `query[l, b, :, :, h, n]` is a map over the patch grid, with rows from top to bottom. `query_special` and
     `key_special` are the projections of the class token and the registers, in the model's order.
@@ -39,10 +39,10 @@ def project(
 ) -> Float[Array, "batch tokens 2 heads rank"]:
     """Projects the tokens of one layer onto the query directions (index 0) and key directions (index 1) of all modes.
 
-    Both projections are computed by one product, which costs as much as computing queries and keys. The projections
-    could instead be computed from queries and keys, by a small linear map per head. But this map divides by the
-    singular values of Wq and Wk, which in trained heads are as small as 1e-4 of the largest, so weak modes would be
-    inaccurate in float32.
+    One matrix product computes both projections, and costs as much as computing queries and keys. Alternatively, a
+    small linear map per head could compute the projections from queries and keys. But this map would divide by the
+    singular values of Wq and Wk. In trained heads, some singular values are only 1e-4 of the largest, so weak modes
+    would be inaccurate in float32.
     """
     directions = jnp.stack([u, v])
     return jnp.einsum("bnd,whdr->bnwhr", jnp.asarray(tokens, jnp.float32), directions, precision="highest")
@@ -67,10 +67,10 @@ def query_key_maps(
     """Computes query and key maps of all layers, heads and modes (the paper, section 2.2 and figure 4).
 
     Args:
-      tokens: tokens of all layers: `forward(..., capture=("norm",))[1]["norm"]`, on which M acts, or "residual" instead
-        of "norm".
+      tokens: tokens of all layers, as captured by `forward(..., capture=("norm",))[1]["norm"]`; "residual" may replace
+        "norm".
       modes: modes of the same model, in the plain frame (see `Frame`).
-      special: number of tokens before the patches, `config.prefix_tokens`.
+      special: number of special tokens before the patches, which is `config.prefix_tokens`.
       grid: number of rows and columns of patches; by default a square grid.
 
     Raises:
@@ -103,10 +103,10 @@ def logits_from_modes(
 ) -> Float[Array, "layers batch heads tokens tokens"]:
     """Computes the attention logits from all modes and the bias terms.
 
-    The logits are given by sqrt(d) logit_ij = sum_n s_n (y_i . u_n) (y_j . v_n) + y_i . a + b . y_j + c, with a, b, c
-    the first three fields of `BiasTerms`. If y is the output of the LayerNorm, the result equals the logits of the
-    model without relative position biases, up to rounding. If y is the residual stream, the result does not equal the
-    logits.
+    The logits are defined by sqrt(d) logit_ij = sum_n s_n (y_i . u_n) (y_j . v_n) + y_i . a + b . y_j + c, where a, b
+    and c are the first three fields of `BiasTerms`. If y is the output of the LayerNorm, the result equals the logits
+    of the model without relative position biases, up to rounding. If y is the residual stream, the result differs from
+    the logits.
     """
     require_plain(modes, "logits_from_modes")
     einsum = partial(jnp.einsum, precision="highest")

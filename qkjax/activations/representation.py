@@ -1,6 +1,6 @@
 """Pure functions that measure distances between the outputs of a model before and after an edit.
 
-(Edits are our extension; the paper has no ablations.)
+(Edits are not in the paper.)
 """
 
 from functools import partial
@@ -14,13 +14,13 @@ LN2 = 0.6931471805599453
 
 
 def kullback_leibler(logits: Float[Array, "images classes"], edited: Float[Array, "images classes"]):
-    """KL divergence KL(before || after) of the class probabilities of each image before and after the edit, in bits."""
+    """The KL divergence KL(before || after), in bits, of each image's class probabilities before and after the edit."""
     log_p, log_q = (jax.nn.log_softmax(x) for x in (logits, edited))
     return (jnp.exp(log_p) * (log_p - log_q)).sum(-1) / LN2
 
 
 def cosine(first: Float[Array, "images features"], second: Float[Array, "images features"]) -> Float[Array, "images"]:
-    """Cosine similarity of the two representations of each image; NaN if either representation is zero."""
+    """The cosine similarity of two representations of each image; NaN if either representation is zero."""
     lengths = jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(second, axis=-1)
     return jnp.clip((first * second).sum(-1) / lengths, -1.0, 1.0)
 
@@ -28,7 +28,7 @@ def cosine(first: Float[Array, "images features"], second: Float[Array, "images 
 def linear_cka(
     first: Float[Array | np.ndarray, "images features"], second: Float[Array | np.ndarray, "images features"]
 ) -> Float[Array, ""]:
-    """Linear centred kernel alignment of two representations of a set of images (Kornblith et al. 2019, equation 4).
+    """The linear centred kernel alignment of two representations of an image set (Kornblith et al. 2019, equation 4).
 
     The alignment is 1 if the representations are equal up to rotation and scale.
     """

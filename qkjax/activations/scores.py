@@ -1,4 +1,4 @@
-"""Scores that measure how much an image excites a mode, from its query and key maps, as in the authors' code.
+"""Computes, from query and key maps, scores of how much an image excites a mode, as in the authors' code.
 
 Letters: B images, P patches, H heads, R rank.
 """
@@ -13,7 +13,7 @@ TOP = 5
 
 
 def mean_of_top(values: Map) -> Score:
-    """Mean of the five largest values over the patches; the mean of all values if there are fewer than five patches.
+    """The mean of the five largest values over the patches, or of all values if there are fewer than five patches.
 
     Each of up to five passes removes all occurrences of the largest remaining value. On CPUs, this is several times
     faster than sorting.
@@ -25,7 +25,7 @@ def mean_of_top(values: Map) -> Score:
         largest = values.max(axis=1)
         is_largest = values == largest[:, None]
         occurrences = jnp.minimum(is_largest.sum(axis=1).astype(values.dtype), remaining)
-        total += jnp.where(occurrences > 0, largest * occurrences, 0)
+        total += jnp.where((occurrences > 0) | jnp.isnan(largest), largest * occurrences, 0)
         remaining -= occurrences
         values = jnp.where(is_largest, -jnp.inf, values)
     return total / count
@@ -40,13 +40,17 @@ SCORES = {
     "query_mean": lambda query, key: query.mean(axis=1),
     "key_mean": lambda query, key: key.mean(axis=1),
 }
-"""Scores of an image, as functions of its query map and key map over the patches. "product" multiplies the maxima of
-the two maps, which may be at different patches. "product" is the default of the authors' code and the score in the
-paper. "product" is also large if both maxima are negative, that is, if the image excites the opposite sign of the
-mode."""
+"""A dict of scores of an image. Each score is a function of the image's query map and key map over the patches.
+"product" multiplies the maxima of the two maps, which may be at different patches. "product" is the default of the
+authors' code and the score in the paper. "product" is also large if both maxima are negative, which means that the
+image excites the opposite sign of the mode."""
 
 
 def both_signs(name: str, query: Map, key: Map) -> Float[Array, "batch *modes 2"]:
-    """The scores for the two signs of a mode, (u, v) and (-u, -v), which are the same mode as the sign is arbitrary."""
+    """The scores for the two signs of a mode, (u, v) and (-u, -v), which are the same mode as the sign is arbitrary.
+
+    Scores that are NaN or infinite become inf, so that their images rank first and cannot be overlooked.
+    """
     score = SCORES[name]
-    return jnp.stack([score(query, key), score(-query, -key)], axis=-1)
+    both = jnp.stack([score(query, key), score(-query, -key)], axis=-1)
+    return jnp.where(jnp.isfinite(both), both, jnp.inf)

@@ -1,4 +1,4 @@
-"""A running top-k of images for every mode; its memory use does not grow with the number of images."""
+"""Maintains the top k images of every mode during a pass. The memory use does not grow with the number of images."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Top(NamedTuple):
 
 def empty(shape: tuple[int, ...], k: int) -> Top:
     """A top-k without images, as the start of a pass."""
-    return Top(jnp.full((*shape, k), -jnp.inf), jnp.full((*shape, k), -1, jnp.int32))
+    return Top(jnp.full((*shape, k), -jnp.inf, jnp.float32), jnp.full((*shape, k), -1, jnp.int32))
 
 
 def add(
@@ -31,13 +31,13 @@ def add(
     index: Int32[Array, "batch"],
     values: Int32[Array, "batch *modes"] | None = None,
 ) -> Top:
-    """Adds the images of a batch to the top-k. Among images with equal scores, the image added first ranks higher.
+    """Adds the images of a batch to the top-k. Among images with equal scores, the one added first ranks higher.
 
     Args:
       top: the top-k of earlier batches.
       scores: scores of the images in the batch.
       index: indices of the images in the batch; an image with index -1 is ignored.
-      values: non-negative numbers to store instead of the index, for each image and mode.
+      values: non-negative numbers, for each image and mode, that are stored instead of the index.
     """
     k = top.score.shape[-1]
     scores = jnp.moveaxis(scores, 0, -1)
@@ -51,7 +51,7 @@ def add(
 
 
 def merge(tops: Top) -> Top:
-    """Merges the top-k of several subsets of the images, which are stacked along a first axis.
+    """Merges the top-k of several subsets of the images. The inputs are stacked along a first axis.
 
     Among images with equal scores, the image with the smaller index ranks higher, as if all images had been added in
     order.

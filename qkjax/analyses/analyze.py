@@ -10,6 +10,7 @@ import xarray as xr
 from qkjax import figures
 from qkjax.analyses.decomposition import decompose
 from qkjax.analyses.outcome import Description
+from qkjax.analyses.usable import require_finite_heads, require_finite_modes
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.results.modes import format_table, layer_rows, metrics_of, to_dataset
@@ -25,14 +26,15 @@ def analyze(
 
     Args:
       checkpoint: any checkpoint, including an edited or newly trained checkpoint.
-      fold_scale, center, normalize: options that define M, see `decompose`.
+      fold_scale, center, normalize: options that define M; see `decompose`.
 
     Returns:
       A dataset with dimensions layer, head, mode and embed; spectra have the dimensions eigen and pair. See
       `qkjax.results.modes.to_dataset`.
 
     Raises:
-      QkjaxError: `center` is set, but `fold_scale` is not, or the model has RMSNorm.
+      QkjaxError: `center` is set without `fold_scale`, or for a model with RMSNorm; or a result is not finite, since
+        the kernels are too large.
 
     Example:
       >>> import qkjax
@@ -43,6 +45,9 @@ def analyze(
     parts = query_key(checkpoint.params)
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
     modes = decompose(parts, **frame)
+    bias = bias_terms(parts)
+    require_finite_modes(modes, checkpoint.name)
+    require_finite_heads({f"bias terms ({name})": value for name, value in bias._asdict().items()}, checkpoint.name)
     metrics = measure(modes)
     attrs = {
         **origin_of(checkpoint),
@@ -51,7 +56,7 @@ def analyze(
         "options": json.dumps(frame),
         "summary": summary(metrics),
     }
-    return to_dataset(modes, metrics, bias_terms(parts), attrs)
+    return to_dataset(modes, metrics, bias, attrs)
 
 
 def describe(dataset: xr.Dataset) -> Description:

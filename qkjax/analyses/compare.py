@@ -9,6 +9,7 @@ from qkjax import figures
 from qkjax.analyses.analyze import curve_rows
 from qkjax.analyses.decomposition import decompose
 from qkjax.analyses.outcome import Description
+from qkjax.analyses.usable import require_finite_heads, require_finite_modes
 from qkjax.errors import QkjaxError
 from qkjax.interaction.difference import difference
 from qkjax.results.annotate import Label, annotated
@@ -32,14 +33,15 @@ def compare(
 
     Args:
       first, second: checkpoints with the same architecture, such as a model before and after fine-tuning.
-      fold_scale, center, normalize: options that define M, see `decompose`.
+      fold_scale, center, normalize: options that define M; see `decompose`.
 
     Returns:
       A dataset with dimensions layer, head and mode; the modes are those of the first model. See
       `qkjax.interaction.difference.Difference`.
 
     Raises:
-      QkjaxError: the models differ in the number of layers, the number of heads, the width or the rank.
+      QkjaxError: the models differ in the number of layers, the number of heads, the width or the rank, or a result is
+        not finite, since the kernels are too large.
 
     Example:
       >>> import qkjax
@@ -49,7 +51,14 @@ def compare(
       ('layer', 'head')
     """
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
-    result = difference(decompose(first, **frame), decompose(second, **frame))
+    modes = decompose(first, **frame), decompose(second, **frame)
+    for own, checkpoint in zip(modes, (first, second), strict=True):
+        require_finite_modes(own, checkpoint.name)
+    result = difference(*modes)
+    nothing = np.any([np.asarray(own.s).max(-1) == 0 for own in modes], axis=0)  # heads of M = 0 have no similarity
+    values = {"similarities": result.similarity, "strength ratios": result.strength_ratio}
+    pair = f"{second.name} to {first.name}"
+    require_finite_heads({name: np.where(nothing, 0, value) for name, value in values.items()}, pair)
     by_layer = head_mean(result.similarity)
     least, most = int(np.nanargmin(by_layer)), int(np.nanargmax(by_layer))
     attrs = {

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from qkjax.analyses.usable import require_finite_heads, require_finite_modes
 from qkjax.errors import QkjaxError, nearest
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.edit import EDITS, EditedHeads
@@ -144,8 +145,8 @@ def edit(
       key_bias: whether edited heads keep the key bias term; if False, the edit also removes this term.
       control: random seed of a control, which edits random modes of the same strength instead of the selected modes;
         see `Edit`.
-      exact: whether to widen all heads to 2 head_dim + 1 columns, which represent every edit exactly. big_vision's own
-        model code cannot load such heads.
+      exact: whether to widen all heads to 2 head_dim + 1 columns, which represent every edit exactly. big_vision's
+        model does not support such heads.
 
     Returns:
       The edited checkpoint. `edit` warns if the kernels do not represent the edit exactly, if the selection is empty,
@@ -183,10 +184,15 @@ def edit_with_notes(
     """
     parts = query_key(checkpoint.params)
     modes = decompose(parts.query_kernel, parts.key_kernel)
+    require_finite_modes(modes, checkpoint.name)
     requested = Edit(kind, select, key_bias, control)
     plan = resolve(requested, parts, modes, measure(modes))
     columns = wide_columns(checkpoint) if exact else None
     heads = edit_heads(parts, modes, plan.kind, plan.weights, columns, plan.key_bias, plan.heads)
+    kernels = {"query kernels": heads.query_kernel, "key kernels": heads.key_kernel}
+    biases = {"query biases": heads.query_bias, "key biases": heads.key_bias}
+    edited = {name: np.moveaxis(kernel, 2, 1) for name, kernel in kernels.items()} | biases
+    require_finite_heads({f"edited {name}": value for name, value in edited.items()}, checkpoint.name)
     notes = notes_on(plan, heads, checkpoint.config.head_dim)
     if is_idle_control(requested, plan):
         notes.append(IDLE_CONTROL)

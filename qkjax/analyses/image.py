@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import UInt8
+from jaxtyping import Array, Bool, UInt8
 
 from qkjax.activations import project
 from qkjax.activations.contribution import Contributions, contributions
 from qkjax.activations.project import Maps, Stream
 from qkjax.analyses.decomposition import bias_terms, decompose
 from qkjax.analyses.image_tables import summary
+from qkjax.analyses.usable import require_finite
 from qkjax.errors import QkjaxError, nearest
 from qkjax.images.default_set import photographs
 from qkjax.images.preprocess import Photograph, normalise, open_image, picture
@@ -86,7 +87,7 @@ def attribute_logits(
       describe the modes.
 
     Raises:
-      QkjaxError: the model does not support the resolution, or the photograph cannot be read.
+      QkjaxError: the model does not support the resolution, the photograph cannot be read, or the activations overflow.
 
     Example:
       >>> import qkjax
@@ -99,7 +100,8 @@ def attribute_logits(
     modes = decompose(checkpoint)
     images = normalise(pixels, checkpoint.preprocess)[None]
     key_direction = bias_terms(checkpoint).key_direction
-    shares = _contributions(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
+    shares, finite = _contributions(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
+    require_finite({"tokens and logits": np.where(finite, 0, np.nan)}, name)
     shares = Contributions(*(np.asarray(x)[:, 0] for x in shares))
     metrics = measure(modes)
     variables = {
@@ -152,6 +154,7 @@ def query_key_maps(
     _, pixels = _pixels(checkpoint, photograph, resolution)
     images = normalise(pixels, checkpoint.preprocess)[None]
     _, captured = forward(ViT(config), checkpoint.params, images, capture=(stream,))
+    require_finite({"tokens": captured[stream]}, "the photograph")
     modes = decompose(checkpoint) if modes is None else modes
     grid = photograph_grid(checkpoint, resolution)
     maps = project.query_key_maps(captured[stream], modes, config.prefix_tokens, grid)
@@ -174,14 +177,20 @@ def _pixels(checkpoint: Checkpoint, photograph, resolution: tuple[int, int] | No
 
 
 @partial(jax.jit, static_argnames=("model",))
-def _contributions(model: ViT, params, images, modes: Modes, key_direction) -> Contributions:
-    """Computes contributions in all layers. To save memory, it processes logits and attention layer by layer."""
+def _contributions(
+    model: ViT, params, images, modes: Modes, key_direction
+) -> tuple[Contributions, Bool[Array, "layers"]]:
+    """Contributions in all layers, and whether tokens and logits of each layer are finite.
+
+    Logits and attention are processed layer by layer to save memory.
+    """
     names = ("norm", "attention_logits", "attention")
     _, out = model.apply({"params": params}, images, capture=names)
-    captured = zip(*(layer_outputs(out, name) for name in names), strict=True)
+    captured = list(zip(*(layer_outputs(out, name) for name in names), strict=True))
     u, s, v = modes
     layers = [
         contributions(*arrays, u[i], s[i], v[i], key_direction[i], model.config.head_dim)
         for i, arrays in enumerate(captured)
     ]
-    return Contributions(*map(jnp.stack, zip(*layers, strict=True)))
+    finite = [jnp.isfinite(tokens).all() & jnp.isfinite(logits).all() for tokens, logits, _ in captured]
+    return Contributions(*map(jnp.stack, zip(*layers, strict=True))), jnp.stack(finite)

@@ -73,7 +73,8 @@ def outcome(
 ) -> Written:
     """Reads an earlier result from a folder, or computes and writes a new one; then writes tables and figures.
 
-    With several hosts, all hosts compute, and the first host writes. Of several shares, the last one to finish writes.
+    With several hosts, all hosts compute, and the first host writes. If there are several shares, the last share to
+    finish writes.
 
     Args:
       folder: folder of the results.
@@ -85,8 +86,8 @@ def outcome(
       at_least: names of numeric settings. An earlier result may also be used if it has larger values of these settings.
       attrs: additional attributes for the file, such as the path of the checkpoint.
       recompute: whether to compute the result even if there is an earlier result with these settings.
-      fresh: whether to discard any earlier result, whatever its settings, and the progress of an interrupted pass.
-      shard: index of this share and number of shares, see `PassOptions`.
+      fresh: whether to discard any earlier result, regardless of its settings, and the progress of an interrupted pass.
+      shard: index of this share and number of shares; see `PassOptions`.
 
     Returns:
       The result, on every host.
@@ -120,8 +121,8 @@ def _earlier_or_computed(
     path: Path, partial: Path, settings, compute, at_least: Sequence[str], attrs, recompute: bool, shard
 ) -> tuple[xr.Dataset, bool]:
     """Reads the dataset, or computes and writes it; returns it on every host, and whether it was read."""
-    first, several = jax.process_index() == 0, jax.process_count() > 1
-    earlier = read_earlier(path, settings, at_least) if settings is not None and first else None
+    several = jax.process_count() > 1
+    earlier = hosts.on_first_host(lambda: read_earlier(path, settings, at_least) if settings is not None else None)
     earlier = None if recompute else earlier
     if several and hosts.gather_json(earlier is not None)[0]:
         earlier = _from_first_host(earlier)
@@ -130,14 +131,12 @@ def _earlier_or_computed(
     try:
         dataset = compute(partial).assign_attrs(attrs or {})
     except ShardFinished:
-        earlier = read_earlier(path, settings, at_least)  # another share may just have written it
+        earlier = read_earlier(path, settings, at_least)  # another share may have written it in the meantime
         if earlier is None:
             raise
         return earlier, True
-    if first and not shard:
-        write_dataset(dataset, path)
-    if several:
-        hosts.gather_json(None)  # every host keeps its progress until the result is written
+    if not shard:
+        hosts.on_first_host(lambda: write_dataset(dataset, path))  # every host keeps its progress until this is done
     return dataset, False
 
 

@@ -26,6 +26,7 @@ from qkjax.cli.remote_out import local_out
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
 from qkjax.errors import AssumptionWarning, QkjaxError, ShardFinished, nearest
+from qkjax.runtime.compilation_cache import use_compilation_cache
 from qkjax.runtime.visible import VisibleStream, visible
 
 # Only light modules are imported above, so that `qkjax --help` is fast.
@@ -83,8 +84,8 @@ def _main() -> None:
 def _pass_interrupt_on(unraisable) -> None:
     """If an interrupt was raised inside a garbage-collector callback (JAX has one), raises this interrupt again.
 
-    Without this hook, Python would print the exception and continue. A timer raises the interrupt, since this hook
-    cannot raise exceptions itself.
+    Without this hook, Python would print the exception and continue. A timer raises the interrupt, because this hook
+    itself cannot raise exceptions.
     """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         threading.Timer(0.01, _thread.interrupt_main).start()
@@ -115,6 +116,8 @@ def _run(arguments: list[str]) -> None:
     if not command.startswith("-") and command not in {**COMMANDS, **training}:
         names = [*COMMANDS, *training]
         raise QkjaxError(f"unknown command {command!r}{nearest(command, names)}; the commands are {', '.join(names)}")
+    if not {"-h", "--help"} & {command, *options}:
+        use_compilation_cache()
     with local_out(options) as local_options:
         tyro.extras.subcommand_cli_from_dict(
             {name: with_plain_help(function) for name, function in {**COMMANDS, **training}.items()},

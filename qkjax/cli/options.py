@@ -22,14 +22,14 @@ OPTIONS = {
 """A dict from the names of library arguments to the names of the corresponding command-line options."""
 
 Shard = Annotated[str | None, arg(metavar="I/N")]
-"""Type of the option --shard, see `shard_of`."""
+"""Type of the option --shard; see `shard_of`."""
 
 
 def shard_of(text: str | None) -> tuple[int, int] | None:
-    """Index and number of shares of the option --shard.
+    """Parses the option --shard; returns the index of the share and the number of shares.
 
     Raises:
-      QkjaxError: the text is not of the form I/N.
+      QkjaxError: the text does not have the form I/N.
 
     >>> shard_of("2/8")
     (2, 8)
@@ -45,7 +45,7 @@ def shard_of(text: str | None) -> tuple[int, int] | None:
 
 
 def join_hosts(distributed: bool) -> None:
-    """Joins the other processes of a distributed job; must be called before any computation."""
+    """Connects to the other processes of a distributed run. Call this function before any computation."""
     if distributed:
         from qkjax.runtime.hosts import join
 

@@ -75,7 +75,7 @@ def top_images(
     heads: Annotated[int | None, arg(metavar="N")] = None,
     json: bool = False,
 ) -> None:
-    """Find the images that excite each mode most, in one pass, and write top_images.nc and sheets of these images.
+    """Find the images that excite each mode most, and write top_images.nc and sheets of these images.
 
     Run the same command again to resume after an interruption. Images that cannot be read are listed in
     unreadable.csv.
@@ -103,8 +103,8 @@ def top_images(
         append a minus sign, as in "L8 H7 M2-".
       fresh: discard any earlier result and the progress of any interrupted run, and start again.
       distributed: divide the images among several processes, each of which runs this same command (jax.distributed).
-      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Start each
-        share with the same command and the same folder; the last share to finish writes the result.
+      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Run the
+        same command, with the same output folder, for each share. The last share to finish writes the result.
       grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
         square.
       heads: number of attention heads; needed only for a torch file without config.json.

@@ -17,6 +17,7 @@ def report(
     top: int = 9,
     modes: int | None = None,
     look: tuple[str, ...] = (),
+    fresh: bool = False,
     distributed: bool = False,
     grid: tuple[int, int] | None = None,
     heads: int | None = None,
@@ -38,6 +39,8 @@ def report(
       look: images for the site's attention view: a reader picks a patch and sees where the patch attends. Pass image
         files, or names of photographs that come with scikit-image or scikit-learn, such as chelsea. The default is two
         images from the image set.
+      fresh: discard earlier results of `qkjax top-images` for these models, their maps, and the progress of an
+        interrupted run.
       distributed: divide the images among several processes, each of which runs this same command (jax.distributed).
       grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
         square.
@@ -54,6 +57,7 @@ def report(
     from qkjax.report.job import ReportOptions
     from qkjax.report.job import report as write
 
-    path = write(targets, images, out, ReportOptions(top, modes, look), given_options(grid=grid, heads=heads))
+    options, settings = ReportOptions(top, modes, look), given_options(grid=grid, heads=heads)
+    path = write(targets, images, out, options, settings, fresh=fresh)
     if not jax.process_index():
         print(path)

@@ -41,6 +41,7 @@ def _train(base: TrainConfig) -> Callable:
         out: Folder,
         /,
         config: str = "digits",
+        fresh: bool = False,
         distributed: bool = False,
         json: bool = False,
         run: Annotated[TrainConfig, arg(name="")] = base,
@@ -55,6 +56,7 @@ def _train(base: TrainConfig) -> Callable:
           config: preset, or file, that sets the defaults of the options below. The presets are digits (a
             demonstration), digits-study, odd-one-out-study and imagenet-s16. A file must be .json or .toml, such as the
             config.json of an earlier run.
+          fresh: discard an earlier run in the folder, whatever its options.
           distributed: train on several processes that each run this same command (jax.distributed).
           json: print the last evaluation and the findings as JSON instead of text.
           run: configuration of the run.
@@ -69,7 +71,7 @@ def _train(base: TrainConfig) -> Callable:
         from qkjax.train.run import train as train_one
 
         with _errors_in_options():
-            last = train_one(run, out)
+            last = train_one(run, out, fresh=fresh)
         dataset = xr.Dataset(attrs={"summary": run_summary(last)})
         cosines = {f"cosine_{layer}": _or_nan(value) for layer, value in enumerate(last.pop("weighted_cosine"))}
         row = {name: _or_nan(value) for name, value in last.items()} | cosines
@@ -85,6 +87,7 @@ def _sweep(base: TrainConfig) -> Callable:
         /,
         seeds: int = 5,
         config: str = "digits",
+        fresh: bool = False,
         json: bool = False,
         run: Annotated[TrainConfig, arg(name="")] = base,
     ) -> None:
@@ -100,6 +103,7 @@ def _sweep(base: TrainConfig) -> Callable:
           constraints: one or more constraints or schedules, such as: free tied "0-2:tied 3-5:free".
           seeds: number of seeds per constraint; the seeds are 0, 1, ...
           config: preset, or file, that sets the defaults of the options below (see `qkjax train --help`).
+          fresh: discard earlier runs of these constraints and seeds, whatever their options.
           json: print the table and the findings as JSON instead of text.
           run: configuration that all runs share, except for constraint and seed, which the sweep sets.
         """
@@ -108,7 +112,7 @@ def _sweep(base: TrainConfig) -> Callable:
         from qkjax.train.sweep import sweep as sweep_all
 
         with _errors_in_options():
-            dataset = sweep_all(run, constraints, seeds, out)
+            dataset = sweep_all(run, constraints, seeds, out, fresh=fresh)
         rows = table(dataset)
         best = max((row for row in rows if row["seeds"]), key=lambda row: row["accuracy"], default=rows[0])
         model = run_folder(out, best["constraint"], 0)

@@ -1,15 +1,15 @@
-"""Figures of results. Each function takes results and returns a matplotlib `Figure`.
+"""Draws figures of results. Each function takes results and returns a matplotlib `Figure`.
 
     figure = qkjax.figures.head_map(name, metrics)
     qkjax.figures.save(figure, "head_map")
 
-Each function is imported when it is first used, so that drawing a figure loads only the modules that the figure needs.
-In particular, the processes of `save_all` that draw sheets load neither JAX nor scipy.
+Each function is imported when it is first used, so that drawing a figure loads only the modules that it needs. In
+particular, the processes in which `save_all` draws sheets load neither JAX nor scipy.
 """
 
 from importlib import import_module
 
-from qkjax.figures.overlay import overlay  # imported now: otherwise, the name would refer to the module `overlay`
+from qkjax.figures.overlay import overlay  # otherwise, the name would refer to the module `overlay`
 
 _HOME = {
     "ABLATIONS": "ablations",

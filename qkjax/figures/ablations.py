@@ -1,4 +1,4 @@
-"""Figures of ablations: effects against dose, effects by layer and kind of mode, and changes of attention by layer."""
+"""Draws figures of ablations: effects against dose, effects by layer and kind of mode, attention changes by layer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +26,7 @@ LABELS = {
     "neighbours": "accuracy of nearest\nneighbours",
 }
 CURVES = ("representation", "attention", "preference", "logits", "head", "probe")
-"""Effects that have their own row of panels in figures."""
+"""Effects that have their own row of panels in a figure."""
 MOST = 6  # number of lines that a reader can distinguish
 
 
@@ -35,7 +35,7 @@ ABLATIONS = ("dose_response", "layer_map", "attention_by_layer")
 
 
 def ablation_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict[str, Figure]:
-    """Draws all figures for which there are enough ablations, and returns them by name."""
+    """Draws all figures for which there are enough ablations; returns a dict from names to figures."""
     drawn = {}
     if _curves(rows):
         drawn["dose_response"] = dose_response(rows)
@@ -56,7 +56,7 @@ def _name(row: Row) -> str:
 
 
 def _curves(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows with at least two doses, grouped by condition, layers, and kind of modes (targeted or random)."""
+    """Groups rows by condition, layers, and kind of modes (targeted or random); keeps groups with two or more doses."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if np.isfinite(row["dose"]):
@@ -105,14 +105,14 @@ def dose_response(rows: Sequence[Row]) -> Figure:
 
 
 def _kind(row: Row, same_controls: bool) -> str:
-    """Label of a row. A control is named after the edit that it matches, unless all edits have the same controls."""
+    """The label of a row. A control is named after the edit that it matches, unless all edits share controls."""
     if row["modes"] == TARGETED:
         return _name(row)
     return "random, strength-matched" if same_controls else f"random, matched to {_name(row)}"
 
 
 def _same_controls(groups: Mapping[tuple[str, str, str], list[Row]]) -> bool:
-    """Whether all conditions have the same controls, which is the case for conditions with equal edited shares."""
+    """Whether all conditions have the same controls. This is so if all conditions have equal edited shares."""
     values: dict[str, set] = {}
     for (_, where, modes), group in groups.items():
         if modes == RANDOM:
@@ -128,7 +128,7 @@ def _band(axes: Axes, group: Sequence[Row], effect: str, colour: str, marker: st
 
 
 def _one_layer(rows: Sequence[Row]) -> list[Row]:
-    """For each condition and single layer, the ablation with the largest share."""
+    """For each condition and each layer, the ablation of this single layer that has the largest edited share."""
     largest: dict[tuple[str, str, str], Row] = {}
     for row in rows:
         key = (_name(row), row["layers"], row["modes"])
@@ -138,12 +138,12 @@ def _one_layer(rows: Sequence[Row]) -> list[Row]:
 
 
 def layer_map(rows: Sequence[Row]) -> Figure:
-    """Maps the effects of editing one layer at a time, with one panel per effect.
+    """Draws a map of the effects of editing one layer at a time, with one panel per effect.
 
     In each panel, columns are layers, and rows are edits and controls.
 
     Args:
-      rows: rows of `ablation_table`. The figure shows the ablations that edit a single layer. If a layer is edited by
+      rows: rows of `ablation_table`. The figure shows the ablations that edit a single layer. If a layer is edited with
         several shares, the figure shows only the largest share.
     """
     single, effects = _one_layer(rows), _effects(rows)
@@ -178,7 +178,7 @@ def attention_by_layer(dataset: xr.Dataset) -> Figure:
     """Plots the change of attention by layer, for the first six targeted ablations and their controls.
 
     The panels show the divergence of attention, the change of its entropy, and the change of the preference for similar
-    tokens. Bands are 95% intervals over images (and over seeds of controls).
+    tokens. Bands are 95% intervals over images (for controls, also over seeds).
 
     Args:
       dataset: the result of `ablate`.

@@ -1,4 +1,4 @@
-"""Figures with layers along one axis."""
+"""Draws figures in which one axis is the layer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ from qkjax.results.rows import head_mean
 def _curve(axes: Axes, x, head_values, label: str, style: tuple[int, int], line: str = "-") -> None:
     """Draws a line through the means over heads, and a faint dot for every head.
 
-    `style` has the indices of the colour and of the marker.
+    `style` contains the index of the colour and the index of the marker.
     """
     colour, marker = COLOURS[style[0] % len(COLOURS)], MARKERS[style[1] % len(MARKERS)]
     values = np.asarray(head_values)
@@ -27,9 +27,9 @@ def _curve(axes: Axes, x, head_values, label: str, style: tuple[int, int], line:
 
 
 def _bands(axes: Axes, nulls: Sequence[Null], field: str) -> None:
-    """Draws the intervals under chance: for two random directions, and for a layer with random kernels.
+    """Draws the intervals expected by chance, for two random directions and for a layer with random kernels.
 
-    For several models, the widest interval of each kind is drawn.
+    If there are several models, the function draws the widest interval of each kind.
     """
     directions, kernels = (max(getattr(null, f) for null in nulls) for f in ("cosine", field))
     widest = ", widest model" if len(nulls) > 1 else ""
@@ -46,11 +46,12 @@ def cosine_by_layer(models: Mapping[str, Metrics], objectives: Mapping[str, str]
 
     For one model, both curves are drawn in one panel against the index of the layer. For several models, there is one
     panel for the weighted mean and one panel for the plain mean, against relative depth (0 for the first layer, 1 for
-    the last). Dots are heads, and bands are 95% intervals under chance (for several models, the widest intervals).
+    the last). Dots are heads. Bands are the 95% intervals expected by chance (for several models, the widest
+    intervals).
 
     Args:
-      models: measures of the modes by model name.
-      objectives: training objective by model name; models with the same objective have the same colour.
+      models: a dict from model names to measures of the modes.
+      objectives: a dict from model names to training objectives. Models with the same objective have the same colour.
     """
     with styled():
         if len(models) == 1:
@@ -100,7 +101,7 @@ def draw_heads(axes: Axes, values, colours: str, lowest: float) -> AxesImage:
 
 
 def head_map(name: str, metrics: Metrics) -> Figure:
-    """Maps the weighted mean cosine of every head, with layers from left to right and heads from bottom to top."""
+    """Draws a map of every head's weighted mean cosine: layers from left to right, heads from bottom to top."""
     values = np.asarray(metrics.weighted_cosine).T
     heads, layers = values.shape
     cell = min(0.55, WIDTH / layers)
@@ -121,7 +122,7 @@ def head_map(name: str, metrics: Metrics) -> Figure:
 
 
 def difference_map(first: str, second: str, difference: Difference) -> Figure:
-    """Maps how much the heads of two models differ, in three panels.
+    """Draws maps, in three panels, of how much the heads of two models differ.
 
     The panels show the similarity <M, M'> / (||M|| ||M'||), the overlap of the query spaces, and the overlap of the key
     spaces. An overlap is the mean squared cosine of the principal angles between the spaces of the two models.
@@ -143,7 +144,7 @@ def difference_map(first: str, second: str, difference: Difference) -> Figure:
 
 
 def symmetry_by_layer(name: str, metrics: Metrics) -> Figure:
-    """Plots the shares of ||M||_F^2 in the symmetric and the antisymmetric part of M, against layer.
+    """Plots, against layer, the shares of ||M||_F^2 that are in the symmetric and in the antisymmetric part of M.
 
     Bars are means over heads, and dots are single heads.
     """

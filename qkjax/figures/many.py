@@ -1,4 +1,4 @@
-"""Draws and saves many figures in several processes at the same time."""
+"""Draws and saves many figures, in several processes at the same time."""
 
 import os
 import pickle
@@ -15,10 +15,11 @@ from typing import BinaryIO
 
 from matplotlib.figure import Figure
 
+from qkjax.cores import cores
 from qkjax.figures.style import FORMATS, save
 
 FEW = 2
-"""Number of figures that are drawn faster in this process than by starting further processes."""
+"""Largest number of figures that this process alone draws faster than several processes, which must first start."""
 START = "import sys; sys.path[:] = {path!r}; from qkjax.figures.many import serve; serve()"
 
 Job = tuple[Path, tuple]
@@ -31,18 +32,19 @@ def save_all(
     formats: Sequence[str] = tuple(FORMATS),
     workers: int | None = None,
 ) -> Iterator[Path]:
-    """Draws and saves figures in separate processes, and yields the path of each file once it is written, in order.
+    """Draws and saves figures in separate processes; yields the path of each file, in order, once it is written.
 
-    The number of jobs in memory is at most twice the number of processes. The processes import the module of `draw` but
-    not the main script, so the function also works in notebooks and in scripts without `if __name__ == "__main__"`. If
-    there are at most two figures, or other processes cannot import `draw`, this process draws all figures itself. The
-    worker processes end when the iterator is closed, when the user presses Ctrl-C, or when this process dies, and leave
-    no partly written file.
+    The number of jobs in memory is at most twice the number of processes. The processes import the module of `draw`,
+    but not the main script. The function therefore also works in notebooks, and in scripts without `if __name__ ==
+    "__main__"`. If there are at most two figures, or other processes cannot import `draw`, this process draws all
+    figures itself. The worker processes end when the iterator is closed, when the user presses Ctrl-C, or when this
+    process dies, and leave no partly written file.
 
     Args:
-      jobs: pairs of a path without ending and the arguments of `draw`. Jobs are read from the iterable when needed.
+      jobs: pairs of a path without file ending and the arguments of `draw`. Jobs are read from the iterable when they
+        are needed.
       count: largest number of jobs. The processes start before the first job is read.
-      draw: a function at the top level of a module. The module should import few modules itself, as `sheets` does.
+      draw: a function at the top level of a module. This module should import only few modules, as `sheets` does.
       formats: file endings, as in the keys of `FORMATS`.
       workers: number of processes; by default, one process per usable core.
 
@@ -57,7 +59,7 @@ def save_all(
       >>> [path.as_posix() for path in save_all(jobs, 1, top_images_sheet, (".png",))]
       ['sheets/L0_H0.png']
     """
-    workers = min(workers or _cores(), count)
+    workers = min(workers or cores(), count)
     if count <= FEW or workers < 2 or not _importable(draw):
         for stem, arguments in jobs:
             yield from save(draw(*arguments), stem, formats)
@@ -67,13 +69,8 @@ def save_all(
 
 
 def drawn(figure: Figure) -> Figure:
-    """Returns the figure itself; with this function as `draw`, `save_all` only saves figures that are already drawn."""
+    """Returns the figure unchanged. With this function as `draw`, `save_all` only saves figures already drawn."""
     return figure
-
-
-def _cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _importable(draw: Callable) -> bool:
@@ -89,9 +86,9 @@ def _importable(draw: Callable) -> bool:
 
 @contextmanager
 def _processes(count: int) -> Iterator[Callable[[Iterable[tuple]], Iterator[list[Path]]]]:
-    """Starts `count` processes, and yields a function that runs tasks in these processes and returns results in order.
+    """Starts `count` processes; yields a function that runs tasks in these processes and returns results in order.
 
-    The processes end with the block.
+    The processes end when the block ends.
     """
     free: SimpleQueue[subprocess.Popen] = SimpleQueue()
     processes = [_start() for _ in range(count)]
@@ -110,7 +107,7 @@ def _processes(count: int) -> Iterator[Callable[[Iterable[tuple]], Iterator[list
 
         def first() -> list[Path]:
             task, answer = waiting.popleft()
-            return answer.result() or _do(*task)  # done here if the process died, for example for lack of memory
+            return answer.result() or _do(*task)  # done here if the process died, for example of lack of memory
 
         for task in tasks:
             waiting.append((task, threads.submit(one, task)))
@@ -153,7 +150,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _ask(process: subprocess.Popen, task: tuple) -> list[Path] | None:
-    """Sends a task to a process and returns the paths that the process wrote, or None if the process has died."""
+    """Sends a task to a process; returns the paths of the files that it wrote, or None if the process has died."""
     try:
         pickle.dump(task, process.stdin, pickle.HIGHEST_PROTOCOL)
         process.stdin.flush()
@@ -172,14 +169,14 @@ def _do(draw: Callable[..., Figure], arguments: tuple, stem: Path, formats: Sequ
 def serve() -> None:
     """Performs tasks from standard input, one after the other, until standard input is closed.
 
-    The answer to each task, on standard output, is the list of paths, or the error.
+    For each task, the function writes the answer to standard output: the list of paths, or the error.
     """
     import signal
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes temporary files, unlike the default
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes temporary files, unlike the default handler
     tasks: BinaryIO = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # text that libraries print must not mix with the answers
+    os.dup2(2, 1)  # text that libraries print must not be mixed with the answers
     while True:
         try:
             task = pickle.load(tasks)
@@ -193,11 +190,11 @@ def serve() -> None:
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
             answers.flush()
         except BrokenPipeError:
-            os._exit(1)  # the parent process is gone
+            os._exit(1)  # the parent process has ended
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error itself, or a RuntimeError with the same message if the error cannot be pickled."""
+    """Returns the error itself, or a RuntimeError with the same message if the error cannot be pickled."""
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:

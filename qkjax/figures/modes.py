@@ -1,4 +1,4 @@
-"""Figures that show every mode."""
+"""Draws figures that show every mode."""
 
 from math import ceil
 
@@ -57,7 +57,7 @@ def spectra(name: str, metrics: Metrics) -> Figure:
     """
     s, cosine = np.asarray(metrics.singular_value), np.asarray(metrics.cosine)
     layers, heads, rank = s.shape
-    half, width = 0.44, 0.92  # half the height, and the width, of the drawing in a cell of size 1
+    half, width = 0.44, 0.92  # half the height, and the width, of the drawing inside a cell of size 1
     x = np.broadcast_to(np.arange(heads)[:, None] + width * (np.arange(rank) + 0.5) / rank - width / 2, s.shape)
     middle = np.broadcast_to(np.arange(layers)[:, None, None], s.shape)
     with np.errstate(invalid="ignore"):

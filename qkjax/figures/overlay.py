@@ -4,16 +4,16 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 LIMITS = (30, 95)
-"""Percentiles of a map that are shown with brightness 0 and 1, as in the authors' code."""
+"""The percentiles of a map that are drawn with brightness 0 and 1, as in the authors' code."""
 PICTURE = 0.55
-"""Brightness of the grey picture under the colours; on a brighter picture, the colours would not stand out."""
+"""Brightness of the grey picture under the colours. On a brighter picture, the colours would not be visible enough."""
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Map = Float[np.ndarray, "rows columns"]
 
 
 def brightness(values: Map, limits: tuple[float, float] = LIMITS) -> Map:
-    """Scales a map so that two of its percentiles become 0 and 1, and clips the scaled map to the range from 0 to 1.
+    """Scales a map so that two of its percentiles become 0 and 1; clips the result to the range from 0 to 1.
 
     A constant map becomes 0 everywhere.
     """

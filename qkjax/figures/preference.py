@@ -1,4 +1,4 @@
-"""Figures of attention preference (the paper's figures 2, 6 and S4) and of its relation to the cosines of modes."""
+"""Draws figures of attention preference (the paper's figures 2, 6 and S4) and of its relation to cosines of modes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,14 +26,14 @@ def _band(axes: Axes, rows: Sequence[Row], x: str, name: str, place: int, label:
 
 
 def preference_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
-    """Plots attention to the query's own category, to the opposite category and to the background, by layer.
+    """Plots, by layer, attention to the query's own category, to the opposite category, and to the background.
 
     Attention is plotted as a share, and relative to uniform attention (the paper, figure 2 B-D). Bands are 95%
-    intervals over images. For one model, each category has a line, against the layer. For several models, each category
-    has a panel and each model has a line, against relative depth.
+    intervals over images. For one model, each category is a line plotted against the layer. For several models, each
+    category is a panel, and each model is a line plotted against relative depth.
 
     Args:
-      models: rows of `preference_table` by model name.
+      models: a dict from model names to rows of `preference_table`.
     """
     with styled():
         if len(models) == 1:
@@ -80,8 +80,8 @@ def _one_model(name: str, rows: Sequence[Row]) -> Figure:
 def anisotropy_by_layer(name: str, rows: Sequence[Row]) -> Figure:
     """Plots anisotropy and the weighted cosine of the modes against layer (the paper, figure S4).
 
-    Anisotropy is the mean cosine between the centre tokens of different images, in the residual stream and after the
-    LayerNorm. The weighted cosine is also plotted minus the anisotropy of the residual stream.
+    Anisotropy is the mean cosine between the centre tokens of different images, in the residual stream or after the
+    LayerNorm. A further line shows the weighted cosine minus the anisotropy of the residual stream.
 
     Args:
       name: name of the model.
@@ -118,7 +118,7 @@ def preference_links(
     Args:
       name: name of the model.
       weighted_cosine: weighted cosine of the modes of each head.
-      values: preferences of each head, by the keys of `PREFERENCES`.
+      values: a dict from the keys of `PREFERENCES` to the preference of each head.
       rows: the rank correlations, with one row per preference.
     """
     linked = {row["preference"]: row for row in rows}
@@ -139,13 +139,14 @@ def preference_links(
 
 
 def same_object_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
-    """Plots the probability that the query object and the key object of a mode are the same, by layer.
+    """Plots, by layer, how often the query and the key of a mode are on the same object.
 
-    The probability is the mean over modes weighted by singular values, with 95% intervals. The dotted line is the
-    probability for two random objects (the paper, figure 6).
+    The plotted probability is the mean over modes, weighted by singular values, with its 95% interval. The dotted line
+    is the probability for two random objects (the paper, figure 6).
 
     Args:
-      models: rows of `objects_table` by model name. For several models, the horizontal axis is relative depth.
+      models: a dict from model names to rows of `objects_table`. For several models, the horizontal axis is relative
+        depth.
     """
     x = "layer" if len(models) == 1 else "relative_depth"
     with styled():
@@ -172,7 +173,7 @@ def attended_example(
 ) -> Figure:
     """Plots the attention of a target token and of a distractor token in one scene (the paper, figure 2 A).
 
-    Each row shows the picture with a box around the token, and the attention of the token over the patches in some
+    Each row shows the picture with a box around the token, and the attention of the token to the patches in some
     layers. Attention is averaged over heads, and each map is scaled to its maximum.
     """
     rows, columns = maps.shape[2:]

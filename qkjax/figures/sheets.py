@@ -1,4 +1,4 @@
-"""Draws sheets of pictures: the top images of modes, and the modes that contribute most in one image."""
+"""Draws sheets of pictures: the top images of modes, or the modes that contribute most to attention in one image."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ KEY = (
 
 
 class Tile(NamedTuple):
-    """One image and one mode: the picture that the model sees, the query map, the key map, and a caption."""
+    """A tile for one image and one mode: the picture that the model sees, the query map, the key map, and a caption."""
 
     picture: Picture
     query_map: Map
@@ -29,23 +29,23 @@ class Tile(NamedTuple):
 
 
 class SheetRow(NamedTuple):
-    """A row of a sheet: a label on the left, and tiles."""
+    """A row of a sheet, which has a label on the left, and tiles."""
 
     label: str
     tiles: Sequence[Tile]
 
 
 def top_images_sheet(title: str, rows: Sequence[SheetRow]) -> Figure:
-    """Draws one row per mode with the top images of the mode, highest score first (the paper, figure 4).
+    """Draws one row per mode, which shows the top images of the mode, highest score first (the paper, figure 4).
 
-    Each tile shows the picture, and below the picture a grey copy with the query map in red and the key map in cyan.
-    Each map is scaled between its percentiles `LIMITS`. The caption is the score.
+    Each tile shows the picture and, below it, a grey copy with the query map in red and the key map in cyan. Each map
+    is scaled between its percentiles `LIMITS`. The caption is the score.
     """
     return _mosaic(title, rows, lambda tile: np.concatenate([tile.picture, overlay(*tile[:3])]))
 
 
 def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Figure:
-    """Draws one row per head with the modes that contribute most to the head's attention logits (the paper, figure 5).
+    """Draws one row per head, with the modes that contribute most to the head's logits (the paper, figure 5).
 
     Each row starts with the picture. The upper half of each tile shows both maps over the picture (see
     `top_images_sheet`), and the lower half shows the query map and the key map separately.
@@ -69,24 +69,24 @@ def contact_sheet(title: str, picture: Picture, rows: Sequence[SheetRow]) -> Fig
 
 
 def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture]) -> Figure:
-    """Draws all tiles as one image with no more pixels than the page has, since a hundred axes would take minutes.
+    """Draws all tiles as one image, at the resolution of the page, because drawing a hundred axes would take minutes.
 
     All tiles must have the same shape.
 
     Args:
-      draw: function that returns the pixels of a tile; the tile has its picture at the size on the page.
+      draw: function that returns the pixels of a tile, whose picture already has its size on the page.
     """
     columns = max(len(row.tiles) for row in rows)
-    left, top, bottom = 0.75, 0.25, 0.45  # inches for labels, title and key
+    left, top, bottom = 0.75, 0.25, 0.45  # inches for the labels, the title and the colour key
     inches = (WIDTH - left) / max(columns, 5)
     gap = round(GAP * inches * DPI)
     width = min(round(inches * DPI) - gap, rows[0].tiles[0].picture.shape[1])
     rows = [row._replace(tiles=[_resized(tile, width) for tile in row.tiles]) for row in rows]
     height = len(draw(rows[0].tiles[0]))
     lines = max(tile.caption.count("\n") + 1 for row in rows for tile in row.tiles)
-    above = round(0.17 * width * lines)  # room for a caption
+    above = round(0.17 * width * lines)  # space for a caption
     canvas = np.full((len(rows) * (height + above + gap), columns * (width + gap) - gap, 3), PAPER, np.uint8)
-    scale = inches / (width + gap)  # inches for a pixel
+    scale = inches / (width + gap)  # inches per pixel
     size = (left + canvas.shape[1] * scale, canvas.shape[0] * scale)
     with styled():
         figure = Figure(figsize=(size[0], size[1] + top + bottom))
@@ -100,7 +100,7 @@ def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture
                 x = j * (width + gap)
                 canvas[y : y + height, x : x + width] = draw(tile)
                 axes.text(x, y - gap / 3, literal(tile.caption), va="bottom", fontsize=font, linespacing=1.1)
-        axes.imshow(canvas, interpolation="nearest", alpha=1)  # without alpha, matplotlib computes in float64
+        axes.imshow(canvas, interpolation="nearest", alpha=1)  # without alpha, matplotlib would compute in float64
         axes.axis("off")
         figure.text(0, 1, literal(title), va="top", fontsize=8)
         key = figure.legend(handles=KEY, loc="lower left", ncols=3, frameon=False, fontsize=7, handlelength=1)
@@ -113,7 +113,7 @@ def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture
 
 
 def _resized(tile: Tile, width: int) -> Tile:
-    """The tile with its picture at this width."""
+    """Returns the tile with its picture resized to a width."""
     if tile.picture.shape[1] == width:
         return tile
     from PIL import Image

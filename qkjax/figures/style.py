@@ -1,4 +1,4 @@
-"""The common style of all figures, and the function that saves figures."""
+"""Defines the common style of all figures, and saves figures."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DIVERGING = "RdBu_r"  # red: similar (1), blue: opposite (-1); safe for red-green blindness
 GREY = "#B0B0B0"
 WIDTH = 7.0
-"""Width of a page of text in inches."""
+"""Width of a text page in inches."""
 DPI = 200
 
 RC = {
@@ -46,30 +46,31 @@ def styled() -> Iterator[None]:
 
 
 def literal(name: str) -> str:
-    """Escapes a name for matplotlib, which would read $ as mathematics and hide legend entries that begin with _."""
+    """Escapes a name for matplotlib, which treats $ as mathematics and hides legend entries that begin with _."""
     return (" " if name.startswith("_") else "") + visible(name, "\n").replace("$", r"\$")
 
 
 FORMATS = {".png": {}, ".pdf": {"CreationDate": None}}
-"""File endings, and the metadata of each format. The metadata have no time, so that equal figures give equal files."""
+"""A dict from file endings to metadata of the format. The metadata contain no time, so that equal figures have equal
+files."""
 OPTIONS = {".png": {"pil_kwargs": {"compress_level": 1}}}
-"""Options for saving, by file ending. Compression level 1 takes a quarter of the time of level 6, and files are a
-twelfth larger."""
+"""A dict from file endings to options for saving. Compression level 1 takes a quarter of the time of level 6, but files
+are a twelfth larger."""
 MARGIN = 0.1  # margin around a figure in inches
 
 
 def save(figure: Figure, stem: Path | str, formats: Sequence[str] = tuple(FORMATS)) -> list[Path]:
-    """Writes a figure to `stem.png` and `stem.pdf`, or to the given formats only, each file atomically.
+    """Writes a figure to `stem.png` and `stem.pdf`, or only to the given formats. Each file is written atomically.
 
     The layout is computed once for all formats.
 
     Args:
       figure: the figure, which is not changed.
-      stem: path without ending.
+      stem: path without file ending.
       formats: file endings, as in the keys of `FORMATS`.
 
     Returns:
-      Paths of the files, in the order of `formats`.
+      The paths of the files, in the order of `formats`.
 
     Raises:
       QkjaxError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""Figures of a sweep, which is a set of trained models that differ in constraint and seed."""
+"""Draws figures of a sweep, which is a set of trained models that differ in constraint and seed."""
 
 from collections.abc import Sequence
 
@@ -19,11 +19,11 @@ def sweep_accuracy(dataset: xr.Dataset, rows: Sequence[Row]) -> Figure:
     """Plots the accuracy on held-out images by constraint, and the difference from the constraint `free`.
 
     The first panel shows one dot per seed, and the mean with its 95% interval. The second panel shows the difference
-    from `free`, paired by seed, with its 95% interval.
+    from `free`, where runs with the same seed are paired, with its 95% interval.
 
     Args:
-      dataset: dataset of a sweep, see `train.sweep.collect`.
-      rows: table of the sweep, see `train.findings.table`.
+      dataset: dataset of a sweep; see `train.sweep.collect`.
+      rows: table of the sweep; see `train.findings.table`.
     """
     height = np.arange(len(rows))[::-1]
     with styled():
@@ -69,11 +69,11 @@ def sweep_curves(dataset: xr.Dataset) -> Figure:
 
 
 def sweep_cosines(dataset: xr.Dataset) -> Figure:
-    """Plots the weighted cosine of the modes against layer, as the mean over heads and seeds.
+    """Plots the weighted cosine of the modes, averaged over heads and seeds, against layer.
 
     There is one panel per constraint, with lines from the first evaluation (light) to the last (dark). The vertical
-    scale is linear from -0.1 to 0.1 and logarithmic outside of this range. Small cosines of unconstrained models
-    therefore stay visible next to the large cosines of constrained models.
+    scale is linear from -0.1 to 0.1, and logarithmic outside of this range. The small cosines of unconstrained models
+    are therefore still visible next to the large cosines of constrained models.
     """
     names = list(dataset.constraint.values)
     values = dataset.weighted_cosine.mean("seed")
@@ -99,7 +99,7 @@ def sweep_cosines(dataset: xr.Dataset) -> Figure:
 
 
 def _panels(names: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with one panel per name, at most four panels per row, each `height` inches high."""
+    """Makes a figure with one panel per name. It has at most four panels per row, each `height` inches high."""
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(WIDTH, height * lines + 0.4), layout="constrained")

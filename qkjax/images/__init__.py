@@ -1,4 +1,4 @@
-"""Loads images and masks, and converts images and masks to the input of a model.
+"""Loads images and masks, and converts them to the input of a model.
 
 few, _ = qkjax.images.photographs().spread(4)
 images = qkjax.images.open_images("folder")

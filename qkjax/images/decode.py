@@ -16,17 +16,17 @@ MAX_SCANS = 100
 
 @contextmanager
 def opened(file: str | Path | IOBase, most: int | None = None) -> Iterator["PIL.Image.Image"]:
-    """An image that is not yet decoded, whose header is within the limits.
+    """Opens an image without decoding it, and checks that its header is within the limits.
 
-    If Pillow does not know the format, the file is tried as HEIC, whatever the name of the file.
+    If Pillow does not know the format, the function tries HEIC, regardless of the file name.
 
     Args:
       file: path of the image, or an open file.
-      most: largest number of pixels, besides that of `check_pixels`.
+      most: largest number of pixels, in addition to the limit of `check_pixels`.
 
     Raises:
-      ValueError: the path is a pipe or device, or the image has too many pixels or scans, or is a program.
-      Exception: Pillow's readers raise errors of many types.
+      ValueError: the path is a pipe or device, or the image has too many pixels or scans, or is a PostScript program.
+      Exception: Pillow's readers raise many types of errors.
     """
     _ignore_warnings()
     _large_blocks()
@@ -45,7 +45,7 @@ def _image(file: str | Path | IOBase) -> "PIL.Image.Image":
     from PIL import Image, UnidentifiedImageError
 
     limit = from_environment("QKJAX_MAX_PIXELS", None)
-    if limit and Image.MAX_IMAGE_PIXELS:  # Pillow refuses images of twice its limit by itself
+    if limit and Image.MAX_IMAGE_PIXELS:  # Pillow itself rejects images with twice its limit
         Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS)
     try:
         return Image.open(file)
@@ -54,7 +54,7 @@ def _image(file: str | Path | IOBase) -> "PIL.Image.Image":
             raise
         return Image.open(file)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{error} (QKJAX_MAX_PIXELS raises this limit)") from error
+        raise ValueError(f"{error} (set QKJAX_MAX_PIXELS to raise this limit)") from error
 
 
 def _check_scans(file: IOBase) -> None:
@@ -66,12 +66,12 @@ def _check_scans(file: IOBase) -> None:
         end = block[-1:]
     file.seek(place)
     if scans > MAX_SCANS:
-        raise ValueError(f"its pixels are in more than {MAX_SCANS} scans")
+        raise ValueError(f"it has more than {MAX_SCANS} scans")
 
 
 @cache
 def register_heif() -> bool:
-    """Whether Pillow can read HEIC files, which needs the package pillow-heif."""
+    """Registers HEIC with Pillow if pillow-heif is installed; returns whether Pillow can read HEIC files."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -84,8 +84,8 @@ def register_heif() -> bool:
 def _large_blocks() -> None:
     """Makes Pillow allocate an image as one block, up to 1 GiB.
 
-    The system gets a large block back as soon as an image is closed. glibc keeps smaller ones for each thread, so that
-    the memory of images that threads prepared one after the other would add up.
+    A large block is returned to the operating system as soon as the image is closed. glibc would keep smaller blocks
+    for each thread, so the memory of images that were prepared one after the other would add up.
     """
     from PIL import Image
 

@@ -20,7 +20,7 @@ FILES = {
                 "rocket.jpg"),
     "sklearn": ("china.jpg", "flower.jpg"),
 }  # fmt: skip
-PARTS = (2, 3)  # the side of a crop is a half or a third of the short side
+PARTS = (2, 3)  # the side of a crop is a half or a third of the photograph's short side
 
 
 def photographs(crops: bool = True) -> ImageSet:
@@ -43,9 +43,9 @@ def photographs(crops: bool = True) -> ImageSet:
 
 
 def subjects(images: ImageSet) -> tuple[list[int], list[str]]:
-    """For each image of the default set, the index of the photograph that the image shows or is cropped from.
+    """For each image of the default set, the index of the photograph that it shows, as a whole or in part.
 
-    The second result holds the names of the photographs.
+    The second result is the names of the photographs.
     """
     stems = [name.split(" ")[0] for name in images.names]
     names = sorted(set(stems))
@@ -53,7 +53,7 @@ def subjects(images: ImageSet) -> tuple[list[int], list[str]]:
 
 
 def _folder(package: str) -> Path:
-    spec = find_spec(package)  # finds the package without importing it, since only its files are needed
+    spec = find_spec(package)  # finds the package without importing it, because only its files are needed
     if spec is None or not spec.submodule_search_locations:
         raise QkjaxError(
             "the default photographs come with scikit-image and scikit-learn, but at least one of these packages is "

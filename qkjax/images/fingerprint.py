@@ -1,4 +1,4 @@
-"""Texts that change if the files of an image set change."""
+"""Computes fingerprints: texts that change if the files of an image set change."""
 
 import hashlib
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 MAX_HASHED = 1 << 30
-"""Bytes of all files of a set up to which their contents are read for the fingerprint, which takes about a second."""
+"""Largest total number of bytes of a set for which the fingerprint covers the contents of files. Reading this many
+bytes takes about a second."""
 BLOCK = 1 << 20
 
 
@@ -17,9 +18,9 @@ class Part(NamedTuple):
     """A file of an image set, such as an image, a mask, or a member of an archive.
 
     Attributes:
-      size: bytes that `digest` reads.
-      stamp: text that changes if the file is replaced; for large sets.
-      digest: function that returns a digest of the content.
+      size: number of bytes that `digest` reads.
+      stamp: text that changes if the file is replaced; it is used for large sets.
+      digest: function that returns a hash of the content.
     """
 
     size: int
@@ -28,7 +29,7 @@ class Part(NamedTuple):
 
 
 def part_of_file(path: Path) -> Part:
-    """The part of a set that is a whole file; a missing file and a pipe are equal to each other."""
+    """The part of a set that is a whole file. Missing files and pipes all have the same part."""
     if not path.is_file():
         return Part(0, "none", lambda: b"none")
     stat = path.stat()
@@ -36,22 +37,23 @@ def part_of_file(path: Path) -> Part:
 
 
 def part_of_range(path: Path, stat: os.stat_result, begin: int, size: int, changed: int) -> Part:
-    """The part of a set that lies in an archive, uncompressed; `stat` is that of the archive."""
+    """The part of a set that is an uncompressed range of an archive; `stat` is the `os.stat` of the archive."""
     stamp = f"{size} {changed} {begin} {stat.st_size} {stat.st_mtime_ns}"
     return Part(size, stamp, partial(_content, path, begin, size))
 
 
 def part_with_checksum(size: int, checksum: int) -> Part:
-    """The part of a set whose archive states a checksum of its content, so that nothing needs to be read."""
+    """The part of a set for which the archive states a checksum, so that its content need not be read."""
     text = f"{size} {checksum:08x}"
     return Part(0, text, text.encode)
 
 
 def digest_of(items: Sequence[tuple[str, Sequence[Part]]], more: object = ()) -> str:
-    """A digest of the names and parts of items, and of `more`.
+    """A hash of the names and parts of items, and of `more`.
 
-    Up to `MAX_HASHED` bytes it covers the contents of the files, so that a copy of a set has the same digest. The
-    digest of a larger set covers sizes and times of change, and begins with "times".
+    For a set of at most `MAX_HASHED` bytes, the hash covers the contents of files, so that a copy of the set has the
+    same hash. For a larger set, the hash covers the sizes of files and the times of their last change, and begins with
+    "times".
     """
     digest = hashlib.sha256(repr([more, [str(name) for name, _ in items]]).encode(errors="replace"))
     parts = [part for _, parts in items for part in parts]
@@ -65,7 +67,7 @@ def digest_of(items: Sequence[tuple[str, Sequence[Part]]], more: object = ()) ->
 
 
 def _content(path: Path, begin: int, size: int | None) -> bytes:
-    """SHA-256 of a range of a file, or of the file from `begin` to its end."""
+    """The SHA-256 of a range of a file, or of the file from `begin` to its end."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -74,5 +76,5 @@ def _content(path: Path, begin: int, size: int | None) -> bytes:
                 digest.update(block)
                 size = None if size is None else size - len(block)
     except OSError:
-        return b"none"  # reading the image will report the error
+        return b"none"  # the error is reported when the image is read
     return digest.digest()

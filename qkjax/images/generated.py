@@ -1,7 +1,7 @@
-"""Generates scenes with one odd object among identical distractors, and exact masks of both.
+"""Generates scenes with one odd object (the target) among identical distractors, and exact masks of both.
 
-The scenes are psychophysical patterns similar to the P3 data set, or pieces of photographs. Each scene is generated
-when the scene is read, and depends only on the seed and the index of the scene.
+The scenes are psychophysical patterns similar to the P3 data set, or are composed of pieces of photographs. A scene is
+generated when it is read, and depends only on the seed and on its index.
 """
 
 import colorsys
@@ -18,11 +18,11 @@ from qkjax.images.sets import ImageSet
 
 SIDE, CELLS, FINE = 448, 4, 2
 """Side of an image in pixels; number of objects per row of the jittered grid; number of subpixels along each side of a
-pixel in which the masks are sampled."""
+pixel when masks are sampled."""
 KINDS = ("colour", "orientation", "size")
 JITTER, EDGE = 0.06, 0.1
-"""Largest shift of an object, as a share of the object's grid cell; margin of the grid, as a share of the image side.
-The margin is needed because the preprocessing of models crops to the centre."""
+"""Largest shift of an object, as a share of its grid cell; margin of the grid, as a share of the image side. The margin
+is needed because the preprocessing of models crops images to the centre."""
 
 Plane = Float[np.ndarray, "height width"]
 
@@ -32,7 +32,7 @@ def patterns(count: int, seed: int, kind: Literal["patterns", "pasted"] = "patte
 
     Args:
       count: number of scenes.
-      seed: seed of the random generator.
+      seed: random seed.
       kind: "patterns" or "pasted". Scenes of "patterns" show bars on a faint texture. One bar differs from the other
         bars in colour, orientation or size; the scenes cycle through these three properties. Scenes of "pasted" show
         round pieces cut from one photograph and a single piece cut from a second photograph. The background is a
@@ -51,11 +51,11 @@ def _generated(generate, seed: int, index: int) -> Scene:
 
 
 def _pattern(rng: np.random.Generator, index: int) -> Scene:
-    """A scene of bars with equal properties, except for one odd bar.
+    """Generates a scene of identical bars, except for one odd bar.
 
-    The odd bar differs from all other bars in exactly one property: hue, orientation or size. The hue of the odd bar
-    differs by at least a sixth of the colour circle, or its orientation by at least 30 degrees, or its length and width
-    are multiplied by one factor, from 0.55 to 0.7 or from 1.3 to 1.4.
+    The odd bar differs from all other bars in exactly one property: hue, orientation or size. A different hue differs
+    by at least a sixth of the colour circle, and a different orientation by at least 30 degrees. For a different size,
+    length and width are multiplied by the same factor, which is from 0.55 to 0.7 or from 1.3 to 1.4.
     """
     kind, cells = KINDS[index % 3], CELLS * CELLS
     odd = np.arange(cells) == rng.integers(cells)
@@ -85,14 +85,14 @@ def _pattern(rng: np.random.Generator, index: int) -> Scene:
 
 
 def _texture(rng: np.random.Generator) -> Float[np.ndarray, "height width 3"]:
-    """A gray image with faint smooth noise."""
+    """Generates a gray image with faint smooth noise."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None])
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) * np.exp(-((frequency * 40) ** 2)))
     return np.repeat((rng.uniform(0.35, 0.6) + 0.04 * noise / noise.std())[..., None], 3, axis=2).clip(0, 1)
 
 
 def _cover(down: float, right: float, reach: int, inside: Callable[[np.ndarray, np.ndarray], np.ndarray]):
-    """A box of pixels around a point, and the share of each pixel in the box that lies inside a shape.
+    """Returns a box of pixels around a point, and, for each pixel in the box, the share of it that is inside a shape.
 
     `inside` takes row and column positions relative to the point, and returns whether each position is in the shape.
     """
@@ -130,7 +130,7 @@ def _blurred(index: int) -> Float[np.ndarray, "height width 3"]:
 
 
 def _pasted(rng: np.random.Generator, _: int) -> Scene:
-    """A scene of eight round pieces in eight cells of a 3 x 3 grid.
+    """Generates a scene of eight round pieces of photographs in eight cells of a 3 x 3 grid.
 
     The seven distractors are copies of one piece of a photograph, each rotated by a random multiple of 90 degrees and
     mirrored at random. The target is a piece of a second photograph.
@@ -158,7 +158,7 @@ def _pasted(rng: np.random.Generator, _: int) -> Scene:
 
 
 def _corner(rng: np.random.Generator, photograph: np.ndarray, side: int) -> np.ndarray:
-    """The corner of a square of the photograph that is not uniform: the highest contrast of eight random squares."""
+    """Chooses, among eight random squares of a photograph, the one with the highest contrast; returns its corner."""
     corners = rng.integers(0, SIDE - side, (8, 2))
     return max(corners, key=lambda corner: photograph[corner[0] : corner[0] + side, corner[1] : corner[1] + side].std())
 

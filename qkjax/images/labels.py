@@ -12,11 +12,11 @@ def by_folder(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
     The classes are the outermost folders, sorted by name.
 
     Args:
-      path: path of the image set, for the error.
+      path: path of the image set, for the error message.
       images: the image set.
 
     Raises:
-      QkjaxError: there are fewer than two folders, or some images are in no folder.
+      QkjaxError: there are fewer than two folders, or some images are not in any folder.
     """
     parts = [[part for part in name.split("/") if not part.endswith((".zip", ".tar"))] for name in images.names]
     folders = [part[0] if len(part) > 1 else "" for part in parts]
@@ -31,11 +31,10 @@ def by_folder(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:
 
 
 def head_classes(classes: list[str], outputs: int) -> list[int] | None:
-    """The index of the classifier output for each class, or None if the outputs are unknown.
+    """For each class, the index of the classifier output that belongs to it; None if the outputs are unknown.
 
-    If the names of all folders are numbers ("0", "281"), the number is the index of the output. If the names are not
-    all numbers, but the numbers of folders and outputs are equal, the folders sorted by name correspond to the outputs
-    in order, as in ImageNet.
+    If the names of all folders are numbers ("0", "281"), each name is the index of the output. Otherwise, if there are
+    as many folders as outputs, the folders, sorted by name, correspond to the outputs in order, as in ImageNet.
     """
     numbers = [int(name) for name in classes if name.isdecimal() and int(name) < outputs]
     if len(numbers) == len(classes):

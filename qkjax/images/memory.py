@@ -1,4 +1,4 @@
-"""Bounds the memory of all images that threads prepare at the same time, however many threads there are."""
+"""Limits the total memory of all images that threads prepare at the same time, for any number of threads."""
 
 import threading
 from collections.abc import Iterator
@@ -6,11 +6,12 @@ from contextlib import contextmanager
 
 
 class Budget:
-    """An amount that threads share.
+    """A budget, such as an amount of memory, that several threads share.
 
-    A thread takes its part within `shared`, and waits until enough is left. A part that exceeds the budget waits until
-    no other part is taken. A thread that already has a part takes more without waiting, so that threads cannot wait
-    for each other in a circle; this is for masks, which are at most as large as their image.
+    Within `shared`, a thread takes a part of the budget, and waits until enough is left. A thread that needs more than
+    the whole budget waits until no other thread has a part. A thread that already has a part takes more without
+    waiting, so that threads cannot wait for each other in a circle. Such further parts are for masks, which are at most
+    as large as their image.
     """
 
     def __init__(self, total: int):
@@ -19,7 +20,7 @@ class Budget:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """The parts that this thread takes within this context are returned at its end."""
+        """A context that, at its end, returns all parts that the thread has taken within it."""
         self._own.part = 0
         try:
             yield
@@ -30,7 +31,7 @@ class Budget:
                 self._changed.notify_all()
 
     def take(self, amount: int) -> None:
-        """Takes a part of the budget; does nothing outside of `shared`, where only one image is prepared."""
+        """Takes a part of the budget. Outside of `shared`, only one image is prepared, and the method does nothing."""
         own = getattr(self._own, "part", None)
         if own is None:
             return
@@ -42,8 +43,9 @@ class Budget:
 
 
 PIXELS = Budget(1 << 28)
-"""Pixels of all images in preparation; at about 8 bytes per pixel, they take 2 GiB."""
+"""Largest number of pixels of all images in preparation. At about 8 bytes per pixel, they take 2 GiB."""
 UNPACKED = Budget(1 << 29)
-"""Bytes of all files that are unpacked from archives and not yet decoded."""
+"""Largest number of bytes of all files that have been unpacked from archives but not yet decoded."""
 ENLARGED = threading.Lock()
-"""Held while an image is resized to far more pixels than it has, which needs extra memory."""
+"""Lock that a thread holds while it resizes an image to far more pixels than the image has, which needs extra
+memory."""

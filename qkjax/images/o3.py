@@ -23,16 +23,16 @@ from qkjax.images.sources import SUFFIXES, as_text, refuse_exif_rotation
 MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
 PARTS = ("colors", "orientations", "sizes")
 TABLES = ("image_properties.csv", "image_properties.txt")
-LAYOUT = "O3 has folders images, targ_labels and dist_labels with files of the same names"
+LAYOUT = "the O3 data set has folders images, targ_labels and dist_labels, whose files have matching names"
 
 
 def open_o3(path: str | Path) -> ImageSet[Scene]:
-    """Opens the O3 or P3 data set in a folder as an image set of scenes, sorted by name.
+    """Opens the O3 or P3 data set in a folder; returns an image set of scenes, sorted by name.
 
-    The data set may be in a subfolder, which is where the published zip file unpacks to.
+    The data set may also be in a subfolder, because the published zip file unpacks to a subfolder.
 
     Raises:
-      QkjaxError: the folder has another layout, or no image in the folder has both masks.
+      QkjaxError: the folder does not have the layout of O3 or P3, or no image in the folder has both masks.
     """
     path = Path(path)
     if not path.is_dir():
@@ -46,7 +46,10 @@ def open_o3(path: str | Path) -> ImageSet[Scene]:
         folders = {what: next(root / name for name in names if (root / name).is_dir()) for what, names in MASKS.items()}
         masks = {what: _by_stem(folder)[0] for what, folder in folders.items()}
         images, others = _by_stem(root / "images")
-        left_out += [(prefix + as_text(file.name), f"{images[file.stem].name} has the same masks") for file in others]
+        left_out += [
+            (prefix + as_text(file.name), f"{images[file.stem].name} has the same name without suffix")
+            for file in others
+        ]
         for stem, image in sorted(images.items()):
             missing = [what for what in MASKS if stem not in masks[what]]
             if missing:
@@ -55,7 +58,7 @@ def open_o3(path: str | Path) -> ImageSet[Scene]:
             else:
                 scenes.append((prefix + as_text(image.name), image, *(masks[what][stem] for what in MASKS)))
         absent = (name for name in _listed(root) if Path(name).stem not in images)
-        left_out += [(prefix + name, "listed in the table of properties, but there is no such file") for name in absent]
+        left_out += [(prefix + name, "the table lists this image, but there is no such file") for name in absent]
     if not scenes:
         raise QkjaxError(f"{path}: none of {len(left_out)} images has both masks; {LAYOUT}")
     names = tuple(name for name, *_ in scenes)
@@ -80,9 +83,9 @@ def _roots(path: Path) -> list[Path]:
 
 
 def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Image files by name without suffix, and a list of files whose name without suffix is already taken.
+    """A dict from names without suffix to image files, and a list of files whose name without suffix is taken.
 
-    If several files have the same name without suffix, the first file in alphabetical order takes the name.
+    If several files have the same name without suffix, the dict contains the first in alphabetical order.
     """
     files = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
     by_stem: dict[str, Path] = {}
@@ -91,7 +94,7 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Path]]:
 
 
 def _listed(root: Path) -> list[str]:
-    """Image names listed in the table of properties; an empty list if there is no table."""
+    """The image names in the table of properties, or an empty list if there is no table."""
     table = next((root / name for name in TABLES if (root / name).is_file()), None)
     if table is None:
         return []
@@ -112,5 +115,5 @@ def _read(name: str, image: Path, target: Path, distractors: Path) -> Scene:
 
 
 def _mask(file: Path, most: int) -> Mask:
-    """The mask as 0 and 255. White marks the object; the threshold removes JPEG noise at its edges."""
+    """Reads a mask, in which white marks the object, as 0 and 255. A threshold removes JPEG noise at the edges."""
     return (np.asarray(open_image(file, most=most).getchannel("R")) >= 128) * np.uint8(255)

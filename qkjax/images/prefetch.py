@@ -1,6 +1,5 @@
-"""Reads, resizes and stacks images into batches in threads, while the model computes."""
+"""Reads and resizes images and stacks them into batches, in threads, while the model computes."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from qkjax.cores import cores
 from qkjax.errors import QkjaxError
 from qkjax.images.memory import PIXELS, UNPACKED
 from qkjax.images.preprocess import Preprocess, Resolution, picture, side_lengths
@@ -16,7 +16,7 @@ from qkjax.images.sets import Batch, ImageSet, Item, batch_of
 
 Result = TypeVar("Result")
 
-WINDOW = 2  # number of batches decoded ahead; memory use does not grow with the number of images
+WINDOW = 2  # number of batches that are decoded ahead; memory use does not grow with the number of images
 
 
 def ahead(
@@ -24,8 +24,8 @@ def ahead(
 ) -> Iterator[tuple[Sequence[int], list[Result]]]:
     """Yields each group of indices, in order, with the results of `prepare` for the indices of the group.
 
-    Other threads compute the results of the next groups ahead of time. The images that they prepare at the same time
-    are limited, see `qkjax.images.memory`.
+    Other threads compute the results of the next groups ahead of time. `qkjax.images.memory` limits the memory of the
+    images that they prepare at the same time.
     """
 
     def within_limits(index: int) -> Result:
@@ -33,8 +33,9 @@ def ahead(
             return prepare(index)
 
     remaining, waiting = iter(groups), deque()
-    # Threads suffice, since Pillow releases the global interpreter lock while it decodes and resizes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    # Threads suffice, since Pillow, numpy and SciPy release the global interpreter lock while they decode and resize:
+    # Python itself takes 0.1 ms of the 2 to 3 ms of CPU time for a photograph of 500 x 375 pixels.
+    with ThreadPoolExecutor(cores()) as pool:
         try:
             while True:
                 for group in islice(remaining, WINDOW - len(waiting)):
@@ -48,13 +49,13 @@ def ahead(
 
 
 def or_reason(compute: Callable[[], Result], name: str) -> Result | str:
-    """The result of `compute`, or the text of the error if `compute` fails because of bad input or lack of memory."""
+    """The result of `compute`, or the error message if `compute` fails because of invalid input or lack of memory."""
     try:
         return compute()
     except QkjaxError as error:
         return str(error)
     except MemoryError:
-        return f"{name} does not fit in memory; reduce the size of the image"
+        return f"{name} does not fit into memory; reduce the size of the image"
 
 
 def batches(
@@ -70,9 +71,9 @@ def batches(
       images: the image set.
       groups: groups of at most `size` indices of images.
       size: number of images in a batch.
-      prepare: takes an item of the image set and the item's name, and returns the pixels and, for a set with masks, the
-        masks. Raises QkjaxError for an item that cannot be used.
-      blank: pixels and masks that stand for a missing image.
+      prepare: function that takes an item of the image set and the item's name, and returns its pixels and, in a set
+        with masks, its masks. The function raises QkjaxError if the item cannot be used.
+      blank: pixels and masks that replace a missing image.
     """
 
     def prepared(index: int) -> tuple[np.ndarray, ...] | str:
@@ -85,6 +86,6 @@ def batches(
 def photograph_batches(
     images: ImageSet, groups: Iterable[Sequence[int]], size: int, preset: Preprocess, resolution: Resolution | None
 ) -> Iterator[Batch]:
-    """Yields batches of photographs without masks; `preset` and `resolution` are passed to `picture`."""
+    """Yields batches of photographs without masks. `preset` and `resolution` are arguments of `picture`."""
     blank = (np.zeros((*side_lengths(preset, resolution), 3), np.uint8),)
     return batches(images, groups, size, lambda item, _: (picture(item, preset, resolution),), blank)

@@ -1,6 +1,6 @@
 """Converts photographs to the input of a model.
 
-Photographs are opened, resized, cropped and normalised as in the reference code of the model's family.
+The functions open, resize, crop and normalise photographs as the reference code of the model's family does.
 """
 
 import operator
@@ -29,13 +29,13 @@ RGB = tuple[float, float, float]
 HEIF = (".heic", ".heif", ".hif")
 HEAVY = ("WEBP", "JPEG2000", "AVIF", "HEIF")  # formats whose decoders need more than 8 bytes per pixel
 Resize = Literal["small side", "squash", "none"]
-MAX_PIXELS = 100_000_000  # limit for a resized picture; only images with extreme aspect ratios reach this limit
-ENLARGEMENT = 1 << 24  # pixels by which threads may enlarge images at the same time
+MAX_PIXELS = 100_000_000  # limit for the size of a resized picture, which only images with extreme aspect ratios reach
+ENLARGEMENT = 1 << 24  # largest number of pixels by which all threads together may enlarge images at the same time
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The preprocessing of a model family: resize, crop from the centre, normalise.
+    """The preprocessing of a model family, which consists of three steps: resize, crop from the centre, normalise.
 
     Attributes:
       resize: "small side" resizes the image and keeps its aspect ratio; "squash" resizes the image to `resize_to` and
@@ -43,8 +43,8 @@ class Preprocess:
       filter: resampling filter. "area" and "bilinear" are the filters of `tf.image.resize` (bilinear without
         antialiasing, half-pixel centres), truncated to uint8 as in big_vision. Names that start with "pil-" are
         Pillow's filters, with antialiasing except for "pil-nearest".
-      resize_to: side in pixels after resizing, or (height, width). With "small side", a single number is the length of
-        the smaller side; a pair is the smallest (height, width) that the resized image must cover. If a different
+      resize_to: side in pixels after resizing, or (height, width). With "small side", one number is the length of the
+        smaller side, and two numbers are the (height, width) that the resized image must at least cover. If a different
         resolution is requested, `resize_to` and `crop` are scaled.
       crop: side in pixels of the central square that the model sees, or (height, width).
       mean, std: mean and standard deviation of each colour channel, for values from 0 to 1. The model takes
@@ -52,7 +52,7 @@ class Preprocess:
 
     Raises:
       QkjaxError: a side is not a whole number of pixels from 1 to `MAX_SIDE`, the crop is larger than the resized
-        picture, or a mean or standard deviation cannot be one.
+        picture, or a mean or a standard deviation is impossible.
     """
 
     resize: Resize
@@ -83,9 +83,9 @@ PRESETS = {
     "bigvision-small-crop": Preprocess("small side", "area", 256, 224, *HALF),
     "augreg-384": Preprocess("small side", "area", 448, 384, *HALF),
     "flexivit": Preprocess("small side", "area", 272, 240, *HALF),
-    "flexivit-i1k": Preprocess("squash", "bilinear", 272, 240, *HALF),  # models trained on ImageNet-1k only
+    "flexivit-i1k": Preprocess("squash", "bilinear", 272, 240, *HALF),  # models that were trained only on ImageNet-1k
     "squash": Preprocess("squash", "bilinear", 224, 224, *HALF),
-    # as in the image processors of transformers; dino, deit and mae take mean and std from their training code
+    # as in the image processors of transformers; for dino, deit and mae, mean and std are those of their training code
     "hf-vit": Preprocess("squash", "pil-bilinear", 224, 224, *HALF),
     "hf-dino": Preprocess("small side", "pil-bicubic", 256, 224, *IMAGENET),
     "hf-dinov2": Preprocess("small side", "pil-bicubic", 256, 224, *IMAGENET),
@@ -94,9 +94,9 @@ PRESETS = {
     "hf-siglip": Preprocess("squash", "pil-bicubic", 224, 224, *HALF),
     "hf-mae": Preprocess("squash", "pil-bilinear", 224, 224, *IMAGENET),
     "hf-ijepa": Preprocess("squash", "pil-bilinear", 224, 224, *HALF),
-    # Google's tips/scenic: pixels in 0..1, resized by `jax.image.resize`, whose values are not rounded to 8 bits
+    # Google's tips/scenic: pixels in 0..1, resized with `jax.image.resize`, which does not round values to 8 bits
     "tips": Preprocess("squash", "pil-bilinear", 448, 448, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    # C-RADIO normalises the pixels itself
+    # the C-RADIO model itself normalises the pixels
     "radio": Preprocess("squash", "pil-bicubic", 224, 224, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     # microsoft/SimMIM, data_finetune.py; torchvision may crop one pixel further if a margin is odd
     "simmim": Preprocess("small side", "pil-bicubic", 256, 224, *IMAGENET),
@@ -111,7 +111,7 @@ def preprocess(image: Photograph, preset: Preprocess, resolution: Resolution | N
 def normalise(
     pixels: UInt8[np.ndarray, "*batch height width 3"], preset: Preprocess
 ) -> Float[np.ndarray, "*batch height width 3"]:
-    """Converts pixel values from 0 to 255, of one image or several, to the range that the model expects, in float32."""
+    """Converts the pixel values of one or more images from 0..255 to the float32 values that the model expects."""
     return ((pixels / 255 - np.asarray(preset.mean)) / np.asarray(preset.std)).astype(np.float32)
 
 
@@ -121,12 +121,12 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
     Args:
       image: a Pillow image of any mode and size, or a uint8 array (height, width, 3).
       preset: one of `PRESETS`, or the result of `from_processor_config`.
-      resolution: side in pixels, or (height, width); by default the crop of the preset. If the aspect ratio differs
-        from that of the preset, the image is resized just enough to cover the crop and the preset's relative margins.
+      resolution: side in pixels, or (height, width); by default the crop of the preset. If its aspect ratio differs
+        from that of the preset, the image is resized so that it just covers the crop and the preset's relative margins.
 
     Raises:
-      QkjaxError: the array is not uint8 RGB, or the preset does not resize and the image is smaller than the crop, or
-        the aspect ratio of the image is too extreme.
+      QkjaxError: the array is not uint8 RGB, the image is smaller than the crop and the preset does not resize, or the
+        aspect ratio of the image is too extreme.
     """
     crop = side_lengths(preset, resolution)
     is_array = isinstance(image, np.ndarray)
@@ -150,9 +150,10 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
 def source_pixels(
     shape: tuple[int, int], preset: Preprocess, resolution: Resolution | None = None
 ) -> tuple[Int[np.ndarray, "rows"], Int[np.ndarray, "columns"]]:
-    """For each row and column of the result of `picture`, the nearest row and column of an image of shape `shape`.
+    """For each row and column in the result of `picture`, the nearest row and column in the original image.
 
-    These indices resample maps of labels, since labels cannot be averaged.
+    The original image has the shape `shape`. The indices serve to resample maps of labels, because labels cannot be
+    averaged.
     """
     crop, indices = side_lengths(preset, resolution), []
     for old, new, side in zip(shape, _resized_shape(shape, preset, crop), crop, strict=True):
@@ -169,7 +170,7 @@ def side_lengths(preset: Preprocess, resolution: Resolution | None) -> tuple[int
 def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, int]) -> tuple[int, int]:
     """Height and width of an image after resizing.
 
-    With "small side", one side gets exactly its target length, and the length of the other side is rounded. If
+    With "small side", one side has exactly its target length, and the length of the other side is rounded. If
     `resize_to` is a number, the length is rounded down for Pillow's filters, as in transformers. In all other cases,
     the length is rounded to the nearest integer, as in big_vision and timm.
     """
@@ -189,12 +190,12 @@ def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, 
 
 
 def _checked(shape: tuple[int, ...], resized: Sequence[int]) -> tuple[int, int]:
-    """The height and width of a resized image; Pillow resizes rows first, to old height x new width."""
+    """Checks the size of a resized image, and of Pillow's intermediate image (old height, new width)."""
     height, width = resized
     if max(height, shape[0]) * width > MAX_PIXELS or max(shape) > MAX_LENGTH:
         raise QkjaxError(
-            f"an image of {shape[1]} x {shape[0]} pixels is too elongated to resize: expected sides of at "
-            f"most {MAX_LENGTH} pixels, and at most {MAX_PIXELS} pixels in the result; crop the image first"
+            f"an image of {shape[1]} x {shape[0]} pixels is too elongated: expected at most {MAX_LENGTH} pixels per "
+            f"side and {MAX_PIXELS} pixels in total after resizing; crop the image first"
         )
     return height, width
 
@@ -203,13 +204,13 @@ def open_image(file: str | Path | IOBase, name: str | None = None, most: int | N
     """Opens a photograph in RGB, rotated upright according to its EXIF orientation.
 
     For an animation, only the first frame is read. Transparent pixels are blended with white, as in transformers and
-    most viewers, since the colours of transparent pixels are arbitrary. 16-bit gray values are scaled to 8 bits,
-    whereas Pillow would clip them to white. HEIC files need the package pillow-heif.
+    most viewers, because their colours are arbitrary. 16-bit gray values are scaled to 8 bits (Pillow would clip them
+    to white). HEIC files need the package pillow-heif.
 
     Args:
       file: path of the image, or an open file.
-      name: name of the image in errors; by default the path.
-      most: largest number of pixels, besides the limit of `check_pixels`.
+      name: name of the image in error messages; by default the path.
+      most: largest number of pixels, in addition to the limit of `check_pixels`.
 
     Raises:
       QkjaxError: the file does not exist, is not a complete image, has too many pixels, or has float pixels.
@@ -221,13 +222,13 @@ def open_image(file: str | Path | IOBase, name: str | None = None, most: int | N
         with opened(file, most) as image:
             PIXELS.take(image.width * image.height * (2 if image.format in HEAVY else 1))
             scale_transparency(image)
-            upright = ImageOps.exif_transpose(image)  # always another image
-        del image  # its memory is free before the next conversion
-    except Exception as error:  # Pillow's readers raise errors of many types
-        # The error may contain the repr of an open file, with a memory address; the repr is replaced by the name.
+            upright = ImageOps.exif_transpose(image)  # this is always a new image
+        del image  # so that its memory is free before the next conversion
+    except Exception as error:  # Pillow's readers raise many types of errors
+        # The error may contain the repr of an open file, which has a memory address; the name replaces the repr.
         reason = str(error).replace(repr(str(file)), repr(name)).replace(str(file), name)
         remedy = "check the file, or save the image as PNG or JPEG"
         if name.lower().endswith(HEIF) and not register_heif():
-            remedy = "HEIC needs pillow-heif: pip install 'qkjax[photographs]'"
+            remedy = "HEIC files need the package pillow-heif: pip install 'qkjax[photographs]'"
         raise QkjaxError(f"cannot read image {name}: {reason}; {remedy}") from error
     return to_rgb(upright, name)

@@ -1,4 +1,4 @@
-"""Resamples pixels as `tf.image.resize` or Pillow does."""
+"""Resamples pixels in the same way as `tf.image.resize` or Pillow."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,22 +20,24 @@ Filter = Literal[
     "pil-hamming",
     "pil-nearest",
 ]
-"""Names of resampling filters: "area" and "bilinear" as in `tf.image.resize`, and Pillow's with the prefix "pil-"."""
+"""Names of resampling filters. "area" and "bilinear" are those of `tf.image.resize`; names with the prefix "pil-" are
+those of Pillow."""
 
 
-CACHED = 1 << 14  # longest sides, old and new together, whose weights are kept
+CACHED = 1 << 14  # largest sum of an old and a new side for which weights are cached
 TILE = 1 << 16
-"""Pixels that are resampled at the same time, as float64; a larger image is resampled in tiles. A tile of 1.5 MB stays
-below the 4 MB from which numpy asks the system for new pages, which would take longer than resampling."""
+"""Number of pixels that are resampled at the same time, as float64. A larger image is resampled in tiles. A tile of 1.5
+MB stays below the 4 MB from which numpy asks the system for new pages, which would take longer than resampling."""
 SIDE = 512
-"""Sides of such a tile in new pixels, and in old pixels unless a new pixel covers more of them."""
+"""Side of such a tile in new pixels. The side in old pixels is the same, unless a single new pixel covers more old
+pixels."""
 
 
 class Band(NamedTuple):
-    """Some new pixels along an axis, the first old pixel that contributes to them, and a sparse matrix of weights.
+    """A range of new pixels along an axis, the first old pixel that contributes, and a sparse matrix of weights.
 
-    The new pixels are counted from the first of the part that is computed. The matrix has one row for each new pixel,
-    and one column for each old pixel from the first on.
+    New pixels are counted from the first pixel of the part that is computed. The matrix has one row per new pixel, and
+    one column per old pixel, starting with the first that contributes.
     """
 
     new: slice
@@ -44,11 +46,11 @@ class Band(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """For each new pixel along an axis, the old pixels that contribute, which are consecutive.
+    """The old pixels that contribute to each new pixel along an axis. They are consecutive.
 
     Attributes:
-      firsts, ends: the first old pixel, and the one after the last.
-      weights: weights of the old pixels of all new pixels, one new pixel after the other; those of one sum to 1.
+      firsts, ends: index of the first old pixel, and index after the last old pixel.
+      weights: weights of the old pixels, one new pixel after the other. The weights of each new pixel sum to 1.
     """
 
     firsts: Int[np.ndarray, "new"]
@@ -57,16 +59,16 @@ class Taps(NamedTuple):
 
 
 def region(image: Source, top: int, left: int, height: int, width: int) -> Shaped[np.ndarray, "_ _ *channels"]:
-    """A rectangle of an image of any mode, as an array."""
+    """Returns a rectangle of an image of any mode as an array."""
     if isinstance(image, np.ndarray):
         return image[top : top + height, left : left + width]
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
 def resize(image: Source, shape: tuple[int, int], filter: Filter, box: Box) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Resamples an RGB image to `shape`, (height, width), and returns a rectangle of the result.
+    """Resamples an RGB image to the height and width in `shape`, and returns the rectangle `box` of the result.
 
-    The filters of TensorFlow compute in float64, and need 3 x 8 bytes per pixel of a tile.
+    TensorFlow's filters are computed in float64, and need 3 x 8 bytes per pixel of a tile.
     """
     if filter.startswith("pil"):
         from PIL import Image
@@ -89,7 +91,7 @@ def resize(image: Source, shape: tuple[int, int], filter: Filter, box: Box) -> U
 def _resampled(
     image: Source, top: int, left: int, down: "csr_array", right: "csr_array"
 ) -> Float64[np.ndarray, "columns rows 3"]:
-    """A tile from the old pixels at `top` and `left`: each new row or column is a weighted sum of old ones."""
+    """Computes a tile from the old pixels at `top` and `left`: new rows and columns are weighted sums of old ones."""
     (new, height), width = down.shape, right.shape[1]
     step = max(1, TILE // height)
     columns = np.empty((width, new, 3)) if step < width else None
@@ -104,14 +106,14 @@ def _resampled(
 
 
 def _transposed(pixels: Shaped[np.ndarray, "height width 3"]) -> Shaped[np.ndarray, "width height 3"]:
-    """Rows as columns, in a new contiguous array. numpy copies the three colours of a pixel faster as one item."""
+    """Returns rows as columns, in a new contiguous array. Numpy copies three colours faster as one item."""
     pixels = np.ascontiguousarray(pixels)
     items = pixels.view(np.dtype((np.void, 3 * pixels.itemsize)))[..., 0]
     return np.ascontiguousarray(items.T)[..., None].view(pixels.dtype)
 
 
 def _bands(old: int, new: int, part: tuple[int, int], filter: str, most: int) -> Sequence[Band]:
-    """The cached `_split`; the weights of long sides are not kept."""
+    """Calls `_split`, and caches its result unless the sides are long."""
     return (_split if old + new <= CACHED else _split.__wrapped__)(old, new, part, filter, most)
 
 
@@ -120,10 +122,11 @@ def _split(old: int, new: int, part: tuple[int, int], filter: str, most: int) ->
     """Splits a part of the new pixels into bands.
 
     Args:
-      old, new: number of pixels along the axis, before and after.
-      part: the first new pixel, and the number of new pixels.
+      old, new: number of pixels along the axis before and after resizing.
+      part: index of the first new pixel, and number of new pixels.
       filter: "area" or "bilinear".
-      most: largest number of new pixels in a band. A band has at most `SIDE` old pixels, or one new pixel.
+      most: largest number of new pixels in a band. A band covers at most `SIDE` old pixels, unless it has only one new
+        pixel.
     """
     from scipy.sparse import csr_array
 
@@ -145,33 +148,29 @@ def _split(old: int, new: int, part: tuple[int, int], filter: str, most: int) ->
 
 
 def _taps(old: int, new: int, part: tuple[int, int], filter: str) -> Taps:
-    """The old pixels that contribute to some new pixels, and their weights.
+    """Returns the old pixels that contribute to some new pixels, and their weights.
 
-    `part` is the first new pixel, and the number of new pixels. "area" takes the mean over the interval of old pixels
-    that the new pixel covers, with fractional ends, also when enlarging. "bilinear" interpolates between the two old
-    pixels nearest to the centre of the new pixel; edge pixels are repeated.
+    `part` is the index of the first new pixel, and the number of new pixels. "area" takes the mean over the interval of
+    old pixels that the new pixel covers, including fractions of pixels at the ends, also when the image is enlarged.
+    "bilinear" interpolates between the two old pixels nearest to the centre of the new pixel; edge pixels are repeated.
     """
     bounds = np.arange(part[0], sum(part) + 1) * old / new
     low, high = bounds[:-1], bounds[1:]
+    centre = np.clip((low + high) / 2 - 0.5, 0, old - 1)
     if filter == "area":
         firsts = low.astype(int)
         ends = np.minimum(np.ceil(high).astype(int), old)
-
-        def weigh(of, index):
-            return np.minimum(high[of], index + 1) - np.maximum(low[of], index)
-
     else:
-        centre = np.clip((low + high) / 2 - 0.5, 0, old - 1)
         firsts = np.minimum(centre.astype(int), max(old - 2, 0))
         ends = np.minimum(firsts + 2, old)
-
-        def weigh(of, index):
-            return np.where(index == firsts[of], firsts[of] + 1 - centre[of], centre[of] - firsts[of])
-
     counts = ends - firsts
     weights, starts = np.empty(counts.sum()), np.cumsum(counts) - counts
     for count in np.unique(counts):  # at most a few counts differ
         of = np.flatnonzero(counts == count)[:, None]
-        own = weigh(of, firsts[of] + np.arange(count))
+        index = firsts[of] + np.arange(count)
+        if filter == "area":
+            own = np.minimum(high[of], index + 1) - np.maximum(low[of], index)
+        else:
+            own = np.concatenate([firsts[of] + 1 - centre[of], centre[of] - firsts[of]], axis=1)[:, :count]
         weights[starts[of] + np.arange(count)] = own / own.sum(1, keepdims=True)
     return Taps(firsts, ends, weights)

@@ -1,20 +1,20 @@
-"""Converts Pillow images of any mode to RGB, with white behind transparent pixels."""
+"""Converts Pillow images of any mode to RGB. Transparent pixels are blended with white."""
 
 import numpy as np
 
 from qkjax.errors import QkjaxError
 
-BAND = 1 << 20  # pixels that are converted at the same time; the conversions of a pixel depend on no other pixel
+BAND = 1 << 20  # number of pixels converted at the same time; each pixel is converted independently
 
 
 def to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
     """Converts an image to RGB. Transparent pixels are blended with white, and 16-bit gray is scaled to 8 bits.
 
-    An image that is in RGB already is returned as it is.
+    An image that is already in RGB is returned unchanged.
 
     Args:
       image: a Pillow image of any mode.
-      name: name of the image in errors.
+      name: name of the image in error messages.
 
     Raises:
       QkjaxError: the range of the pixel values is unknown (floats or 32-bit integers), or Pillow cannot convert the
@@ -40,11 +40,11 @@ def to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
 
 
 def scale_transparency(image: "PIL.Image.Image") -> None:
-    """Scales the transparent colour of a PNG with 2, 4 or 48 bits per pixel in the same way as the pixels.
+    """For a PNG with 2, 4 or 48 bits per pixel, scales the transparent colour in the same way as the pixels.
 
     Pillow scales the pixels of such a PNG to 8 bits, but not the transparent colour. For 48-bit colours, Pillow drops
-    the lower half of the bits, so all colours that share the upper half with the transparent colour become transparent,
-    too.
+    the lower half of the bits. All colours that have the same upper half as the transparent colour therefore become
+    transparent, too.
     """
     clear, layout = image.info.get("transparency"), str(image.tile[0][3]) if getattr(image, "tile", None) else ""
     if layout in ("L;2", "L;4") and isinstance(clear, int):
@@ -56,7 +56,7 @@ def scale_transparency(image: "PIL.Image.Image") -> None:
 def _deep_gray(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
     """Converts a 16-bit gray image to RGB.
 
-    A PNG may declare one gray value transparent. Pillow reports this value but does not apply it.
+    A PNG file may declare one gray value as transparent. Pillow reports this value, but does not apply it.
     """
     from PIL import Image
 
@@ -65,13 +65,13 @@ def _deep_gray(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
         raise QkjaxError(f"{name} has 32-bit pixels of unknown range; save the image with 8 or 16 bits")
     clear = image.info.get("transparency")
     scaled = np.where(gray == clear, 255, (gray + 128) // 257) if isinstance(clear, int) else (gray + 128) // 257
-    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")  # 257 = 65535 / 255; rounds to the nearest
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")  # 257 = 65535 / 255; rounds to the nearest value
 
 
 def _blended(image: "PIL.Image.Image", clear: bool) -> "PIL.Image.Image":
     from PIL import Image
 
-    if image.mode in ("La", "RGBa"):  # colours that are already multiplied by the opacity
+    if image.mode in ("La", "RGBa"):  # modes whose colours are already multiplied by the opacity
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if clear:
         image = image.convert("RGBA")

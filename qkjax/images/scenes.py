@@ -1,4 +1,4 @@
-"""Images with masks of a target (the odd object) and of its distractors, and the share of each patch in each mask."""
+"""Scenes: images with a mask of the target (the odd object) and a mask of the distractors."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -28,12 +28,12 @@ class Scene(NamedTuple):
 def crop_to_model(
     scene: Scene, name: str, preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Regions]:
-    """The pixels that the model sees, and the share of each patch that each region of `REGIONS` covers.
+    """Returns the pixels that the model sees, and the share of each patch that each region of `REGIONS` covers.
 
     The masks are resized and cropped in the same way as the image, then averaged over each patch.
 
     Raises:
-      QkjaxError: a mask differs from the image in size, or is empty before or after cropping, or the masks overlap.
+      QkjaxError: a mask differs from the image in size, a mask is empty before or after cropping, or the masks overlap.
     """
     target, distractors = scene.target, scene.distractors
     for what, mask in (("target", target), ("distractors", distractors)):
@@ -50,14 +50,14 @@ def crop_to_model(
     shares = [_patch_means(_cut(mask, preset, resolution), patch_size) for mask in (target, distractors)]
     for what, share in zip(REGIONS, shares, strict=False):
         if not share.any():
-            raise QkjaxError(f"{name}: the {what} in the crop that the model sees is missing or too small")
+            raise QkjaxError(f"{name}: in the crop that the model sees, the {what} is missing or too small")
     background = np.clip(1 - shares[0] - shares[1], 0, 1)
     regions = np.stack([*shares, background])
     return picture(scene.image, preset, resolution), (regions / regions.sum(0)).astype(np.float32)
 
 
 def _cut(mask: Mask, preset: Preprocess, resolution: Resolution | None) -> Float[np.ndarray, "_ _"]:
-    """The mask with values from 0 to 1, resized and cropped in the same way as the image.
+    """Resizes and crops a mask in the same way as the image; returns values from 0 to 1.
 
     Resizing averages pixels, because sampling single pixels could lose small objects.
     """
@@ -74,7 +74,7 @@ def _patch_means(mask: Float[np.ndarray, "height width"], patch_size: tuple[int,
 def blank_scene(
     preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Regions]:
-    """Pixels and regions that stand for a missing scene: black pixels, and background in all patches."""
+    """The pixels and regions that replace a missing scene: black pixels, and background in all patches."""
     side = side_lengths(preset, resolution)
     grid = tuple(n // p for n, p in zip(side, patch_size, strict=True))
     regions = np.concatenate([np.zeros((2, *grid)), np.ones((1, *grid))]).astype(np.float32)

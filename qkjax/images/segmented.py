@@ -1,4 +1,4 @@
-"""Images with a mask of every object: ADE20K, your own images with masks, and scenes composed from photographs."""
+"""Opens images with a mask of every object: ADE20K, your own images with masks, or scenes composed of photographs."""
 
 from functools import partial
 from pathlib import Path
@@ -20,19 +20,19 @@ from qkjax.images.sets import ImageSet
 from qkjax.images.sources import SUFFIXES, files_in, refuse_exif_rotation
 
 MASKS = ("annotations_instance", "masks", "annotations")
-"""Names of the folder of masks next to the folder `images`, in order of preference: the instance masks of ADE20K, your
-own masks, the class masks of ADE20K."""
+"""Possible names of the folder of masks next to the folder `images`, in order of preference: instance masks of ADE20K,
+your own masks, class masks of ADE20K."""
 SEGMENTED = "_seg.png"
-"""Ending of the name of a mask that is in the same folder as its image, as in the full ADE20K data set."""
+"""Ending of a mask's file name if the mask is in the same folder as its image, as in the full ADE20K data set."""
 MOST = 40
-"""Largest number of objects per image that are used; the largest objects come first."""
+"""Largest number of objects per image that are used. Larger objects take precedence."""
 PIECES = 5  # number of pieces in a composed scene
 
 Labels = Int[np.ndarray, "height width"]
 
 
 class Segmented(NamedTuple):
-    """An image in RGB, and for each pixel the number of the object at this pixel, or 0 if there is no object."""
+    """An image in RGB, and, for each pixel, the number of the object at this pixel (0 if there is no object)."""
 
     image: "PIL.Image.Image"
     labels: Labels
@@ -45,9 +45,9 @@ def crop_objects(
     resolution: Resolution | None,
     patch_size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels that the model sees, and the share of each patch that each object covers.
+    """Returns the pixels that the model sees, and the share of each patch that each object covers.
 
-    Objects with a smaller area than a patch are left out.
+    Objects whose area is smaller than a patch are left out.
 
     Raises:
       QkjaxError: the mask differs from the image in size, or fewer than two objects have at least the area of a patch.
@@ -68,7 +68,7 @@ def crop_objects(
     largest = numbers[whole][np.argsort(-counts[whole], kind="stable")][:MOST]
     if len(largest) < 2:
         raise QkjaxError(
-            f"{name}: {len(largest)} objects in the crop that the model sees have at least the area of a patch: "
+            f"{name}: the number of objects as large as a patch, in the crop that the model sees, is {len(largest)}: "
             "expected two or more"
         )
     objects = np.zeros((MOST, len(blocks)), np.float32)
@@ -80,9 +80,9 @@ def crop_objects(
 def open_objects(path: str | Path) -> ImageSet[Segmented]:
     """Opens a folder of images with object masks: ADE20K, or your own images.
 
-    Your own folder has subfolders images/ and masks/ whose files have the same names. ADE20K may be the scene parsing
-    benchmark, which has a folder images/ and a folder of masks: annotations_instance/ or annotations/. ADE20K may also
-    be the full data set, which has the mask NAME_seg.png next to each image NAME.jpg.
+    A folder of your own images must have subfolders images/ and masks/ whose files have matching names. ADE20K may be
+    the scene parsing benchmark, which has a folder images/ and a folder of masks: annotations_instance/ or
+    annotations/. ADE20K may also be the full data set, which has the mask NAME_seg.png next to each image NAME.jpg.
 
     Pixels with the same value in all channels belong to the same object. Black pixels belong to no object.
 
@@ -103,9 +103,9 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
     if not pairs:
         raise QkjaxError(
             f"{path} has no image with a mask: expected a folder images and a folder of masks ({' or '.join(MASKS)}) "
-            f"with files of the same names, or a mask NAME{SEGMENTED} next to each image"
+            f"whose files have matching names, or a mask NAME{SEGMENTED} next to each image"
         )
-    left_out = tuple((name, "no mask has the same name") for name in sorted(images) if name not in masks)
+    left_out = tuple((name, "no mask has the name of this image") for name in sorted(images) if name not in masks)
     readers = [partial(_read, *pair) for pair in pairs]
     names = tuple(name for name, *_ in pairs)
     digest = digest_of([(name, [*map(part_of_file, files)]) for name, *files in pairs], left_out)
@@ -113,7 +113,7 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Images by their paths relative to the folder, without suffix. Bytes that are not text become question marks."""
+    """A dict from relative paths without suffix to images. Bytes that are not text become question marks."""
     files = (file for file in files_in(folder) if file.suffix.lower() in SUFFIXES)
     return {str(f.relative_to(folder).with_suffix("")).encode(errors="replace").decode(): f for f in files}
 
@@ -125,31 +125,31 @@ def _read(name: str, image: Path, mask: Path) -> Segmented:
 
 
 def _labels(mask: Path, most: int) -> Labels:
-    """One number for each distinct pixel value of the mask. Palettes and transparency are ignored."""
+    """Replaces each distinct pixel value of a mask by a number. Palettes and transparency are ignored."""
     try:
         with opened(mask, most) as image:
             if image.format == "JPEG":
-                raise ValueError("JPEG changes pixel values, which identify the objects; save the mask as PNG")
+                raise ValueError("JPEG changes pixel values, which must identify the objects; save the mask as PNG")
             PIXELS.take(image.width * image.height)
             labels, rows = np.empty((image.height, image.width), np.int32), max(1, BAND // max(1, image.width))
             for top in range(0, image.height, rows):
                 part = labels[top : top + rows]
                 part[:] = _numbers(region(image, top, 0, *part.shape).astype(np.int64))
-    except Exception as error:  # Pillow's readers raise errors of many types
+    except Exception as error:  # Pillow's readers raise many types of errors
         raise QkjaxError(f"cannot read the mask {mask.name}: {error}") from error
     return labels
 
 
 def _numbers(values: Int[np.ndarray, "height width *channels"]) -> Labels:
-    if values.ndim == 2 or values.shape[2] == 2:  # gray, and gray with transparency
+    if values.ndim == 2 or values.shape[2] == 2:  # modes gray, and gray with transparency
         return values if values.ndim == 2 else values[..., 0]
     return (values[..., :3] * np.array([1 << 16, 1 << 8, 1])).sum(-1)
 
 
 def mosaics(count: int, seed: int) -> ImageSet[Segmented]:
-    """An image set of scenes composed of five pieces, each from a different photograph.
+    """Returns an image set of scenes. Each scene is composed of five pieces, each from a different photograph.
 
-    Each piece consists of the pixels nearest to one of five random points.
+    The five pieces are the regions of pixels nearest to each of five random points.
     """
     names, sources = tuple(f"{index:05d}" for index in range(count)), photographs(crops=False).fingerprint
     return ImageSet(f"mosaics, seed {seed}", names, partial(_mosaic, seed), f"mosaics {count} {seed} {sources}")
@@ -171,7 +171,7 @@ def _mosaic(seed: int, index: int) -> Segmented:
 def blank_objects(
     preset: Preprocess, resolution: Resolution | None, patch_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and object shares that stand for a missing image: black pixels, and no object."""
+    """The pixels and object shares that replace a missing image: black pixels, and no object."""
     side = side_lengths(preset, resolution)
     patches = int(np.prod([n // p for n, p in zip(side, patch_size, strict=True)]))
     return np.zeros((*side, 3), np.uint8), np.zeros((MOST, patches), np.float32)

@@ -1,4 +1,4 @@
-"""Image sets and batches; their items are photographs, scenes with masks, or segmented images."""
+"""Image sets and batches. Their items are photographs, scenes with masks, or segmented images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,22 +9,22 @@ from jaxtyping import Int32, Shaped, UInt8
 
 Item = TypeVar("Item")
 Unreadable = tuple[tuple[int, str], ...]
-"""For every image that could not be read: the index of the image, and the reason."""
+"""The index of each image that could not be read, and the reason."""
 
 
 @dataclass(frozen=True)
 class ImageSet(Generic[Item]):
-    """Images in a fixed order, with their masks in sets that have masks.
+    """Images in a fixed order, which may have masks.
 
     Attributes:
       name: name of the set.
-      names: names of the images. A name is the path relative to the set, with `/` as separator; for an image in an
-        archive, the path starts with the archive, as in "shard.tar/0001.jpg".
+      names: names of the images. A name is the path relative to the set, with `/` as separator. For an image in an
+        archive, the path starts with the name of the archive, as in "shard.tar/0001.jpg".
       read: function that takes an index and returns a photograph (RGB, upright), a `Scene` or a `Segmented`. The
         function raises QkjaxError for an image that cannot be read, and may be called from several threads.
       fingerprint: a text that changes if the images change.
-      left_out: name and reason for each image that is excluded before reading because the image lacks a mask.
-      notes: sentences about the search for images, such as how many files were skipped.
+      left_out: name and reason for each image that is excluded before reading because it has no mask.
+      notes: sentences about the search for images, for example the number of files that were skipped.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ImageSet(Generic[Item]):
         return len(self.names)
 
     def spread(self, count: int) -> tuple["ImageSet[Item]", list[int]]:
-        """A set of `count` evenly spaced images of this set, and their indices in this set."""
+        """Returns a set of `count` evenly spaced images of this set, and their indices in this set."""
         indices = [int(i) for i in (np.arange(count) + 0.5) * len(self) / count]
         subset = replace(
             self,
@@ -50,10 +50,10 @@ class ImageSet(Generic[Item]):
 
 
 class Batch(NamedTuple):
-    """A batch of images of the same size. A batch that is not full is padded with black images of index -1.
+    """A batch of images of the same size. A batch that is not full is padded with black images whose index is -1.
 
     Attributes:
-      pixels: pixels that the model sees, before normalisation; black for an unreadable image.
+      pixels: pixels that the model sees, before normalisation. An unreadable image is black.
       masks: share of each patch that each region or object covers; None for a set without masks.
       index: index of each image in the set; -1 for unreadable images and for padding.
       unreadable: index and reason for each image that could not be read.
@@ -66,14 +66,14 @@ class Batch(NamedTuple):
 
 
 def batch_of(group: Sequence[int], results: Sequence[tuple | str], size: int, blank: tuple[np.ndarray, ...]) -> Batch:
-    """A batch of `size` images, padded if the group is smaller.
+    """Makes a batch of `size` images, which is padded if the group is smaller.
 
     Args:
       group: indices of the images.
-      results: for each image, a tuple of its pixels and (in a set with masks) its masks. For an image that cannot be
-        read, the reason as a text.
+      results: for each image, a tuple of its pixels and (in a set with masks) its masks, or the reason, as text, why
+        the image cannot be read.
       size: number of images in the batch.
-      blank: pixels and masks that stand for an unreadable image and for padding.
+      blank: pixels and masks that replace an unreadable image, and that are used as padding.
     """
     failed = tuple((i, r) for i, r in zip(group, results, strict=True) if isinstance(r, str))
     empty = size - len(group)

@@ -1,4 +1,4 @@
-"""Image sets from folders, zip files and tar files (webdatasets).
+"""Makes image sets from folders, zip files and tar files (webdatasets).
 
 The images of a set are listed once, and can then be read in any order.
 """
@@ -25,13 +25,13 @@ MOST_ENDINGS = 6  # largest number of file name endings that a note lists
 
 
 class _Findings:
-    """Findings of a search for images: counts of files that are not images, by ending, and sentences on archives."""
+    """Findings of a search for images: the number of other files, by file ending, and notes on archives."""
 
     def __init__(self):
         self.other_files, self.archives, self.pipes = Counter(), [], []
 
     def is_image(self, name: str) -> bool:
-        """Whether a file name has the suffix of an image. Files that are neither images nor hidden are counted."""
+        """Whether a file name has the suffix of an image. Other files are counted unless they are hidden."""
         file = name.rsplit("/", 1)[-1].lower()
         if file.startswith("."):
             return False
@@ -40,7 +40,7 @@ class _Findings:
         return file.endswith(SUFFIXES)
 
     def notes(self) -> tuple[str, ...]:
-        """Sentences about files that are not images, and about archives."""
+        """Returns sentences about files that are not images, and about archives."""
         total = sum(self.other_files.values())
         counts = sorted(self.other_files.items(), key=lambda item: (-item[1], item[0]))
         listed = [f"{count} {ending or 'without an ending'}" for ending, count in counts[:MOST_ENDINGS]]
@@ -54,33 +54,47 @@ class _Findings:
 
 
 def image_set(name: str, images: Sequence[Listed], fingerprint: str, notes: tuple[str, ...] = ()) -> ImageSet:
-    """An image set in the given order. Bytes in image names that are not text become question marks."""
+    """Makes an image set in the given order. Bytes in image names that are not text become question marks."""
     names = tuple(as_text(image.name) for image in images)
     readers = [image.read for image in images]
     return ImageSet(name, names, lambda index: readers[index](), fingerprint, notes=notes)
 
 
 def as_text(name: str) -> str:
-    """The name of a file with question marks for bytes that are not text."""
+    """The name of a file, in which question marks replace bytes that are not text."""
     return name.encode(errors="replace").decode()
 
 
 def open_images(path: str | Path) -> ImageSet:
     """Opens a folder, an archive (.zip or .tar), an image file or a URL such as `s3://bucket/folder` as an image set.
 
+<<<<<<< HEAD
     A folder is searched together with its subfolders and archives, as flat or nested folders, the layout of ImageNet
     or a webdataset. Images are recognised by their suffix and sorted by name. No image is read yet, so some may turn
     out to be unreadable. The `notes` of the set state how many files do not have the suffix of an image. Images on
     object stores are read through fsspec (`pip install 'qkjax[remote]'`, with your store's credentials in the places
     where its own tools look for them).
+=======
+    The function searches a folder, its subfolders, and the archives in them. The images may be flat or nested, in
+    ImageNet's layout, or in a webdataset. The function recognises images by their suffix, and sorts them by name. It
+    does not read any image, so some images may later turn out to be unreadable. The `notes` of the set state how many
+    files do not have the suffix of an image.
+>>>>>>> main
 
     Raises:
       QkjaxError: the path does not exist or contains no image, or an archive is truncated or cannot be listed.
     """
+<<<<<<< HEAD
     url, path = url_of(path), Path(path)
     if url is None and not path.exists():
         raise QkjaxError(f"there is no {path}: pass a folder, a .zip or .tar of images, or an image")
     if url is None and not (path.is_dir() or path.is_file()):
+=======
+    path = Path(path)
+    if not path.exists():
+        raise QkjaxError(f"{path} does not exist: pass a folder, a .zip or .tar of images, or an image")
+    if not (path.is_dir() or path.is_file()):
+>>>>>>> main
         raise QkjaxError(f"{path} is neither a file nor a folder: pass a folder, a .zip or .tar of images, or an image")
     findings = _Findings()
     try:
@@ -95,25 +109,29 @@ def open_images(path: str | Path) -> ImageSet:
     if not images:
         notes = "".join(f"; {note}" for note in findings.notes())
         raise QkjaxError(
+<<<<<<< HEAD
             f"no image in {url or path}: looked for files ending in {', '.join(SUFFIXES)}, also in .zip and .tar "
+=======
+            f"no image in {path}: expected files that end in {', '.join(SUFFIXES)}, or such files in .zip or .tar "
+>>>>>>> main
             f"archives{notes}"
         )
     return image_set(url or path.resolve().name, images, fingerprint, findings.notes())
 
 
 def files_in(folder: Path, skipped: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
-    """Yields the files of a folder and of all its subfolders. Links are followed; hidden files and folders are not.
+    """Yields the files in a folder and in all its subfolders. Links are followed; hidden files and folders are skipped.
 
-    Pipes, sockets and devices are passed to `skipped`. A broken link counts as a file that cannot be read.
+    The function passes pipes, sockets and devices to `skipped`. A broken link counts as a file that cannot be read.
     """
 
     def stop(error: OSError) -> None:
         raise error
 
-    visited = set()  # links may form cycles
+    visited = set()  # because links may form cycles
     for root, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(root)
-        # Sorted, so that if two links lead to the same folder, always the same link is followed.
+        # Sorted, so that if two links lead to the same folder, the same link is always followed.
         folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
         for name in [] if real in visited else files:
             path = Path(root, name)
@@ -127,9 +145,9 @@ def files_in(folder: Path, skipped: Callable[[Path], None] = lambda path: None) 
 
 
 def refuse_exif_rotation(path: Path, name: str) -> None:
-    """Refuses an image whose EXIF orientation rotates it.
+    """Rejects an image that has a mask if its EXIF orientation rotates the image.
 
-    Masks have no orientation, so the masks could fit either the stored pixels or the rotated image.
+    Masks have no orientation, so they could fit either the stored pixels or the rotated image.
 
     Raises:
       QkjaxError: the EXIF orientation rotates the image.
@@ -139,11 +157,11 @@ def refuse_exif_rotation(path: Path, name: str) -> None:
     try:
         with opened(path) as image:
             rotated = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
-    except Exception:  # reading the image will report the error
+    except Exception:  # the error is reported when the image is read
         return
     if rotated:
         raise QkjaxError(
-            f"{name}: the EXIF orientation rotates the image, and masks have no orientation; save the image upright"
+            f"{name}: the EXIF orientation rotates the image, but masks have no orientation; save the image upright"
         )
 
 
@@ -153,7 +171,7 @@ def _in_folder(folder: Path, findings: _Findings) -> Iterator[Listed]:
 
 
 def _of_file(path: Path, name: str, findings: _Findings) -> Iterator[Listed]:
-    """Yields the images of a file: an image file itself, or the images in an archive; nothing for any other file."""
+    """Yields the image if a file is an image, all images if it is an archive, and nothing if it is any other file."""
     lower = path.name.lower()
     if lower.endswith(".zip"):
         yield from images_in_zip(path, name, findings.is_image)
@@ -161,8 +179,8 @@ def _of_file(path: Path, name: str, findings: _Findings) -> Iterator[Listed]:
         yield from images_in_tar(path, name, findings.is_image, findings.archives.append)
     elif lower.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise QkjaxError(
-            f"{path} is compressed as a whole, so its images cannot be read one by one: unpack the archive, or convert "
-            "it to an uncompressed .tar"
+            f"{path} is compressed as a whole, so single images cannot be read from it: unpack the archive, or "
+            "convert it to an uncompressed .tar"
         )
     elif findings.is_image(name):
         part = part_of_file(path)

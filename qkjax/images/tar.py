@@ -1,7 +1,7 @@
 """Lists the files in a tar file.
 
-`tarfile` calls itself for each extension header, reads extensions of any size, and may move backwards in the file. This
-list reads each header once, in the order of the file, and extensions of a limited size.
+Python's `tarfile` calls itself for each extension header, reads extensions of any size, and may move backwards in the
+file. In contrast, this module reads each header once, in the order of the file, and limits the size of extensions.
 """
 
 import re
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import NamedTuple
 
-MAX_EXTENSION = 1 << 20  # limit for an extension of a header, in bytes; it holds a name, times and attributes
-MAX_CHAIN = 16  # limit for the extension headers of one file
+MAX_EXTENSION = 1 << 20  # limit in bytes for an extension header, which contains a name, times and attributes
+MAX_CHAIN = 16  # limit for the number of extension headers of one file
 PAX, GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
 LONG_NAME, LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 TEXT = ("utf-8", "surrogateescape")
 
 
 class Member(NamedTuple):
-    """A file in a tar file: its name, its first byte, its number of bytes, and when it changed."""
+    """A file in a tar file: its name, position of its first byte, number of bytes, and time of its last change."""
 
     name: str
     begin: int
@@ -27,7 +27,7 @@ class Member(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """A header, the extensions of the headers before it, and the place of the next header."""
+    """A header, the extensions that precede it, and the position of the next header."""
 
     info: tarfile.TarInfo
     extended: dict[str, str]
@@ -35,22 +35,26 @@ class _Header(NamedTuple):
     end: int
 
 
-def list_members(file: BufferedReader, size: int) -> tuple[list[Member], bool]:
-    """The regular files in a tar file of `size` bytes, without sparse ones, and whether the file has an end mark.
+def list_members(file: BufferedReader, size: int) -> tuple[list[Member], bool, list[str]]:
+    """The regular files in a tar file of `size` bytes, without sparse ones, whether the file has an end mark, and the
+    names of links, devices, sparse files and the like.
 
     Raises:
-      ValueError: a header is damaged or cut off, states an impossible size, or has too many or too large extensions;
-        or the file is cut off.
+      ValueError: a header is damaged or cut off, states an impossible size, or has too many or too large extensions, or
+        the file is cut off.
     """
-    members, at = [], 0
+    members, others, at = [], [], 0
     for info, extended, begin, end in _headers(file, size):
         sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended)
-        if info.isreg() and not sparse:
-            members.append(Member(extended.get("path", info.name), begin, end - begin, info.mtime))
+        name, is_file = extended.get("path", info.name), info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
+        if is_file and not sparse:
+            members.append(Member(name, begin, end - begin, info.mtime))
+        elif not info.isdir():
+            others.append(name)
         at = _blocks(end)
     if not size:
-        raise ValueError("it is empty")
-    return members, at < size
+        raise ValueError("the file is empty")
+    return members, at < size, others
 
 
 def _headers(file: BufferedReader, size: int) -> Iterator[_Header]:
@@ -77,7 +81,7 @@ def _headers(file: BufferedReader, size: int) -> Iterator[_Header]:
 
 
 def _header(file: BufferedReader, at: int) -> tarfile.TarInfo | None:
-    """The header at a place in the file; None at the end of the file and at its end mark."""
+    """Reads the header at a position in the file; returns None at the end mark and at the end of the file."""
     file.seek(at)
     block = file.read(tarfile.BLOCKSIZE)
     if not block.strip(b"\0"):
@@ -91,7 +95,7 @@ def _header(file: BufferedReader, at: int) -> tarfile.TarInfo | None:
 
 
 def _extension(file: BufferedReader, info: tarfile.TarInfo, at: int) -> dict[str, str]:
-    """The name, size and marks of the next file, from the extension header at a place in the file."""
+    """Reads, from the extension header at a position, the name and size of the next file, and whether it is sparse."""
     if info.type in (GLOBAL, LONG_LINK):
         return {}
     if info.size > MAX_EXTENSION:
@@ -118,7 +122,7 @@ def _records(data: bytes, at: int) -> Iterator[tuple[str, str]]:
 
 
 def _after_sparse_headers(file: BufferedReader, at: int) -> int:
-    """The place after the further headers of a sparse file, whose first header ends at `at`."""
+    """The position after the further headers of a sparse file, whose first header ends at `at`."""
     file.seek(at - tarfile.BLOCKSIZE)
     more = file.read(tarfile.BLOCKSIZE)[482:483]
     while more.strip(b"\0"):
@@ -134,5 +138,5 @@ def _size(text: str, at: int) -> int:
 
 
 def _blocks(place: int) -> int:
-    """The place, rounded up to a whole block."""
+    """Rounds a position up to a whole block."""
     return -(-place // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

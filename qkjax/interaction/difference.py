@@ -1,5 +1,6 @@
 """Compares the modes of two models with the same architecture, such as a model before and after fine-tuning."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes
-from qkjax.interaction.svd.lapack import one_blas_thread
+from qkjax.interaction.svd.jacobi import jacobi_svd
+from qkjax.interaction.svd.lapack import by_lapack, one_blas_thread
 
 
 class Difference(NamedTuple):
@@ -38,14 +40,15 @@ class Difference(NamedTuple):
     match_ratio: Float[np.ndarray, "layers heads rank"]
 
 
-@jax.jit
-def _overlaps(first: Modes, second: Modes):
+@partial(jax.jit, static_argnames="lapack")
+def _overlaps(first: Modes, second: Modes, lapack: bool):
     queries, keys = (
         jnp.einsum("lhdn,lhdm->lhnm", a, b, precision="highest") for a, b in ((first.u, second.u), (first.v, second.v))
     )
     pairs = queries * keys
     # One stacked call: two independent batched calls can deadlock XLA on CPUs with few cores.
-    angles = jnp.clip(jnp.linalg.svd(jnp.stack([queries, keys]), compute_uv=False), 0, 1)
+    both = jnp.stack([queries, keys])
+    angles = jnp.clip(jnp.linalg.svd(both, compute_uv=False) if lapack else jacobi_svd(both)[1], 0, 1)
     inner = jnp.einsum("lhn,lhnm,lhm->lh", first.s, pairs, second.s, precision="highest")
     norms = [jnp.linalg.norm(modes.s, axis=-1) for modes in (first, second)]
     return inner / (norms[0] * norms[1]), norms[1] / norms[0], angles[0], angles[1], pairs
@@ -67,7 +70,9 @@ def difference(first: Modes, second: Modes) -> Difference:
     from scipy.optimize import linear_sum_assignment  # importing this takes a tenth of a second
 
     with one_blas_thread():
-        similarity, ratio, query_angles, key_angles, pairs = jax.block_until_ready(_overlaps(first, second))
+        similarity, ratio, query_angles, key_angles, pairs = jax.block_until_ready(
+            _overlaps(first, second, by_lapack())
+        )
     pairs = np.asarray(pairs)
     match = np.stack([linear_sum_assignment(-head)[1] for head in pairs.reshape(-1, *pairs.shape[2:])])
     match = match.reshape(pairs.shape[:3])

@@ -30,8 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from qkjax.interaction.modes import Modes, decompose_head, require_plain
+from qkjax.interaction.modes import Modes, decompose_in_program, require_plain
 from qkjax.interaction.query_key import QueryKey
+from qkjax.interaction.svd.lapack import by_lapack
+from qkjax.interaction.svd.thin_qr import thin_qr
 
 Vectors = Float[Array, "embed rank"]
 Values = Float[Array, "rank"]
@@ -122,10 +124,10 @@ def factorise(factors: Factors, key_direction: Float[Array, "embed"], columns: i
     along = key_direction / jnp.maximum(length, jnp.finfo(b.dtype).tiny)
     rest = b - along[:, None] * dot(along, b)[None]
     padding = max(columns - a.shape[1], 0)  # the number of columns to add if there are fewer modes than columns
-    right = decompose_head(*(jnp.pad(x, ((0, 0), (0, padding))) for x in (a, rest))).v
+    right = decompose_in_program(*(jnp.pad(x, ((0, 0), (0, padding))) for x in (a, rest))).v
     with_along = jnp.concatenate([along[:, None], right[:, : width - 1]], axis=1)
     # If M' (I - w' w'^T) is rank deficient, its last singular vectors are arbitrary and may have a component along w.
-    basis, _ = jnp.linalg.qr(jnp.where(length > 0, with_along, right[:, :width]))
+    basis, _ = thin_qr(jnp.where(length > 0, with_along, right[:, :width]))
     basis = jnp.pad(basis, ((0, 0), (0, columns - width)))
     query = dot(a, dot(b.T, basis))
     total = (dot(a.T, a) * dot(b.T, b)).sum()
@@ -192,8 +194,9 @@ def edit(
     def layer(arguments):
         return jax.vmap(head)(*arguments)
 
-    # One layer at a time: two concurrent batched LAPACK calls can deadlock XLA on CPUs with few cores.
-    result = jax.lax.map(layer, (*modes, jnp.asarray(weights, jnp.float32), direction, edited))
+    # On a CPU, one layer at a time: two concurrent batched LAPACK calls can deadlock XLA on CPUs with few cores.
+    over_layers = partial(jax.lax.map, layer) if by_lapack() else jax.vmap(layer)
+    result = over_layers((*modes, jnp.asarray(weights, jnp.float32), direction, edited))
     kernels = [jnp.moveaxis(x, 1, 2) for x in (result.query_kernel, result.key_kernel)]
     new = EditedHeads(*kernels, result.query_bias, jnp.zeros_like(result.query_bias), result.retained)
     if columns:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Array, Float
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -23,3 +26,14 @@ class Frame:
 
 PLAIN = Frame()
 """The plain frame, in which M acts on the output of the LayerNorm, as in the paper."""
+
+
+def fold(
+    kernel: Float[Array | np.ndarray, "embed heads head_dim"],
+    norm_scale: Float[Array | np.ndarray, "embed"] | None,
+    center: bool,
+) -> Float[Array | np.ndarray, "embed heads head_dim"]:
+    """Computes C diag(g) W, the kernels in the requested frame; `decompose` defines the letters."""
+    if norm_scale is not None:
+        kernel = kernel * norm_scale.astype(kernel.dtype)[:, None, None]
+    return kernel - kernel.mean(axis=0, keepdims=True) if center else kernel

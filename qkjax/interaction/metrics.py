@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from qkjax.interaction import float_range
-from qkjax.interaction.modes import Modes, by_lapack
+from qkjax.interaction.modes import Modes
 from qkjax.interaction.null import Null, null_band
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
-from qkjax.interaction.svd.lapack import one_blas_thread
+from qkjax.interaction.svd.lapack import by_lapack, cpu_device, one_blas_thread
 
 NEAR = 1e-4
 """If the relative distance of two singular values is smaller than this, float32 cannot separate their singular vectors.
@@ -163,13 +163,22 @@ def _measure(modes: Modes, lapack: bool) -> dict:
     return {**measured, "symmetric_eigenvalues": symmetric, "antisymmetric_spectrum": antisymmetric}
 
 
+def _measure_on_host(modes: Modes) -> dict:
+    """Computes measures on the CPU if possible, which takes less time than compiling a program for an accelerator."""
+    cpu = None if by_lapack() else cpu_device()
+    if cpu is None:
+        return _measure(modes, by_lapack())
+    with jax.default_device(cpu):
+        return _measure(jax.tree.map(np.asarray, modes), lapack=True)
+
+
 def _measure_in_range(modes: Modes) -> dict:
     """Computes the measures of modes whose singular values leave the range of float32.
 
     Only three measures depend on the scale of a head; these are float64.
     """
     s, powers = float_range.relative(np.asarray(modes.s))
-    measured = _measure(replace(modes, s=s), by_lapack())
+    measured = _measure_on_host(replace(modes, s=s))
     scaled = ("singular_value", "symmetric_eigenvalues", "antisymmetric_spectrum")
     return measured | {name: np.ldexp(np.asarray(measured[name], np.float64), powers) for name in scaled}
 
@@ -192,6 +201,6 @@ def measure(modes: Modes) -> Metrics:
     """
     _, heads, embed, rank = modes.u.shape
     with one_blas_thread():
-        measured = _measure_in_range(modes) if modes.s.dtype == np.float64 else _measure(modes, by_lapack())
+        measured = _measure_in_range(modes) if modes.s.dtype == np.float64 else _measure_on_host(modes)
         measured = jax.block_until_ready(measured)
     return Metrics(**measured, null=null_band(embed, heads, rank))

@@ -1,21 +1,22 @@
 """Computes the singular modes of the query-key interaction M = Wq Wk^T of every head, without forming M."""
 
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction import float_range
-from qkjax.interaction.frame import PLAIN, Frame
+from qkjax.interaction.frame import PLAIN, Frame, fold
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 from qkjax.interaction.svd.jacobi import jacobi_svd
-from qkjax.interaction.svd.lapack import modes_of_heads
+from qkjax.interaction.svd.lapack import by_lapack, fast_on_host, modes_of_kernels
 
 Kernels = Float[Array | np.ndarray, "layers embed heads head_dim"]
 
@@ -87,17 +88,6 @@ def require_plain(modes: Modes, what: str) -> None:
         )
 
 
-def _fold(
-    kernel: Float[Array | np.ndarray, "embed heads head_dim"],
-    norm_scale: Float[Array | np.ndarray, "embed"] | None,
-    center: bool,
-) -> Float[Array | np.ndarray, "embed heads head_dim"]:
-    """Computes C diag(g) W, the kernels in the requested frame; `decompose` defines the letters."""
-    if norm_scale is not None:
-        kernel = kernel * norm_scale.astype(kernel.dtype)[:, None, None]
-    return kernel - kernel.mean(axis=0, keepdims=True) if center else kernel
-
-
 def decompose_head(query: Float[Array, "embed head_dim"], key: Float[Array, "embed head_dim"]) -> Modes:
     """Computes the modes of one head; can be used within a jitted program.
 
@@ -121,6 +111,18 @@ def decompose_heads(query: Float[Array, "*batch embed head_dim"], key: Float[Arr
     return _assemble(bases, *jacobi_svd(jnp.matmul(cores[0], jnp.swapaxes(cores[1], -1, -2), precision="highest")))
 
 
+def decompose_in_program(
+    query: Float[Array, "*batch embed head_dim"], key: Float[Array, "*batch embed head_dim"]
+) -> Modes:
+    """Computes the modes of heads within a jitted program, by the fastest method on this platform."""
+    if not by_lapack():
+        return decompose_heads(query, key)
+    decompose_all = decompose_head
+    for _ in query.shape[:-2]:
+        decompose_all = jax.vmap(decompose_all)
+    return decompose_all(query, key)
+
+
 def _assemble(bases, left, s, right) -> Modes:
     """Combines orthonormal bases and the SVD of the small product to modes, with the sign that `Modes` specifies."""
     u, v = jnp.matmul(bases, jnp.stack([left, jnp.swapaxes(right, -1, -2)]), precision="highest")
@@ -133,7 +135,7 @@ def _assemble(bases, left, s, right) -> Modes:
 def _decompose(query_kernel, key_kernel, norm_scale, center, normalize, lapack) -> Modes:
     def layer(arguments):
         query, key, scale = arguments
-        query, key = (_fold(kernel.astype(jnp.float32), scale, center) for kernel in (query, key))
+        query, key = (fold(kernel.astype(jnp.float32), scale, center) for kernel in (query, key))
         if normalize:
             query = query / np.sqrt(query.shape[-1]).astype(np.float32)
         return jax.vmap(decompose_head, in_axes=1)(query, key) if lapack else (query, key)
@@ -147,37 +149,30 @@ def _decompose(query_kernel, key_kernel, norm_scale, center, normalize, lapack) 
 
 
 def _on_all_devices(arrays: tuple, center: bool, normalize: bool) -> Modes:
-    """Distributes the layers over the devices of this host and computes modes; the result is on the first device."""
+    """Distributes the layers over the devices of this host and computes modes; the result is on the first device.
+
+    One program is compiled for all devices, and each device runs it on its own layers.
+    """
     devices = jax.local_devices()
-    shares = np.array_split(np.arange(len(arrays[0])), len(devices))
-    parts = [
-        _decompose(*jax.device_put([None if x is None else x[share] for x in arrays], device), center, normalize, False)
-        for device, share in zip(devices, shares, strict=True)
-        if len(share)
-    ]  # dispatch is asynchronous, so all devices compute at the same time
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *jax.device_put(parts, devices[0]))
+    layers = len(arrays[0])
+    split = NamedSharding(Mesh(np.array(devices), ("layers",)), PartitionSpec("layers"))
+    index = np.minimum(np.arange(layers + -layers % len(devices)), layers - 1)  # the last layer fills up equal shares
+    modes = _on_mesh(split.mesh, center, normalize)(
+        *jax.device_put([x if x is None else x[index] for x in arrays], split)
+    )
+    return jax.tree.map(lambda x: x[:layers], jax.device_put(modes, devices[0]))
 
 
-def _on_threads(query_kernel, key_kernel, norm_scale, center: bool, normalize: bool) -> Modes:
-    """Distributes the heads over the cores of a CPU and computes modes; see `qkjax.interaction.svd.lapack`."""
-    layers, embed, heads, head_dim = query_kernel.shape
+@lru_cache(maxsize=16)
+def _on_mesh(mesh: Mesh, center: bool, normalize: bool) -> Callable[..., Modes]:
+    """The program of `_on_all_devices`. No device waits for another one, since heads are independent."""
 
-    def factors(layer: int, head: int) -> np.ndarray:
-        both = np.empty((2, embed, head_dim))
-        both[0], both[1] = query_kernel[layer, :, head], key_kernel[layer, :, head]
-        scale = None if norm_scale is None else norm_scale[layer]
-        both = np.moveaxis(_fold(np.moveaxis(both, 0, 1), scale, center), 1, 0)
-        if normalize:
-            both[0] /= np.sqrt(head_dim)
-        return both
+    def decompose_share(*arrays) -> Modes:
+        return _decompose(*arrays, center, normalize, lapack=False)
 
-    arrays = modes_of_heads(factors, (layers, heads, embed, head_dim))
-    return Modes(*jax.device_put(arrays, may_alias=True))
-
-
-def by_lapack() -> bool:
-    """Whether `decompose` uses LAPACK, which is the fastest method on CPUs but not on accelerators."""
-    return jax.default_backend() == "cpu"
+    over_layers = PartitionSpec("layers")
+    share = jax.shard_map(decompose_share, mesh=mesh, in_specs=over_layers, out_specs=over_layers, check_vma=False)
+    return jax.jit(share)
 
 
 def decompose(
@@ -190,8 +185,10 @@ def decompose(
 ) -> Modes:
     """Computes the singular modes of M = Wq Wk^T for all layers and heads.
 
-    On accelerators and within jitted programs, the computation is one float32 program. On a CPU, threads call LAPACK in
-    float64, which is faster there, and the result is rounded to float32.
+    On a CPU, threads call LAPACK in float64, and the result is rounded to float32. Kernels in numpy arrays are
+    decomposed on the CPU in this way even if there is an accelerator, unless they are so large (see `fast_on_host`)
+    that compiling a program for the accelerator takes less time. For arrays on an accelerator, and within jitted
+    programs, the computation is one float32 program.
 
     Let x be the normalised token (mean 0, variance 1) and y = g * x + b the output of the LayerNorm before attention:
 
@@ -211,7 +208,7 @@ def decompose(
       are not finite have NaN in u, s and v. If neighbouring s are nearly equal, only the space that their vectors span
       is defined; `measure` marks such modes as degenerate.
 
-      On a CPU, s is exact up to the rounding to float32. Elsewhere, the error of s is about 1e-6 of the largest s of
+      By LAPACK, s is exact up to the rounding to float32. Otherwise, the error of s is about 1e-6 of the largest s of
       the head, times ||Wq|| ||Wk|| / ||M|| if this ratio is far above 1 (in trained models, it is a few).
 
     Raises:
@@ -242,9 +239,9 @@ def _decompose_fastest(arrays: tuple, center: bool, normalize: bool) -> Modes:
     """Computes the modes by the method that is fastest on this machine; the caller sets the frame."""
     if any(isinstance(x, jax.core.Tracer) for x in arrays):
         return _decompose(*arrays, center, normalize, by_lapack())
-    if by_lapack():
-        return _on_threads(*(None if x is None else np.asarray(x) for x in arrays), center, normalize)
-    arrays = tuple(None if x is None else jnp.asarray(x) for x in arrays)
-    if jax.local_device_count() == 1:
-        return _decompose(*arrays, center, normalize, lapack=False)
-    return _on_all_devices(arrays, center, normalize)
+    if by_lapack() or fast_on_host(arrays):
+        modes = modes_of_kernels(*(None if x is None else np.asarray(x) for x in arrays), center, normalize)
+        return Modes(*jax.device_put(modes, may_alias=True))
+    if jax.local_device_count() > 1:
+        return _on_all_devices(arrays, center, normalize)
+    return _decompose(*(None if x is None else jnp.asarray(x) for x in arrays), center, normalize, lapack=False)

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from qkjax.interaction.modes import decompose
+from qkjax.interaction.svd.lapack import cpu_device
 
 LEVEL = 0.95
 HEADS = 256  # number of random heads that are decomposed
@@ -48,9 +49,11 @@ def null_band(embed: int, heads: int, head_dim: int) -> Null:
     The function decomposes 256 random heads. From these heads, it samples 20,000 layers of `heads` heads each. The seed
     is fixed, so the same shapes always give the same intervals. The simulated widths are accurate to about 5%.
     """
-    keys = jax.random.split(jax.random.key(0), 2)
-    modes = decompose(*(jax.random.normal(k, (1, embed, HEADS, head_dim)) for k in keys))
-    cosine = np.asarray((modes.u * modes.v).sum(axis=2)[0], np.float64)
+    with jax.default_device(cpu_device()):  # on any machine, the values are those of a CPU
+        keys = jax.random.split(jax.random.key(0), 2)
+        kernels = [np.asarray(jax.random.normal(key, (1, embed, HEADS, head_dim))) for key in keys]
+        modes = decompose(*kernels)
+        cosine = np.asarray((modes.u * modes.v).sum(axis=2)[0], np.float64)
     s = np.asarray(modes.s[0], np.float64)
     weighted = (s * cosine).sum(-1) / s.sum(-1)
     sampled = np.random.default_rng(0).integers(HEADS, size=(LAYERS, heads))

@@ -1,1 +1,1 @@
-"""Resumable passes over a set of images, on all devices and hosts."""
+"""Runs resumable passes over a set of images, on all devices and hosts."""

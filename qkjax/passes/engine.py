@@ -1,11 +1,12 @@
-"""Runs a pass over a set of images, which can be interrupted and resumed, and can be distributed over processes.
+"""Runs a pass over a set of images. A pass can be interrupted and resumed, and can be distributed over processes.
 
 An analysis defines how one batch changes the state of the pass, and how the states of several processes are merged.
 This module saves and resumes progress, distributes batches over processes, collects unreadable images and shows a
 progress bar.
 
-If a pass is interrupted or killed at any moment, the next call resumes the pass and gives bit-identical results. The
-reason is that batches depend only on the indices of images, and the same compiled program adds each batch to the state.
+If a pass is interrupted or killed at any moment, the next call resumes the pass, and the results are bit-identical.
+This works because batches depend only on the indices of images, and the same compiled program adds each batch to the
+state.
 """
 
 import time
@@ -34,13 +35,13 @@ from qkjax.passes.shares import (
 from qkjax.runtime import hosts
 from qkjax.runtime.interrupt import deferred_interrupt
 
-State = TypeVar("State")  # a pytree of arrays whose shapes stay the same
+State = TypeVar("State")  # a pytree of arrays whose shapes never change
 
 SAVE_SECONDS = 20.0
-"""Seconds between two saves of the progress."""
+"""Number of seconds between two saves of the progress."""
 IN_FLIGHT = 2
-"""Number of batches that an accelerator gets before it has finished the first of them. A CPU gets one batch at a time:
-two would only take more memory."""
+"""Number of batches that an accelerator receives before it has finished the first of them. A CPU receives one batch at
+a time, because two would only take more memory."""
 
 
 class PassResult(NamedTuple):
@@ -74,31 +75,32 @@ def run_pass(
     shard: tuple[int, int] | None = None,
     bar: tqdm | None = None,
 ) -> PassResult:
-    """Runs a whole pass, or the rest of an interrupted pass.
+    """Runs a pass from the start, or resumes an interrupted pass.
 
-    With n processes, each process takes every n-th batch. All hosts of a job (`jax.distributed`) get the whole result;
-    of n shares, the last one to finish.
+    With n processes, each process takes every n-th batch. If the processes are hosts of a job (`jax.distributed`), all
+    hosts get the whole result. If they are shares, the last share to finish gets it.
 
     Args:
       step: function that takes the state and a batch, and returns the new state and the rows of the images in the
-        batch. The function may donate the buffers of the old state, which is never read again. In place of the rows,
-        the function may return a function that waits for the devices and returns the rows. An accelerator then gets the
-        next batch before it has finished this one.
+        batch. The function may donate the buffers of the old state, which is never read again. Instead of the rows, it
+        may return a function that waits for the devices and then returns the rows. An accelerator then receives the
+        next batch before it has finished this batch.
       state: the state before the first batch.
       groups: indices of the images in each batch.
       batches: function that takes some of the groups and yields their batches, in order.
       path: file in which this process saves its progress; the caller removes the file after saving the result. If
-        None, progress is not saved. With `shard`, the name of the share is added to the name of the file.
-      settings: all settings that the result depends on, see `settings_of`.
+        None, progress is not saved. If `shard` is given, the name of the share is added to the name of the file.
+      settings: all settings on which the result depends; see `settings_of`.
       merge: function that merges the states of several processes into one state; required if the state is not empty.
       shard: index of this share and number of shares; None for a pass that is not divided into shares.
-      bar: a progress bar to share with further passes; by default the pass shows its own bar.
+      bar: a progress bar that several passes share; by default the pass shows its own bar.
 
     Raises:
       QkjaxError: a saved pass has different settings or cannot be read, the settings of the hosts differ, or a file
         cannot be written.
       ShardFinished: this share is finished and saved, but another share has not finished.
-      KeyboardInterrupt: the user interrupted the pass; raised between two batches, after saving progress.
+      KeyboardInterrupt: the user interrupted the pass. The function raises it between two batches, after it has saved
+        the progress.
     """
     check_shard(path, shard)
     process, processes = shard or (jax.process_index(), jax.process_count())
@@ -106,12 +108,12 @@ def run_pass(
         hosts.agree(settings)
 
     def share(index: int) -> tuple[Path | None, dict[str, str], list]:
-        """File, settings and groups of a process."""
+        """The file, the settings and the groups of a process."""
         own_path = path_of_shard(path, index, processes) if shard else path
         return own_path, {**settings, "process": f"{index} of {processes}"}, list(groups[index::processes])
 
     def part_of(index: int) -> Part | None:
-        """What a share has saved; None if the share has not finished."""
+        """Reads the part that a share has saved; returns None if the share has not finished."""
         saved_in, own_settings, own = share(index)
         saved = resumed(saved_in, own_settings, state, own)
         return _part(saved, index, processes) if saved and saved.done == len(own) else None
@@ -128,13 +130,13 @@ def run_pass(
 
 
 def _part(progress: Progress, process: int, processes: int) -> Part:
-    """The part of a process, with the numbers that its batches have in the whole pass."""
+    """The part of a process, in which batches have their numbers in the whole pass."""
     rows = [(process + processes * number, row) for number, row in progress.rows]
     return Part(progress.state, rows, progress.unreadable)
 
 
 def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
-    """Yields the seconds spent waiting for each item, and the item."""
+    """Yields, for each item, the number of seconds spent waiting for the item, and the item."""
     remaining = iter(work)
     while True:
         start = time.monotonic()
@@ -148,8 +150,8 @@ def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
 def _advance(progress: Progress, step, groups, batches, save, bar: tqdm | None) -> Progress:
     """Runs the remaining batches, and saves progress every `SAVE_SECONDS`, when interrupted, and at the end.
 
-    The bar shows the share of time in which the devices wait for batches. If this share is large, images are read too
-    slowly.
+    The progress bar shows the share of time that the devices spend waiting for batches. A large share means that images
+    are read too slowly.
     """
     before, remaining = groups[: progress.done], groups[progress.done :]
     saved, done = time.monotonic(), sum(map(len, before))
@@ -182,7 +184,7 @@ def _advance(progress: Progress, step, groups, batches, save, bar: tqdm | None) 
 
 
 def _arrived(progress: Progress, ahead: int = 0) -> Progress:
-    """Waits for the rows of all batches but the last `ahead`, which may still be on the devices."""
+    """Waits for the rows of all batches except the last `ahead` batches, which may still be on the devices."""
     first = max(0, len(progress.rows) - IN_FLIGHT)  # earlier rows have arrived
     last = len(progress.rows) - ahead
     rows = [(number, row if isinstance(row, dict) else row.result()) for number, row in progress.rows[first:last]]

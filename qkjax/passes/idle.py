@@ -1,4 +1,4 @@
-"""Measures the time in which devices wait for batches."""
+"""Measures how long devices wait for batches."""
 
 import time
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from queue import SimpleQueue
 
 
 class IdleTime:
-    """The time since a pass began, and the time in which no batch was on the devices.
+    """Measures the time since a pass began, and the time during which no batch was on the devices.
 
-    One thread calls `batch_arrived`, another one `finished_after`; the batches come in the same order.
+    One thread calls `batch_arrived`, and another thread calls `finished_after`, for batches in the same order.
     """
 
     def __init__(self):
@@ -18,14 +18,14 @@ class IdleTime:
         self._finished = self._began
 
     def batch_arrived(self) -> None:
-        """Records that the next batch can go to the devices."""
+        """Records that the next batch is ready for the devices."""
         self._arrivals.put(time.monotonic())
 
     def finished_after(self, rows):
         """Waits for the rows of a batch, records that the devices have finished the batch, and returns the rows.
 
         Args:
-          rows: the rows, or a function that waits for them and returns them.
+          rows: the rows, or a function that waits for the rows and returns them.
         """
         rows = rows() if isinstance(rows, Callable) else rows
         self._idle += max(0.0, self._arrivals.get() - self._finished)
@@ -33,5 +33,5 @@ class IdleTime:
         return rows
 
     def share(self) -> float:
-        """Share of the time in which no batch was on the devices."""
+        """The share of the time during which no batch was on the devices."""
         return self._idle / max(time.monotonic() - self._began, 1e-9)

@@ -20,8 +20,8 @@ from qkjax.weights.checkpoint import Checkpoint
 def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
     """Converts a model for gray images, such as digits, to a model for colour photographs.
 
-    The converted model takes the mean of red, green and blue. The conversion is exact, since the patch embedding is
-    linear. A model that does not have exactly one input channel is returned unchanged.
+    The converted model uses the mean of red, green and blue as gray. The conversion is exact, because the patch
+    embedding is linear. A model that does not have exactly one input channel is returned unchanged.
     """
     if checkpoint.config.channels != 1:
         return checkpoint
@@ -30,25 +30,25 @@ def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) -> tuple[int, int]:
-    """Number of rows and columns of patches in a photograph at the given resolution.
+    """The number of rows and of columns of patches in a photograph at the given resolution.
 
     Raises:
-      QkjaxError: the model does not support the resolution, or does not take images with three channels.
+      QkjaxError: the model does not support the resolution, or does not accept images with three channels.
     """
     config = checkpoint.config
     if config.channels != 3:
         raise QkjaxError(
-            f"{checkpoint.name} takes {config.channels} channels, but photographs have 3: pass a model with 3 channels "
-            "(`for_photographs` converts a model with 1 channel)"
+            f"{checkpoint.name} accepts images with {config.channels} channels, but photographs have 3: pass a model "
+            "with 3 channels (`for_photographs` converts a model with 1 channel)"
         )
     return patch_grid(config, resolution_of(checkpoint, resolution))
 
 
 def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width of the images in pixels: the requested resolution, or by default that of the checkpoint.
+    """Height and width of the images in pixels: the requested resolution, or by default the checkpoint's resolution.
 
-    The default is the crop of the checkpoint's preprocessing. If this crop is square but the grid of the position
-    embedding is not, the default is the grid times the patch size.
+    The default is the size of the crop in the checkpoint's preprocessing. If this crop is square but the grid of the
+    position embedding is not, the default is the grid multiplied by the patch size.
     """
     if requested:
         return requested
@@ -60,13 +60,13 @@ def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> 
 
 
 def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
-    """Crops a picture to whole patches, since the model drops rows and columns beyond the last whole patch."""
+    """Crops a picture to whole patches, because the model ignores pixels beyond the last whole patch."""
     height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
     return picture[:height, :width]
 
 
 def scaling(checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation that normalise pixels, broadcastable to (images, height, width, channels)."""
+    """The mean and standard deviation of pixels, which broadcast to (images, height, width, channels)."""
     preset = checkpoint.preprocess
     mean, std = (np.reshape(np.array(x, np.float32), (1, 1, 1, 3)) for x in (preset.mean, preset.std))
     return mean, std
@@ -82,11 +82,11 @@ def normalised_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Arra
 
 
 Batches = Callable[[Iterable[Sequence[int]]], Iterator[Batch]]
-"""Type of a function that takes groups of image indices and yields one batch per group, as `run_pass` needs it."""
+"""Type of the function that `run_pass` needs: it takes groups of image indices, and yields one batch per group."""
 
 
 def batches_of_photographs(checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> Batches:
-    """A function that yields batches of photographs, preprocessed for a checkpoint."""
+    """Returns a function that yields batches of photographs, preprocessed for a checkpoint."""
     size, resolution = batch_size(options.batch, len(images)), resolution_of(checkpoint, options.resolution)
     return lambda groups: photograph_batches(images, groups, size, checkpoint.preprocess, resolution)
 
@@ -94,7 +94,7 @@ def batches_of_photographs(checkpoint: Checkpoint, images: ImageSet, options: Pa
 def batches_with_masks(
     checkpoint: Checkpoint, images: ImageSet, options: PassOptions, crop: Callable, blank: Callable
 ) -> Batches:
-    """A function that yields batches of images with masks, preprocessed for a checkpoint.
+    """Returns a function that yields batches of images with masks, preprocessed for a checkpoint.
 
     Args:
       checkpoint: the checkpoint whose preprocessing, resolution and patch size are used.
@@ -102,8 +102,8 @@ def batches_with_masks(
       options: options of the pass.
       crop: function that takes an item of the set, its name, a preset, a resolution and a patch size, and returns
         pixels and masks.
-      blank: function that takes a preset, a resolution and a patch size, and returns the pixels and masks that stand
-        for a missing image.
+      blank: function that takes a preset, a resolution and a patch size, and returns the pixels and masks that replace
+        a missing image.
     """
     size = batch_size(options.batch, len(images))
     target = checkpoint.preprocess, resolution_of(checkpoint, options.resolution), checkpoint.config.patch_size

@@ -1,4 +1,4 @@
-"""Options that all passes over images share."""
+"""Defines the options that all passes over images share."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,12 +13,12 @@ class PassOptions:
     """Options of a pass over images.
 
     Attributes:
-      batch: number of images per batch, rounded up to a multiple of the number of devices. If None, 8 on a CPU, since
-        larger batches overflow the caches, and 64 per device on accelerators.
+      batch: number of images per batch, which is rounded up to a multiple of the number of devices. If None, the batch
+        has 8 images on a CPU, where larger batches overflow the caches, and 64 images per device on accelerators.
       resolution: (height, width) of the images in pixels; if None, the checkpoint's own resolution.
-      dtype: number format of the forward pass; projections, scores and measures are float32.
-      shard: (index, count), to compute only a share of the pass: the share `index`, from 0, of `count` shares. The
-        shares do not talk to each other, see `ShardFinished`. The result does not depend on `shard`.
+      dtype: floating-point format of the forward pass. Projections, scores and measures are always float32.
+      shard: (index, count) to compute only the share `index`, counted from 0, of `count` shares of the pass. The shares
+        need no connection to each other; see `ShardFinished`. The result does not depend on `shard`.
 
     Example:
       >>> PassOptions(batch=16, resolution=(224, 224))
@@ -31,10 +31,10 @@ class PassOptions:
     shard: tuple[int, int] | None = None
 
     def __post_init__(self):
-        """Checks the share.
+        """Checks the attribute `shard`.
 
         Raises:
-          QkjaxError: there is no such share.
+          QkjaxError: `shard` is not a valid share.
         """
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise QkjaxError(
@@ -44,11 +44,11 @@ class PassOptions:
 
 
 def batch_size(requested: int | None, images: int | None = None) -> int:
-    """The number of images per batch on the devices of this host, see `PassOptions`.
+    """The number of images per batch on the devices of this host; see `PassOptions`.
 
     Args:
       requested: the option `batch`.
-      images: number of images in the set. A batch larger than the default is not larger than the set.
+      images: number of images in the set. A batch that is larger than the default is reduced to the size of the set.
 
     Raises:
       QkjaxError: `requested` is less than 1.

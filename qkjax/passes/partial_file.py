@@ -15,7 +15,7 @@ from qkjax.runtime.files import atomic_path
 def write_partial(
     path: Path, settings: Mapping[str, str], arrays: Mapping[str, np.ndarray], unreadable: Unreadable
 ) -> None:
-    """Writes the arrays of a pass atomically. No array may be named "settings", "unreadable" or "layout".
+    """Writes the progress of a pass atomically. No array may have the name "settings", "unreadable" or "layout".
 
     Raises:
       QkjaxError: the file cannot be written.
@@ -34,9 +34,9 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
     """
     if not path.exists():
         return None
-    advice = f"remove {path} to start again"
+    advice = f"remove {path} to start again, or pass fresh=True"
     if not path.is_file():
-        raise QkjaxError(f"{path} is not a file, expected the progress of a pass; {advice}")
+        raise QkjaxError(f"{path} is not a file, expected a file with the progress of a pass; {advice}")
     try:
         # If numpy opened the file itself and failed to read it, numpy would not close the file.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -49,22 +49,22 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
             raise ValueError("the arrays in the file differ from the arrays that were written")
         unreadable = tuple((int(index), str(reason)) for index, reason in unreadable)
         different = [name for name in settings if settings[name] != earlier.get(name)]
-    except Exception as error:  # zipfile, numpy and json raise errors of many types
+    except Exception as error:  # zipfile, numpy and json raise many types of errors
         reason = " ".join(str(error).split())[:200]
         raise QkjaxError(f"cannot read the interrupted pass {path} ({reason}); {advice}") from error
     if different:
         raise QkjaxError(
-            f"{path} is an interrupted pass with different settings ({', '.join(different)}): run again with the same "
-            f"settings as before, or {advice}"
+            f"{path} contains an interrupted pass with different settings ({', '.join(different)}): run again with "
+            f"the same settings as before, or {advice}"
         )
     return arrays, unreadable
 
 
 def _layout(arrays: Mapping[str, np.ndarray]) -> dict[str, list]:
-    """Type, checksum and shape of each array, as JSON values."""
+    """The type, the checksum and the shape of each array, as JSON values."""
     return {name: [str(x.dtype), zlib.crc32(x.tobytes()), *x.shape] for name, x in arrays.items()}
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> int:
-    """One number for the names, dtypes, shapes and values of arrays."""
+    """A checksum (one number) of the names, dtypes, shapes and values of arrays."""
     return zlib.crc32(json.dumps(_layout(arrays), sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""The progress of a pass: saves it to a file, and restores it."""
+"""Saves the progress of a pass to a file, and restores it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from qkjax.passes.shares import Rows, batch_numbers, concatenated
 
 
 class Progress(NamedTuple):
-    """Progress of a pass. The whole tuple is replaced after each batch, so that no batch can be counted twice.
+    """The progress of a pass. Each batch replaces the whole tuple, so that no batch can be counted twice.
 
     Attributes:
       done: number of batches that are done.
@@ -30,7 +30,7 @@ class Progress(NamedTuple):
 
 
 def save(path: Path | None, settings: Mapping[str, str], progress: Progress) -> None:
-    """Writes the progress of a pass to a file; nothing is written if `path` is None.
+    """Writes the progress of a pass to a file, or does nothing if `path` is None.
 
     Raises:
       QkjaxError: the file cannot be written.
@@ -44,7 +44,7 @@ def save(path: Path | None, settings: Mapping[str, str], progress: Progress) -> 
 
 
 def resumed(path: Path | None, settings: Mapping[str, str], state, groups: Sequence) -> Progress | None:
-    """The progress of an interrupted pass; None if there is no interrupted pass.
+    """Reads the progress of an interrupted pass; returns None if there is no interrupted pass.
 
     Raises:
       QkjaxError: the interrupted pass has different settings, or its arrays do not fit this pass.
@@ -55,7 +55,8 @@ def resumed(path: Path | None, settings: Mapping[str, str], state, groups: Seque
     try:
         return _restored(*saved, state, groups)
     except (LookupError, ValueError, TypeError) as error:
-        raise QkjaxError(f"cannot resume from {path} ({error}); remove this file to start again") from error
+        advice = "remove this file to start again, or pass fresh=True"
+        raise QkjaxError(f"cannot resume from {path} ({error}); {advice}") from error
 
 
 def _restored(arrays: Rows, unreadable: Unreadable, state, groups: Sequence[Sequence[int]]) -> Progress:

@@ -1,4 +1,4 @@
-"""Collects the settings that a result depends on; equal settings give equal results."""
+"""Collects the settings on which a result depends. Equal settings lead to equal results."""
 
 import json
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from qkjax.weights.checkpoint import Checkpoint, digest_of_parameters
 
 
 def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, **choices) -> dict[str, str]:
-    """All settings that a result depends on, as texts.
+    """Returns all settings on which a result depends, as texts.
 
     Args:
       checkpoint: the checkpoint.
@@ -26,7 +26,7 @@ def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, 
         "config": checkpoint.config.to_dict(),
         "preprocess": asdict(checkpoint.preprocess),
         "images": images.fingerprint,
-        **{name: value for name, value in asdict(options).items() if name != "shard"},  # shares give the same result
+        **{name: value for name, value in asdict(options).items() if name != "shard"},  # does not affect the result
         **choices,
         "batch": batch_size(options.batch, len(images)),
         "devices": f"{jax.local_device_count()} {jax.default_backend()}",

@@ -1,6 +1,6 @@
-"""Distributes a pass over processes, and puts their states, rows and unreadable images together again.
+"""Distributes a pass over processes, and combines the states, rows and unreadable images of all processes.
 
-The processes are the hosts of one job, which talk to each other (`jax.distributed`), or shares, which only write files.
+The processes are either hosts of one job, which communicate (`jax.distributed`), or shares, which only write files.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Rows = dict[str, np.ndarray]  # arrays with one row per image, or per batch
 
 
 class Part(NamedTuple):
-    """What one process computes in a pass.
+    """The part of a pass that one process computes.
 
     Attributes:
       state: the state after the batches of this process.
@@ -32,12 +32,12 @@ class Part(NamedTuple):
 
 
 def path_of_shard(path: Path, index: int, count: int) -> Path:
-    """The file in which one share of a pass saves its progress."""
+    """The path of the file in which one share of a pass saves its progress."""
     return hosts.path_of_share(path, f"{index}-of-{count}")
 
 
 def parts_of_shards(path: Path, shard: tuple[int, int], part_of: Callable[[int], Part | None]) -> list[Part]:
-    """The parts of all shares.
+    """Collects the parts of all shares.
 
     Args:
       path: the file of the pass, from which `path_of_shard` derives the file of each share.
@@ -55,7 +55,7 @@ def parts_of_shards(path: Path, shard: tuple[int, int], part_of: Callable[[int],
 
 
 def parts_of_hosts(own: Part) -> list[Part]:
-    """The parts of all hosts; every host gets the same result."""
+    """Collects the parts of all hosts. Every host gets the same result."""
     leaves, structure = jax.tree.flatten(own.state)
     states = [
         jax.tree.unflatten(structure, [part[str(i)] for i in range(len(leaves))])
@@ -79,24 +79,26 @@ def _by_batch(columns: Rows) -> list[tuple[int, Rows]]:
 
 
 def concatenated(rows: Sequence[tuple[int, Rows]]) -> Rows:
-    """The rows of all batches, in the order of the batches."""
+    """Concatenates the rows of all batches, in the order of the batches."""
     ordered = [row for _, row in sorted(rows, key=lambda item: item[0])]
     return {name: np.concatenate([row[name] for row in ordered]) for name in (ordered[0] if ordered else ())}
 
 
 def batch_numbers(rows: Sequence[tuple[int, Rows]]) -> Rows:
-    """For each row in the result of `concatenated`, the number of the batch that the row comes from."""
+    """For each row in the result of `concatenated`, the number of the batch from which the row comes."""
     ordered = sorted(rows, key=lambda item: item[0])
     names = ordered[0][1] if ordered else ()
     return {name: np.concatenate([np.full(len(row[name]), number) for number, row in ordered]) for name in names}
 
 
 def check_shard(path: Path | None, shard: tuple[int, int] | None) -> None:
-    """Checks that a share can be saved.
+    """Checks that the result of a share can be saved.
 
     Raises:
-      QkjaxError: there is no file, or this process is one of several hosts.
+      QkjaxError: there is no file to save to, or this process is one of several hosts.
     """
     if shard is not None and (path is None or jax.process_count() > 1):
-        reason = "there is no file for its result (partial=...)" if path is None else "several hosts share the pass"
-        raise QkjaxError(f"shard={shard[0]}/{shard[1]}: {reason}; pass one of the two, or remove shard=...")
+        reason = (
+            "there is no file for its result; pass partial=..." if path is None else "several hosts share this pass"
+        )
+        raise QkjaxError(f"shard={shard[0]}/{shard[1]}: {reason}, or remove shard=...")

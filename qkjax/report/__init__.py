@@ -1,1 +1,1 @@
-"""Writes a static web site with results about modes, images and attention, which opens from disk in a browser."""
+"""Writes a static web site that shows results about modes, images and attention. The site opens from disk."""

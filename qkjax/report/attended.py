@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from qkjax.activations.contribution import contributions
 from qkjax.activations.project import project
+from qkjax.analyses.usable import require_finite
 from qkjax.images.preprocess import Pixels, normalise
 from qkjax.interaction.modes import Modes
 from qkjax.report.pack import FINE, quantised
@@ -19,20 +20,20 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 class Attended(NamedTuple):
-    """The terms of an image's attention logits, without terms that the softmax cancels (equal for all keys of a query):
+    """The terms of an image's attention logits, except those that are equal for all keys, which the softmax cancels:
 
         logit_ij = sum_n query[h, i, n] query_step[h, n] key[h, j, n] key_step[h, n] + bias[h, j] + other[h, i, j]
 
     The query map includes the factor s_n / sqrt(d). The tokens are the special tokens followed by the patches.
 
     Attributes:
-      query, key: query and key maps in int16, see `qkjax.report.pack.quantised`. The error of a term is about 3e-5 of
+      query, key: query and key maps in int16; see `qkjax.report.pack.quantised`. The error of a term is about 3e-5 of
         the largest term of the same mode.
       query_step, key_step: factors by which the integers in `query` and `key` are multiplied.
-      bias: the key bias term y_j . b / sqrt(d), with b as in `bias_terms`.
-      other: relative position biases minus their mean over keys, in units of `other_step` (layers, heads); empty if the
+      bias: the key bias term y_j . b / sqrt(d), where b is the key direction in `bias_terms`.
+      other: relative position biases minus their mean over keys, in units of `other_step` (layers, heads). Empty if the
         model has no relative position biases.
-      share: share of each mode in the variance of the logits, see `qkjax.activations.contribution`.
+      share: share of each mode in the variance of the logits; see `qkjax.activations.contribution`.
       bias_share: share of the key bias in the variance of the logits.
     """
 
@@ -57,10 +58,16 @@ def attended(
       modes: all modes of the checkpoint, in the plain frame (see `Frame`).
       key_direction: the field `key_direction` of `bias_terms`.
       pixels: the picture at the model's resolution.
+
+    Raises:
+      QkjaxError: a term is NaN or infinite.
     """
     images = normalise(pixels, checkpoint.preprocess)[None]
     terms = _attended(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
-    return Attended(*map(np.asarray, terms))
+    terms = Attended(*map(np.asarray, terms))
+    values = {"query maps": terms.query_step, "key maps": terms.key_step, "bias terms": terms.bias}
+    require_finite(values | {"position biases": terms.other_step}, "the picture")
+    return terms
 
 
 @partial(jax.jit, static_argnames=("model",))

@@ -1,4 +1,4 @@
-"""Builds the shell commands that a page suggests for analysing a mode further."""
+"""Builds the shell commands that a page suggests for further analysis of a mode."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from qkjax.report.subject import ModelData
 
 
 def commands(data: ModelData) -> dict[str, str]:
-    """Shell commands for `qkjax top-images` (with the same image scan) and `qkjax ablate`.
+    """Returns shell commands for `qkjax top-images` (with the options of the image scan) and `qkjax ablate`.
 
-    The commands end with --select, after which the reader adds the selection of modes. Paths in the commands are
-    relative to the working folder in which the report was written.
+    The commands end with --select, to which the reader adds a selection of modes. Paths in the commands are relative to
+    the working folder in which the report was written.
     """
     subject, scan, defaults = data.subject, data.scan, ScanOptions()
     common = {"images": data.images, "resolution": scan.options.resolution, **json.loads(subject.origin["loaded_with"])}

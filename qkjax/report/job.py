@@ -1,4 +1,4 @@
-"""Computes missing results of one or several models, and writes a static site, for the command `qkjax report`."""
+"""Implements `qkjax report`: computes missing results of one or more models, and writes a static site."""
 
 import json
 import sys
@@ -22,13 +22,14 @@ from qkjax.report import page
 from qkjax.report.map_tiles import map_tiles
 from qkjax.report.model_pages import write_model
 from qkjax.report.subject import ModelData, Subject, attributes, subjects_of
+from qkjax.results.store import stated_settings
 from qkjax.runtime import hosts
 from qkjax.runtime.files import atomic_folder, check_replaceable
-from qkjax.runtime.lock import exclusive
+from qkjax.runtime.lock import exclusive_here
 from qkjax.vit.tree import query_key
 
 LARGE = 100e6
-"""Size of a model's pages, in bytes, above which the program prints how to make the report smaller."""
+"""If a model's pages are larger than this number of bytes, the program prints how to make the report smaller."""
 
 
 class ReportOptions(NamedTuple):
@@ -37,8 +38,8 @@ class ReportOptions(NamedTuple):
     Attributes:
       top: number of images per mode and sign.
       modes: number of modes per head; None for all modes.
-      look: images in which the reader can pick a patch, as files or names of photographs. If empty, some images of the
-        image set are used.
+      look: image files, or names of photographs, in which the reader can pick a patch to see where it attends. If
+        empty, some images of the image set are used.
     """
 
     top: int = 9
@@ -47,12 +48,19 @@ class ReportOptions(NamedTuple):
 
 
 def report(
-    targets: tuple[str, ...], images: Path | None, out: Path | None, options: ReportOptions, settings: Mapping
+    targets: tuple[str, ...],
+    images: Path | None,
+    out: Path | None,
+    options: ReportOptions,
+    settings: Mapping,
+    *,
+    fresh: bool = False,
 ) -> Path:
     """Writes a static site: index.html, and the folder `data` with files that the page loads on demand.
 
     If a model has no result of `top_images`, this result is computed first. An interrupted computation resumes. With
-    several hosts, all hosts compute, and the first host writes.
+    `fresh`, earlier results of `top_images`, their maps, and the progress of an interrupted computation are discarded.
+    With several hosts, all hosts compute, and the first host writes.
 
     Returns:
       The path of index.html.
@@ -70,56 +78,60 @@ def report(
     image_set = open_images(images) if images else photographs()
     print_notes(image_set)
     photos = [open_photo(name) for name in options.look]
-    models = [_gather(subject, image_set, images, options) for subject in subjects]
+    models = [_gather(subject, image_set, images, options, fresh) for subject in subjects]
     if jax.process_index():
         return out / page.MARK
-    with exclusive(out.parent), atomic_folder(out, *page.OURS) as folder:
+    with exclusive_here(out.parent), atomic_folder(out, *page.OURS) as folder:
         sizes = [write_model(folder / page.DATA / f"m{i}", data, image_set, photos) for i, data in enumerate(models)]
         page.write(folder, len(subjects))
-    advice = "; fewer modes, or fewer images per mode, make the report smaller" if max(sizes) > LARGE else ""
+    advice = "; use fewer modes, or fewer images per mode, for a smaller report" if max(sizes) > LARGE else ""
     print(f"wrote a report of {sum(sizes) / 1e6:.1f} MB{advice}: open {out / page.MARK} in a browser", file=sys.stderr)
     return out / page.MARK
 
 
-def _gather(subject: Subject, images: ImageSet, path: Path | None, options: ReportOptions) -> ModelData:
+def _gather(subject: Subject, images: ImageSet, path: Path | None, options: ReportOptions, fresh: bool) -> ModelData:
     checkpoint, folder = subject.checkpoint, subject.scan_folder
     modes = decompose(*query_key(checkpoint.params)[:2])
     defaults = ScanOptions()
-    scan = _earlier_scan(folder / "top_images.nc", images) or defaults._replace(top=max(options.top, defaults.top))
-    top = write_top_images(checkpoint, images, scan, folder, subject.origin).dataset
+    scan = None if fresh else _earlier_scan(folder / "top_images.nc", images)
+    scan = scan or defaults._replace(top=max(options.top, defaults.top))
+    top = write_top_images(checkpoint, images, scan, folder, subject.origin, fresh=fresh).dataset
     if top.sizes["place"] < min(options.top, len(images)):
         print(
             f"{subject.name}: the result in {folder} has {top.sizes['place']} images per mode; "
-            f"remove top_images.nc in this folder to compute {options.top} images per mode",
+            f"pass fresh=True to compute {options.top} images per mode",
             file=sys.stderr,
         )
     counts = (min(options.modes or modes.s.shape[-1], modes.s.shape[-1]), min(options.top, top.sizes["place"]))
-    return ModelData(subject, modes, scan, path, top, map_tiles(checkpoint, modes, images, top, counts, folder))
+    maps = map_tiles(checkpoint, modes, images, top, counts, folder, fresh=fresh)
+    return ModelData(subject, modes, scan, path, top, maps)
 
 
 def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
-    """Options of an earlier image scan whose result the first host has on disk; None if there is no result.
+    """The options of an earlier image scan whose result is on the first host's disk, or None if there is no result.
 
     Every host gets the same options.
 
     Raises:
       QkjaxError: the scan used different images, or its result cannot be read.
     """
-    attrs = attributes(path) if path.exists() and not jax.process_index() else None
+    attrs = hosts.on_first_host(lambda: attributes(path) if path.exists() else None)
     if jax.process_count() > 1:
         attrs = hosts.gather_json(attrs and {name: str(value) for name, value in attrs.items()})[0]
     if attrs is None:
         return None
     try:
-        settings = json.loads(attrs["settings"])
+        settings = stated_settings(attrs, path)
         scores, top = (json.loads(settings[name]) for name in ("scores", "top"))
+        if type(top) is not int or not (isinstance(scores, list) and all(isinstance(name, str) for name in scores)):
+            raise ValueError(f"top={top!r}, scores={scores!r}")
         stream, options = options_of(xr.Dataset(attrs=attrs))
         fingerprint = settings["images"]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, QkjaxError) as error:
         raise QkjaxError(f"{path} does not state its settings ({error!r}); remove the file") from error
     if fingerprint != images.fingerprint:
         raise QkjaxError(
             f"{path} is a result for the images {attrs.get('images')!r}: expected {images.name!r} with its present "
-            "content; pass the folder of the earlier images as images=..., or remove the file to scan the new images"
+            "content; pass the folder of the earlier images as images=..., or fresh=True to scan the new images"
         )
     return ScanOptions(top, tuple(scores), stream, options)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from qkjax.activations.project import Stream, project
 from qkjax.analyses.top_images.sheets import options_of
+from qkjax.analyses.usable import require_finite
 from qkjax.errors import QkjaxError
 from qkjax.images.sets import Batch, ImageSet, Unreadable
 from qkjax.interaction.modes import Modes
@@ -23,7 +24,8 @@ from qkjax.report.pack import COARSE, quantised
 from qkjax.results.store import HOW, read_result, texts, versions, write_dataset
 from qkjax.runtime import hosts
 from qkjax.runtime.devices import over_devices
-from qkjax.runtime.files import remove
+from qkjax.runtime.files import discard, remove, temporaries
+from qkjax.runtime.lock import exclusive
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs
 from qkjax.weights.checkpoint import Checkpoint, origin_of
@@ -32,11 +34,11 @@ DIMS = ("layer", "head", "mode", "sign", "place")
 
 
 class Tiles(NamedTuple):
-    """Quantised maps of the strongest modes of each head, on the images that excite each sign of a mode most.
+    """Quantised maps of the strongest modes of each head, for the images that excite each sign of a mode most.
 
     Attributes:
-      query_map, key_map: maps of the sign +1 in int8, on the images of either sign. Maps of the sign -1, which are the
-        negatives, are not stored.
+      query_map, key_map: int8 maps of the mode with sign +1, for the top images of both signs. Maps for sign -1 are the
+        negatives, and are not stored.
       query_step, key_step: factors by which the integers in `query_map` and `key_map` are multiplied.
     """
 
@@ -47,49 +49,55 @@ class Tiles(NamedTuple):
 
 
 def map_tiles(
-    checkpoint: Checkpoint, modes: Modes, images: ImageSet, top: xr.Dataset, shown: tuple[int, int], folder: Path
+    checkpoint: Checkpoint,
+    modes: Modes,
+    images: ImageSet,
+    top: xr.Dataset,
+    shown: tuple[int, int],
+    folder: Path,
+    *,
+    fresh: bool = False,
 ) -> xr.Dataset:
-    """Reads the maps from maps.nc in the folder, or computes the maps in one resumable pass and writes maps.nc.
+    """Reads maps from maps.nc in a folder, or computes them in one resumable pass and writes maps.nc.
 
-    The maps are computed again if maps.nc is from a different image scan, contains too few maps, or lacks an image that
-    can now be read.
+    The function computes the maps again if maps.nc is from a different image scan, contains too few maps, or lacks an
+    image that can now be read.
 
     Args:
       checkpoint: the model.
       modes: modes of the checkpoint, in the plain frame (see `Frame`).
       images: the image set of the scan.
-      top: the result of the scan, as `top_images` returns it; the first score determines the images.
+      top: the result of the scan, as returned by `top_images`. Its first score determines the images.
       shown: number of modes per head, and number of images per mode and sign.
       folder: folder of maps.nc.
+      fresh: discard maps.nc and the progress of an interrupted pass.
 
     Returns:
-      A dataset with the fields of `Tiles` as variables. In addition, `left_out` has the names of images that can no
-      longer be read, and `reason` the reasons.
+      A dataset whose variables are the fields of `Tiles`, and `left_out` and `reason`: the names of images that can no
+      longer be read, and the reasons.
 
     Raises:
-      QkjaxError: an interrupted pass has different settings, or a file cannot be written; progress stays on disk.
+      QkjaxError: an interrupted pass has different settings, another process works in the folder, or a file cannot be
+        written; progress stays on disk.
     """
     settings = {**json.loads(top.attrs["settings"]), "shown": json.dumps(shown)}
     path, partial = folder / "maps.nc", hosts.process_path(folder / "maps.partial.npz")
-    first, several = jax.process_index() == 0, jax.process_count() > 1
-    dataset = _earlier(path, settings, shown, images) if first else None
-    ready = hosts.gather_json(dataset is not None)[0] if several else dataset is not None
-    if not ready:
-        index = top.image_index.values[0, :, :, : shown[0], :, : shown[1]]
-        stream, options = options_of(top)
-        tiles, left_out = _compute(checkpoint, modes, images, (stream, options), index, partial, settings)
-        attrs = {**origin_of(checkpoint), "settings": json.dumps(settings)}
-        dataset = _dataset(tiles, left_out, images, attrs)
-        if first:
-            write_dataset(dataset, path)
-        if several:
-            hosts.gather_json(None)  # waits, so that every host keeps its progress file until the result is written
-    remove(partial)
+    with exclusive(folder):
+        if fresh:
+            remove(path), remove(partial)
+        dataset = _earlier(path, settings, shown, images) if jax.process_index() == 0 else None
+        ready = hosts.gather_json(dataset is not None)[0] if jax.process_count() > 1 else dataset is not None
+        if not ready:
+            index = top.image_index.values[0, :, :, : shown[0], :, : shown[1]]
+            dataset = _computed(checkpoint, modes, images, options_of(top), index, partial, settings)
+            hosts.on_first_host(lambda: write_dataset(dataset, path))  # every host keeps its progress until then
+        remove(partial)
+        discard(temporaries([path]))  # left by processes that were killed
     return dataset
 
 
 def _earlier(path: Path, settings: Mapping[str, str], shown: tuple[int, int], images: ImageSet) -> xr.Dataset | None:
-    """Earlier maps from disk, cut to the requested numbers of modes and images.
+    """Reads earlier maps from disk, reduced to the requested numbers of modes and images.
 
     The result is None if the file cannot be read, has different settings, contains too few maps, or lacks an image that
     can now be read.
@@ -102,7 +110,7 @@ def _earlier(path: Path, settings: Mapping[str, str], shown: tuple[int, int], im
         if not (enough and same) or any(_readable(images, str(name)) for name in earlier.left_out.values):
             return None
         return earlier.isel(mode=slice(shown[0]), place=slice(shown[1]))
-    except Exception:  # the file is missing or unreadable; unlike a scan, maps are quickly computed again
+    except Exception:  # the file is missing or unreadable; computing maps again is fast, unlike a scan
         return None
 
 
@@ -129,7 +137,7 @@ def _dataset(tiles: Tiles, left_out: Unreadable, images: ImageSet, attrs: Mappin
 
 @partial(jax.jit, static_argnames=("model", "stream"))
 def _maps(model: ViT, params, modes: Modes, scaling, pixels, stream: Stream):
-    """For each layer, the quantised query maps (index 0) and key maps (index 1), and their steps.
+    """Computes, for each layer, the quantised query maps (index 0) and key maps (index 1), and their steps.
 
     The maps of a layer have shape (2, heads, modes, batch, patches). Maps are quantised on the device, because
     transferring all maps of a batch as floats would take too long.
@@ -142,7 +150,7 @@ def _maps(model: ViT, params, modes: Modes, scaling, pixels, stream: Stream):
     return found
 
 
-def _compute(
+def _computed(
     checkpoint: Checkpoint,
     modes: Modes,
     images: ImageSet,
@@ -150,7 +158,7 @@ def _compute(
     index: Int[np.ndarray, "layers heads modes 2 places"],
     partial: Path,
     settings: Mapping[str, str],
-) -> tuple[Tiles, Unreadable]:
+) -> xr.Dataset:
     """Computes the query and key maps of all tiles, in one pass over the images on the page."""
     stream, options = how
     grid = photograph_grid(checkpoint, options.resolution)
@@ -161,7 +169,7 @@ def _compute(
     on_device = jax.device_put((checkpoint.params, first, scaling(checkpoint)), over_devices(None))
 
     def step(tiles: Tiles, batch: Batch) -> tuple[Tiles, dict]:
-        """Fills in the maps of a batch. Repeating a step after an interruption writes the same values."""
+        """Adds the maps of a batch. If a step is repeated after an interruption, it writes the same values."""
         pixels = jax.device_put(batch.pixels, over_devices(0))
         for layer, maps in enumerate(_maps(model, *on_device, pixels, stream=stream)):
             numbers, steps = map(np.asarray, maps)
@@ -175,7 +183,10 @@ def _compute(
     batches = batches_of_photographs(checkpoint, images, options)
     tiles = _blank(index.shape, grid)
     result = run_pass(step, tiles, groups, batches, partial, settings, merge=_merged)
-    return result.state, result.unreadable
+    values = {"query maps": result.state.query_step, "key maps": result.state.key_step}
+    require_finite(values, images.name, partial)
+    attrs = {**origin_of(checkpoint), "settings": json.dumps(settings)}
+    return _dataset(result.state, result.unreadable, images, attrs)
 
 
 def _merged(shares: list[Tiles]) -> Tiles:

@@ -1,4 +1,4 @@
-"""Collects facts about a model for its pages: architecture, measures of its modes, and results of further commands."""
+"""Collects the facts about a model that its pages show: architecture, measures of modes, and results of commands."""
 
 import csv
 import json
@@ -15,27 +15,28 @@ from qkjax.interaction.bias import BiasTerms, relative_spreads
 from qkjax.interaction.metrics import Metrics
 from qkjax.report.commands import commands
 from qkjax.report.subject import ModelData, attributes
+from qkjax.results.store import stated_settings
 from qkjax.vit.config import ViTConfig
 from qkjax.weights import catalogue
 from qkjax.weights.checkpoint import Checkpoint
 
 OTHERS = (
     ("Which tokens attend to which", "preference", {
-        "preference_by_layer": "Attention of tokens to their own category, to another and to the background",
+        "preference_by_layer": "Attention of tokens to their own category, the other category, and the background",
         "links": "Attention preference of each head against the weighted cosine of its modes",
-        "anisotropy": "Mean cosine of tokens of different images, by layer",
-        "example": "Attention of a target's and a distractor's token on one scene"}),
+        "anisotropy": "Mean cosine between tokens of different images, by layer",
+        "example": "Attention of a target token and of a distractor token in one scene"}),
     ("Same object or two objects", "objects", {
-        "same_object": "Probability that query and key of a mode lie on the same object, by layer"}),
+        "same_object": "Probability that the query and the key of a mode are on the same object, by layer"}),
     ("Without some modes", "ablations", {
         name: f"Effects of ablations: {name.replace('_', ' ')}" for name in ABLATIONS}),
 )  # fmt: skip
-"""Sections of a page: title, name of the folder (which is also the name of the table in it), and figure captions by
-name."""
+"""Sections of a page. Each has a title, the name of the folder (which is also the name of the table in the folder), and
+a dict from figure names to captions."""
 
 
 def facts(data: ModelData, images: Sequence[str], metrics: Metrics, photos: Sequence[str]) -> dict:
-    """Facts about a model as JSON values, without large arrays.
+    """Returns facts about a model as JSON values, without large arrays.
 
     Args:
       data: the data of the model's pages.
@@ -67,7 +68,7 @@ def facts(data: ModelData, images: Sequence[str], metrics: Metrics, photos: Sequ
 
 
 def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.ndarray) -> dict[str, np.ndarray]:
-    """Arrays of measures per head and per mode, in float32.
+    """Returns arrays of measures per head and per mode, in float32.
 
     Args:
       metrics: measures of the modes.
@@ -85,10 +86,10 @@ def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.
 
 
 def results_of(data: ModelData, site: Path) -> list[dict]:
-    """Figures and tables of `qkjax preference`, `objects` and `ablate` in the folder of results.
+    """Finds figures and tables of `qkjax preference`, `objects` and `ablate` in the folder of results.
 
-    The figures are copied to the site. Results of a model with different parameters are left out, and a note on
-    standard error says so.
+    The function copies the figures to the site. It leaves out results of a model with different parameters, and prints
+    a note to standard error.
 
     Raises:
       QkjaxError: a result cannot be read.
@@ -99,7 +100,8 @@ def results_of(data: ModelData, site: Path) -> list[dict]:
         table = folder / name / f"{name}.csv"
         if not table.with_suffix(".nc").is_file():
             continue
-        if json.loads(attributes(table.with_suffix(".nc")).get("settings", "{}")).get("parameters") != parameters:
+        result = table.with_suffix(".nc")
+        if stated_settings({"settings": "{}", **attributes(result)}, result).get("parameters") != parameters:
             print(f"{folder / name} belongs to a model with different parameters and is left out", file=sys.stderr)
             continue
         drawn = {stem: alt for stem, alt in figures.items() if (folder / name / f"{stem}.png").is_file()}
@@ -116,7 +118,7 @@ def results_of(data: ModelData, site: Path) -> list[dict]:
 
 
 def _card(checkpoint: Checkpoint, address: str) -> list[list[str]]:
-    """Facts about the origin and architecture of a model, as pairs of name and value.
+    """Returns facts about the origin and the architecture of a model, as pairs of name and value.
 
     A model loaded from a path has no catalogue entry, even if its name is in the catalogue.
     """
@@ -141,7 +143,7 @@ def _features(config: ViTConfig) -> list[str]:
 
 
 def _special(config: ViTConfig) -> list[str]:
-    """Names of the tokens before the patches."""
+    """The names of the special tokens before the patches."""
     registers = [f"register {i}" for i in range(config.registers)]
     return [
         *(["class token"] if config.class_token else []),

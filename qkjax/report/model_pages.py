@@ -1,4 +1,4 @@
-"""Writes the files with the data of one model, which the page loads on demand."""
+"""Writes the files that contain the data of one model. The page loads these files on demand."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +24,8 @@ from qkjax.vit.tree import query_key
 PHOTOS = 2
 """Default number of images in which the reader can pick a patch. Each image needs 8.6 MB in the report of a ViT-B."""
 SPACE = (10e6, 97e6)
-"""Smallest number of bytes available for thumbnails, and largest number of bytes for all files of a model. The largest
-number is slightly below 100 MB, since the size of the thumbnails is estimated from a sample."""
+"""Smallest number of bytes that thumbnails may use, and largest number of bytes for all files of a model. The largest
+number is slightly below 100 MB, because the size of the thumbnails is estimated from a sample."""
 
 Photographs = Sequence[tuple[str, "PIL.Image.Image"]]
 
@@ -37,7 +37,8 @@ def write_model(folder: Path, data: ModelData, images: ImageSet, photos: Photogr
       folder: the folder, which must not exist.
       data: the data of the model's pages.
       images: the images of the scan.
-      photos: names and photographs in which the reader can pick a patch; if empty, some of the images are used.
+      photos: pairs of names and photographs in which the reader can pick a patch; if empty, some of the images are
+        used.
 
     Returns:
       The total size of the files in bytes.
@@ -77,7 +78,7 @@ def _model_pixels(data: ModelData, photo: "PIL.Image.Image") -> Pixels:
 
 
 def _default_photos(images: ImageSet, data: ModelData) -> Photographs:
-    """Names and photographs of `PHOTOS` readable images, evenly spaced in the set."""
+    """The names and photographs of `PHOTOS` readable images that are evenly spaced in the set."""
     missing = {*data.maps.left_out.values, *data.top.unreadable.values}
     readable = [i for i in range(len(images)) if images.names[i] not in missing]
     chosen = sorted({readable[round(i * (len(readable) - 1) / max(PHOTOS - 1, 1))] for i in range(PHOTOS)})
@@ -85,7 +86,7 @@ def _default_photos(images: ImageSet, data: ModelData) -> Photographs:
 
 
 def _write_looks(folder: Path, data: ModelData, photos: Photographs, bias: BiasTerms, interrupted) -> list[Attended]:
-    """Writes a picture and one script per layer, for each image in which the reader can pick a patch."""
+    """For each image in which the reader can pick a patch, writes a picture and one script per layer."""
     terms = []
     for place, (_, photo) in enumerate(tqdm(photos, desc="images", unit="img", disable=len(photos) < 3)):
         pixels = _model_pixels(data, photo)
@@ -99,7 +100,7 @@ def _write_looks(folder: Path, data: ModelData, photos: Photographs, bias: BiasT
 
 
 def _write_heads(folder: Path, data: ModelData, interrupted) -> None:
-    """Writes one script per head, with maps, indices and scores of the images that excite the modes most."""
+    """Writes one script per head, which contains maps, indices and scores of the modes' top images."""
     layers, heads, modes, _, places = data.maps.query_step.shape
 
     def write(at: tuple[int, int]) -> None:
@@ -113,7 +114,7 @@ def _write_heads(folder: Path, data: ModelData, interrupted) -> None:
 
     every = list(product(range(layers), range(heads)))
     with ThreadPoolExecutor() as pool, tqdm(total=len(every), desc="pages", unit="head") as bar:
-        for _ in pool.map(write, every):  # threads suffice, since zlib releases the global interpreter lock
+        for _ in pool.map(write, every):  # threads suffice, because zlib releases the global interpreter lock
             bar.update()
             interrupted()
 
@@ -121,7 +122,7 @@ def _write_heads(folder: Path, data: ModelData, interrupted) -> None:
 def _write_pictures(folder: Path, data: ModelData, images: ImageSet, interrupted) -> None:
     """Writes the names and the thumbnails of the images on the page.
 
-    The thumbnails use the space that all other files of the model leave.
+    The thumbnails may use the space that all other files of the model leave.
     """
     _, _, modes, _, places = data.maps.query_step.shape
     index = data.top.image_index.values[0, :, :, :modes, :, :places]

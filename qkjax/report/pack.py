@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 COARSE, FINE = (
     63,
     32767,
-)  # largest integers in one byte and in two; in one byte, 7 bits suffice, which look the same and need less space
+)  # largest integers for one and for two bytes; for one byte, 7 bits suffice: maps look the same and need less space
 ESCAPED = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 """Characters that must be escaped in a JavaScript string."""
 
@@ -19,15 +19,16 @@ ESCAPED = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 def quantised(
     values: Float[Array | np.ndarray, "*shape"], axes: tuple[int, ...], levels: int
 ) -> tuple[Int[Array, "*shape"], Float[Array, "..."]]:
-    """Quantises values to integers times steps, with errors of at most half a step.
+    """Approximates values by integers times steps, with errors of at most half a step.
 
     Args:
       values: the values.
-      axes: axes along which all values share a step; the largest magnitude along these axes is `levels` steps.
+      axes: axes along which all values have the same step. The largest magnitude along these axes equals `levels`
+        steps.
       levels: `FINE` for integers of 2 bytes, or `COARSE` for integers of 1 byte.
 
     Returns:
-      The integers, and the steps, whose shape lacks these axes. A step is 0 if all its values are 0.
+      The integers, and the steps, whose shape does not have these axes. A step is 0 if all its values are 0.
     """
     steps = jnp.abs(values).max(axis=axes, keepdims=True) / levels
     numbers = jnp.where(steps > 0, jnp.rint(values / jnp.where(steps > 0, steps, 1)), 0)
@@ -35,11 +36,11 @@ def quantised(
 
 
 def script(key: str, facts: Mapping, arrays: Mapping[str, np.ndarray]) -> str:
-    """A JavaScript file that passes facts and arrays to the page under a key.
+    """Makes the text of a JavaScript file that passes facts and arrays to the page under a key.
 
-    The script has three lines. The first line has the key. The second line has a JSON object with the facts, and with
-    name, type and shape of each array. The third line has all arrays (little-endian, in order) in one zlib stream, see
-    `ascii_of`.
+    The script has three lines. The first line contains the key. The second line contains a JSON object with the facts,
+    and with the name, type and shape of each array. The third line contains all arrays (little-endian, in order) in one
+    zlib stream; see `ascii_of`.
     """
     arrays = {name: np.asarray(x, np.asarray(x).dtype.newbyteorder("<")) for name, x in arrays.items()}
     stream = zlib.compress(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays.values()), 9)
@@ -49,7 +50,7 @@ def script(key: str, facts: Mapping, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def ascii_of(data: bytes) -> str:
-    """Converts bytes to ASCII characters of seven bits each, which are valid in every text encoding.
+    """Converts bytes to ASCII characters that store seven bits each, and that are valid in every text encoding.
 
     The result is 12% smaller than base64.
     """

@@ -1,19 +1,19 @@
-"""Writes the page: one HTML file with style and script, which loads the data from further scripts."""
+"""Writes the page: one HTML file, which contains style and script and loads the data from further scripts."""
 
 from importlib import resources
 from pathlib import Path
 
 MARK, DATA = "index.html", "data"
 OURS = (MARK, 'content="qkjax report"', (MARK, DATA))
-"""Arguments of `atomic_folder` by which an existing folder is recognised as a report that may be replaced."""
+"""Arguments with which `atomic_folder` recognises an existing folder as a report that may be replaced."""
 SCRIPTS = ("dom.js", "data.js", "places.js", "colours.js", "charts.js", "tiles.js", "overview.js", "head.js",
            "mode.js", "look.js", "results.js", "main.js")  # fmt: skip
 
 
 def write(folder: Path, count: int) -> None:
-    """Writes index.html for `count` models with data in the folders data/m0, data/m1 and so on."""
+    """Writes index.html for `count` models, whose data are in the folders data/m0, data/m1 and so on."""
     site = resources.files("qkjax.report").joinpath("site")
-    # One script, not modules: a browser does not load modules from a file opened from disk.
+    # A single script instead of modules, because a browser does not load modules from a file that is opened from disk.
     code = "\n".join(site.joinpath(name).read_text() for name in SCRIPTS)
     models = "".join(f'<script src="{DATA}/m{i}/model.js"></script>\n' for i in range(count))
     text = site.joinpath("page.html").read_text()

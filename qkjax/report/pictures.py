@@ -11,12 +11,12 @@ from qkjax.images.preprocess import Pixels
 from qkjax.images.sets import ImageSet
 
 SIDES = (224, 160, 112, 80, 56, 40)
-"""Possible lengths of the longer side of a thumbnail in pixels, from fine to coarse."""
+"""Possible lengths in pixels of the longer side of a thumbnail, from fine to coarse."""
 SAMPLE = 32
 
 
 def webp(pixels: Pixels, side: int, quality: int = 75) -> bytes:
-    """Encodes a picture as WebP, reduced so that its longer side has at most `side` pixels."""
+    """Reduces a picture so that its longer side has at most `side` pixels, and encodes it as WebP."""
     picture, data = Image.fromarray(np.ascontiguousarray(pixels)), BytesIO()
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     picture.save(data, "WEBP", quality=quality, method=4)
@@ -26,16 +26,16 @@ def webp(pixels: Pixels, side: int, quality: int = 75) -> bytes:
 def small_pictures(
     images: ImageSet, indices: Sequence[int], read: Callable[[int], Pixels], space: float
 ) -> Iterator[tuple[int, bytes]]:
-    """Yields the index and the thumbnail of some images of a set, in order.
+    """Yields, for given images of a set, the index and the thumbnail, in order.
 
-    The thumbnails have the largest of `SIDES` at which all thumbnails fit into the space.
+    The side of the thumbnails is the largest of `SIDES` for which all thumbnails fit into the space.
 
     Args:
       images: the image set.
       indices: indices of the images.
-      read: function that takes an index and returns pixels; images for which `read` raises QkjaxError are left out.
-      space: number of bytes for all thumbnails. The size of the thumbnails is estimated from a sample, and thumbnails
-        of the smallest side may exceed the space.
+      read: function that takes an index and returns pixels. Images for which it raises QkjaxError are left out.
+      space: number of bytes for all thumbnails. The size of the thumbnails is estimated from a sample. Thumbnails with
+        the smallest side may exceed the space.
     """
     side = _side(images, indices, read, space)
     groups = [indices[i : i + SAMPLE] for i in range(0, len(indices), SAMPLE)]

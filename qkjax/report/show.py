@@ -1,4 +1,4 @@
-"""Shows the page of a report in a notebook cell, with its data embedded."""
+"""Shows the page of a report, with embedded data, in a notebook cell."""
 
 import base64
 import html
@@ -28,19 +28,19 @@ from qkjax.runtime.files import atomic_path
 from qkjax.weights.checkpoint import Checkpoint
 
 MODES = 8
-"""Number of modes per head on the page, strongest first. The number is increased if a weaker mode is requested."""
+"""Number of modes per head on the page, strongest first. If a weaker mode is requested, more modes are shown."""
 
 
 class NotebookPage:
-    """A page for a notebook cell, displayed if the page is the value of the last expression in the cell.
+    """A page for a notebook cell. The notebook displays it if it is the value of the last expression in the cell.
 
     Attributes:
-      html: the whole page with markup, scripts, data and pictures; the page loads no further files.
+      html: the whole page, which contains markup, scripts, data and pictures, and loads no further files.
       height: height of the cell in pixels.
     """
 
     def __init__(self, text: str, height: int):
-        """Initialises a page from its HTML text and the height of its cell in pixels."""
+        """Makes a page from its HTML text and the height of its cell in pixels."""
         self.html, self.height = text, height
 
     def __repr__(self) -> str:
@@ -69,16 +69,16 @@ def show(
     images: ImageSet | None = None,
     height: int = 900,
 ) -> NotebookPage:
-    """Shows the page of `qkjax report` in a notebook cell, open at a mode, a head, or the attention in an image.
+    """Shows the page of `qkjax report` in a notebook cell. The page opens at a mode, at a head, or at one image.
 
-    Without `top`, the modes are shown only on the photograph, which needs one forward pass. With `top`, each mode is
-    shown on the images that excite it most. For DINOv2 ViT-S/14, the size of the page is about 8 MB. The page works
-    offline.
+    If `top` is not given, the page shows the modes only on the photograph, which requires one forward pass. If `top` is
+    given, it shows each mode on the images that excite the mode most. For DINOv2 ViT-S/14, the size of the page is
+    about 8 MB. The page works offline.
 
     Args:
       checkpoint: any checkpoint, including an edited checkpoint.
-      photograph: the photograph in which the reader can pick a patch: a Pillow image, a uint8 array
-        (height, width, 3), the path of an image file, or the name of a default photograph.
+      photograph: the photograph in which the reader can pick a patch. It is a Pillow image, a uint8 array (height,
+        width, 3), the path of an image file, or the name of a default photograph.
       mode: mode or head at which the page opens, such as "L8 H4 M2" or "L8 H4"; by default, the page opens at the
         photograph.
       top: the result of `top_images` for `images`.
@@ -118,7 +118,7 @@ def show(
 
 
 def _place(mode: str | None, shape: tuple[int, int, int]) -> ModeName | None:
-    """Parses the name of a mode or of a head; the name of a head gives its first mode, and None gives None.
+    """Parses the name of a mode or of a head. For a head, returns the head's first mode; for None, returns None.
 
     Raises:
       QkjaxError: the mode or head does not exist.
@@ -146,7 +146,7 @@ def _embedded(site: Path, address: str) -> str:
         for path in site.glob(f"{page.DATA}/**/*.webp")
     }
     inside = json.dumps({"hash": address, "pictures": pictures}).replace("</", "<\\/")
-    # Scripts are encoded in base64, since a script embedded in HTML must not contain the byte 0.
+    # Scripts are encoded in base64, because a script that is embedded in HTML must not contain the byte 0.
     scripts = (base64.b64encode(path.read_bytes()).decode() for path in sorted(site.glob(f"{page.DATA}/**/*.js")))
     markup = f"<script>qkjax.inside = {inside};</script>\n"
     markup += "".join(f'<script src="data:text/javascript;base64,{script}"></script>\n' for script in scripts)

@@ -17,7 +17,7 @@ from qkjax.weights.checkpoint import Checkpoint
 from qkjax.weights.load import load, origin
 
 RESULTS = ("modes.nc", "top_images/top_images.nc", "modes/top_images.nc", "top_images.nc")
-"""Result files whose attributes name the model that they were computed from."""
+"""Result files whose attributes name the model from which they were computed."""
 
 
 class Subject(NamedTuple):
@@ -25,8 +25,8 @@ class Subject(NamedTuple):
 
     Attributes:
       name: name on the page: the name of the checkpoint, made unique if two checkpoints have the same name.
-      checkpoint: the model, with an input of colour photographs.
-      origin: where the model was loaded from, see `qkjax.weights.load.origin`.
+      checkpoint: the model, which accepts colour photographs.
+      origin: attributes that state from where the model was loaded; see `qkjax.weights.load.origin`.
       folder: folder with the results of the model.
     """
 
@@ -37,12 +37,12 @@ class Subject(NamedTuple):
 
     @property
     def scan_folder(self) -> Path:
-        """The folder with top_images.nc, which is the folder of results itself or one of its subfolders."""
+        """The folder that contains top_images.nc: the folder of results itself, or one of its subfolders."""
         return self.folder if (self.folder / "top_images.nc").exists() else earlier_folder(self.folder)
 
 
 class ModelData(NamedTuple):
-    """The data of one model's pages.
+    """The data that one model's pages show.
 
     Attributes:
       subject: the model and the folder of its results.
@@ -66,8 +66,8 @@ def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
 
     Args:
       targets: folders of results, or models as names or paths that `load` accepts.
-      settings: settings for `load`, allowed only with a single model. For a folder of results, `settings` are added to
-        the settings stored in the results.
+      settings: settings for `load`, which are allowed only with a single model. For a folder of results, they are added
+        to the settings that are stored in the results.
 
     Raises:
       QkjaxError: a model cannot be read, two models have the same name, a folder of results does not state the path of
@@ -76,8 +76,8 @@ def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
     if settings and len(targets) > 1:
         given = ", ".join(f"{name}={value}" for name, value in settings.items())
         raise QkjaxError(
-            f"{given} would apply to all {len(targets)} models: first write one report per model, then a common report "
-            "of the folders of results"
+            f"{given} would apply to all {len(targets)} models: first write one report per model, and then a common "
+            "report of the folders of results"
         )
     origins = [_origin_of_results(Path(target), settings) for target in targets]
     pairs = list(zip(targets, origins, strict=True))
@@ -91,7 +91,7 @@ def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
 
 
 def _load(target: str, stored: Mapping[str, str] | None, settings: Mapping) -> Checkpoint:
-    """Loads the model from the origin stored in a folder of results; if `stored` is None, the target is the model."""
+    """Loads a model from the origin stored in a folder of results. If `stored` is None, the target is the model."""
     if stored is None:
         return load(target, **settings)
     try:
@@ -103,7 +103,7 @@ def _load(target: str, stored: Mapping[str, str] | None, settings: Mapping) -> C
 
 
 def _origin_of_results(folder: Path, settings: Mapping) -> dict[str, str] | None:
-    """The `origin` stored in a folder of results, with `settings` added; None if the folder has no results.
+    """The `origin` that is stored in a folder of results, plus `settings`; None if the folder contains no results.
 
     Raises:
       QkjaxError: a result cannot be read, or no result states the path of its model.
@@ -124,7 +124,7 @@ def _origin_of_results(folder: Path, settings: Mapping) -> dict[str, str] | None
 
 
 def attributes(path: Path) -> dict:
-    """Reads the attributes of a result (netCDF).
+    """Reads the attributes of a result, which is a netCDF file.
 
     Raises:
       QkjaxError: the file cannot be read.

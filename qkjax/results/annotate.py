@@ -11,9 +11,9 @@ class Label(NamedTuple):
     """The label of a variable or dimension.
 
     Attributes:
-      long_name: label for axes of plots.
-      units: unit; "1" for a number without a unit.
-      description: description in one line.
+      long_name: label for the axes of plots.
+      units: unit of the values, or "1" if they have no unit.
+      description: a description of one line.
     """
 
     long_name: str
@@ -24,18 +24,18 @@ class Label(NamedTuple):
 DIMENSIONS = {
     "layer": Label("layer", "1", "Layer, counted from 0."),
     "head": Label("head", "1", "Attention head of a layer, counted from 0."),
-    "mode": Label("mode", "1", "Mode of a head, strongest first, counted from 0."),
-    "mapped_mode": Label("mode with maps", "1", "Mode of a head, strongest first, counted from 0."),
-    "embed": Label("embedding dimension", "1", "Index in the token embedding."),
+    "mode": Label("mode", "1", "Mode of a head, counted from 0 for the strongest mode."),
+    "mapped_mode": Label("mode with maps", "1", "Mode of a head, counted from 0 for the strongest mode."),
+    "embed": Label("embedding dimension", "1", "Index of a dimension of the token embedding."),
     "eigen": Label("eigenvalue", "1", "Index of the eigenvalue in descending order, counted from 0."),
     "pair": Label("eigenvalue pair", "1", "Index of the imaginary eigenvalue pair, largest first, counted from 0."),
     "sign": Label("sign of the mode", "1", "1 for (u, v), -1 for (-u, -v); both are the same mode."),
     "place": Label("rank", "1", "Rank of the image for the mode; 0 is the best."),
-    "score": Label("score", "1", "Score that ranks the images, see qkjax.activations.scores."),
+    "score": Label("score", "1", "Score that ranks the images; see qkjax.activations.scores."),
     "image": Label("image", "1", "Name of the image in its image set."),
     "query": Label("query", "1", "Region of the image that contains the query token."),
     "region": Label("region", "1", "Region of the image."),
-    "stream": Label("stream", "1", "Tokens before (residual) or after (norm) the LayerNorm."),
+    "stream": Label("stream", "1", "Whether tokens are taken before (residual) or after (norm) the LayerNorm."),
     "ablation": Label("ablation", "1", "Index of the ablation; 0 is the unedited model."),
     "broken": Label("unreadable image", "1", "Index among images that could not be read, counted from 0."),
     "missing": Label("image left out", "1", "Index among images that were left out, counted from 0."),

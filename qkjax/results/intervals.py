@@ -8,15 +8,15 @@ from scipy.special import ndtri, stdtrit
 
 RESAMPLES = 2000
 Interval = tuple[float, float, float]
-"""An estimate, and the lower and upper end of its 95% interval."""
+"""An estimate, and the lower and the upper end of its 95% confidence interval."""
 
 
 def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
-    """Mean of all values and the 95% interval of this mean, with images and seeds resampled at the same time.
+    """The mean of all values and its 95% bootstrap interval, which resamples images and seeds at the same time.
 
-    The bootstrap over a few seeds underestimates the spread between seeds. The differences between seeds are therefore
-    enlarged by the factor by which Student's t widens an interval. With only one image, the ends of the interval are
-    NaN.
+    The bootstrap over a few seeds underestimates the spread between seeds. Differences between seeds are therefore
+    multiplied by the factor by which Student's t widens an interval. If there is only one image, the ends of the
+    interval are NaN.
     """
     seeds = len(values)
     if seeds > 1:
@@ -24,17 +24,16 @@ def interval(values: Float[np.ndarray, "seeds images"]) -> Interval:
         values = values + (factor - 1) * (values.mean(1, keepdims=True) - values.mean())
     if values.shape[1] < 2:
         return float(values.mean()), np.nan, np.nan
-    # A resample is stored as weights of the values, so that the mean of a resample is a matrix product.
+    # A resample is represented by weights of the values, so that all means are one matrix product.
     means = ((resamples(len(values), 0) @ values) * resamples(values.shape[1], 1)).sum(-1)
     return (float(values.mean()), *ends_of(means))
 
 
 def ratio_interval(above: Float[np.ndarray, "terms images"], below: Float[np.ndarray, "terms images"]) -> Interval:
-    """For each term, takes the ratio of the means over images, mean(`above`) / mean(`below`). Returns the mean of these
-    ratios, and its 95% bootstrap interval, which resamples images.
+    """The mean over terms of mean(`above`) / mean(`below`), and its 95% bootstrap interval, which resamples images.
 
-    A ratio of means is stable even if some values of `below` are near 0. With only one image, the ends of the interval
-    are NaN.
+    The means in the ratio are over images. A ratio of means is stable even if some values of `below` are near 0. If
+    there is only one image, the ends of the interval are NaN.
     """
     mean = float((above.mean(1) / below.mean(1)).mean())
     if above.shape[1] < 2:
@@ -45,12 +44,12 @@ def ratio_interval(above: Float[np.ndarray, "terms images"], below: Float[np.nda
 
 
 def ends_of(estimates: Float[np.ndarray, "resamples"]) -> tuple[float, float]:
-    """Ends of the 95% interval of resampled estimates."""
+    """The ends of the 95% interval of resampled estimates."""
     low, high = np.quantile(estimates, [0.025, 0.975])
     return float(low), float(high)
 
 
 @lru_cache(maxsize=8)
 def resamples(count: int, seed: int) -> Float[np.ndarray, "resamples count"]:
-    """Weights of `count` items in each bootstrap resample."""
+    """The weights of `count` items in each bootstrap resample."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count

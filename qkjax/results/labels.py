@@ -1,4 +1,4 @@
-"""Names that the tables and the figures of ablations share."""
+"""Names of edits that both the tables and the figures of ablations use."""
 
 READOUTS = ("head", "probe", "neighbours")
 UNEDITED, TARGETED, RANDOM = "unedited", "targeted", "random"

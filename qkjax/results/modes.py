@@ -1,4 +1,4 @@
-"""Labelled datasets and tables of the modes of one model, and of the difference between two models."""
+"""Makes labelled datasets and tables of the modes of one model, and of the difference between two models."""
 
 from collections.abc import Mapping
 
@@ -20,8 +20,8 @@ VECTORS = ("layer", "head", "embed", "mode")
 DIMS = {"symmetric_eigenvalues": (*PER_HEAD, "eigen"), "antisymmetric_spectrum": (*PER_HEAD, "pair")}
 
 LABELS = {name: Label(*label) for name, label in METRIC_LABELS.items()} | {
-    "u": Label("query direction", "1", "Query direction u of each mode, unit length."),
-    "v": Label("key direction", "1", "Key direction v of each mode, unit length."),
+    "u": Label("query direction", "1", "Query direction u of each mode (unit length)."),
+    "v": Label("key direction", "1", "Key direction v of each mode (unit length)."),
     "bias_query_direction": Label("query bias direction", "1", "a = Wq bk. The softmax cancels the term y_i . a."),
     "bias_key_direction": Label("key bias direction", "1", "b = Wk bq. The term b . y_j is equal for all queries."),
     "bias_constant": Label("bias constant", "1", "c = bq . bk. The softmax cancels this constant."),
@@ -29,12 +29,12 @@ LABELS = {name: Label(*label) for name, label in METRIC_LABELS.items()} | {
     "bias_query_spread": Label("spread of the query bias", "logit", "Standard deviation of y_i . a."),
     "bias_key_spread": Label("spread of the key bias", "logit", "Standard deviation of b . y_j."),
     "similarity": Label("similarity", "1", "<M, M'> / (||M|| ||M'||): 1 if M and M' are equal up to strength."),
-    "strength_ratio": Label("strength ratio", "1", "Frobenius norm of M in the second model over that in the first."),
+    "strength_ratio": Label("strength ratio", "1", "Frobenius norm of M in the second model / in the first model."),
     "query_angles": Label("overlap of query spaces", "1", "Cosines of the principal angles between the spans of u."),
     "key_angles": Label("overlap of key spaces", "1", "Cosines of the principal angles between the spans of v."),
-    "match": Label("matched mode", "1", "Mode of the second model paired with this mode of the first model."),
-    "match_similarity": Label("similarity of the match", "1", "(u . u') (v . v') of the pair, at most 1."),
-    "match_ratio": Label("strength ratio of the match", "1", "s' / s of the pair."),
+    "match": Label("matched mode", "1", "Mode of the second model that is paired with this mode of the first model."),
+    "match_similarity": Label("similarity of the match", "1", "(u . u') (v . v') for the pair of modes; at most 1."),
+    "match_ratio": Label("strength ratio of the match", "1", "s' / s for the pair of modes."),
 }
 
 
@@ -43,8 +43,8 @@ def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[s
 
     Returns:
       A dataset with dimensions layer, head, mode, embed, eigen and pair. The variables are `u`, `v`, all fields of
-      `Metrics` except `null`, and the bias terms as `bias_*`. The attributes of the dataset are `attrs`, the intervals
-      under chance as `null_*`, and the versions of the libraries.
+      `Metrics` except `null`, and the bias terms, whose names start with `bias_`. The attributes of the dataset are
+      `attrs`, the intervals expected by chance, whose names start with `null_`, and the versions of libraries.
     """
     variables = {"u": (VECTORS, modes.u), "v": (VECTORS, modes.v)}
     for name, value in metrics._asdict().items():
@@ -58,7 +58,7 @@ def to_dataset(modes: Modes, metrics: Metrics, bias: BiasTerms, attrs: Mapping[s
 
 
 def metrics_of(dataset: xr.Dataset) -> Metrics:
-    """The `Metrics` in a dataset that `to_dataset` returned.
+    """Reads the `Metrics` from a dataset that `to_dataset` returned.
 
     Raises:
       QkjaxError: the dataset lacks a field of `Metrics`.
@@ -72,16 +72,16 @@ def metrics_of(dataset: xr.Dataset) -> Metrics:
 
 
 def layer_rows(dataset: xr.Dataset) -> list[Row]:
-    """The `layer_table` of a dataset that `to_dataset` returned."""
+    """Makes the `layer_table` of a dataset that `to_dataset` returned."""
     return layer_table(metrics_of(dataset), BiasTerms(*(dataset[f"bias_{n}"].values for n in BiasTerms._fields)))
 
 
 def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
-    """A table with one row per layer, which contains means over the heads of the layer whose M is not zero.
+    """A table with one row per layer. The values are means over all heads of the layer whose M is not zero.
 
-    `half_strength_modes` is the smallest number of modes that have half of sum(s). `key_bias` and `query_bias` are the
-    spreads of these bias terms divided by the spread of y_i M y_j (see `BiasTerms`). Columns that start with `null_`
-    are half widths of 95% intervals under chance.
+    `half_strength_modes` is the smallest number of modes whose s add up to half of sum(s). `key_bias` and `query_bias`
+    are the spreads of these bias terms divided by the spread of y_i M y_j (see `BiasTerms`). Columns that start with
+    `null_` are half widths of the 95% intervals expected by chance.
     """
     cumulative = np.asarray(metrics.cumulative_strength)
     half = np.where(np.isfinite(cumulative[..., 0]), 1 + (cumulative < 0.5).sum(-1), np.nan)
@@ -111,7 +111,8 @@ def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
 def difference_dataset(difference: Difference, attrs: Mapping[str, str]) -> xr.Dataset:
     """Converts the difference between two models to a dataset with dimensions layer, head and mode.
 
-    The dimension mode counts the modes of the first model, and for `query_angles` and `key_angles` the angles.
+    The dimension mode is the index of the first model's modes. For `query_angles` and `key_angles`, it is the index of
+    the angles.
     """
     variables = {
         name: (PER_MODE if value.ndim == 3 else PER_HEAD, np.asarray(value))
@@ -121,16 +122,16 @@ def difference_dataset(difference: Difference, attrs: Mapping[str, str]) -> xr.D
 
 
 def difference_of(dataset: xr.Dataset) -> Difference:
-    """The `Difference` in a dataset that `difference_dataset` returned."""
+    """Reads the `Difference` from a dataset that `difference_dataset` returned."""
     return Difference(*(dataset[name].values for name in Difference._fields))
 
 
 def format_table(rows: list[Row]) -> str:
-    """The main columns of the layer table as text, at most 80 characters wide.
+    """Formats the main columns of the layer table as text that is at most 80 characters wide.
 
     The column `weighted` is the mean cosine weighted by strength, `plain` is the unweighted mean cosine, and `chance`
-    is the half width of the interval under chance for `weighted`. `rank` is the effective rank, and `half` is the
-    number of modes that have half of the strength.
+    is the half width of the interval that is expected by chance for `weighted`. `rank` is the effective rank, and
+    `half` is the number of modes that together have half of the strength.
     """
     columns = {
         "layer": ("layer", "d"),

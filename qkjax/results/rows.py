@@ -13,11 +13,11 @@ from qkjax.runtime.visible import visible
 
 Row = dict[str, int | float | str]
 FORMULAS = ("=", "+", "-", "@")
-"""What a spreadsheet takes for the begin of a formula."""
+"""Characters that make a spreadsheet interpret a cell as a formula if they are at the start of the cell."""
 
 
 def head_mean(values) -> np.ndarray:
-    """Mean over the heads (last axis) that have a finite value; NaN for a layer in which no head has a finite value."""
+    """The mean over heads (last axis) whose value is finite; NaN if no head of a layer has a finite value."""
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
@@ -37,7 +37,7 @@ def write_csv(rows: list[Row], path: Path) -> None:
 
 
 def _cell(value: int | float | str) -> int | float | str:
-    """A value for a CSV file. Texts have no hidden characters, and none is a formula to a spreadsheet."""
+    """Converts a value for a CSV file: escapes hidden characters, and texts that look like formulas."""
     if not isinstance(value, str):
         return value
     shown = visible(value)
@@ -47,13 +47,13 @@ def _cell(value: int | float | str) -> int | float | str:
 def list_unreadable(data: xr.Dataset, path: Path, names: str = "unreadable", what: str = "could not be read") -> None:
     """Writes a CSV file with the names of the images that could not be read, and the reasons.
 
-    If all images could be read, the file of an earlier pass is removed.
+    If all images could be read, the function removes the file of an earlier pass.
 
     Args:
       data: the result of a pass, with the variable `reason`.
       path: the CSV file to write.
-      names: name of the variable with the names of these images.
-      what: predicate of the printed message, as in "3 images could not be read".
+      names: name of the variable that contains the names of these images.
+      what: the verb phrase of the printed message, such as "could not be read" in "3 images could not be read".
     """
     remove(path)
     if broken := [str(name) for name in data[names].values]:

@@ -15,14 +15,14 @@ from qkjax.runtime.visible import visible
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that computed a result, as attributes of the result."""
+    """The versions of the libraries that computed a result, in the form of attributes of the result."""
     return {f"version_{name}": version(name) for name in ("qkjax", "jax", "numpy")}
 
 
 def write_dataset(dataset: xr.Dataset, path: Path) -> None:
     """Writes a dataset to a netCDF (HDF5) file atomically, with a checksum of the dataset in the attribute `digest`.
 
-    The file is first built in memory, since HDF5 crashes the process if it cannot write to disk.
+    The file is first built in memory, because HDF5 crashes the process if it cannot write to disk.
 
     Raises:
       QkjaxError: the file cannot be written.
@@ -33,10 +33,10 @@ def write_dataset(dataset: xr.Dataset, path: Path) -> None:
 
 
 def read_result(path: Path) -> xr.Dataset:
-    """Reads a result, and checks it against its checksum. Results of version 0.1 have none.
+    """Reads a result, and verifies its checksum. Results of version 0.1 have no checksum.
 
     Raises:
-      QkjaxError: the file cannot be read, or its content is not what was written.
+      QkjaxError: the file cannot be read, or its content has changed since it was written.
     """
     if not path.is_file():
         raise QkjaxError(f"{path} is not a file, expected a result; remove it")
@@ -51,13 +51,13 @@ def read_result(path: Path) -> xr.Dataset:
 
 
 DIGEST = "digest"
-"""The attribute with the checksum of a dataset."""
+"""Name of the attribute that contains the checksum of a dataset."""
 STATED = ("settings", "checkpoint", "loaded_with")
-"""Attributes that the checksum covers, besides all variables and coordinates."""
+"""Attributes that the checksum covers, in addition to all variables and coordinates."""
 
 
 def digest(dataset: xr.Dataset) -> str:
-    """SHA-256 of the names, dimensions, shapes and values of a dataset, and of the attributes in `STATED`."""
+    """The SHA-256 of a dataset's names, dimensions, shapes and values, and of the attributes in `STATED`."""
     total = hashlib.sha256()
     for name in STATED:
         total.update(f"{name}={dataset.attrs.get(name)}\n".encode(errors="backslashreplace"))
@@ -74,8 +74,8 @@ def digest(dataset: xr.Dataset) -> str:
 
 
 HOW = ("model", "batch", "devices", "jax", "qkjax")
-"""Settings that affect only the name or the last bits of a result. Results that differ only in these settings are
-equivalent."""
+"""Settings that affect only the name of a result or the last bits of its numbers. Results that differ only in these
+settings are equivalent."""
 
 
 def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str] = ()) -> xr.Dataset | None:
@@ -87,19 +87,19 @@ def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str
       at_least: names of numeric settings that may have larger values in the earlier result.
 
     Raises:
-      QkjaxError: the result has different settings or cannot be read. The file is never overwritten, since its
-        computation may have taken hours.
+      QkjaxError: the result has different settings or cannot be read. The function never overwrites the file, because
+        its computation may have taken hours.
     """
     if not path.exists():
         return None
     data = read_result(path)
+    earlier = stated_settings(data.attrs, path)
     try:
-        earlier = {name: str(value) for name, value in json.loads(data.attrs["settings"]).items()}
         enough = {*HOW, *(name for name in at_least if int(earlier.get(name, 0)) >= int(settings[name]))}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError) as error:
         raise QkjaxError(f"the result {path} does not state its settings ({error!r}); remove it") from error
     if other := [name for name in settings if earlier.get(name) != settings[name] and name not in enough]:
-        note = "; earlier versions stated names and sizes of images only" if "images" in other else ""
+        note = "; earlier versions stated only names and sizes of images" if "images" in other else ""
         raise QkjaxError(
             f"{path} has different settings ({', '.join(other)}): pass another folder as folder=..., or repeat the "
             f"command that wrote the file with fresh=True{note}"
@@ -107,6 +107,18 @@ def read_earlier(path: Path, settings: Mapping[str, str], at_least: Sequence[str
     return data
 
 
+def stated_settings(attrs: Mapping, path: Path) -> dict[str, str]:
+    """The settings in the attributes of a result that was read from a path.
+
+    Raises:
+      QkjaxError: the attributes do not contain settings.
+    """
+    try:
+        return {name: str(value) for name, value in json.loads(attrs["settings"]).items()}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise QkjaxError(f"the result {path} does not state its settings ({error!r}); remove it") from error
+
+
 def texts(values: Sequence[str]) -> np.ndarray:
-    """Texts in a form that netCDF can store. Hidden characters, and bytes that are not valid text, become escapes."""
+    """Converts texts to a form that netCDF can store: hidden characters and invalid bytes become escape sequences."""
     return np.array([visible(value) for value in values], dtype=object)

@@ -1,1 +1,1 @@
-"""The environment of a run: files, interrupts, distributed processes and devices."""
+"""Manages the environment of a run: files, interrupts, distributed processes and devices."""

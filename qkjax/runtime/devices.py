@@ -1,4 +1,4 @@
-"""Arrays on the devices of this host."""
+"""Distributes arrays over the devices of this host."""
 
 import jax
 import numpy as np
@@ -6,13 +6,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def free_bytes() -> int:
-    """Free memory of the fullest device of this host, in bytes; 0 on a CPU, where arrays are in memory anyway."""
+    """The free memory, in bytes, of the fullest device of this host; 0 on a CPU, where arrays are already in memory."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     return min(one["bytes_limit"] - one["bytes_in_use"] if one and "bytes_limit" in one else 0 for one in stats)
 
 
 def over_devices(axis: int | None) -> NamedSharding:
-    """Sharding that splits arrays along an axis over all devices of this host.
+    """Returns a sharding that splits arrays along an axis over all devices of this host.
 
     If `axis` is None, each device gets a full copy.
     """

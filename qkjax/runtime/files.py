@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees either the old or the new content of a file, never a partly written file."""
+"""Writes files atomically: a reader sees either the old or the new content of a file, never a partly written file."""
 
 import os
 import re
@@ -11,7 +11,10 @@ from pathlib import Path
 from qkjax.errors import QkjaxError
 
 TEMPORARY = re.compile(r"\.(.+)-[a-z0-9_]{8}((?:\.[^.]*)?)", re.DOTALL)
-"""Names of temporary files: stem and suffix of the file, and the eight characters of `mkstemp` between them."""
+"""Pattern of the names of temporary files: the stem of the file, eight characters from `mkstemp`, and the suffix."""
+
+MOST_TEXT = 16 << 20
+"""Bytes of a plan or a configuration."""
 
 
 def _cannot_write(path: Path, error: OSError) -> QkjaxError:
@@ -22,7 +25,8 @@ def _cannot_write(path: Path, error: OSError) -> QkjaxError:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path next to `path`, and renames it to `path` if the block ends without an error.
 
-    The temporary name has the same suffix as `path`, since writers such as matplotlib infer the format from the suffix.
+    The temporary name has the same suffix as `path`, because writers such as matplotlib infer the format from the
+    suffix.
 
     Raises:
       QkjaxError: the folder cannot be created or written, or the disk is full. After such an error, `path` is
@@ -37,7 +41,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        # mkstemp makes the file readable by its owner only; results get the permissions of the umask.
+        # mkstemp makes the file readable only by its owner; results get the permissions of the umask.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -51,7 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Creates a folder for results; callers do this before a long computation, so that errors come early.
+    """Creates a folder for results. Call this before a long computation, so that errors are raised early.
 
     Raises:
       QkjaxError: the path is a file, or the folder cannot be created.
@@ -70,7 +74,7 @@ def remove(path: Path) -> None:
 
 
 def discard(paths: Iterable[Path]) -> None:
-    """Removes files and folders, as far as that is possible."""
+    """Removes files and folders, and ignores those that cannot be removed."""
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -80,8 +84,11 @@ def discard(paths: Iterable[Path]) -> None:
 
 
 def temporaries(paths: Iterable[Path]) -> list[Path]:
-    """Temporary files of processes that were killed while they wrote these files with `atomic_path`. Those of a process
-    that is still writing look the same: only a process that has locked the folder may remove them."""
+    """The temporary files that processes left when they were killed while writing these files with `atomic_path`.
+
+    The temporary files of a process that is still writing look the same. Therefore, only a process that has locked the
+    folder may remove them.
+    """
     names: dict[Path, set[tuple[str, str]]] = {}
     for path in paths:
         names.setdefault(path.parent, set()).add((path.stem, path.suffix))
@@ -94,10 +101,10 @@ def temporaries(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """The content of a file; None if there is none.
+    """The content of a file, or None if the file does not exist.
 
     Raises:
-      QkjaxError: it is not a regular file, which would block or have no end, or it cannot be read.
+      QkjaxError: the file cannot be read, or is not a regular file, from which reading might block or never end.
     """
     try:
         if not path.is_file() and (path.exists() or path.is_symlink()):
@@ -109,12 +116,29 @@ def read_bytes(path: Path) -> bytes | None:
         raise QkjaxError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def read_text(path: Path) -> str:
+    """The text of a plan or a configuration.
+
+    Raises:
+      QkjaxError: it is not a regular file with UTF-8 text of at most `MOST_TEXT` bytes, or it cannot be read.
+    """
+    if path.is_file() and (size := path.stat().st_size) > MOST_TEXT:
+        raise QkjaxError(f"cannot read {path}: it has {size} bytes, expected a text of at most {MOST_TEXT}")
+    data = read_bytes(path)
+    if data is None:
+        raise QkjaxError(f"cannot read {path}: No such file or directory")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise QkjaxError(f"cannot read {path}: {error}; save it as UTF-8") from error
+
+
 @contextmanager
 def atomic_folder(path: Path, marker: str, text: str, names: tuple[str, ...]) -> Iterator[Path]:
     """Yields a temporary folder next to `path`, which replaces `path` if the block ends without an error.
 
-    The caller has locked the folder that contains `path`. Temporary folders of this kind in it were left by processes
-    that were killed, and are removed.
+    The caller must have locked the folder that contains `path`. Any temporary folders of this kind in it come from
+    processes that were killed, and are removed.
 
     Args:
       path: the folder to create or replace.
@@ -123,8 +147,8 @@ def atomic_folder(path: Path, marker: str, text: str, names: tuple[str, ...]) ->
       names: names of all entries that an existing folder may have; a folder with any other entry is not replaced.
 
     Raises:
-      QkjaxError: `path` is a file, a folder that may not be replaced, or not writable. After such an error, `path` is
-        unchanged.
+      QkjaxError: `path` is a file, is a folder that may not be replaced, or is not writable. After such an error,
+        `path` is unchanged.
     """
     check_replaceable(path, marker, text, names)
     path, temporary = path.resolve(), None  # if `path` is a link, the link stays and its target is replaced

@@ -1,9 +1,9 @@
-"""Several processes that each compute a share of one job, connected by `jax.distributed`."""
+"""Connects several processes with `jax.distributed`, each of which computes a share of one job."""
 
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -14,11 +14,12 @@ import numpy as np
 from qkjax.errors import QkjaxError
 
 Tree = TypeVar("Tree")  # a pytree of arrays
+Result = TypeVar("Result")
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
 def join() -> None:
-    """Connects this process to the other processes of the job; call it before the first computation.
+    """Connects this process to the other processes of the job. Call this function before the first computation.
 
     On TPU pods, Slurm, Open MPI and Kubernetes, JAX detects the processes. Elsewhere, the environment variables
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID specify the processes.
@@ -34,7 +35,7 @@ def join() -> None:
             settings = {"num_processes": int(os.environ[COUNT]), "process_id": int(os.environ[INDEX])}
         with _standard_output_free():
             jax.distributed.initialize(**settings)
-        gather(np.array(0))  # connects now: later, a process could compute for a long time before it connects
+        gather(np.array(0))  # connect now; otherwise a process could compute for a long time before it connects
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise QkjaxError(
             f"cannot join the other processes ({error}); set {ADDRESS}=host:port, {COUNT} and {INDEX} for each process"
@@ -42,20 +43,20 @@ def join() -> None:
 
 
 def process_path(path: Path) -> Path:
-    """The path with the index of this process in its name; unchanged if there is only one process."""
+    """Adds the index of this process to the name in a path. If there is only one process, the path is unchanged."""
     import jax
 
     return path if jax.process_count() == 1 else path_of_share(path, str(jax.process_index()))
 
 
 def path_of_share(path: Path, share: str) -> Path:
-    """The path with the name of a share before its suffix."""
+    """Inserts the name of a share into a path, in front of the suffix."""
     return path.with_name(f"{path.stem}-{share}{path.suffix}")
 
 
 @contextmanager
 def _standard_output_free() -> Iterator[None]:
-    """Redirects C++ output to standard error, since Gloo writes about its connections to standard output."""
+    """Redirects C++ output to standard error, because Gloo prints messages about its connections to standard output."""
     sys.stdout.flush()
     try:
         output = os.dup(1)
@@ -94,6 +95,27 @@ def gather_json(value) -> list:
     longest = int(np.max(gather(np.array(len(text)))))
     padded = np.frombuffer(text.tobytes().ljust(longest), np.uint8)  # JSON ignores trailing blanks
     return [json.loads(row.tobytes()) for row in np.atleast_2d(gather(padded))]
+
+
+def on_first_host(function: Callable[[], Result]) -> Result | None:
+    """Calls a function on the first process; every process waits for its end. The result is None on other processes.
+
+    Raises:
+      QkjaxError: the function raised it. Every process raises the error, so that none waits for the first one.
+    """
+    import jax
+
+    result, problem, several = None, "", jax.process_count() > 1
+    if jax.process_index() == 0:
+        try:
+            result = function()
+        except QkjaxError as error:
+            if not several:
+                raise
+            problem = str(error)
+    if several and (problem := gather_json(problem)[0]):
+        raise QkjaxError(problem)
+    return result
 
 
 def agree(settings: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C in long loops."""
+"""Handles Ctrl-C in long loops."""
 
 import signal
 import threading
@@ -13,8 +13,8 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
     After the first Ctrl-C, the next call of the yielded function raises KeyboardInterrupt. A second Ctrl-C raises
     KeyboardInterrupt at once.
 
-    An interrupt at an arbitrary point could leave state and results inconsistent. Inside the callbacks of some
-    libraries, Python would ignore the interrupt.
+    An interrupt at an arbitrary point could make state and results inconsistent, and Python ignores interrupts inside
+    the callbacks of some libraries.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield lambda: None

@@ -1,12 +1,11 @@
-"""Locks of folders, which live as long as the process that holds them."""
+"""Locks folders. The operating system releases a lock when the process that holds it ends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import jax
-
 from qkjax.errors import QkjaxError
+from qkjax.runtime import hosts
 from qkjax.runtime.files import make_folder
 
 LOCK = ".lock"
@@ -17,42 +16,63 @@ WAIT_SECONDS = 600.0
 @contextmanager
 def exclusive(folder: Path, shard: tuple[int, int] | None = None, *, wait: bool = False) -> Iterator[None]:
     """Locks a folder against other processes, and creates it if needed. With several hosts, the first one locks it for
-    all.
+    all, and every host waits until it has; for work of the first host alone, see `exclusive_here`.
 
     Args:
       folder: the folder.
-      shard: index of a share and number of shares. The lock then keeps out only another process with the same share.
+      shard: index of a share and number of shares. The lock then excludes only other processes with the same share.
       wait: whether to wait for another process, at most `WAIT_SECONDS`.
 
-    The operating system releases the lock of a process that ends in any way; a lock file that a killed process left
-    locks nothing. The file is removed at the end, and so is a folder that was created and has stayed empty.
+    Raises:
+      QkjaxError: another process has locked the folder, or it cannot be written. Every host raises the error.
+    """
+    created = not folder.exists()
+    file = folder / (f"{LOCK}-{shard[0]}-of-{shard[1]}" if shard else LOCK)
+    with _released(hosts.on_first_host(lambda: _locked(file, wait)), file, created):
+        yield
+
+
+@contextmanager
+def exclusive_here(folder: Path) -> Iterator[None]:
+    """Does the same as `exclusive`, for work that only one host does.
 
     Raises:
       QkjaxError: another process has locked the folder, or it cannot be written.
     """
-    if jax.process_index() > 0:
+    created = not folder.exists()
+    with _released(_locked(folder / LOCK, wait=False), folder / LOCK, created):
         yield
-        return
+
+
+@contextmanager
+def _released(lock: "filelock.FileLock | None", file: Path, created: bool) -> Iterator[None]:
+    """Releases the lock of a folder at the end; does nothing without a lock."""
+    try:
+        yield
+    finally:
+        if lock is not None:
+            with suppress(OSError):  # before the release: no other process can have locked this file
+                file.unlink()
+            lock.release()
+            if created:
+                with suppress(OSError):
+                    file.parent.rmdir()
+
+
+def _locked(file: Path, wait: bool) -> "filelock.FileLock":
+    """The lock of a folder, which this process now has."""
     try:
         from filelock import FileLock, Timeout
     except ImportError as error:
         raise QkjaxError("filelock is not installed: pip install filelock") from error
-    created = not folder.exists()
-    make_folder(folder)
-    file = folder / (f"{LOCK}-{shard[0]}-of-{shard[1]}" if shard else LOCK)
+    make_folder(file.parent)
     lock = FileLock(file, timeout=WAIT_SECONDS if wait else 0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise QkjaxError(f"another process works in {folder}: wait for it, or choose another folder") from error
+        raise QkjaxError(
+            f"another process works in {file.parent}: wait until it ends, or choose another folder"
+        ) from error
     except OSError as error:
         raise QkjaxError(f"cannot lock {file}: {error.strerror or error}; choose another folder") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # before the release: no other process can have locked this file
-            file.unlink()
-        lock.release()
-        if created:
-            with suppress(OSError):
-                folder.rmdir()
+    return lock

@@ -1,18 +1,19 @@
-"""Texts from outside, such as names of files, without characters that would control a terminal or hide text."""
+"""Makes texts from outside, such as file names, safe: escapes characters that control a terminal or hide text."""
 
 import re
 from io import TextIOBase
 
 HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-"""Control characters, marks of direction, characters without width, and bytes that are not valid text."""
+"""The hidden characters: control characters, direction marks, zero-width characters, and bytes that are not valid
+text."""
 LINES = "\n\r\t"
 
 
 def visible(text: str, keep: str = "") -> str:
-    """The text with hidden characters as escapes, such as \\\\x1b.
+    """Replaces the hidden characters in a text by escape sequences, such as \\\\x1b.
 
     Args:
-      keep: hidden characters that remain.
+      keep: hidden characters that are not replaced.
 
     Example:
       >>> visible("\\x1b[31mred.npz")
@@ -22,7 +23,7 @@ def visible(text: str, keep: str = "") -> str:
 
 
 class VisibleStream:
-    """A stream of text on which hidden characters are written as escapes, except for the ends of lines."""
+    """A text stream that writes hidden characters, except line ends, as escape sequences."""
 
     def __init__(self, stream: TextIOBase):
         self._stream = stream

@@ -1,6 +1,6 @@
-"""Training of ViTs with a constrained query-key interaction. (Training is our extension of the paper.)
+"""Trains ViTs with a constrained query-key interaction. (The paper trains no models.)
 
-The package can be called like a function, since `qkjax.train` is the name of both the package and its main function:
+The package can be called like a function, because `qkjax.train` is the name of both the package and its main function:
 
     qkjax.train(qkjax.TrainConfig(constraint="tied", steps=300), "runs/tied")
 
@@ -12,7 +12,7 @@ from types import ModuleType
 
 
 class _CallablePackage(ModuleType):
-    def __call__(self, config, folder, *, label: str = "") -> dict:
+    def __call__(self, config, folder, *, label: str = "", fresh: bool = False) -> dict:
         """Trains a ViT, see `qkjax.train.run.train`.
 
         Example:
@@ -23,7 +23,7 @@ class _CallablePackage(ModuleType):
         """
         from qkjax.train.run import train  # this imports jax
 
-        return train(config, folder, label=label)
+        return train(config, folder, label=label, fresh=fresh)
 
 
 sys.modules[__name__].__class__ = _CallablePackage

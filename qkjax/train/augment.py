@@ -1,4 +1,4 @@
-"""Augments training images by shifts, crops, RandAugment and mixup, with numpy and Pillow on the host."""
+"""Augments training images on the host, with shifts, crops, RandAugment and mixup (numpy and Pillow)."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,16 @@ Values = Float[np.ndarray, "height width channels"]
 Pixels = UInt8[np.ndarray, "height width 3"]
 
 AREA, ASPECT, TRIES = (0.05, 1.0), (0.75, 1.33), 100
-"""Settings of random crops: range of the crop's area as a share of the image, range of width / height, and number of
-attempts."""
+"""Settings of random crops: the range of the crop's area as a share of the image, the range of width / height, and the
+number of attempts."""
 GRAY, LEVELS = 128, 10
 CUTOUT, TRANSLATE = 40 / 224, 100 / 224
-"""Half the side of the cutout square, and the length of the translation, both at full strength and as shares of the
-image's side. The values are those of big_vision in pixels, divided by the resolution of 224 in big_vision."""
+"""Half the side of the cutout square, and the length of the translation, both at full strength. They are shares of the
+image's side: big_vision's values in pixels divided by big_vision's resolution of 224."""
 
 
 def shift_image(image: Values, down: int, right: int) -> Values:
-    """Shifts an image down and to the right by the given numbers of pixels; new pixels are -1, the darkest value."""
+    """Shifts an image down and to the right by the given numbers of pixels. New pixels are -1, the darkest value."""
     height, width, _ = image.shape
     result = np.full_like(image, -1.0)
     rows, columns = ((max(n, 0), min(n, 0)) for n in (down, right))
@@ -31,7 +31,7 @@ def shift_image(image: Values, down: int, right: int) -> Values:
 def inception_crop(image: "PIL.Image.Image", side: int, rng: np.random.Generator) -> "PIL.Image.Image":
     """Crops a random box with 5 to 100% of the image's area, and resizes the crop to a square of `side` pixels.
 
-    The method is that of Szegedy et al. 2015, as in big_vision, but resizing is antialiased.
+    As in big_vision, the method is that of Szegedy et al. 2015, but resizing is antialiased here.
     """
     from PIL import Image
 
@@ -50,9 +50,9 @@ def inception_crop(image: "PIL.Image.Image", side: int, rng: np.random.Generator
 def rand_augment(image: "PIL.Image.Image", layers: int, level: float, rng: np.random.Generator) -> "PIL.Image.Image":
     """Applies `layers` distortions, drawn at random from 16 kinds, one after the other (Cubuk et al. 2020, section 3).
 
-    The strengths for levels 0 to 10 are those of big_vision. Two operations differ from big_vision and are Pillow's
-    here. In big_vision, solarize inverts every pixel at level 10 because of an overflow, and contrast uses a constant
-    in place of the image's mean gray.
+    The strengths for levels 0 to 10 are those of big_vision. Two operations are Pillow's, and differ from big_vision.
+    In big_vision, solarize inverts every pixel at level 10 because of an overflow, and contrast uses a constant instead
+    of the image's mean gray.
     """
     for _ in range(layers):
         image = _DISTORTIONS[int(rng.integers(len(_DISTORTIONS)))](image, level / LEVELS, rng)
@@ -88,7 +88,7 @@ def _operation(name: str, *arguments: Callable[[float], int]) -> Callable:
 
 
 def _solarize_add(image, strength, rng):
-    """Brightens pixels with values below 128."""
+    """Brightens the pixels whose values are below 128."""
     return image.point([min(i + int(110 * strength), 255) if i < 128 else i for i in range(256)] * 3)
 
 

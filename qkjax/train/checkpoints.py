@@ -1,4 +1,4 @@
-"""Checkpoints of a run, from which training resumes. If the last one is damaged, it resumes from the one before."""
+"""Saves and restores checkpoints of a run. If the last checkpoint is damaged, the one before it is restored."""
 
 import gc
 import logging
@@ -17,14 +17,15 @@ from qkjax.train.digests import remove_damaged, steps, write_digests
 from qkjax.train.step import State
 
 LATEST = 2
-"""Number of latest checkpoints that are kept, so that there is one before the last, even if the last is the best."""
+"""Number of latest checkpoints that are kept. With two, there is a checkpoint before the last even if the last is the
+best."""
 
 
 class Checkpoints(NamedTuple):
     """The checkpoints of a run.
 
     Attributes:
-      folder: their folder, with one folder per step.
+      folder: folder of the checkpoints, with one subfolder per step.
       manager: orbax's checkpoint manager.
     """
 
@@ -34,7 +35,7 @@ class Checkpoints(NamedTuple):
 
 @contextmanager
 def open_checkpoints(folder: Path) -> Iterator[Checkpoints]:
-    """Opens the folder of the checkpoints. Damaged ones are logged and removed.
+    """Opens the folder of a run's checkpoints. Damaged checkpoints are logged and removed.
 
     Raises:
       QkjaxError: all checkpoints are damaged, or a checkpoint cannot be read or written.
@@ -42,7 +43,7 @@ def open_checkpoints(folder: Path) -> Iterator[Checkpoints]:
     if jax.process_index() == 0:
         remove_damaged(folder)
     if jax.process_count() > 1:
-        hosts.agree({"folder": "checked"})  # the other hosts read it after this
+        hosts.agree({"folder": "checked"})  # all other hosts read the folder after this line
     with _quiet():
         manager = _manager(folder)
         try:
@@ -57,10 +58,10 @@ def open_checkpoints(folder: Path) -> Iterator[Checkpoints]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what libraries print about checkpoints, in several threads; the error that is raised states it.
+    """Suppresses messages that libraries print about checkpoints; the raised error states the problem.
 
-    Orbax logs every file that it writes, and every error. If one of its writes fails, it closes asyncio's event loop,
-    and the other writes complain that it is closed.
+    Orbax logs every file that it writes, and every error. If a write fails, orbax closes asyncio's event loop, and all
+    other writes then report that the loop is closed.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
@@ -74,15 +75,15 @@ def _quiet() -> Iterator[None]:
     sys.unraisablehook = without_closed_loops
     try:
         yield
-        sys.unraisablehook = hook  # after an error it stays, since other threads may complain later
+        sys.unraisablehook = hook  # after an error, the filter stays, because other threads may print messages later
     finally:
-        gc.collect()  # asyncio complains about errors that nothing has read when it is collected
+        gc.collect()  # when garbage is collected, asyncio reports errors that nobody has read
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
 def _manager(folder: Path):
-    """Orbax's checkpoint manager. It writes to a temporary name first."""
+    """Makes orbax's checkpoint manager, which first writes each checkpoint under a temporary name."""
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
     from orbax.checkpoint.checkpoint_manager import AsyncOptions
@@ -91,7 +92,7 @@ def _manager(folder: Path):
         return metrics["accuracy"]
 
     kept = policies.AnyPreservationPolicy([policies.LatestN(LATEST), policies.BestN(get_metric_fn=accuracy, n=1)])
-    # Without best_fn, metrics are not written, so those of earlier checkpoints are lost when a run resumes.
+    # Without best_fn, orbax does not write metrics, so the metrics of earlier checkpoints are lost when a run resumes.
     options = ocp.CheckpointManagerOptions(
         preservation_policy=kept,
         best_fn=accuracy,
@@ -100,17 +101,17 @@ def _manager(folder: Path):
     try:
         manager = ocp.CheckpointManager(folder.resolve(), options=options)
         for step in set(manager.all_steps()) - {*sorted(manager.all_steps())[-LATEST:], manager.best_step()}:
-            manager.delete(step)  # left by a run that was killed before it could delete it
-    except Exception as error:  # orbax raises errors of many types
+            manager.delete(step)  # from a run that was killed before it could delete this
+    except Exception as error:  # orbax raises many types of errors
         raise QkjaxError(f"cannot open {folder} ({_reason(error)}): remove it to train from the first step") from error
     return manager
 
 
 def save_state(checkpoints: Checkpoints, state: State, line: dict) -> None:
-    """Writes a checkpoint with its line of the metrics, in the background.
+    """Writes, in the background, a checkpoint and the line of the metrics that belongs to it.
 
     Raises:
-      QkjaxError: the previous checkpoint, or this one, cannot be written.
+      QkjaxError: the previous checkpoint or this checkpoint cannot be written.
     """
     import orbax.checkpoint as ocp
 
@@ -120,18 +121,19 @@ def save_state(checkpoints: Checkpoints, state: State, line: dict) -> None:
 
 
 def wait_until_saved(checkpoints: Checkpoints) -> None:
-    """Waits for the checkpoint that is being written.
+    """Waits until the current checkpoint has been written.
 
     Raises:
-      QkjaxError: it cannot be written.
+      QkjaxError: the checkpoint cannot be written.
     """
     with _writing(checkpoints.folder):
         checkpoints.manager.wait_until_finished()
 
 
 def restore_state(checkpoints: Checkpoints, shapes: State) -> tuple[State, dict] | None:
-    """The state of the last checkpoint, with the shardings of `shapes`, and its line of the metrics; None without a
-    checkpoint. The line of a run of version 0.1.0 has only step and accuracy.
+    """Restores the state and the line of the metrics from the last checkpoint; returns None if there is no checkpoint.
+
+    The state has the shardings of `shapes`. In a run of version 0.1.0, the line has only step and accuracy.
 
     Raises:
       QkjaxError: the checkpoint cannot be read.
@@ -145,7 +147,7 @@ def restore_state(checkpoints: Checkpoints, shapes: State) -> tuple[State, dict]
         args = ocp.args.StandardRestore(shapes._asdict())
         state = State(**checkpoints.manager.restore(present[-1], args=args))
         return state, {"step": int(state.step)} | dict(checkpoints.manager.metrics(present[-1]) or {})
-    except Exception as error:  # orbax raises errors of many types
+    except Exception as error:  # orbax raises many types of errors
         path = checkpoints.folder / str(present[-1])
         before = f"resume from step {present[-2]}" if present[1:] else "train from the first step"
         raise QkjaxError(f"cannot read the checkpoint {path} ({_reason(error)}): remove it to {before}") from error
@@ -153,21 +155,21 @@ def restore_state(checkpoints: Checkpoints, shapes: State) -> tuple[State, dict]
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Translates orbax's errors.
+    """Converts orbax's errors to QkjaxError.
 
     Raises:
       QkjaxError: orbax raised an error.
     """
     try:
         yield
-    except Exception as error:  # orbax raises errors of many types
+    except Exception as error:  # orbax raises many types of errors
         raise QkjaxError(
             f"cannot write {folder}: {_reason(error)}; choose another folder or free some space"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """What an error of orbax says, in a few words; it names arrays and files at length."""
+    """Shortens the message of an error of orbax, which lists arrays and files at length."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     known = (os.strerror(number) for number in range(1, 133))
     return next((words for words in known if words in text), text[:150])

@@ -10,23 +10,24 @@ from qkjax.vit.config import ViTConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The configuration of a training run. The defaults train on digits in under two minutes on two CPU cores.
+    """The configuration of a training run. With the defaults, training takes under two minutes on two CPU cores.
 
     Attributes:
       constraint: constraint on the query-key interaction: one constraint for all layers, or a schedule by layer such as
         "0-2:tied 3-5:free".
-      pull: weight of the penalty of the constraint pull(c). The penalty is the mean squared difference between c and
-        the weighted cosines of the layers with this constraint.
+      pull: weight of the penalty of the constraint pull(c). For the layers with this constraint, the penalty is the
+        mean squared difference between their weighted cosines and c.
       match: widen the MLPs until the model has as many trainable parameters as a model without constraints.
-      bias: add biases to queries and keys. Without these biases, attention depends on Wq Wk^T alone.
+      bias: add biases to queries and keys. Without these biases, attention depends only on Wq Wk^T.
       init: initialisation of attention: "xavier" as in big_vision, or "mimetic" (Trockman and Kolter 2023). "mimetic"
         also initialises values and outputs; layers with a constraint then start from the nearest kernels that satisfy
         the constraint.
       start: name or path of a checkpoint from which training starts. The checkpoint must have the shape of this run.
         Query and key biases of the checkpoint are dropped unless `bias` is set.
       data: training data: "digits" (scikit-learn's 1,797 images), "odd-one-out" (generated images), "tfds:NAME"
-        (TensorFlow Datasets), "hf:NAME" (Hugging Face), or a path of a folder with one folder of images per class.
-      resolution: side of photographs in pixels; training uses random crops with random mirroring.
+        (TensorFlow Datasets), "hf:NAME" (Hugging Face), or the path of a folder that contains one folder of images per
+        class.
+      resolution: side of photographs in pixels. Training uses random crops, which are mirrored at random.
       rand_augment: number of RandAugment distortions that are applied to each training photograph.
       rand_level: strength of the RandAugment distortions, 0 to 10.
       patch: side of a patch in pixels.
@@ -38,26 +39,27 @@ class TrainConfig:
       rep_size: add a tanh layer, as wide as the embedding, before the classifier.
       steps: number of training steps.
       batch: number of images per step, over all devices.
-      accumulate: number of parts into which each batch is split; the parts are processed one after the other to save
-        memory.
+      accumulate: number of parts into which each batch is split. To save memory, the parts are processed one after the
+        other.
       optimizer: optimiser: "adamw", or "adafactor" with big_vision's scaling.
-      b2: decay of AdamW's second moment; 0.999 suits long runs.
-      learning_rate: peak of the learning rate, which rises from 0 in the warm-up and then decays to 0 as a cosine.
-      weight_decay: weight decay of kernels, as in big_vision. The weight decay has the same schedule as the learning
-        rate, but is not multiplied by the peak learning rate.
+      b2: decay of AdamW's second moment; use 0.999 for long runs.
+      learning_rate: peak learning rate. The learning rate rises from 0 during the warm-up, and then decays to 0 as a
+        cosine.
+      weight_decay: weight decay of kernels, as in big_vision. It follows the schedule of the learning rate, but is not
+        multiplied by the peak learning rate.
       warmup: number of warm-up steps.
       clip: largest global norm of the gradient; larger gradients are scaled down to this norm.
       label_smoothing: share of the target that is spread over all classes.
       mixup: concentration of the Beta distribution from which the weights of mixup are drawn; 0 turns mixup off.
       shift: largest shift of training digits in each direction, in pixels.
-      average: decay of a moving average of the parameters; 0 turns the average off. With an average, the averaged
-        parameters are evaluated and exported in place of the trained parameters.
-      dtype: number format of the matrix products; parameters are float32.
+      average: decay of a moving average of the parameters; 0 turns the average off. If it is on, the averaged
+        parameters are evaluated and exported instead of the trained parameters.
+      dtype: floating-point format of the matrix products; parameters are float32.
       parallel: placement of parameters on several devices: "data" copies all parameters to each device, and "fsdp"
         splits large arrays over the devices.
       every: number of steps between two evaluations. Each evaluation saves a checkpoint.
       tensorboard: also write the metrics for TensorBoard.
-      seed: seed of the initialisation, the data split and the order of the images.
+      seed: random seed of the initialisation, of the data split, and of the order of the images.
 
     Example:
       config = TrainConfig(constraint="0-2:tied 3-5:free", steps=300)
@@ -106,7 +108,7 @@ class TrainConfig:
     seed: int = 0
 
     def checked(self) -> "TrainConfig":
-        """Returns the configuration after checking it.
+        """Checks the configuration, and returns it.
 
         Raises:
           QkjaxError: a value is out of range, or the constraint or schedule is invalid.
@@ -129,7 +131,8 @@ class TrainConfig:
         fixed = {"match": False, "rep_size": False, "init": "xavier", "posemb": "learn"}
         if self.start and (other := [name for name, value in fixed.items() if getattr(self, name) != value]):
             raise QkjaxError(
-                f"start={self.start!r} determines the architecture and the initial values: remove {', '.join(other)}"
+                f"start={self.start!r} determines the architecture and the initial values: do not set "
+                f"{', '.join(other)}"
             )
         for name in self.constraints():
             constraint(name, self.width // self.heads)
@@ -142,14 +145,14 @@ class TrainConfig:
         return schedule(self.constraint, self.depth)
 
     def targets(self) -> dict[int, float]:
-        """The target of the weighted cosine, by layer, for layers with a soft constraint such as pull(0.5)."""
+        """The targets of the weighted cosine, by layer, in layers with a soft constraint such as pull(0.5)."""
         from qkjax.train.constraints import constraint
 
         constraints = map(constraint, self.constraints())
         return {layer: own.target() for layer, own in enumerate(constraints) if own.target is not None}
 
     def to_dict(self) -> dict:
-        """The fields as plain values for JSON."""
+        """Returns the fields as plain values for JSON."""
         return asdict(self)
 
 
@@ -170,7 +173,7 @@ _RANGES = [
 
 
 def from_dict(values: dict) -> TrainConfig:
-    """A configuration from plain values, with the defaults of `TrainConfig` for missing values.
+    """Makes a configuration from plain values. Missing values have the defaults of `TrainConfig`.
 
     Raises:
       QkjaxError: a name is unknown, or a value has the wrong type or is out of range.
@@ -189,11 +192,11 @@ def from_dict(values: dict) -> TrainConfig:
 
 
 def vit_config(config: TrainConfig, pixels: tuple[int, int, int], classes: int) -> ViTConfig:
-    """The ViT architecture of a training run.
+    """The architecture of the ViT in a training run.
 
     Args:
       config: configuration of the run.
-      pixels: height, width and channels of the images.
+      pixels: height, width and number of channels of the images.
       classes: the number of classes.
 
     Raises:

@@ -1,19 +1,20 @@
-"""Yields training and validation batches, in an order that depends only on the seed and the step."""
+"""Yields training and validation batches, in an order that depends only on the seed and on the step."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
+from qkjax.cores import cores
 from qkjax.errors import QkjaxError
+from qkjax.images.memory import PIXELS, UNPACKED
 from qkjax.train.augment import mixup
 from qkjax.train.config import TrainConfig
 
 PADDING = -1  # label of the rows that pad the last batch
-THREADS = 2 * (os.cpu_count() or 1)  # number of threads that prepare images in advance
+THREADS = 2 * cores()  # number of threads that prepare images in advance
 TRIES = 10  # a run stops after this number of consecutive unreadable images
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ class Task(NamedTuple):
         of the model, with values from -1 to 1.
       fit: function that takes an image of `held_out`, and returns an input of the model, with values from -1 to 1.
       fingerprint: text that changes when the data set changes; "" for a data set that cannot change.
-      largest_class: share of the held-out images in the most frequent class, which is the accuracy of always
-        answering this class; None if the labels cannot be read without the images.
+      largest_class: share of the held-out images that are in the most frequent class. This is the accuracy of always
+        answering this class. None if the labels cannot be read without the images.
     """
 
     train: Examples
@@ -61,10 +62,10 @@ class Task(NamedTuple):
 def training_batches(
     task: Task, config: TrainConfig, start: int = 0, host: int = 0, hosts: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields this host's rows of the training batches, from step `start` to the last step.
+    """Yields, from step `start` to the last step, this host's rows of the training batches.
 
     Each batch depends only on the seed and the step, so a run can resume at any step. Every image is used once before
-    any image is used twice. Threads prepare the batches in advance.
+    any image is used twice. Threads prepare the batches in advance, within the limits of `qkjax.images.memory`.
 
     Args:
       task: the classification task.
@@ -82,10 +83,11 @@ def training_batches(
     grain, rows = _grain(), config.batch // hosts
 
     def example(number: int, rng: np.random.Generator):
-        image, label = _readable(task.train, number)
-        target = np.zeros(task.classes, np.float32)
-        target[label] = 1
-        return task.augment(image, rng), target
+        with UNPACKED.shared(), PIXELS.shared():
+            image, label = _readable(task.train, number)
+            target = np.zeros(task.classes, np.float32)
+            target[label] = 1
+            return task.augment(image, rng), target
 
     numbers = grain.MapDataset.source(range(len(task.train))).seed(config.seed).shuffle().repeat()
     examples = numbers.random_map(example)
@@ -94,7 +96,7 @@ def training_batches(
     )
     for step, batch in enumerate(_prefetched(own_rows, rows), start=start):
         if config.mixup:
-            # All hosts use the same mixup weight; the images of a pair are on the same host.
+            # All hosts use the same mixup weight. Both images of a pair are on the same host.
             batch = mixup(*batch, config.mixup, np.random.default_rng([config.seed, step]))  # noqa: PLW2901
         yield batch
 
@@ -120,14 +122,15 @@ def held_out_batches(task: Task, batch: int, host: int = 0, hosts: int = 1) -> I
         number = _global_index(own, batch, host, hosts)
         if number >= count:
             return padding
-        image, label = task.held_out[number]
-        return task.fit(image), np.int32(label)
+        with UNPACKED.shared(), PIXELS.shared():
+            image, label = task.held_out[number]
+            return task.fit(image), np.int32(label)
 
     return _prefetched(grain.MapDataset.range(-(-count // batch) * rows).map(example), rows)
 
 
 def _global_index(own: int, batch: int, host: int, hosts: int) -> int:
-    """Index in the sequence over all hosts for image number `own` of this host. Each host has rows of every batch."""
+    """The index, in the sequence of all hosts, of this host's image number `own`. Each host has rows of every batch."""
     rows = batch // hosts
     return own // rows * batch + host * rows + own % rows
 
@@ -141,17 +144,17 @@ def _grain():
 
 
 def _prefetched(examples, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of `rows` rows of a grain `MapDataset`, in order; threads prepare up to two batches in advance."""
+    """Yields batches of `rows` rows of a grain `MapDataset`, in order. Threads prepare up to two batches in advance."""
     options = _grain().ReadOptions(num_threads=min(THREADS, 2 * rows), prefetch_buffer_size=2 * rows)
     return iter(examples.to_iter_dataset(options).batch(rows))
 
 
 def _readable(examples: Examples, number: int) -> tuple:
-    """The example with this number, or else the next readable example, so that a damaged file does not stop a run."""
+    """The example with this number or, if it is unreadable, the next readable one: damaged files do not stop a run."""
     for other in range(number, number + TRIES):
         try:
             return examples[other % len(examples)]
         except QkjaxError as error:
-            log.warning("skipped while training: %s", error)
+            log.warning("skipped in training: %s", error)
             last = error
     raise last

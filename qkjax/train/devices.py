@@ -1,6 +1,6 @@
 """Places the arrays of a training run on one mesh of all devices of all hosts.
 
-Batches are split over the mesh. Parameters are replicated on every device, or split over the mesh as well (FSDP).
+Batches are split over the mesh. Parameters are replicated on every device, or are also split over the mesh (FSDP).
 """
 
 from typing import TypeVar
@@ -12,11 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 Tree = TypeVar("Tree")  # a tree of arrays
 AXIS = "data"
 SPLIT_FROM = 4096
-"""Number of values from which splitting an array over devices is worthwhile."""
+"""Smallest number of values for which splitting an array over devices is worthwhile."""
 
 
 def mesh() -> Mesh:
-    """A mesh of all devices of all hosts, along one axis."""
+    """Returns a mesh of all devices of all hosts, along one axis."""
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
@@ -50,5 +50,5 @@ def placement(tree: Tree, parallel: str) -> Tree:
 
 
 def distribute(batch: Tree) -> Tree:
-    """Assembles a batch that is split over all devices from the rows that each host has."""
+    """Assembles, from the rows of each host, a batch that is split over all devices."""
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split_rows(), rows), batch)

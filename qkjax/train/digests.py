@@ -1,7 +1,7 @@
-"""Digests of the files of checkpoints, by which damaged ones are found before orbax reads them.
+"""Stores hashes of the files of checkpoints, so that damaged checkpoints are found before orbax reads them.
 
-Each checkpoint contains the SHA-256 digests of its own files. They are written before orbax gives it its name, so that
-a checkpoint has them or is unfinished.
+Each checkpoint contains the SHA-256 hashes of its own files. The hashes are written before orbax gives the checkpoint
+its final name. A checkpoint without hashes is therefore unfinished.
 """
 
 import hashlib
@@ -19,23 +19,23 @@ from qkjax.runtime.files import discard
 
 DIGESTS, METADATA = "digests.json", "_CHECKPOINT_METADATA"
 COMMITTED = "commit_timestamp_nsecs"
-"""The field of orbax's metadata that it sets after the digests are written."""
+"""Field of orbax's metadata that orbax sets after the hashes have been written."""
 UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 log = logging.getLogger(__name__)
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of all checkpoints in a folder, damaged or not, in ascending order."""
+    """The steps of all checkpoints in a folder, including damaged checkpoints, in ascending order."""
     return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal())
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Checkpoints with orbax's temporary names, which are being written, or which a killed process left unfinished."""
+    """The checkpoints with temporary names. They are being written, or a killed process left them unfinished."""
     return [path for path in folder.glob("*") if UNFINISHED.fullmatch(path.name)]
 
 
 def write_digests(folder: Path) -> None:
-    """Writes the digests of the checkpoint that is about to get its name; orbax calls this in the background."""
+    """Writes the hashes of a checkpoint before it gets its final name. Orbax calls this function in the background."""
     if jax.process_index() > 0:
         return
     for path in unfinished(folder):
@@ -47,7 +47,7 @@ def write_digests(folder: Path) -> None:
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None if it is no longer a file. The time in orbax's metadata does not count."""
+    """The SHA-256 of a file, without the time in orbax's metadata; None if the path is no longer a file."""
     if not path.is_file():
         return None
     if path.name == METADATA:
@@ -72,19 +72,19 @@ def remove_damaged(folder: Path) -> None:
         whole = [step for step in present if step not in damaged]
         if damaged and not whole:
             raise QkjaxError(
-                f"{folder / str(present[-1])} is damaged ({damaged[present[-1]]}), and there is no other checkpoint to "
-                f"resume from: remove {folder} to train from the first step"
+                f"{folder / str(present[-1])} is damaged ({damaged[present[-1]]}), and there is no other checkpoint: "
+                f"remove {folder} to train from the first step"
             )
         for step, damage in damaged.items():
             path = folder / str(step)
-            log.warning("%s is damaged (%s): removed, the run resumes from step %d", path, damage, whole[-1])
+            log.warning("%s is damaged (%s) and was removed; the run resumes from step %d", path, damage, whole[-1])
             discard([path])
     except OSError as error:
         raise QkjaxError(f"cannot read or remove the checkpoints in {folder}: {error.strerror or error}") from error
 
 
 def _damage(path: Path, expects_digests: bool) -> str:
-    """What differs from the digests of a checkpoint; "" if nothing does. Checkpoints of version 0.1.0 have none."""
+    """Describes the first difference between a checkpoint's files and its hashes; "" if there is none."""
     file = path / DIGESTS
     if not file.is_file():
         return f"{DIGESTS} is missing" if expects_digests or not path.is_dir() else ""

@@ -1,4 +1,4 @@
-"""Summarises a training run or a sweep in tables with confidence intervals, and in sentences with the main numbers."""
+"""Summarises a training run or a sweep in tables with confidence intervals, and in sentences."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,22 +10,23 @@ from qkjax.results.rows import Row, format_rows
 
 REFERENCE = "free"
 LISTED = 4
-"""Largest number of constraints that a sentence lists by name; any further constraints are only counted."""
+"""Largest number of constraints that a sentence lists by name. Any further constraints are only counted."""
 
 
 def table(dataset: xr.Dataset) -> list[Row]:
-    """The table of a sweep, with one row per constraint at the last evaluation.
+    """Makes the table of a sweep: one row per constraint, with values of the last evaluation.
 
     Args:
-      dataset: the dataset of a sweep, see `train.sweep.collect`.
+      dataset: the dataset of a sweep; see `train.sweep.collect`.
 
     Returns:
       Rows with the following columns. "constraint" is the name of the constraint, and "seeds" is the number of seeds
       that did not diverge. "accuracy" is the accuracy in percent, and "low" and "high" are the ends of its 95% interval
-      over seeds (Student's t). "to_free" is the difference from the constraint `free` in percentage points, paired by
-      seed. "to_free_low" and "to_free_high" are the ends of the 95% interval of this difference, not corrected for the
-      number of rows. "cosine_0", "cosine_1" and so on are the mean weighted cosines of the layers. Intervals are NaN if
-      there is a single seed, and differences are NaN if the sweep does not include `free`.
+      over seeds (Student's t). "to_free" is the difference in accuracy from the constraint `free` in percentage points,
+      where runs with the same seed are paired. "to_free_low" and "to_free_high" are the ends of the 95% interval of
+      this difference, not corrected for the number of rows. "cosine_0", "cosine_1" and so on are the mean weighted
+      cosines of the layers. Intervals are NaN if there is a single seed, and differences are NaN if the sweep does not
+      include `free`.
     """
     last = 100 * dataset.accuracy.isel(step=-1)
     free = last.sel(constraint=REFERENCE).values if REFERENCE in last.constraint.values else np.nan * last[0].values
@@ -47,9 +48,9 @@ def table(dataset: xr.Dataset) -> list[Row]:
 
 
 def interval(values: Float[np.ndarray, "seeds"]) -> tuple[float, float, float]:
-    """Mean of the finite values, and the ends of the 95% interval of the mean by Student's t.
+    """The mean of the finite values, and the ends of the 95% interval of the mean (Student's t).
 
-    With fewer than two finite values, the ends are NaN.
+    If fewer than two values are finite, the ends are NaN.
     """
     from scipy.stats import t
 
@@ -63,7 +64,7 @@ def interval(values: Float[np.ndarray, "seeds"]) -> tuple[float, float, float]:
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """Ends of the 95% interval of a share that was measured on `count` independent images (Wilson 1927)."""
+    """The ends of the 95% interval of a share that was measured on `count` independent images (Wilson 1927)."""
     from scipy.stats import norm
 
     z = float(norm.ppf(0.975))
@@ -73,7 +74,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The table of a sweep as text, at most 80 characters wide if constraint names have up to 23 characters."""
+    """Formats the table of a sweep as text, at most 80 characters wide if constraint names have up to 23 characters."""
     short = [
         {
             "constraint": row["constraint"],
@@ -95,7 +96,7 @@ def _number(value: float, low: float, high: float, sign: str = "") -> str:
 
 
 def run_summary(last: Mapping) -> str:
-    """One or two sentences that summarise a finished run.
+    """Summarises a finished run in one or two sentences.
 
     Args:
       last: the result of `train.run.train`.
@@ -115,19 +116,19 @@ def run_summary(last: Mapping) -> str:
 
 
 def _chance(facts: Mapping) -> str:
-    """The end of a sentence that states chance accuracy.
+    """The part of a sentence that states the accuracy expected by chance.
 
-    If the accuracy of always answering the most frequent class is clearly above chance, this accuracy is added.
+    If always answering the most frequent class is clearly more accurate than chance, its accuracy is added.
     """
     classes, largest = facts.get("classes"), facts.get("largest_class")
     if not classes:
         return ""
-    often = f", and always answering the most frequent class gives {100 * largest:.1f}%" if largest else ""
+    often = f", and always answering the most frequent class has an accuracy of {100 * largest:.1f}%" if largest else ""
     return f"; chance is {100 / classes:.1f}% ({classes} classes){often if (largest or 0) > 1.5 / classes else ''}"
 
 
 def sweep_summary(rows: Sequence[Row], facts: Mapping) -> str:
-    """One to five sentences that summarise a sweep.
+    """Summarises a sweep in one to five sentences.
 
     Args:
       rows: the result of `table`.
@@ -146,24 +147,24 @@ def sweep_summary(rows: Sequence[Row], facts: Mapping) -> str:
     others = [row for row in finished if row is not reference]
     sentences += _against_free(others) if reference and others else _lowest(others, first)
     if diverged := [str(row["constraint"]) for row in rows if row["seeds"] < max(row["seeds"] for row in rows)]:
-        sentences.append(f"Runs of {', '.join(diverged)} diverged and are left out.")
+        sentences.append(f"Runs with {', '.join(diverged)} diverged and are left out.")
     return " ".join(sentences)
 
 
 def _against_free(others: Sequence[Row]) -> list[str]:
-    """Sentences that list the constraints that are less accurate than `free`, more accurate, or not different."""
+    """Sentences that list the constraints that are less accurate than `free`, more accurate, or not distinguishable."""
     if not any(np.isfinite(row["to_free_low"]) for row in others):
         listed = _list(sorted(others, key=lambda row: row["to_free"]))
-        return [f"Differences to free, in points and without intervals: {listed}."]
+        return [f"Differences from free, in percentage points and without intervals: {listed}."]
     lower = sorted((row for row in others if row["to_free_high"] < 0), key=lambda row: row["to_free"])
     higher = sorted((row for row in others if row["to_free_low"] > 0), key=lambda row: -row["to_free"])
     rest = [row for row in others if not (row["to_free_high"] < 0 or row["to_free_low"] > 0)]
     count = f", not corrected for {len(others)} comparisons" if len(others) > 1 else ""
-    how = f"points, 95% interval over seeds{count}"
+    how = f"percentage points, 95% interval over seeds{count}"
     groups = (
         (lower, f"Less accurate than free ({how})"),
         (higher, f"More accurate than free ({how})"),
-        (rest, f"No difference to free beyond the interval ({how})"),
+        (rest, f"Not distinguishable from free ({how})"),
     )
     return [f"{words}: {_list(group)}." for group, words in groups if group]
 
@@ -173,7 +174,8 @@ def _lowest(others: Sequence[Row], first: Row) -> list[str]:
     if not rest:
         return []
     row = min(rest, key=lambda row: row["accuracy"])
-    return [f"That of {row['constraint']} is the lowest: {_number(row['accuracy'], row['low'], row['high'])} (in %)."]
+    number = _number(row["accuracy"], row["low"], row["high"])
+    return [f"The accuracy of {row['constraint']} is the lowest: {number} (in %)."]
 
 
 def _list(rows: Sequence[Row]) -> str:

@@ -1,8 +1,8 @@
-"""The folder of a run: which run it holds, how far that has come, and what a killed process left there."""
+"""Manages the folder of a run: checks which run it contains and how far the run is, and removes leftover files."""
 
 import logging
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import jax
 
 from qkjax.errors import QkjaxError
 from qkjax.runtime.files import atomic_path, discard, read_bytes, temporaries
-from qkjax.runtime.lock import LOCK, exclusive
+from qkjax.runtime.lock import LOCK, exclusive, exclusive_here
 from qkjax.train.config import TrainConfig
 from qkjax.train.digests import steps, unfinished
 from qkjax.train.records import evaluations, read_config, read_metrics, write_config
@@ -22,60 +22,61 @@ log = logging.getLogger(__name__)
 
 
 def earlier_metrics(folder: Path, config: TrainConfig) -> list[dict]:
-    """The metrics of the run in a folder; empty if it has no checkpoint.
+    """The metrics of the run in a folder; empty if the run has no checkpoint.
 
     Raises:
-      QkjaxError: the folder has a checkpoint of another run, or its configuration or metrics are not valid.
+      QkjaxError: the folder contains a checkpoint of another run, or its configuration or metrics are not valid.
     """
     if not steps(folder / CHECKPOINTS):
         return []
     earlier = read_config(folder / CONFIG)
     if earlier is None:
         raise QkjaxError(
-            f"{folder / CHECKPOINTS} belongs to a run, but {CONFIG} is missing: restore it, or remove {folder}"
+            f"{folder / CHECKPOINTS} contains the checkpoints of a run, but {CONFIG} is missing: restore this file, "
+            f"or remove {folder}"
         )
     pairs = zip(earlier.to_dict().items(), config.to_dict().values(), strict=True)
     if other := [f"{name}={value!r}" for (name, value), wanted in pairs if value != wanted]:
-        raise QkjaxError(f"{folder} contains a run with {', '.join(other)}: choose another folder, or remove it")
+        raise QkjaxError(f"{folder} contains a run with {', '.join(other)}: choose another folder, or pass fresh=True")
     return read_metrics(folder / METRICS, config)
 
 
 def is_finished(folder: Path, config: TrainConfig, lines: list[dict]) -> bool:
-    """Whether a run with these metrics has come to its end and exported its model. A damaged model is logged."""
+    """Whether a run with these metrics is complete and has exported its model. A damaged model is logged."""
     model = folder / MODEL
     if len(lines) < len(evaluations(config)) or not model.is_file():
         return False
     try:
         with zipfile.ZipFile(model) as file:
             damaged = file.testzip() is not None
-    except Exception:  # zipfile raises errors of many types
+    except Exception:  # zipfile raises many types of errors
         damaged = True
     if damaged:
-        log.warning("%s is damaged: exported again from the last checkpoint", model)
+        log.warning("%s is damaged and is exported again from the last checkpoint", model)
     return not damaged
 
 
 def resumed_lines(folder: Path, config: TrainConfig, own: dict) -> list[dict]:
-    """The metrics up to a checkpoint.
+    """Reads the metrics up to a checkpoint.
 
     Args:
       folder: folder of the run.
       config: the run.
-      own: the line of the checkpoint, which takes the place of the one in the file.
+      own: the line that is stored in the checkpoint, which replaces the same line in the file.
 
     Raises:
-      QkjaxError: a line before it is missing or not valid.
+      QkjaxError: an earlier line is missing or not valid.
     """
     expected = [step for step in evaluations(config) if step <= own["step"]]
     lines = earlier_metrics(folder, config)[: len(expected)]
     if "loss" in own and len(lines) >= len(expected) - 1:
         if len(lines) < len(expected):
-            log.warning("%s has lost its last line: restored from the checkpoint", folder / METRICS)
+            log.warning("%s has lost its last line, which is restored from the checkpoint", folder / METRICS)
         lines = [*lines[: len(expected) - 1], own]
     if [line["step"] for line in lines] != expected:
         raise QkjaxError(
             f"{folder / METRICS} has only {len(lines)} of the {len(expected)} lines up to step {own['step']}: restore "
-            f"it, or remove {folder}"
+            f"this file, or remove {folder}"
         )
     return lines
 
@@ -84,24 +85,45 @@ def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
     """Writes the run's configuration and the fingerprint of its data, unless the run has a checkpoint.
 
     Raises:
-      QkjaxError: the run has a checkpoint that was trained on other data.
+      QkjaxError: the run has a checkpoint that was trained on different data.
     """
-    path, resumes = folder / DATA, bool(steps(folder / CHECKPOINTS))
-    earlier = read_bytes(path)
-    if resumes and earlier is not None and earlier.decode(errors="replace") != fingerprint:
-        raise QkjaxError(
-            f"data={config.data!r} has changed since the run in {folder} began: restore its files, or choose another "
-            f"folder; if only {DATA} has changed, remove that"
-        )
-    if jax.process_index() == 0 and not resumes:
+    resumes = bool(steps(folder / CHECKPOINTS))
+    if resumes:
+        require_same_data(folder, config, fingerprint)
+    elif jax.process_index() == 0:
         write_config(folder / CONFIG, config)
-        with atomic_path(path) as temporary:
+        with atomic_path(folder / DATA) as temporary:
             temporary.write_text(fingerprint)
+
+
+def require_same_data(folder: Path, config: TrainConfig, fingerprint: str) -> None:
+    """Checks that the data of a run have not changed since it began.
+
+    Raises:
+      QkjaxError: the data have changed.
+    """
+    earlier = read_bytes(folder / DATA)
+    if earlier is not None and earlier.decode(errors="replace") != fingerprint:
+        raise QkjaxError(
+            f"data={config.data!r} has changed since the run in {folder} began: restore its files, choose another "
+            f"folder, or pass fresh=True; if only {DATA} has changed, remove that"
+        )
+
+
+def discard_run(folder: Path) -> None:
+    """Removes the files of a run from a folder, whatever their state.
+
+    Raises:
+      QkjaxError: another process works in the folder.
+    """
+    with only_process(folder):
+        if jax.process_index() == 0:
+            discard(folder / name for name in (*OWN, CHECKPOINTS, BOARD))
 
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Locks the folder of a run, see `exclusive`. What a process that was killed or failed left there is removed.
+    """Locks the folder of a run (see `exclusive`), and removes files that killed or failed processes left in it.
 
     Raises:
       QkjaxError: another process works in the folder.
@@ -116,46 +138,13 @@ def only_process(folder: Path) -> Iterator[None]:
 
 def tidy(folder: Path) -> None:
     """Removes what a killed process left in the folder of a finished run, unless another process works there."""
-    if _leftovers(folder) or (folder / LOCK).exists():
-        with suppress(QkjaxError), only_process(folder):
-            pass
+    if jax.process_index() == 0 and (_leftovers(folder) or (folder / LOCK).exists()):
+        with suppress(QkjaxError), exclusive_here(folder):
+            discard(_leftovers(folder))
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """Temporary files and unfinished checkpoints, on the first host, which writes them."""
+    """The temporary files and unfinished checkpoints in a folder, on the first host, which writes them."""
     if jax.process_index() > 0:
         return []
     return temporaries(folder / name for name in OWN) + unfinished(folder / CHECKPOINTS)
-
-
-@contextmanager
-def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callable[[dict], None]]:
-    """Yields a function that writes one evaluation for TensorBoard; it does nothing unless `config.tensorboard`.
-
-    Args:
-      folder: folder of the run.
-      config: the run.
-      step: step after which the run resumes; entries of later steps are dropped.
-
-    Raises:
-      QkjaxError: tensorboardX is not installed.
-    """
-    if not config.tensorboard or jax.process_index() > 0:
-        yield lambda line: None
-        return
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise QkjaxError(
-            "tensorboard=True needs tensorboardX, which is not installed: pip install tensorboardX"
-        ) from error
-
-    def write(line: dict) -> None:
-        layers = {f"weighted_cosine/layer_{layer}": value for layer, value in enumerate(line["weighted_cosine"])}
-        for name, value in (line | layers).items():
-            if name not in ("step", "weighted_cosine") and value is not None:
-                writer.add_scalar(name, value, line["step"])
-        writer.flush()
-
-    with SummaryWriter(str(folder / BOARD), purge_step=step + 1) as writer:
-        yield write

@@ -1,8 +1,8 @@
 """Converts between the parameters of a ViT with constrained interactions and the plain parameter tree of a ViT.
 
-The training tree is the parameter tree of big_vision, with one exception: in place of query and key kernels, each layer
-has the parameters of its constraint under "interaction". `plain` computes the kernels from these parameters, so that
-model, export and analyses are the same as for any ViT.
+The training tree is the parameter tree of big_vision, with one exception. Instead of query and key kernels, each layer
+has the parameters of its constraint under "interaction". `plain` computes the kernels from these parameters, so model,
+export and analyses are the same as for any ViT.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ INTERACTION = "interaction"
 
 
 def draw_plain(key: jax.Array, config: ViTConfig) -> dict:
-    """A plain parameter tree with big_vision's random initialisation."""
+    """Draws a plain parameter tree with big_vision's random initialisation."""
     image = jnp.zeros((1, *_pixels(config), config.channels))
     return jax.jit(ViT(config).init)(key, image)["params"]
 
@@ -31,16 +31,16 @@ def draw_plain(key: jax.Array, config: ViTConfig) -> dict:
 def initial(
     key: jax.Array, config: ViTConfig, names: tuple[str, ...], start: Mapping | None = None, bias: bool = False
 ) -> dict:
-    """The initial training tree of a run.
+    """Makes the initial training tree of a run.
 
     Args:
       key: random key.
       config: architecture of the ViT.
       names: name of each layer's constraint.
-      start: a plain tree from which training starts; query and key kernels are replaced by the nearest kernels that
-        satisfy the constraint. By default, all parameters are random, with `Constraint.init` for queries and keys, and
-        big_vision's initialisation for all other parameters.
-      bias: whether queries and keys have biases. Without biases (the default), attention depends on M alone. A query
+      start: a plain tree from which training starts. Its query and key kernels are replaced by the nearest kernels that
+        satisfy the constraint. By default, all parameters are random: `Constraint.init` draws those of queries and
+        keys, and big_vision's initialisation draws all others.
+      bias: whether queries and keys have biases. Without biases (the default), attention depends only on M. A query
         bias makes some keys attractive to all queries, which no constraint on M prevents.
 
     Raises:
@@ -65,7 +65,7 @@ def initial(
 
 
 def plain(params: Mapping, config: ViTConfig, names: tuple[str, ...]) -> dict:
-    """Computes the plain parameter tree that a training tree represents; the function is differentiable.
+    """Computes the plain parameter tree that a training tree represents. The function is differentiable.
 
     Args:
       params: a training tree.
@@ -85,7 +85,7 @@ def plain(params: Mapping, config: ViTConfig, names: tuple[str, ...]) -> dict:
 
 
 def _kernels(params: Mapping, names: tuple[str, ...], shape: Shape) -> dict[int, tuple[jax.Array, jax.Array]]:
-    """Query and key kernels of each layer. The kernels of layers with the same constraint are computed together."""
+    """Computes the query and key kernels of each layer, together for all layers with the same constraint."""
     attention, result, before = list(attention_parameters(params)), {}, None
     for name in dict.fromkeys(names):
         own = constraint(name)
@@ -106,7 +106,7 @@ def needs_lapack(names: tuple[str, ...]) -> bool:
 
 
 def count(params: Mapping, names: tuple[str, ...]) -> int:
-    """The number of trained values in a training tree."""
+    """The number of trainable parameters in a training tree."""
     attention = zip(names, attention_parameters(params), strict=True)
     untrained = [parts[INTERACTION] for name, parts in attention if not constraint(name).trained]
     return _size(params) - _size(untrained)
@@ -117,7 +117,7 @@ def _size(tree) -> int:
 
 
 def matched(config: ViTConfig, names: tuple[str, ...], bias: bool) -> ViTConfig:
-    """Widens the MLPs of a ViT to match the number of trained values of the unconstrained model.
+    """Widens the MLPs of a ViT so that it has as many trainable parameters as the unconstrained model.
 
     The hidden dimension is rounded to the nearest integer.
     """
@@ -125,7 +125,7 @@ def matched(config: ViTConfig, names: tuple[str, ...], bias: bool) -> ViTConfig:
     def trained(names: tuple[str, ...]) -> int:
         return count(jax.eval_shape(lambda: initial(jax.random.key(0), config, names, bias=bias)), names)
 
-    unit = config.depth * (2 * config.width + 1)  # a column of one dense layer with its bias, a row of the other
+    unit = config.depth * (2 * config.width + 1)  # a column and its bias in one layer, and a row in the other
     return replace(config, mlp_dim=config.mlp_dim + round((trained(("free",) * config.depth) - trained(names)) / unit))
 
 

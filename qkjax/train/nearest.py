@@ -1,6 +1,6 @@
-"""Computes the parameters of a constraint for which the interaction M is nearest to that of given kernels.
+"""Computes the parameters of a constraint for which M is nearest to the M of given kernels.
 
-The distance is the Frobenius norm of the difference, head by head. The computation runs once, in float64 with numpy.
+The distance is the Frobenius norm of the difference, head by head. The computation is done once, in float64 with numpy.
 """
 
 import jax
@@ -20,11 +20,11 @@ SMALL = np.float32(1e-3)
 
 
 def nearest_parameters(name: str, query: Kernel, key: Kernel) -> dict[str, np.ndarray]:
-    """Parameters of a constraint for which M is nearest, head by head, to the M of given kernels.
+    """Computes the parameters of a constraint for which M is nearest, head by head, to the M of given kernels.
 
-    The nearest M of a head can be 0; for example, if the constraint is "repulsive" and the given kernels are tied. Both
-    kernels would then stay 0 in training, since the gradient of each kernel is proportional to the other kernel. Such a
-    dead head gets small random parameters, which are 1e-3 times the parameters that the constraint's `init` draws.
+    The nearest M of a head can be 0, for example if the constraint is "repulsive" and the given kernels are tied. Both
+    kernels would then stay 0 in training, because the gradient of each kernel is proportional to the other kernel. Such
+    a dead head gets small random parameters, which are 1e-3 times the parameters that the constraint's `init` draws.
 
     Args:
       name: name of the constraint, such as "tied" or "low_rank(8)".

@@ -1,7 +1,8 @@
 """Generates odd-one-out images: identical bars on a grid, one of which may differ. The task is to find the odd bar.
 
 As in psychophysical search displays (and the paper's figure 2), a bar is odd only in comparison with all other bars,
-since colour and orientation of the bars are random in every image. A single patch does not contain the answer.
+because the colour and the orientation of the bars are random in every image. A single patch does not contain the
+answer.
 """
 
 import colorsys
@@ -11,12 +12,12 @@ import numpy as np
 from jaxtyping import Float
 
 CELLS = 4
-"""Number of rows, and number of columns, of the grid."""
+"""Number of rows of the grid, which equals its number of columns."""
 CELL = 8
 """Side of a grid cell in pixels. In each cell, the bar is shifted by up to one pixel in each direction."""
 CLASSES = CELLS * CELLS + 1
-"""Number of classes. Class 0 means that there is no odd bar. Class 1 + n means that the odd bar is in cell n, with
-cells counted row by row."""
+"""Number of classes. Class 0 means that there is no odd bar. Class 1 + n means that the odd bar is in cell n, where
+cells are counted row by row."""
 HALF_LENGTH, HALF_WIDTH, GRAY = 2.5, 0.75, 0.5
 
 Image = Float[np.ndarray, "height width 3"]
@@ -24,12 +25,12 @@ Image = Float[np.ndarray, "height width 3"]
 
 @dataclass(frozen=True)
 class OddOneOut:
-    """A set of odd-one-out images. Each image is generated on access, from the seed, the part and its index.
+    """A set of odd-one-out images. Each image is generated when it is accessed, from the seed, the part and its index.
 
     Attributes:
       count: number of images; every second image has an odd bar.
       seed: seed of the random generator.
-      part: index of the part of the data set; two parts with the same seed share no images.
+      part: index of the part of the data set. Two parts with the same seed have no images in common.
     """
 
     count: int
@@ -45,7 +46,7 @@ class OddOneOut:
 
     @property
     def largest_class(self) -> float:
-        """Share of images in the most frequent class, which is the class of images without an odd bar."""
+        """The share of images in the most frequent class, which is the class of images without an odd bar."""
         return (self.count + 1) // 2 / self.count
 
 

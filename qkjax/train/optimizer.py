@@ -1,4 +1,4 @@
-"""The optimisers, AdamW and Adafactor, with learning rate, weight decay and schedule scaled as in big_vision.
+"""Defines the optimisers AdamW and Adafactor. Learning rate, weight decay and schedule are scaled as in big_vision.
 
 One update of the parameters theta is -s(t) (lr u + wd theta). The schedule s rises from 0 to 1 and falls to 0, and u is
 the update by Adam or Adafactor for the clipped gradient. The weight decay wd is therefore not multiplied by the
@@ -16,7 +16,7 @@ from qkjax.vit.tree import block_name
 
 
 def schedule(config: TrainConfig) -> optax.Schedule:
-    """The schedule s(t), which rises linearly from 0 to 1 in the warm-up and falls to 0 as half a cosine."""
+    """The schedule s(t), which rises linearly from 0 to 1 during the warm-up and then falls to 0 as half a cosine."""
     return optax.warmup_cosine_decay_schedule(0.0, 1.0, config.warmup, config.steps)
 
 
@@ -25,7 +25,7 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     constraints = {block_name(layer): constraint(name) for layer, name in enumerate(config.constraints())}
 
     def decays(path, _) -> bool:
-        """Whether weight decay applies to a parameter, which is the case for trained kernels only."""
+        """Whether weight decay applies to a parameter. It applies only to trained kernels."""
         *above, name = (part.key for part in path)
         if INTERACTION in above:
             own = next(constraints[part] for part in above if part in constraints)
@@ -47,8 +47,8 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
 def _adafactor() -> optax.GradientTransformation:
     """Adafactor as in Zhai et al. 2022 (arXiv 2106.04560, section 3.4).
 
-    There is no relative step size, the decay of the second moment is 1 - t^-0.8 but at most 0.999, and the first moment
-    is stored in bfloat16.
+    This variant has no relative step size. The decay of the second moment is 1 - t^-0.8, but at most 0.999. The first
+    moment is stored in bfloat16.
     """
     return optax.chain(
         optax.scale_by_factored_rms(

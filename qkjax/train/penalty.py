@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qkjax.interaction.modes import decompose_head
+from qkjax.interaction.modes import decompose_in_program
 from qkjax.train.constraints.record import dot
 from qkjax.vit.tree import attention_parameters
 
@@ -14,19 +14,19 @@ Kernels = Float[Array, "layers embed heads head_dim"]
 
 
 def weighted_cosine(query: Kernels, key: Kernels) -> Float[Array, "layers heads"]:
-    """The weighted cosine of each head, tr(M) / ||M||_nuclear with M = Wq Wk^T, in a differentiable form.
+    """The weighted cosine of each head, tr(M) / ||M||_nuclear for M = Wq Wk^T, in a differentiable form.
 
     As in `measure`, this is the mean cosine of the modes weighted by their singular values. The nuclear norm is
-    computed as tr(U^T M V), with U and V as constants, since the gradient of ||M||_nuclear is U V^T.
+    computed as tr(U^T M V), where U and V are treated as constants, because the gradient of ||M||_nuclear is U V^T.
     """
-    heads = jax.vmap(jax.vmap(decompose_head, in_axes=1))
-    u, _, v = jax.lax.stop_gradient(heads(*jax.lax.stop_gradient((query, key))))
+    heads = (jnp.moveaxis(kernel, 2, 1) for kernel in jax.lax.stop_gradient((query, key)))
+    u, _, v = jax.lax.stop_gradient(decompose_in_program(*heads))
     nuclear = dot("lhdr,ldhk,lehk,lher->lh", u, query, key, v)
     return dot("ldhk,ldhk->lh", query, key) / nuclear
 
 
 def penalty(plain: Mapping, targets: Mapping[int, float]) -> Float[Array, ""]:
-    """Mean squared difference between the weighted cosines of layers and their targets.
+    """The mean squared difference between the weighted cosines of layers and their targets.
 
     The weighted cosine of a layer is the mean over its heads.
 

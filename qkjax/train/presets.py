@@ -1,4 +1,4 @@
-"""Named configurations of training runs, with their purpose, training time and expected accuracy."""
+"""Named configurations of training runs. Comments state their purpose, training time and expected accuracy."""
 
 import json
 import tomllib
@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from qkjax.errors import QkjaxError, nearest
+from qkjax.runtime.files import read_text
 from qkjax.train.config import TrainConfig, from_dict
 
 # Two CPU cores train this model of six layers in about a minute, so that dozens of runs are feasible. Six layers are
-# enough to compare constraints on early and late layers. MLPs are widened (match=True), so that the number of trained
-# values is the same for all constraints.
+# enough to compare constraints on early and late layers. MLPs are widened (match=True), so that the number of trainable
+# parameters is the same for all constraints.
 _STUDY = TrainConfig(width=48, mlp_dim=96, batch=64, match=True)
 
 PRESETS = {
@@ -21,7 +22,7 @@ PRESETS = {
     # big_vision's recipe for a ViT-S/16 on ImageNet-1k from scratch, 90 epochs (Beyer et al. 2022, arXiv 2205.01580).
     # The paper reports 76.5%, in 6 to 7 hours on a TPU v3-8; we have not run this preset. Unlike the recipe, the preset
     # uses all training images, and ImageNet's validation set as held-out images. As in the recipe, queries and keys
-    # have biases. With a constraint, set bias=False, since no constraint on Wq Wk^T acts on the biases.
+    # have biases. With a constraint, set bias=False, because a constraint on Wq Wk^T does not act on the biases.
     "imagenet-s16": TrainConfig(
         data="tfds:imagenet2012",
         resolution=224,
@@ -72,11 +73,10 @@ def load_preset(name: str) -> TrainConfig:
             "or the path of a .json or .toml file"
         )
     try:
-        text = path.read_text()
+        text = read_text(path)
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         return from_dict(dict(values))
-    except (OSError, ValueError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise QkjaxError(f"cannot read the configuration {path}: {reason}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise QkjaxError(f"cannot read the configuration {path}: {error}") from error
     except QkjaxError as error:
         raise QkjaxError(f"{path}: {error}") from error

@@ -1,5 +1,7 @@
-"""What a run's folder says in JSON: its configuration, metrics, and facts about its task. Everything is checked when it
-is read back."""
+"""Reads and writes JSON files in a run's folder: the configuration, the metrics, and facts about the task.
+
+All values are checked when they are read.
+"""
 
 import json
 from collections.abc import Callable
@@ -9,11 +11,11 @@ from qkjax.errors import QkjaxError
 from qkjax.runtime.files import atomic_path, read_bytes
 from qkjax.train.config import TrainConfig, from_dict
 
-Check = tuple[str, Callable]  # what is expected, and whether a value is
+Check = tuple[str, Callable]  # a description of the expected value, and a function that checks a value
 
 
 def read_config(path: Path) -> TrainConfig | None:
-    """The configuration of a run; None without a file.
+    """Reads the configuration of a run; returns None if there is no file.
 
     Raises:
       QkjaxError: the file is not a valid configuration.
@@ -25,7 +27,8 @@ def read_config(path: Path) -> TrainConfig | None:
         return from_dict(dict(_parse(data)))
     except (ValueError, TypeError, QkjaxError) as error:
         raise QkjaxError(
-            f"{path} is not a valid configuration of a run ({_short(error)}); restore it, or remove {path.parent}"
+            f"{path} is not a valid configuration of a run ({_short(error)}): restore this file, or remove "
+            f"{path.parent}"
         ) from error
 
 
@@ -36,11 +39,12 @@ def write_config(path: Path, config: TrainConfig) -> None:
 
 
 def read_metrics(path: Path, config: TrainConfig) -> list[dict]:
-    """The metrics of a run, one dict per evaluation from the first on; empty without a file. A last line that was cut
-    is dropped, since it can be computed again.
+    """Reads the metrics of a run: one dict per evaluation, starting with the first; empty if there is no file.
+
+    If the last line is cut off, it is dropped, because it can be computed again.
 
     Raises:
-      QkjaxError: another line is not valid, or a line is missing.
+      QkjaxError: any other line is not valid, or a line is missing.
     """
     lines = []
     texts = (read_bytes(path) or b"").splitlines()
@@ -59,7 +63,7 @@ def read_metrics(path: Path, config: TrainConfig) -> list[dict]:
 
 def _invalid(path: Path, number: int, problem: str) -> QkjaxError:
     return QkjaxError(
-        f"{path} is not a valid file of metrics (line {number}: {problem}): restore it, or remove {path.parent}"
+        f"{path} is not a valid file of metrics (line {number}: {problem}): restore this file, or remove {path.parent}"
     )
 
 
@@ -70,14 +74,15 @@ def write_metrics(path: Path, lines: list[dict]) -> None:
 
 
 def evaluations(config: TrainConfig, count: int | None = None) -> list[int | None]:
-    """The steps of all evaluations of a run; of the first `count`, with None for those that the run does not have."""
+    """The steps of all evaluations of a run, or of the first `count`, where a missing evaluation is None."""
     steps = [*range(config.every, config.steps, config.every), config.steps]
     return steps if count is None else [*steps[:count], *[None] * (count - len(steps))]
 
 
 def read_facts(path: Path) -> dict:
-    """Facts about a run besides its configuration: classes, number of held-out images, ...; empty for a run of version
-    0.1.0.
+    """Reads facts about a run that are not in its configuration, such as the number of held-out images.
+
+    The result is empty for a run of version 0.1.0.
 
     Raises:
       QkjaxError: the file is not valid.
@@ -91,18 +96,18 @@ def read_facts(path: Path) -> dict:
     except ValueError as error:
         problem = _short(error)
     if problem:
-        raise QkjaxError(f"{path} is not a valid description of a task ({problem}): remove it")
+        raise QkjaxError(f"{path} is not a valid description of a task ({problem}): remove this file")
     return facts
 
 
 def write_facts(path: Path, facts: dict) -> None:
-    """Atomically writes the facts of `read_facts`."""
+    """Atomically writes the facts that `read_facts` reads."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(facts) + "\n")
 
 
 def _parse(data: bytes):
-    """A JSON value.
+    """Parses JSON strictly.
 
     Raises:
       ValueError: the data are not valid JSON.
@@ -110,7 +115,7 @@ def _parse(data: bytes):
     try:
         return json.loads(data)
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 def _short(error: Exception) -> str:
@@ -122,7 +127,7 @@ def _is_count(value) -> bool:
 
 
 def _is_between(low: float, high: float) -> Callable:
-    """Whether a value is a number in a range. NaN and infinity are in none."""
+    """Returns a function that checks whether a value is a number in a range. NaN and infinity are in no range."""
     return lambda value: type(value) in (int, float) and low <= value <= high
 
 
@@ -137,7 +142,7 @@ _FACTS: dict[str, Check] = {
 
 
 def _is_step(step: int | None) -> Check:
-    """The check of an evaluation's step; None: the run has no such evaluation."""
+    """The check of an evaluation's step. If `step` is None, the run has no such evaluation."""
     return "no such line" if step is None else str(step), lambda value: type(value) is int and value == step
 
 
@@ -156,7 +161,7 @@ def _line_checks(config: TrainConfig) -> dict[str, Check]:
 
 
 def _problem(values, checks: dict[str, Check]) -> str:
-    """What is wrong with a JSON object; "" if nothing is."""
+    """Describes the problem with a JSON object; "" if there is none."""
     if not isinstance(values, dict):
         return "expected a JSON object"
     for name, (expected, is_valid) in checks.items():

@@ -16,21 +16,24 @@ from qkjax.passes.engine import with_waits
 from qkjax.results.rows import head_mean
 from qkjax.runtime import hosts
 from qkjax.runtime.interrupt import deferred_interrupt
+from qkjax.train.board import tensorboard
 from qkjax.train.checkpoints import Checkpoints, open_checkpoints, restore_state, save_state, wait_until_saved
 from qkjax.train.config import TrainConfig, vit_config
 from qkjax.train.data import Task, held_out_batches, training_batches
 from qkjax.train.devices import distribute
 from qkjax.train.folder import (
+    BOARD,
     CHECKPOINTS,
     FACTS,
     METRICS,
     MODEL,
+    discard_run,
     earlier_metrics,
     identify,
     is_finished,
     only_process,
+    require_same_data,
     resumed_lines,
-    tensorboard,
     tidy,
 )
 from qkjax.train.model import count, initial, matched, needs_lapack
@@ -51,41 +54,48 @@ class DivergedError(QkjaxError):
     """Error for a training run whose loss is not finite."""
 
 
-def train(config: TrainConfig, folder: str | Path, *, label: str = "") -> dict:
+def train(config: TrainConfig, folder: str | Path, *, label: str = "", fresh: bool = False) -> dict:
     """Trains a ViT in a folder, or resumes an interrupted run there.
 
-    The function prints only a progress bar, on standard error. The folder contains config.json, metrics.jsonl (one line
-    per evaluation), and checkpoints of the last two evaluations and of the best evaluation. At the end, it also has
-    model.npz, which `qkjax.load(folder)` and big_vision read. The same call resumes an interrupted run and gives
-    bit-identical results; a finished run is not trained again. Processes joined by `hosts.join` train one model
+    The function prints only a progress bar, to standard error. The folder contains config.json, metrics.jsonl (one line
+    per evaluation), and checkpoints of the last two evaluations and of the best evaluation. At the end, it also
+    contains model.npz, which `qkjax.load(folder)` and big_vision can read. The same call resumes an interrupted run,
+    with bit-identical results. A finished run is not trained again. Processes joined by `hosts.join` train one model
     together, in a folder that all processes can access.
 
     Args:
       config: configuration of the run.
       folder: folder of the run.
       label: text in front of the progress bar.
+      fresh: discard an earlier run in the folder, whatever its configuration.
 
     Returns:
       The last evaluation and facts about the task, as a dict. The evaluation has "step", the "loss" (nats) of the last
       training batch, and "accuracy" (0 to 1) and "validation_loss" (nats) on the held-out images. It also has
       "weighted_cosine", a list with the mean over heads for each layer (None if undefined). The facts are "classes"
       (number of classes), "held_out" (number of held-out images), "largest_class" (accuracy of always answering the
-      most frequent class, or None if unknown) and "parameters" (number of trained values).
+      most frequent class, or None if unknown) and "parameters" (number of trainable parameters).
 
     Raises:
       QkjaxError: the configuration is invalid, the folder contains a different run, or a file cannot be written.
       DivergedError: the loss is not finite.
-      KeyboardInterrupt: the user interrupted the run; raised between two steps. The state of the last evaluation is
-        saved.
+      KeyboardInterrupt: the user interrupted the run. The function raises it between two steps. The state of the last
+        evaluation is saved.
 
     Example:
       last = train(TrainConfig(constraint="tied", steps=300), "runs/tied")
       checkpoint = qkjax.load("runs/tied")
     """
     config, folder = config.checked(), Path(folder)
+    if fresh:
+        discard_run(folder)
+        if jax.process_count() > 1:
+            hosts.agree({"folder": "discarded"})  # the other hosts read it after this
     lines = earlier_metrics(folder, config)
     finished = is_finished(folder, config, lines)
     task = None if finished else load_task(config)
+    if finished and Path(config.data).is_dir():
+        require_same_data(folder, config, load_task(config).fingerprint)
     _check_devices(config, finished, task)
     if task is None:
         tidy(folder)
@@ -107,7 +117,7 @@ def _train_in(
     program = make_program(config, vit)
     params = initial(jax.random.key(config.seed), vit, config.constraints(), tree, config.bias)
     with only_process(folder):
-        earlier_metrics(folder, config)  # again, since another process may have trained here until now
+        earlier_metrics(folder, config)  # read again, because another process may have trained here until now
         with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
             identify(folder, config, task.fingerprint)
             if jax.process_count() > 1:
@@ -139,14 +149,14 @@ def _run_steps(
 ) -> State:
     """Runs the remaining steps; evaluates, appends to the metrics and saves a checkpoint every `config.every` steps.
 
-    The bar shows an upper bound of the share of time in which the device waits for batches. If this share is large,
-    images are prepared too slowly.
+    The progress bar shows an upper bound of the share of time that the device spends waiting for batches. A large share
+    means that images are prepared too slowly.
     """
     start, host = int(state.step), (jax.process_index(), jax.process_count())
     batches = training_batches(task, config, start, *host)
     bar = tqdm(total=config.steps, initial=start, unit="step", desc=label or None, disable=host[0] > 0)
     began, idle, value, accuracy = time.monotonic(), 0.0, None, ""
-    with deferred_interrupt() as interrupted, bar, tensorboard(folder, config, start) as board:
+    with deferred_interrupt() as interrupted, bar, tensorboard(folder / BOARD, config, start) as board:
         for number, (waited, batch) in enumerate(with_waits(batches), start=start + 1):
             if value is None or value.is_ready():  # the previous step ended while this batch was being prepared
                 idle += waited
@@ -157,8 +167,8 @@ def _run_steps(
                 held_out = held_out_batches(task, config.batch // config.accumulate, *host)
                 lines.append(_evaluation(state, value, program, held_out))
                 accuracy = f"accuracy={lines[-1]['accuracy']:.4f}, "
-                # The line is written before the checkpoint: when a run resumes, it drops lines after the last
-                # checkpoint, but could not add a missing line.
+                # The line is written before the checkpoint, because a run that resumes can drop lines after the last
+                # checkpoint, but cannot add a missing line.
                 if host[0] == 0:
                     write_metrics(folder / METRICS, lines)
                 board(lines[-1])
@@ -169,7 +179,7 @@ def _run_steps(
 
 
 def _evaluation(state: State, value, program: Program, held_out: Iterable) -> dict:
-    """One evaluation of the metrics. The cosines are computed by the functions that analyse any checkpoint."""
+    """Computes the metrics of one evaluation. The cosines come from the functions that analyse any checkpoint."""
     sums = [program.evaluate(state.evaluated, *distribute(batch)) for batch in held_out]
     total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
     if not np.isfinite(float(value) + total["loss"]):
@@ -197,7 +207,7 @@ def _check_devices(config: TrainConfig, finished: bool, task: Task | None) -> No
     rows, devices = config.batch // config.accumulate, jax.device_count()
     if rows % devices:
         raise QkjaxError(
-            f"batch={config.batch}, accumulate={config.accumulate}: {rows} images at a time cannot be split over "
+            f"batch={config.batch}, accumulate={config.accumulate}: {rows} images cannot be split equally over "
             f"{devices} devices: expected a multiple of {devices}"
         )
     virtual = jax.default_backend() == "cpu" and jax.local_device_count() > 1

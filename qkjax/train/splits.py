@@ -27,19 +27,19 @@ class Subset:
 
 
 def split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Splits examples into training and held-out examples; a random fifth, drawn with the seed, is held out."""
+    """Splits examples into training and held-out examples. A random fifth, drawn with the seed, is held out."""
     order = np.random.default_rng(seed).permutation(len(examples))
     held_out = len(order) // HELD_OUT
     if not held_out:
         raise QkjaxError(
-            f"found {len(examples)} images: expected at least {HELD_OUT}, since one image in {HELD_OUT} is held out"
+            f"found {len(examples)} images: expected at least {HELD_OUT}, because one image in {HELD_OUT} is held out"
         )
     return Subset(examples, order[held_out:]), Subset(examples, order[:held_out])
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The photographs of an image set with the indices of their classes; photographs are read on access."""
+    """The photographs of an image set and the indices of their classes. Each photograph is read when it is accessed."""
 
     images: ImageSet
     labels: Sequence[int]
@@ -52,7 +52,7 @@ class Labelled:
 
 
 def largest_class(examples: Examples) -> float | None:
-    """Share of examples in the most frequent class; None if the labels cannot be read without the images."""
+    """The share of examples in the most frequent class, or None if labels cannot be read without the images."""
     labels = _labels(examples)
     return None if labels is None else float(np.bincount(labels).max() / len(labels))
 

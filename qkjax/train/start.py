@@ -1,4 +1,4 @@
-"""Initial parameters that replace big_vision's random initialisation: mimetic kernels, or a checkpoint's parameters."""
+"""Initial parameters other than big_vision's random initialisation: mimetic kernels, or a checkpoint's parameters."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,18 +27,19 @@ from qkjax.weights.checkpoint import Checkpoint
 from qkjax.weights.load import load
 
 QUERY_KEY, VALUE_OUT = (0.7, 0.7), (0.4, -0.4)
-"""Values of (alpha, beta) in alpha Z + beta I (Trockman and Kolter 2023, arXiv 2305.09828)."""
+"""Values of (alpha, beta) in alpha Z + beta I, for queries and keys and for values and outputs (Trockman and Kolter
+2023, arXiv 2305.09828)."""
 
 
 def mimetic(key: jax.Array, tree: Mapping) -> dict:
-    """A copy of a parameter tree with attention kernels that imitate the structure of kernels in trained ViTs.
+    """Returns a copy of a parameter tree whose attention kernels imitate the structure of trained ViTs' kernels.
 
     The product Wq Wk^T of each head is the best approximation of rank head_dim to 0.7 Z + 0.7 I. The product Wv Wo of
     each layer is 0.4 Z - 0.4 I. The entries of Z are drawn from N(0, 1 / D).
 
     Args:
       key: random key.
-      tree: the plain parameter tree of a ViT; parameters outside of attention, and biases, are unchanged.
+      tree: the plain parameter tree of a ViT. Biases, and parameters outside of attention, do not change.
     """
     # Random keys are assigned to layers in the alphabetical order of their names: 0, 1, 10, 11, 2, ...
     order = sorted(range(depth_of(tree)), key=str)
@@ -62,7 +63,7 @@ def mimetic(key: jax.Array, tree: Mapping) -> dict:
 def _factors(
     z: Float[Array, "heads embed embed"], rank: int, alpha: float, beta: float
 ) -> tuple[Float[Array, "heads embed rank"], Float[Array, "heads embed rank"]]:
-    """Factors A and B for which A B^T is the best approximation of the given rank to alpha Z / sqrt(D) + beta I."""
+    """Factors A and B for which A B^T is the best approximation, with the given rank, of alpha Z / sqrt(D) + beta I."""
     embed = z.shape[-1]
     u, s, vt = np.linalg.svd(alpha * np.asarray(z, np.float64) / np.sqrt(embed) + beta * np.eye(embed))
     root = np.sqrt(s[:, None, :rank])
@@ -76,8 +77,8 @@ def starting_tree(config: TrainConfig, vit: ViTConfig) -> tuple[ViTConfig, dict 
 
     Args:
       config: configuration of the run.
-      vit: architecture from `vit_config`; if training starts from a checkpoint, the result also has parts of the
-        checkpoint's architecture, such as a class token.
+      vit: architecture from `vit_config`. If training starts from a checkpoint, the returned architecture also has
+        parts of the checkpoint's architecture, such as a class token.
 
     Raises:
       QkjaxError: the checkpoint cannot be read, or its shape differs from the shape of the run.
@@ -100,7 +101,8 @@ def _from_checkpoint(checkpoint: Checkpoint, vit: ViTConfig, seed: int) -> tuple
     if other := [name for name in shape if getattr(own, name) != getattr(vit, name)]:
         theirs, ours = (", ".join(f"{name} {getattr(c, name)}" for name in other) for c in (own, vit))
         raise QkjaxError(
-            f"{checkpoint.name} has {theirs}, but the run has {ours}: use the checkpoint's values for the run"
+            f"{checkpoint.name} has {theirs}, but the run has {ours}: set the values of the run to those of the "
+            "checkpoint"
         )
     if own.relative_positions and own.grid != vit.grid:
         raise QkjaxError(
@@ -117,10 +119,10 @@ def _from_checkpoint(checkpoint: Checkpoint, vit: ViTConfig, seed: int) -> tuple
 
 
 def _for_run_pixels(params: dict, checkpoint: Checkpoint) -> dict:
-    """Changes the patch embedding to take pixels from -1 to 1 in place of pixels normalised for the checkpoint.
+    """Changes the patch embedding to accept pixels from -1 to 1 instead of pixels normalised for the checkpoint.
 
-    The change is exact, since the patch embedding is linear. With z = 2 p - 1 for pixels p from 0 to 1,
-    (p - mean) / std = z / (2 std) + (1/2 - mean) / std.
+    The change is exact, because the patch embedding is linear. If z = 2 p - 1 for pixels p from 0 to 1, then (p - mean)
+    / std = z / (2 std) + (1/2 - mean) / std.
     """
     mean, std = (np.asarray(x, np.float32) for x in (checkpoint.preprocess.mean, checkpoint.preprocess.std))
     kernel = np.asarray(patch_kernel(params), np.float32)

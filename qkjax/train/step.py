@@ -1,4 +1,4 @@
-"""The training step and the evaluation on held-out images, as pure functions and as functions jitted on all devices."""
+"""Defines the training step and the evaluation, as pure functions and as jitted functions on all devices."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,7 +27,7 @@ class State(NamedTuple):
 
     Attributes:
       step: number of finished steps.
-      params: the training tree, see `qkjax.train.model`.
+      params: the training tree; see `qkjax.train.model`.
       optimizer: state of the optimiser.
       average: moving average of the training tree; empty if the average is turned off.
     """
@@ -51,7 +51,8 @@ class Program(NamedTuple):
       step: function that takes a state, images and targets, and returns the next state and the loss before the step.
       evaluate: function that takes a training tree, images and labels, and returns sums over the images; see
         `evaluate`.
-      export: function that takes a training tree, and returns the plain parameter tree, complete on every device.
+      export: function that takes a training tree, and returns the plain parameter tree; every device has the complete
+        tree.
       shapes: shape and sharding of each array of a state.
     """
 
@@ -63,7 +64,7 @@ class Program(NamedTuple):
 
 
 def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets) -> Float[Array, ""]:
-    """Mean cross-entropy with smoothed targets, plus the penalty of soft constraints on the weighted cosines."""
+    """The mean cross-entropy with smoothed targets, plus the penalty of soft constraints on the weighted cosines."""
     tree = plain(params, vit, config.constraints())
     logits = ViT(vit, config.dtype).apply({"params": tree}, images)[0].astype(jnp.float32)
     smoothed = optax.smooth_labels(targets, config.label_smoothing)
@@ -73,9 +74,9 @@ def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, t
 
 
 def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets):
-    """The loss of a batch and its gradient, computed in `config.accumulate` parts, one after the other.
+    """Computes the loss of a batch and its gradient in `config.accumulate` parts, one after the other.
 
-    Part i has the rows i, i + parts, i + 2 parts and so on, so that each device has rows of every part.
+    Part i consists of the rows i, i + parts, i + 2 parts and so on, so that each device has rows of every part.
     """
     parts = config.accumulate
     loss_and_gradient = jax.value_and_grad(partial(loss, config, vit))
@@ -92,7 +93,7 @@ def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Image
 
 
 def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, targets: Targets) -> tuple[State, Array]:
-    """Performs one training step; returns the next state, and the loss before the step."""
+    """Performs one training step; returns the next state and the loss before the step."""
     value, slope = gradient(config, vit, state.params, images, targets)
     transform = optimizer(config)
     updates, optimizer_state = transform.update(slope, state.optimizer, state.params)
@@ -104,7 +105,7 @@ def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, ta
 def evaluate(
     config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, labels: Int32[Array, "batch"]
 ) -> dict[str, Array]:
-    """Evaluates a batch: returns the number of images, of correct answers, and the sum of cross-entropies in nats.
+    """Evaluates a batch; returns the numbers of images and correct answers, and the summed cross-entropy (nats).
 
     Images with a negative label, which pad the batch, are not counted.
     """
@@ -119,14 +120,14 @@ def evaluate(
 
 
 def begin(config: TrainConfig, params: Mapping) -> State:
-    """The state before the first step."""
+    """Makes the state before the first step."""
     transform = optimizer(config)
     average = jax.tree.map(jnp.copy, params) if config.average else {}
     return State(jnp.zeros((), jnp.int32), params, transform.init(params), average)
 
 
 def program(config: TrainConfig, vit: ViTConfig) -> Program:
-    """The jitted functions of a run, on all devices of all hosts."""
+    """Makes the jitted functions of a run, which use all devices of all hosts."""
     return _program(replace(config, seed=0, every=1, start="", tensorboard=False), vit)
 
 
@@ -135,7 +136,8 @@ def _program(config: TrainConfig, vit: ViTConfig) -> Program:
     params = jax.eval_shape(lambda: initial(jax.random.key(0), vit, config.constraints(), bias=config.bias))
     shapes = jax.eval_shape(partial(begin, config), params)
     shardings = placement(shapes, config.parallel)
-    # On a CPU, the state is not donated: JAX shares buffers with numpy, and so with a checkpoint that is being written.
+    # On a CPU, the state is not donated, because JAX shares buffers with numpy, and thus with a checkpoint that is
+    # being written.
     donate = {} if jax.default_backend() == "cpu" else {"donate_argnums": 0}
     return Program(
         begin=jax.jit(partial(begin, config), out_shardings=shardings),

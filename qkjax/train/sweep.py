@@ -25,13 +25,13 @@ from qkjax.train.run import DivergedError, train
 
 LABELS = {
     "loss": Label("training loss", "nat", "Loss on the last training batch before the evaluation."),
-    "accuracy": Label("accuracy", "1", "Share of the held-out images that are classified correctly."),
+    "accuracy": Label("accuracy", "1", "Share of held-out images that are classified correctly."),
     "validation_loss": Label("validation loss", "nat", "Mean cross-entropy on the held-out images."),
     "weighted_cosine": Label(
-        "weighted cosine", "1", "Mean cosine of the modes weighted by singular value, averaged over heads."
+        "weighted cosine", "1", "Mean cosine of the modes, weighted by singular value, and averaged over heads."
     ),
     "constraint": Label("constraint", "1", "Constraint on the query-key interaction, or schedule by layer."),
-    "seed": Label("seed", "1", "Seed of the initialisation, the data split and the order of the images."),
+    "seed": Label("seed", "1", "Random seed of the initialisation, of the data split, and of the order of the images."),
     "step": Label("step", "1", "Number of training steps before the evaluation."),
 }
 MEASURES = ("loss", "accuracy", "validation_loss")
@@ -39,22 +39,25 @@ DATASET, TABLE, FIGURES = "sweep.nc", "sweep.csv", ("accuracy", "curves", "cosin
 OWN = (DATASET, TABLE, *(f"{stem}{suffix}" for stem in FIGURES for suffix in (".png", ".pdf")))
 
 
-def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: str | Path) -> xr.Dataset:
+def sweep(
+    config: TrainConfig, constraints: Sequence[str], seeds: int, folder: str | Path, *, fresh: bool = False
+) -> xr.Dataset:
     """Trains one model per constraint and seed, and writes the joint results.
 
-    The only output is a progress bar per run, on standard error. The same call resumes an interrupted sweep; finished
-    runs are not trained again. The folder contains one folder per run, sweep.nc (the returned dataset), sweep.csv (see
-    `table`) and the figures accuracy, curves and cosines. If a run diverges, all other runs continue, and the values of
-    the diverged run are NaN.
+    The function prints only one progress bar per run, to standard error. The same call resumes an interrupted sweep.
+    Finished runs are not trained again. The folder contains one folder per run, sweep.nc (the returned dataset),
+    sweep.csv (see `table`) and the figures accuracy, curves and cosines. If a run diverges, all other runs continue,
+    and the values of the diverged run are NaN.
 
     Args:
-      config: the configuration that all runs share; its constraint and seed are replaced.
+      config: the configuration that all runs share. The sweep replaces its constraint and its seed.
       constraints: one or more constraints or schedules, such as ("free", "tied", "0-2:tied 3-5:free").
       seeds: number of seeds per constraint; the seeds are 0, 1, ...
       folder: folder of the sweep.
+      fresh: discard earlier runs of these constraints and seeds, whatever their configuration.
 
     Returns:
-      The dataset of `collect`; its attribute `summary` states the findings in a few sentences.
+      The dataset of `collect`. Its attribute `summary` states the findings in a few sentences.
 
     Raises:
       QkjaxError: there is no constraint, a constraint is repeated, `seeds` is below 1, another process works in the
@@ -82,11 +85,11 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
         for constraint in constraints
     ]
     with exclusive(folder):
-        discard(temporaries(folder / name for name in OWN))  # left by a process that was killed
+        discard(temporaries(folder / name for name in OWN))  # a process that was killed left these files
         for number, run in enumerate(runs, start=1):
             try:
                 label = f"run {number} of {len(runs)}: {run.constraint}, seed {run.seed}"
-                train(run, run_folder(folder, run.constraint, run.seed), label=label)
+                train(run, run_folder(folder, run.constraint, run.seed), label=label, fresh=fresh)
             except DivergedError:
                 pass  # its values in the dataset are NaN
         dataset = collect(config, constraints, seeds, folder)
@@ -99,7 +102,7 @@ def sweep(config: TrainConfig, constraints: Sequence[str], seeds: int, folder: s
 
 
 def sweep_figures(dataset: xr.Dataset, rows: Sequence[Row]) -> dict:
-    """Functions that draw the figures of a sweep, by the stems of their files."""
+    """A dict from the stems of figure files to functions that draw the figures of a sweep."""
     draw = (
         lambda: figures.sweep_accuracy(dataset, rows),
         lambda: figures.sweep_curves(dataset),

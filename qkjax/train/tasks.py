@@ -1,7 +1,7 @@
 """Loads classification tasks by name.
 
-A task is "digits", "odd-one-out" (generated images), a folder with one folder of images per class, or a data set of
-TensorFlow Datasets or of Hugging Face.
+A task is "digits", "odd-one-out" (generated images), a folder that contains one folder of images per class, or a data
+set of TensorFlow Datasets or Hugging Face.
 """
 
 import logging
@@ -55,7 +55,7 @@ def _digits(config: TrainConfig) -> Task:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise QkjaxError("digits need scikit-learn, which is not installed: pip install 'qkjax[train]'") from error
+        raise QkjaxError("the digits need scikit-learn, which is not installed: pip install 'qkjax[train]'") from error
     digits = load_digits()
     images = (digits.images[..., None] / 8 - 1).astype(np.float32)  # from 0..16 to -1..1
     examples = [(image, int(label)) for image, label in zip(images, digits.target, strict=True)]
@@ -91,7 +91,7 @@ TASKS: dict[str, Callable[[TrainConfig], Task]] = {"digits": _digits, "odd-one-o
 
 
 def _photographs(train: Examples, held_out: Examples, classes: int, fingerprint: str, config: TrainConfig) -> Task:
-    """A task with photographs.
+    """Makes a task from photographs.
 
     Training images are augmented by random crops, mirroring and RandAugment. Held-out images are preprocessed as in
     big_vision: the shorter side is resized to a fixed length, and a central crop is taken.
@@ -122,8 +122,8 @@ def _class_folders(path: Path, seed: int) -> Photographs:
     if others != classes:
         odd = sorted(set(others) ^ set(classes))[0]
         raise QkjaxError(
-            f"{path} has the class {odd} in only one of the folders for training and validation: expected the same "
-            "classes in both folders"
+            f"{path} contains the class {odd} in only one of the folders for training and validation: expected the "
+            "same classes in both"
         )
     fingerprint = " ".join(images.fingerprint for images in sets)
     return *(Labelled(*pair) for pair in zip(sets, (labels, held_out), strict=True)), len(classes), fingerprint
@@ -139,7 +139,7 @@ def _listed(path: Path) -> ImageSet:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """Examples of a data set whose library decodes the images.
+    """The examples of a data set whose library decodes the images.
 
     Attributes:
       rows: rows of the data set.
@@ -179,7 +179,7 @@ def _tfds(name: str, seed: int) -> Photographs:
         parts = {split: builder.as_data_source(split) for split in builder.info.splits}
         features = builder.info.features
         names = _columns(features, tfds.features.Image, tfds.features.ClassLabel)
-    except Exception as error:  # the library raises errors of many types
+    except Exception as error:  # the library raises many types of errors
         raise QkjaxError(f"cannot read {name} with TensorFlow Datasets: {_first_line(error)}") from error
     return *_parts(parts, names, name, seed), features[names[1]].num_classes, _lengths(parts, builder.info.full_name)
 
@@ -198,7 +198,7 @@ def _hugging_face(name: str, seed: int) -> Photographs:
         parts = datasets.load_dataset(repository, config or None)
         features = next(iter(parts.values())).features
         names = _columns(features, datasets.Image, datasets.ClassLabel)
-    except Exception as error:  # the library raises errors of many types
+    except Exception as error:  # the library raises many types of errors
         raise QkjaxError(f"cannot read {name} with Hugging Face's datasets: {_first_line(error)}") from error
     return *_parts(parts, names, name, seed), features[names[1]].num_classes, _lengths(parts, name)
 
@@ -215,10 +215,10 @@ def _lengths(parts, name: str) -> str:
 
 
 def _columns(features, *kinds: type) -> tuple[str, ...]:
-    """The name of the first column of each given type.
+    """For each given type, the name of the first column of this type.
 
     Raises:
-      ValueError: one of the types has no column.
+      ValueError: no column has one of the types.
     """
     columns = [next((name for name, feature in features.items() if isinstance(feature, kind)), None) for kind in kinds]
     if None in columns:
@@ -227,7 +227,7 @@ def _columns(features, *kinds: type) -> tuple[str, ...]:
 
 
 def _parts(parts, columns: tuple[str, ...], name: str, seed: int) -> tuple[Examples, Examples]:
-    """Training and held-out examples of a data set. Without a validation part, the training part is split."""
+    """The training and held-out examples of a data set. If there is no validation part, the training part is split."""
     train, validation = (next((part for part in names if part in parts), None) for names in (TRAIN, VALIDATION))
     if train is None:
         raise QkjaxError(f"{name} has the parts {', '.join(parts)}: expected a part named {' or '.join(TRAIN)}")

@@ -1,4 +1,4 @@
-"""The architecture of a ViT, without its weights."""
+"""Describes the architecture of a ViT, without its weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "weig
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Architecture of a ViT: the ViT of big_vision, with optional parts that other model families add.
+    """The architecture of a ViT: that of big_vision's ViT, and optional parts of other model families.
 
     Attributes:
       width: embedding dimension D.
@@ -29,19 +29,20 @@ class ViTConfig:
       channels: number of image channels.
       grid: (rows, columns) of the learned position embedding or of the relative position bias.
       posemb: position embedding: "learn" (learned), "sincos2d" (fixed sine-cosine in two dimensions) or "none".
-      posemb_resample: method that resamples a learned position embedding to another grid. "linear" is linear with
-        aligned corners (big_vision). "bicubic" is torch's bicubic with half-pixel centres and a = -0.75.
-        "bicubic_antialias" is torch's antialiased bicubic with a = -0.5, with a kernel scaled to the coarser grid.
-        "bilinear_antialias" is torch's antialiased bilinear, with a kernel scaled in the same way.
-        "bicubic_offset" is "bicubic" at a scale of (new size + 0.1) / old size, as in Meta's own code of DINOv2.
-        "bilinear" is torch's bilinear with half-pixel centres, and "bilinear_offset" the same at this scale.
-        "bilinear_crop" resamples to a square that covers the new grid and crops it (C-RADIO). "nearest" takes the
-        nearest position (Idefics 2).
+      posemb_resample: method that resamples a learned position embedding to another grid. "linear" is linear
+        interpolation with aligned corners (big_vision). "bicubic" is torch's bicubic interpolation with half-pixel
+        centres and a = -0.75. "bicubic_antialias" is torch's antialiased bicubic interpolation with a = -0.5, whose
+        kernel is scaled to the coarser grid. "bilinear_antialias" is torch's antialiased bilinear interpolation, whose
+        kernel is scaled in the same way. "bicubic_offset" is "bicubic" with a scale of (new size + 0.1) / old size, as
+        in Meta's own code of DINOv2. "bilinear" is torch's bilinear interpolation with half-pixel centres, and
+        "bilinear_offset" is "bilinear" with the scale of "bicubic_offset". "bilinear_crop" resamples to a square that
+        covers the new grid, and crops this square (C-RADIO). "nearest" uses the nearest position (Idefics 2).
       pool: input of the head: the class token ("tok"), the mean of the patches ("gap"), the result of attention pooling
         ("map"), every token without pooling ("none"), or the first token ("0").
       pool_prefix: whether "gap" and "map" pool the special tokens in addition to the patches.
-      class_token: whether there is a class token, as the first token.
-      registers: number of tokens between the class token and the patches: registers, or DeiT's distillation token.
+      class_token: whether there is a class token, which is then the first token.
+      registers: number of tokens between the class token and the patches. They are registers, or DeiT's distillation
+        token.
       distilled: whether the first token after the class token has a second head, as in DeiT; the output is then the
         mean of both heads.
       rep_size: dimension of the tanh layer before the head; None if there is no such layer.
@@ -50,16 +51,17 @@ class ViTConfig:
       pre_norm: whether there is a LayerNorm before the first layer (CLIP).
       pool_norm: whether the last LayerNorm acts only on the pooled token (fine-tuned SimMIM).
       patch_norm: whether the patch embedding is normalised before the position embedding is added (AIMv2).
-      final_norm: whether there is a LayerNorm after the last layer (with `pool_norm`, after the pooling).
+      final_norm: whether there is a LayerNorm after the last layer (if `pool_norm` is set, after the pooling).
       inner_norms: whether there are two more LayerNorms in each layer: before the output projection of attention, and
         after the activation of the MLP (BEiT-3).
-      norm: "layer" for LayerNorm, or "rms" for RMSNorm, which subtracts no mean and has no bias (AIMv2).
+      norm: "layer" for LayerNorm, or "rms" for RMSNorm, which does not subtract the mean and has no bias (AIMv2).
       relative_positions: whether the logits have a learned bias for each offset between patches (BEiT, SimMIM).
       norm_eps: epsilon of every norm.
-      activation: activation of the MLP: GELU with the tanh approximation (big_vision), exact GELU,
-        x sigmoid(1.702 x) (CLIP), or silu(a) * b, with a and b the halves of the first layer's output (DINOv2 giant).
-      weights_only: reason why the model cannot be run on images, so that only its weights can be analysed; "" if the
-        model can be run.
+      activation: activation of the MLP. It is GELU with the tanh approximation (big_vision), exact GELU, x
+        sigmoid(1.702 x) (CLIP), or silu(a) * b, where a and b are the two halves of the first layer's output (DINOv2
+        giant).
+      weights_only: reason why qkjax cannot run the model on images and can only analyse its weights; "" if it can run
+        the model.
 
     Example:
       ViTConfig(width=64, depth=4, heads=4, head_dim=16, mlp_dim=128, patch_size=(8, 8), grid=(4, 4), classes=10)
@@ -102,11 +104,11 @@ class ViTConfig:
 
     @property
     def prefix_tokens(self) -> int:
-        """Number of tokens before the patches: class token and registers."""
+        """The number of tokens before the patches: class token and registers."""
         return self.class_token + self.registers
 
     def to_dict(self) -> dict:
-        """The fields as plain values for JSON.
+        """Returns the fields as plain values for JSON.
 
         Fields that version 0.1 did not have are left out if they have their default values. For an architecture of
         version 0.1, the result is therefore the same as in version 0.1, and results of version 0.1 remain valid.
@@ -126,7 +128,7 @@ SETTINGS = {
     "final_norm": "True or False",
     "heads": "a positive whole number",
 }
-"""Arguments of `load` for settings that cannot be inferred from the shapes of a parameter tree, with allowed values."""
+"""Arguments of `load` that set what the shapes of a parameter tree do not determine, with the allowed values."""
 
 
 def check_settings(settings: Mapping) -> dict:

@@ -1,7 +1,7 @@
-"""The vision transformer in Flax Linen, with the parameter tree of big_vision.
+"""Defines the vision transformer in Flax Linen, with big_vision's parameter tree.
 
-Letters: B images, N tokens, D embedding, H heads, d head_dim, L layers. The model returns its intermediates, so that
-no hooks are needed.
+Letters: B images, N tokens, D embedding, H heads, d head_dim, L layers. The model returns its intermediate arrays, so
+  no hooks are needed.
 """
 
 from collections.abc import Collection
@@ -23,11 +23,11 @@ CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
 
 
 class ViT(nn.Module):
-    """A ViT with the parameter tree of `big_vision.models.vit.Model`, and parameters for optional parts of `ViTConfig`.
+    """A ViT with the parameter tree of `big_vision.models.vit.Model`, plus parameters for optional parts.
 
     Attributes:
       config: the architecture.
-      dtype: number format of the matrix products, "float32" or "bfloat16"; parameters keep their own format.
+      dtype: floating-point format of the matrix products, "float32" or "bfloat16"; parameters keep their own dtype.
 
     Example:
       >>> import jax, numpy as np
@@ -48,14 +48,13 @@ class ViT(nn.Module):
         """Runs the forward pass.
 
         Args:
-          images: preprocessed images, channels last. Rows and columns beyond the last whole patch are dropped.
-          capture: names from `CAPTURES` of arrays to add to each layer's intermediates.
+          images: preprocessed images, channels last. The model ignores rows and columns beyond the last whole patch.
+          capture: names, from `CAPTURES`, of arrays to add to the intermediates of each layer.
 
         Returns:
-          The output (logits, or the representation if there is no head), and the intermediates. The intermediates are a
-          nested dict with the names of big_vision: "stem", "with_posemb",
-          "encoder" -> "block00" -> "sa", "+sa", "mlp", "+mlp"; "encoded", "head_input",
-          "pre_logits", "pre_logits_2d", "logits", "logits_2d".
+          A tuple of the output (logits, or the representation if there is no head) and the intermediates. The
+          intermediates are a nested dict with big_vision's names: "stem", "with_posemb", "encoder" -> "block00" ->
+          "sa", "+sa", "mlp", "+mlp"; "encoded", "head_input", "pre_logits", "pre_logits_2d", "logits", "logits_2d".
         """
         c, out = self.config, {}
         x = out["stem"] = self._patches(images)
@@ -110,7 +109,7 @@ class ViT(nn.Module):
         return table.astype(dtype)
 
     def _with_prefix(self, x):
-        """Concatenates class token, registers and patches, in this order; only patches have position embeddings."""
+        """Concatenates class token, registers and patches, in this order. Only patches have position embeddings."""
         c, prefix = self.config, []
         if c.class_token:
             prefix.append(self.param("cls", nn.initializers.zeros, (1, 1, c.width)))
@@ -133,7 +132,7 @@ class ViT(nn.Module):
 
 
 def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
-    """Number of rows and columns of whole patches in an image of (height, width) pixels.
+    """The number of rows and columns of whole patches in an image of (height, width) pixels.
 
     Raises:
       QkjaxError: the model cannot be run on images, the image is smaller than a patch, or the patch grid of the image
@@ -141,18 +140,18 @@ def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
     """
     if config.weights_only:
         raise QkjaxError(
-            f"this model cannot be run on images ({config.weights_only}): only analyse its weights, with qkjax.analyze"
+            f"this model cannot be run on images ({config.weights_only}): analyse only its weights, with qkjax.analyze"
         )
     rows, columns = (n // p for n, p in zip(pixels, config.patch_size, strict=True))
     if min(rows, columns) < 1:
         raise QkjaxError(
-            f"resolution={tuple(pixels)}: expected at least one patch of {config.patch_size} pixels, pass larger images"
+            f"resolution={tuple(pixels)}: expected at least one patch of {config.patch_size} pixels; pass larger images"
         )
     if config.relative_positions and (rows, columns) != config.grid:
         expected = tuple(n * p for n, p in zip(config.grid, config.patch_size, strict=True))
         raise QkjaxError(
             f"resolution={tuple(pixels)}: expected {expected}, because the relative position biases are for "
-            f"{config.grid} patches and this resolution gives {(rows, columns)}"
+            f"{config.grid} patches, but this resolution has {(rows, columns)}"
         )
     return rows, columns
 
@@ -166,22 +165,20 @@ def _forward(model: ViT, params, images, capture: tuple[str, ...]):
 def forward(
     model: ViT, params, images: Float[Array | np.ndarray, "B height width channels"], capture: Collection[str] = ()
 ) -> tuple[Array, dict[str, Array]]:
-    """Runs one jitted forward pass and returns only the requested intermediates.
+    """Runs one jitted forward pass; returns the output and the requested intermediates.
 
     Args:
-      model: the Linen module; its `dtype` is the number format of the matrix products, float32 or bfloat16.
+      model: the Linen module. Its `dtype` is the floating-point format of the matrix products, float32 or bfloat16.
       params: parameters of the model, as in `Checkpoint.params`.
-      images: preprocessed images, channels last, of any size of at least one patch.
-      capture: any of
-        "norm" (L, B, N, D): output of the LayerNorm before queries and keys;
-        "query", "key" (L, B, N, H, d): queries and keys with biases, not divided by sqrt(d);
-        "attention_logits" (L, B, H, N, N): query . key / sqrt(d), float32;
-        "attention" (L, B, H, N, N): softmax of the logits over keys;
-        "residual" (L, B, N, D): the residual stream that enters the layer.
+      images: preprocessed images, channels last, which must contain at least one patch.
+      capture: any of these names: "norm" (L, B, N, D): output of the LayerNorm before queries and keys; "query", "key"
+        (L, B, N, H, d): queries and keys with biases, not divided by sqrt(d); "attention_logits" (L, B, H, N, N): query
+        . key / sqrt(d), float32; "attention" (L, B, H, N, N): softmax of the logits over keys; "residual" (L, B, N, D):
+        the residual stream that enters the layer.
 
     Returns:
-      The logits (B, classes), or the representation (B, D) if there is no head. The second result is a dict with the
-      captured arrays and "encoded" (B, N, D), the tokens after the last LayerNorm.
+      A tuple of the output and a dict. The output is the logits (B, classes), or the representation (B, D) if there is
+      no head. The dict contains the captured arrays, and "encoded" (B, N, D), the tokens after the last LayerNorm.
 
     Raises:
       QkjaxError: a name in `capture` is unknown, the images are smaller than a patch, or the patch grid of the images

@@ -7,9 +7,9 @@ from qkjax.errors import QkjaxError
 
 
 def query_places(grid: tuple[int, int], count: int) -> Int[np.ndarray, "queries"]:
-    """Indices of about `count` patches, row by row, evenly spaced in both directions.
+    """The indices of about `count` patches that are evenly spaced in both directions, row by row.
 
-    If the grid has at most `count` patches, all patches are returned.
+    If the grid has at most `count` patches, the function returns all patches.
 
     Raises:
       QkjaxError: `count` is less than 1.
@@ -19,8 +19,8 @@ def query_places(grid: tuple[int, int], count: int) -> Int[np.ndarray, "queries"
     rows, columns = grid
     if count >= rows * columns:
         return np.arange(rows * columns)
-    # The numbers of selected rows and columns are in proportion to the grid. The grid is divided into equal intervals,
-    # and the selected row or column is the middle of its interval.
+    # The numbers of selected rows and columns are proportional to the grid. The grid is divided into equal intervals,
+    # and the middle row or column of each interval is selected.
     down = min(rows, max(1, round(np.sqrt(count * rows / columns))))
     across = min(columns, -(-count // down))
     axes = [((np.arange(n) + 0.5) * length / n).astype(int) for n, length in ((down, rows), (across, columns))]

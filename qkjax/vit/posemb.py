@@ -1,4 +1,4 @@
-"""Position embeddings: the fixed sine-cosine embedding, and the resampling of a learned embedding to another grid."""
+"""Computes the fixed sine-cosine position embedding, and resamples a learned position embedding to another grid."""
 
 from functools import partial
 
@@ -10,10 +10,10 @@ Grid = tuple[int, int]
 
 
 def sincos_2d(grid: Grid, width: int) -> Float[np.ndarray, "1 tokens width"]:
-    """Fixed sine-cosine embedding of the patches of a grid, row by row.
+    """The fixed sine-cosine embedding of the patches of a grid, row by row.
 
-    The vector of a patch is [sin(x omega), cos(x omega), sin(y omega), cos(y omega)], with column index x, row index y
-    and frequencies omega_k = 10000^(-k / (D/4 - 1)), as in MoCo v3 and big_vision.
+    The vector of a patch is [sin(x omega), cos(x omega), sin(y omega), cos(y omega)], as in MoCo v3 and big_vision.
+    Here x is the column index, y the row index, and omega_k = 10000^(-k / (D/4 - 1)) are the frequencies.
     """
     y, x = (index.reshape(-1, 1) for index in np.mgrid[: grid[0], : grid[1]])
     quarter = width // 4
@@ -23,13 +23,13 @@ def sincos_2d(grid: Grid, width: int) -> Float[np.ndarray, "1 tokens width"]:
 
 
 def _linear_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Weights of linear interpolation with aligned corners, as in `scipy.ndimage.zoom(order=1)`."""
+    """The weights of linear interpolation with aligned corners, as in `scipy.ndimage.zoom(order=1)`."""
     position = np.arange(new) * ((old - 1) / max(new - 1, 1))
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(old)[None]))
 
 
 def _bicubic_weights(old: int, new: int, offset: float = 0.0) -> Float[np.ndarray, "new old"]:
-    """Weights of cubic convolution with a = -0.75, as in torch without antialiasing.
+    """The weights of cubic convolution with a = -0.75, as in torch without antialiasing.
 
     Pixel centres are at half integers, and edge pixels are repeated.
 
@@ -50,7 +50,7 @@ def _bicubic_weights(old: int, new: int, offset: float = 0.0) -> Float[np.ndarra
 
 
 def _antialiased_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Weights of cubic convolution with a = -0.5, as in torch's bicubic with antialias=True.
+    """The weights of cubic convolution with a = -0.5, as in torch's bicubic interpolation with antialias=True.
 
     The kernel is scaled to the pixels of the coarser grid, and the weights are normalised.
     """
@@ -64,7 +64,7 @@ def _antialiased_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 
 def _antialiased_linear_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Weights of linear interpolation, as in torch's bilinear with antialias=True.
+    """The weights of linear interpolation, as in torch's bilinear interpolation with antialias=True.
 
     The triangular kernel is scaled to the pixels of the coarser grid, and the weights are normalised.
     """
@@ -76,16 +76,16 @@ def _antialiased_linear_weights(old: int, new: int) -> Float[np.ndarray, "new ol
 
 
 def _bilinear_weights(old: int, new: int, offset: float = 0.0) -> Float[np.ndarray, "new old"]:
-    """Linear interpolation, half-pixel centres, edges repeated, no antialiasing, as in torch.
+    """The weights of linear interpolation with half-pixel centres and repeated edges, as in torch without antialiasing.
 
-    Torch copies an axis whose size does not change, whatever the offset.
+    If the size of an axis does not change, torch copies the axis, for any offset.
     """
     centre = (np.arange(new) + 0.5) * old / (new + (0 if old == new else offset)) - 0.5
     return np.maximum(0, 1 - np.abs(centre.clip(0, old - 1)[:, None] - np.arange(old)[None]))
 
 
 def _nearest_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """The nearest position below, from fractions of the side in float32, as Idefics 2 computes it."""
+    """The weights that select the nearest lower position, with fractions of the side in float32 as in Idefics 2."""
     fractions = np.arange(new, dtype=np.float32) * (np.float32(1) / np.float32(new))
     boundaries = np.arange(1 / old, 1, 1 / old).astype(np.float32)[: old - 1]
     return np.eye(old)[np.searchsorted(boundaries, np.minimum(fractions, np.float32(1 - 1e-6)), side="right")]
@@ -107,15 +107,16 @@ RESAMPLERS = {
 def resample(
     posemb: Float[Array | np.ndarray, "1 tokens width"], old: Grid, new: Grid, method: str
 ) -> Float[Array | np.ndarray, "1 new_tokens width"]:
-    """Resamples a learned position embedding of patches (without a row for the class token) to another grid.
+    """Resamples the learned position embedding of patches (without a row for the class token) to another grid.
 
     Args:
       posemb: one vector per patch of the old grid, row by row.
       old, new: (rows, columns) of the old and the new grid; grids need not be square.
-      method: a name in `RESAMPLERS`. "linear" resamples as big_vision does on loading; all other methods are torch's.
+      method: a name in `RESAMPLERS`. "linear" is the method with which big_vision loads checkpoints; all other methods
+        are torch's.
 
     Returns:
-      The embedding of the patches of the new grid; the input itself if the grids are equal.
+      The embedding of the patches in the new grid. If the grids are equal, this is the input itself.
     """
     if old == new:
         return posemb
@@ -129,9 +130,9 @@ def resample(
 def relative_index(grid: Grid) -> Int[np.ndarray, "tokens tokens"]:
     """For each query token (row) and key token (column), the index of an entry in the relative position bias table.
 
-    The table has one entry for each offset (query - key) between patches, row by row. Three entries follow: for the
-    class token attending to a patch, a patch attending to the class token, and the class token attending to itself
-    (BEiT, SimMIM).
+    The table has one entry for each offset (query - key) between patches, row by row. Three more entries follow, as in
+    BEiT and SimMIM. They are for the class token attending to a patch, a patch attending to the class token, and the
+    class token attending to itself.
     """
     rows, columns = grid
     y, x = (index.reshape(-1) for index in np.mgrid[:rows, :columns])

@@ -1,7 +1,8 @@
-"""Names of parameters and intermediates, which no other module of the model or of the analyses contains.
+"""Accesses parameters and intermediates by name. No other module of the model or of the analyses knows these names.
 
-The parameter tree is that of big_vision. Functions that change a tree return a copy that shares unchanged leaves. All
-functions accept numpy and JAX arrays, also within `jit`. Letters: L layers, D embed, H heads, d head_dim.
+The parameter tree is that of big_vision. Functions that change a tree return a copy that shares all unchanged arrays
+with the original. All functions accept numpy and JAX arrays, also within `jit`. Letters: L layers, D embed, H heads, d
+head_dim.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ HEADS = ("head", "head_dist", "pre_logits")
 
 @runtime_checkable
 class QueryKeyParts(Protocol):
-    """Protocol for objects with the query and key parameters of all layers, such as `QueryKey` or `EditedHeads`."""
+    """Protocol for objects with the query and key parameters of all layers, such as `QueryKey` and `EditedHeads`."""
 
     query_kernel: Any
     key_kernel: Any
@@ -35,22 +36,22 @@ class QueryKeyParts(Protocol):
 
 
 def block_name(layer: int) -> str:
-    """Name of a layer in the parameter tree."""
+    """The name of a layer in the parameter tree."""
     return f"encoderblock_{layer}"
 
 
 def output_name(layer: int) -> str:
-    """Name of a layer among the intermediates of the encoder."""
+    """The name of a layer in the intermediates of the encoder."""
     return f"block{layer:02d}"
 
 
 def depth_of(params: Mapping) -> int:
-    """Number of layers of a parameter tree."""
+    """The number of layers in a parameter tree."""
     return sum(name.startswith("encoderblock_") for name in params[ENCODER])
 
 
 def layer_outputs(intermediates: Mapping, name: str) -> list[Array]:
-    """One intermediate of every layer, from the first layer to the last.
+    """Returns one intermediate array of every layer, from the first layer to the last.
 
     Args:
       intermediates: the second result of `ViT.apply`.
@@ -70,7 +71,7 @@ def layer_outputs(intermediates: Mapping, name: str) -> list[Array]:
 
 
 def stacked_outputs(intermediates: Mapping, name: str) -> Float[Array, "layers ..."]:
-    """One intermediate of all layers as a single array; see `layer_outputs`."""
+    """Returns one intermediate of all layers, stacked in a single array; see `layer_outputs`."""
     return jnp.stack(layer_outputs(intermediates, name))
 
 
@@ -86,7 +87,7 @@ def attention_parameters(params: Mapping) -> Iterator[Mapping]:
 
 
 def map_attention(params: Mapping, change: Callable[[int, Mapping], Mapping]) -> dict:
-    """A copy of a parameter tree with new attention parameters in every layer.
+    """Returns a copy of a parameter tree in which every layer has new attention parameters.
 
     Args:
       params: a Linen parameter tree.
@@ -122,7 +123,7 @@ def query_key(params: Mapping) -> QueryKey:
         layers = [blocks[block_name(layer)] for layer in range(depth_of(params))]
         if not layers:
             raise KeyError(block_name(0))
-        centers = "bias" in layers[0][NORM]  # an RMSNorm has no bias, and subtracts no mean
+        centers = "bias" in layers[0][NORM]  # an RMSNorm has no bias, and does not subtract the mean
         parts = [
             (a["query"]["kernel"], a["key"]["kernel"], a["query"]["bias"], a["key"]["bias"], n["scale"],
              n["bias"] if centers else np.zeros_like(n["scale"]))
@@ -135,7 +136,7 @@ def query_key(params: Mapping) -> QueryKey:
 
 
 def bare_tree(parts: QueryKey) -> dict:
-    """A minimal tree with only queries, keys and the norms before them; `query_key` of this tree returns `parts`."""
+    """Makes a tree with only queries, keys and the norms before them, from which `query_key` returns `parts`."""
     blocks = {}
     for layer in range(len(parts.query_kernel)):
         attention = {
@@ -150,18 +151,18 @@ def bare_tree(parts: QueryKey) -> dict:
 def query_key_kernels(
     params: Mapping,
 ) -> tuple[Float[Stack, "layers embed heads head_dim"], Float[Stack, "layers embed heads head_dim"]]:
-    """The query and key kernels of all layers in float32, as input of `decompose`."""
+    """The query and key kernels of all layers in float32, which `decompose` accepts as input."""
     return query_key(params)[:2]
 
 
 def with_query_key(params: Mapping, parts: QueryKeyParts) -> dict:
-    """A copy of a parameter tree with new query and key kernels and biases in all layers; LayerNorms do not change.
+    """Returns a copy of a parameter tree with new query and key kernels and biases. LayerNorms do not change.
 
     Args:
       params: a Linen parameter tree.
       parts: any object with the fields `query_kernel` and `key_kernel` of shape (L, D, H, d), and `query_bias` and
-        `key_bias` of shape (L, H, d), such as a `QueryKey`. If d differs from the head dimension of the tree, first
-        widen values and outputs with `widened_heads`.
+        `key_bias` of shape (L, H, d), such as a `QueryKey`. If d differs from the head dimension of the tree, call
+        `widened_heads` first to widen values and outputs.
 
     Example:
       own = qkjax.query_key(checkpoint.params)
@@ -177,9 +178,9 @@ def with_query_key(params: Mapping, parts: QueryKeyParts) -> dict:
 
 
 def with_attention(params: Mapping, parts: Mapping[str, Mapping]) -> dict:
-    """A copy of a parameter tree with new query and key parameters in all layers.
+    """Returns a copy of a parameter tree in which all layers have new query and key parameters.
 
-    `with_query_key` does the same, but takes the parameters as an object with four fields.
+    `with_query_key` does the same, but receives the parameters as an object with four fields.
 
     Args:
       params: a Linen parameter tree.
@@ -195,10 +196,10 @@ def with_attention(params: Mapping, parts: Mapping[str, Mapping]) -> dict:
 
 
 def widened_heads(params: Mapping, columns: int) -> dict:
-    """A copy of a parameter tree with value and output kernels padded with zeros to `columns` columns per head.
+    """Returns a copy of a parameter tree in which zeros pad value and output kernels to `columns` columns per head.
 
-    The output of a head for given attention weights stays the same. Queries and keys keep their width; replace their
-    parameters with `with_query_key` afterwards.
+    For given attention weights, the output of a head stays the same. Queries and keys keep their width; afterwards,
+    replace their parameters with `with_query_key`.
 
     Args:
       params: a Linen parameter tree.
@@ -220,17 +221,17 @@ def _padded(leaf: np.ndarray, axis: int, size: int) -> np.ndarray:
 
 
 def patch_kernel(params: Mapping) -> Float[Array | Stack, "height width channels embed"]:
-    """Kernel of the patch embedding."""
+    """The kernel of the patch embedding."""
     return params[PATCH_EMBEDDING]["kernel"]
 
 
 def patch_bias(params: Mapping) -> Float[Array | Stack, "embed"]:
-    """Bias of the patch embedding."""
+    """The bias of the patch embedding."""
     return params[PATCH_EMBEDDING]["bias"]
 
 
 def with_patch_embedding(params: Mapping, **parts) -> dict:
-    """A copy of a tree with a new patch embedding: `kernel` (height, width, channels, embed) or `bias` (embed)."""
+    """Returns a copy of a tree whose patch embedding has a new `kernel` (height, width, channels, embed) or `bias`."""
     return {**params, PATCH_EMBEDDING: {**params[PATCH_EMBEDDING], **parts}}
 
 
@@ -240,10 +241,10 @@ def position_embedding(params: Mapping) -> Float[Array | Stack, "1 patches embed
 
 
 def with_position_embedding(params: Mapping, table: Float[Array | Stack, "1 patches embed"]) -> dict:
-    """A copy of a parameter tree with a new learned position embedding."""
+    """Returns a copy of a parameter tree with a new learned position embedding."""
     return {**params, POSITION_EMBEDDING: table}
 
 
 def without_heads(params: Mapping) -> dict:
-    """A copy of a parameter tree without its classifiers, and without the tanh layer before the classifiers."""
+    """Returns a copy of a parameter tree without classifiers, and without the tanh layer before the classifiers."""
     return {name: part for name, part in params.items() if name not in HEADS}

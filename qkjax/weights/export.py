@@ -46,7 +46,7 @@ def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
 
     Args:
       checkpoint: the checkpoint.
-      path: the file to write; must end in `.npz`, since big_vision infers the format from the suffix.
+      path: the file to write; must end in `.npz`, because big_vision infers the format from the suffix.
 
     Returns:
       A list of sentences, each of which states a difference between big_vision's model and this checkpoint. The list is

@@ -1,4 +1,4 @@
-"""`load` reads a ViT from a catalogue name, a file or a folder, and checks it."""
+"""Contains `load`, which reads a ViT from a catalogue name, a file, a folder or memory, and checks the ViT."""
 
 import json
 import os
@@ -42,7 +42,7 @@ from qkjax.weights.formats.tensorstore import TensorstoreFolder, resolve
 
 
 def split_submodel(path: str) -> tuple[str, str | None]:
-    """Splits "file.npz:img" into path and sub-model, as big_vision does; an existing path is not split."""
+    """Splits "file.npz:img" into path and sub-model, as big_vision does. A path that exists is not split."""
     match = re.fullmatch(r"(.+?):([\w/-]+)", path)
     if match and not os.path.exists(path) and not match[2].startswith("/"):
         return match[1], match[2]
@@ -50,7 +50,7 @@ def split_submodel(path: str) -> tuple[str, str | None]:
 
 
 def address(model: str | os.PathLike) -> str:
-    """The model as `load` accepts it from any working directory: a name is unchanged, a path becomes absolute."""
+    """Makes a path absolute, so that `load` accepts it from any working directory; a name stays unchanged."""
     text = os.fspath(model)
     if catalogue.is_name(text):
         return text
@@ -59,36 +59,33 @@ def address(model: str | os.PathLike) -> str:
 
 
 def origin(model: str | os.PathLike, settings: Mapping) -> dict[str, str]:
-    """The attributes of a result from which its model can be loaded again: `address` and settings."""
+    """The attributes of a result with which its model can be loaded again: the model's `address`, and the settings."""
     return {"checkpoint": address(model), "loaded_with": json.dumps(dict(settings))}
 
 
 def load(model: Any, **settings) -> Checkpoint:
-    """Reads the architecture and the parameters of a ViT, and checks them.
+    """Loads a ViT: reads its architecture and its parameters, and checks both.
 
-    Every public layout is converted to big_vision's current one: bare trees, `params/`, `opt/target/`;
-    block names from before Linen; position embeddings under `Transformer/`, with or without a row for the
-    class token (the row is added to the class token, which is equivalent); scanned blocks; the probe of
-    attention pooling at the top level; bfloat16; and the names of torch models (Hugging Face, timm, Meta).
+    The function converts every public layout to big_vision's current layout. It reads bare trees, `params/` and
+    `opt/target/`, block names from before Linen, scanned blocks, bfloat16, and the names of torch models (Hugging Face,
+    timm, Meta). Position embeddings may be under `Transformer/`, with or without a row for the class token. The probe
+    of attention pooling may be at the top level.
 
     Args:
-      model: a name from `qkjax models` or the id of a repository of the Hugging Face hub (downloaded if it is
-        not on disk); the path of an npz file, a tensorstore folder, a safetensors or PyTorch file, a folder that
-        holds one of these and its config.json, or a folder written by `qkjax train`; or a path followed by a
-        sub-model, "siglip.npz:img". Or a model in memory, whose parameters are copied: a torch module (transformers,
-        timm, open_clip, or one that uses their names), an Equinox module of Equimo, a flax.nnx module or state, a
-        dictionary of arrays.
-      **settings: parts of `ViTConfig` that cannot be inferred from the parameters: `pool="none"` or "0"
-        (by default "gap" if there is no class token), `grid=(rows, columns)` of a position embedding that is not
-        square, `norm_eps`, `activation`, `posemb_resample`; and `heads` of a torch file, if neither its
-        config.json nor the architecture's name states their number.
+      model: a name, a path, or a model in memory. A name is listed by `qkjax models` or is a Hugging Face id; the model
+        is downloaded if it is not on disk. A path leads to an npz, safetensors or PyTorch file, a tensorstore folder, a
+        folder that contains one of these and config.json, or a folder written by `qkjax train`. A sub-model may follow
+        the path, as in "siglip.npz:img". A model in memory, whose parameters are copied, is a torch module, an Equinox
+        module of Equimo, a flax.nnx module or state, or a dictionary of arrays.
+      **settings: fields of `ViTConfig` that cannot be inferred from the parameters. They are `pool="none"` or "0" (the
+        default is "gap" if there is no class token), `grid=(rows, columns)` if the position embedding is not square,
+        `norm_eps`, `activation`, `posemb_resample`, and `heads` for a torch file that does not state this number.
 
     Returns:
-      The checkpoint. Every parameter is present, has the right shape and is finite.
+      The checkpoint. All its parameters are present and finite, and have the right shapes.
 
     Raises:
-      QkjaxError: an unknown name, a file that is missing, damaged or not a ViT, a download that failed, or an
-        invalid setting.
+      QkjaxError: the name or a setting is invalid, the file is missing, damaged or not a ViT, or the download failed.
 
     Example:
       >>> import qkjax
@@ -108,8 +105,8 @@ def load(model: Any, **settings) -> Checkpoint:
     absolute = Path(os.path.abspath(path))
     name = visible(absolute.name if os.path.isdir(absolute) else absolute.stem)
     if not name.strip("."):
-        raise QkjaxError(f"{path}: results are kept under the name of the file, which is only dots; rename it")
-    trained = os.path.join(path, "model.npz")  # in the folder of a run of `qkjax train`
+        raise QkjaxError(f"{path}: the file name, which results use, consists only of dots; rename the file")
+    trained = os.path.join(path, "model.npz")  # the path is the folder of a run of `qkjax train`
     return _read(Path(trained if os.path.isfile(trained) else path), sub, name, settings)
 
 
@@ -121,7 +118,7 @@ def _in_memory(model: Any, settings: Mapping) -> Checkpoint:
 
 
 def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
-    """Loads a catalogue entry. A PyTorch file is read with torch once and then stored as npz."""
+    """Loads an entry of the catalogue. A PyTorch file is read once with torch, and then stored as npz."""
     known = {"heads": entry.heads} if entry.heads else {}
     settings, from_catalogue = {**known, **settings}, preprocessing.from_entry(entry)
     converted = catalogue.folder() / "converted" / f"{entry.name.replace('/', '--')}.npz"
@@ -149,8 +146,8 @@ def _read(
     """Reads any file or folder.
 
     Args:
-      original: what the original files state of the preprocessing; it is used if none is stored with the model.
-      from_catalogue: the preprocessing in the catalogue; it is used if no file states one.
+      original: the preprocessing that the original files state. It is used if none is stored with the model.
+      from_catalogue: the preprocessing in the catalogue. It is used if no file states a preprocessing.
     """
     data, stored = _read_model(path, sub, settings)
     return _checkpoint(name, data, str(path) + (f":{sub}" if sub else ""), stored or original, from_catalogue)
@@ -159,7 +156,7 @@ def _read(
 def _checkpoint(
     name: str, data: ParsedModel, source: str, stated: StatedPreprocess | None, from_catalogue: Preprocess | None
 ) -> Checkpoint:
-    """The checkpoint; warns of what was assumed."""
+    """Makes the checkpoint, and warns about values that qkjax assumed."""
     config, flat, notes = data
     try:
         preprocess, assumed = preprocessing.resolve(stated, from_catalogue, config)
@@ -172,7 +169,7 @@ def _checkpoint(
 
 
 def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ParsedModel, StatedPreprocess | None]:
-    """Reads the model of a file or folder, and what is stored with it about preprocessing."""
+    """Reads the model in a file or folder, and the preprocessing that is stored with it."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise QkjaxError(f"{path} is neither a file nor a folder")
@@ -196,7 +193,7 @@ def _read_model(path: Path, sub: str | None, settings: Mapping) -> tuple[ParsedM
 
 
 def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ParsedModel:
-    """Reads a torch model's file; `sub` selects one of several models in it, such as I-JEPA's "predictor"."""
+    """Reads the file of a torch model. `sub` selects one of several models in it, such as I-JEPA's "predictor"."""
     facts = described.facts_beside(path)
     return read_state(*_chosen_model(path, state_dict.open_state(path), sub, facts), settings)
 
@@ -204,10 +201,10 @@ def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ParsedMo
 def _chosen_model(
     path: Path, stored: Mapping[str, state_dict.Readers], sub: str | None, facts: Facts
 ) -> tuple[state_dict.Readers, Facts]:
-    """The readers of one model of a file, and the facts with a note on where in the file it is.
+    """Chooses one model in a file; returns readers of its parameters, and facts with a note on its place.
 
     Raises:
-      QkjaxError: the file has several models, and `sub` is not one of them; the message lists them with their sizes.
+      QkjaxError: the file contains several models, and `sub` is not one of them; the message lists the models.
     """
     models = {}
     for name, readers in stored.items():
@@ -217,10 +214,10 @@ def _chosen_model(
         return models[sub], facts
     if sub is None and len(models) == 1:
         name, readers = next(iter(models.items()))
-        return readers, facts.with_notes(f"the file holds one model, {name!r}, which is read") if name else facts
+        return readers, facts.with_notes(f"qkjax reads {name!r}, the only model in the file") if name else facts
     listed = ", ".join(f"{name or 'the top level'} ({len(readers)} parameters)" for name, readers in models.items())
     if sub is not None:
-        raise QkjaxError(f"{path} has no model {sub!r}; it has {listed or 'none'}")
+        raise QkjaxError(f"{path} contains no model {sub!r}; it contains {listed or 'none'}")
     if not models:
         raise QkjaxError(f"{path} contains no parameters")
     raise QkjaxError(f"{path} contains several models: {listed}; choose one, as in {path}:{next(filter(None, models))}")
@@ -238,7 +235,7 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
         return *read_vit(container, keys, sub, {**stored, **settings}), notes
     if is_tips(keys):
         return read_tips(container, keys, settings)
-    if keys and not any("/" in key for key in keys):  # names of a torch model, as in TIPS's files for PyTorch
+    if keys and not any("/" in key for key in keys):  # names of a torch model, as in TIPS's PyTorch files
         readers = {key: partial(container.read, key) for key in keys}
         return read_state(*_chosen_model(container.path, {"": readers}, sub, Facts()), settings)
     config, flat = read_vit(container, keys, sub, settings)
@@ -246,5 +243,5 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
 
 
 def _text(container: NpzFile | TensorstoreFolder, key: str) -> str:
-    """A text member of an npz file that qkjax wrote; "" for any other container."""
+    """A text member of an npz file that qkjax wrote, or "" for any other container."""
     return container.text(key) if isinstance(container, NpzFile) and key in set(container.keys()) else ""

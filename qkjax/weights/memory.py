@@ -1,6 +1,7 @@
-"""Models in memory: live modules of torch, flax.nnx and Equinox, nnx states, dictionaries of arrays, bare kernels.
+"""Reads models in memory: torch, flax.nnx and Equinox modules, nnx states, dictionaries of arrays, and bare kernels.
 
-Parameters are copied to the host, so that further training does not change a checkpoint. The model is not moved.
+Parameters are copied to the host, so that further training does not change the checkpoint. The model itself stays on
+its device.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,14 +31,14 @@ from qkjax.weights.formats.state_dict import to_numpy
 Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
 KERNEL_AXES = 4
 WRAPPERS = ("module", "_orig_mod")
-"""Attributes under which DataParallel and `torch.compile` hold the model itself."""
+"""Attributes in which DataParallel and `torch.compile` store the wrapped model."""
 
 
 def read(model: Any, settings: Mapping) -> tuple[ParsedModel, StatedPreprocess | None]:
-    """Architecture, flat canonical arrays, notes and preprocessing of a model in memory.
+    """Reads a model in memory; returns architecture, flat canonical arrays, notes and preprocessing.
 
     Raises:
-      QkjaxError: not a model that qkjax knows, or see `qkjax.load`.
+      QkjaxError: qkjax does not know this kind of model, or `qkjax.load` raises the error.
     """
     if _is_torch(model):
         return _read_torch(model, settings)
@@ -52,7 +53,7 @@ def read(model: Any, settings: Mapping) -> tuple[ParsedModel, StatedPreprocess |
 
 
 def name_of(model: Any) -> str:
-    """A name for a checkpoint of the model: its architecture, or its class."""
+    """A name for the checkpoint of a model in memory: the name of its architecture or of its class."""
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     return str(architecture or type(model).__name__)
 
@@ -72,25 +73,25 @@ def _read_torch(model: Any, settings: Mapping) -> tuple[ParsedModel, StatedPrepr
             raise QkjaxError(f"the module contains several models ({', '.join(inside)}): load one of them")
         for name, only in inside.items():
             model = only
-            notes.append(f"unwrapped from {name!r}; the rest of the module is left out")
+            notes.append(f"unwrapped from {name!r}; qkjax leaves out the rest of the module")
     facts, model, stated = _facts_of_module(model)
     readers = {name: partial(_copied, name, tensor) for name, tensor in model.state_dict().items()}
     return read_state(readers, facts, settings, notes), stated
 
 
 def _library(model: Any) -> set[str]:
-    """The top-level packages of the model's classes."""
+    """The names of the top-level packages that define the model's classes."""
     return {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
 
 
 def _is_described(model: Any) -> bool:
-    """Whether a torch module states its architecture: one of open_clip, timm or transformers."""
+    """Whether a torch module states its architecture, as modules of open_clip, timm and transformers do."""
     timms = "timm" in _library(model) and hasattr(model, "pretrained_cfg")
     return timms or "open_clip" in _library(model) or hasattr(getattr(model, "config", None), "to_dict")
 
 
 def _described_inside(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The outermost modules that state their architecture within a module that does not, such as that of a trainer."""
+    """Finds, inside a module such as a trainer's, the outermost modules that state their architecture."""
     for name, child in module.named_children():
         if _is_described(child):
             yield prefix + name, child
@@ -99,7 +100,7 @@ def _described_inside(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _facts_of_module(model: Any) -> tuple[Facts, Any, StatedPreprocess | None]:
-    """The facts of a torch module, the part of it that holds the ViT, and its preprocessing if it states one."""
+    """Facts about a torch module, its submodule that is the ViT, and its preprocessing if the module states one."""
     library = _library(model)
     if "open_clip" in library:
         visual = getattr(model, "visual", model)
@@ -118,20 +119,20 @@ def _facts_of_module(model: Any) -> tuple[Facts, Any, StatedPreprocess | None]:
 
 
 def _copied(name: str, tensor: Any) -> np.ndarray:
-    """A copy of a torch tensor on the host, which training does not change."""
+    """Copies a torch tensor to the host, so that training does not change the copy."""
     return np.array(to_numpy(repr(name), tensor))
 
 
 def _arrays(model: Any) -> dict[str, np.ndarray]:
-    """Copies of all arrays of a nested or flat mapping, or of an nnx module or state, by name; "/" joins nested names.
+    """Copies all arrays of a mapping, or of an nnx module or state; joins nested names with "/".
 
     Raises:
-      QkjaxError: it is none of these.
+      QkjaxError: the model is none of these.
     """
     if not (_is_nnx(model) or isinstance(model, Mapping)):
         raise QkjaxError(
-            f"cannot read a {type(model).__name__}: expected a name, a path, a torch, nnx or Equinox module, "
-            "or arrays by name"
+            f"cannot read a {type(model).__name__}: expected a name, a path, a torch, nnx or Equinox module, or a "
+            "dict of arrays"
         )
     nested = _pure(model) if _is_nnx(model) else model
     flat = {"/".join(map(str, path)): value for path, value in flatten_dict(_as_dict(nested)).items()}
@@ -146,7 +147,7 @@ def _pure(model: Any) -> dict:
     from flax import nnx
 
     state = model if isinstance(model, nnx.State) else nnx.state(model)
-    filtered = getattr(nnx, "filter_state", lambda state, kind: state.filter(kind))  # new in flax 0.12
+    filtered = getattr(nnx, "filter_state", lambda state, kind: state.filter(kind))  # this name is new in flax 0.12
     return nnx.to_pure_dict(filtered(state, nnx.Param))
 
 
@@ -155,7 +156,7 @@ def _as_dict(nested: Mapping) -> dict:
 
 
 class _Arrays:
-    """Arrays in memory with the methods of an open file, for `read_vit`."""
+    """Arrays in memory, with the methods of an open file that `read_vit` calls."""
 
     path = Path("the dictionary")
 
@@ -179,16 +180,18 @@ def from_kernels(
     norm_bias: Array | np.ndarray | None = None,
     name: str = "kernels",
 ) -> Checkpoint:
-    """A checkpoint of bare query and key kernels, for `analyze`, `compare` and `decompose`.
+    """Makes a checkpoint from bare query and key kernels, for use with `analyze`, `compare` and `decompose`.
 
     Args:
-      query_kernel, key_kernel: (layers, embed, heads, head_dim), as in y Wq; they are copied.
-      query_bias, key_bias: (layers, heads, head_dim); None: zeros.
-      norm_scale, norm_bias: (layers, embed) of the LayerNorm before them; None: ones and zeros.
-      name: of the checkpoint.
+      query_kernel, key_kernel: Wq and Wk, of shape (layers, embed, heads, head_dim), which multiply y from the right.
+        They are copied.
+      query_bias, key_bias: arrays of shape (layers, heads, head_dim); None means zeros.
+      norm_scale, norm_bias: scale and bias, of shape (layers, embed), of the LayerNorm before attention; None means
+        ones and zeros.
+      name: name of the checkpoint.
 
     Returns:
-      A checkpoint that holds queries and keys only; what needs images refuses it.
+      A checkpoint that contains only queries and keys. Functions that need images raise an error for it.
 
     Raises:
       QkjaxError: the shapes do not fit, or values are not finite.
@@ -221,5 +224,5 @@ def from_kernels(
     for part, value in parts.items():
         check_finite(part, value)
     config = ViTConfig(width=embed, depth=layers, heads=heads, head_dim=head_dim, mlp_dim=0, patch_size=(0, 0),
-                       weights_only="it holds query and key kernels only")  # fmt: skip
+                       weights_only="it contains only query and key kernels")  # fmt: skip
     return Checkpoint(name, config, bare_tree(QueryKey(**parts)), name, preprocessing.from_architecture(config))

@@ -1,4 +1,4 @@
-"""The preprocessing of a checkpoint's images, from its folder, the catalogue or its architecture, in this order."""
+"""Determines a checkpoint's preprocessing from its folder, the catalogue or its architecture, in this order."""
 
 import json
 from collections.abc import Mapping
@@ -16,13 +16,14 @@ from qkjax.weights.formats.json_object import read_json
 
 
 def from_folder(folder: Path) -> StatedPreprocess | None:
-    """What a folder states of the preprocessing, or None.
+    """The preprocessing that the files in a folder state, or None.
 
-    It is read from the image processor in processor_config.json, from preprocessor_config.json, from timm's config.json
-    or from open_clip_config.json. The first of these that states one counts; transformers has the same order.
+    The function reads the image processor in processor_config.json, preprocessor_config.json, timm's config.json, and
+    open_clip_config.json. It uses the first of these files that states a preprocessing; transformers uses the same
+    order.
 
     Raises:
-      QkjaxError: a file does not hold a JSON object.
+      QkjaxError: a file does not contain a JSON object.
     """
     nested, processor, config = (folder / n for n in ("processor_config.json", FILE, "config.json"))
     inner = read_json(nested).get("image_processor") if nested.is_file() else None
@@ -40,21 +41,22 @@ def from_folder(folder: Path) -> StatedPreprocess | None:
 def resolve(
     stated: StatedPreprocess | None, from_catalogue: Preprocess | None, config: ViTConfig
 ) -> tuple[Preprocess, tuple[str, ...]]:
-    """The preprocessing of a checkpoint, and sentences on what was assumed.
+    """The preprocessing of a checkpoint, and sentences that state what qkjax assumed.
 
     Args:
-      stated: what a file states; it takes precedence.
-      from_catalogue: the preprocessing of the catalogue, if there is any; then comes that of the architecture.
+      stated: the preprocessing that a file states, which takes precedence.
+      from_catalogue: the preprocessing in the catalogue, or None. It takes precedence over the architecture's
+        preprocessing.
       config: the architecture.
 
     Raises:
-      QkjaxError: the file states values that cannot be.
+      QkjaxError: the file states impossible values.
     """
     source = "the catalogue" if from_catalogue else f"the preset {_family(config)!r}, assumed from the architecture"
     fallback = from_catalogue or from_architecture(config)
     if not stated:
         assumed = from_catalogue is None and not config.weights_only
-        return fallback, (f"no file states the preprocessing of its images: {source}, is used",) if assumed else ()
+        return fallback, (f"no file states the preprocessing, so qkjax uses {source}",) if assumed else ()
     missing = missing_fields(stated)
     if "crop" in stated.fields and "resize_to" in missing:
         fallback = with_resolution(fallback, stated.fields["crop"])
@@ -65,12 +67,12 @@ def resolve(
     if not stated.unfollowed:
         return preprocess, ()
     rest = f"; {', '.join(missing)} from {source}" if missing else ""
-    note = f"its preprocessing follows {stated.file} only in part: the file {', and '.join(stated.unfollowed)}{rest}"
+    note = f"qkjax follows {stated.file} only in part: the file {', and '.join(stated.unfollowed)}{rest}"
     return preprocess, (note,)
 
 
 def from_json(text: str) -> Preprocess:
-    """The `Preprocess` that an npz file of qkjax stores as JSON.
+    """Converts the JSON in an npz file of qkjax to a `Preprocess`.
 
     Raises:
       QkjaxError: the text is not a valid `Preprocess`.
@@ -87,29 +89,29 @@ def from_json(text: str) -> Preprocess:
 
 
 def from_entry(entry: Entry) -> Preprocess | None:
-    """Preprocessing from the catalogue; None for a repository of the hub that is not in it."""
+    """The preprocessing in the catalogue, or None for a hub repository that is not in the catalogue."""
     return with_resolution(PRESETS[entry.preprocess], entry.resolution) if entry.preprocess in PRESETS else None
 
 
 def from_architecture(config: ViTConfig) -> Preprocess:
-    """The preset of the family that the architecture belongs to, at the resolution of its position embedding."""
+    """The preset of the architecture's family, at the resolution of the position embedding."""
     preset = PRESETS[_family(config)]
     height, width = (n * size for n, size in zip(config.grid or (0, 0), config.patch_size, strict=True))
-    # DINOv2's grid is for 518 pixels, the resolution at the end of its training; it is evaluated at 224. TIPS is
-    # evaluated at 448 pixels, whatever its grid.
+    # DINOv2's grid is for 518 pixels, the resolution at the end of training, but DINOv2 is evaluated at 224 pixels.
+    # TIPS is evaluated at 448 pixels for any grid.
     keeps_size = _family(config) in ("hf-dinov2", "tips", "radio")
     return preset if height != width or not height or keeps_size else with_resolution(preset, height)
 
 
 def with_resolution(preset: Preprocess, resolution: Resolution) -> Preprocess:
-    """The preset for images of `resolution` pixels; the margin that is cropped scales with it."""
+    """The preset for images of `resolution` pixels. The margin that is cropped scales with the resolution."""
     sizes = zip(pair(preset.resize_to), pair(resolution), pair(preset.crop), strict=True)
     height, width = (round(whole * side / cropped) for whole, side, cropped in sizes)
     return replace(preset, crop=resolution, resize_to=joined(height, width))
 
 
 def _family(config: ViTConfig) -> str:
-    """The name of a preset. Google's models are recognised by the resampling of position embeddings."""
+    """The name of an architecture's preset. Google's models are recognised by how they resample positions."""
     if config.posemb_resample == "linear":
         return "squash" if config.pool == "map" else "bigvision-small-crop"
     traits = {

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from .fuzzing import CORPUS, fuzz, shortest, write_recipe
 from .kinds import KINDS
-from .oracle import SECONDS
+from .oracle import SECONDS, ViolationError, examine
 
-BATCH = 150
+BATCH = 300
+BATCH_SECONDS = 90
+"""Seconds after which a process begins no other example."""
 MOST_MEMORY = 4 << 30
 """Limit of the memory of a process that it may still allocate after it has imported everything, in bytes."""
 
@@ -95,14 +97,16 @@ def _child(kind: str, seed: int, count: int, home: Path) -> None:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
-        next(iter(fuzz(kind, 0, 1, home)), None)  # compiles, so that the limit of memory counts from here
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + MOST_MEMORY, size + MOST_MEMORY))
-        for changes, failure in fuzz(kind, seed, count, home, lambda changes: log(begin=changes)):
+        def examined(changes: list, failure: ViolationError | None) -> None:
             log(outcome=failure is None)
             if failure:
-                changes, failure = shortest(kind, changes, failure, home)  # noqa: PLW2901
+                changes, failure = shortest(kind, changes, failure, home)
                 log(changes=changes, failure=str(failure))
+
+        examine(KINDS[kind], [], home)  # compiles, so that the limit of memory counts from here
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MOST_MEMORY, size + MOST_MEMORY))
+        fuzz(kind, seed, count, home, lambda changes: log(begin=changes), examined, time.monotonic() + BATCH_SECONDS)
 
 
 if __name__ == "__main__":

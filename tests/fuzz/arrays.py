@@ -42,7 +42,7 @@ def _apply(arrays: Arrays, what: str, name: str, *arguments) -> None:
     if what == "dtype":
         arrays[name] = array.astype(arguments[0])
     elif what == "shape":
-        arrays[name] = _reshaped(array, arguments[0])
+        arrays[name] = reshaped(array, arguments[0])
     elif what == "value":
         if array.size:
             array.flat[arguments[0] % array.size] = arguments[1]
@@ -62,7 +62,8 @@ def _apply(arrays: Arrays, what: str, name: str, *arguments) -> None:
         arrays[name], arrays[other] = arrays[other], arrays[name]
 
 
-def _reshaped(array: np.ndarray, how: str) -> np.ndarray:
+def reshaped(array: np.ndarray, how: str) -> np.ndarray:
+    """The array in another shape, one of `SHAPES`."""
     if how in ("shorter", "longer", "none", "doubled") and not array.ndim:
         raise NotApplicableError("no axis")
     return {

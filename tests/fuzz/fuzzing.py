@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -23,7 +25,9 @@ def recipes(kind: str) -> st.SearchStrategy[list]:
     return st.one_of(*[st.lists(one, min_size=1, max_size=1)] * 4, st.lists(one, max_size=MOST_CHANGES))
 
 
-def fuzz(kind: str, number: int, count: int, home: Path, before: Callable[[list], None] = lambda _: None) -> Iterator:
+def fuzz(
+    kind: str, number: int, count: int, home: Path, before: Callable, after: Callable, end: float = math.inf
+) -> None:
     """Examines a number of examples of a kind.
 
     Args:
@@ -32,31 +36,30 @@ def fuzz(kind: str, number: int, count: int, home: Path, before: Callable[[list]
       count: number of examples.
       home: folder for temporary files.
       before: function that is called with each recipe before it is examined.
-
-    Yields:
-      For each example that fits the kind: its recipe, and its failure or None.
+      after: function that is called with each recipe that fits the kind, and its failure or None.
+      end: time of `time.monotonic` after which no example is examined.
     """
-    results = []
 
     @seed(number)
     @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate], print_blob=False,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(recipes(kind))
     def example(changes: list) -> None:
+        if time.monotonic() > end:
+            return
         before(changes)
+        failure = None
         try:
             examine(KINDS[kind], changes, home)
         except NotApplicableError:
             return
-        except ViolationError as failure:
-            results.append((changes, failure))
-        else:
-            results.append((changes, None))
+        except ViolationError as error:
+            failure = error
+        after(changes, failure)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         example()
-    yield from results
 
 
 def shortest(kind: str, changes: list, failure: ViolationError, home: Path) -> tuple[list, ViolationError]:

@@ -79,9 +79,8 @@ def _outcome(kind: Kind, changes: Sequence[Change], target: Path, scratch: Path)
         raise
     except Exception as error:
         names = ", ".join(name for name, *_ in changes)
-        raise ViolationError(
-            f"wrong after {names}: {_place(error, 'fuzz')}\n{traceback.format_exc()[-3000:]}"
-        ) from None
+        line = f"wrong after {names}: {_place(error, 'fuzz')}"
+        raise ViolationError(f"{line}\n{traceback.format_exc()[-3000:]}") from None
     return "right"
 
 
@@ -95,7 +94,7 @@ def _place(error: BaseException, package: str = "qkjax") -> str:
 def _check_line(line: str, target: Path, place: str) -> None:
     """One short line of visible characters that names the input, or a part of it."""
     inside = [path.name for path in target.rglob("*")] if target.is_dir() else []
-    names = {str(target), target.name, *inside}
+    names = {str(target), *(name for name in (target.name, *inside) if len(name) > 4)}
     if len(line) >= LENGTH:
         raise ViolationError(f"error of more than {LENGTH} characters: {place}\n{line}")
     if "\n" in line or HIDDEN.search(visible(line)):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from qkjax.analyses.ablate.outputs import Effects, Outputs, edited_outputs, original_outputs
 from qkjax.analyses.edit import scaled, wide_columns, widened
-from qkjax.analyses.usable import require_readable
+from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.images.sets import Batch, ImageSet, Unreadable
 from qkjax.interaction.edit import EditedHeads
 from qkjax.passes.engine import Rows, batch_groups, run_pass
@@ -37,8 +37,9 @@ class Ablator:
     """Runs a model and its edits over a set of images.
 
     The images and the outputs of the original model stay in memory: 1.5 MB per image for ViT-S/14 at 224 pixels
-    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). They stay on an accelerator as far as half of
-    its free memory suffices. With several hosts, each host keeps only its own share of the images.
+    (layers x heads x (queries + 1) x tokens x 4 bytes, and the pixels). On an accelerator, as many images and outputs
+    as fit into half of its free memory stay on the device. With several hosts, each host keeps only its own share of
+    the images.
 
     Attributes:
       original: arrays with one row per image for the original model, compared with itself: the effects,
@@ -94,9 +95,10 @@ class Ablator:
         self.pixels = blake2b(result.rows.pop("digest").tobytes(), digest_size=16).hexdigest()
         self.index = result.rows.pop("index")
         self.unreadable, self.original = result.unreadable, result.rows
+        require_finite(_always_finite(self.original), images.name)
 
     def _keep(self, batch: _OriginalBatch) -> None:
-        """Keeps a batch for the passes of the edits: on the devices if there is room, otherwise in memory."""
+        """Keeps a batch for the passes of the edits: on the devices if there is space, else in host memory."""
         size = (
             sum(array.nbytes for array in jax.tree.leaves((batch.pixels, batch.original))) // jax.local_device_count()
         )
@@ -131,7 +133,9 @@ class Ablator:
         def batches(groups: Sequence) -> Sequence[_OriginalBatch]:
             return self._batches[len(self._batches) - len(groups) :]
 
-        return run_pass(step, (), self._groups, batches, path, settings, bar=self._bar).rows
+        rows = run_pass(step, (), self._groups, batches, path, settings, bar=self._bar).rows
+        require_finite(_always_finite(rows), "an edited model", path)
+        return rows
 
     @property
     def columns(self) -> int | None:
@@ -144,3 +148,10 @@ def _rows(index: np.ndarray, effects: Effects, representation: np.ndarray, logit
     rows = effects._asdict() | {"representation": representation}
     rows |= {} if logits is None else {"logits": logits}
     return {name: np.asarray(value)[index >= 0] for name, value in rows.items()}
+
+
+def _always_finite(rows: Rows) -> Rows:
+    """Rows that are finite for every model; others are NaN for a model without a class token or a classifier."""
+    with np.errstate(over="ignore"):
+        values = {"lengths of the representations": np.linalg.norm(rows["representation"], axis=-1)}
+    return values | {name: rows[name] for name in ("attention_js", "attention_entropy", "preference")}

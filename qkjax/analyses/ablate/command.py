@@ -18,7 +18,6 @@ from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
 from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.passes.options import PassOptions
-from qkjax.runtime.files import discard
 from qkjax.vit.patches import query_places
 from qkjax.weights.checkpoint import Checkpoint
 
@@ -66,9 +65,8 @@ def write_ablations(
     choices = {"queries": queries, "exact": exact, "options": options}
 
     def compute(_: Path) -> xr.Dataset:
-        if fresh and not options.shard:
-            discard((folder / "done").glob("*.npz"))
-        return ablate(checkpoint, specs, images, labels=labels, **choices, partial=folder / "done")
+        own = {**choices, "fresh": fresh and not options.shard}
+        return ablate(checkpoint, specs, images, labels=labels, **own, partial=folder / "done")
 
     written = outcome(
         folder,

@@ -57,6 +57,7 @@ def ablate(
     exact: bool = False,
     options: PassOptions | None = None,
     partial: Path | None = None,
+    fresh: bool = False,
 ) -> xr.Dataset:
     """Measures how each edit in a plan changes attention, representations and accuracy.
 
@@ -74,9 +75,10 @@ def ablate(
       queries: number of evenly spaced query patches per image. For these queries, attention over all keys is compared.
       exact: whether to widen all heads to 2 head_dim + 1 columns, which suffice for any edit. The kernels then
         represent symmetric parts and rotated modes exactly, but the passes take longer.
-      options: batch size, resolution, floating-point format and share. Shares divide the ablations among them; each
-        share also runs the original model.
+      options: batch size, resolution, floating-point format and share. If there are several shares, they divide the
+        ablations among them, and each share also runs the original model.
       partial: folder in which finished ablations are saved; the caller removes the folder. If None, nothing is saved.
+      fresh: discard the finished ablations in `partial`.
 
     Returns:
       A dataset with dimensions ablation (0 is the original model), image, layer and head; see `ablations_dataset`.
@@ -105,7 +107,7 @@ def ablate(
     model = _Model(checkpoint, parts, decompose(parts.query_kernel, parts.key_kernel), images, labels)
     specs, edits = _resolved(specs_of(plan), model)
     settings = ablation_settings(checkpoint, images, bool(labels.names), queries, exact, options)
-    store = Store(partial, settings)
+    store = Store(partial, settings, fresh=fresh)
     done = [store.read(edit) for edit in (None, *edits)]
     if not all(same_images(arrays, done[0]) for arrays in done):
         with deferred_interrupt() as check_interrupt:
@@ -166,7 +168,7 @@ def _fill(
       done: finished ablations, where None marks a missing ablation; the first entry is the original model.
       specs: the ablations of the plan.
       edits: the resolved edit of each ablation.
-      model: the model and the images.
+      model: the model, its modes, and the images.
       store: the store in which ablations are saved.
       choices: the arguments queries, exact and options of `ablate`.
       check_interrupt: function that raises KeyboardInterrupt if the user has interrupted the program.
@@ -207,7 +209,7 @@ def _fill(
 
 
 def _shares(edits: Sequence[ResolvedEdit], store: Store, shard: tuple[int, int] | None) -> dict[str, int]:
-    """The share that computes each ablation, by the key of the ablation: the ablations are dealt out in turn."""
+    """A dict from the key of each ablation to the share that computes it. Ablations are assigned in turn."""
     keys = dict.fromkeys(store.key(edit) for edit in edits)
     return {key: place % (shard[1] if shard else 1) for place, key in enumerate(keys)}
 

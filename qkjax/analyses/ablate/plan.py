@@ -13,6 +13,7 @@ ablations for each ablation. A control edits random modes with the same strength
 have the random seeds 0, 1, and so on.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ import numpy as np
 
 from qkjax.analyses.edit import Edit
 from qkjax.errors import QkjaxError
+from qkjax.runtime.files import read_text
 
 FIELDS = {
     "edit": ((str, list), "text or a list of texts"),
@@ -34,6 +36,8 @@ FIELDS = {
 """Types of the fields of a grid, and the names of these types in error messages."""
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 DOSE = "dose"
+MOST_SPECS = 100_000
+"""Largest number of ablations of a grid; each takes seconds."""
 
 
 class AblationSpec(NamedTuple):
@@ -76,10 +80,8 @@ def read_plan(path: Path) -> list[AblationSpec]:
       QkjaxError: the file cannot be read, is not valid TOML, or is not a valid plan.
     """
     try:
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise QkjaxError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise QkjaxError(f"{path} is not valid TOML: {error}") from error
     grids = content.get("grid")
     if (
@@ -132,6 +134,9 @@ def _grid_specs(grid: Mapping) -> list[AblationSpec]:
         )
     if (controls := grid.get("controls", 0)) < 0:
         raise QkjaxError(f"controls is {controls}: expected a whole number of at least 0")
+    most = len(edits) * len(selections) * math.prod(map(len, values.values())) * (controls + 1)
+    if most > MOST_SPECS:
+        raise QkjaxError(f"a grid has up to {most:.3g} ablations, expected at most {MOST_SPECS}; use fewer values")
     seeds = [None, *range(controls)]
     specs = []
     for edit, template in product(edits, selections):

@@ -25,9 +25,9 @@ class Labels(NamedTuple):
 
 
 def labels_of(images: ImageSet) -> Labels:
-    """The classes of images, which are their outermost folders.
+    """The class of each image, which is the name of the outermost folder in the image's path.
 
-    For the default photographs, the class of a crop is the photograph from which it is cropped.
+    For the default photographs, the class of a crop is the name of the photograph that contains the crop.
 
     Raises:
       QkjaxError: there are fewer than two folders.

@@ -12,11 +12,11 @@ import numpy as np
 from qkjax.analyses.edit import ResolvedEdit
 from qkjax.passes.partial_file import checksum
 from qkjax.runtime import hosts
-from qkjax.runtime.files import atomic_path, remove
+from qkjax.runtime.files import atomic_path, discard, remove, temporaries
 
 Arrays = dict[str, np.ndarray]
 CHECKSUM = "checksum"
-"""Name of the array that contains the checksum of all other arrays in the file."""
+"""Name of the array with the checksum of the others and of the name of the file."""
 
 
 class Store:
@@ -30,9 +30,11 @@ class Store:
       settings: the settings that all ablations share.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, str]):
-        """Opens a store in a folder. If `folder` is None, the store keeps nothing."""
+    def __init__(self, folder: Path | None, settings: Mapping[str, str], *, fresh: bool = False):
+        """Opens a store in a folder, and empties it if `fresh`. If `folder` is None, the store keeps nothing."""
         self.folder, self.settings = folder, dict(settings)
+        if fresh and folder and jax.process_index() == 0:
+            discard(folder.glob("*.npz"))
 
     def key(self, edit: ResolvedEdit | None) -> str:
         """The hash that identifies the ablation with this edit, or the original model if `edit` is None."""
@@ -44,15 +46,19 @@ class Store:
         return digest.hexdigest()
 
     def read(self, edit: ResolvedEdit | None) -> Arrays | None:
-        """Reads a finished ablation; returns None if the file is missing or damaged."""
+        """Reads a finished ablation; returns None if the file is missing or damaged.
+
+        Temporary files of processes that were killed are removed, and so is the progress of a finished ablation.
+        """
         arrays = None
         if self.folder and jax.process_index() == 0:
             path = self.folder / f"{self.key(edit)}.npz"
-            with suppress(Exception), open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                stored = {name: file[name] for name in file}
-                arrays = stored if int(stored.pop(CHECKSUM)) == checksum(stored) else None
+            discard(temporaries([path]))
+            arrays = _read(path)
         if jax.process_count() > 1:
             arrays = hosts.gather_arrays(arrays or {})[0] or None
+        if arrays is not None and (path := self.partial(edit)):
+            remove(path)
         return arrays
 
     def write(self, edit: ResolvedEdit | None, arrays: Arrays) -> None:
@@ -64,8 +70,9 @@ class Store:
         if self.folder is None:
             return
         if jax.process_index() == 0:
-            with atomic_path(self.folder / f"{self.key(edit)}.npz") as temporary, open(temporary, "wb") as file:
-                np.savez(file, **arrays, **{CHECKSUM: np.array(checksum(arrays))})
+            path = self.folder / f"{self.key(edit)}.npz"
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **arrays, **{CHECKSUM: np.array(_checksum(path, arrays))})
         if jax.process_count() > 1:
             hosts.gather_json(None)  # waits, so that no host removes its progress file before the result exists
         if path := self.partial(edit):
@@ -74,6 +81,21 @@ class Store:
     def partial(self, edit: ResolvedEdit | None) -> Path | None:
         """Path of the file in which this host saves the progress of one ablation."""
         return hosts.process_path(self.folder / f"{self.key(edit)}.partial.npz") if self.folder else None
+
+
+def _read(path: Path) -> Arrays | None:
+    """The arrays in the file of an ablation; None if the file is missing, damaged, or that of another ablation."""
+    if not path.is_file():  # opening a pipe would block
+        return None
+    with suppress(Exception), open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        stored = {name: file[name] for name in file}
+        return stored if int(stored.pop(CHECKSUM)) == _checksum(path, stored) else None
+    return None
+
+
+def _checksum(path: Path, arrays: Arrays) -> int:
+    """Covers the name of the file, too, so that files with exchanged names are not confused."""
+    return checksum({**arrays, "file": np.array(path.name)})
 
 
 def same_images(arrays: Arrays | None, original: Arrays | None) -> bool:

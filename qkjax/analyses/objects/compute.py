@@ -18,7 +18,7 @@ from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import both_signs
 from qkjax.activations.top_k import Top, add, empty, merge
 from qkjax.analyses.objects.tables import objects_dataset
-from qkjax.analyses.usable import require_readable
+from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.errors import QkjaxError
 from qkjax.images.segmented import Segmented, blank_objects, crop_objects, mosaics
 from qkjax.images.sets import Batch, ImageSet
@@ -29,6 +29,7 @@ from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
+from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs, query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint
@@ -38,7 +39,8 @@ from qkjax.weights.checkpoint import Checkpoint
 def _step(model: ViT, params, modes: Modes, scaling, top: Top, pixels, objects, index, stream: Stream):
     """Updates the top images of every mode with a batch; the buffers of the old top images are donated.
 
-    The second result, a number, can be waited for after the buffers of the first have been donated to the next step.
+    The second result is a number, on which the caller can wait even after the next step has reused the first result's
+    memory.
 
     An image is stored as twice its index, plus one if the query object and the key object are the same.
     """
@@ -64,6 +66,7 @@ def same_object(
     stream: Stream = "norm",
     options: PassOptions | None = None,
     partial: Path | None = None,
+    fresh: bool = False,
 ) -> xr.Dataset:
     """Measures how often the query object and the key object of a mode are the same (the paper, figure 6).
 
@@ -73,13 +76,14 @@ def same_object(
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
-      images: images with object masks; by default 200 composed scenes, see `qkjax.images.segmented.mosaics`. See
+      images: images with object masks; by default 200 composed scenes; see `qkjax.images.segmented.mosaics`. See
         `open_objects` for ADE20K.
       top: number of images per mode. The score of an image is the product of the maxima of the query map and the key
         map.
       stream: the tokens to project; see `qkjax.activations.project.Stream`.
       options: batch size, resolution and floating-point format.
       partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.
+      fresh: whether to discard the progress in `partial`, whatever its settings.
 
     Returns:
       A dataset with dimensions layer, head, mode, sign, place and image; see `objects_dataset`.
@@ -97,6 +101,8 @@ def same_object(
       ('layer', 'head', 'mode', 'sign', 'place')
     """
     options = options or PassOptions()
+    if fresh and partial:
+        remove(partial)
     if top < 1:
         raise QkjaxError(f"top={top}: expected a whole number of at least 1")
     checkpoint = for_photographs(checkpoint)
@@ -121,6 +127,7 @@ def same_object(
     left_out = [*images.left_out, *((images.names[i], reason) for i, reason in result.unreadable)]
     attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings)}
     score, stored = (np.asarray(x) for x in result.state)
+    require_finite({"scores": score[stored >= 0]}, images.name, partial)
     return objects_dataset(score, stored, objects, images.names, left_out, measure(modes), attrs)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from qkjax.activations.attention import region_attention, similarity_preference
 from qkjax.analyses.preference.tables import QUERIES, STREAMS, preference_dataset
-from qkjax.analyses.usable import require_readable
+from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.images.generated import patterns
 from qkjax.images.scenes import Scene, blank_scene, crop_to_model
 from qkjax.images.sets import Batch, ImageSet
@@ -28,6 +28,7 @@ from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
+from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs, query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint
@@ -90,6 +91,7 @@ def attention_preference(
     *,
     options: PassOptions | None = None,
     partial: Path | None = None,
+    fresh: bool = False,
 ) -> xr.Dataset:
     """Measures how much tokens attend to their own category, to the opposite category, and to the background.
 
@@ -100,10 +102,11 @@ def attention_preference(
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
-      scenes: image set of scenes; by default 200 generated scenes, see `qkjax.images.generated.patterns`. See `open_o3`
+      scenes: image set of scenes; by default 200 generated scenes; see `qkjax.images.generated.patterns`. See `open_o3`
         for O3.
       options: batch size, resolution and floating-point format.
       partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.
+      fresh: whether to discard the progress in `partial`, whatever its settings.
 
     Returns:
       A dataset with dimensions image, layer, head, query (target, distractors) and region (target, distractors,
@@ -121,6 +124,8 @@ def attention_preference(
       ('image', 'layer', 'head', 'query', 'region')
     """
     options = options or PassOptions()
+    if fresh and partial:
+        remove(partial)
     checkpoint = for_photographs(checkpoint)
     photograph_grid(checkpoint, options.resolution)  # raises before any computation
     scenes = patterns(200, 0) if scenes is None else scenes
@@ -135,6 +140,8 @@ def attention_preference(
         shard=options.shard,
     )
     require_readable(result.unreadable, scenes, partial)
+    values = {"attention": "mass", "similarities": "similarity", "tokens": "centre"}
+    require_finite({name: result.rows[key] for name, key in values.items()}, scenes.name, partial)
     metrics = measure(decompose(*query_key_kernels(checkpoint.params)))
     centre = np.zeros(result.rows["centre"].shape[1:])
     for batch_sum in result.rows.pop("centre"):

@@ -27,7 +27,7 @@ LABELS = {
     "similarity": Label("preference for similar tokens", "1",
                         "Mean cosine between a query and the tokens, weighted by attention, minus the mean with "
                         "uniform attention."),
-    "area": Label("area", "1", "Share of the patches in a region: its mass under uniform attention."),
+    "area": Label("area", "1", "Share of patches in a region, equal to its mass if attention is uniform."),
     "place": Label("query patch", "1", "Index of the query patch, counted row by row."),
     "covered": Label("covered share", "1", "Share of the query patch that its own region covers."),
     "target_patches": Label("target area", "patches", "Area of the target in patches."),
@@ -101,7 +101,7 @@ def preference_table(dataset: xr.Dataset) -> list[Row]:
       the background. Each column is the mean of the values for the target query and the distractor query (the paper,
       figure 2). The three columns sum to 1.
     - `same_times_uniform` and so on: attention mass divided by the mass under uniform attention, which is the area of
-      the region. Both are means over images before the division.
+      the region. Numerator and denominator are means over images.
     - `same_without_own`: `same` without the query's attention to itself; NaN if the query attends only to itself.
     - `special`: share of all attention that falls on the class token and registers.
     - `similarity`: preference for similar tokens.

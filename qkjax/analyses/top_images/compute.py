@@ -31,6 +31,7 @@ from qkjax.passes.inputs import (
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
+from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import layer_outputs, query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint, origin_of
@@ -48,8 +49,8 @@ def _step(
 ):
     """Updates the top images of every mode, and their maps, with one batch. The old state's memory is reused (donated).
 
-    The pixels cannot be donated, because no result has their shape. The second result, a number, can be waited for
-    after the buffers of the first have been donated to the next step.
+    The pixels cannot be donated, because no result has their shape. The second result is a number, on which the caller
+    can wait even after the next step has reused the first result's memory.
     """
     images = normalised_pixels(pixels, scaling)
     _, out = model.apply({"params": params}, images, capture=(stream,))
@@ -72,11 +73,12 @@ def top_images(
     maps: int | None = None,
     options: PassOptions | None = None,
     partial: Path | None = None,
+    fresh: bool = False,
 ) -> xr.Dataset:
     """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
 
     An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
-    Processes without a connection to each other can do so, too: see the argument `shard` of `PassOptions`.
+    Processes without a connection to each other can divide them, too; see the attribute `shard` of `PassOptions`.
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
@@ -90,6 +92,7 @@ def top_images(
         maps of 5 modes would take more than 512 MB.
       options: batch size, resolution, floating-point format and share.
       partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.
+      fresh: whether to discard the progress in `partial`, whatever its settings.
 
     Returns:
       A dataset with dimensions score, layer, head, mode, sign, place and image; see `top_images_dataset`.
@@ -107,6 +110,8 @@ def top_images(
       ('score', 'layer', 'head', 'mode', 'sign', 'place')
     """
     options = options or PassOptions()
+    if fresh and partial:
+        remove(partial)
     checkpoint = for_photographs(checkpoint)
     grid = check(checkpoint, top, scores, options)
     images = photographs() if images is None else images
@@ -129,7 +134,7 @@ def top_images(
     unreadable = [(images.names[index], reason) for index, reason in result.unreadable]
     attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
     best = jax.tree.map(np.asarray, result.state)
-    require_finite(best.top.score[best.top.image >= 0], images, partial)
+    require_finite({"scores": best.top.score[best.top.image >= 0]}, images.name, partial)
     return top_images_dataset(best, grid, tuple(scores), images.names, unreadable, measure(modes), attrs)
 
 

@@ -15,7 +15,7 @@ from qkjax.activations.project import Stream
 from qkjax.analyses.outcome import Description, Written, outcome, report_unreadable
 from qkjax.analyses.top_images.compute import MAPPED, check, scan_settings, top_images
 from qkjax.analyses.top_images.sheets import sheets
-from qkjax.analyses.top_images.tables import mode_table, summary
+from qkjax.analyses.top_images.tables import check_dataset, mode_table, summary
 from qkjax.errors import QkjaxError
 from qkjax.figures.sheets import top_images_sheet
 from qkjax.images.sets import ImageSet
@@ -25,7 +25,7 @@ from qkjax.passes.options import PassOptions
 from qkjax.results.rows import write_csv
 from qkjax.runtime.files import discard, temporaries
 from qkjax.runtime.interrupt import deferred_interrupt
-from qkjax.runtime.lock import exclusive
+from qkjax.runtime.lock import exclusive_here
 from qkjax.weights.checkpoint import Checkpoint
 
 SELECTED = "chosen"  # name of the page with the modes that the user selected by name
@@ -93,12 +93,16 @@ def write_top_images(
         report_unreadable(dataset, folder)
         return dataset
 
+    def description(dataset: xr.Dataset) -> Description:
+        check_dataset(dataset, checkpoint.config.depth, checkpoint.config.heads)
+        return Description("", [], {}, {})
+
     written = outcome(
         folder,
         "top_images",
         scan_settings(checkpoint, images, *scan),
         compute,
-        lambda dataset: Description("", [], {}, {}),
+        description,
         at_least=("top",),
         attrs=attrs,
         fresh=fresh,
@@ -147,7 +151,7 @@ def draw_pages(
     drawn = sheets(checkpoint, images, dataset, pages)
     jobs = ((folder / page, (title, rows)) for page, rows in drawn)
     saved = figures.save_all(jobs, len(pages), top_images_sheet, formats)
-    with exclusive(folder), deferred_interrupt() as check_interrupt:
+    with exclusive_here(folder), deferred_interrupt() as check_interrupt:
         for _ in tqdm(saved, total=len(pages), desc="drawing", unit="sheet", disable=len(pages) < 3):
             check_interrupt()
         discard(temporaries(folder / f"{page}{suffix}" for page in pages for suffix in formats))

@@ -5,6 +5,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import get_args
 
 import jax
 import numpy as np
@@ -44,6 +45,12 @@ def options_of(dataset: xr.Dataset) -> tuple[Stream, PassOptions]:
         settings = json.loads(dataset.attrs["settings"])
         resolution = json.loads(settings["resolution"])
         options = PassOptions(int(settings["batch"]), tuple(resolution) if resolution else None, settings["dtype"])
+        batch_size(options.batch)
+        sides = options.resolution or (1, 1)
+        if settings["stream"] not in get_args(Stream) or options.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"stream={settings['stream']!r}, dtype={options.dtype!r}")
+        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+            raise ValueError(f"resolution={options.resolution!r}")
         return settings["stream"], options
     except (KeyError, ValueError, TypeError) as error:
         raise QkjaxError(f"the dataset does not state its settings ({error!r}); compute the dataset again") from error

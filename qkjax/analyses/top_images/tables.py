@@ -24,6 +24,7 @@ LABELS = {
     "unreadable": Label("unreadable image", "", "Name of an image that could not be read."),
     "reason": Label("reason", "", "Why the image could not be read."),
 }
+SCORED = ("score", *PER_MODE, "sign", "place")
 MAPS = ("layer", "head", "mapped_mode", "sign", "place", "row", "column")
 MAP_NAMES = "query_map", "key_map"
 
@@ -56,10 +57,9 @@ def top_images_dataset(
       column, and are not negated for sign -1. `unreadable` has the names of images that could not be read, and `reason`
       the reasons.
     """
-    dims = ("score", *PER_MODE, "sign", "place")
     variables = {
-        "value": (dims, np.asarray(best.top.score)),
-        "image_index": (dims, np.asarray(best.top.image)),
+        "value": (SCORED, np.asarray(best.top.score)),
+        "image_index": (SCORED, np.asarray(best.top.image)),
         "singular_value": (PER_MODE, np.asarray(metrics.singular_value)),
         "cosine": (PER_MODE, np.asarray(metrics.cosine)),
         "unreadable": ("broken", texts([name for name, _ in unreadable])),
@@ -71,6 +71,37 @@ def top_images_dataset(
         variables |= {name: (MAPS, maps[:, :, :, :, :, i], {"score": scores[0]}) for i, name in enumerate(MAP_NAMES)}
     dataset = annotated(xr.Dataset(variables, coords, {**attrs, **versions()}), LABELS)
     return dataset.assign_attrs(summary=summary(dataset))
+
+
+def check_dataset(dataset: xr.Dataset, layers: int, heads: int) -> None:
+    """Checks a dataset that was read from a file; one of version 0.1 has no checksum.
+
+    Args:
+      dataset: the content of the file.
+      layers, heads: numbers of layers and of heads of the model.
+
+    Raises:
+      LookupError, ValueError, AttributeError: a variable is missing, or has other dimensions, another type, or values
+        that cannot be.
+    """
+    sizes, index, maps = dataset.sizes, dataset["image_index"].values, [n for n in MAP_NAMES if n in dataset]
+    expected = {"value": SCORED, "image_index": SCORED, "singular_value": PER_MODE, "cosine": PER_MODE}
+    expected |= {"score": ("score",), "image": ("image",), "unreadable": ("broken",), "reason": ("broken",)}
+    expected |= dict.fromkeys(maps, MAPS)
+    for name, dims in expected.items():
+        if dataset[name].dims != dims:
+            raise ValueError(f"{name} has the dimensions {dataset[name].dims}, expected {dims}")
+    if (sizes["layer"], sizes["head"], sizes["sign"]) != (layers, heads, 2) or not dataset["value"].size:
+        raise ValueError(f"its sizes are {dict(sizes)}, expected {layers} layers and {heads} heads")
+    if index.dtype.kind not in "iu" or not (index.min() >= -1 and index.max() < sizes["image"]):
+        raise ValueError(f"image_index is not from -1 to {sizes['image'] - 1}")
+    numbers = {name: dataset[name].values for name in ("singular_value", "cosine", "value", *maps)}
+    numbers["value"] = numbers["value"][index >= 0]
+    for name, values in numbers.items():  # maps are NaN if there are too few images
+        if values.dtype.kind != "f" or (name not in maps and not np.isfinite(values).all()):
+            raise ValueError(f"{name} has values that are not finite numbers")
+    for name in maps:
+        str(dataset[name].score)
 
 
 def summary(dataset: xr.Dataset) -> str:

@@ -1,29 +1,38 @@
 """Computes the modes of every head with LAPACK in float64; threads share the heads, which is fast on CPUs.
 
-XLA calls LAPACK, too, but factorises one head after the other on one core, copies each head to LAPACK's memory layout
-and back, and multiplies at half the speed of BLAS. In float64, the Gram matrix of a kernel can be factorised instead of
-the kernel itself. Factorising the Gram matrix takes a third of the work, and is still more accurate than Householder
-reflections in float32.
+XLA also calls LAPACK. But XLA factorises one head after the other on one core, copies each head to LAPACK's memory
+layout and back, and multiplies at half the speed of BLAS. In float64, the Gram matrix of a kernel can be factorised
+instead of the kernel itself. This takes a third of the work, and is still more accurate than Householder reflections in
+float32.
 """
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
 from itertools import product
 
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from threadpoolctl import ThreadpoolController
+
+from qkjax.interaction.frame import fold
 
 EPS = float(np.finfo(np.float64).eps)
 LARGEST_ERROR = 1e-7
 """Directions that are computed from a Gram matrix may deviate from orthonormality by at most this value, which is about
 the rounding error of float32."""
 
+COMPILE_SECONDS = 10.0
+"""Roughly the time that the program of `decompose` takes to compile for a GPU: 5 to 13 s on an NVIDIA H200."""
+HOST_RATE = 2.5e10
+"""Operations per second and core in `modes_of_head`: 2.2e10 to 4.1e10 on an AMD EPYC (Zen 4) for ViT-S to 7B."""
+
 Factors = Float[np.ndarray, "2 embed head_dim"]
+Kernels = Float[np.ndarray, "layers embed heads head_dim"]
 
 
 def modes_of_head(factors: Factors) -> tuple[Float[np.ndarray, "2 embed rank"], Float[np.ndarray, "rank"]]:
@@ -63,8 +72,39 @@ def _core_modes(
     return np.stack([left, right.T]), s
 
 
-def modes_of_heads(
-    factors: Callable[[int, int], Factors], shape: tuple[int, int, int, int]
+def by_lapack() -> bool:
+    """Whether jitted programs of this process run on a CPU, where LAPACK is the fastest method."""
+    return jax.default_backend() == "cpu"
+
+
+def fast_on_host(arrays: Sequence[Array | np.ndarray | None]) -> bool:
+    """Whether the CPU decomposes kernels in less time than a program for an accelerator takes to compile.
+
+    Arrays on an accelerator are decomposed there.
+
+    Args:
+      arrays: query kernel, key kernel and norm scale.
+    """
+    layers, embed, heads, head_dim = arrays[0].shape
+    operations = layers * heads * (8 * embed * head_dim**2 + 50 * head_dim**3)  # two Gram matrices and products; an SVD
+    on_host = all(x is None or isinstance(x, np.ndarray) for x in arrays)
+    return on_host and operations < COMPILE_SECONDS * HOST_RATE * cores()
+
+
+def cpu_device() -> jax.Device | None:
+    """The CPU as a device of JAX; None if JAX may not use it, as with JAX_PLATFORMS=cuda."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
+def modes_of_kernels(
+    query_kernel: Kernels,
+    key_kernel: Kernels,
+    norm_scale: Float[np.ndarray, "layers embed"] | None,
+    center: bool,
+    normalize: bool,
 ) -> tuple[
     Float[np.ndarray, "layers heads embed rank"],
     Float[np.ndarray, "layers heads rank"],
@@ -72,23 +112,31 @@ def modes_of_heads(
 ]:
     """Computes u, s and v of all heads in float32, with the sign that `qkjax.interaction.modes.Modes` specifies.
 
-    Args:
-      factors: function that takes a layer and a head, and returns the query and key kernels of the head in float64.
-      shape: (layers, heads, embed, head_dim).
+    The arguments are those of `qkjax.interaction.modes.decompose`.
     """
-    layers, heads, embed, head_dim = shape
+    layers, embed, heads, head_dim = query_kernel.shape
     rank = min(embed, head_dim)
     u, s, v = (_aligned((layers, heads, *rest)) for rest in ((embed, rank), (rank,), (embed, rank)))
 
-    def head(index: tuple[int, int]) -> None:
-        (u[index], v[index]), s[index] = modes_of_head(factors(*index))
+    def factors(layer: int, head: int) -> Factors:
+        both = np.empty((2, embed, head_dim))
+        both[0], both[1] = query_kernel[layer, :, head], key_kernel[layer, :, head]
+        scale = None if norm_scale is None else norm_scale[layer]
+        both = np.moveaxis(fold(np.moveaxis(both, 0, 1), scale, center), 1, 0)
+        if normalize:
+            both[0] /= np.sqrt(head_dim)
+        return both
+
+    def decompose(index: tuple[int, int]) -> None:
+        with np.errstate(over="ignore"):  # `float_range` rescales such heads
+            (u[index], v[index]), s[index] = modes_of_head(factors(*index))
         # The entry of largest magnitude is either the maximum or the minimum.
         sign = np.where(u[index].max(0) + u[index].min(0) < 0, np.float32(-1), np.float32(1))
         u[index] *= sign
         v[index] *= sign
 
-    with one_blas_thread(), ThreadPoolExecutor(_cores()) as threads:  # more threads than cores would be slower
-        for _ in threads.map(head, product(range(layers), range(heads))):
+    with one_blas_thread(), ThreadPoolExecutor(cores()) as threads:  # more threads than cores would be slower
+        for _ in threads.map(decompose, product(range(layers), range(heads))):
             pass
     return u, s, v
 
@@ -101,7 +149,7 @@ def _aligned(shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     return buffer[start : start + size].reshape(shape)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

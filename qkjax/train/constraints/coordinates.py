@@ -10,7 +10,8 @@ from qkjax.train.constraints.record import STRENGTH, Constraint, Head, Shape
 def head_coordinates(head: int, embed: int, head_dim: int) -> np.ndarray:
     """The d coordinates of the embedding that a head compares.
 
-    Coordinates are assigned consecutively from head to head, and start again at 0 after the last coordinate.
+    Coordinates are assigned consecutively from head to head. After the last coordinate, the assignment starts again at
+    0.
     """
     return (head * head_dim + np.arange(head_dim)) % embed
 
@@ -30,7 +31,7 @@ def _nearest_diagonal(head: Head) -> dict[str, np.ndarray]:
 
 CONSTRAINTS = {
     "diagonal": Constraint(
-        description="M is diagonal, with d nonzero entries (a strength each): every cosine is +1 or -1",
+        description="M is diagonal with d nonzero entries, each of which is a strength: every cosine is +1 or -1",
         parameters={"strength": STRENGTH},
         init=lambda key, shape: {"strength": jnp.ones(shape[1:])},
         kernels=lambda p, shape: (jnp.asarray(coordinates(shape)), coordinates(shape) * p["strength"][None]),

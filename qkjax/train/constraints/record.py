@@ -1,4 +1,4 @@
-"""The dataclass `Constraint`, with everything that training needs to know about a constraint.
+"""The dataclass `Constraint`, which contains everything that training needs to know about a constraint.
 
 Letters: D embed, H heads, d head_dim, and M = Wq Wk^T of a head.
 """
@@ -30,7 +30,7 @@ class Parameter:
     Attributes:
       heads_axis: axis of the heads in the parameter array.
       decays: whether weight decay applies to the parameter.
-      shrinks: whether small values of the parameter give small kernels; see `train.nearest`.
+      shrinks: whether the kernels are small if the parameter is small; see `train.nearest`.
     """
 
     heads_axis: int
@@ -39,11 +39,11 @@ class Parameter:
 
 
 KERNEL = Parameter(heads_axis=1, decays=True, shrinks=True)
-"""The kind of a kernel of shape (D, H, columns)."""
+"""Kind of parameter: a kernel of shape (D, H, columns)."""
 MIX = Parameter(heads_axis=0, decays=True, shrinks=False)
-"""The kind of a parameter of shape (H, d, d): one matrix per head that mixes the columns of a kernel."""
+"""Kind of parameter: one matrix per head, shape (H, d, d), that mixes the columns of a kernel."""
 STRENGTH = Parameter(heads_axis=0, decays=False, shrinks=True)
-"""The kind of a parameter of shape (H) or (H, d) that multiplies the singular values."""
+"""Kind of parameter: factors of the singular values, shape (H) or (H, d)."""
 QUERY, QUERY_AND_KEY = {"query": KERNEL}, {"query": KERNEL, "key": KERNEL}
 
 
@@ -55,7 +55,7 @@ class Argument:
       meaning: description of the number, for error messages.
       type: type of the number, int or float.
       low: smallest allowed value.
-      high: largest allowed value; if None, head_dim.
+      high: largest allowed value. If None, it is head_dim.
       example: a valid value.
     """
 
@@ -84,7 +84,7 @@ class Argument:
 
 
 class Head(NamedTuple):
-    """The kernels of one head in float64, for which `Constraint.nearest` finds the nearest constrained kernels.
+    """The kernels of one head in float64. `Constraint.nearest` finds the constrained kernels that are nearest to them.
 
     Attributes:
       query, key: query and key kernel of the head.
@@ -102,23 +102,23 @@ class Constraint:
 
     No field has a default, so an incomplete constraint fails when its module is imported. If the constraint has an
     argument, such as 8 in "low_rank(8)", the functions `init`, `kernels`, `nearest` and `target` take the value of this
-    argument last. The method `bind` fixes the value.
+    argument as their last argument. The method `bind` fixes the value.
 
     Attributes:
-      description: description of the constraint in one line, for tables and help.
-      parameters: kinds of the layer's own parameters, by name.
+      description: a description of one line, for tables and help.
+      parameters: a dict from the name of each parameter of the layer to its kind.
       init: function that takes a random key and a shape, and returns random parameters. The entries of the kernels have
         the variance of big_vision's Xavier initialisation, unless the constraint fixes the variance.
       kernels: function that takes parameters and a shape, and returns the query and the key kernel. The kernels satisfy
         the constraint for any parameters.
-      nearest: function that takes a `Head`, and returns the parameters for which M is nearest to the M of this head in
-        the Frobenius norm, as numpy arrays without the axis of heads.
+      nearest: function that takes a `Head`, and returns the parameters for which M is nearest, in the Frobenius norm,
+        to the M of this head. They are numpy arrays without the axis of heads.
       factored: whether `kernels` calls LAPACK (QR, SVD). Layers with such constraints are computed one after the other,
-        since two batched factorisations in one program can deadlock XLA on CPUs with few cores.
+        because two batched factorisations in one program can deadlock XLA on CPUs with few cores.
       trained: whether the parameters are trained. If False, the parameters keep their initial values.
       target: function without arguments that returns the target of the penalty on the layer's weighted cosine; None if
         there is no penalty.
-      argument: the argument in the name; None if the name has no argument.
+      argument: the argument in the constraint's name; None if the name has no argument.
     """
 
     description: str
@@ -132,7 +132,7 @@ class Constraint:
     argument: Argument | None
 
     def __post_init__(self):
-        """Raises TypeError if a required field is None, or a function does not accept the documented arguments."""
+        """Raises TypeError if a required field is None, or if a function does not accept the documented arguments."""
         optional = ("target", "argument")
         if missing := [f.name for f in fields(self) if f.name not in optional and getattr(self, f.name) is None]:
             raise TypeError(f"the constraint {self.description!r} has no {', '.join(missing)}")
@@ -145,7 +145,7 @@ class Constraint:
                     raise TypeError(f"{name} of the constraint {self.description!r}: {error}") from error
 
     def bind(self, value: Number) -> "Constraint":
-        """The constraint with a fixed value of its argument; the result takes no argument."""
+        """Returns the constraint with a fixed value of its argument. The result takes no argument."""
 
         def bound(function: Callable) -> Callable:
             return lambda *arguments: function(*arguments, value)
@@ -161,9 +161,9 @@ class Constraint:
 
 
 def xavier(key: Array, shape: Shape, columns: int | None = None) -> Float[Array, "embed heads columns"]:
-    """A random kernel with `columns` columns (by default d), as in big_vision.
+    """Draws a random kernel with `columns` columns (by default d), as in big_vision.
 
-    The entries are uniform with variance 2 / (D + H d).
+    The entries are uniformly distributed with variance 2 / (D + H d).
     """
     embed, heads, head_dim = shape
     bound = np.sqrt(6 / (embed + heads * head_dim))
@@ -171,6 +171,6 @@ def xavier(key: Array, shape: Shape, columns: int | None = None) -> Float[Array,
 
 
 def xavier_pair(key: Array, shape: Shape, columns: int | None = None) -> dict[str, Array]:
-    """Independent random "query" and "key" kernels from `xavier`."""
+    """Draws independent random "query" and "key" kernels with `xavier`."""
     query, other = jax.random.split(key)
     return {"query": xavier(query, shape, columns), "key": xavier(other, shape, columns)}

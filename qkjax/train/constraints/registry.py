@@ -16,24 +16,25 @@ def _merge(*families: Mapping[str, Constraint]) -> dict[str, Constraint]:
 
 
 CONSTRAINTS = _merge(unconstrained.CONSTRAINTS, symmetry.CONSTRAINTS, spectrum.CONSTRAINTS, coordinates.CONSTRAINTS)
-"""All constraints by their names without arguments; for example, "low_rank(8)" is found under "low_rank"."""
+"""A dict from the names of constraints, without arguments, to all constraints. For example, "low_rank(8)" has the key
+"low_rank"."""
 
 
 def example_name(name: str) -> str:
-    """A complete name of a constraint in `CONSTRAINTS`: "tied", or with an example of its argument, "low_rank(8)"."""
+    """A complete name of a constraint in `CONSTRAINTS`: "tied", or "low_rank(8)" with an example of the argument."""
     argument = CONSTRAINTS[name].argument
     return name if argument is None else f"{name}({argument.example:g})"
 
 
 def constraint(name: str, head_dim: int | None = None) -> Constraint:
-    """The constraint with the given name. If the name has an argument, its value is fixed.
+    """Returns the constraint with the given name. If the name has an argument, the value of the argument is fixed.
 
     Args:
       name: a name such as "tied" or "low_rank(8)".
-      head_dim: dimension of a head. If given, an argument with the upper limit head_dim is checked.
+      head_dim: dimension of a head. If it is given, arguments whose upper limit is head_dim are checked.
 
     Raises:
-      QkjaxError: the name is unknown (the error suggests the nearest name), or the argument is out of range.
+      QkjaxError: the name is unknown (the message suggests the nearest name), or the argument is out of range.
 
     Example:
       query, key = constraint("low_rank(8)").kernels(parameters, (embed, heads, head_dim))
@@ -47,14 +48,14 @@ def constraint(name: str, head_dim: int | None = None) -> Constraint:
 
 
 def schedule(text: str, depth: int) -> tuple[str, ...]:
-    """The name of each layer's constraint.
+    """Parses a schedule; returns the name of each layer's constraint.
 
     Args:
       text: one name for all layers, or parts such as "0-3:tied 4-7:free" that cover every layer once.
       depth: number of layers.
 
     Raises:
-      QkjaxError: the text does not have this form, a constraint is unknown, a layer does not exist, or a layer does not
+      QkjaxError: the text is not a valid schedule, a constraint is unknown, a layer does not exist, or a layer does not
         have exactly one constraint.
 
     Example:
@@ -72,11 +73,11 @@ def schedule(text: str, depth: int) -> tuple[str, ...]:
         for layer in range(int(match[1]), int(match[2] or match[1]) + 1):
             if layer >= depth:
                 raise QkjaxError(
-                    f"the schedule {text!r} names layer {layer}: expected layers from 0 to {depth - 1}, since the "
+                    f"the schedule {text!r} names layer {layer}: expected layers from 0 to {depth - 1}, because the "
                     f"model has {depth} layers"
                 )
             if layer in names:
-                raise QkjaxError(f"the schedule {text!r} gives layer {layer} two constraints: expected one")
+                raise QkjaxError(f"the schedule {text!r} assigns two constraints to layer {layer}: expected one")
             names[layer] = match[3]
     if missing := sorted(set(range(depth)) - set(names)):
         raise QkjaxError(

@@ -1,9 +1,10 @@
-"""Constraints on the singular values, and on the subspaces of queries and keys."""
+"""Constraints on the singular values, or on the subspaces of queries and keys."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qkjax.interaction.svd.thin_qr import thin_qr
 from qkjax.train.constraints.record import (
     KERNEL,
     QUERY_AND_KEY,
@@ -21,14 +22,14 @@ from qkjax.train.constraints.record import (
 
 def _orthogonal(parameters: Parameters, _: Shape) -> tuple[Kernel, Kernel]:
     query, key = parameters["query"], parameters["key"]
-    basis, _ = jnp.linalg.qr(jnp.moveaxis(query, 1, 0))
+    basis, _ = thin_qr(jnp.moveaxis(query, 1, 0))
     for _ in range(2):  # the second pass removes the rounding error of the first pass
         key = key - dot("hdm,hem,ehk->dhk", basis, basis, key)
     return query, key
 
 
 def _nearest_orthogonal(head: Head) -> dict[str, np.ndarray]:
-    """The nearest kernels with orthogonal subspaces and an unchanged query kernel.
+    """The nearest kernels for which the subspaces are orthogonal and the query kernel is unchanged.
 
     Changing the query kernel instead of the key kernel would be an equally good choice.
     """
@@ -38,7 +39,7 @@ def _nearest_orthogonal(head: Head) -> dict[str, np.ndarray]:
 
 def _flat(parameters: Parameters, _: Shape) -> tuple[Kernel, Kernel]:
     # One stacked QR: two independent batched QRs in one program can deadlock XLA on CPUs with few cores.
-    bases, cores = jnp.linalg.qr(jnp.moveaxis(jnp.stack([parameters["query"], parameters["key"]]), 2, 1))
+    bases, cores = thin_qr(jnp.moveaxis(jnp.stack([parameters["query"], parameters["key"]]), 2, 1))
     # LAPACK chooses the signs of R. With a positive diagonal of R, Q equals the input if its columns are orthonormal.
     signs = jnp.where(jnp.diagonal(cores, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
     query, key = jnp.moveaxis(bases * signs[..., None, :], 1, 2)
@@ -80,7 +81,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "flat": Constraint(
-        description="Wq and Wk have orthonormal columns and one strength: the d singular values are equal",
+        description="Wq and Wk have orthonormal columns and a common strength: the d singular values are equal",
         parameters={"query": KERNEL, "key": KERNEL, "strength": STRENGTH},
         init=lambda key, shape: {**xavier_pair(key, shape), "strength": jnp.ones(shape[1])},
         kernels=_flat,

@@ -1,7 +1,8 @@
 """Constraints on the symmetry of M = Wq Wk^T, which determines the cosines of the modes or their signs.
 
-For every mode of an antisymmetric M, the cosine u . v is 0, since v = M^T u / s and u^T M u = 0. The nearest M is
-computed from 2d x 2d matrices, since the symmetric and the antisymmetric part of M act within the span of [Wq, Wk].
+For every mode of an antisymmetric M, the cosine u . v is 0, because v = M^T u / s and u^T M u = 0. The nearest M is
+computed from 2d x 2d matrices, because both the symmetric and the antisymmetric part of M act within the span of [Wq,
+Wk].
 """
 
 import jax.numpy as jnp
@@ -25,20 +26,20 @@ def _draw_mixed(key: Array, shape: Shape, mix: np.ndarray) -> dict[str, Array]:
 
 
 def _mixed(parameters: Parameters, sign: int) -> tuple[Kernel, Kernel]:
-    """The kernels Wq and Wk, with Wk = Wq (B + B^T) / 2 for sign 1, and Wk = Wq (B - B^T) / 2 for sign -1."""
+    """Returns the kernels Wq and Wk. For sign 1, Wk = Wq (B + B^T) / 2; for sign -1, Wk = Wq (B - B^T) / 2."""
     query, mix = parameters["query"], parameters["mix"]
     return query, dot("dhk,hkm->dhm", query, (mix + sign * jnp.swapaxes(mix, 1, 2)) / 2)
 
 
 def _alternating_signs(head_dim: int) -> np.ndarray:
-    """A diagonal matrix of alternating signs, so that half of the modes start with cosine +1 and half with -1."""
+    """A diagonal matrix of alternating signs, with which half of the modes start with cosine +1 and half with -1."""
     return np.diag(np.where(np.arange(head_dim) % 2, -1.0, 1.0))
 
 
 def _quarter_turns(head_dim: int) -> np.ndarray:
     """A matrix B such that (B - B^T) / 2 rotates each pair of coordinates by 90 degrees.
 
-    If d is odd, the last coordinate becomes 0.
+    If d is odd, B sets the last coordinate to 0.
     """
     turn = np.zeros((head_dim, head_dim))
     first = np.arange(0, head_dim - 1, 2)
@@ -60,9 +61,9 @@ def _symmetric_part(head: Head) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest_definite(head: Head, sign: int) -> dict[str, np.ndarray]:
-    """Parameters of the nearest semidefinite M, from the d largest eigenvalues of the given sign.
+    """The parameters of the nearest semidefinite M, computed from the d largest eigenvalues of the given sign.
 
-    If there are fewer than d eigenvalues of this sign, the remaining columns are 0.
+    If fewer than d eigenvalues have this sign, the remaining columns are 0.
     """
     values, vectors = _symmetric_part(head)
     best = np.argsort(-sign * values)[: head.query.shape[1]]
@@ -76,7 +77,7 @@ def _nearest_symmetric(head: Head) -> dict[str, np.ndarray]:
 
 
 def _nearest_antisymmetric(head: Head) -> dict[str, np.ndarray]:
-    """Parameters of the nearest antisymmetric M, from the d // 2 strongest planes of K = (M - M^T) / 2.
+    """The parameters of the nearest antisymmetric M, computed from the d // 2 strongest planes of K = (M - M^T) / 2.
 
     The matrix iK is Hermitian. If z = (a + ib) / sqrt(2) is an eigenvector of iK with a positive eigenvalue w, then
     K a = w b and K b = -w a. The part of K in the plane of a and b is therefore w (b a^T - a b^T).

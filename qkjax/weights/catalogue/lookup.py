@@ -75,7 +75,7 @@ def _index() -> dict[str, Entry]:
 
 
 def _find(text: str) -> Entry | None:
-    """The entry to which `text` refers, which is a new entry for AugReg files and other hub repositories."""
+    """The entry to which `text` refers. AugReg files and hub repositories outside the catalogue get a new entry."""
     known = _ADDRESS.sub("", text, count=1) if _ADDRESS.match(text) else text
     if known in _index():
         return _index()[known]

@@ -33,7 +33,7 @@ def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _problem(entry: Entry) -> str:
-    """Describes the problem with an entry's source; "" if there is none. A hub repository must have one of `FILES`."""
+    """Describes the problem with an entry's source, or "". A hub repository must contain one of `FILES`."""
     if entry.kind != "hf":
         return head(address(entry))
     hub = f"{hub_address()}/{entry.repo}/resolve"

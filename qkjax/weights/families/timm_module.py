@@ -1,7 +1,7 @@
-"""Facts about a timm module that its parameters do not determine: heads, pooling, activation, norms, grid.
+"""Reads facts about a timm module that its parameters do not determine: heads, pooling, activation, norms, grid.
 
 The functions read attributes and the names of classes, and import neither timm nor torch. `timm_architectures.json`
-holds their results for every ViT of timm, by the name of the architecture (`benchmarks/survey.py` writes it).
+contains the results for every ViT architecture in timm (`benchmarks/survey.py` writes this file).
 """
 
 from typing import Any
@@ -28,15 +28,15 @@ BLOCKS = {
 
 
 def facts_of(model: Any) -> dict:
-    """The facts about a model of timm that `ViTConfig` needs besides the shapes of its parameters.
+    """The facts about a timm model that `ViTConfig` needs in addition to the shapes of the parameters.
 
     Args:
       model: a module of timm.
 
     Returns:
-      Settings of `ViTConfig`, and "prefix_positions": whether special tokens have position embeddings. If qkjax cannot
-      read the model, only "refused": the reason. If qkjax reads only queries and keys, the settings of the heads and
-      "weights_only": the reason.
+      A dict with settings of `ViTConfig`, and with "prefix_positions": whether special tokens have position embeddings.
+      If qkjax cannot read the model, the dict contains only "refused", the reason. If qkjax reads only queries and
+      keys, the dict contains the settings of the heads, and "weights_only", the reason.
     """
     block = model.blocks[0] if len(getattr(model, "blocks", ())) else None
     if reason := _refusal(model, block):
@@ -66,7 +66,7 @@ def _class(module: Any) -> str:
 
 
 def _refusal(model: Any, block: Any) -> str:
-    """Why the modes of qkjax would not describe the model's heads; "" if they do."""
+    """The reason why qkjax's modes would not describe the model's heads, or "" if they do."""
     if _class(model) not in KNOWN or block is None:
         return f"timm's {_class(model)} is not an architecture that qkjax knows"
     if reason := next((BLOCKS[_class(other)] for other in model.blocks if _class(other) in BLOCKS), ""):
@@ -85,7 +85,7 @@ def _refusal(model: Any, block: Any) -> str:
 
 
 def _limit(model: Any, block: Any) -> str:
-    """Why qkjax cannot run the model, though it can analyse its weights; "" if it can."""
+    """The reason why qkjax can analyse the model's weights but cannot run the model, or "" if it can do both."""
     pool, act = getattr(model, "attn_pool", None), _class(getattr(block.mlp, "act", None))
     embeds = getattr(model, "embeds", None)
     reasons = {
@@ -109,13 +109,13 @@ def _limit(model: Any, block: Any) -> str:
 
 
 def _kind_of(block: Any) -> tuple:
-    """What must be equal in all layers."""
+    """The properties of a block that must be equal in all layers."""
     return (_class(block), _class(block.attn), block.attn.num_heads, _activation(block.mlp), _class(block.norm1),
             _is_absent(block.attn, "q_norm"))  # fmt: skip
 
 
 def _epsilons(model: Any) -> set[float]:
-    """The epsilons of all norms that qkjax computes with one."""
+    """The epsilons of all norms for which qkjax uses one common epsilon."""
     norms = [getattr(part, name, None) for part in model.blocks for name in ("norm1", "norm2")]
     norms += [getattr(model, name, None) for name in ("norm_pre", "norm", "fc_norm")]
     norms.append(getattr(getattr(model, "attn_pool", None), "norm", None))
@@ -123,7 +123,7 @@ def _epsilons(model: Any) -> set[float]:
 
 
 def _is_scaled_otherwise(attention: Any) -> bool:
-    """Whether the module's own scale counts, and is another one. torch's fused attention does not read it."""
+    """Whether scores have a scale other than 1/sqrt(head_dim). torch's fused attention ignores the module's scale."""
     scale, size = getattr(attention, "scale", None), getattr(attention, "head_dim", None)
     if not isinstance(scale, float) or not size or getattr(attention, "fused_attn", False):
         return False
@@ -131,7 +131,7 @@ def _is_scaled_otherwise(attention: Any) -> bool:
 
 
 def _is_absent(module: Any, name: str) -> bool:
-    """Whether a part is None, missing, or does nothing."""
+    """Whether a part of a module is None or missing, or does nothing."""
     return _class(getattr(module, name, None)) in ("NoneType", "Identity")
 
 

@@ -1,4 +1,4 @@
-"""Reads TIPS, whose Flax checkpoints have names of their own (Google's tips/scenic; arXiv 2410.16512, 2604.12012)."""
+"""Reads Flax checkpoints of TIPS, which use their own names (Google's tips/scenic; arXiv 2410.16512, 2604.12012)."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,26 +17,27 @@ POSITIONS = f"{TOKENS}/posembed_input"
 CLASS_TOKENS = f"{TOKENS}/cls"
 GATED = "FFNSwiGluFused_0"
 KNOWN = {"pool": "tok", "norm_eps": 1e-6, "posemb_resample": "bilinear_antialias"}
-"""What the code of TIPS fixes. Its activation is `flax.linen.gelu`, the tanh approximation, or SwiGLU."""
+"""Settings that the code of TIPS fixes. Its activation is `flax.linen.gelu` (the tanh approximation) or SwiGLU."""
 
 
 def is_tips(keys: Iterable[str]) -> bool:
-    """Whether parameters have the names of a TIPS checkpoint, of its image or its text tower."""
+    """Whether parameters have the names of a TIPS checkpoint (image tower or text tower)."""
     return any(key.startswith((f"{TOKENS}/", "token_emb/")) for key in keys)
 
 
 def read_tips(container: Container, keys: Iterable[str], settings: Mapping) -> ParsedModel:
-    """The architecture, the checked flat canonical arrays, and notes.
+    """Reads and checks a TIPS checkpoint; returns the architecture, a flat dict of canonical arrays, and notes.
 
-    The second class token becomes a register. The two first layers of a gated MLP are joined.
+    The second class token becomes a register. The two parts of a gated MLP's first layer are joined.
 
     Args:
       container: an open file.
-      keys: keys of its parameters.
-      settings: those of the caller, which take precedence.
+      keys: keys of the parameters in the file.
+      settings: settings of the caller, which take precedence.
 
     Raises:
-      QkjaxError: the text tower of TIPS, a grid that differs from the position embedding, or see `read_vit`.
+      QkjaxError: the file contains TIPS's text tower, the grid does not match the position embedding, or `read_vit`
+        raises the error.
     """
     keys = list(keys)
     if POSITIONS not in keys:
@@ -44,7 +45,7 @@ def read_tips(container: Container, keys: Iterable[str], settings: Mapping) -> P
     renamed = _Renamed(container, keys)
     grid, given = renamed.grid, settings.get("grid", renamed.grid)
     if given != grid:
-        raise QkjaxError(f"the position embedding has {grid[0]} x {grid[1]} positions, not those of grid={given}")
+        raise QkjaxError(f"the position embedding has {grid[0]} x {grid[1]} positions, which do not match grid={given}")
     activation = "swiglu" if any(f"/{GATED}/" in key for key in keys) else "gelu_tanh"
     facts = Facts({**KNOWN, "activation": activation}).with_settings(settings)
     config, arrays = read_vit(renamed, renamed.names, None, {**facts.settings, "grid": grid})
@@ -52,7 +53,7 @@ def read_tips(container: Container, keys: Iterable[str], settings: Mapping) -> P
 
 
 class _Renamed:
-    """A TIPS checkpoint under the names of big_vision, with the methods of an open file."""
+    """A TIPS checkpoint with big_vision's names of the parameters, and with the methods of an open file."""
 
     def __init__(self, container: Container, keys: list[str]):
         self.path: Path = container.path
@@ -68,7 +69,7 @@ class _Renamed:
             self.names["registers"] = [CLASS_TOKENS]
 
     def header(self, name: str) -> Header:
-        """Shape and dtype of a parameter, from the headers of the parts that it is made of."""
+        """The shape and the dtype of a parameter, which may consist of several parts."""
         headers = [self._container.header(key) for key in self.names[name]]
         shape, dtype = headers[0]
         if name in ("cls", "registers"):
@@ -80,7 +81,7 @@ class _Renamed:
         return Header(shape, dtype)
 
     def read(self, name: str) -> np.ndarray:
-        """The array of a parameter."""
+        """Reads the array of a parameter."""
         arrays = [self._container.read(key) for key in self.names[name]]
         if name in ("cls", "registers"):
             return arrays[0][:, :1] if name == "cls" else arrays[0][:, 1:]
@@ -89,7 +90,7 @@ class _Renamed:
 
 
 def _big_vision_name(key: str) -> str:
-    """The name in big_vision's tree; both first layers of a gated MLP have the same name."""
+    """The name in big_vision's tree. Both parts of a gated MLP's first layer have the same name."""
     if key in (POSITIONS, CLASS_TOKENS):
         return "pos_embedding" if key == POSITIONS else "cls"
     name = key.removeprefix(f"{TOKENS}/").replace("transformer/encoderblock", BLOCK, 1)

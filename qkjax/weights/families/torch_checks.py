@@ -1,4 +1,4 @@
-"""Checks of a torch model's parameters: their ranks, and the sizes that its configuration states."""
+"""Checks the parameters of a torch model: the number of axes, and the sizes that its configuration states."""
 
 from collections.abc import Mapping
 
@@ -10,18 +10,18 @@ from qkjax.weights.families.big_vision_names import BLOCK
 from qkjax.weights.families.facts import Facts
 
 RANKS = {"kernel": 2, "bias": 1, "scale": 1}
-"""Axes of the parameters of a layer, by the last part of their canonical names."""
+"""A dict from the last part of a parameter's canonical name to the expected number of axes."""
 
 
 def check_ranks(flat: Mapping[str, np.ndarray], keys: Mapping[str, str]) -> None:
     """Checks the number of axes of every parameter of a layer.
 
     Args:
-      flat: arrays by canonical name.
-      keys: names in the file by canonical name, for the message.
+      flat: a dict from canonical names to arrays.
+      keys: a dict from canonical names to names in the file, for the error message.
 
     Raises:
-      QkjaxError: a parameter has another number of axes.
+      QkjaxError: a parameter has a different number of axes.
     """
     for name, array in flat.items():
         rank = RANKS.get(name.rsplit("/", 1)[-1]) if name.startswith(BLOCK) else None
@@ -33,7 +33,7 @@ def check_stated_sizes(config: ViTConfig, facts: Facts) -> None:
     """Checks that the parameters have the sizes that config.json states.
 
     Raises:
-      QkjaxError: they have not, so the two belong to different models.
+      QkjaxError: the sizes differ, so config.json and the parameters belong to different models.
     """
     stated, runs = facts.stated_sizes, not config.weights_only
     actual = {"hidden_size": [config.width], "num_hidden_layers": [config.depth]}
@@ -53,5 +53,5 @@ def check_stated_sizes(config: ViTConfig, facts: Facts) -> None:
         if not (rows <= image[0] < height and columns <= image[1] < width):
             raise QkjaxError(
                 f"config.json has image_size={image}, but the position embedding has {config.grid} patches of "
-                f"{config.patch_size} pixels: they belong to different models, or pass grid={config.grid}"
+                f"{config.patch_size} pixels: pass grid={config.grid}, unless they belong to different models"
             )

@@ -1,4 +1,4 @@
-"""The number of heads of a torch model. It must be stated and is verified, never guessed from the width."""
+"""Determines the number of heads of a torch model, which must be stated, and is never guessed from the width."""
 
 import re
 
@@ -13,7 +13,7 @@ MATRIX = 2
 
 
 def head_count(flat: dict[str, np.ndarray], facts: Facts) -> tuple[int, int]:
-    """The number of heads, and the rows (heads x head_dim) of the query weights.
+    """The number of heads, and the number of rows (heads x head_dim) of the query weights.
 
     Raises:
       QkjaxError: the number of heads is not stated, or does not match the weights.
@@ -23,7 +23,7 @@ def head_count(flat: dict[str, np.ndarray], facts: Facts) -> tuple[int, int]:
     if heads is None:
         examples = " or ".join(str(rows // d) for d in (64, 32) if rows % d == 0) or "a divisor of it"
         raise QkjaxError(
-            f"the number of heads is not in the file, and {rows} query rows do not determine it: pass heads=..., "
+            f"the file does not state the number of heads, and {rows} query rows do not determine it: pass heads=..., "
             f"such as {examples}"
         )
     if rows % heads or (facts.head_dim and facts.head_dim * heads != rows):
@@ -35,7 +35,7 @@ def head_count(flat: dict[str, np.ndarray], facts: Facts) -> tuple[int, int]:
 
 
 def _query_rows(flat: dict[str, np.ndarray]) -> int:
-    """Rows of the query weights of the first layer."""
+    """The number of rows of the query weights in the first layer."""
     for name, parts in (("query", 1), ("qkv", 3)):
         kernel = flat.get(f"{BLOCK}_0/{ATTENTION}/{name}/kernel")
         if kernel is not None and (kernel.ndim != MATRIX or kernel.shape[0] % parts):
@@ -46,7 +46,7 @@ def _query_rows(flat: dict[str, np.ndarray]) -> int:
 
 
 def split_fused(flat: dict[str, np.ndarray], rows: int) -> None:
-    """Splits the fused query, key and value of layers, and the fused key and value of timm's pooling."""
+    """Splits fused weights: query, key and value in layers, and key and value in timm's attention pooling."""
     for name in [n for n in flat if "/qkv/" in n or "/kv/" in n]:
         fused, parts = flat.pop(name), ("query", "key", "value") if "/qkv/" in name else ("key", "value")
         if fused.ndim == 0 or fused.shape[0] != len(parts) * rows:

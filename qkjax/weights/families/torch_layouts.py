@@ -1,6 +1,6 @@
 """Converts state dicts of torch models (Hugging Face, timm, open_clip, Meta) to big_vision's tree.
 
-Linear weights are (out, in) in torch; here they are (in, out) and split into heads.
+Linear weights have shape (out, in) in torch. Here, they have shape (in, out), and are split into heads.
 """
 
 import re
@@ -27,25 +27,25 @@ Arrays = dict[str, np.ndarray]
 def read_state(
     readers: Mapping[str, Callable[[], np.ndarray]], facts: Facts, settings: Mapping, notes: Sequence[str] = ()
 ) -> ParsedModel:
-    """The image model of a state dict.
+    """Reads the image model in a state dict.
 
     Args:
-      readers: for each parameter a function that returns its array.
+      readers: a dict from each parameter's name to a function that returns its array.
       facts: facts about the model.
       settings: those of the caller, which take precedence.
-      notes: more notes.
+      notes: further notes, which are returned together with the notes on this model.
 
     Raises:
-      QkjaxError: see `image_tower` and `to_vit`, or a parameter is not finite.
+      QkjaxError: a parameter is not finite, or `image_tower` or `to_vit` raises the error.
     """
     names, left_out = image_tower(readers)
-    unwrapped = [f"{prefix!r} is removed from the names of the parameters"] if (prefix := wrappers(names)) else []
+    unwrapped = [f"qkjax removed {prefix!r} from the names of the parameters"] if (prefix := wrappers(names)) else []
     facts = facts.with_settings(settings).with_notes(*notes, *unwrapped, *left_out)
     return to_vit(names, lambda name: check_finite(name, readers[name]()), facts)
 
 
 def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts) -> ParsedModel:
-    """The architecture and the checked flat canonical arrays of a state dict, and notes on what was assumed.
+    """Converts and checks a state dict; returns the architecture, a flat dict of canonical arrays, and notes.
 
     Args:
       keys: names of its parameters.
@@ -53,7 +53,7 @@ def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts)
       facts: facts about the model; other settings are inferred, or are defaults of the family.
 
     Raises:
-      QkjaxError: see `to_tree`, `infer_config` and `check_shapes`.
+      QkjaxError: `to_tree`, `infer_config` or `check_shapes` raises the error.
     """
     keys, read, left_out = facts.layout.apply(keys, read)
     facts = facts.with_notes(*left_out)
@@ -70,17 +70,17 @@ def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts)
         stated = {**assumed, **({} if "pool" in facts.settings else {"pool": config.pool})}
         listed = ", ".join(f"{name}={value!r}" for name, value in sorted(stated.items()))
         form = "no rotary positions, and norms before attention and MLP"
-        notes = (*notes, f"assumed, since the file does not state it: {listed}; {form}")
+        notes = (*notes, f"assumed, because the file does not state it: {listed}; {form}")
     return config, flat, notes
 
 
 def _queries_and_keys(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts) -> ParsedModel:
-    """Reads only the queries, the keys and the norms before them; for a model that qkjax cannot run on images."""
+    """Reads only queries, keys and the norms before them, for a model that qkjax cannot run on images."""
     names = {key: canonical_name(key, strict=False) for key in sorted(keys)}
     used = {key: name for key, name in names.items() if name and MODES_ONLY.search(name)}
     flat = {name: read(key) for key, name in used.items()}
     if len(flat) < len(used):
-        raise QkjaxError("two parameters have the name of one query or key: expected a file with one model")
+        raise QkjaxError("two parameters have the same name, that of a query or key: expected a file with one model")
     if unread := next((key for key, name in names.items() if name is None and QUERY_PART.search(key)), None):
         raise QkjaxError(f"unknown parameter {unread!r}, expected queries and keys with only a weight and a bias")
     check_ranks(flat, {name: key for key, name in names.items() if name})
@@ -97,13 +97,13 @@ def _queries_and_keys(keys: Iterable[str], read: Callable[[str], np.ndarray], fa
     config = ViTConfig(width=width, depth=depth, heads=heads, head_dim=head_dim, mlp_dim=0, patch_size=(0, 0),
                        **settings)  # fmt: skip
     check_stated_sizes(config, facts)
-    return config, arrays, (*facts.notes, f"only queries and keys are read: {config.weights_only}")
+    return config, arrays, (*facts.notes, f"qkjax reads only queries and keys: {config.weights_only}")
 
 
 def to_tree(
     keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts
 ) -> tuple[Arrays, tuple[int, int] | None, tuple[str, ...]]:
-    """Reads a state dict into flat canonical arrays, one at a time.
+    """Converts a state dict to a flat dict of canonical arrays, one array at a time.
 
     Args:
       keys: names of its parameters.
@@ -111,7 +111,7 @@ def to_tree(
       facts: facts about the model.
 
     Returns:
-      The arrays, the grid of the position embedding, and notes on what was assumed or left out.
+      The arrays, the grid of the position embedding, and notes on what qkjax assumed or left out.
 
     Raises:
       QkjaxError: a name is unknown, a part is missing, the number of heads is unknown, or the grid is ambiguous.
@@ -120,7 +120,7 @@ def to_tree(
     first = {name: key for key, name in reversed(named.items())}
     if second := next((key for key, name in named.items() if first[name] != key), None):
         raise QkjaxError(
-            f"both {first[named[second]]!r} and {second!r} hold {named[second]!r}: expected a file with one model"
+            f"both {first[named[second]]!r} and {second!r} contain {named[second]!r}: expected a file with one model"
         )
     flat = {name: read(key) for key, name in named.items()}
     check_ranks(flat, first)
@@ -139,25 +139,28 @@ def to_tree(
 
 
 def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[str, str], notes: list[str]) -> None:
-    """Removes a classifier that is not a dense layer on the pooled token. The input of DINOv2's is the class token
-    concatenated with the mean of the patches; that of CLIP and SigLIP in transformers is the mean of the patches."""
+    """Removes a classifier that is not a dense layer on the pooled token.
+
+    The input of DINOv2's classifier is the class token concatenated with the mean of the patches. The input of the
+    classifiers of CLIP and SigLIP in transformers is the mean of the patches.
+    """
     head = flat.get("head/kernel")
     if head is None or head.ndim != 2:
         return
     reason = facts.foreign_head
     if head.shape[1] == 2 * width:
-        reason = "it takes the class token and the mean of the patches"
+        reason = "its input is the class token and the mean of the patches"
     elif names.get("head/kernel", "").endswith("classifier.weight") and (
         "MAPHead_0/probe" in flat or "pre_norm/scale" in flat
     ):
-        reason = "it takes the mean of the patches, before the last LayerNorm"
+        reason = "its input is the mean of the patches before the last LayerNorm"
     if reason:
         flat.pop("head/kernel"), flat.pop("head/bias", None)
-        notes.append(f"the classifier is left out: {reason}")
+        notes.append(f"qkjax leaves out the classifier: {reason}")
 
 
 def _join_gated(flat: Arrays) -> None:
-    """Concatenates the gate and the value of a gated MLP's first layer if they are stored separately."""
+    """Concatenates the gate and the value in the first layer of a gated MLP if they are stored separately."""
     for name in [n for n in flat if "/gate/" in n]:
         value = name.replace("/gate/", "/value/")
         if value not in flat:
@@ -166,10 +169,10 @@ def _join_gated(flat: Arrays) -> None:
 
 
 def _fill_missing_biases(flat: Arrays, facts: Facts) -> None:
-    """Adds zeros for biases that all blocks lack, such as BEiT's key bias, and for CLIP's patch bias.
+    """Adds zeros for each bias that all blocks lack, such as BEiT's key bias, and for the patch bias of CLIP.
 
     A bias that only some blocks lack is not added; a later check reports it as missing. Norms without a bias may be
-    RMSNorms or LayerNorms; the facts must state which.
+    RMSNorms or LayerNorms; the facts must state the kind of norm.
     """
     present = {_in_any_block(name) for name in flat}
     for name in [n for n in flat if n.startswith(BLOCK) and n.endswith("/kernel")]:
@@ -180,18 +183,18 @@ def _fill_missing_biases(flat: Arrays, facts: Facts) -> None:
     if not any(name.endswith("LayerNorm_0/bias") and name.startswith(BLOCK) for name in flat):
         kind = facts.settings.get("norm")
         if kind is None:
-            raise QkjaxError("the norms have no bias and may be of either kind: pass norm='rms' or norm='layer'")
+            raise QkjaxError("the norms have no bias: pass norm='rms' for RMSNorm, or norm='layer' for LayerNorm")
         for name in [n for n in flat if n.endswith("/scale") and kind == "layer" and "LayerScale" not in n]:
             flat.setdefault(name.removesuffix("scale") + "bias", np.zeros_like(flat[name]))
 
 
 def _in_any_block(name: str) -> str:
-    """The name without the number of its layer."""
+    """The name of a parameter without the number of its layer."""
     return re.sub(rf"^{BLOCK}_\d+/", f"{BLOCK}/", name)
 
 
 def _share_relative_bias(flat: Arrays) -> None:
-    """Copies a table of relative position biases that all layers share, as in SimMIM's pre-training, to each layer."""
+    """Copies relative position biases that all layers share, as in SimMIM's pre-training, to every layer."""
     shared = flat.pop("relative_position_bias", None)
     for name in [n for n in flat if shared is not None and n.endswith("query/kernel") and BLOCK in n]:
         own = name.replace("query/kernel", "relative_position_bias")
@@ -210,7 +213,7 @@ def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _defaults(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """Default settings for a file without config.json, from the family that its parameters resemble."""
+    """Default settings for a file without config.json: the defaults of the family that its parameters resemble."""
     if "pre_norm/scale" in shapes:
         family = {"activation": "quick_gelu", "norm_eps": 1e-5}  # CLIP
     elif "MAPHead_0/probe" in shapes:

@@ -1,7 +1,6 @@
-"""Converts names of parameters in state dicts of torch models to the names of big_vision.
+"""Converts the names of parameters in state dicts of torch models to big_vision's names.
 
-Each family has a few lines in the tables. All families share the same tables, since their names do not conflict and
-the names in a file determine the family.
+Each family has a few lines in the tables. All families share the same tables, because their names do not conflict.
 """
 
 import re
@@ -13,7 +12,7 @@ from qkjax.weights.families.big_vision_names import BLOCK
 WRAPPED = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "model.", "net.", "backbone.",
            "teacher.", "student.", "ema.", "ema_model.", "module_ema.", "base_encoder.",
            "momentum_encoder.")  # fmt: skip
-"""What training code puts before the names of a model's parameters."""
+"""Prefixes that training code adds to the names of a model's parameters."""
 PREFIXES = (*WRAPPED, "encoder.", "vit.", "deit.", "dinov2.", "dinov2_with_registers.", "ijepa.", "beit.",
             "data2vec_vision.", "vision_model.", "vision_tower.", "vision_encoder.", "image_encoder.", "blip.",
             "owlvit.", "owlv2.", "clip.", "siglip.", "dpt.", "aimv2.", "tipsv2.", "git.", "target_encoder.",
@@ -83,10 +82,10 @@ TOP = {
     "encoder.relative_position_bias.relative_position_bias_table": "relative_position_bias",
     "shared_position_bias.relative_position_bias_table": "relative_position_bias",
     "rel_pos_bias.relative_position_bias_table": "relative_position_bias",
-    # C-RADIO: it normalises the pixels itself
+    # C-RADIO: the model itself normalises the pixels
     "input_conditioner.norm_mean": "pixel_mean",
     "input_conditioner.norm_std": "pixel_std",
-    # Meta's I-JEPA predictor: its inputs are the encoder's tokens, and its patch embedding is a 1 x 1 convolution
+    # Meta's I-JEPA predictor: its inputs are the encoder's tokens, so its patch embedding is a 1 x 1 convolution
     "predictor_embed": "embedding",
     "predictor_pos_embed": "positions",
     "predictor_norm": "Transformer/encoder_norm",
@@ -105,7 +104,7 @@ IN_BLOCK = {
     "attention.k_proj": f"{ATTENTION}/key",
     "attention.v_proj": f"{ATTENTION}/value",
     "attention.o_proj": f"{ATTENTION}/out",
-    # DINOv2, also giant's gated MLP; BEiT; some names only in transformers 5
+    # DINOv2 (including the gated MLP of giant), BEiT; some names exist only in transformers 5
     "norm1": "LayerNorm_0",
     "norm2": "LayerNorm_1",
     "layer_scale1.lambda1": "LayerScale_0/scale",
@@ -171,8 +170,8 @@ BLOCKS = re.compile(r"(?:layers?|blocks(?:\.\d{1,3})?|resblocks|predictor_blocks
 MODES_ONLY = re.compile(rf"{BLOCK}_\d+/(?:LayerNorm_0|{ATTENTION}/(?:query|key|qkv))/")
 """The parameters that determine the modes of a model: queries, keys and the norms before them."""
 QUERY_PART = re.compile(r"[._](?:q|k|query|key)_?(?:norm|layernorm|ln)\b|[._](?:q|query)_bias\b")
-"""Parameters of queries and keys that are an error if they have no canonical name."""
-# Parts that the encoder does not use: text towers, decoders, projections, buffers, mask tokens.
+"""Parameters of queries and keys. If such a parameter has no canonical name, this is an error."""
+# Parts that the image encoder does not use: text towers, decoders, projections, buffers, mask tokens.
 IGNORED = re.compile(
     r"(?:text_model|text_projection|visual_projection|logit_scale|logit_bias|decoder|pooler|predictor|lm_head|"
     r"cls\.predictions|decoder_\w+|text|token_embedding|ln_final|proj)\b|"
@@ -182,21 +181,21 @@ IGNORED = re.compile(
 
 
 def wrappers(names: Iterable[str]) -> str:
-    """The prefix that training code has put before the names of all parameters; "" if there is none."""
+    """The prefix that training code has added to the names of all parameters, or "" if there is none."""
     pattern = re.compile(f"(?:{'|'.join(map(re.escape, WRAPPED))})*")
     prefixes = {pattern.match(name)[0] for name in names}
     return prefixes.pop() if len(prefixes) == 1 else ""
 
 
 def canonical_name(name: str, *, strict: bool = True) -> str | None:
-    """The canonical name of a parameter, with kernel or bias; None if it is ignored.
+    """The canonical name of a parameter, which ends in kernel or bias; None if qkjax ignores the parameter.
 
     Args:
       name: the name in the torch model.
-      strict: raise an error for an unknown name instead of ignoring it.
+      strict: whether an unknown name is an error; if False, unknown names are ignored.
 
     Raises:
-      QkjaxError: no family has this name; the message has the nearest known name.
+      QkjaxError: no family has this name; the message suggests the nearest known name.
     """
     bare, shorter = name, True
     while shorter and bare not in TOP:

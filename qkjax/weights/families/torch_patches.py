@@ -1,4 +1,4 @@
-"""The patch embedding of a torch model: a convolution or a dense layer."""
+"""Converts the patch embedding of a torch model, which is a convolution or a dense layer."""
 
 from math import isqrt
 
@@ -12,7 +12,7 @@ def orient_patches(flat: dict[str, np.ndarray], is_predictor: bool, facts: Facts
     """Reshapes the patch embedding to (rows, columns, channels, width).
 
     Raises:
-      QkjaxError: there is none, or it is not that of square RGB patches of an image.
+      QkjaxError: there is no patch embedding, or its patches are not square RGB patches of images.
     """
     kernel = flat.get("embedding/kernel")
     if kernel is None:
@@ -36,7 +36,7 @@ def orient_patches(flat: dict[str, np.ndarray], is_predictor: bool, facts: Facts
 
 
 def fold_pixel_scale(flat: dict[str, np.ndarray]) -> None:
-    """Moves a model's own normalisation of its pixels, (x - mean) / std, into the patch embedding."""
+    """Moves the normalisation of pixels inside a model, (x - mean) / std, into the patch embedding."""
     mean, std = flat.pop("pixel_mean", None), flat.pop("pixel_std", None)
     if mean is None or std is None:
         return

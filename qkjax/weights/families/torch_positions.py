@@ -1,4 +1,4 @@
-"""The position embedding of a torch model: its rows for special tokens, and the grid of the other rows."""
+"""Converts the position embedding of a torch model: determines its rows for special tokens, and its grid."""
 
 from math import isqrt
 
@@ -8,30 +8,33 @@ from qkjax.errors import QkjaxError
 from qkjax.weights.families.facts import Facts, Grid
 
 Reading = tuple[tuple[str, ...], Grid]
-"""Special tokens that have rows, and the grid of the other rows."""
+"""The special tokens that have rows in the position embedding, and the grid of the other rows."""
 
 
 def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes: list[str]) -> Grid | None:
-    """Adds the position embeddings of special tokens to these tokens, which is equivalent. DeiT's distillation token
-    then becomes a register.
+    """Adds the position embeddings of special tokens to these tokens, which is equivalent.
+
+    DeiT's distillation token then becomes a register.
 
     Returns:
-      The grid of the learned position embedding; without one, the grid of the facts.
+      The grid of the learned position embedding. If there is no learned position embedding, the grid of the facts.
 
     Raises:
-      QkjaxError: there is no position embedding, or its rows fit several grids and the facts do not determine which.
+      QkjaxError: there is no position embedding, or its rows fit several grids and the facts do not determine the grid.
     """
     for name in ("cls", "distillation", "registers"):
         if name in flat:
-            flat[name] = flat[name].reshape(1, -1, width)
+            flat[name] = _rows(flat[name], width, f"embedding of {name}").reshape(1, -1, width)
     positions = flat.pop("positions", flat.pop("positions/kernel", None))
     grid = facts.grids[0] if facts.grids else None
     if positions is not None:
+        _rows(positions, width, "position embedding")
         if positions.ndim == 4:  # (1, rows, columns, width): no rows for special tokens
             grid, prefix = positions.shape[1:3], ()
             if facts.grid_is_given and facts.grids[0] != grid:
                 raise QkjaxError(
-                    f"the position embedding has {grid[0]} x {grid[1]} positions, not those of grid={facts.grids[0]}"
+                    f"the position embedding has {grid[0]} x {grid[1]} positions, which do not match "
+                    f"grid={facts.grids[0]}"
                 )
             positions = positions.reshape(1, -1, width)
         else:
@@ -44,7 +47,7 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
         flat["pos_embedding"] = positions[:, at:]
     elif facts.settings.get("posemb") is None and not any("relative_position_bias" in name for name in flat):
         raise QkjaxError(
-            "the parameters have no position embedding, so it may be fixed or rotary (then a head has no single matrix "
+            "the parameters have no position embedding; it may be fixed, or rotary (then a head has no single matrix "
             "Wq Wk^T): add the model's config.json"
         )
     if "distillation" in flat:
@@ -53,11 +56,22 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
     return grid
 
 
-def _split_class_tokens(flat: dict[str, np.ndarray], count: int) -> None:
-    """Makes all class tokens but the first registers.
+def _rows(array: np.ndarray, width: int, what: str) -> np.ndarray:
+    """The array itself, after a check that its last axis is the embedding.
 
     Raises:
-      QkjaxError: there are more or fewer than `count`.
+      QkjaxError: it is another axis, so that reshaping would mix values.
+    """
+    if array.shape[-1:] != (width,):
+        raise QkjaxError(f"the {what} has shape {array.shape}, expected {width} as its last axis")
+    return array
+
+
+def _split_class_tokens(flat: dict[str, np.ndarray], count: int) -> None:
+    """Keeps the first class token, and makes all other class tokens registers.
+
+    Raises:
+      QkjaxError: there are more or fewer class tokens than `count`.
     """
     found = flat["cls"].shape[1] if "cls" in flat else 0
     if count > 1 and found != count:
@@ -67,10 +81,10 @@ def _split_class_tokens(flat: dict[str, np.ndarray], count: int) -> None:
 
 
 def _reading(flat: dict[str, np.ndarray], rows: int, facts: Facts, notes: list[str]) -> Reading:
-    """The special tokens that have rows, and the grid.
+    """The special tokens that have rows in the position embedding, and the grid of the other rows.
 
-    The first grid in `facts.grids` that fits the number of rows is used. If none fits, exactly one choice of special
-    tokens must leave a square grid. A grid that the caller gives must fit.
+    The function uses the first grid in `facts.grids` that fits the number of rows. If no grid fits, there must be
+    exactly one choice of special tokens for which the other rows form a square grid. A grid from the caller must fit.
     """
     choices = _prefixes(flat, facts.prefix_positions)
     patches = {prefix: rows - sum(flat[name].shape[1] for name in prefix) for prefix in choices}
@@ -82,19 +96,21 @@ def _reading(flat: dict[str, np.ndarray], rows: int, facts: Facts, notes: list[s
     described = "; ".join(f"{_words(prefix)}: {n} patches" for prefix, n in patches.items())
     if facts.grid_is_given:
         rows_, columns = facts.grids[0]
-        raise QkjaxError(f"the position embedding has {rows} rows ({described}), not those of grid={rows_, columns}")
+        raise QkjaxError(
+            f"the position embedding has {rows} rows ({described}), which do not match grid={rows_, columns}"
+        )
     if len(set(squares.values())) != 1:
         problem = "several square grids" if squares else "no square grid"
         raise QkjaxError(
             f"the position embedding has {rows} rows, which fit {problem} ({described}): pass grid=(rows, columns)"
         )
     prefix, grid = next(iter(squares.items()))
-    notes.append(f"grid {grid[0]} x {grid[1]} of the {rows} position rows: assumed to be a square")
+    notes.append(f"assumed that the {rows} rows of the position embedding form a square grid of {grid[0]} x {grid[1]}")
     return prefix, grid
 
 
 def _prefixes(flat: dict[str, np.ndarray], have_rows: bool | None) -> list[tuple[str, ...]]:
-    """The sets of special tokens that may have rows. In timm, all or none have; elsewhere, registers have none."""
+    """The possible sets of special tokens with rows. In timm, all or none have; elsewhere, registers have none."""
     first = tuple(name for name in ("cls", "distillation") if name in flat)
     every = (*first, "registers") if "registers" in flat else first
     choices = {None: [first, (), every], True: [every, first], False: [()]}[have_rows]

@@ -1,4 +1,4 @@
-"""Names of the files with the parameters of torch models, in a module that imports nothing: `qkjax models` is quick."""
+"""Names of files with parameters of torch models. This module imports nothing, so that `qkjax models` is fast."""
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

@@ -6,7 +6,8 @@ from pathlib import Path
 from qkjax.errors import QkjaxError
 
 LARGEST = 64 << 20
-"""Bytes of a JSON file; the index of a model of billions of parameters has less than a million."""
+"""Largest accepted JSON file in bytes. The index of a model with billions of parameters has less than a million
+bytes."""
 
 
 def read_json(path: Path) -> dict:
@@ -24,5 +25,5 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise QkjaxError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
-        raise QkjaxError(f"{path} contains {type(value).__name__}, expected a JSON object")
+        raise QkjaxError(f"{path} contains a {type(value).__name__}, expected a JSON object")
     return value

@@ -1,8 +1,8 @@
-"""Reads and writes npz files. The reader does not trust the file: it reads headers first, then single members.
+"""Reads and writes npz files. The reader does not trust a file: it reads headers first, and then single members.
 
-`numpy.load` would do for a valid file. Here the caller can check the shape and dtype of every member before its data is
-decompressed, so that a small hostile file cannot fill the memory. Nothing is unpickled, and any damage raises an error
-of one line.
+For a valid file, `numpy.load` would suffice. With this reader, the caller can check the shape and dtype of every member
+before its data is decompressed, so that a small hostile file cannot fill the memory. The reader never unpickles, and
+reports any damage as an error of one line.
 """
 
 import io
@@ -21,19 +21,19 @@ from qkjax.errors import QkjaxError
 from qkjax.runtime.files import atomic_path
 
 HEADER_BYTES = 65536  # largest accepted header; numpy writes 128 bytes for these arrays
-ZIP64_COUNT = 0xFFFF  # means that the number of members is stored elsewhere (zip64)
+ZIP64_COUNT = 0xFFFF  # this value means that the number of members is stored elsewhere (zip64)
 CHUNK = 1 << 20  # small enough to stay in the processor's cache between two copies
 
 
 class Header(NamedTuple):
-    """Shape and dtype of a stored array, bfloat16 included."""
+    """The shape and the dtype of a stored array. The dtype may be bfloat16."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 def weight_dtype(dtype: np.dtype) -> np.dtype | None:
-    """The dtype of weights that are stored as `dtype`; None if it is not a floating point type.
+    """The dtype of weights that a file stores as `dtype`, or None if it is not a floating-point type.
 
     numpy has no bfloat16, so files of big_vision store it as the void type '|V2'.
     """
@@ -44,7 +44,7 @@ def weight_dtype(dtype: np.dtype) -> np.dtype | None:
 
 
 class NpzFile:
-    """An open npz file with `keys()`, `header(key)`, `read(key)` and `text(key)`, for a `with` block.
+    """An open npz file for a `with` block, with the methods `keys()`, `header(key)`, `read(key)` and `text(key)`.
 
     Raises (all methods):
       QkjaxError: the file is truncated, damaged or not a zip file, or a member is not a plain array.
@@ -56,7 +56,7 @@ class NpzFile:
             self._zip = zipfile.ZipFile(path)
         except FileNotFoundError:
             raise QkjaxError(f"{path} does not exist: check the path, or use a name from `qkjax models`") from None
-        except Exception as error:  # zipfile raises many kinds of exceptions for damaged files
+        except Exception as error:  # for damaged files, zipfile raises many kinds of exceptions
             raise QkjaxError(self._problem(error)) from error
         self._members = {info.filename.removesuffix(".npy"): info for info in self._zip.infolist()}
         if len(self._members) < len(self._zip.infolist()):
@@ -66,15 +66,20 @@ class NpzFile:
         self._check_names()
 
     def _stated_count(self) -> int:
-        """The number of members according to the end of the file. zipfile does not check it, and skips members after an
-        altered length in the directory."""
+        """The number of members that the end of the file states.
+
+        zipfile does not check this number. If a length in the directory was altered, zipfile skips all later members.
+        """
         with open(self.path, "rb") as file:
             file.seek(-22 - len(self._zip.comment), io.SEEK_END)
             return int.from_bytes(file.read(22)[10:12], "little")
 
     def _check_names(self) -> None:
-        """Checks that each name in the directory is the name in front of the member's data. zipfile checks only members
-        that are opened. An altered name can move a member out of `params/`, so that it is never opened."""
+        """Checks that each member has the same name in the directory and in front of its data.
+
+        zipfile checks this only for members that are opened. If a name is altered, the member may no longer be in
+        `params/`, and would then never be opened.
+        """
         with open(self.path, "rb") as file:
             for info in self._zip.infolist():
                 file.seek(info.header_offset + 26)
@@ -99,7 +104,7 @@ class NpzFile:
         self._zip.close()
 
     def keys(self) -> list[str]:
-        """All member names, without `.npy`."""
+        """The names of all members, without `.npy`."""
         return list(self._members)
 
     def _damaged(self, key: str, error: Exception | str) -> QkjaxError:
@@ -116,15 +121,15 @@ class NpzFile:
             raise
         except MemoryError as error:
             raise QkjaxError(f"{self.path}: {key!r} does not fit into memory") from error
-        except Exception as error:  # many kinds, as above; also those of numpy's tokenizer, lzma and bz2
+        except Exception as error:  # many kinds of exceptions, as above, and those of numpy's tokenizer, lzma and bz2
             raise self._damaged(key, error) from error
 
     def header(self, key: str) -> Header:
-        """Reads shape and dtype of a member from its first bytes."""
+        """Reads the shape and the dtype of a member from its first bytes."""
         with self._opened(key) as (member, header, _, _):
             stored_size = self._members[key].file_size - member.tell()
         if header.dtype.hasobject:
-            raise QkjaxError(f"{self.path}: {key!r} holds Python objects, which are never unpickled; save plain arrays")
+            raise QkjaxError(f"{self.path}: {key!r} contains Python objects, which are not read; save plain arrays")
         if any(length < 1 for length in header.shape):
             raise self._damaged(key, f"shape {header.shape} has an empty axis")
         size = _bytes(header)
@@ -155,7 +160,7 @@ class NpzFile:
 
 
 def _read_header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads shape, order and dtype. It stops at the end of the header, since seeking would disable the checksum."""
+    """Reads shape, order and dtype. The function never seeks, because seeking would disable the checksum."""
     version = npy.read_magic(io.BytesIO(member.read(npy.MAGIC_LEN)))
     length = member.read(2 if version == (1, 0) else 4)
     if (size := int.from_bytes(length, "little")) > HEADER_BYTES:
@@ -167,7 +172,7 @@ def _read_header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.
 
 
 def _bytes(header: Header) -> int:
-    """Size of the data in bytes, in Python integers, which do not overflow."""
+    """The size of the data in bytes, computed with Python integers, which do not overflow."""
     size = header.dtype.itemsize
     for length in header.shape:
         size *= length
@@ -175,7 +180,7 @@ def _bytes(header: Header) -> int:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays atomically, in the format of big_vision's trainer: `np.savez`, keys joined by '/'.
+    """Writes arrays atomically, in the format of big_vision's trainer (`np.savez`, with '/' in the keys).
 
     Raises:
       QkjaxError: the file cannot be written; no partial file remains.

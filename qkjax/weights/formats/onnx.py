@@ -8,10 +8,11 @@ PREFIX = "backbone."
 
 
 def read_dinov2(data: bytes) -> tuple[dict[str, np.ndarray], int]:
-    """State dict and number of heads of the DINOv2 model under `backbone.` in an ONNX file.
+    """Returns the state dict and the number of heads of the DINOv2 model under `backbone.` in an ONNX file.
 
-    Named initializers have their Hugging Face names. The exporter transposed the weights of matrix products and dropped
-    their names; each is identified by the named bias that the graph adds to its product.
+    Most initializers have their Hugging Face names. The exporter transposed the weights of matrix products and dropped
+    their names. The function identifies each of these weights by the named bias that the graph adds to the matrix
+    product.
 
     Raises:
       QkjaxError: the `onnx` package is not installed, or the file does not contain such a graph.
@@ -35,19 +36,19 @@ def read_dinov2(data: bytes) -> tuple[dict[str, np.ndarray], int]:
 
 
 def _check_external(graph) -> None:
-    """Refuses tensors whose data lies in another file, which onnx would read from the current folder.
+    """Checks that the file contains the data of all its tensors; onnx would read other files from the current folder.
 
     Raises:
-      QkjaxError: there is such a tensor.
+      QkjaxError: the data of a tensor is in another file.
     """
     constants = [a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute]
     for tensor in (*graph.initializer, *constants):
         if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
-            raise QkjaxError(f"tensor {tensor.name!r} of the graph lies in another file, expected its data in this one")
+            raise QkjaxError(f"the data of tensor {tensor.name!r} is in another file, expected all data in this file")
 
 
 def _anonymous_weights(graph, arrays: dict) -> dict[str, np.ndarray]:
-    """Weights (out, in) by their names in a state dict ("layer.0...query.weight"), inferred from their biases."""
+    """The weights (out, in), with the names ("layer.0...query.weight") that are inferred from the biases."""
     producer = {out: node for node in graph.node for out in node.output}
     weights = {}
     for node in graph.node:
@@ -62,7 +63,7 @@ def _anonymous_weights(graph, arrays: dict) -> dict[str, np.ndarray]:
 
 
 def _positions(graph, arrays: dict) -> np.ndarray:
-    """Position embedding (1, 1 + tokens, D). The exporter split off the row of the class token to resize the rest."""
+    """The position embedding (1, 1 + tokens, D). The exporter split off the class token's row to resize the rest."""
 
     def constant(op: str) -> np.ndarray:
         return next(
@@ -77,7 +78,7 @@ def _positions(graph, arrays: dict) -> np.ndarray:
 
 
 def _head_count(graph) -> int:
-    """Number of heads, from the last two axes (heads, head_dim) that queries are reshaped to."""
+    """The number of heads, from the last two axes (heads, head_dim) of the shape to which queries are reshaped."""
     concat = next(
         n for n in graph.node if n.op_type == "Concat" and n.name.endswith("layer.0/attention/attention/Concat")
     )

@@ -1,7 +1,7 @@
 """Reads the parameters of torch models: safetensors (one file or shards) and PyTorch files.
 
-Safetensors files are read without torch. PyTorch's `.bin` and `.pth` files are pickles, which only `torch.load` with
-`weights_only=True` opens.
+Safetensors files are read without torch. PyTorch's `.bin` and `.pth` files are pickles, which qkjax opens only with
+`torch.load(weights_only=True)`.
 """
 
 import re
@@ -17,32 +17,35 @@ from qkjax.errors import QkjaxError
 from qkjax.weights.formats.file_names import FILES, PICKLED
 from qkjax.weights.formats.json_object import read_json
 
-# Classes of configurations that Microsoft's and other training code saves with models; they are not used.
+# Configuration classes that Microsoft's and other training code saves with models. qkjax does not use them.
 HARMLESS = [(OrderedDict, "yacs.config.CfgNode"), Namespace]
 READABLE = ("F64", "F32", "F16", "BF16")
 DEEPEST, LISTED = 3, 6
 LARGEST_PICKLE = 64 << 20
-"""Bytes of a zip file's pickle, which holds no weights: that of a ViT-L has about 50,000."""
+"""Largest accepted pickle in a zip file, in bytes. This pickle contains no weights; that of a ViT-L has about 50,000
+bytes."""
 SPARSEST = 20
-"""Largest ratio of a file's size to the space that it takes on disk; file systems compress weights by less."""
+"""Largest accepted ratio of a file's size to the space that the file takes on disk. File systems compress weights by
+less."""
 NOT_MODELS = re.compile(r"optim|sched|scaler|hyper|callbacks|loops|args|config")
-"""Names of other objects that training code saves next to its models."""
+"""Names of objects other than models that training code saves in the same file."""
 
 Readers = dict[str, Callable[[], np.ndarray]]
 
 
 def find(folder: Path) -> Path | None:
-    """The file with the parameters in a folder, or the index of its shards; None if there is none."""
+    """The file with the parameters in a folder, or the index of the shards; None if the folder contains neither."""
     named = next((folder / name for name in FILES if (folder / name).is_file()), None)
     others = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     return named or (others[0] if len(others) == 1 else None)
 
 
 def no_model_message(folder: Path) -> str:
-    """An error message for a folder without a model: what the folder contains, and what was expected."""
+    """An error message for a folder without a model, which states what the folder contains and what was expected."""
     names = sorted(path.name for path in folder.iterdir())
     torch_files = [name for name in names if Path(name).suffix in PICKLED]
-    listed = ", ".join(names[:6]) + (", ..." if len(names) > LISTED else "") or "nothing"
+    shown = [name if len(name) <= 60 else f"{name[:57]}..." for name in names[:LISTED]]
+    listed = ", ".join(shown) + (", ..." if len(names) > LISTED else "") or "nothing"
     hint = f"; give the file, such as {folder / torch_files[0]}" if torch_files else ""
     return (
         f"{folder} contains {listed}; expected {', '.join(FILES)}, one *.safetensors, or a folder of big_vision with "
@@ -51,7 +54,7 @@ def no_model_message(folder: Path) -> str:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether the content is a safetensors header, a pickle, or a zip with a pickle in it."""
+    """Whether a file is a safetensors file, a pickle, or a zip file that contains a pickle."""
     if path.name.endswith(".index.json"):
         return True
     try:
@@ -66,13 +69,13 @@ def is_torch_file(path: Path) -> bool:
 
 
 def open_state(path: Path) -> dict[str, Readers]:
-    """The models of a file by name, which is "" for a single one. A model has one function per parameter that reads it.
+    """Opens a file; returns, for each model by name ("" for a single model), functions that read its parameters.
 
     Args:
-      path: a safetensors file, the index of shards, or a PyTorch file.
+      path: path of a safetensors file, of the index of shards, or of a PyTorch file.
 
     Raises:
-      QkjaxError: the file is damaged, a shard is missing, or it is a PyTorch file and torch is not installed.
+      QkjaxError: the file is damaged, a shard is missing, or torch, which PyTorch files need, is not installed.
     """
     if path.name.endswith(".index.json"):
         return {"": _open_shards(path)}
@@ -85,15 +88,15 @@ def open_state(path: Path) -> dict[str, Readers]:
 
 
 def _check_size(path: Path) -> None:
-    """Checks that a file holds on disk what its size and its zip directory state, before anything is read into memory.
+    """Checks, before reading into memory, that the file's real size on disk agrees with its stated and unpacked size.
 
     Raises:
-      QkjaxError: the file is mostly holes, its pickle is too large, or its members unpack to more than the file holds.
+      QkjaxError: most of the file is not on disk, its pickle is too large, or its members are larger than the file.
     """
     stat = path.stat()
-    on_disk = getattr(stat, "st_blocks", stat.st_size) * 512  # in units of 512 bytes
+    on_disk = getattr(stat, "st_blocks", stat.st_size) * 512  # st_blocks is in units of 512 bytes
     if stat.st_size > LARGEST_PICKLE and on_disk < stat.st_size / SPARSEST:
-        raise QkjaxError(f"{path} has {stat.st_size} bytes, of which {on_disk} are on disk; download or copy it again")
+        raise QkjaxError(f"{path} has {stat.st_size} bytes, but only {on_disk} are on disk; download or copy it again")
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
@@ -103,7 +106,8 @@ def _check_size(path: Path) -> None:
     if pickle > LARGEST_PICKLE or unpacked > 2 * stat.st_size + LARGEST_PICKLE:
         raise QkjaxError(
             f"{path} has {stat.st_size} bytes, but unpacks to {unpacked}, {pickle} of them in its pickle: expected at "
-            f"most {LARGEST_PICKLE}, and no compression, as PyTorch saves it; save the model again"
+            f"most {LARGEST_PICKLE} in the pickle, and no compression, as in files that PyTorch saves; save the model "
+            "again"
         )
 
 
@@ -114,7 +118,8 @@ def _open_safetensors(path: Path) -> Readers:
         def read() -> np.ndarray:
             if stored not in READABLE:
                 raise QkjaxError(f"{path}: {name!r} is stored as {stored}, expected one of {', '.join(READABLE)}")
-            # The file is reopened for each array: closing the memory map frees the pages of the previous one.
+            # The file is opened again for each array, because closing the memory map frees the pages of the previous
+            # array.
             with safe_open(path, "np") as file:
                 return file.get_tensor(name)
 
@@ -139,17 +144,17 @@ def _open_shards(index: Path) -> Readers:
     for parameter, name in places.items():
         if parameter not in shards[name]:
             raise QkjaxError(
-                f"{index.parent}: shard {name!r} lacks {parameter!r}: the shards belong to different "
-                "models; download the model again"
+                f"{index.parent}: shard {name!r} lacks {parameter!r}, so the shards belong to different models; "
+                "download the model again"
             )
     return {parameter: shards[name][parameter] for parameter, name in places.items()}
 
 
 def _open_shard(path: Path) -> Readers:
-    """The readers of a shard, which holds one part of one model."""
+    """Opens a shard, which contains one part of one model; returns functions that read its parameters."""
     models = open_state(path)
     if list(models) != [""]:
-        raise QkjaxError(f"{path}: the shard holds nested objects ({', '.join(models)}), expected parameters alone")
+        raise QkjaxError(f"{path}: the shard contains nested objects ({', '.join(models)}), expected only parameters")
     return models[""]
 
 
@@ -164,13 +169,13 @@ def _open_torch(path: Path) -> dict[str, Readers]:
         is_zip = zipfile.is_zipfile(path)  # files from before 2020 are not zip files and cannot be memory-mapped
         with torch.serialization.safe_globals(HARMLESS):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # the unpickler raises exceptions of many kinds
-        # Only the line of torch's message with the problem, without its advice on unpickling.
+    except Exception as error:  # the unpickler raises many kinds of exceptions
+        # Keep only the line of torch's message that states the problem, without the advice on unpickling.
         match = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
         reason = (match[1] if match else str(error).partition("\n")[0])[:200]
         raise QkjaxError(f"torch cannot read {path} with weights_only=True ({reason})") from error
     if not isinstance(state, dict):
-        raise QkjaxError(f"{path} contains {type(state).__name__}, expected a state dict")
+        raise QkjaxError(f"{path} contains a {type(state).__name__}, expected a state dict")
     models = _models(state)
     return {
         name: {key: (lambda key=key, t=t: to_numpy(f"{path}: {key!r}", t)) for key, t in tensors.items()}
@@ -187,7 +192,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _models(state: dict, name: str = "", depth: int = 0) -> dict[str, dict]:
-    """The state dicts in a nested dict, by the path of their keys. Tensors at the top level have the path ""."""
+    """Finds the state dicts in a nested dict; returns them by the path of keys ("" for top-level tensors)."""
     import torch
 
     tensors = {str(key): value for key, value in state.items() if torch.is_tensor(value)}
@@ -199,13 +204,13 @@ def _models(state: dict, name: str = "", depth: int = 0) -> dict[str, dict]:
 
 
 def to_numpy(what: str, tensor) -> np.ndarray:
-    """A torch tensor on the host as an array of its dtype, which may share its memory.
+    """Converts a torch tensor on the host to an array of the same dtype, which may share the tensor's memory.
 
     Args:
-      what: the tensor, for messages.
+      what: words for the tensor in error messages.
 
     Raises:
-      QkjaxError: it is not a dense tensor of floating point numbers.
+      QkjaxError: the tensor is not a dense tensor of floating-point numbers.
     """
     import ml_dtypes
     import torch

@@ -1,7 +1,7 @@
 """Reads the tensorstore folders that big_vision has written since October 2023.
 
-A checkpoint is a folder with one zarr array per parameter; '~' stands for '/' in the keys. The folder's name ends in a
-step number, and the text file `NAME-LAST` next to it contains that number.
+A checkpoint is a folder with one zarr array per parameter; the keys contain '~' instead of '/'. The folder's name ends
+in a step number, which the text file `NAME-LAST` next to the folder also states.
 """
 
 import json
@@ -15,7 +15,7 @@ from qkjax.weights.formats.npz import Header, weight_dtype
 
 
 def resolve(path: Path) -> Path | None:
-    """The folder `path`, or the one that `path-LAST` refers to; None if neither exists.
+    """The folder `path`, or the folder to which the file `path-LAST` refers; None if neither exists.
 
     Raises:
       QkjaxError: `path-LAST` does not contain a step, or refers to a folder that does not exist.
@@ -35,7 +35,7 @@ def resolve(path: Path) -> Path | None:
 
 
 class TensorstoreFolder:
-    """An open folder with the methods `keys`, `header` and `read` of `NpzFile`.
+    """An open tensorstore folder. It has the methods `keys`, `header` and `read`, as `NpzFile` has.
 
     Raises (all methods):
       QkjaxError: the folder contains no arrays, or an array is damaged.
@@ -73,7 +73,7 @@ class TensorstoreFolder:
         return self._open[key]
 
     def _check_metadata(self, key: str) -> dict:
-        """Reads and checks the `.zarray` of an array, so that tensorstore cannot allocate more than the array."""
+        """Checks the `.zarray` of an array, so that tensorstore cannot allocate more memory than the array needs."""
         try:
             metadata = json.loads((self._folders[key] / ".zarray").read_text())
             shape, chunks = metadata["shape"], metadata["chunks"]
@@ -89,15 +89,15 @@ class TensorstoreFolder:
         return QkjaxError(f"{self.path}: array {key!r} is damaged ({str(error).splitlines()[0][:200]}); copy it again")
 
     def header(self, key: str) -> Header:
-        """Shape and dtype of an array."""
+        """The shape and the dtype of an array."""
         array = self._array(key)
         dtype = array.dtype.numpy_dtype
         return Header(tuple(array.shape), weight_dtype(dtype) or dtype)
 
     def read(self, key: str) -> np.ndarray:
-        """Reads an array from all its chunks.
+        """Reads all chunks of an array.
 
-        A missing chunk is an error, whereas zarr would read it as zeros.
+        A missing chunk is an error, although zarr would read it as zeros.
         """
         array = self._array(key)
         try:

@@ -1,0 +1,11 @@
+"""The number of processor cores for threads and processes."""
+
+import os
+
+
+def cores() -> int:
+    """The number of cores that this process may use.
+
+    A batch system or container may allow a process fewer cores than the machine has, which `os.cpu_count` returns.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
