@@ -68,33 +68,19 @@ def as_text(name: str) -> str:
 def open_images(path: str | Path) -> ImageSet:
     """Opens a folder, an archive (.zip or .tar), an image file or a URL such as `s3://bucket/folder` as an image set.
 
-<<<<<<< HEAD
-    A folder is searched together with its subfolders and archives, as flat or nested folders, the layout of ImageNet
-    or a webdataset. Images are recognised by their suffix and sorted by name. No image is read yet, so some may turn
-    out to be unreadable. The `notes` of the set state how many files do not have the suffix of an image. Images on
-    object stores are read through fsspec (`pip install 'qkjax[remote]'`, with your store's credentials in the places
-    where its own tools look for them).
-=======
     The function searches a folder, its subfolders, and the archives in them. The images may be flat or nested, in
     ImageNet's layout, or in a webdataset. The function recognises images by their suffix, and sorts them by name. It
     does not read any image, so some images may later turn out to be unreadable. The `notes` of the set state how many
-    files do not have the suffix of an image.
->>>>>>> main
+    files do not have the suffix of an image. The function reads images on object stores through fsspec (`pip install
+    'qkjax[remote]'`), with the credentials that the tools of the store find.
 
     Raises:
       QkjaxError: the path does not exist or contains no image, or an archive is truncated or cannot be listed.
     """
-<<<<<<< HEAD
     url, path = url_of(path), Path(path)
     if url is None and not path.exists():
-        raise QkjaxError(f"there is no {path}: pass a folder, a .zip or .tar of images, or an image")
-    if url is None and not (path.is_dir() or path.is_file()):
-=======
-    path = Path(path)
-    if not path.exists():
         raise QkjaxError(f"{path} does not exist: pass a folder, a .zip or .tar of images, or an image")
-    if not (path.is_dir() or path.is_file()):
->>>>>>> main
+    if url is None and not (path.is_dir() or path.is_file()):
         raise QkjaxError(f"{path} is neither a file nor a folder: pass a folder, a .zip or .tar of images, or an image")
     findings = _Findings()
     try:
@@ -109,12 +95,8 @@ def open_images(path: str | Path) -> ImageSet:
     if not images:
         notes = "".join(f"; {note}" for note in findings.notes())
         raise QkjaxError(
-<<<<<<< HEAD
-            f"no image in {url or path}: looked for files ending in {', '.join(SUFFIXES)}, also in .zip and .tar "
-=======
-            f"no image in {path}: expected files that end in {', '.join(SUFFIXES)}, or such files in .zip or .tar "
->>>>>>> main
-            f"archives{notes}"
+            f"no image in {url or path}: expected files that end in {', '.join(SUFFIXES)}, or such files in .zip or "
+            f".tar archives{notes}"
         )
     return image_set(url or path.resolve().name, images, fingerprint, findings.notes())
 
