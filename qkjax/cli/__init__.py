@@ -22,6 +22,7 @@ from qkjax.cli.checkpoints import export, fetch, models
 from qkjax.cli.options import in_options
 from qkjax.cli.pictures import image, top_images
 from qkjax.cli.plain_help import with_plain_help
+from qkjax.cli.remote_out import local_out
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
 from qkjax.errors import AssumptionWarning, QkjaxError, ShardFinished, nearest
@@ -117,13 +118,14 @@ def _run(arguments: list[str]) -> None:
         raise QkjaxError(f"unknown command {command!r}{nearest(command, names)}; the commands are {', '.join(names)}")
     if not {"-h", "--help"} & {command, *options}:
         use_compilation_cache()
-    tyro.extras.subcommand_cli_from_dict(
-        {name: with_plain_help(function) for name, function in {**COMMANDS, **training}.items()},
-        args=[command, *options],
-        prog="qkjax",
-        description="Analyses the query-key interaction of vision transformers.",
-        config=(FlagCreatePairsOff,),
-    )
+    with local_out(options) as local_options:
+        tyro.extras.subcommand_cli_from_dict(
+            {name: with_plain_help(function) for name, function in {**COMMANDS, **training}.items()},
+            args=[command, *local_options],
+            prog="qkjax",
+            description="Analyses the query-key interaction of vision transformers.",
+            config=(FlagCreatePairsOff,),
+        )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -14,6 +14,7 @@ from qkjax.images.archives import Listed, images_in_tar, images_in_zip
 from qkjax.images.decode import opened
 from qkjax.images.fingerprint import digest_of, part_of_file
 from qkjax.images.preprocess import HEIF, open_image
+from qkjax.images.remote import images_in_store, url_of
 from qkjax.images.sets import ImageSet
 
 SUFFIXES = (
@@ -65,35 +66,39 @@ def as_text(name: str) -> str:
 
 
 def open_images(path: str | Path) -> ImageSet:
-    """Opens a folder, an archive (.zip or .tar) or an image file as an image set.
+    """Opens a folder, an archive (.zip or .tar), an image file or a URL such as `s3://bucket/folder` as an image set.
 
     The function searches a folder, its subfolders, and the archives in them. The images may be flat or nested, in
     ImageNet's layout, or in a webdataset. The function recognises images by their suffix, and sorts them by name. It
     does not read any image, so some images may later turn out to be unreadable. The `notes` of the set state how many
-    files do not have the suffix of an image.
+    files do not have the suffix of an image. The function reads images on object stores through fsspec (`pip install
+    'qkjax[remote]'`), with the credentials that the tools of the store find.
 
     Raises:
       QkjaxError: the path does not exist or contains no image, or an archive is truncated or cannot be listed.
     """
-    path = Path(path)
-    if not path.exists():
+    url, path = url_of(path), Path(path)
+    if url is None and not path.exists():
         raise QkjaxError(f"{path} does not exist: pass a folder, a .zip or .tar of images, or an image")
-    if not (path.is_dir() or path.is_file()):
+    if url is None and not (path.is_dir() or path.is_file()):
         raise QkjaxError(f"{path} is neither a file nor a folder: pass a folder, a .zip or .tar of images, or an image")
     findings = _Findings()
     try:
-        listed = _in_folder(path, findings) if path.is_dir() else _of_file(path, path.name, findings)
+        if url is not None:
+            listed = images_in_store(url, findings.is_image, findings.archives.append)
+        else:
+            listed = _in_folder(path, findings) if path.is_dir() else _of_file(path, path.name, findings)
         images = sorted(listed, key=lambda item: item.name)
         fingerprint = digest_of([(as_text(image.name), [image.part]) for image in images])
     except OSError as error:
-        raise QkjaxError(f"cannot list the images of {path}: {error.strerror or error}") from error
+        raise QkjaxError(f"cannot list the images of {url or path}: {error.strerror or error}") from error
     if not images:
         notes = "".join(f"; {note}" for note in findings.notes())
         raise QkjaxError(
-            f"no image in {path}: expected files that end in {', '.join(SUFFIXES)}, or such files in .zip or .tar "
-            f"archives{notes}"
+            f"no image in {url or path}: expected files that end in {', '.join(SUFFIXES)}, or such files in .zip or "
+            f".tar archives{notes}"
         )
-    return image_set(path.resolve().name, images, fingerprint, findings.notes())
+    return image_set(url or path.resolve().name, images, fingerprint, findings.notes())
 
 
 def files_in(folder: Path, skipped: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
