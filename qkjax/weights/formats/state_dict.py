@@ -16,10 +16,10 @@ import numpy as np
 from qkjax.errors import QkjaxError
 from qkjax.weights.formats.file_names import FILES, PICKLED
 from qkjax.weights.formats.json_object import read_json
+from qkjax.weights.formats.safetensors_file import open_safetensors
 
 # Configuration classes that Microsoft's and other training code saves with models. qkjax does not use them.
 HARMLESS = [(OrderedDict, "yacs.config.CfgNode"), Namespace]
-READABLE = ("F64", "F32", "F16", "BF16")
 DEEPEST, LISTED = 3, 6
 LARGEST_PICKLE = 64 << 20
 """Largest accepted pickle in a zip file, in bytes. This pickle contains no weights; that of a ViT-L has about 50,000
@@ -79,16 +79,19 @@ def open_state(path: Path) -> dict[str, Readers]:
     """
     if path.name.endswith(".index.json"):
         return {"": _open_shards(path)}
-    _check_size(path)
+    members = _check_size(path)
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:9] == b"{":
-        return {"": _open_safetensors(path)}
-    return _open_torch(path)
+        return {"": open_safetensors(path)}
+    return _open_torch(path, members)
 
 
-def _check_size(path: Path) -> None:
+def _check_size(path: Path) -> set[str] | None:
     """Checks, before reading into memory, that the file's real size on disk agrees with its stated and unpacked size.
+
+    Returns:
+      The names of the members of a zip file; None for any other file.
 
     Raises:
       QkjaxError: most of the file is not on disk, its pickle is too large, or its members are larger than the file.
@@ -101,7 +104,7 @@ def _check_size(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return
+        return None
     pickle, unpacked = max((n for name, n in sizes.items() if name.endswith(".pkl")), default=0), sum(sizes.values())
     if pickle > LARGEST_PICKLE or unpacked > 2 * stat.st_size + LARGEST_PICKLE:
         raise QkjaxError(
@@ -109,27 +112,7 @@ def _check_size(path: Path) -> None:
             f"most {LARGEST_PICKLE} in the pickle, and no compression, as in files that PyTorch saves; save the model "
             "again"
         )
-
-
-def _open_safetensors(path: Path) -> Readers:
-    from safetensors import SafetensorError, safe_open
-
-    def reader(name: str, stored: str) -> Callable[[], np.ndarray]:
-        def read() -> np.ndarray:
-            if stored not in READABLE:
-                raise QkjaxError(f"{path}: {name!r} is stored as {stored}, expected one of {', '.join(READABLE)}")
-            # The file is opened again for each array, because closing the memory map frees the pages of the previous
-            # array.
-            with safe_open(path, "np") as file:
-                return file.get_tensor(name)
-
-        return read
-
-    try:
-        with safe_open(path, "np") as file:
-            return {name: reader(name, file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise QkjaxError(f"{path} is damaged ({error}); download or copy it again") from error
+    return set(sizes)
 
 
 def _open_shards(index: Path) -> Readers:
@@ -158,17 +141,17 @@ def _open_shard(path: Path) -> Readers:
     return models[""]
 
 
-def _open_torch(path: Path) -> dict[str, Readers]:
+def _open_torch(path: Path, members: set[str] | None) -> dict[str, Readers]:
     try:
         import torch
     except ImportError as error:
         raise QkjaxError(f"{path} is a PyTorch file, which only torch can read: pip install 'qkjax[torch]'") from error
-    if _is_torchscript(path):
+    if any(name.endswith("/constants.pkl") for name in members or ()):
         raise QkjaxError(f"{path} is a TorchScript archive: save torch.jit.load(path).state_dict() with torch.save")
     try:
-        is_zip = zipfile.is_zipfile(path)  # files from before 2020 are not zip files and cannot be memory-mapped
+        # Files from before 2020 are not zip files and cannot be memory-mapped.
         with torch.serialization.safe_globals(HARMLESS):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=members is not None)
     except Exception as error:  # the unpickler raises many kinds of exceptions
         # Keep only the line of torch's message that states the problem, without the advice on unpickling.
         match = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
@@ -178,17 +161,10 @@ def _open_torch(path: Path) -> dict[str, Readers]:
         raise QkjaxError(f"{path} contains a {type(state).__name__}, expected a state dict")
     models = _models(state)
     return {
-        name: {key: (lambda key=key, t=t: to_numpy(f"{path}: {key!r}", t)) for key, t in tensors.items()}
+        # Copied, since a mapped array would change with the file, and end the process if the file were truncated.
+        name: {key: (lambda key=key, t=t: np.array(to_numpy(f"{path}: {key!r}", t))) for key, t in tensors.items()}
         for name, tensors in models.items()
     }
-
-
-def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
-        return False
 
 
 def _models(state: dict, name: str = "", depth: int = 0) -> dict[str, dict]:
