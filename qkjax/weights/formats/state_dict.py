@@ -46,7 +46,7 @@ def no_model_message(folder: Path) -> str:
     torch_files = [name for name in names if Path(name).suffix in PICKLED]
     shown = [name if len(name) <= 60 else f"{name[:57]}..." for name in names[:LISTED]]
     listed = ", ".join(shown) + (", ..." if len(names) > LISTED else "") or "nothing"
-    hint = f"; give the file, such as {folder / torch_files[0]}" if torch_files else ""
+    hint = f"; pass the path of a file, such as {folder / torch_files[0]}" if torch_files else ""
     return (
         f"{folder} contains {listed}; expected {', '.join(FILES)}, one *.safetensors, or a folder of big_vision with "
         f"'<parameter>/.zarray'{hint}"
