@@ -186,8 +186,7 @@ def _open_torch(path: Path) -> dict[str, Readers]:
 
 
 def _check_members(path: Path) -> bool:
-    """Compares every member of a zip file with its checksum, which torch does not do. Files that were saved without
-    checksums, see `torch.serialization.set_crc32_options`, state 0.
+    """Compares every member of a zip file with its checksum, which torch does not do. 0 means that there is none.
 
     Returns:
       Whether no member is compressed. If torch maps a compressed one into memory, it takes its bytes for weights.
