@@ -24,6 +24,7 @@ DEEPEST, LISTED = 3, 6
 LARGEST_PICKLE = 64 << 20
 """Largest accepted pickle in a zip file, in bytes. This pickle contains no weights; that of a ViT-L has about 50,000
 bytes."""
+CHUNK = 1 << 20
 SPARSEST = 20
 """Largest accepted ratio of a file's size to the space that the file takes on disk. File systems compress weights by
 less."""
@@ -148,10 +149,11 @@ def _open_torch(path: Path, members: set[str] | None) -> dict[str, Readers]:
         raise QkjaxError(f"{path} is a PyTorch file, which only torch can read: pip install 'qkjax[torch]'") from error
     if any(name.endswith("/constants.pkl") for name in members or ()):
         raise QkjaxError(f"{path} is a TorchScript archive: save torch.jit.load(path).state_dict() with torch.save")
+    # Files from before 2020 are not zip files and cannot be memory-mapped.
+    mapped = members is not None and _check_members(path)
     try:
-        # Files from before 2020 are not zip files and cannot be memory-mapped.
         with torch.serialization.safe_globals(HARMLESS):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=members is not None)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # the unpickler raises many kinds of exceptions
         # Keep only the line of torch's message that states the problem, without the advice on unpickling.
         match = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
@@ -165,6 +167,26 @@ def _open_torch(path: Path, members: set[str] | None) -> dict[str, Readers]:
         name: {key: (lambda key=key, t=t: np.array(to_numpy(f"{path}: {key!r}", t))) for key, t in tensors.items()}
         for name, tensors in models.items()
     }
+
+
+def _check_members(path: Path) -> bool:
+    """Compares each member of a zip file with its checksum, which torch does not do; a checksum of 0 is not compared.
+
+    Returns:
+      Whether no member is compressed. If torch maps a compressed member, it takes the compressed bytes for weights.
+
+    Raises:
+      QkjaxError: a member is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as member:
+                    while info.CRC and member.read(CHUNK):
+                        pass
+            return all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+    except Exception as error:  # zipfile raises errors of many types
+        raise QkjaxError(f"{path} is damaged ({str(error)[:200]}); download or copy it again") from error
 
 
 def _models(state: dict, name: str = "", depth: int = 0) -> dict[str, dict]:
