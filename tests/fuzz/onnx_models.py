@@ -104,9 +104,10 @@ def load(path: Path, scratch: Path) -> tuple:
     """The tokens of the model in a graph, which is first converted to npz, as after a download."""
     saved = scratch / f"{path.name}.npz"
     write_checkpoint(saved, *model_of_graph(path.read_bytes(), path.name))
-    result = models.load(saved, scratch)
-    saved.unlink()
-    return result
+    try:
+        return models.load(saved, scratch)
+    finally:
+        saved.unlink()
 
 
 def read(path: Path) -> dict:
