@@ -149,7 +149,7 @@ def _open_torch(path: Path, members: set[str] | None) -> dict[str, Readers]:
         raise QkjaxError(f"{path} is a PyTorch file, which only torch can read: pip install 'qkjax[torch]'") from error
     if any(name.endswith("/constants.pkl") for name in members or ()):
         raise QkjaxError(f"{path} is a TorchScript archive: save torch.jit.load(path).state_dict() with torch.save")
-    # Files from before 2020 are not zip files, and cannot be mapped into memory.
+    # Files from before 2020 are not zip files and cannot be memory-mapped.
     mapped = members is not None and _check_members(path)
     try:
         with torch.serialization.safe_globals(HARMLESS):
@@ -170,10 +170,10 @@ def _open_torch(path: Path, members: set[str] | None) -> dict[str, Readers]:
 
 
 def _check_members(path: Path) -> bool:
-    """Compares every member of a zip file with its checksum, which torch does not do. 0 means that there is none.
+    """Compares each member of a zip file with its checksum, which torch does not do; a checksum of 0 is not compared.
 
     Returns:
-      Whether no member is compressed. If torch maps a compressed one into memory, it takes its bytes for weights.
+      Whether no member is compressed. If torch maps a compressed member, it takes the compressed bytes for weights.
 
     Raises:
       QkjaxError: a member is damaged.
