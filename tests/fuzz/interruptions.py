@@ -100,15 +100,29 @@ def import_everything() -> None:
     import sklearn.datasets
 
     import qkjax
-    from qkjax.figures import style
 
     assert grain and h5netcdf and matplotlib and orbax.checkpoint and sklearn.datasets
     for module in pkgutil.walk_packages(qkjax.__path__, "qkjax."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    style.RC["savefig.dpi"] = style.DPI = 20  # drawing takes most of the time
     if hasattr(os, "sched_setaffinity"):  # one process draws all figures: starting others takes longer
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def draw_quickly() -> None:
+    """Replaces the drawing of figures, which takes most of the time, by files of a few bytes. They are still written
+    as figures are, by `qkjax.figures.style.save`."""
+    from contextlib import nullcontext
+
+    from matplotlib.figure import Figure
+
+    from qkjax.figures import style
+
+    def savefig(figure: Figure, path: Path, **_) -> None:
+        axes = [(axis.get_title(), axis.get_xlim(), len(axis.get_children())) for axis in figure.axes]
+        path.write_text(f"{figure.get_size_inches()} {axes}\n")
+
+    style._layout_done, Figure.savefig = nullcontext, savefig
 
 
 def start(words: Sequence[str], folder: Path, home: Path, file_size: int | None = None) -> int:
@@ -424,9 +438,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--commands", nargs="*", default=list(COMMANDS), choices=list(COMMANDS))
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figures", action="store_true", help="draw figures, which takes most of the time")
     parser.add_argument("--keep-going", action="store_true", help="count failures of a command, do not end it")
     options = parser.parse_args(arguments)
     import_everything()
+    if not options.figures:
+        draw_quickly()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="qkjax-interruptions-") as folder, prepared(Path(folder)) as inputs:
         for name in options.commands:
