@@ -381,7 +381,7 @@ def _mount(*words: str) -> bool:
 
 
 SERVER = """
-import http.server, sys, time
+import http.server, os, sys, threading, time
 body = open(sys.argv[1], "rb").read()
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -401,6 +401,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 print(server.server_port, flush=True)
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()  # ends with its parent
 server.serve_forever()
 """
 """A server of one file, which takes about half a second, as a process of its own: this one must have no threads."""
@@ -414,7 +415,7 @@ def prepared(home: Path) -> Iterator[Inputs]:
     body = home / "body.npz"
     np.savez(body, x=np.frombuffer(np.random.default_rng(0).bytes(1 << 20), np.uint8))
     command = [sys.executable, "-c", SERVER, str(body)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         try:
             port = int(server.stdout.readline())
             if (child := os.fork()) == 0:  # computing starts threads
