@@ -54,8 +54,11 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 LOOPS = re.compile(r"\b(infeed|outfeed|send|recv|while|sort|all-gather|all-reduce)\(")
 CALLS = re.compile(r'custom_call_target="([^"]+)"')
-LIBRARY = {"h100": re.compile(r"^cu|^__cu"), "v5e": re.compile(r"Cholesky|Eigh|Qr|Svd|Invert")}
-"""Custom calls that are calls of a numerical library."""
+FACTORISATIONS = {
+    "h100": re.compile(r"(?:cusolver|cublas\$)_?(potrf|geqrf|orgqr|syevd|gesvdj|gesvd|triangularSolve)"),
+    "v5e": re.compile(r"(Cholesky|Eigh|Qr|Svd)"),
+}
+"""Custom calls of library functions that factorise matrices or solve triangular systems."""
 
 
 def prepare(target: Target) -> None:
@@ -151,7 +154,7 @@ def table(paths: list[Path]) -> str:
         row = json.loads(line)
         rows[row["program"], row["target"]] = row
     targets = list(dict.fromkeys(target for _, target in rows))
-    head = [f"{t}: {what}" for t in targets for what in ("compiles in, s", "temporary, GB", "library calls")]
+    head = [f"{t}: {what}" for t in targets for what in ("temporary memory, GB", "library calls")]
     lines = [f"| program | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     for program in dict.fromkeys(program for program, _ in rows):
         cells = [cell for target in targets for cell in _cells(rows.get((program, target)))]
@@ -159,14 +162,17 @@ def table(paths: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: dict | None) -> tuple[str, str, str]:
+def _cells(row: dict | None) -> tuple[str, str]:
     if row is None:
-        return "not compiled", "", ""
+        return "not compiled", ""
     if "failed" in row:
-        return f"**fails**: {row['failed'][:80]}", "", ""
-    calls = {name: count for name, count in row["calls"].items() if LIBRARY[row["target"]].search(name)}
-    named = ", ".join(f"{name} {count}" for name, count in sorted(calls.items())) or "none"
-    return f"{row['compile_seconds']:.0f}", f"{row['temporary_gb']:.2f}", named
+        return f"**fails**: {row['failed'][:80]}", ""
+    matches = [(FACTORISATIONS[row["target"]].search(name), count) for name, count in row["calls"].items()]
+    counts = Counter()
+    for match, count in matches:
+        if match:
+            counts[match[1]] += count
+    return f"{row['temporary_gb']:.2f}", ", ".join(f"{name} {n}" for name, n in sorted(counts.items())) or "none"
 
 
 if __name__ == "__main__":

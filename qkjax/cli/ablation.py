@@ -49,8 +49,8 @@ def ablate(
       key_bias: remove the key bias term of the edited heads. This term is the part of the attention logits that depends
         on the query bias and the key (see `qkjax export --help`).
       plan: TOML file that defines a grid of ablations. It replaces the options above; see docs/ablations.md.
-      images: image set, as a .zip archive, a .tar archive, or a folder of images or archives. The default is the
-        photographs that come with scikit-image and scikit-learn.
+      images: image set, as a .zip archive, a .tar archive, a folder of images or archives, or the URL of a folder on
+        an object store (s3://...). The default is the photographs that come with scikit-image and scikit-learn.
       limit: number of images to use, evenly spaced in the set; by default all images.
       labels: also measure classification accuracy; the class of an image is the name of its folder. Accuracy is
         measured with a linear probe and with nearest neighbours. If the model has a classifier for these classes, the

@@ -82,9 +82,9 @@ def top_images(
 
     Args:
       model: name of a model listed by `qkjax models`, or path of a checkpoint.
-      images: image set, as a .zip archive, a .tar archive (webdataset), or a folder of images or archives. Images may
-        be flat, nested, or in ImageNet's layout. The default is the photographs that come with scikit-image and
-        scikit-learn.
+      images: image set, as a .zip archive, a .tar archive (webdataset), a folder of images or archives, or the URL of
+        a folder on an object store (s3://...). Images may be flat, nested, or in ImageNet's layout. The default is the
+        photographs that come with scikit-image and scikit-learn.
       out: folder for the results; by default results/MODEL/top_images.
       score: one or more scores by which to rank images; the sheets use the first score. The score product is the
         maximum of the query map multiplied by the maximum of the key map, as in the paper. For the query map, query_max
