@@ -16,7 +16,7 @@ from qkjax.interaction.rotary import distance
 from qkjax.interaction.rotary.bias import bias_logits, spread
 from qkjax.interaction.rotary.chance import SAMPLES, curve_factor, random_maps, rotary_null
 from qkjax.interaction.rotary.distance import by_distance, cosine_by_offset, nuclear_norms, offset_angles
-from qkjax.interaction.rotary.edit import KINDS, edit_kernels, out_of_reach
+from qkjax.interaction.rotary.edit import edit_kernels, out_of_reach
 from qkjax.interaction.rotary.exact import head_maps, logits_from_rotated, project_rotated, rest_logits
 from qkjax.interaction.rotary.isotropy import isotropy
 from qkjax.interaction.rotary.mean import coherence, mean_kernels, offset_kernels
@@ -208,16 +208,15 @@ def test_share_of_each_axis(kernels, case):
     if case.angles.ndim == 2:
         np.testing.assert_allclose(result.axis.sum(-1), result.share, atol=1e-5)
     else:
-        assert (result.axis.sum(-1) < result.share - 1e-3).all()
+        assert (result.axis.sum(-1) < result.share + 1e-5).all()
+        assert (result.axis.sum(-1) < result.share - 1e-3).any()
 
 
 @pytest.mark.parametrize("lapack", [True, False], ids=["lapack", "products"])
-@pytest.mark.parametrize("chunk", [7, 32])
-def test_cosine_of_every_offset(kernels, case, lapack, chunk, monkeypatch):
+def test_cosine_of_every_offset(kernels, case, lapack, monkeypatch):
     """tr M / ||M||_nuclear by the SVD of each dense M."""
     monkeypatch.setattr(distance, "by_lapack", lambda: lapack)
-    monkeypatch.setattr(distance, "CHUNK", chunk)
-    jax.clear_caches()
+    monkeypatch.setattr(distance, "CHUNK", 7)  # the last chunk is not full
     ours = cosine_by_offset(*kernels, case.angles, case.grid, case.pairs)
     m = interactions(kernels, case)
     dense = np.trace(m, axis1=-2, axis2=-1) / np.linalg.svd(m, compute_uv=False).sum(-1)
@@ -242,11 +241,11 @@ def test_opposite_offsets_are_not_transposes():
     np.testing.assert_allclose(same, same[..., ::-1], rtol=1e-12)
 
 
-def measured(query, key, case: Case) -> list[np.ndarray]:
+def measures(query, key, case: Case) -> list[np.ndarray]:
     modes = decompose(*mean_kernels(query, key, case.angles, case.pairs))
     share = place_share(query, key, case.angles, case.grid, case.pairs)
     cosine = cosine_by_offset(query, key, case.angles, case.grid, case.pairs)
-    return [np.asarray(x) for x in (modes.s / modes.s[..., :1], share.share, share.contribution, share.axis, cosine)]
+    return [np.asarray(x) for x in (modes.s / modes.s[..., :1], share.share, cosine, share.contribution, share.axis)]
 
 
 def test_only_a_change_of_basis_that_commutes_with_all_rotations_changes_nothing(case):
@@ -259,15 +258,16 @@ def test_only_a_change_of_basis_that_commutes_with_all_rotations_changes_nothing
     for a, plane in enumerate(columns.T):
         allowed[plane] *= scale[a]
     general = rng.standard_normal((HEAD_DIM, HEAD_DIM))
-    before = measured(query, key, case)
+    before = measures(query, key, case)
     for basis, same in ((allowed, True), (general, False)):
         q, k = query @ basis, key @ np.linalg.inv(basis).T
         np.testing.assert_allclose(decompose(q, k).s, decompose(query, key).s, rtol=1e-5)
-        for x, y in zip(before, measured(q, k, case), strict=True):
-            if same:
+        after = measures(q, k, case)
+        if same:
+            for x, y in zip(before, after, strict=True):
                 np.testing.assert_allclose(x, y, atol=1e-5)
-            elif x.size > LAYERS * HEADS * 2 or case.pairs == "half":
-                assert np.abs(x - y).max() > 1e-3
+        else:
+            assert all(np.abs(x - y).max() > 2e-4 for x, y in zip(before[:3], after[:3], strict=True))
 
 
 def tokens_of_layer(kernels: np.ndarray, case: Case, layer: int = 1, special: int = 2):
@@ -383,7 +383,7 @@ def test_spread_of_bias_terms(case):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["drop", "flip", "rotate", "equalize", "unbias"])
 def test_edits_of_mbar_are_those_of_dense_arithmetic(case, kind):
     kernels = random_kernels()
     mean = interactions(kernels, case).mean((2, 3))
@@ -396,7 +396,9 @@ def test_edits_of_mbar_are_those_of_dense_arithmetic(case, kind):
     chosen = weights > 0
     count = np.maximum(chosen.sum(-1, keepdims=True), 1)
     level = np.sqrt((chosen * s**2).sum(-1, keepdims=True) / count)
-    strengths = np.where(chosen, {"drop": 0 * s, "flip": -s, "rotate": s, "equalize": level + 0 * s}[kind], s)
+    strengths = np.where(
+        chosen, {"drop": 0 * s, "flip": -s, "rotate": s, "equalize": level + 0 * s, "unbias": s}[kind], s
+    )
     keys = np.where(chosen[:, :, None], u, v) if kind == "rotate" else v
     after = interactions(np.stack(new), case)
     np.testing.assert_allclose(
@@ -409,8 +411,45 @@ def test_edits_of_mbar_are_those_of_dense_arithmetic(case, kind):
     total = square(change).mean((2, 3))
     shares = np.asarray(edited.mean_change)
     assert np.isnan(shares[untouched]).all()
-    edits = chosen.any(-1)
+    edits = chosen.any(-1) & (kind != "unbias")
+    assert (np.asarray(edited.retained) == 1).all()
     np.testing.assert_allclose(shares[edits], (square(change.mean((2, 3))) / total.clip(1e-30))[edits], atol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_parts_of_mbar_in_kernels(case, sign):
+    """The best approximation of (Mbar + Mbar^T) / 2 of the rank that planes with c > 0 can hold."""
+    kernels = random_kernels()
+    mean = interactions(kernels, case).mean((2, 3))
+    modes = decompose(*mean_kernels(*kernels, case.angles, case.pairs))
+    weights = np.zeros((LAYERS, HEADS, HEAD_DIM), np.float32)
+    weights[1] = 1
+    kind = "symmetric" if sign == 1 else "antisymmetric"
+    edited = edit_kernels(*kernels, case.angles, modes, kind, weights, case.pairs)
+    count = 2 * (coherence(case.angles) > 0).sum(-1).min()
+    part = (mean + sign * np.swapaxes(mean, -1, -2))[1] / 2
+    left, s, right = np.linalg.svd(part)
+    after = interactions(np.stack(edited[:2]), case)
+    # Pairs of equal singular values of an antisymmetric matrix end at an even count.
+    best = np.einsum("hdn,hn,hne->hde", left[..., :count], s[:, :count], right[:, :count])
+    np.testing.assert_allclose(after.mean((2, 3))[1], best, atol=1e-5 * s.max())
+    retained = (s[:, :count] ** 2).sum(-1) / (s**2).sum(-1)
+    np.testing.assert_allclose(edited.retained[1], retained, atol=1e-5)
+    for x, y in zip(edited[:2], kernels, strict=True):
+        np.testing.assert_array_equal(x[0], y[0])
+        if case.angles.ndim == 2:
+            fixed = np.repeat(coherence(case.angles) == 0, 2)[np.argsort(plane_columns(HEAD_DIM, case.pairs).T, None)]
+            np.testing.assert_array_equal(x[..., fixed], y[..., fixed])
+
+
+def test_the_symmetric_part_of_a_symmetric_head_changes_nothing():
+    """Wq = Wk: Mbar is symmetric, and the nearest kernels are the kernels themselves."""
+    case, kernel = CASES["integers"], random_kernels()[0]
+    modes = decompose(*mean_kernels(kernel, kernel, case.angles, case.pairs))
+    weights = np.ones((LAYERS, HEADS, HEAD_DIM), np.float32)
+    edited = edit_kernels(kernel, kernel, case.angles, modes, "symmetric", weights, case.pairs)
+    np.testing.assert_allclose(edited.query_kernel, kernel, atol=1e-4)
+    np.testing.assert_allclose(edited.key_kernel, kernel, atol=1e-4)
 
 
 def test_out_of_reach_is_what_no_edit_changes():
@@ -483,17 +522,15 @@ def test_random_maps_have_variance_1():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plane_columns(7), "even head_dim"),
-        (lambda: plane_columns(8, "quarter"), "expected 'half' or 'interleaved'"),
+        (lambda: plane_columns(7), "expected an even number"),
         (lambda: plane_columns(4, np.array([[0, 1], [2, 2]])), "each of the 4 columns once"),
         (lambda: grid_steps(np.zeros((14, 2)), (5, 3)), "do not fill a grid of 5 x 3"),
         (lambda: grid_steps(np.arange(30.0).reshape(15, 2) ** 2, (5, 3)), "row-major order"),
-        (lambda: rotary_null(8, 2, np.zeros((2, 2, 15, 2)), (5, 3)), "the angles of one head"),
         (
             lambda: edit_kernels(
-                *random_kernels(), np.zeros((4, 4)), decompose(*random_kernels()), "symmetric", np.zeros((2, 2, 8))
+                *random_kernels(), np.zeros((4, 4)), decompose(*random_kernels()), "transpose", np.zeros((2, 2, 8))
             ),
-            "cannot be realised in kernels with rotary positions",
+            "unknown edit 'transpose': expected one of drop",
         ),
         (
             lambda: head_maps(*random_kernels(), np.zeros((4, 4)), decompose(*random_kernels(), normalize=True)),
