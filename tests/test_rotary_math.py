@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 import qkjax
+from qkjax.activations.rotary_contribution import rotary_contributions
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import decompose
 from qkjax.interaction.null import null_band
-from qkjax.interaction.rotary import distance
+from qkjax.interaction.rotary import distance, edit
 from qkjax.interaction.rotary.bias import bias_logits, spread
 from qkjax.interaction.rotary.chance import SAMPLES, curve_factor, random_maps, rotary_null
 from qkjax.interaction.rotary.distance import by_distance, cosine_by_offset, nuclear_norms, offset_angles
 from qkjax.interaction.rotary.edit import edit_kernels, out_of_reach
-from qkjax.interaction.rotary.exact import head_maps, logits_from_rotated, project_rotated, rest_logits
+from qkjax.interaction.rotary.exact import HeadMaps, head_maps, logits_from_rotated, project_rotated, rest_logits
 from qkjax.interaction.rotary.isotropy import isotropy
 from qkjax.interaction.rotary.mean import coherence, mean_kernels, offset_kernels
 from qkjax.interaction.rotary.place import place_share
@@ -338,6 +339,17 @@ def test_planes_without_mean_are_in_the_remainder():
     assert (np.asarray(alpha)[..., 4:] == 0).all()
 
 
+def test_scales_of_planes_move_no_mode_to_the_remainder():
+    """Scaling a plane of Wq, and the same plane of Wk inversely, changes no logit."""
+    case, kernels = CASES["integers"], random_kernels()
+    scale = np.repeat(np.float32([1e3, 1e-3, 1, 30]), 2)
+    unbalanced = np.stack([kernels[0] * scale, kernels[1] / scale])
+    modes = [decompose(*mean_kernels(*x, case.angles, case.pairs)) for x in (kernels, unbalanced)]
+    maps = [head_maps(*x, case.angles, m, case.pairs) for x, m in zip((kernels, unbalanced), modes, strict=True)]
+    assert (maps[1].in_rest == 0).all()
+    np.testing.assert_allclose(maps[1].query * scale[:, None], maps[0].query, rtol=1e-3, atol=1e-4)
+
+
 def test_degenerate_heads_keep_exact_logits():
     """A head that is zero, one with equal columns, and more columns than the embedding has dimensions."""
     case = CASES["integers"]
@@ -367,6 +379,36 @@ def test_bias_terms_complete_the_logits(case):
     )
     only_query, _ = dense_logits(tokens, kernels, biases * [[[1]], [[0]]], angles, case.pairs)
     np.testing.assert_allclose(terms.key / reach, (only_query - content) / reach, atol=1e-6)
+
+
+def test_shares_of_the_logits_add_up_to_1(case):
+    """The share of a mode by loops in float64, with equal weights and with weights by attention."""
+    kernels = random_kernels()
+    tokens, biases, angles = tokens_of_layer(kernels, case)
+    logits, _ = dense_logits(tokens, kernels, biases, angles, case.pairs)
+    _, (q, k) = dense_logits(tokens, kernels, 0 * biases, angles, case.pairs)
+    attention = np.exp(logits - logits.max(-1, keepdims=True))
+    attention = attention / attention.sum(-1, keepdims=True)
+    modes = decompose(*mean_kernels(*kernels, case.angles, case.pairs))
+    maps = HeadMaps(*(x[1] for x in head_maps(*kernels, case.angles, modes, case.pairs)))
+    query, key = (
+        (np.einsum("bnd,dhk->bnhk", tokens, kernel[1]) + bias).astype(np.float32)
+        for kernel, bias in zip(kernels, biases, strict=True)
+    )
+    scores = [x.astype(np.float32) for x in (logits, attention)]
+    shares = rotary_contributions(query, key, *biases, *scores, angles, maps, case.pairs)
+    total = shares.modes.sum(-1) + shares.rest + shares.query_bias + shares.key_bias + shares.constant
+    np.testing.assert_allclose(total, 1, atol=1e-4)
+    for index, weights in enumerate((np.full_like(attention, 1 / attention.shape[-1]), attention)):
+        centred = logits - (weights * logits).sum(-1, keepdims=True)
+        for image, head, n in product(range(2), range(HEADS), (0, 3)):
+            alpha = q[image, :, head] @ maps.query[head, :, n].astype(np.float64)
+            beta = k[image, :, head] @ maps.key[head, :, n].astype(np.float64)
+            term = maps.s[head, n] * np.outer(alpha, beta) / np.sqrt(HEAD_DIM)
+            w, logit = weights[image, head], centred[image, head]
+            term = term - (w * term).sum(-1, keepdims=True)
+            expected = (w * term * logit).sum() / (w * logit**2).sum()
+            np.testing.assert_allclose(shares.modes[index, image, head, n], expected, atol=1e-4)
 
 
 def test_spread_of_bias_terms(case):
@@ -416,9 +458,12 @@ def test_edits_of_mbar_are_those_of_dense_arithmetic(case, kind):
     np.testing.assert_allclose(shares[edits], (square(change.mean((2, 3))) / total.clip(1e-30))[edits], atol=1e-5)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_parts_of_mbar_in_kernels(case, sign):
+@pytest.mark.parametrize(("sign", "lapack"), [(1, True), (-1, True), (1, False)])
+def test_parts_of_mbar_in_kernels(case, sign, lapack, monkeypatch):
     """The best approximation of (Mbar + Mbar^T) / 2 of the rank that planes with c > 0 can hold."""
+    for module in ("modes", "rotary.edit"):
+        monkeypatch.setattr(f"qkjax.interaction.{module}.by_lapack", lambda: lapack)
+    edit._edit.clear_cache()
     kernels = random_kernels()
     mean = interactions(kernels, case).mean((2, 3))
     modes = decompose(*mean_kernels(*kernels, case.angles, case.pairs))

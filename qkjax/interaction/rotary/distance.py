@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qkjax.interaction.modes import by_lapack
+from qkjax.interaction.rotary.place import scaled_heads
 from qkjax.interaction.rotary.rotation import Angles, Pairs, by_plane, grid_steps, offsets, rotate
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 from qkjax.interaction.svd.jacobi import jacobi_svd
-from qkjax.interaction.svd.lapack import cores, one_blas_thread
+from qkjax.interaction.svd.lapack import by_lapack, cores, one_blas_thread
 
 CHUNK = 32
 """The number of offsets whose cores are in memory at a time, for each head. On a CPU, cores of 64 x 64 then stay in the
@@ -63,7 +63,7 @@ def traces(
     query: Kernel, key: Kernel, pairs: Pairs = "half"
 ) -> tuple[Float[Array, "layers heads planes"], Float[Array, "layers heads planes"]]:
     """tr C_a and tr S_a of each plane, the coefficients of tr M(delta)."""
-    q, k = (by_plane(jnp.asarray(x, jnp.float32), pairs) for x in (query, key))
+    q, k = (by_plane(x, pairs) for x in (query, key))
     return (q * k).sum((1, 3)), (q[..., 0, :] * k[..., 1, :] - q[..., 1, :] * k[..., 0, :]).sum(1)
 
 
@@ -162,6 +162,7 @@ def cosine_by_offset(
       ((1, 3, 5, 7), 1.0)
     """
     all_angles = offset_angles(angles, grid)
+    query, key = (scaled_heads(x) for x in (query, key))  # the cosine does not depend on the scale
     even, odd = (np.asarray(x, np.float64)[..., None, :] for x in traces(query, key, pairs))
     shared = all_angles.reshape((1,) * (4 - all_angles.ndim) + all_angles.shape)
     trace = (np.cos(shared) * even + np.sin(shared) * odd).sum(-1)

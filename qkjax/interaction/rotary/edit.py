@@ -26,10 +26,12 @@ from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction.edit import EDITS
-from qkjax.interaction.modes import Modes, decompose_head, require_plain
+from qkjax.interaction.modes import Modes, decompose_in_program, require_plain
 from qkjax.interaction.rotary.mean import Kernel, coherence
 from qkjax.interaction.rotary.place import covariances, for_heads, inner_products, moments, scaled_heads
 from qkjax.interaction.rotary.rotation import Angles, Pairs, by_column, by_plane
+from qkjax.interaction.svd.jacobi import jacobi_svd
+from qkjax.interaction.svd.lapack import by_lapack
 
 PARTS = ("symmetric", "antisymmetric")
 """Edits that replace Mbar by a part of up to twice its rank; kernels retain its strongest modes."""
@@ -90,7 +92,7 @@ def _part_of_mean(query, key, u, s, v, weight, root, kind: str):
     before the edit (orthogonal Procrustes; Schoenemann 1966).
     """
     factors = EDITS[kind](u, s, v, weight)
-    modes = decompose_head(*factors)
+    modes = decompose_in_program(*factors)
     width = query.shape[1]
     count = (root > 0).sum()
     values = jnp.pad(modes.s, (0, max(width - len(modes.s), 0)))[:width]
@@ -103,7 +105,7 @@ def _part_of_mean(query, key, u, s, v, weight, root, kind: str):
     # Columns out of reach take the modes that are not retained, so that Z does not mix them with the other columns.
     spare = jnp.where(root > 0, -1, count + jnp.cumsum(root == 0) - 1)
     near = near + (jnp.arange(width)[:, None] == spare[None]) * jnp.linalg.norm(near)
-    left, _, right = jnp.linalg.svd(near)
+    left, _, right = (jnp.linalg.svd if by_lapack() else jacobi_svd)(near)
     inverse = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
     total = (modes.s**2).sum()
     retained = jnp.where(total > 0, (kept**2).sum() / jnp.where(total > 0, total, 1), 1)
@@ -114,8 +116,13 @@ def _part_of_mean(query, key, u, s, v, weight, root, kind: str):
 def _edit(query, key, modes: Modes, weights, root, kind: str):
     edit = partial(_part_of_mean if kind in PARTS else _edit_modes, kind=kind)
     old = [jnp.moveaxis(x, 2, 1) for x in (query, key)]
-    # One layer at a time: two concurrent batched LAPACK calls can deadlock XLA on CPUs with few cores.
-    *new, retained = jax.lax.map(lambda x: jax.vmap(edit)(*x), (*old, *modes, weights, root))
+
+    def layer(arguments):
+        return jax.vmap(edit)(*arguments)
+
+    # On a CPU, one layer at a time: two concurrent batched LAPACK calls can deadlock XLA on CPUs with few cores.
+    over_layers = partial(jax.lax.map, layer) if by_lapack() else jax.vmap(layer)
+    *new, retained = over_layers((*old, *modes, weights, root))
     edited = weights.any(-1)
     changed = edited[..., None, None] & (root > 0)[:, :, None]
     new = (jnp.moveaxis(jnp.where(changed, x, y), 1, 2) for x, y in zip(new, old, strict=True))
