@@ -154,6 +154,19 @@ def test_mbar_in_float64(case):
     np.testing.assert_allclose(np.einsum("ldhk,lehk->lhde", query, key), mean, atol=1e-13 * np.abs(mean).max() * EMBED)
 
 
+def test_mbar_within_a_jitted_program(case):
+    """With traced angles, too, as for learned frequencies; derivatives are finite even if c is 0."""
+    kernels, angles = random_kernels(), case.angles.astype(np.float32)
+    expected = mean_kernels(*kernels, case.angles, case.pairs)
+    traced = jax.jit(lambda *x: mean_kernels(*x, case.pairs))(*kernels, angles)
+    for ours, x in zip(traced, expected, strict=True):
+        np.testing.assert_allclose(ours, x, atol=1e-4)
+    gradient = jax.grad(lambda a: sum((x**2).sum() for x in mean_kernels(*kernels, a, case.pairs)))(jnp.asarray(angles))
+    assert np.isfinite(gradient).all()
+    share = jax.jit(lambda q, k: place_share(q, k, case.angles, case.grid, case.pairs))(*kernels).share
+    np.testing.assert_allclose(share, place_share(*kernels, case.angles, case.grid, case.pairs).share, atol=1e-6)
+
+
 def test_modes_of_one_offset(kernels, case):
     dense = interactions(kernels, case)[:, :, 3, 1]
     angles = case.angles[..., 3, :] - case.angles[..., 1, :]

@@ -10,6 +10,9 @@ of M(delta) are those of the d x d core Rq R(delta) Rk^T. One factorisation of t
 
 M(-delta) = Wq R(delta)^T Wk^T is the transpose of M(delta) only if Wq = Wk. In general its singular values differ, so
 every offset needs its own core.
+
+The cost is that of the cores and their singular values, about (2 + 8 / 3) d^3 floating-point operations per head and
+offset. For DINOv3 ViT-B with 14 x 14 patches (144 heads, 729 offsets, d = 64) this is 128 GFLOP.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +32,9 @@ from qkjax.interaction.svd.jacobi import jacobi_svd
 from qkjax.interaction.svd.lapack import by_lapack, cores, one_blas_thread
 
 CHUNK = 32
-"""The number of offsets whose cores are in memory at a time, for each head. On a CPU, cores of 64 x 64 then stay in the
-cache."""
+"""Largest number of offsets whose cores are in memory at a time."""
+ENTRIES = 2**25
+"""Largest number of entries of the cores of all heads that are in memory at a time within a jitted program."""
 
 Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
 OffsetAngles = Float[Array | np.ndarray, "layers heads offsets planes"]
@@ -80,8 +84,9 @@ def _nuclear_norms(query, key, angles, lapack: bool) -> Float[Array, "layers hea
         return (jnp.linalg.svd(core, compute_uv=False) if lapack else jacobi_svd(core)[1]).sum(-1)
 
     count = angles.shape[2]
-    filled = jnp.pad(jnp.moveaxis(angles, 2, 0), [(0, -count % CHUNK), (0, 0), (0, 0), (0, 0)])
-    result = jax.lax.map(chunk, filled.reshape(-1, CHUNK, *filled.shape[1:]))
+    size = max(1, min(CHUNK, ENTRIES // first.size))
+    filled = jnp.pad(jnp.moveaxis(angles, 2, 0), [(0, -count % size), (0, 0), (0, 0), (0, 0)])
+    result = jax.lax.map(chunk, filled.reshape(-1, size, *filled.shape[1:]))
     return jnp.moveaxis(result, 0, 2).reshape(*result.shape[1:3], -1)[..., :count]
 
 
@@ -171,7 +176,9 @@ def cosine_by_offset(
     return value.reshape(*value.shape[:2], *offsets(grid).shape[:-1])
 
 
-def by_distance(values: Float[np.ndarray, "layers heads *offset_grid"], counts: Int[np.ndarray, "*offset_grid"]):
+def by_distance(
+    values: Float[np.ndarray, "layers heads *offset_grid"], counts: Int[np.ndarray, "*offset_grid"]
+) -> ByDistance:
     """Averages maps of offsets over all pairs of places at the same distance (rounded to whole patches).
 
     Args:
