@@ -23,6 +23,7 @@ from qkjax.interaction.rotary.distance import by_distance, offset_angles
 from qkjax.interaction.rotary.isotropy import isotropy
 from qkjax.interaction.rotary.place import axis_covariances, covariances, place_share
 from qkjax.interaction.rotary.rotation import offsets, pair_counts
+from qkjax.interaction.svd.lapack import cpu_device
 
 Angles = Float[np.ndarray, "places planes"]
 SAMPLES = 2000  # number of maps of random heads from which the intervals of isotropy are computed
@@ -77,9 +78,10 @@ def _half_width(values: np.ndarray, centre: np.ndarray | float = 0.0):
 
 
 def _share_widths(embed: int, heads: int, angles: Angles, grid: tuple[int, ...], centre: float) -> tuple[float, float]:
-    keys = jax.random.split(jax.random.key(0), 2)
     shape = (1, embed, HEADS, 2 * angles.shape[-1])
-    share = np.asarray(place_share(*(jax.random.normal(k, shape) for k in keys), angles, grid).share[0], np.float64)
+    with jax.default_device(cpu_device()):  # on any machine, the values are those of a CPU
+        query, key = (jax.random.normal(k, shape) for k in jax.random.split(jax.random.key(0), 2))
+        share = np.asarray(place_share(query, key, angles, grid).share[0], np.float64)
     sampled = np.random.default_rng(0).integers(HEADS, size=(LAYERS, heads))
     return float(_half_width(share, centre)), float(_half_width(share[sampled].mean(-1), centre))
 

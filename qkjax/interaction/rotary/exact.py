@@ -29,8 +29,9 @@ from qkjax.interaction.rotary.rotation import Angles, Pairs, by_plane, plane_col
 from qkjax.interaction.svd.lapack import one_blas_thread
 
 AMPLIFICATION = 1e4
-"""Largest s_n |F_n| |G_n| of a mode, the largest possible ratio of its term to |q| |k|. Rounding errors of float32
-queries and keys are amplified by up to this factor."""
+"""Largest s_n |F_n| |G_n| of a mode, the largest possible ratio of its term to |q| |k|, after each plane of Wq and Wk
+is scaled to equal norms (which does not change M). Rounding errors of float32 queries and keys are amplified by up to
+this factor."""
 
 
 class HeadMaps(NamedTuple):
@@ -59,6 +60,13 @@ def _mean_of_rotated(kernel: np.ndarray, mean: np.ndarray) -> Float[np.ndarray, 
     return np.concatenate([product.real, product.imag], axis=-1)
 
 
+def _balance(query: np.ndarray, key: np.ndarray) -> Float[np.ndarray, "columns"]:
+    """Factors t, one per plane, for which the planes of Wq diag(t) and of Wk diag(t)^-1 have equal norms."""
+    queries, keys = (np.linalg.norm(x.reshape(len(x), 2, -1), axis=(0, 1)) for x in (query, key))
+    usable = (queries > 0) & (keys > 0)
+    return np.tile(np.sqrt(np.where(usable, keys, 1) / np.where(usable, queries, 1)), 2)
+
+
 def _maps_of_head(query: np.ndarray, key: np.ndarray, mean: np.ndarray, u: np.ndarray):
     """F, s, G of one head, for columns in the order of `by_plane`, with the signs of `u`."""
     reachable = np.tile(mean != 0, 2)
@@ -69,7 +77,8 @@ def _maps_of_head(query: np.ndarray, key: np.ndarray, mean: np.ndarray, u: np.nd
     sign = np.where(np.einsum("dn,dn->n", basis @ left, u[:, :count]) < 0, -1.0, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         towards_query, towards_key = second.T @ (right * sign) / s, first.T @ (left * sign) / s
-        size = s * np.linalg.norm(towards_query, axis=0) * np.linalg.norm(towards_key, axis=0)
+        scale = _balance(query, key)[reachable, None]
+        size = s * np.linalg.norm(towards_query / scale, axis=0) * np.linalg.norm(towards_key * scale, axis=0)
     usable = size <= AMPLIFICATION  # False for NaN
     maps = np.zeros((2, query.shape[1], u.shape[-1]))
     for one, values in zip(maps, (towards_query, towards_key), strict=True):
@@ -106,12 +115,12 @@ def head_maps(query: Kernel, key: Kernel, angles: Angles, modes: Modes, pairs: P
     real, imaginary = (np.asarray(x, np.float64) for x in mean_rotation(np.asarray(angles)))
     mean = np.broadcast_to(real + 1j * imaginary, (layers, heads, head_dim // 2))
     order = plane_columns(head_dim, pairs).reshape(-1)
-    u = np.asarray(modes.u)
+    query, key, u = (np.asarray(x) for x in (query, key, modes.u))
     maps = np.zeros((2, layers, heads, head_dim, u.shape[-1]))
     s = np.zeros((layers, heads, u.shape[-1]))
     with one_blas_thread():
         for head in product(range(layers), range(heads)):
-            kernels = (by_plane(np.asarray(x[head[0], :, head[1]], np.float64), pairs) for x in (query, key))
+            kernels = (by_plane(x[head[0], :, head[1]].astype(np.float64), pairs) for x in (query, key))
             both, s[head] = _maps_of_head(*(x.reshape(len(x), -1) for x in kernels), mean[head], u[head])
             maps[:, head[0], head[1], order] = both
     rest = np.eye(head_dim) - np.einsum("lhdn,lhn,lhen->lhde", maps[0], s, maps[1])

@@ -63,9 +63,9 @@ def mean_kernels(query: Kernel, key: Kernel, angles: Angles, pairs: Pairs = "hal
       Modes(1 layers x 3 heads x 4 modes, embed 12, frame plain)
     """
     c = coherence(angles)
-    root = jnp.sqrt(c) if isinstance(c, jax.Array) else np.sqrt(c)
-    stack = jnp.stack if isinstance(root, jax.Array) else np.stack
-    scale = across_embed(by_column(stack([root, root], axis=-2), pairs))
+    module = jnp if isinstance(c, jax.Array) else np
+    root = module.where(c > 0, module.sqrt(module.where(c > 0, c, 1)), 0)  # with a derivative of 0 at 0
+    scale = across_embed(by_column(module.stack([root, root], axis=-2), pairs))
     query, key = (
         kernel.astype(dtype) * scale.astype(dtype)
         for kernel, dtype in ((x, jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))

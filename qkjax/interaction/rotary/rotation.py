@@ -26,7 +26,7 @@ def plane_columns(head_dim: int, pairs: Pairs = "half") -> Int[np.ndarray, "2 pl
     Columns that a model does not rotate also belong to planes; the angles of these planes are 0.
 
     Raises:
-      QkjaxError: `pairs` does not name every column of the head once.
+      QkjaxError: the number of columns is odd, or `pairs` does not name every column once.
 
     Example:
       >>> plane_columns(6, "half").tolist(), plane_columns(6, "interleaved").tolist()
@@ -34,10 +34,8 @@ def plane_columns(head_dim: int, pairs: Pairs = "half") -> Int[np.ndarray, "2 pl
     """
     columns = np.arange(head_dim)
     if isinstance(pairs, str):
-        if head_dim % 2 or pairs not in ("half", "interleaved"):
-            raise QkjaxError(
-                f"pairs is {pairs!r} and head_dim is {head_dim}: expected 'half' or 'interleaved' and an even head_dim"
-            )
+        if head_dim % 2:
+            raise QkjaxError(f"head_dim is {head_dim}: expected an even number, because planes are pairs of columns")
         return columns.reshape(2, -1) if pairs == "half" else columns.reshape(-1, 2).T
     pairs = np.asarray(pairs)
     if pairs.ndim != 2 or len(pairs) != 2 or not np.array_equal(np.sort(pairs, axis=None), columns):
@@ -47,14 +45,25 @@ def plane_columns(head_dim: int, pairs: Pairs = "half") -> Int[np.ndarray, "2 pl
     return pairs
 
 
-def by_plane(x: Float[Array | np.ndarray, "*batch head_dim"], pairs: Pairs = "half"):
+def by_plane(
+    x: Float[Array | np.ndarray, "*batch head_dim"], pairs: Pairs = "half"
+) -> Float[Array | np.ndarray, "*batch 2 planes"]:
     """Reorders the columns of queries, keys or kernels to (..., 2, planes)."""
     columns = plane_columns(x.shape[-1], pairs)
-    return x[..., columns.reshape(-1)].reshape(*x.shape[:-1], *columns.shape)
+    if not isinstance(pairs, str):
+        return x[..., columns.reshape(-1)].reshape(*x.shape[:-1], *columns.shape)
+    if pairs == "half":
+        return x.reshape(*x.shape[:-1], *columns.shape)  # without a copy
+    return x.reshape(*x.shape[:-1], *columns.shape[::-1]).swapaxes(-1, -2)
 
 
-def by_column(x: Float[Array | np.ndarray, "*batch 2 planes"], pairs: Pairs = "half"):
+def by_column(
+    x: Float[Array | np.ndarray, "*batch 2 planes"], pairs: Pairs = "half"
+) -> Float[Array | np.ndarray, "*batch head_dim"]:
     """The inverse of `by_plane`: returns the columns in the order of the head."""
+    if isinstance(pairs, str):
+        x = x if pairs == "half" else x.swapaxes(-1, -2)
+        return x.reshape(*x.shape[:-2], -1)
     columns = plane_columns(2 * x.shape[-1], pairs)
     return x.reshape(*x.shape[:-2], -1)[..., np.argsort(columns, axis=None)]
 
@@ -71,7 +80,7 @@ def rotate(
     x: Float[Array | np.ndarray, "*batch head_dim"],
     angles: Float[Array | np.ndarray, "*places planes"],
     pairs: Pairs = "half",
-):
+) -> Float[Array | np.ndarray, "*result head_dim"]:
     """Computes x R(p): rotates the columns x_a, x_a' of each plane to x_a cos - x_a' sin, x_a' cos + x_a sin.
 
     Args:
@@ -129,7 +138,7 @@ def grid_steps(angles: Angles, grid: tuple[int, ...]) -> Float[np.ndarray, "*hea
       QkjaxError: the angles do not fill the grid, or they are not linear in the coordinates.
     """
     angles = np.asarray(angles, np.float64)
-    *_heads, places, _planes = angles.shape
+    places = angles.shape[-2]
     if places != np.prod(grid):
         raise QkjaxError(f"angles of {places} places do not fill a grid of {' x '.join(map(str, grid))}: pass its grid")
     coordinates = np.stack(np.meshgrid(*(np.arange(n) for n in grid), indexing="ij"), -1).reshape(places, -1)
