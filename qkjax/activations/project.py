@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes, require_plain
+from qkjax.runtime.precision import full_precision
 
 Stream = Literal["norm", "residual"]
 """The tokens to project. "norm" is the output of the LayerNorm before attention, on which M acts. "residual" is the
@@ -45,7 +46,7 @@ def project(
     would be inaccurate in float32.
     """
     directions = jnp.stack([u, v])
-    return jnp.einsum("bnd,whdr->bnwhr", jnp.asarray(tokens, jnp.float32), directions, precision="highest")
+    return jnp.einsum("bnd,whdr->bnwhr", jnp.asarray(tokens, jnp.float32), directions, precision=full_precision())
 
 
 @partial(jax.jit, static_argnames=("special", "grid"))

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qkjax.runtime.precision import full_precision
 from qkjax.vit import posemb, tree
-from qkjax.vit.attention import attention_logits, mixed_values, weighted_values
+from qkjax.vit.attention import Precision, attention_logits, mixed_values, weighted_values
 from qkjax.vit.config import ViTConfig
 
 
@@ -46,12 +47,17 @@ def normalisation(config: ViTConfig, name: str | None) -> nn.Module:
     return kind(epsilon=config.norm_eps, name=name)
 
 
-def precision(dtype: str) -> jax.lax.Precision | None:
-    """The precision of matrix products: full precision for float32, and the default for bfloat16.
+def precision(dtype: str) -> Precision:
+    """The precision of matrix products: full precision for float32 and float64, and the default for bfloat16.
 
     Full precision must be requested explicitly, because GPUs and TPUs otherwise round the factors of a float32 product.
     """
-    return None if dtype == "bfloat16" else jax.lax.Precision.HIGHEST
+    match dtype:
+        case "bfloat16":
+            return None
+        case "float32":
+            return full_precision()
+    return jax.lax.Precision.HIGHEST
 
 
 class MultiHeadDotProductAttention(nn.Module):
