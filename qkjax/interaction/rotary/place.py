@@ -94,7 +94,7 @@ def inner_products(
 ) -> Float[Array, "2 layers heads planes planes"]:
     """<C_a, C_b> and <S_a, S_b> of all pairs of planes, from the Gram matrices of both kernels.
 
-    M(delta) may be a sum of several terms Wq R(delta) Wk^T; C_a and S_a then are the sums over these terms.
+    M(delta) may be a sum of several terms Wq R(delta) Wk^T; C_a and S_a are then sums over these terms.
     """
     gram = partial(jnp.einsum, "tldhxa,uldhyb->tulhxayb", precision="highest")
     queries, keys = gram(query, query), gram(key, key)

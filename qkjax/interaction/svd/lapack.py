@@ -155,7 +155,7 @@ def cores() -> int:
 
 
 def one_blas_thread() -> AbstractContextManager:
-    """A context in which BLAS starts no threads of its own, because this module and XLA call BLAS from several threads.
+    """A context manager that keeps BLAS single-threaded, because this module and XLA call BLAS from several threads.
 
     Additional BLAS threads would compete for cores; on 2 cores, they make calls 2 to 5 times slower. If other processes
     are running, calls are even slower, because the threads of OpenBLAS wait in busy loops.

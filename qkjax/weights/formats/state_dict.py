@@ -183,7 +183,7 @@ def to_numpy(what: str, tensor) -> np.ndarray:
     """Converts a torch tensor on the host to an array of the same dtype, which may share the tensor's memory.
 
     Args:
-      what: words for the tensor in error messages.
+      what: how error messages refer to the tensor.
 
     Raises:
       QkjaxError: the tensor is not a dense tensor of floating-point numbers.
