@@ -1,4 +1,4 @@
-"""Computes fingerprints: texts that change if the files of an image set change."""
+"""Computes fingerprints: strings that change if the files of an image set change."""
 
 import hashlib
 import os

@@ -37,11 +37,11 @@ OffsetAngles = Float[Array | np.ndarray, "layers heads offsets planes"]
 
 
 class ByDistance(NamedTuple):
-    """The mean of a map of offsets over all pairs of places at a distance.
+    """The mean of a map of offsets over all pairs of positions at a distance.
 
     Attributes:
-      distance: distance between the two places in patches, rounded to an integer: 0, 1, ...
-      pairs: number of pairs of places at each distance.
+      distance: distance between the two positions in patches, rounded to an integer: 0, 1, ...
+      pairs: number of pairs of positions at each distance.
       value: mean over these pairs.
     """
 
@@ -132,8 +132,8 @@ def cosine_by_offset(
 
     Args:
       query, key: kernels before the rotation.
-      angles: angles of all places of the grid, in row-major order.
-      grid: number of places along each axis, such as (rows, columns).
+      angles: angles of all positions in the grid, in row-major order.
+      grid: number of positions along each axis, such as (rows, columns).
       pairs: see `Pairs`.
 
     Returns:
@@ -162,11 +162,11 @@ def cosine_by_offset(
 
 
 def by_distance(values: Float[np.ndarray, "layers heads *offset_grid"], counts: Int[np.ndarray, "*offset_grid"]):
-    """Averages maps of offsets over all pairs of places at the same distance (rounded to whole patches).
+    """Averages maps of offsets over all pairs of positions at the same distance (rounded to whole patches).
 
     Args:
       values: maps of offsets, from `cosine_by_offset`.
-      counts: number of pairs of places with each offset, from `pair_counts`.
+      counts: number of pairs of positions with each offset, from `pair_counts`.
 
     Example:
       >>> import numpy as np

@@ -39,7 +39,7 @@ class EditedKernels(NamedTuple):
     Attributes:
       query_kernel, key_kernel: Wq' and Wk', before the rotation. Heads without an edited mode are unchanged to the bit.
       mean_change: share of E ||M'(delta) - M(delta)||_F^2 that is the change of Mbar. The rest of the change depends on
-        place. NaN for heads that do not change.
+        position. NaN for heads that do not change.
     """
 
     query_kernel: Float[Array, "layers embed heads head_dim"]
@@ -94,7 +94,7 @@ def edit_kernels(
 
     Args:
       query, key: kernels before the rotation.
-      angles: angles of all places over which Mbar is the mean.
+      angles: angles of all positions over which Mbar is the mean.
       modes: modes of Mbar, in the plain frame.
       kind: one of `KINDS`.
       weights: weight of the edit for each mode, from 0 (unchanged) to 1 (fully edited).

@@ -1,4 +1,4 @@
-"""Reads Flax checkpoints of TIPS, which use their own names (Google's tips/scenic; arXiv 2410.16512, 2604.12012)."""
+"""Reads Flax checkpoints of TIPS, with its own parameter names (Google's tips/scenic; arXiv 2410.16512, 2604.12012)."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -141,8 +141,8 @@ def to_tree(
 def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[str, str], notes: list[str]) -> None:
     """Removes a classifier that is not a dense layer on the pooled token.
 
-    The input of DINOv2's classifier is the class token concatenated with the mean of the patches. The input of the
-    classifiers of CLIP and SigLIP in transformers is the mean of the patches.
+    The input of DINOv2's classifier is the class token concatenated with the mean of the patches. In transformers, the
+    classifiers of CLIP and SigLIP take the mean of the patches as their input.
     """
     head = flat.get("head/kernel")
     if head is None or head.ndim != 2:

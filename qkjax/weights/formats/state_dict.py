@@ -168,7 +168,7 @@ def _open_torch(path: Path, members: set[str] | None) -> dict[str, Readers]:
 
 
 def _models(state: dict, name: str = "", depth: int = 0) -> dict[str, dict]:
-    """Finds the state dicts in a nested dict; returns them by the path of keys ("" for top-level tensors)."""
+    """Finds the state dicts in a nested dict; returns a dict from their key paths ("" for the top level) to them."""
     import torch
 
     tensors = {str(key): value for key, value in state.items() if torch.is_tensor(value)}
