@@ -1,6 +1,6 @@
 """Reads from the config.json of a transformers model the facts that the shapes of its parameters do not determine.
 
-The tables of `huggingface_kinds` list the model types whose mathematics is known. Each key of a configuration belongs
+The tables of `huggingface_kinds` list the model types that qkjax can compute. Each key of a configuration belongs
 to one of four groups: qkjax uses the key, the parameters determine its effect, the key is harmless, or it is an error.
 """
 
