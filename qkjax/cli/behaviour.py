@@ -1,6 +1,6 @@
 """The commands `qkjax preference` and `qkjax objects`.
 
-`preference` measures which tokens attend to which. `objects` measures whether modes join parts of the same object.
+`preference` measures which tokens attend to which. `objects` measures whether modes link parts of the same object.
 """
 
 import sys

@@ -77,7 +77,7 @@ def top_images(
 ) -> xr.Dataset:
     """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
 
-    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
+    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among themselves.
     Independent processes can also divide them among themselves; see the attribute `shard` of `PassOptions`.
 
     Args:

@@ -6,8 +6,8 @@ interaction that change no more than the edited modes are
     Wq' = (I + sum_n (s_n' / s_n - 1) u_n u_n^T) Wq,   Wk' = (I + sum_n (v_n' - v_n) v_n^T) Wk
 
 The edit acts on the content of the tokens in the same way at every offset, M'(delta) = P M(delta) Q^T with the two
-brackets P and Q, and Wq' diag(c) Wk'^T is the edited Mbar exactly. Planes with c = 0 are in no mode. Their columns stay
-as they are, and their part of M(delta) is out of reach.
+brackets P and Q, and Wq' diag(c) Wk'^T is the edited Mbar exactly. No mode includes planes with c = 0. Their columns
+stay as they are, and their part of M(delta) is out of reach.
 
 An edit of M(delta) at one offset alone, or of a mode's exact term in the logits (`exact`), cannot be realised in
 kernels: it would need a matrix between Wq and Wk that does not commute with the rotations.

@@ -11,9 +11,9 @@ So the terms of all modes add up to the logit exactly, and the mean of each term
 mode's term in Mbar, s_n (y_i u_n) (y_j v_n). No other choice of F and G has both properties. Tokens that are not
 rotated have R = I.
 
-The maps are computed as F = Rk^T B / s and G = Rq^T A / s, in float64 and without any inverse of a kernel. Planes with
-c = 0 are in no mode. They are in the remainder q (I - F S G^T) k^T, as are modes that are so weak that their terms
-would be far larger than the logit and would cancel.
+The maps are computed as F = Rk^T B / s and G = Rq^T A / s, in float64 and without any inverse of a kernel. No mode
+includes planes with c = 0. They are in the remainder q (I - F S G^T) k^T, as are modes that are so weak that their
+terms would be far larger than the logit and would cancel.
 """
 
 from itertools import product
@@ -138,7 +138,7 @@ def rest_logits(
     key: Float[Array | np.ndarray, "batch tokens heads head_dim"],
     rest: Float[Array | np.ndarray, "heads head_dim head_dim"],
 ) -> Float[Array, "batch heads tokens tokens"]:
-    """The part of the logits of one layer that is in no mode: q (I - F S G^T) k^T / sqrt(d)."""
+    """The part of one layer's logits that no mode includes: q (I - F S G^T) k^T / sqrt(d)."""
     through = jnp.einsum("bnhd,hde->bnhe", query, rest, precision="highest")
     logits = jnp.einsum("bihe,bjhe->bhij", through, key, precision="highest")
     return logits / np.sqrt(query.shape[-1]).astype(np.float32)

@@ -202,7 +202,7 @@ def _share_relative_bias(flat: Arrays) -> None:
 
 
 def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
-    """Transposes (out, in) to (in, out), and splits query, key, value and out into heads."""
+    """Transposes kernels to (in, out), and splits the parameters of the attention into heads."""
     kernel = name.endswith("/kernel") and array.ndim == 2
     array = array.T if kernel else array
     if f"{ATTENTION}/out/kernel" in name:
