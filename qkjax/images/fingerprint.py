@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 def part_of_file(path: Path) -> Part:
-    """The part of a set that is a whole file. Missing files and pipes all have the same part."""
+    """The part of a set that is a whole file. For a missing file or a pipe, the part is a constant."""
     if not path.is_file():
         return Part(0, "none", lambda: b"none")
     stat = path.stat()
