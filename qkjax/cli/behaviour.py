@@ -48,9 +48,9 @@ def preference(
       models: names of models listed by `qkjax models`, or paths of checkpoints; if there are several models, one more
         figure compares them.
       o3: folder of the unpacked Odd-One-Out (O3) or P3 data set, which replaces the generated scenes.
-      kind: kind of generated scenes; by default patterns. Scenes of kind patterns show bars, one of which differs in
-        colour, orientation or size. Scenes of kind pasted show round pieces of photographs, pasted onto another
-        photograph.
+      kind: kind of generated scenes; by default patterns. Scenes of the kind "patterns" show bars, one of which differs
+        in colour, orientation or size. Scenes of the kind "pasted" show round pieces of photographs, pasted onto
+        another photograph.
       count: number of generated scenes; by default 200.
       seed: random seed for generating the scenes; by default 0.
       out: folder for the results; by default results/MODEL/preference. With several models, each model gets its own

@@ -120,7 +120,7 @@ def read_text(path: Path) -> str:
     """The text of a plan or a configuration.
 
     Raises:
-      QkjaxError: it is not a regular file with UTF-8 text of at most `MOST_TEXT` bytes, or it cannot be read.
+      QkjaxError: the file is not a regular file with UTF-8 text of at most `MOST_TEXT` bytes, or cannot be read.
     """
     if path.is_file() and (size := path.stat().st_size) > MOST_TEXT:
         raise QkjaxError(f"cannot read {path}: it has {size} bytes, expected a text of at most {MOST_TEXT}")

@@ -36,7 +36,7 @@ class RotaryNull(NamedTuple):
       share_head, share_layer: half widths of the intervals about `share` for one head, and for the mean over the heads
         of a layer (simulated).
       cosine_head, cosine_layer: half widths of the intervals about 0 for the weighted cosine at any single offset, for
-        one head and for the mean over the heads of a layer. They are those of `null_band`.
+        one head and for the mean over the heads of a layer. The widths are those of `null_band`.
       curve_head, curve_layer: the same for the means of `by_distance`, at each distance.
       isotropic, odd: means and upper ends of the one-sided intervals of `Isotropy`, for one head.
       along, ahead: half widths of the intervals about 0 of `Isotropy`, for one head.

@@ -37,7 +37,8 @@ class EditedKernels(NamedTuple):
     """Kernels of all layers after an edit of the modes of Mbar.
 
     Attributes:
-      query_kernel, key_kernel: Wq' and Wk', before the rotation. Heads without an edited mode are unchanged to the bit.
+      query_kernel, key_kernel: Wq' and Wk', before the rotation. Heads without an edited mode are unchanged, bit
+        for bit.
       mean_change: share of E ||M'(delta) - M(delta)||_F^2 that is the change of Mbar. The rest of the change depends on
         position. NaN for heads that do not change.
     """

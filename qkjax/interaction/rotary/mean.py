@@ -53,7 +53,7 @@ def across_embed(x: Float[Array | np.ndarray, "*heads columns"]):
 def mean_kernels(query: Kernel, key: Kernel, angles: Angles, pairs: Pairs = "half") -> tuple[Kernel, Kernel]:
     """Kernels Wq diag(sqrt c) and Wk diag(sqrt c), whose interaction is Mbar.
 
-    If all angles are 0, the kernels are unchanged to the bit.
+    If all angles are 0, the kernels are unchanged, bit for bit.
 
     Example:
       >>> import numpy as np
