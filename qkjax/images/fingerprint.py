@@ -19,7 +19,7 @@ class Part(NamedTuple):
 
     Attributes:
       size: number of bytes that `digest` reads.
-      stamp: text that changes if the file is replaced; it is used for large sets.
+      stamp: string that changes if the file is replaced; it is used for large sets.
       digest: function that returns a hash of the content.
     """
 

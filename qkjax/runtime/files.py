@@ -123,7 +123,7 @@ def read_text(path: Path) -> str:
       QkjaxError: the file is not a regular file with UTF-8 text of at most `MOST_TEXT` bytes, or cannot be read.
     """
     if path.is_file() and (size := path.stat().st_size) > MOST_TEXT:
-        raise QkjaxError(f"cannot read {path}: it has {size} bytes, expected a text of at most {MOST_TEXT}")
+        raise QkjaxError(f"cannot read {path}: it has {size} bytes, expected text of at most {MOST_TEXT}")
     data = read_bytes(path)
     if data is None:
         raise QkjaxError(f"cannot read {path}: No such file or directory")

@@ -12,7 +12,7 @@ Reading = tuple[tuple[str, ...], Grid]
 
 
 def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes: list[str]) -> Grid | None:
-    """Adds the position embeddings of special tokens to these tokens, which is equivalent.
+    """Adds the position embeddings of special tokens to the tokens themselves, so that the model's output is unchanged.
 
     DeiT's distillation token then becomes a register.
 
