@@ -48,7 +48,7 @@ def test_second_process_in_a_folder_says_why_it_stops(images, tmp_path, monkeypa
     done.set()
     thread.join()
     assert second.code == 2
-    assert f"another process works in {tmp_path / 'out'}: wait until it ends, or choose another folder" in second.err
+    assert f"another process is using {tmp_path / 'out'}: wait until it ends, or choose another folder" in second.err
     assert command(monkeypatch, capsys, *scan(images, tmp_path / "out")).code == 0
     assert not (tmp_path / "out" / LOCK).exists()
 
@@ -59,7 +59,7 @@ def test_two_commands_at_once_end_right_or_say_why(images, tmp_path):
     ends = [process.communicate(timeout=200) for process in both]
     codes = [process.returncode for process in both]
     assert 0 in codes
-    assert all("another process works in" in err for (_, err), code in zip(ends, codes, strict=True) if code)
+    assert all("another process is using" in err for (_, err), code in zip(ends, codes, strict=True) if code)
     assert qkjax.load(MODEL).config.depth == xr.load_dataset(tmp_path / "out/top_images.nc").sizes["layer"]
 
 

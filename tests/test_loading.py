@@ -106,7 +106,7 @@ def test_config_of_an_unknown_model_type_has_no_defaults(timm, tmp_path):
     checkpoint = qkjax.load(tmp_path)
     assert_agrees(checkpoint, model)
     assert (
-        "model type 'vit_of_tomorrow' is unknown; qkjax reads it as a plain ViT, which its parameters fit"
+        "model type 'vit_of_tomorrow' is unknown; qkjax reads it as a plain ViT, since its parameters fit one"
         in checkpoint.notes
     )
     assert any("assumed" in n and "activation='gelu', norm_eps=1e-06" in n for n in checkpoint.notes)

@@ -333,7 +333,7 @@ def test_runs_that_cannot_be(tmp_path):
 
 
 def test_a_folder_is_one_process_s_and_one_data_set_s(tmp_path):
-    with exclusive(tmp_path), pytest.raises(qkjax.QkjaxError, match="another process works in"):
+    with exclusive(tmp_path), pytest.raises(qkjax.QkjaxError, match="another process is using"):
         train(TINY, tmp_path)
     assert not (tmp_path / "config.json").exists()
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)

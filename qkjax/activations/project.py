@@ -42,7 +42,7 @@ def project(
 
     One matrix product computes both projections, and costs as much as computing queries and keys. Alternatively, a
     small linear map per head could compute the projections from queries and keys. But this map would divide by the
-    singular values of Wq and Wk. In trained heads, some singular values are only 1e-4 of the largest, so weak modes
+    singular values of Wq and Wk. In trained heads, some singular values are only 1e-4 times the largest, so weak modes
     would be inaccurate in float32.
     """
     directions = jnp.stack([u, v])

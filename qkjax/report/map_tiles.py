@@ -83,7 +83,7 @@ def map_tiles(
       longer be read, and the reasons.
 
     Raises:
-      QkjaxError: an interrupted pass has different settings, another process works in the folder, or a file cannot be
+      QkjaxError: an interrupted pass has different settings, another process is using the folder, or a file cannot be
         written; progress stays on disk.
     """
     settings = {**json.loads(top.attrs["settings"]), "shown": json.dumps(shown)}

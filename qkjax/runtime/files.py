@@ -155,10 +155,10 @@ def read_text(path: Path) -> str:
     """The text of a plan or a configuration.
 
     Raises:
-      QkjaxError: it is not a regular file with UTF-8 text of at most `MOST_TEXT` bytes, or it cannot be read.
+      QkjaxError: the file is not a regular file with UTF-8 text of at most `MOST_TEXT` bytes, or cannot be read.
     """
     if path.is_file() and (size := path.stat().st_size) > MOST_TEXT:
-        raise QkjaxError(f"cannot read {path}: it has {size} bytes, expected a text of at most {MOST_TEXT}")
+        raise QkjaxError(f"cannot read {path}: it has {size} bytes, expected text of at most {MOST_TEXT}")
     data = read_bytes(path)
     if data is None:
         raise QkjaxError(f"cannot read {path}: No such file or directory")

@@ -73,7 +73,7 @@ def _locked(file: Path, wait: bool) -> "filelock.FileLock":
         lock.acquire()
     except Timeout as error:
         raise QkjaxError(
-            f"another process works in {file.parent}: wait until it ends, or choose another folder"
+            f"another process is using {file.parent}: wait until it ends, or choose another folder"
         ) from error
     except OSError as error:
         raise QkjaxError(f"cannot lock {file}: {error.strerror or error}; choose another folder") from error

@@ -46,7 +46,7 @@ class Task(NamedTuple):
       augment: function that takes an image of `train` and a random generator, and returns a randomly augmented image
         of the size of the model's input: pixels from 0 to 255 (uint8), or numbers from -1 to 1 (float32).
       fit: function that takes an image of `held_out`, and returns an image of the same size and type.
-      fingerprint: text that changes when the data set changes; "" for a data set that cannot change.
+      fingerprint: string that changes when the data set changes; "" for a data set that cannot change.
       largest_class: share of the held-out images in the most frequent class, which is the accuracy of always
         answering this class; None if the labels cannot be read without the images.
       dtype: type of the images that `augment` and `fit` return. Images in uint8 are normalised on the device.

@@ -83,7 +83,7 @@ class Batch(NamedTuple):
 
 
 def normalised(images: Images) -> Float[Array, "batch height width channels"]:
-    """The input of the model: pixels in uint8 are normalised as photographs are, other images are returned."""
+    """The input of the model: uint8 pixels are normalised like photographs; other images are unchanged."""
     if images.dtype != jnp.uint8:
         return images
     mean, std = (jnp.reshape(jnp.asarray(x, jnp.float32), (1, 1, 1, -1)) for x in (PRESET.mean, PRESET.std))

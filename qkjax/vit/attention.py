@@ -2,8 +2,8 @@
 
 Letters: B images, M queries, N keys, H heads, d head_dim.
 
-`mixed_values` gives the same numbers as `softmax(q k^T / sqrt(d)) v`, within the rounding of the number format, but the
-arrays of shape (B, H, M, N) need not exist.
+`mixed_values` gives the same numbers as `softmax(q k^T / sqrt(d)) v`, up to rounding, but need not store arrays of
+shape (B, H, M, N).
 """
 
 from functools import partial

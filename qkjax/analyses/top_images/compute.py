@@ -78,8 +78,8 @@ def top_images(
 ) -> xr.Dataset:
     """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
 
-    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
-    Processes without a connection to each other can divide them, too; see the attribute `shard` of `PassOptions`.
+    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among themselves.
+    Independent processes can also divide them among themselves; see the attribute `shard` of `PassOptions`.
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.

@@ -7,7 +7,7 @@ offset is therefore the interval of `null_band`, for every rotation. Other value
     E <C_a, C_b> = E <S_a, S_b> = 2 D^2 if a = b, else 0          (unit variance of all entries)
     E tr C_a tr C_b = E tr S_a tr S_b = 2 D if a = b, else 0
 
-The share that depends on place is compared with the ratio of the two expected squared norms, 1 - mean_a c_a^2.
+The share that depends on position is compared with the ratio of the two expected squared norms, 1 - mean_a c_a^2.
 """
 
 from functools import partial
@@ -37,7 +37,7 @@ class RotaryNull(NamedTuple):
       share_head, share_layer: half widths of the intervals about `share` for one head, and for the mean over the heads
         of a layer (simulated).
       cosine_head, cosine_layer: half widths of the intervals about 0 for the weighted cosine at any single offset, for
-        one head and for the mean over the heads of a layer. They are those of `null_band`.
+        one head and for the mean over the heads of a layer. The widths are those of `null_band`.
       curve_head, curve_layer: the same for the means of `by_distance`, at each distance.
       isotropic, odd: means and upper ends of the one-sided intervals of `Isotropy`, for one head.
       along, ahead: half widths of the intervals about 0 of `Isotropy`, for one head.
@@ -105,9 +105,9 @@ def rotary_null(embed: int, heads: int, angles: Angles, grid: tuple[int, ...]) -
     Args:
       embed: D.
       heads: number of heads per layer.
-      angles: angles of all places of the grid, in row-major order. If heads rotate by different angles, call the
+      angles: angles of all positions in the grid, in row-major order. If heads rotate by different angles, call the
         function for each.
-      grid: number of places along each axis.
+      grid: number of positions along each axis.
 
     Raises:
       QkjaxError: the angles are not those of one head.

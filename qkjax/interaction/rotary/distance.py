@@ -41,11 +41,11 @@ OffsetAngles = Float[Array | np.ndarray, "layers heads offsets planes"]
 
 
 class ByDistance(NamedTuple):
-    """The mean of a map of offsets over all pairs of places at a distance.
+    """The mean of a map of offsets over all pairs of positions at a distance.
 
     Attributes:
-      distance: distance between the two places in patches, rounded to an integer: 0, 1, ...
-      pairs: number of pairs of places at each distance.
+      distance: distance between the two positions in patches, rounded to an integer: 0, 1, ...
+      pairs: number of pairs of positions at each distance.
       value: mean over these pairs.
     """
 
@@ -146,8 +146,8 @@ def cosine_by_offset(
 
     Args:
       query, key: kernels before the rotation.
-      angles: angles of all places of the grid, in row-major order.
-      grid: number of places along each axis, such as (rows, columns).
+      angles: angles of all positions in the grid, in row-major order.
+      grid: number of positions along each axis, such as (rows, columns).
       pairs: see `Pairs`.
 
     Returns:
@@ -183,7 +183,7 @@ def by_distance(
 
     Args:
       values: maps of offsets, from `cosine_by_offset`.
-      counts: number of pairs of places with each offset, from `pair_counts`.
+      counts: number of pairs of positions with each offset, from `pair_counts`.
 
     Example:
       >>> import numpy as np

@@ -7,13 +7,13 @@ With the maps F = Rq^-1 A and G = Rk^-1 B, of shape d x d,
     q k^T = sum_n s_n (q F_n) (k G_n)            because F S G^T = Rq^-1 (Rq Rk^T) Rk^-T = I
     E_p [y Wq R(p) F_n] = y Wq Rbar F_n = y u_n
 
-So the terms of all modes add up to the logit exactly, and the mean of each term over all pairs of places is the mode's
-term in Mbar, s_n (y_i u_n) (y_j v_n). No other choice of F and G has both properties. Tokens that are not rotated
-have R = I.
+So the terms of all modes add up to the logit exactly, and the mean of each term over all pairs of positions is the
+mode's term in Mbar, s_n (y_i u_n) (y_j v_n). No other choice of F and G has both properties. Tokens that are not
+rotated have R = I.
 
-The maps are computed as F = Rk^T B / s and G = Rq^T A / s, in float64 and without any inverse of a kernel. Planes with
-c = 0 are in no mode. They are in the remainder q (I - F S G^T) k^T, as are modes that are so weak that their terms
-would be far larger than the logit and would cancel.
+The maps are computed as F = Rk^T B / s and G = Rq^T A / s, in float64 and without any inverse of a kernel. No mode
+includes planes with c = 0. They are in the remainder q (I - F S G^T) k^T, as are modes that are so weak that their
+terms would be far larger than the logit and would cancel.
 """
 
 from itertools import product
@@ -93,7 +93,7 @@ def head_maps(query: Kernel, key: Kernel, angles: Angles, modes: Modes, pairs: P
 
     Args:
       query, key: kernels before the rotation.
-      angles: angles of all places over which Mbar is the mean. For the modes of M(0) = Wq Wk^T, pass angles of 0.
+      angles: angles of all positions over which Mbar is the mean. For the modes of M(0) = Wq Wk^T, pass angles of 0.
       modes: modes of Mbar, `decompose(*mean_kernels(query, key, angles, pairs))`. They set the signs of the maps. If
         singular values are nearly equal, individual maps may differ from `modes`, as only their span is defined.
 
@@ -136,7 +136,7 @@ def project_rotated(
 ) -> tuple[Float[Array, "batch tokens heads rank"], Float[Array, "batch tokens heads rank"]]:
     """Projects the rotated queries and keys of one layer on the query and key directions of all modes.
 
-    The projections depend on the place of a token; their mean over all places is y u_n and y v_n.
+    The projections depend on the position of a token; their mean over all positions is y u_n and y v_n.
     """
     project = [jnp.einsum("bnhd,hdr->bnhr", x, m, precision="highest") for x, m in ((query, query_map), (key, key_map))]
     return project[0], project[1]
@@ -147,7 +147,7 @@ def rest_logits(
     key: Float[Array | np.ndarray, "batch tokens heads head_dim"],
     rest: Float[Array | np.ndarray, "heads head_dim head_dim"],
 ) -> Float[Array, "batch heads tokens tokens"]:
-    """The part of the logits of one layer that is in no mode: q (I - F S G^T) k^T / sqrt(d)."""
+    """The part of one layer's logits that no mode includes: q (I - F S G^T) k^T / sqrt(d)."""
     through = jnp.einsum("bnhd,hde->bnhe", query, rest, precision="highest")
     logits = jnp.einsum("bihe,bjhe->bhij", through, key, precision="highest")
     return logits / np.sqrt(query.shape[-1]).astype(np.float32)

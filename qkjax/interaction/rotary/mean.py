@@ -1,7 +1,7 @@
-"""Mbar, the mean of M(delta) over all pairs of places, as a pair of kernels; and M(delta) of a single offset.
+"""Mbar, the mean of M(delta) over all pairs of positions, as a pair of kernels; and M(delta) of a single offset.
 
-For i and j independent and uniform on the places, the mean of R(p_i) R(p_j)^T is Rbar Rbar^T, where Rbar is the mean of
-R(p). In plane a, Rbar is the complex number mu_a = mean_p exp(i theta_a(p)), so
+If i and j are drawn independently and uniformly from all positions, the mean of R(p_i) R(p_j)^T is Rbar Rbar^T, where
+Rbar is the mean of R(p). In plane a, Rbar is the complex number mu_a = mean_p exp(i theta_a(p)), so
 
     Mbar = E M(delta) = Wq diag(c) Wk^T = (Wq diag(sqrt c)) (Wk diag(sqrt c))^T,   c_a = |mu_a|^2
 
@@ -34,7 +34,7 @@ def mean_rotation(angles: Angles) -> tuple[ByPlane, ByPlane]:
 
 
 def coherence(angles: Angles) -> ByPlane:
-    """c_a = |mean_p exp(i theta_a(p))|^2 of each plane: 1 if no place rotates the plane, 0 if the rotations cancel.
+    """c_a = |mean_p exp(i theta_a(p))|^2 of each plane: 1 if no position rotates the plane, 0 if the rotations cancel.
 
     Example:
       >>> import numpy as np
@@ -53,7 +53,7 @@ def across_embed(x: Float[Array | np.ndarray, "*heads columns"]):
 def mean_kernels(query: Kernel, key: Kernel, angles: Angles, pairs: Pairs = "half") -> tuple[Kernel, Kernel]:
     """Kernels Wq diag(sqrt c) and Wk diag(sqrt c), whose interaction is Mbar.
 
-    If all angles are 0, the kernels are unchanged to the bit.
+    If all angles are 0, the kernels are unchanged, bit for bit.
 
     Example:
       >>> import numpy as np
@@ -79,7 +79,7 @@ def offset_kernels(
     """Kernels Wq R(delta) and Wk, whose interaction is M(delta) for the angles of one offset.
 
     For tokens that are not rotated, such as class tokens, M = Wq Wk^T is the interaction of the kernels themselves. For
-    a query that is not rotated and a key at place p, pass the angles -theta(p).
+    a query that is not rotated and a key at position p, pass the angles -theta(p).
 
     Example:
       >>> import numpy as np

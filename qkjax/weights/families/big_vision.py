@@ -46,7 +46,7 @@ def read_vit(
       container: an open file or folder.
       keys: keys of the parameters in the container.
       sub: the sub-model, such as "img"; None if the container contains only the ViT.
-      settings: parts of `ViTConfig` that shapes do not determine.
+      settings: settings in `ViTConfig` that the shapes do not determine.
 
     Raises:
       QkjaxError: the container is not a ViT; a parameter is missing, unexpected or not finite, or has a wrong shape or

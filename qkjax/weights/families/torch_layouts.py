@@ -141,8 +141,8 @@ def to_tree(
 def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[str, str], notes: list[str]) -> None:
     """Removes a classifier that is not a dense layer on the pooled token.
 
-    The input of DINOv2's classifier is the class token concatenated with the mean of the patches. The input of the
-    classifiers of CLIP and SigLIP in transformers is the mean of the patches.
+    The input of DINOv2's classifier is the class token concatenated with the mean of the patches. In transformers, the
+    classifiers of CLIP and SigLIP take the mean of the patches as their input.
     """
     head = flat.get("head/kernel")
     if head is None or head.ndim != 2:
@@ -202,7 +202,7 @@ def _share_relative_bias(flat: Arrays) -> None:
 
 
 def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
-    """Transposes (out, in) to (in, out), and splits query, key, value and out into heads."""
+    """Transposes kernels to (in, out), and splits the parameters of the attention into heads."""
     kernel = name.endswith("/kernel") and array.ndim == 2
     array = array.T if kernel else array
     if f"{ATTENTION}/out/kernel" in name:

@@ -26,7 +26,7 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(file: int | Path) -> Stamp:
-    """The stamp of an open file (its descriptor) or of a path."""
+    """The identity, size and modification time of an open file (its descriptor) or of a path."""
     stat = os.stat(file)
     return Stamp(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
@@ -38,13 +38,13 @@ def read_bytes(
 
     Args:
       path: the file.
-      stamp: the stamp of the file when the place of the bytes was determined.
+      stamp: result of `stamp_of` from when the position of the bytes was determined.
       start: the first byte.
       size: number of bytes.
       each: function to call with each block, in order.
 
     Raises:
-      OSError: the file cannot be read, or has changed since it had the stamp.
+      OSError: the file cannot be read, or has changed since the stamp was taken.
       EOFError: the file ends before the last byte.
       MemoryError: the array does not fit into memory.
     """

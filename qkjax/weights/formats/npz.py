@@ -191,7 +191,7 @@ def _unpacked(member: zipfile.ZipExtFile, size: int) -> np.ndarray:
     """The rest of a member, which must have `size` bytes; zipfile verifies the checksum at the end.
 
     Raises:
-      EOFError: it has another number of bytes.
+      EOFError: the number of bytes differs from the expected number.
     """
     data = np.empty(size, np.uint8)
     view, at = memoryview(data), 0

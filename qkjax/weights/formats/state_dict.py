@@ -190,7 +190,7 @@ def _check_members(path: Path) -> bool:
 
 
 def _models(state: dict, name: str = "", depth: int = 0) -> dict[str, dict]:
-    """Finds the state dicts in a nested dict; returns them by the path of keys ("" for top-level tensors)."""
+    """Finds the state dicts in a nested dict; returns a dict from their key paths ("" for the top level) to them."""
     import torch
 
     tensors = {str(key): value for key, value in state.items() if torch.is_tensor(value)}
@@ -205,7 +205,7 @@ def to_numpy(what: str, tensor) -> np.ndarray:
     """Converts a torch tensor on the host to an array of the same dtype, which may share the tensor's memory.
 
     Args:
-      what: words for the tensor in error messages.
+      what: how error messages refer to the tensor.
 
     Raises:
       QkjaxError: the tensor is not a dense tensor of floating-point numbers.
