@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import counted_compilations
 
 import qkjax
 from qkjax.interaction.difference import difference
 from qkjax.interaction.edit import EDITS, edit
+from qkjax.interaction.null import null_band
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
 from qkjax.interaction.svd.jacobi import jacobi_svd
+from qkjax.interaction.svd.lapack import fast_on_host
 from qkjax.interaction.svd.thin_qr import thin_qr
 from qkjax.train.constraints import constraint
 from qkjax.train.penalty import weighted_cosine
@@ -86,12 +89,13 @@ def accelerator(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model():
-    """Query and key parameters of a small model with biases, and modes, computed by LAPACK."""
+    """Query and key parameters of a small model with biases, modes, and measures, computed by LAPACK."""
     rng = np.random.default_rng(3)
     kernels = rng.standard_normal((2, 2, 24, 3, 6)).astype(np.float32)
     biases = rng.standard_normal((2, 2, 3, 6)).astype(np.float32)
     norm = np.ones((2, 24), np.float32)
-    return qkjax.QueryKey(*kernels, *biases, norm, 0 * norm), qkjax.decompose(*kernels)
+    modes = qkjax.decompose(*kernels)
+    return qkjax.QueryKey(*kernels, *biases, norm, 0 * norm), modes, qkjax.measure(modes)
 
 
 def dense(query, key) -> np.ndarray:
@@ -103,22 +107,42 @@ def edits(model):
     """All edits by LAPACK, with and without wide heads: partly edited modes, and one head that is not edited."""
     weights = np.random.default_rng(4).uniform(size=model[1].s.shape).astype(np.float32)
     weights[0, 1] = 0
-    results = {kind: edit(*model, kind, weights) for kind in EDITS}
-    return weights, results, edit(*model, "symmetric", weights, 13)
+    results = {kind: edit(*model[:2], kind, weights) for kind in EDITS}
+    return weights, results, edit(*model[:2], "symmetric", weights, 13)
 
 
 def test_edits_agree_with_those_by_lapack(model, edits, accelerator):
     """M' and the key bias term to 4e-6 of the largest entry, which factors that are not unique must give."""
     weights, wanted, wide = edits
-    results = {kind: edit(*model, kind, weights) for kind in wanted}
+    results = {kind: edit(*model[:2], kind, weights) for kind in wanted}
     assert np.abs(results["drop"].query_kernel - wanted["drop"].query_kernel).max() > 0, "another way was taken"
-    pairs = [*((results[kind], wanted[kind]) for kind in wanted), (edit(*model, "symmetric", weights, 13), wide)]
+    pairs = [*((results[kind], wanted[kind]) for kind in wanted), (edit(*model[:2], "symmetric", weights, 13), wide)]
     for ours, theirs in pairs:
         m, reference = dense(*ours[:2]), dense(*theirs[:2])
         np.testing.assert_allclose(m, reference, atol=4e-6 * np.abs(reference).max())
         terms = (np.einsum("ldhk,lhk->lhd", x.key_kernel, np.asarray(x.query_bias, np.float64)) for x in (ours, theirs))
         np.testing.assert_allclose(*terms, atol=2e-5)
         np.testing.assert_allclose(ours.retained, theirs.retained, atol=1e-5)
+
+
+def test_models_in_numpy_arrays_are_decomposed_on_the_cpu(model, accelerator):
+    """To the same bits as without an accelerator, and without a program that would have to be compiled; the same holds
+    of measures and chance levels. Arrays of JAX, and kernels that take LAPACK a minute, go to the accelerator."""
+    parts, modes, measures = model
+    null_band.cache_clear()
+    with counted_compilations() as counts:
+        found = qkjax.decompose(parts)
+        measured = qkjax.measure(found)
+    assert not counts["_decompose"]
+    jax.tree.map(np.testing.assert_array_equal, tuple(found), tuple(modes))
+    jax.tree.map(np.testing.assert_array_equal, tuple(measured), tuple(measures))
+    with counted_compilations() as counts:
+        on_device = qkjax.decompose(*map(jnp.asarray, parts[:2]))
+    assert counts["_decompose"] == 1
+    np.testing.assert_allclose(on_device.s, modes.s, atol=2e-6 * modes.s.max())
+    large = np.broadcast_to(np.float32(0), (64, 2**13, 1024, 128))
+    assert fast_on_host(parts[:2])
+    assert not fast_on_host((large, large))
 
 
 def test_differences_agree_with_float64(accelerator):
