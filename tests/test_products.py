@@ -1,5 +1,8 @@
 """The decomposition's halves as accelerators do them, on matrices that are hard for them, against float64 LAPACK."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from compilations import counted_compilations
 
 import qkjax
-from qkjax.interaction.difference import difference
+from qkjax.interaction.difference import _overlaps, difference
 from qkjax.interaction.edit import EDITS, edit
 from qkjax.interaction.null import null_band
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
@@ -219,3 +222,25 @@ def test_training_terms_agree_with_those_by_lapack(training, accelerator):
         for ours, theirs in zip(jax.tree.leaves(result), jax.tree.leaves(wanted[name]), strict=True):
             largest = max(1, np.abs(theirs).max())
             np.testing.assert_allclose(ours, theirs, atol=4e-6 * largest, err_msg=name)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_programs_for_accelerators_call_no_library_qr_or_svd(platform, model, training, accelerator):
+    """Edits, comparisons, the penalty and the constraints, with their derivatives, lowered without such a device."""
+    parts, modes, _ = model
+    kernels, _ = training
+
+    def calls(function, *arguments) -> set[str]:
+        lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,))
+        return set(re.findall(r"custom_call @(\w*(?:qr|svd|Qr|Householder)\w*)", lowered.as_text()))
+
+    def constrained(name, query, key):
+        parameters = {"query": query, "key": key, "strength": jnp.ones(3)}
+        return sum(kernel.sum() for kernel in constraint(name, 8).kernels(parameters, kernels.shape[2:]))
+
+    assert calls(jnp.linalg.qr, kernels[0, 0])
+    assert not calls(lambda weights: edit(parts, modes, "rotate", weights), np.ones(modes.s.shape, np.float32))
+    assert not calls(lambda _: _overlaps(modes, modes, lapack=False), 0)
+    assert not calls(jax.grad(lambda query, key: weighted_cosine(query, key).sum()), *kernels)
+    for name in ("orthogonal", "flat"):
+        assert not calls(jax.grad(partial(constrained, name)), *kernels[:, 0])
