@@ -148,8 +148,8 @@ def test_schedules():
         ("low_rank(2.5)", "the rank of low_rank.r. is '2.5': expected a whole number of at least 1"),
         ("pull(2)", "the cosine of pull.c. is 2: expected a number from -1 to 1"),
         ("0-1:tied", "names no constraint for layer 2: .* add 2:free"),
-        ("0-1:tied 1-3:free", "gives layer 1 two constraints"),
-        ("0-4:tied", "names layer 4: expected layers from 0 to 3, since the model has 4 layers"),
+        ("0-1:tied 1-3:free", "assigns two constraints to layer 1"),
+        ("0-4:tied", "names layer 4: expected layers from 0 to 3, because the model has 4 layers"),
         ("0-3=tied 1:free", "'0-3=tied' is not a valid part of a schedule"),
     ],
 )

@@ -1,6 +1,5 @@
 """Compares the modes of two models with the same architecture, such as a model before and after fine-tuning."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -40,15 +39,15 @@ class Difference(NamedTuple):
     match_ratio: Float[np.ndarray, "layers heads rank"]
 
 
-@partial(jax.jit, static_argnames="lapack")
-def _overlaps(first: Modes, second: Modes, lapack: bool):
+@jax.jit
+def _overlaps(first: Modes, second: Modes):
     queries, keys = (
         jnp.einsum("lhdn,lhdm->lhnm", a, b, precision="highest") for a, b in ((first.u, second.u), (first.v, second.v))
     )
     pairs = queries * keys
     # One stacked call: two independent batched calls can deadlock XLA on CPUs with few cores.
     both = jnp.stack([queries, keys])
-    angles = jnp.clip(jnp.linalg.svd(both, compute_uv=False) if lapack else jacobi_svd(both)[1], 0, 1)
+    angles = jnp.clip(jnp.linalg.svd(both, compute_uv=False) if by_lapack() else jacobi_svd(both)[1], 0, 1)
     inner = jnp.einsum("lhn,lhnm,lhm->lh", first.s, pairs, second.s, precision="highest")
     norms = [jnp.linalg.norm(modes.s, axis=-1) for modes in (first, second)]
     return inner / (norms[0] * norms[1]), norms[1] / norms[0], angles[0], angles[1], pairs
@@ -70,9 +69,7 @@ def difference(first: Modes, second: Modes) -> Difference:
     from scipy.optimize import linear_sum_assignment  # importing this takes a tenth of a second
 
     with one_blas_thread():
-        similarity, ratio, query_angles, key_angles, pairs = jax.block_until_ready(
-            _overlaps(first, second, by_lapack())
-        )
+        similarity, ratio, query_angles, key_angles, pairs = jax.block_until_ready(_overlaps(first, second))
     pairs = np.asarray(pairs)
     match = np.stack([linear_sum_assignment(-head)[1] for head in pairs.reshape(-1, *pairs.shape[2:])])
     match = match.reshape(pairs.shape[:3])
