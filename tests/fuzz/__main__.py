@@ -71,7 +71,7 @@ def _batch(kind: str, seed: int, count: int, end: float, counts: Counter) -> lis
         environment = {**os.environ, "TMPDIR": home}  # what a killed process leaves is removed with it
         with open(output, "wb") as stderr:
             process = subprocess.Popen([*command, "--batch", str(count)], stderr=stderr, stdout=stderr, env=environment)
-            while process.poll() is None and time.time() - log.stat().st_mtime < 3 * SECONDS and time.monotonic() < end:
+            while process.poll() is None and _is_alive(log) and time.monotonic() < end:
                 time.sleep(0.2)
             stopped = process.poll() is None
             process.kill()
@@ -85,6 +85,12 @@ def _batch(kind: str, seed: int, count: int, end: float, counts: Counter) -> lis
     elif not stopped and process.returncode:
         failures.append((_last(lines), f"the process ended with {process.returncode}\n{message[-3000:]}"))
     return failures
+
+
+def _is_alive(log: Path) -> bool:
+    """Whether a process has written to its log lately. Before its first example it compiles, which may take long."""
+    state = log.stat()
+    return time.time() - state.st_mtime < (3 * SECONDS if state.st_size else 15 * SECONDS)
 
 
 def _last(lines: list[dict]) -> list:

@@ -107,7 +107,7 @@ def read_hub(path: Path) -> dict:
     if whole.is_file():
         return load_file(whole)
     if not index.is_file():
-        return load_file(next(path.glob("*.safetensors")))
+        return load_file(next(file for file in path.glob("*.safetensors") if file.is_file()))
     places = json.loads(index.read_text())["weight_map"]
     return {name: load_file(path / shard)[name] for name, shard in places.items()}
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -179,7 +179,7 @@ def run_words(path: Path, scratch: Path) -> Done:
     out, err, code = StringIO(), StringIO(), 0
     sys.argv, figures.save_all = ["qkjax", *words], lambda jobs, *_: []  # drawing takes seconds
     try:
-        with redirect_stdout(out), redirect_stderr(err):
+        with chdir(scratch), redirect_stdout(out), redirect_stderr(err):
             main()
     except SystemExit as stop:
         code = stop.code or 0
