@@ -2,7 +2,8 @@
 
     python -m tests.fuzz.interruptions --times 50 [--commands analyze train] [--kinds SIGKILL full] [--seed N]
 
-A command is killed (SIGKILL, SIGTERM, SIGINT) at a random moment, or runs on a disk with a random number of free bytes.
+A command is killed at a random moment (SIGKILL, SIGTERM, SIGINT) or at a random operation on files (write), or it runs
+on a disk with a random number of free bytes (full).
 The next run of the same command must give the result of an uninterrupted one, to the bit, and leave no file of its
 own. Every process is a fork of this one, which has imported everything and has no threads, so that a run is quick.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
-KINDS = (*SIGNALS, "full")
+KINDS = ("write", "full", *SIGNALS)
 LONGEST = 240.0  # seconds; a process that takes longer hangs
 RUN = ("--width", "16", "--depth", "1", "--heads", "1", "--mlp-dim", "16", "--steps", "9", "--warmup", "0")
 RUN += ("--every", "3", "--batch", "8")
@@ -125,7 +126,34 @@ def draw_quickly() -> None:
     style._layout_done, Figure.savefig = nullcontext, savefig
 
 
-def start(words: Sequence[str], folder: Path, home: Path, file_size: int | None = None) -> int:
+WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "tempfile.mkstemp", "tempfile.mkdtemp"}
+"""Audit events of operations that change files, besides opening files for writing."""
+
+
+def count_writes(folder: Path, kill_at: int | None) -> list[int]:
+    """Counts the operations on files of a folder in this process, which is killed at number `kill_at`.
+
+    Returns:
+      A list with the number of operations so far.
+    """
+    count, inside = [0], str(folder.resolve())
+
+    def hook(event: str, arguments: tuple) -> None:
+        is_write = event in WRITES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if not is_write or not isinstance(arguments[0], str | bytes | os.PathLike):
+            return
+        if os.path.abspath(os.fsdecode(arguments[0])).startswith(inside):
+            count[0] += 1
+            if count[0] == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return count
+
+
+def start(
+    words: Sequence[str], folder: Path, home: Path, file_size: int | None = None, kill_at: int | None = None
+) -> int:
     """The process that runs a command in a folder; its output goes to `home`/output.
 
     Args:
@@ -133,6 +161,7 @@ def start(words: Sequence[str], folder: Path, home: Path, file_size: int | None 
       folder: working folder.
       home: folder for output and compiled programs.
       file_size: largest size in bytes of a file that the process can write; None for no limit.
+      kill_at: number of the operation on files at which the process is killed.
     """
     if (child := os.fork()) > 0:
         return child
@@ -143,7 +172,9 @@ def start(words: Sequence[str], folder: Path, home: Path, file_size: int | None 
         output = os.open(home / "output", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         os.dup2(output, 1), os.dup2(output, 2)
         sys.argv = ["qkjax", *words]
+        writes = count_writes(folder, kill_at)
         code = run_command(home, file_size)
+        (home / "writes").write_text(str(writes[0]))
     finally:
         os._exit(code)
 
@@ -231,6 +262,8 @@ class Trial:
       name: the command.
       expected: what an uninterrupted run leaves.
       seconds: how long it takes.
+      writes: number of its operations on files.
+      bytes: size of all files that it leaves.
       counts: the number of interruptions so far, by kind and exit code.
     """
 
@@ -252,6 +285,7 @@ class Trial:
             self.seconds = time.monotonic() - began
         self.expected = content(home / "whole1")
         self.require(content(home / "whole0") == self.expected, "two uninterrupted runs differ")
+        self.writes = int((home / "writes").read_text())
         self.bytes = sum(p.stat().st_size for p in (home / "whole1").rglob("*") if p.is_file())
 
     def counts_of(self, kinds: Sequence[str]) -> int:
@@ -272,18 +306,20 @@ class Trial:
         """
         with (disk if kind == "full" else plain_folder)(self.home / "folder") as resize:
             for _ in range(self.rng.randint(1, 3)):
-                code = self.full(resize) if kind == "full" else self.signalled(kind)
+                code = self.full(resize) if kind == "full" else self.killed(kind)
                 self.counts[kind, code] = self.counts.get((kind, code), 0) + 1
             resize(None)
             self.require(ended(start(self.words, self.home / "folder", self.home)) == 0, f"failed after {kind}")
             self.compare(kind)
 
-    def signalled(self, kind: str) -> int:
-        """The exit code of a process that gets a signal at a random moment."""
-        number = getattr(signal, kind)
-        child = start(self.words, self.home / "folder", self.home)
-        time.sleep(self.rng.uniform(0, 1.05 * self.seconds))
-        os.kill(child, number)
+    def killed(self, kind: str) -> int:
+        """The exit code of a process that gets a signal at a random moment, or is killed at a random write."""
+        number = getattr(signal, kind, signal.SIGKILL)
+        kill_at = self.rng.randint(1, self.writes) if kind == "write" else None
+        child = start(self.words, self.home / "folder", self.home, kill_at=kill_at)
+        if kind != "write":
+            time.sleep(self.rng.uniform(0, 1.05 * self.seconds))
+            os.kill(child, number)
         code = ended(child)
         self.require(code in (0, 130, -number), f"exit code {code} after {kind}")
         self.require("Traceback" not in (self.home / "output").read_text(errors="replace"), f"traceback after {kind}")
