@@ -128,12 +128,14 @@ def overlaps(model: str) -> Program:
 
 def training(constraint: str, dtype: str) -> Program:
     """A step of ViT-S/16 on ImageNet."""
-    config = replace(PRESETS["imagenet-s16"], constraint=constraint, batch=TRAINED, dtype=dtype, mixup=0.0)
+    config = replace(
+        PRESETS["imagenet-s16"], constraint=constraint, batch=TRAINED, accumulate=1, dtype=dtype, mixup=0.0
+    )
     vit = vit_config(config, (SIDE, SIDE, 3), 1000)
     tree = jax.eval_shape(lambda: initial(jax.random.key(0), vit, config.constraints(), bias=config.bias))
     state = jax.eval_shape(partial(begin, config), tree)
     step = jax.jit(partial(update, config, vit), donate_argnums=0)
-    return step, (state, array((TRAINED, SIDE, SIDE, 3)), array((TRAINED, 1000)))
+    return step, (state, array((TRAINED, SIDE, SIDE, 3), jnp.uint8), array((TRAINED,), jnp.int32))
 
 
 PROGRAMS: dict[str, Callable[[], Program]] = {

@@ -61,13 +61,13 @@ def plain_loop(config: TrainConfig, vit: ViTConfig, batches: list) -> Callable[[
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup, config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(rate, b2=config.b2))
 
-    def loss(params, images, targets):
+    def loss(params, images, labels):
         logits = model.apply({"params": params}, images)[0]
-        return optax.softmax_cross_entropy(logits, targets).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     @jax.jit
-    def step(params, state, images, targets):
-        value, slope = jax.value_and_grad(loss)(params, images, targets)
+    def step(params, state, images, labels):
+        value, slope = jax.value_and_grad(loss)(params, images, labels)
         updates, state = optimizer.update(slope, state, params)
         return optax.apply_updates(params, updates), state, value
 

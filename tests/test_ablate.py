@@ -154,7 +154,7 @@ def test_plans_say_what_they_hold(tmp_path):
         "[[grid]]\nedit = 'drop'\ndose = 1": "the field dose of a grid is not used",
         "[[grid]]\nedit = 'drop'\ncontrols = true": "controls is True: expected a whole number",
         "[[grid]]\nedit = 'drop'\nselect = 'cosine>{dose}'\ndose = 'x'": "dose is 'x': expected a number",
-        "[[grid]]\nedit = 'drop'\nselect = []": r"\[\] is not a valid list: expected one or more texts or numbers",
+        "[[grid]]\nedit = 'drop'\nselect = []": r"\[\] is not a valid list: expected one or more strings or numbers",
     }.items():
         path.write_text(text)
         with pytest.raises(qkjax.QkjaxError, match=says):

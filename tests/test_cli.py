@@ -147,7 +147,7 @@ def test_bad_input(tmp_path):
     assert_one_clear_line(run("analyze"), "no model given")
     assert_one_clear_line(run("analyze", DATA / "a.npz", "--center"), "--fold-scale")
     assert_one_clear_line(run("fetch", "vit"), "no model 'vit' in the catalogue")
-    assert_one_clear_line(run("analyze", DATA / "a.npz", DATA / "a.npz"), "two models have the name 'data-a'")
+    assert_one_clear_line(run("analyze", DATA / "a.npz", DATA / "a.npz"), "two models have the same name 'data-a'")
     assert run("analyze", DATA / "a.npz", "--centre").returncode == 2
     assert run("analyse", DATA / "a.npz").returncode == 2
 

@@ -1064,7 +1064,7 @@ def test_images_are_prepared_as_the_folder_says(tmp_path):
         checkpoint = qkjax.load(tmp_path)
         assert checkpoint.preprocess == family
         note = checkpoint.notes[-1]
-        assert note.startswith("qkjax follows preprocessor_config.json only in part: the file has ")
+        assert note.startswith("qkjax follows preprocessor_config.json only partly: the file has ")
         assert note.endswith(
             "resize, filter, resize_to, crop, mean, std from the preset 'hf-dinov2', assumed from the architecture"
         )
@@ -1207,7 +1207,7 @@ def test_the_image_processor_in_processor_config_json(tmp_path):
     nested.write_text('{"processor_class": "CLIPProcessor"}')
     assert qkjax.load(folder).preprocess.mean == (0.7, 0.8, 0.9)
     nested.write_text(json.dumps({"image_processor": PLAIN | {"do_pad": True}}))
-    with pytest.warns(qkjax.errors.AssumptionWarning, match="follows processor_config.json only in part"):
+    with pytest.warns(qkjax.errors.AssumptionWarning, match="follows processor_config.json only partly"):
         qkjax.load(folder)
 
 
@@ -1221,7 +1221,7 @@ def test_what_is_not_followed_is_a_note(tmp_path):
     assert checkpoint.preprocess == replace(family, mean=(0.1, 0.2, 0.3))
     note = checkpoint.notes[-1]
     assert note == (
-        "qkjax follows preprocessor_config.json only in part: the file has do_pad=true, which is not "
+        "qkjax follows preprocessor_config.json only partly: the file has do_pad=true, which is not "
         "supported, and has size={'longest_edge': 9} (expected a number, a shortest_edge, or a height and a width); "
         "resize, resize_to, crop from the preset 'hf-vit', assumed from the architecture"
     )

@@ -13,7 +13,7 @@ from PIL import Image
 
 import qkjax
 from conftest import DATA
-from qkjax.runtime.files import atomic_folder, temporaries
+from qkjax.runtime.files import atomic_folder, atomic_path, discard, temporaries
 from qkjax.runtime.lock import LOCK, exclusive
 
 MODEL = DATA / "a.npz"
@@ -48,7 +48,7 @@ def test_second_process_in_a_folder_says_why_it_stops(images, tmp_path, monkeypa
     done.set()
     thread.join()
     assert second.code == 2
-    assert f"another process works in {tmp_path / 'out'}: wait until it ends, or choose another folder" in second.err
+    assert f"another process is using {tmp_path / 'out'}: wait until it ends, or choose another folder" in second.err
     assert command(monkeypatch, capsys, *scan(images, tmp_path / "out")).code == 0
     assert not (tmp_path / "out" / LOCK).exists()
 
@@ -59,7 +59,7 @@ def test_two_commands_at_once_end_right_or_say_why(images, tmp_path):
     ends = [process.communicate(timeout=200) for process in both]
     codes = [process.returncode for process in both]
     assert 0 in codes
-    assert all("another process works in" in err for (_, err), code in zip(ends, codes, strict=True) if code)
+    assert all("another process is using" in err for (_, err), code in zip(ends, codes, strict=True) if code)
     assert qkjax.load(MODEL).config.depth == xr.load_dataset(tmp_path / "out/top_images.nc").sizes["layer"]
 
 
@@ -132,3 +132,18 @@ def test_names_that_are_not_text_go_through_a_command(images, tmp_path, monkeypa
     names = xr.load_dataset(tmp_path / "out/top_images.nc").image.values.tolist()
     assert any(name.endswith("\\x1b[31m.png") for name in names)
     assert "\x1b" not in (tmp_path / "out/chosen.csv").read_text()
+
+
+def test_temporary_files_of_living_processes_stay(tmp_path):
+    """Any writer of a file removes what killed writers of the file left; no folder needs to be locked for this."""
+    path, left = tmp_path / "x.npz", tmp_path / ".x-abcd1234.npz"
+    left.write_bytes(b"left")
+    with atomic_path(path) as first:
+        assert not left.exists()
+        with atomic_path(path) as second:
+            second.write_bytes(b"second")
+        discard(temporaries([path]))
+        assert temporaries([path]) == [first]
+        first.write_bytes(b"first")
+    assert path.read_bytes() == b"first"
+    assert [*tmp_path.iterdir()] == [path]

@@ -17,6 +17,7 @@ from conftest import DATA
 from qkjax.images.preprocess import PRESETS
 from qkjax.vit import posemb
 from qkjax.vit.model import forward
+from qkjax.weights.families.architecture import expected_shapes
 
 FILES = "abcd"
 
@@ -91,6 +92,14 @@ def test_config_is_inferred():
     for c in configs.values():
         assert (c.width, c.depth, c.heads, c.head_dim, c.mlp_dim, c.patch_size) == (64, 4, 4, 16, 128, (8, 8))
         assert (c.rep_size, c.classes, c.registers, c.layer_scale) == (64, 10, 0, False)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_shapes_of_one_layer_are_those_of_all_layers(name):
+    config = qkjax.load(DATA / f"{name}.npz").config
+    image = np.zeros((1, 32, 32, 3), np.float32)
+    tree = jax.eval_shape(qkjax.ViT(config).init, jax.random.key(0), image)["params"]
+    assert expected_shapes(config) == {k: v.shape for k, v in flatten_dict(tree, sep="/").items()}
 
 
 def test_images_are_prepared_as_big_vision_does():

@@ -45,7 +45,7 @@ def test_rows_are_kept_and_only_missing_rows_are_measured_again(tmp_path):
     assert again[0]["row"] == "session"
     rows = by_device(lines)["cpu, tiny"]
     assert "product, TF32x3: failed" in markdown(rows)
-    assert "mixup of 1,024 images on the host: not run" in markdown(rows)
+    assert "top-images of JPEG files, ViT-S float32: not run" in markdown(rows)
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def test_first_host_that_must_stop_stops_the_others(reason, pictures, tmp_path):
     if reason == "locked":
         with exclusive_here(tmp_path / "out"):
             both = run_hosts(words, words, timeout=100)
-        says = "another process works in"
+        says = "another process is using"
     else:
         with start(words_of("objects", pictures, tmp_path / "out"), "--dtype", "bfloat16") as process:
             process.communicate(timeout=300)

@@ -106,7 +106,7 @@ def test_config_of_an_unknown_model_type_has_no_defaults(timm, tmp_path):
     checkpoint = qkjax.load(tmp_path)
     assert_agrees(checkpoint, model)
     assert (
-        "model type 'vit_of_tomorrow' is unknown; qkjax reads it as a plain ViT, which its parameters fit"
+        "model type 'vit_of_tomorrow' is unknown; qkjax reads it as a plain ViT, since its parameters fit one"
         in checkpoint.notes
     )
     assert any("assumed" in n and "activation='gelu', norm_eps=1e-06" in n for n in checkpoint.notes)
@@ -305,7 +305,7 @@ def test_unknown_key_in_a_config(transformers, tmp_path):
     model = moved(transformers.ViTModel(transformers.ViTConfig(**SMALL)))
     config = {**SMALL, "model_type": "vit", "gate_of_tomorrow": 3}
     save_state(tmp_path, state_of(model), config)
-    refused(tmp_path, "config.json is for vit and has gate_of_tomorrow=3, an unknown key: remove it if it does not")
+    refused(tmp_path, "is for vit and has gate_of_tomorrow=3, an unknown key: remove this key if it does not")
     save_state(tmp_path, state_of(model), {**config, "gate_of_tomorrow": False})
     assert qkjax.load(tmp_path).config.heads == 4
     refused_keys = {"use_qk_norm": "normalises queries and keys", "num_experts": "mixture of experts",
@@ -342,16 +342,19 @@ def test_averaged_weights_beside_raw_ones(timm, torch, tmp_path):
     )
     assert_agrees(qkjax.load(f"{path}:state_dict_ema", heads=4), averaged)
     assert_agrees(qkjax.load(f"{path}:state_dict", heads=4), raw)
-    refused(f"{path}:nonsense", rf"has no model 'nonsense'; it has state_dict \({count} parameters\), state_dict_ema")
+    refused(
+        f"{path}:nonsense",
+        rf"no model 'nonsense'; it contains state_dict \({count} parameters\), state_dict_ema",
+    )
 
 
 def test_one_model_under_a_name(timm, torch, tmp_path):
     state = state_of(small_timm())
     torch.save({"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}, tmp_path / "x.pth")
     assert_same(qkjax.load(f"{tmp_path}/x.pth:model", heads=4), qkjax.load(tmp_path / "x.pth", heads=4))
-    refused(f"{tmp_path}/x.pth:model_ema", rf"has no model 'model_ema'; it has model \({len(state)} parameters\)$")
+    refused(f"{tmp_path}/x.pth:model_ema", rf"no model 'model_ema'; it contains model \({len(state)} parameters\)$")
     torch.save(state, tmp_path / "bare.pth")
-    refused(f"{tmp_path}/bare.pth:nonsense", r"it has the top level \(")
+    refused(f"{tmp_path}/bare.pth:nonsense", r"it contains the top level \(")
 
 
 def prefixed(state: dict, prefix: str) -> dict:

@@ -269,7 +269,7 @@ def test_scenes_that_are_not_whole_are_explained(tmp_path):
             crop_to_model(scene, "x", preset, None, (8, 8))
     for path, says in {
         "none": "there is no folder .*none: pass the folder of the unpacked O3 data set",
-        ".": "is not the O3 data set: the O3 data set has folders images, targ_labels and dist_labels",
+        ".": "is not the O3 data set: the O3 data set has the folders images, targ_labels and dist_labels",
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
             open_o3(tmp_path / path)

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 import qkjax
+from qkjax.activations.rotary_contribution import rotary_contributions
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import decompose
 from qkjax.interaction.null import null_band
-from qkjax.interaction.rotary import distance
+from qkjax.interaction.rotary import distance, edit
 from qkjax.interaction.rotary.bias import bias_logits, spread
 from qkjax.interaction.rotary.chance import SAMPLES, curve_factor, random_maps, rotary_null
 from qkjax.interaction.rotary.distance import by_distance, cosine_by_offset, nuclear_norms, offset_angles
-from qkjax.interaction.rotary.edit import KINDS, edit_kernels, out_of_reach
-from qkjax.interaction.rotary.exact import head_maps, logits_from_rotated, project_rotated, rest_logits
+from qkjax.interaction.rotary.edit import edit_kernels, out_of_reach
+from qkjax.interaction.rotary.exact import HeadMaps, head_maps, logits_from_rotated, project_rotated, rest_logits
 from qkjax.interaction.rotary.isotropy import isotropy
 from qkjax.interaction.rotary.mean import coherence, mean_kernels, offset_kernels
 from qkjax.interaction.rotary.place import place_share
@@ -153,6 +154,19 @@ def test_mbar_in_float64(case):
     np.testing.assert_allclose(np.einsum("ldhk,lehk->lhde", query, key), mean, atol=1e-13 * np.abs(mean).max() * EMBED)
 
 
+def test_mbar_within_a_jitted_program(case):
+    """With traced angles, too, as for learned frequencies; derivatives are finite even if c is 0."""
+    kernels, angles = random_kernels(), case.angles.astype(np.float32)
+    expected = mean_kernels(*kernels, case.angles, case.pairs)
+    traced = jax.jit(lambda *x: mean_kernels(*x, case.pairs))(*kernels, angles)
+    for ours, x in zip(traced, expected, strict=True):
+        np.testing.assert_allclose(ours, x, atol=1e-4)
+    gradient = jax.grad(lambda a: sum((x**2).sum() for x in mean_kernels(*kernels, a, case.pairs)))(jnp.asarray(angles))
+    assert np.isfinite(gradient).all()
+    share = jax.jit(lambda q, k: place_share(q, k, case.angles, case.grid, case.pairs))(*kernels).share
+    np.testing.assert_allclose(share, place_share(*kernels, case.angles, case.grid, case.pairs).share, atol=1e-6)
+
+
 def test_modes_of_one_offset(kernels, case):
     dense = interactions(kernels, case)[:, :, 3, 1]
     angles = case.angles[..., 3, :] - case.angles[..., 1, :]
@@ -208,16 +222,15 @@ def test_share_of_each_axis(kernels, case):
     if case.angles.ndim == 2:
         np.testing.assert_allclose(result.axis.sum(-1), result.share, atol=1e-5)
     else:
-        assert (result.axis.sum(-1) < result.share - 1e-3).all()
+        assert (result.axis.sum(-1) < result.share + 1e-5).all()
+        assert (result.axis.sum(-1) < result.share - 1e-3).any()
 
 
 @pytest.mark.parametrize("lapack", [True, False], ids=["lapack", "products"])
-@pytest.mark.parametrize("chunk", [7, 32])
-def test_cosine_of_every_offset(kernels, case, lapack, chunk, monkeypatch):
+def test_cosine_of_every_offset(kernels, case, lapack, monkeypatch):
     """tr M / ||M||_nuclear by the SVD of each dense M."""
     monkeypatch.setattr(distance, "by_lapack", lambda: lapack)
-    monkeypatch.setattr(distance, "CHUNK", chunk)
-    jax.clear_caches()
+    monkeypatch.setattr(distance, "CHUNK", 7)  # the last chunk is not full
     ours = cosine_by_offset(*kernels, case.angles, case.grid, case.pairs)
     m = interactions(kernels, case)
     dense = np.trace(m, axis1=-2, axis2=-1) / np.linalg.svd(m, compute_uv=False).sum(-1)
@@ -242,11 +255,11 @@ def test_opposite_offsets_are_not_transposes():
     np.testing.assert_allclose(same, same[..., ::-1], rtol=1e-12)
 
 
-def measured(query, key, case: Case) -> list[np.ndarray]:
+def measures(query, key, case: Case) -> list[np.ndarray]:
     modes = decompose(*mean_kernels(query, key, case.angles, case.pairs))
     share = place_share(query, key, case.angles, case.grid, case.pairs)
     cosine = cosine_by_offset(query, key, case.angles, case.grid, case.pairs)
-    return [np.asarray(x) for x in (modes.s / modes.s[..., :1], share.share, share.contribution, share.axis, cosine)]
+    return [np.asarray(x) for x in (modes.s / modes.s[..., :1], share.share, cosine, share.contribution, share.axis)]
 
 
 def test_only_a_change_of_basis_that_commutes_with_all_rotations_changes_nothing(case):
@@ -259,15 +272,16 @@ def test_only_a_change_of_basis_that_commutes_with_all_rotations_changes_nothing
     for a, plane in enumerate(columns.T):
         allowed[plane] *= scale[a]
     general = rng.standard_normal((HEAD_DIM, HEAD_DIM))
-    before = measured(query, key, case)
+    before = measures(query, key, case)
     for basis, same in ((allowed, True), (general, False)):
         q, k = query @ basis, key @ np.linalg.inv(basis).T
         np.testing.assert_allclose(decompose(q, k).s, decompose(query, key).s, rtol=1e-5)
-        for x, y in zip(before, measured(q, k, case), strict=True):
-            if same:
+        after = measures(q, k, case)
+        if same:
+            for x, y in zip(before, after, strict=True):
                 np.testing.assert_allclose(x, y, atol=1e-5)
-            elif x.size > LAYERS * HEADS * 2 or case.pairs == "half":
-                assert np.abs(x - y).max() > 1e-3
+        else:
+            assert all(np.abs(x - y).max() > 2e-4 for x, y in zip(before[:3], after[:3], strict=True))
 
 
 def tokens_of_layer(kernels: np.ndarray, case: Case, layer: int = 1, special: int = 2):
@@ -338,6 +352,17 @@ def test_planes_without_mean_are_in_the_remainder():
     assert (np.asarray(alpha)[..., 4:] == 0).all()
 
 
+def test_scales_of_planes_move_no_mode_to_the_remainder():
+    """Scaling a plane of Wq, and the same plane of Wk inversely, changes no logit."""
+    case, kernels = CASES["integers"], random_kernels()
+    scale = np.repeat(np.float32([1e3, 1e-3, 1, 30]), 2)
+    unbalanced = np.stack([kernels[0] * scale, kernels[1] / scale])
+    modes = [decompose(*mean_kernels(*x, case.angles, case.pairs)) for x in (kernels, unbalanced)]
+    maps = [head_maps(*x, case.angles, m, case.pairs) for x, m in zip((kernels, unbalanced), modes, strict=True)]
+    assert (maps[1].in_rest == 0).all()
+    np.testing.assert_allclose(maps[1].query * scale[:, None], maps[0].query, rtol=1e-3, atol=1e-4)
+
+
 def test_degenerate_heads_keep_exact_logits():
     """A head that is zero, one with equal columns, and more columns than the embedding has dimensions."""
     case = CASES["integers"]
@@ -369,6 +394,36 @@ def test_bias_terms_complete_the_logits(case):
     np.testing.assert_allclose(terms.key / reach, (only_query - content) / reach, atol=1e-6)
 
 
+def test_shares_of_the_logits_add_up_to_1(case):
+    """The share of a mode by loops in float64, with equal weights and with weights by attention."""
+    kernels = random_kernels()
+    tokens, biases, angles = tokens_of_layer(kernels, case)
+    logits, _ = dense_logits(tokens, kernels, biases, angles, case.pairs)
+    _, (q, k) = dense_logits(tokens, kernels, 0 * biases, angles, case.pairs)
+    attention = np.exp(logits - logits.max(-1, keepdims=True))
+    attention = attention / attention.sum(-1, keepdims=True)
+    modes = decompose(*mean_kernels(*kernels, case.angles, case.pairs))
+    maps = HeadMaps(*(x[1] for x in head_maps(*kernels, case.angles, modes, case.pairs)))
+    query, key = (
+        (np.einsum("bnd,dhk->bnhk", tokens, kernel[1]) + bias).astype(np.float32)
+        for kernel, bias in zip(kernels, biases, strict=True)
+    )
+    scores = [x.astype(np.float32) for x in (logits, attention)]
+    shares = rotary_contributions(query, key, *biases, *scores, angles, maps, case.pairs)
+    total = shares.modes.sum(-1) + shares.rest + shares.query_bias + shares.key_bias + shares.constant
+    np.testing.assert_allclose(total, 1, atol=1e-4)
+    for index, weights in enumerate((np.full_like(attention, 1 / attention.shape[-1]), attention)):
+        centred = logits - (weights * logits).sum(-1, keepdims=True)
+        for image, head, n in product(range(2), range(HEADS), (0, 3)):
+            alpha = q[image, :, head] @ maps.query[head, :, n].astype(np.float64)
+            beta = k[image, :, head] @ maps.key[head, :, n].astype(np.float64)
+            term = maps.s[head, n] * np.outer(alpha, beta) / np.sqrt(HEAD_DIM)
+            w, logit = weights[image, head], centred[image, head]
+            term = term - (w * term).sum(-1, keepdims=True)
+            expected = (w * term * logit).sum() / (w * logit**2).sum()
+            np.testing.assert_allclose(shares.modes[index, image, head, n], expected, atol=1e-4)
+
+
 def test_spread_of_bias_terms(case):
     kernels = random_kernels()
     bias = np.random.default_rng(2).standard_normal((LAYERS, 1, HEADS, HEAD_DIM)).astype(np.float32)
@@ -383,7 +438,7 @@ def test_spread_of_bias_terms(case):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["drop", "flip", "rotate", "equalize", "unbias"])
 def test_edits_of_mbar_are_those_of_dense_arithmetic(case, kind):
     kernels = random_kernels()
     mean = interactions(kernels, case).mean((2, 3))
@@ -396,7 +451,9 @@ def test_edits_of_mbar_are_those_of_dense_arithmetic(case, kind):
     chosen = weights > 0
     count = np.maximum(chosen.sum(-1, keepdims=True), 1)
     level = np.sqrt((chosen * s**2).sum(-1, keepdims=True) / count)
-    strengths = np.where(chosen, {"drop": 0 * s, "flip": -s, "rotate": s, "equalize": level + 0 * s}[kind], s)
+    strengths = np.where(
+        chosen, {"drop": 0 * s, "flip": -s, "rotate": s, "equalize": level + 0 * s, "unbias": s}[kind], s
+    )
     keys = np.where(chosen[:, :, None], u, v) if kind == "rotate" else v
     after = interactions(np.stack(new), case)
     np.testing.assert_allclose(
@@ -409,8 +466,48 @@ def test_edits_of_mbar_are_those_of_dense_arithmetic(case, kind):
     total = square(change).mean((2, 3))
     shares = np.asarray(edited.mean_change)
     assert np.isnan(shares[untouched]).all()
-    edits = chosen.any(-1)
+    edits = chosen.any(-1) & (kind != "unbias")
+    assert (np.asarray(edited.retained) == 1).all()
     np.testing.assert_allclose(shares[edits], (square(change.mean((2, 3))) / total.clip(1e-30))[edits], atol=1e-5)
+
+
+@pytest.mark.parametrize(("sign", "lapack"), [(1, True), (-1, True), (1, False)])
+def test_parts_of_mbar_in_kernels(case, sign, lapack, monkeypatch):
+    """The best approximation of (Mbar + Mbar^T) / 2 of the rank that planes with c > 0 can hold."""
+    for module in ("modes", "rotary.edit"):
+        monkeypatch.setattr(f"qkjax.interaction.{module}.by_lapack", lambda: lapack)
+    edit._edit.clear_cache()
+    kernels = random_kernels()
+    mean = interactions(kernels, case).mean((2, 3))
+    modes = decompose(*mean_kernels(*kernels, case.angles, case.pairs))
+    weights = np.zeros((LAYERS, HEADS, HEAD_DIM), np.float32)
+    weights[1] = 1
+    kind = "symmetric" if sign == 1 else "antisymmetric"
+    edited = edit_kernels(*kernels, case.angles, modes, kind, weights, case.pairs)
+    count = 2 * (coherence(case.angles) > 0).sum(-1).min()
+    part = (mean + sign * np.swapaxes(mean, -1, -2))[1] / 2
+    left, s, right = np.linalg.svd(part)
+    after = interactions(np.stack(edited[:2]), case)
+    # Pairs of equal singular values of an antisymmetric matrix end at an even count.
+    best = np.einsum("hdn,hn,hne->hde", left[..., :count], s[:, :count], right[:, :count])
+    np.testing.assert_allclose(after.mean((2, 3))[1], best, atol=1e-5 * s.max())
+    retained = (s[:, :count] ** 2).sum(-1) / (s**2).sum(-1)
+    np.testing.assert_allclose(edited.retained[1], retained, atol=1e-5)
+    for x, y in zip(edited[:2], kernels, strict=True):
+        np.testing.assert_array_equal(x[0], y[0])
+        if case.angles.ndim == 2:
+            fixed = np.repeat(coherence(case.angles) == 0, 2)[np.argsort(plane_columns(HEAD_DIM, case.pairs).T, None)]
+            np.testing.assert_array_equal(x[..., fixed], y[..., fixed])
+
+
+def test_the_symmetric_part_of_a_symmetric_head_changes_nothing():
+    """Wq = Wk: Mbar is symmetric, and the nearest kernels are the kernels themselves."""
+    case, kernel = CASES["integers"], random_kernels()[0]
+    modes = decompose(*mean_kernels(kernel, kernel, case.angles, case.pairs))
+    weights = np.ones((LAYERS, HEADS, HEAD_DIM), np.float32)
+    edited = edit_kernels(kernel, kernel, case.angles, modes, "symmetric", weights, case.pairs)
+    np.testing.assert_allclose(edited.query_kernel, kernel, atol=1e-4)
+    np.testing.assert_allclose(edited.key_kernel, kernel, atol=1e-4)
 
 
 def test_out_of_reach_is_what_no_edit_changes():
@@ -483,17 +580,15 @@ def test_random_maps_have_variance_1():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plane_columns(7), "even head_dim"),
-        (lambda: plane_columns(8, "quarter"), "expected 'half' or 'interleaved'"),
+        (lambda: plane_columns(7), "expected an even number"),
         (lambda: plane_columns(4, np.array([[0, 1], [2, 2]])), "each of the 4 columns once"),
         (lambda: grid_steps(np.zeros((14, 2)), (5, 3)), "do not fill a grid of 5 x 3"),
         (lambda: grid_steps(np.arange(30.0).reshape(15, 2) ** 2, (5, 3)), "row-major order"),
-        (lambda: rotary_null(8, 2, np.zeros((2, 2, 15, 2)), (5, 3)), "the angles of one head"),
         (
             lambda: edit_kernels(
-                *random_kernels(), np.zeros((4, 4)), decompose(*random_kernels()), "symmetric", np.zeros((2, 2, 8))
+                *random_kernels(), np.zeros((4, 4)), decompose(*random_kernels()), "transpose", np.zeros((2, 2, 8))
             ),
-            "cannot be realised in kernels with rotary positions",
+            "unknown edit 'transpose': expected one of drop",
         ),
         (
             lambda: head_maps(*random_kernels(), np.zeros((4, 4)), decompose(*random_kernels(), normalize=True)),

@@ -1,16 +1,24 @@
 """What runs learn: generated images, folders, other libraries' data sets, and what is done to them."""
 
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import qkjax
-from qkjax.train.augment import _DISTORTIONS, inception_crop, mixup, rand_augment, shift_image
-from qkjax.train.config import TrainConfig
-from qkjax.train.data import held_out_batches, training_batches
+from qkjax.images.preprocess import normalise
+from qkjax.train.augment import _DISTORTIONS, inception_crop, mixup_weight, rand_augment, shift_image
+from qkjax.train.config import TrainConfig, vit_config
+from qkjax.train.data import PRESET, held_out_batches, training_batches
+from qkjax.train.model import initial, plain
 from qkjax.train.odd_one_out import CELL, CELLS, OddOneOut, odd_one_out
+from qkjax.train.step import Batch, mixed, program
 from qkjax.train.tasks import load_task
+from qkjax.vit.model import ViT
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +71,11 @@ def test_folders_of_classes(folder, tmp_path):
     config = TrainConfig(data=str(folder), resolution=32, patch=8, batch=4, rand_augment=2)
     task = load_task(config)
     assert (task.classes, task.pixels, len(task.train), len(task.held_out)) == (2, (32, 32, 3), 16, 4)
-    images, targets = next(training_batches(task, config))
+    images, labels = next(training_batches(task, config))
     assert images.shape == (4, 32, 32, 3)
-    assert images.dtype == np.float32
-    assert -1 <= images.min() < images.max() <= 1
-    assert (targets.sum(1) == 1).all()
+    assert images.dtype == np.uint8, "pixels are normalised on the device"
+    assert np.ptp(images) > 100
+    assert set(labels) <= {0, 1}
     picture, label = task.held_out[0]
     np.testing.assert_array_equal(next(iter(held_out_batches(task, 4)))[0][0], task.fit(picture))
     assert label in (0, 1)
@@ -117,16 +125,38 @@ def test_moved_is_what_padding_and_cutting_give():
             np.testing.assert_array_equal(shift_image(image, down, right), wanted)
 
 
-def test_mixup_keeps_what_is_in_a_batch():
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+def test_mixup_adds_the_previous_image_and_its_target(kind):
+    """Against numpy: in a whole batch, and in an accumulated batch, where neighbours are in different parts."""
     rng = np.random.default_rng(0)
-    images, targets = rng.standard_normal((4, 2, 2, 1)).astype(np.float32), np.eye(4, dtype=np.float32)
-    mixed, shares = mixup(images, targets, 0.2, rng)
-    np.testing.assert_allclose(np.einsum("rc,chwk->rhwk", shares, images), mixed, atol=1e-6)
-    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
-    assert (shares.argmax(1) == np.arange(4)).all()
-    config = TrainConfig(mixup=0.2, batch=8)
-    _, targets = next(training_batches(load_task(config), config))
-    assert ((targets > 0).sum(1) <= 2).all()
+    images = rng.integers(0, 256, (8, 16, 16, 3)).astype(kind) / (1 if kind == np.uint8 else kind(128))
+    images, labels, weight = images.astype(kind), rng.integers(0, 5, 8).astype(np.int32), np.float32(0.7)
+    numbers = normalise(images, PRESET) if kind == np.uint8 else images
+    expected = weight * numbers + (1 - weight) * np.roll(numbers, 1, axis=0)
+    targets = weight * np.eye(5)[labels] + (1 - weight) * np.eye(5)[np.roll(labels, 1)]
+    previous = jnp.roll(images, 1, axis=0), jnp.roll(labels, 1)
+    found = mixed(Batch(jnp.asarray(images), jnp.asarray(labels), previous, jnp.full(8, weight)), 5)
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
+    np.testing.assert_allclose(found[1], targets, atol=1e-6)
+
+    config = TrainConfig(patch=8, width=16, depth=1, heads=2, mlp_dim=16, batch=8, mixup=0.2, label_smoothing=0.0)
+    vit = vit_config(config, (16, 16, 3), 5)
+    params = initial(jax.random.key(0), vit, ("free",))
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+    logits = ViT(vit).apply({"params": plain(params, vit, ("free",))}, expected.astype(np.float32))[0]
+    loss = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+    for parts in (1, 4):
+        part = replace(config, accumulate=parts)
+        step = program(part, vit)
+        value = step.step(step.begin(jax.tree.map(jnp.copy, params)), images, labels, np.full(8, weight))[1]
+        np.testing.assert_allclose(value, loss, rtol=1e-5)
+
+
+def test_mixup_weights_are_at_least_a_half():
+    weights = [mixup_weight(0.2, np.random.default_rng(i)) for i in range(200)]
+    assert min(weights) >= 0.5
+    assert max(weights) <= 1
+    assert np.ptp(weights) > 0.3
 
 
 def test_cuts_and_distortions(pictures):

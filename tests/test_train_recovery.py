@@ -269,7 +269,7 @@ def test_what_a_killed_sweep_left_is_removed(tmp_path):
 def test_one_process_at_a_time(tmp_path):
     with (
         exclusive(tmp_path / "sweep"),
-        pytest.raises(qkjax.QkjaxError, match=r"another process works in .*sweep: wait"),
+        pytest.raises(qkjax.QkjaxError, match=r"another process is using .*sweep: wait"),
     ):
         sweep(TINY, ("free",), 1, tmp_path / "sweep")
     assert not list(tmp_path.iterdir()), "neither the lock nor the folder stays"
@@ -300,7 +300,7 @@ def test_two_processes_at_once(name, tmp_path):
     errors = [process.communicate(timeout=200)[1] for process in pair]
     codes = [process.returncode for process in pair]
     assert sorted(codes) in ([0, 0], [0, 2]), errors
-    assert all("another process works in" in error for error, code in zip(errors, codes, strict=True) if code)
+    assert all("another process is using" in error for error, code in zip(errors, codes, strict=True) if code)
     assert not list((tmp_path / "out").rglob(".*"))
 
 

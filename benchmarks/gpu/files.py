@@ -1,4 +1,4 @@
-"""Rows of work on the host: decoding of JPEG files, whole passes over files, and mixup."""
+"""Rows of work on the host: decoding of JPEG files, and whole passes over files."""
 
 import os
 import tempfile
@@ -10,12 +10,11 @@ import numpy as np
 from PIL import Image
 
 import qkjax
-from benchmarks.shapes import SIDE, checkpoint_of
+from benchmarks.shapes import checkpoint_of
 from qkjax.images.prefetch import photograph_batches
 from qkjax.images.preprocess import PRESETS, picture
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
-from qkjax.train.augment import mixup
 
 BATCH, DISTINCT = 64, 16
 
@@ -61,11 +60,3 @@ def _seconds_of_pass(checkpoint, images: ImageSet, options: qkjax.PassOptions) -
     start = time.perf_counter()
     qkjax.top_images(checkpoint, images, options=options)
     return time.perf_counter() - start
-
-
-def mixup_on_host(tiny: bool) -> dict:
-    """Mixup of a batch of 1,024 images with numpy."""
-    images = np.zeros((16 if tiny else 1024, SIDE, SIDE, 3), np.float32)
-    start = time.perf_counter()
-    mixup(images, np.zeros((len(images), 1000), np.float32), 0.2, np.random.default_rng(0))
-    return {"ms": 1e3 * (time.perf_counter() - start)}

@@ -106,5 +106,4 @@ ROWS = (
     _capture("S", 20),
     _capture("L", 30),
     Row("top-images of JPEG files, ViT-S float32", "jax", 40, "files.top_images", ("S", "float32")),
-    Row("mixup of 1,024 images on the host", "jax", 5, "files.mixup_on_host"),
 )  # fmt: skip

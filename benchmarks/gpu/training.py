@@ -21,13 +21,14 @@ TINY = {"patch": 56, "width": 32, "heads": 2, "depth": 2, "mlp_dim": 32}
 
 
 def _config(constraint: str, batch: int, tiny: bool) -> TrainConfig:
-    config = replace(PRESETS["imagenet-s16"], constraint=constraint, batch=batch, mixup=0.0)
+    parts = 1 if batch <= 512 else 2
+    config = replace(PRESETS["imagenet-s16"], constraint=constraint, batch=batch, accumulate=parts, mixup=0.0)
     return replace(config, batch=4, **TINY) if tiny else config
 
 
 def _batch(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised images and targets, as `qkjax.train.data.training_batches` yields them."""
-    return np.zeros((config.batch, SIDE, SIDE, 3), np.float32), np.zeros((config.batch, CLASSES), np.float32)
+    """Pixels and labels, as `qkjax.train.data.training_batches` yields them."""
+    return np.zeros((config.batch, SIDE, SIDE, 3), np.uint8), np.zeros(config.batch, np.int32)
 
 
 def step(constraint: str, batch: int, tiny: bool) -> dict:
@@ -53,12 +54,13 @@ def plain_loop(batch: int, tiny: bool) -> dict:
     params = plain(initial(jax.random.key(0), vit, names, bias=config.bias), vit, names)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(config.learning_rate, b2=config.b2))
 
-    def loss(params, images, targets):
+    def loss(params, pixels, labels):
+        images = pixels.astype(jnp.float32) / 127.5 - 1
         logits = model.apply({"params": params}, images)[0].astype(jnp.float32)
-        return optax.softmax_cross_entropy(logits, targets).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def update(state, images, targets):
-        value, slope = jax.value_and_grad(loss)(state[0], images, targets)
+    def update(state, pixels, labels):
+        value, slope = jax.value_and_grad(loss)(state[0], pixels, labels)
         updates, optimizer_state = optimizer.update(slope, state[1], state[0])
         return (optax.apply_updates(state[0], updates), optimizer_state), value
 

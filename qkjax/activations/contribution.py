@@ -89,11 +89,22 @@ def _shares(
 
     `query` includes the factor s / sqrt(d), and the weights of each query sum to 1.
     """
+    weighted, total = weighted_logits(logits, weights)
+    covariance = (query * jnp.matmul(weighted, key, precision="highest")).sum(0)
+    return covariance / total, (weighted * bias[None]).sum() / total
+
+
+def weighted_logits(
+    logits: Float[Array, "tokens tokens"], weights: Float[Array, "tokens tokens"]
+) -> tuple[Float[Array, "tokens tokens"], Float[Array, ""]]:
+    """Computes w_ij Logit_ij with centred logits, and sum_ij w_ij Logit_ij^2.
+
+    The share of a term t_ij in the logits is sum_ij w_ij Logit_ij t_ij, divided by the second result. That is NaN if
+    the logits differ by no more than float32's rounding error.
+    """
     centred = logits - (weights * logits).sum(-1, keepdims=True)
     centred = centred - (weights * centred).sum(-1, keepdims=True)  # removes the rounding error of a mean far from 0
     weighted = weights * centred  # the rows of `weighted` sum to 0, so the terms need no centring
     total = (weighted * centred).sum()
-    covariance = (query * jnp.matmul(weighted, key, precision="highest")).sum(0)
     spread = jnp.sqrt(total / len(logits))
-    total = jnp.where(spread > ROUNDING * jnp.abs(logits).max(), total, jnp.nan)
-    return covariance / total, (weighted * bias[None]).sum() / total
+    return weighted, jnp.where(spread > ROUNDING * jnp.abs(logits).max(), total, jnp.nan)

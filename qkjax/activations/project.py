@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction.modes import Modes, require_plain
+from qkjax.runtime.precision import full_precision
 
 Stream = Literal["norm", "residual"]
 """The tokens to project. "norm" is the output of the LayerNorm before attention, on which M acts. "residual" is the
@@ -41,11 +42,11 @@ def project(
 
     One matrix product computes both projections, and costs as much as computing queries and keys. Alternatively, a
     small linear map per head could compute the projections from queries and keys. But this map would divide by the
-    singular values of Wq and Wk. In trained heads, some singular values are only 1e-4 of the largest, so weak modes
+    singular values of Wq and Wk. In trained heads, some singular values are only 1e-4 times the largest, so weak modes
     would be inaccurate in float32.
     """
     directions = jnp.stack([u, v])
-    return jnp.einsum("bnd,whdr->bnwhr", jnp.asarray(tokens, jnp.float32), directions, precision="highest")
+    return jnp.einsum("bnd,whdr->bnwhr", jnp.asarray(tokens, jnp.float32), directions, precision=full_precision())
 
 
 @partial(jax.jit, static_argnames=("special", "grid"))

@@ -100,8 +100,8 @@ def describe_curves(datasets: Mapping[str, xr.Dataset], objectives: Mapping[str,
     """Makes one table and one figure for several models.
 
     Args:
-      datasets: results of `analyze`, by the name of the model.
-      objectives: training objectives, by the name of the model.
+      datasets: a dict from model names to results of `analyze`.
+      objectives: a dict from model names to training objectives.
     """
     measured = {name: metrics_of(dataset) for name, dataset in datasets.items()}
     rows = [row for name, dataset in datasets.items() for row in curve_rows(dataset, objectives[name])]
@@ -125,7 +125,7 @@ def curves_dataset(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Collects the mean weighted cosine of each model in a dataset.
 
     Args:
-      datasets: results of `analyze`, by the name of the model.
+      datasets: a dict from model names to results of `analyze`.
 
     Returns:
       A dataset with the dimension model. The variable `weighted_cosine` is the mean over layers and heads. The

@@ -113,7 +113,7 @@ def _change(kind: str, metrics: Metrics) -> Float[np.ndarray, "layers heads"]:
 
 
 def is_idle_control(edit: Edit, plan: ResolvedEdit) -> bool:
-    """Whether a control equals the edit itself. This is so if the edit drops all modes of all edited heads."""
+    """Whether a control equals the edit itself. This is the case if the edit drops all modes of all edited heads."""
     if edit.control is None or edit.kind not in ("drop", "keep") or not plan.share.any():
         return False
     return bool(plan.share[plan.share > 0].min() > 0.9999)

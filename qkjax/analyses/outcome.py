@@ -93,7 +93,7 @@ def outcome(
       The result, on every host.
 
     Raises:
-      QkjaxError: an earlier result has different settings, another process works in the folder, or a file cannot be
+      QkjaxError: an earlier result has different settings, another process is using the folder, or a file cannot be
         written. Saved progress stays on disk.
       ShardFinished: this share is finished and saved, but another share has not finished.
     """

@@ -32,7 +32,7 @@ def require_finite(values: Mapping[str, Array | np.ndarray], images: str, partia
     """Checks that all values that a model computed for images are finite.
 
     Args:
-      values: the values, by their name in the error message.
+      values: a dict from names for the error message to the values.
       images: name of the images, for the error message.
       partial: file with the progress of the pass.
 
@@ -54,7 +54,7 @@ def require_finite_heads(values: Mapping[str, Float[Array | np.ndarray, "layers 
     """Checks that all values that were computed from the weights of each head are finite.
 
     Args:
-      values: the values, by their name in the error message.
+      values: a dict from names for the error message to the values.
       model: name of the model, for the error message.
 
     Raises:

@@ -1,6 +1,6 @@
 """The commands `qkjax preference` and `qkjax objects`.
 
-`preference` measures which tokens attend to which. `objects` measures whether modes join parts of the same object.
+`preference` measures which tokens attend to which. `objects` measures whether modes link parts of the same object.
 """
 
 import sys
@@ -48,9 +48,9 @@ def preference(
       models: names of models listed by `qkjax models`, or paths of checkpoints; if there are several models, one more
         figure compares them.
       o3: folder of the unpacked Odd-One-Out (O3) or P3 data set, which replaces the generated scenes.
-      kind: kind of generated scenes; by default patterns. Scenes of kind patterns show bars, one of which differs in
-        colour, orientation or size. Scenes of kind pasted show round pieces of photographs, pasted onto another
-        photograph.
+      kind: kind of generated scenes; by default patterns. Scenes of the kind "patterns" show bars, one of which differs
+        in colour, orientation or size. Scenes of the kind "pasted" show round pieces of photographs, pasted onto
+        another photograph.
       count: number of generated scenes; by default 200.
       seed: random seed for generating the scenes; by default 0.
       out: folder for the results; by default results/MODEL/preference. With several models, each model gets its own
@@ -60,7 +60,7 @@ def preference(
       dtype: floating-point format of the forward pass.
       fresh: discard any earlier result and the progress of any interrupted run, and start again.
       distributed: divide the scenes among several processes, each of which runs this same command (jax.distributed).
-      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Run the
+      shard: compute only share I of N shares, such as 0/8 to 7/8, independently of the other shares. Run the
         same command, with the same output folder, for each share. The last share to finish writes the result.
       grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
         square.
@@ -143,7 +143,7 @@ def objects(
       dtype: floating-point format of the forward pass.
       fresh: discard any earlier result and the progress of any interrupted run, and start again.
       distributed: divide the images among several processes, each of which runs this same command (jax.distributed).
-      shard: compute only share I of N shares, such as 0/8 to 7/8, without a connection to the other shares. Run the
+      shard: compute only share I of N shares, such as 0/8 to 7/8, independently of the other shares. Run the
         same command, with the same output folder, for each share. The last share to finish writes the result.
       grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
         square.

@@ -87,7 +87,7 @@ def _plain(annotation: Any, default: Any) -> Any:
 
 
 def _metavar(annotation: Any) -> str | None:
-    """A word for a type such as int, or the choices of a `Literal`; None for types that tyro describes itself."""
+    """The word for a type in the help, or the choices of a `Literal`; None for types that tyro describes itself."""
     if get_origin(annotation) in (Union, UnionType):
         (annotation,) = (part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is Literal:

@@ -16,10 +16,10 @@ OUT, TOGETHER = "--out", ("--shard", "--distributed")
 def local_out(options: list[str]) -> Iterator[list[str]]:
     """The options of a command, with a local folder in place of a URL after `--out`.
 
-    The local folder first gets the files that the URL has, so that a command resumes. When the command ends, fails or
-    is interrupted, new and changed files are uploaded, files that the command removed are removed from the store, and
-    the local folder is removed. If the process is killed, the local folder stays, and the same command on the same
-    machine resumes from it.
+    The files at the URL are first copied to the local folder, so that a command can resume. When the command ends,
+    fails or is interrupted, new and changed files are uploaded, files that the command removed are removed from the
+    store, and the local folder is removed. If the process is killed, the local folder stays, and the same command on
+    the same machine resumes from it.
 
     Raises:
       QkjaxError: the store cannot be reached, or several processes are to share the URL.

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from qkjax.cli.behaviour import join_hosts
 from qkjax.errors import QkjaxError
 from qkjax.train.config import TrainConfig
 from qkjax.train.presets import load_preset
@@ -61,10 +62,7 @@ def _train(base: TrainConfig) -> Callable:
           json: print the last evaluation and the findings as JSON instead of text.
           run: configuration of the run.
         """
-        if distributed:
-            from qkjax.runtime.hosts import join
-
-            join()
+        join_hosts(distributed)
         import xarray as xr
 
         from qkjax.train.findings import run_summary

@@ -74,7 +74,7 @@ def _mosaic(title: str, rows: Sequence[SheetRow], draw: Callable[[Tile], Picture
     All tiles must have the same shape.
 
     Args:
-      draw: function that returns the pixels of a tile, whose picture already has its size on the page.
+      draw: function that returns the pixels of a tile. The tile's picture is already resized for the page.
     """
     columns = max(len(row.tiles) for row in rows)
     left, top, bottom = 0.75, 0.25, 0.45  # inches for the labels, the title and the colour key

@@ -1,4 +1,4 @@
-"""Computes fingerprints: texts that change if the files of an image set change."""
+"""Computes fingerprints: strings that change if the files of an image set change."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ class Part(NamedTuple):
 
     Attributes:
       size: number of bytes that `digest` reads.
-      stamp: text that changes if the file is replaced; it is used for large sets.
+      stamp: string that changes if the file is replaced; it is used for large sets.
       digest: function that returns a hash of the content.
     """
 
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 def part_of_file(path: Path) -> Part:
-    """The part of a set that is a whole file. Missing files and pipes all have the same part."""
+    """The part of a set that is a whole file. For a missing file or a pipe, the part is a constant."""
     if not path.is_file():
         return Part(0, "none", lambda: b"none")
     stat = path.stat()

@@ -23,7 +23,7 @@ from qkjax.images.sources import SUFFIXES, as_text, refuse_exif_rotation
 MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
 PARTS = ("colors", "orientations", "sizes")
 TABLES = ("image_properties.csv", "image_properties.txt")
-LAYOUT = "the O3 data set has folders images, targ_labels and dist_labels, whose files have matching names"
+LAYOUT = "the O3 data set has the folders images, targ_labels and dist_labels, whose files have matching names"
 
 
 def open_o3(path: str | Path) -> ImageSet[Scene]:

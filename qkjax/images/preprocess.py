@@ -170,9 +170,9 @@ def side_lengths(preset: Preprocess, resolution: Resolution | None) -> tuple[int
 def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, int]) -> tuple[int, int]:
     """Height and width of an image after resizing.
 
-    With "small side", one side has exactly its target length, and the length of the other side is rounded. If
-    `resize_to` is a number, the length is rounded down for Pillow's filters, as in transformers. In all other cases,
-    the length is rounded to the nearest integer, as in big_vision and timm.
+    With "small side", one side has exactly its target length, and the length of the other side is rounded. If the
+    filter is one of Pillow's and `resize_to` is a number, that length is rounded down, as in transformers. In all other
+    cases, it is rounded to the nearest integer, as in big_vision and timm.
     """
     sizes = zip(pair(preset.resize_to), crop, pair(preset.crop), strict=True)
     target = tuple(round(whole * side / cropped) for whole, side, cropped in sizes)

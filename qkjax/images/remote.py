@@ -72,7 +72,7 @@ def images_in_store(url: str, is_image: Callable[[str], bool], note: Callable[[s
 
 
 def _digest(system, path: str) -> bytes:
-    """SHA-256 of a file, for stores that state no version."""
+    """SHA-256 of a file, for object stores that report no version of a file."""
     return sha256(system.cat_file(path)).digest()
 
 

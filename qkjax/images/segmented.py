@@ -80,9 +80,9 @@ def crop_objects(
 def open_objects(path: str | Path) -> ImageSet[Segmented]:
     """Opens a folder of images with object masks: ADE20K, or your own images.
 
-    A folder of your own images must have subfolders images/ and masks/ whose files have matching names. ADE20K may be
-    the scene parsing benchmark, which has a folder images/ and a folder of masks: annotations_instance/ or
-    annotations/. ADE20K may also be the full data set, which has the mask NAME_seg.png next to each image NAME.jpg.
+    A folder of your own images must have subfolders images/ and masks/ whose files have matching names. ADE20K is read
+    in two layouts. The scene parsing benchmark has a folder images/ and a folder of masks: annotations_instance/ or
+    annotations/. The full data set has the mask NAME_seg.png next to each image NAME.jpg.
 
     Pixels with the same value in all channels belong to the same object. Black pixels belong to no object.
 
@@ -102,7 +102,7 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
     pairs = [(name, images[name], masks[name]) for name in sorted(images) if name in masks]
     if not pairs:
         raise QkjaxError(
-            f"{path} has no image with a mask: expected a folder images and a folder of masks ({' or '.join(MASKS)}) "
+            f"{path} has no image with a mask: expected a folder images/ and a folder of masks ({' or '.join(MASKS)}) "
             f"whose files have matching names, or a mask NAME{SEGMENTED} next to each image"
         )
     left_out = tuple((name, "no mask has the name of this image") for name in sorted(images) if name not in masks)

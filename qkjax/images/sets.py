@@ -22,7 +22,7 @@ class ImageSet(Generic[Item]):
         archive, the path starts with the name of the archive, as in "shard.tar/0001.jpg".
       read: function that takes an index and returns a photograph (RGB, upright), a `Scene` or a `Segmented`. The
         function raises QkjaxError for an image that cannot be read, and may be called from several threads.
-      fingerprint: a text that changes if the images change.
+      fingerprint: a string that changes if the images change.
       left_out: name and reason for each image that is excluded before reading because it has no mask.
       notes: sentences about the search for images, for example the number of files that were skipped.
     """

@@ -36,8 +36,9 @@ class _Header(NamedTuple):
 
 
 def list_members(file: BufferedReader, size: int) -> tuple[list[Member], bool, list[str]]:
-    """The regular files in a tar file of `size` bytes, without sparse ones, whether the file has an end mark, and the
-    names of links, devices, sparse files and the like.
+    """Lists the regular, non-sparse files in a tar file of `size` bytes.
+
+    The function also returns whether the file has an end mark, and the names of links, devices, sparse files and so on.
 
     Raises:
       ValueError: a header is damaged or cut off, states an impossible size, or has too many or too large extensions, or

@@ -124,7 +124,7 @@ def decompose_in_program(
 
 
 def _assemble(bases, left, s, right) -> Modes:
-    """Combines orthonormal bases and the SVD of the small product to modes, with the sign that `Modes` specifies."""
+    """Combines orthonormal bases and the SVD of the small product into modes, with the sign that `Modes` specifies."""
     u, v = jnp.matmul(bases, jnp.stack([left, jnp.swapaxes(right, -1, -2)]), precision="highest")
     # The entry of largest magnitude is either the maximum or the minimum.
     sign = jnp.where(u.max(-2, keepdims=True) + u.min(-2, keepdims=True) < 0, -1.0, 1.0).astype(u.dtype)
@@ -208,8 +208,8 @@ def decompose(
       are not finite have NaN in u, s and v. If neighbouring s are nearly equal, only the space that their vectors span
       is defined; `measure` marks such modes as degenerate.
 
-      By LAPACK, s is exact up to the rounding to float32. Otherwise, the error of s is about 1e-6 of the largest s of
-      the head, times ||Wq|| ||Wk|| / ||M|| if this ratio is far above 1 (in trained models, it is a few).
+      With LAPACK, s is exact up to the rounding to float32. Otherwise, the error of s is about 1e-6 times the largest s
+      of the head, times ||Wq|| ||Wk|| / ||M|| if this ratio is far above 1 (in trained models, it is a few).
 
     Raises:
       QkjaxError: the kernels do not have equal shapes with four axes, or the shape of `norm_scale` does not fit them.

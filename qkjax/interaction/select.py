@@ -36,17 +36,17 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
         the comparison may also be >=, < or <=.
         "layers=0-3", "heads=1,4", "modes=0-9" and "modes=10-" list numbers and ranges, counted from 0. Mode 0 is the
         strongest mode of its head. "grouping=0.3" selects, in each head, the modes with the highest cosines until they
-        have 0.3 of the squared strength of the head. The last of these modes is usually selected in part. Modes that do
-        not satisfy all other terms are skipped. "contextual=0.3" does the same, but starts with the lowest cosines.
-        "strongest=0.3" starts with the largest singular values, and "weakest=0.3" with the smallest singular values.
-        "all" selects all modes.
+        have 0.3 of the squared strength of the head. The last of these modes is usually only partly selected. Modes
+        that do not satisfy all other terms are skipped. "contextual=0.3" does the same, but starts with the lowest
+        cosines. "strongest=0.3" starts with the largest singular values, and "weakest=0.3" with the smallest singular
+        values. "all" selects all modes.
       metrics: measures of the modes.
       keep: whether to select the complement instead. The complement is all modes that do not satisfy the text, in the
         heads that the terms "layers=" and "heads=" select.
 
     Returns:
       Weights (layers, heads, rank): 1 for selected modes, 0 for modes that are not selected, and values between 0 and 1
-      for modes that are selected in part.
+      for partly selected modes.
 
     Raises:
       QkjaxError: a term is unknown, or the model has no layer, head or mode with a given number.

@@ -18,7 +18,7 @@ class PassOptions:
       resolution: (height, width) of the images in pixels; if None, the checkpoint's own resolution.
       dtype: floating-point format of the forward pass. Projections, scores and measures are always float32.
       shard: (index, count) to compute only the share `index`, counted from 0, of `count` shares of the pass. The shares
-        need no connection to each other; see `ShardFinished`. The result does not depend on `shard`.
+        run independently; see `ShardFinished`. The result does not depend on `shard`.
 
     Example:
       >>> PassOptions(batch=16, resolution=(224, 224))

@@ -60,6 +60,16 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
     return arrays, unreadable
 
 
+def interrupted_settings(path: Path) -> dict[str, str]:
+    """The settings of an interrupted pass, or none if the file does not exist or cannot be read, see `read_partial`."""
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            settings = json.loads(str(file["settings"]))
+    except Exception:  # zipfile, numpy and json raise many types of errors
+        return {}
+    return {name: str(value) for name, value in settings.items()} if isinstance(settings, dict) else {}
+
+
 def _layout(arrays: Mapping[str, np.ndarray]) -> dict[str, list]:
     """The type, the checksum and the shape of each array, as JSON values."""
     return {name: [str(x.dtype), zlib.crc32(x.tobytes()), *x.shape] for name, x in arrays.items()}

@@ -78,6 +78,7 @@ def _restored(arrays: Rows, unreadable: Unreadable, state, groups: Sequence[Sequ
         and all(numbers.shape == x.shape[:1] for x, numbers in rows.values())
         and all(np.isin(numbers, range(done)).all() for _, numbers in rows.values())
         and images.issuperset(index for index, _ in unreadable)
+        and ("index" not in rows or images.issuperset(rows["index"][0].ravel().tolist()))
     ):
         raise ValueError("the saved arrays do not fit this pass")
     by_batch = [(n, {k: x[numbers == n] for k, (x, numbers) in rows.items()}) for n in range(done)] if rows else []

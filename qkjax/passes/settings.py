@@ -12,7 +12,7 @@ from qkjax.weights.checkpoint import Checkpoint, digest_of_parameters
 
 
 def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, **choices) -> dict[str, str]:
-    """Returns all settings on which a result depends, as texts.
+    """Returns all settings on which a result depends, as strings.
 
     Args:
       checkpoint: the checkpoint.

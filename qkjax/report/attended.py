@@ -27,8 +27,8 @@ class Attended(NamedTuple):
     The query map includes the factor s_n / sqrt(d). The tokens are the special tokens followed by the patches.
 
     Attributes:
-      query, key: query and key maps in int16; see `qkjax.report.pack.quantised`. The error of a term is about 3e-5 of
-        the largest term of the same mode.
+      query, key: query and key maps in int16; see `qkjax.report.pack.quantised`. The error of a term is about 3e-5
+        times the largest term of the same mode.
       query_step, key_step: factors by which the integers in `query` and `key` are multiplied.
       bias: the key bias term y_j . b / sqrt(d), where b is the key direction in `bias_terms`.
       other: relative position biases minus their mean over keys, in units of `other_step` (layers, heads). Empty if the

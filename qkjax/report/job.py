@@ -95,14 +95,15 @@ def _gather(subject: Subject, images: ImageSet, path: Path | None, options: Repo
     defaults = ScanOptions()
     scan = None if fresh else _earlier_scan(folder / "top_images.nc", images)
     scan = scan or defaults._replace(top=max(options.top, defaults.top))
-    top = write_top_images(checkpoint, images, scan, folder, subject.origin, fresh=fresh).dataset
+    shown = min(options.modes or modes.s.shape[-1], modes.s.shape[-1])
+    top = write_top_images(checkpoint, images, scan, folder, subject.origin, maps=shown, fresh=fresh).dataset
     if top.sizes["place"] < min(options.top, len(images)):
         print(
             f"{subject.name}: the result in {folder} has {top.sizes['place']} images per mode; "
             f"pass fresh=True to compute {options.top} images per mode",
             file=sys.stderr,
         )
-    counts = (min(options.modes or modes.s.shape[-1], modes.s.shape[-1]), min(options.top, top.sizes["place"]))
+    counts = (shown, min(options.top, top.sizes["place"]))
     maps = map_tiles(checkpoint, modes, images, top, counts, folder, fresh=fresh)
     return ModelData(subject, modes, scan, path, top, maps)
 

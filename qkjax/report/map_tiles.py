@@ -1,7 +1,7 @@
 """Computes query and key maps of every mode on the images that excite the mode most."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +13,12 @@ from jaxtyping import Float, Int
 
 from qkjax.activations.project import Stream, project
 from qkjax.analyses.top_images.sheets import options_of
+from qkjax.analyses.top_images.tables import MAP_NAMES, has_maps
 from qkjax.analyses.usable import require_finite
 from qkjax.errors import QkjaxError
+from qkjax.images.prefetch import ahead, or_reason
 from qkjax.images.sets import Batch, ImageSet, Unreadable
+from qkjax.interaction.mode_name import ModeName
 from qkjax.interaction.modes import Modes
 from qkjax.passes.engine import batch_groups, run_pass
 from qkjax.passes.inputs import batches_of_photographs, normalised_pixels, photograph_grid, scaling
@@ -31,6 +34,7 @@ from qkjax.vit.tree import layer_outputs
 from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 DIMS = ("layer", "head", "mode", "sign", "place")
+READ = 32  # number of images that are read together to find out which can still be read
 
 
 class Tiles(NamedTuple):
@@ -58,7 +62,9 @@ def map_tiles(
     *,
     fresh: bool = False,
 ) -> xr.Dataset:
-    """Reads maps from maps.nc in a folder, or computes them in one resumable pass and writes maps.nc.
+    """Reads maps from maps.nc in a folder, or takes them from the scan or computes them, and writes maps.nc.
+
+    If the scan has too few maps, the function computes all maps in one resumable pass.
 
     The function computes the maps again if maps.nc is from a different image scan, contains too few maps, or lacks an
     image that can now be read.
@@ -77,7 +83,7 @@ def map_tiles(
       longer be read, and the reasons.
 
     Raises:
-      QkjaxError: an interrupted pass has different settings, another process works in the folder, or a file cannot be
+      QkjaxError: an interrupted pass has different settings, another process is using the folder, or a file cannot be
         written; progress stays on disk.
     """
     settings = {**json.loads(top.attrs["settings"]), "shown": json.dumps(shown)}
@@ -89,7 +95,8 @@ def map_tiles(
         ready = hosts.gather_json(dataset is not None)[0] if jax.process_count() > 1 else dataset is not None
         if not ready:
             index = top.image_index.values[0, :, :, : shown[0], :, : shown[1]]
-            dataset = _computed(checkpoint, modes, images, options_of(top), index, partial, settings)
+            dataset = _stored(checkpoint, images, top, index, settings)
+            dataset = dataset or _computed(checkpoint, modes, images, options_of(top), index, partial, settings)
             hosts.on_first_host(lambda: write_dataset(dataset, path))  # every host keeps its progress until then
         remove(partial)
         discard(temporaries([path]))  # left by processes that were killed
@@ -133,6 +140,44 @@ def _dataset(tiles: Tiles, left_out: Unreadable, images: ImageSet, attrs: Mappin
     for name in ("query_map", "key_map"):
         data[name].encoding = {"zlib": True, "complevel": 4}
     return data
+
+
+def _stored(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    top: xr.Dataset,
+    index: Int[np.ndarray, "layers heads modes 2 places"],
+    settings: Mapping[str, str],
+) -> xr.Dataset | None:
+    """The maps of the scan itself, quantised; None if the scan has maps of too few modes.
+
+    Maps of images that can no longer be read are left out, as in a pass over the images.
+    """
+    modes, places = index.shape[2], index.shape[4]
+    if not has_maps(top, ModeName(0, 0, modes - 1, 1)):
+        return None
+    tiles = _blank(index.shape, (top.sizes["row"], top.sizes["column"]))
+    left_out = _unreadable(images, [int(image) for image in np.unique(index[index >= 0])])
+    shown = (index >= 0) & ~np.isin(index, [image for image, _ in left_out])
+    for kind, name in enumerate(MAP_NAMES):
+        for layer, of_layer in enumerate(shown):
+            values = top[name].values[layer, :, :modes, :, :places]
+            values = np.where(of_layer[..., None, None], values, 0)
+            tiles[kind][layer], tiles[2 + kind][layer] = map(np.asarray, quantised(values, (4, 5), COARSE))
+    require_finite({"query maps": tiles.query_step, "key maps": tiles.key_step}, images.name)
+    attrs = {**origin_of(checkpoint), "settings": json.dumps(settings)}
+    return _dataset(tiles, left_out, images, attrs)
+
+
+def _unreadable(images: ImageSet, indices: Sequence[int]) -> Unreadable:
+    """Index and reason for each of the images that cannot be read; threads read the images."""
+
+    def read(index: int) -> bool | str:
+        return or_reason(lambda: images.read(index) is not None, images.names[index])
+
+    groups = [indices[i : i + READ] for i in range(0, len(indices), READ)]
+    results = ((i, x) for group, found in ahead(read, groups) for i, x in zip(group, found, strict=True))
+    return tuple((index, reason) for index, reason in results if isinstance(reason, str))
 
 
 @partial(jax.jit, static_argnames=("model", "stream"))

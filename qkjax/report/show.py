@@ -97,13 +97,13 @@ def show(
         raise QkjaxError("only one of top=... and images=... is given: pass both, or neither")
     checkpoint = for_photographs(checkpoint)
     name, photo = open_photo(photograph) if isinstance(photograph, str | Path) else ("image", photograph)
-    if images is None:
-        images = ImageSet(name, (name,), lambda _: photo, name)
-        top = top_images(checkpoint, images, top=1)
     modes = decompose(checkpoint)
     rank = modes.s.shape[-1]
     place = _place(mode, (checkpoint.config.depth, checkpoint.config.heads, rank))
     count = min(rank, max(MODES, place.mode + 1 if place else 0))
+    if images is None:
+        images = ImageSet(name, (name,), lambda _: photo, name)
+        top = top_images(checkpoint, images, top=1, maps=count)
     stream, options = options_of(top)
     scan = ScanOptions(top.sizes["place"], tuple(map(str, top.score.values)), stream, options)
     with tempfile.TemporaryDirectory() as folder:

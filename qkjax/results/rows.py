@@ -37,7 +37,7 @@ def write_csv(rows: list[Row], path: Path) -> None:
 
 
 def _cell(value: int | float | str) -> int | float | str:
-    """Converts a value for a CSV file: escapes hidden characters, and texts that look like formulas."""
+    """Converts a value for a CSV file: escapes hidden characters, and strings that look like formulas."""
     if not isinstance(value, str):
         return value
     shown = visible(value)

@@ -120,5 +120,5 @@ def stated_settings(attrs: Mapping, path: Path) -> dict[str, str]:
 
 
 def texts(values: Sequence[str]) -> np.ndarray:
-    """Converts texts to a form that netCDF can store: hidden characters and invalid bytes become escape sequences."""
+    """Converts strings to a form that netCDF can store: hidden characters and invalid bytes become escape sequences."""
     return np.array([visible(value) for value in values], dtype=object)

@@ -6,7 +6,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def free_bytes() -> int:
-    """The free memory, in bytes, of the fullest device of this host; 0 on a CPU, where arrays are already in memory."""
+    """The free memory in bytes of this host's fullest device; 0 if a device, such as a CPU, does not report it."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     return min(one["bytes_limit"] - one["bytes_in_use"] if one and "bytes_limit" in one else 0 for one in stats)
 

@@ -10,6 +10,11 @@ from pathlib import Path
 
 from qkjax.errors import QkjaxError
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
 TEMPORARY = re.compile(r"\.(.+)-[a-z0-9_]{8}((?:\.[^.]*)?)", re.DOTALL)
 """Pattern of the names of temporary files: the stem of the file, eight characters from `mkstemp`, and the suffix."""
 
@@ -32,12 +37,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
       QkjaxError: the folder cannot be created or written, or the disk is full. After such an error, `path` is
         unchanged.
     """
-    temporary = None
+    temporary = handle = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        discard(left for left in temporaries([path]) if left.is_file())  # of processes that were killed
+        handle, temporary = _locked_temporary(path)
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
@@ -52,6 +56,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink()
+            os.close(handle)
+
+
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    """A new temporary file next to `path`, and an open handle that locks it as long as this process writes it."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        if fcntl:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # another process took it for abandoned before it was locked
 
 
 def make_folder(path: Path) -> None:
@@ -80,14 +97,32 @@ def discard(paths: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):
-                path.unlink()
+                _unlink(path)
+
+
+def _unlink(path: Path) -> None:
+    """Removes a file.
+
+    Raises:
+      OSError: the file cannot be removed, or it is a temporary file of `atomic_path` that a process is writing.
+    """
+    if fcntl and TEMPORARY.fullmatch(path.name) and path.is_file():
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(handle)
+    else:
+        path.unlink()
 
 
 def temporaries(paths: Iterable[Path]) -> list[Path]:
-    """The temporary files that processes left when they were killed while writing these files with `atomic_path`.
+    """The temporary files and folders of these paths, see `atomic_path` and `atomic_folder`.
 
-    The temporary files of a process that is still writing look the same. Therefore, only a process that has locked the
-    folder may remove them.
+    `discard` removes the files of processes that were killed, and leaves the files of a process that is still writing.
+    Folders look the same in both cases. Therefore, only a process that has locked the folder that contains temporary
+    folders may remove them.
     """
     names: dict[Path, set[tuple[str, str]]] = {}
     for path in paths:
@@ -120,10 +155,10 @@ def read_text(path: Path) -> str:
     """The text of a plan or a configuration.
 
     Raises:
-      QkjaxError: it is not a regular file with UTF-8 text of at most `MOST_TEXT` bytes, or it cannot be read.
+      QkjaxError: the file is not a regular file with UTF-8 text of at most `MOST_TEXT` bytes, or cannot be read.
     """
     if path.is_file() and (size := path.stat().st_size) > MOST_TEXT:
-        raise QkjaxError(f"cannot read {path}: it has {size} bytes, expected a text of at most {MOST_TEXT}")
+        raise QkjaxError(f"cannot read {path}: it has {size} bytes, expected text of at most {MOST_TEXT}")
     data = read_bytes(path)
     if data is None:
         raise QkjaxError(f"cannot read {path}: No such file or directory")

@@ -15,8 +15,10 @@ WAIT_SECONDS = 600.0
 
 @contextmanager
 def exclusive(folder: Path, shard: tuple[int, int] | None = None, *, wait: bool = False) -> Iterator[None]:
-    """Locks a folder against other processes, and creates it if needed. With several hosts, the first one locks it for
-    all, and every host waits until it has; for work of the first host alone, see `exclusive_here`.
+    """Locks a folder against other processes, and creates the folder if needed.
+
+    With several hosts, the first host locks the folder for all hosts, and every host waits until the folder is locked.
+    For work that only the first host does, see `exclusive_here`.
 
     Args:
       folder: the folder.
@@ -24,7 +26,7 @@ def exclusive(folder: Path, shard: tuple[int, int] | None = None, *, wait: bool 
       wait: whether to wait for another process, at most `WAIT_SECONDS`.
 
     Raises:
-      QkjaxError: another process has locked the folder, or it cannot be written. Every host raises the error.
+      QkjaxError: another process has locked the folder, or the folder is not writable. Every host raises the error.
     """
     created = not folder.exists()
     file = folder / (f"{LOCK}-{shard[0]}-of-{shard[1]}" if shard else LOCK)
@@ -71,7 +73,7 @@ def _locked(file: Path, wait: bool) -> "filelock.FileLock":
         lock.acquire()
     except Timeout as error:
         raise QkjaxError(
-            f"another process works in {file.parent}: wait until it ends, or choose another folder"
+            f"another process is using {file.parent}: wait until it ends, or choose another folder"
         ) from error
     except OSError as error:
         raise QkjaxError(f"cannot lock {file}: {error.strerror or error}; choose another folder") from error

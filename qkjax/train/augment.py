@@ -1,4 +1,4 @@
-"""Augments training images on the host, with shifts, crops, RandAugment and mixup (numpy and Pillow)."""
+"""Augments training images by shifts, crops and RandAugment, with numpy and Pillow on the host."""
 
 from collections.abc import Callable
 
@@ -118,17 +118,11 @@ _DISTORTIONS: tuple[Callable, ...] = (
 )
 
 
-def mixup(
-    images: Float[np.ndarray, "rows height width channels"],
-    targets: Float[np.ndarray, "rows classes"],
-    concentration: float,
-    rng: np.random.Generator,
-) -> tuple[Float[np.ndarray, "rows height width channels"], Float[np.ndarray, "rows classes"]]:
-    """Mixes each image x with the previous image x' of the batch, as a x + (1 - a) x', and the targets in the same way.
+def mixup_weight(concentration: float, rng: np.random.Generator) -> np.float32:
+    """Draws the weight a of mixup (Zhang et al. 2018) from Beta(concentration, concentration), once per batch.
 
-    The weight a is drawn from Beta(concentration, concentration) once per batch (Zhang et al. 2018), and replaced by
-    max(a, 1 - a), as in big_vision.
+    As in big_vision, max(a, 1 - a) replaces a. The training step computes a x + (1 - a) x' for each image x and the
+    previous image x' of the batch.
     """
     weight = rng.beta(concentration, concentration)
-    weight = np.float32(max(weight, 1 - weight))
-    return tuple(weight * x + (1 - weight) * np.roll(x, 1, axis=0) for x in (images, targets))
+    return np.float32(max(weight, 1 - weight))

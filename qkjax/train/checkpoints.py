@@ -108,7 +108,7 @@ def _manager(folder: Path):
 
 
 def save_state(checkpoints: Checkpoints, state: State, line: dict) -> None:
-    """Writes, in the background, a checkpoint and the line of the metrics that belongs to it.
+    """Writes a checkpoint and its line of metrics in the background.
 
     Raises:
       QkjaxError: the previous checkpoint or this checkpoint cannot be written.
@@ -131,7 +131,7 @@ def wait_until_saved(checkpoints: Checkpoints) -> None:
 
 
 def restore_state(checkpoints: Checkpoints, shapes: State) -> tuple[State, dict] | None:
-    """Restores the state and the line of the metrics from the last checkpoint; returns None if there is no checkpoint.
+    """Restores the state and the line of metrics from the last checkpoint; returns None if there is no checkpoint.
 
     The state has the shardings of `shapes`. In a run of version 0.1.0, the line has only step and accuracy.
 

@@ -5,20 +5,22 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from qkjax.cores import cores
 from qkjax.errors import QkjaxError
 from qkjax.images.memory import PIXELS, UNPACKED
-from qkjax.train.augment import mixup
+from qkjax.images.preprocess import PRESETS
+from qkjax.train.augment import mixup_weight
 from qkjax.train.config import TrainConfig
 
+PRESET = PRESETS["bigvision-small-crop"]  # preprocessing of photographs
 PADDING = -1  # label of the rows that pad the last batch
 THREADS = 2 * cores()  # number of threads that prepare images in advance
 TRIES = 10  # a run stops after this number of consecutive unreadable images
 log = logging.getLogger(__name__)
 
-Image = Float[np.ndarray, "height width channels"]
+Image = Float[np.ndarray, "height width channels"] | UInt8[np.ndarray, "height width 3"]
 
 
 @runtime_checkable
@@ -41,12 +43,13 @@ class Task(NamedTuple):
       train, held_out: training images and held-out images, with the indices of their classes.
       classes: number of classes.
       pixels: height, width and channels of the model's input.
-      augment: function that takes an image of `train` and a random generator, and returns a randomly augmented input
-        of the model, with values from -1 to 1.
-      fit: function that takes an image of `held_out`, and returns an input of the model, with values from -1 to 1.
-      fingerprint: text that changes when the data set changes; "" for a data set that cannot change.
-      largest_class: share of the held-out images that are in the most frequent class. This is the accuracy of always
-        answering this class. None if the labels cannot be read without the images.
+      augment: function that takes an image of `train` and a random generator, and returns a randomly augmented image
+        of the size of the model's input: pixels from 0 to 255 (uint8), or numbers from -1 to 1 (float32).
+      fit: function that takes an image of `held_out`, and returns an image of the same size and type.
+      fingerprint: string that changes when the data set changes; "" for a data set that cannot change.
+      largest_class: share of the held-out images in the most frequent class, which is the accuracy of always
+        answering this class; None if the labels cannot be read without the images.
+      dtype: type of the images that `augment` and `fit` return. Images in uint8 are normalised on the device.
     """
 
     train: Examples
@@ -57,12 +60,13 @@ class Task(NamedTuple):
     fit: Callable[..., Image]
     fingerprint: str = ""
     largest_class: float | None = None
+    dtype: type = np.float32
 
 
 def training_batches(
     task: Task, config: TrainConfig, start: int = 0, host: int = 0, hosts: int = 1
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields, from step `start` to the last step, this host's rows of the training batches.
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields this host's rows of the training batches, from step `start` to the last step.
 
     Each batch depends only on the seed and the step, so a run can resume at any step. Every image is used once before
     any image is used twice. Threads prepare the batches in advance, within the limits of `qkjax.images.memory`.
@@ -74,8 +78,8 @@ def training_batches(
       host, hosts: index of this host, and the number of hosts.
 
     Yields:
-      Images (rows, height, width, channels), and targets (rows, classes). Targets are one-hot, or mixtures of two
-      one-hot vectors if mixup is on.
+      Images (rows, height, width, channels) and labels (rows); with mixup, also the weight of each image (rows), which
+      is the same in all rows. The training step mixes the images, see `qkjax.train.step.mixed`.
 
     Raises:
       QkjaxError: grain is not installed.
@@ -85,9 +89,7 @@ def training_batches(
     def example(number: int, rng: np.random.Generator):
         with UNPACKED.shared(), PIXELS.shared():
             image, label = _readable(task.train, number)
-            target = np.zeros(task.classes, np.float32)
-            target[label] = 1
-            return task.augment(image, rng), target
+            return task.augment(image, rng), np.int32(label)
 
     numbers = grain.MapDataset.source(range(len(task.train))).seed(config.seed).shuffle().repeat()
     examples = numbers.random_map(example)
@@ -96,9 +98,10 @@ def training_batches(
     )
     for step, batch in enumerate(_prefetched(own_rows, rows), start=start):
         if config.mixup:
-            # All hosts use the same mixup weight. Both images of a pair are on the same host.
-            batch = mixup(*batch, config.mixup, np.random.default_rng([config.seed, step]))  # noqa: PLW2901
-        yield batch
+            weight = mixup_weight(config.mixup, np.random.default_rng([config.seed, step]))  # equal on all hosts
+            yield *batch, np.full(rows, weight)
+        else:
+            yield tuple(batch)
 
 
 def held_out_batches(task: Task, batch: int, host: int = 0, hosts: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -116,7 +119,7 @@ def held_out_batches(task: Task, batch: int, host: int = 0, hosts: int = 1) -> I
       QkjaxError: grain is not installed.
     """
     grain, rows, count = _grain(), batch // hosts, len(task.held_out)
-    padding = np.zeros(task.pixels, np.float32), np.int32(PADDING)
+    padding = np.zeros(task.pixels, task.dtype), np.int32(PADDING)
 
     def example(own: int):
         number = _global_index(own, batch, host, hosts)

@@ -114,7 +114,7 @@ def discard_run(folder: Path) -> None:
     """Removes the files of a run from a folder, whatever their state.
 
     Raises:
-      QkjaxError: another process works in the folder.
+      QkjaxError: another process is using the folder.
     """
     with only_process(folder):
         if jax.process_index() == 0:
@@ -126,7 +126,7 @@ def only_process(folder: Path) -> Iterator[None]:
     """Locks the folder of a run (see `exclusive`), and removes files that killed or failed processes left in it.
 
     Raises:
-      QkjaxError: another process works in the folder.
+      QkjaxError: another process is using the folder.
     """
     with exclusive(folder):
         try:
@@ -137,7 +137,7 @@ def only_process(folder: Path) -> Iterator[None]:
 
 
 def tidy(folder: Path) -> None:
-    """Removes what a killed process left in the folder of a finished run, unless another process works there."""
+    """Removes what a killed process left in the folder of a finished run, unless another process is using it."""
     if jax.process_index() == 0 and (_leftovers(folder) or (folder / LOCK).exists()):
         with suppress(QkjaxError), exclusive_here(folder):
             discard(_leftovers(folder))

@@ -85,17 +85,18 @@ def plain(params: Mapping, config: ViTConfig, names: tuple[str, ...]) -> dict:
 
 
 def _kernels(params: Mapping, names: tuple[str, ...], shape: Shape) -> dict[int, tuple[jax.Array, jax.Array]]:
-    """Computes the query and key kernels of each layer, together for all layers with the same constraint."""
+    """Query and key kernels of each layer. Layers with the same constraint are factorised together."""
     attention, result, before = list(attention_parameters(params)), {}, None
     for name in dict.fromkeys(names):
         own = constraint(name)
         layers = [layer for layer, other in enumerate(names) if other == name]
+        if not own.factored:
+            result |= {layer: own.kernels(attention[layer][INTERACTION], shape) for layer in layers}
+            continue
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(attention[layer][INTERACTION] for layer in layers))
-        if own.factored:
-            # One QR after the other: two concurrent QRs can deadlock XLA on CPUs with few cores.
-            stacked = stacked if before is None else jax.lax.optimization_barrier((stacked, before))[0]
-        query, key = jax.vmap(lambda parameters, own=own: own.kernels(parameters, shape))(stacked)
-        before = (query, key) if own.factored else before
+        # One QR after the other: two concurrent QRs can deadlock XLA on CPUs with few cores.
+        stacked = stacked if before is None else jax.lax.optimization_barrier((stacked, before))[0]
+        before = query, key = jax.vmap(lambda parameters, own=own: own.kernels(parameters, shape))(stacked)
         result |= {layer: (query[i], key[i]) for i, layer in enumerate(layers)}
     return result
 

@@ -44,7 +44,7 @@ def read_metrics(path: Path, config: TrainConfig) -> list[dict]:
     If the last line is cut off, it is dropped, because it can be computed again.
 
     Raises:
-      QkjaxError: any other line is not valid, or a line is missing.
+      QkjaxError: a line before the last is not valid, or a line is missing.
     """
     lines = []
     texts = (read_bytes(path) or b"").splitlines()
@@ -127,7 +127,7 @@ def _is_count(value) -> bool:
 
 
 def _is_between(low: float, high: float) -> Callable:
-    """Returns a function that checks whether a value is a number in a range. NaN and infinity are in no range."""
+    """Returns a function that checks whether a value is a number in a range. NaN and infinity are out of range."""
     return lambda value: type(value) in (int, float) and low <= value <= high
 
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, UInt8
 
 from qkjax.train.config import TrainConfig
+from qkjax.train.data import PRESET
 from qkjax.train.devices import placement, replicated
 from qkjax.train.model import initial, plain
 from qkjax.train.optimizer import optimizer
@@ -18,8 +19,9 @@ from qkjax.train.penalty import penalty
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.model import ViT
 
-Images = Float[Array, "batch height width channels"]
-Targets = Float[Array, "batch classes"]
+Images = Float[Array, "batch height width channels"] | UInt8[Array, "batch height width channels"]
+Labels = Int32[Array, "batch"]
+Weights = Float[Array, "batch"]
 
 
 class State(NamedTuple):
@@ -48,7 +50,8 @@ class Program(NamedTuple):
 
     Attributes:
       begin: function that takes a training tree, and returns the first state, on all devices.
-      step: function that takes a state, images and targets, and returns the next state and the loss before the step.
+      step: function that takes a state, images, labels and, with mixup, the weights of the images; and returns the next
+        state and the loss before the step.
       evaluate: function that takes a training tree, images and labels, and returns sums over the images; see
         `evaluate`.
       export: function that takes a training tree, and returns the plain parameter tree; every device has the complete
@@ -57,15 +60,53 @@ class Program(NamedTuple):
     """
 
     begin: Callable[[Mapping], State]
-    step: Callable[[State, Images, Targets], tuple[State, Array]]
+    step: Callable[..., tuple[State, Array]]
     evaluate: Callable[[Mapping, Images, Array], dict[str, Array]]
     export: Callable[[Mapping], dict]
     shapes: State
 
 
-def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets) -> Float[Array, ""]:
-    """The mean cross-entropy with smoothed targets, plus the penalty of soft constraints on the weighted cosines."""
+class Batch(NamedTuple):
+    """The images of a training step, or of a part of it.
+
+    Attributes:
+      images: pixels from 0 to 255 in uint8, or numbers from -1 to 1 in float32.
+      labels: index of the class of each image.
+      previous: with mixup, the images and labels that precede each image in the batch; otherwise None.
+      weights: with mixup, the weight of each image; the previous image has the remaining weight.
+    """
+
+    images: Images
+    labels: Labels
+    previous: tuple[Images, Labels] | None = None
+    weights: Weights | None = None
+
+
+def normalised(images: Images) -> Float[Array, "batch height width channels"]:
+    """The input of the model: uint8 pixels are normalised like photographs; other images are unchanged."""
+    if images.dtype != jnp.uint8:
+        return images
+    mean, std = (jnp.reshape(jnp.asarray(x, jnp.float32), (1, 1, 1, -1)) for x in (PRESET.mean, PRESET.std))
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def mixed(
+    batch: Batch, classes: int
+) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch classes"]]:
+    """The inputs of the model and their targets: with mixup, a x + (1 - a) x' for each image x and the previous x'."""
+    images, targets = normalised(batch.images), jax.nn.one_hot(batch.labels, classes)
+    if batch.weights is None:
+        return images, targets
+    before, labels = batch.previous
+    share, share_of_targets = (batch.weights.reshape(-1, *(1,) * (x.ndim - 1)) for x in (images, targets))
+    images = share * images + (1 - share) * normalised(before)
+    return images, share_of_targets * targets + (1 - share_of_targets) * jax.nn.one_hot(labels, classes)
+
+
+def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, batch: Batch) -> Float[Array, ""]:
+    """Mean cross-entropy with smoothed targets, plus the penalty of soft constraints on the weighted cosines."""
     tree = plain(params, vit, config.constraints())
+    images, targets = mixed(batch, vit.classes)
     logits = ViT(vit, config.dtype).apply({"params": tree}, images)[0].astype(jnp.float32)
     smoothed = optax.smooth_labels(targets, config.label_smoothing)
     value = optax.softmax_cross_entropy(logits, smoothed).mean()
@@ -73,28 +114,41 @@ def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, t
     return value + config.pull * penalty(tree, targets_of_cosine) if targets_of_cosine else value
 
 
-def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, images: Images, targets: Targets):
-    """Computes the loss of a batch and its gradient in `config.accumulate` parts, one after the other.
+def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, batch: Batch):
+    """The loss of a batch and its gradient, computed in `config.accumulate` parts, one after the other.
 
-    Part i consists of the rows i, i + parts, i + 2 parts and so on, so that each device has rows of every part.
+    Part i has the rows i, i + parts, i + 2 parts and so on, so that each device has rows of every part. Images are
+    normalised and mixed in each part: the whole batch exists in uint8 only.
     """
     parts = config.accumulate
     loss_and_gradient = jax.value_and_grad(partial(loss, config, vit))
     if parts == 1:
-        return loss_and_gradient(params, images, targets)
-    images, targets = (jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for x in (images, targets))
+        return loss_and_gradient(params, batch)
+    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, loss_and_gradient(params, *part)), None
+        return jax.tree.map(jnp.add, total, loss_and_gradient(params, part)), None
 
     zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-    total, _ = jax.lax.scan(add, zero, (images, targets))
+    total, _ = jax.lax.scan(add, zero, split)
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def update(config: TrainConfig, vit: ViTConfig, state: State, images: Images, targets: Targets) -> tuple[State, Array]:
-    """Performs one training step; returns the next state and the loss before the step."""
-    value, slope = gradient(config, vit, state.params, images, targets)
+def update(
+    config: TrainConfig, vit: ViTConfig, state: State, images: Images, labels: Labels, weights: Weights | None = None
+) -> tuple[State, Array]:
+    """Performs one training step; returns the next state, and the loss before the step.
+
+    Args:
+      config: configuration of the run.
+      vit: architecture of the model.
+      state: the state before the step.
+      images: pixels from 0 to 255 in uint8, or numbers from -1 to 1 in float32.
+      labels: index of the class of each image.
+      weights: with mixup, the weight of each image; the previous image of the batch has the remaining weight.
+    """
+    previous = None if weights is None else (jnp.roll(images, 1, axis=0), jnp.roll(labels, 1, axis=0))
+    value, slope = gradient(config, vit, state.params, Batch(images, labels, previous, weights))
     transform = optimizer(config)
     updates, optimizer_state = transform.update(slope, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -109,7 +163,7 @@ def evaluate(
 
     Images with a negative label, which pad the batch, are not counted.
     """
-    logits = ViT(vit, config.dtype).apply({"params": plain(params, vit, config.constraints())}, images)[0]
+    logits = ViT(vit, config.dtype).apply({"params": plain(params, vit, config.constraints())}, normalised(images))[0]
     logits, counts = logits.astype(jnp.float32), labels >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     return {

@@ -60,7 +60,7 @@ def sweep(
       The dataset of `collect`. Its attribute `summary` states the findings in a few sentences.
 
     Raises:
-      QkjaxError: there is no constraint, a constraint is repeated, `seeds` is below 1, another process works in the
+      QkjaxError: there is no constraint, a constraint is repeated, `seeds` is below 1, another process is using the
         folder, or `train` raises QkjaxError. Finished runs remain in the folder.
 
     Example:

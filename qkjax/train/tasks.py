@@ -14,12 +14,12 @@ import numpy as np
 
 from qkjax.errors import QkjaxError
 from qkjax.images.labels import by_folder
-from qkjax.images.preprocess import PRESETS, normalise, preprocess
+from qkjax.images.preprocess import picture
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
 from qkjax.train.augment import inception_crop, rand_augment, shift_image
 from qkjax.train.config import TrainConfig
-from qkjax.train.data import Examples, Image, Task
+from qkjax.train.data import PRESET, Examples, Image, Task
 from qkjax.train.odd_one_out import CELL, CELLS, CLASSES, OddOneOut
 from qkjax.train.splits import Labelled, largest_class, split
 
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 GENERATED = 1_000_000, 2_000  # number of odd-one-out images for training, and number of held-out images
 TRAIN, VALIDATION = ("train", "training"), ("validation", "val", "valid", "test")
-PRESET = PRESETS["bigvision-small-crop"]
 Photographs = tuple[Examples, Examples, int, str]  # training and held-out examples, number of classes, fingerprint
 
 
@@ -101,13 +100,13 @@ def _photographs(train: Examples, held_out: Examples, classes: int, fingerprint:
     def augment(image: "PIL.Image.Image", rng: np.random.Generator) -> Image:
         image = inception_crop(image, side, rng)
         pixels = np.asarray(rand_augment(image, config.rand_augment, config.rand_level, rng))
-        return normalise(pixels[:, ::-1] if rng.random() < 0.5 else pixels, PRESET)
+        return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
     def fit(image: "PIL.Image.Image") -> Image:
-        return preprocess(image, PRESET, side)
+        return picture(image, PRESET, side)
 
     shape = (side, side, 3)
-    return Task(train, held_out, classes, shape, augment, fit, fingerprint, largest_class(held_out))
+    return Task(train, held_out, classes, shape, augment, fit, fingerprint, largest_class(held_out), np.uint8)
 
 
 def _class_folders(path: Path, seed: int) -> Photographs:

@@ -2,8 +2,8 @@
 
 Letters: B images, M queries, N keys, H heads, d head_dim.
 
-`mixed_values` gives the same numbers as `softmax(q k^T / sqrt(d)) v`, within the rounding of the number format, but the
-arrays of shape (B, H, M, N) need not exist.
+`mixed_values` gives the same numbers as `softmax(q k^T / sqrt(d)) v`, up to rounding, but need not store arrays of
+shape (B, H, M, N).
 """
 
 from functools import partial
@@ -16,11 +16,10 @@ from jaxtyping import Array, Float
 Queries = Float[Array, "B M H d"]
 Keys = Float[Array, "B N H d"]
 Bias = Float[Array, "H M N"]
+Precision = jax.lax.Precision | jax.lax.DotAlgorithmPreset | None
 
 
-def attention_logits(
-    query: Queries, key: Keys, bias: Bias | None, precision: jax.lax.Precision | None
-) -> Float[Array, "B H M N"]:
+def attention_logits(query: Queries, key: Keys, bias: Bias | None, precision: Precision) -> Float[Array, "B H M N"]:
     """The logits q k^T / sqrt(d) plus the bias, in float32 (in float64 for float64 queries)."""
     logits = jnp.einsum(
         "bqhd,bkhd->bhqk", _scaled(query), key, precision=precision, preferred_element_type=_wide(query.dtype)
@@ -28,15 +27,13 @@ def attention_logits(
     return logits if bias is None else logits + bias[None]
 
 
-def weighted_values(
-    weights: Float[Array, "B H M N"], value: Keys, precision: jax.lax.Precision | None
-) -> Float[Array, "B M H d"]:
+def weighted_values(weights: Float[Array, "B H M N"], value: Keys, precision: Precision) -> Float[Array, "B M H d"]:
     """The values, weighted by given attention."""
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value, precision=precision)
 
 
 def mixed_values(
-    query: Queries, key: Keys, value: Keys, bias: Bias | None, precision: jax.lax.Precision | None
+    query: Queries, key: Keys, value: Keys, bias: Bias | None, precision: Precision
 ) -> Float[Array, "B M H d"]:
     """The values, weighted by attention.
 

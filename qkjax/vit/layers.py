@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qkjax.runtime.precision import full_precision
 from qkjax.vit import posemb, tree
-from qkjax.vit.attention import attention_logits, mixed_values, weighted_values
+from qkjax.vit.attention import Precision, attention_logits, mixed_values, weighted_values
 from qkjax.vit.config import ViTConfig
 
 
@@ -25,8 +26,8 @@ def _swiglu(x: Float[Array, "B N two_hidden"]) -> Float[Array, "B N hidden"]:
 def _gelu(x: Float[Array, "B N hidden"]) -> Float[Array, "B N hidden"]:
     """Exact GELU as in torch: x (1 + erf(x / sqrt(2))) / 2, in float32 or wider.
 
-    `nn.gelu` computes erfc, which takes 2.5 times as long on a CPU. Its values are more accurate than 1 + erf(x) only
-    for very negative x; in absolute terms, both have an error of at most 2e-7 |x| in float32.
+    On a CPU, `nn.gelu` takes 2.5 times as long as this function, because it computes erfc. Its values are more accurate
+    than 1 + erf(x) only for very negative x; in absolute terms, both have an error of at most 2e-7 |x| in float32.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * wide * (1 + jax.lax.erf(wide * np.sqrt(0.5).astype(wide.dtype)))).astype(x.dtype)
@@ -46,12 +47,17 @@ def normalisation(config: ViTConfig, name: str | None) -> nn.Module:
     return kind(epsilon=config.norm_eps, name=name)
 
 
-def precision(dtype: str) -> jax.lax.Precision | None:
-    """The precision of matrix products: full precision for float32, and the default for bfloat16.
+def precision(dtype: str) -> Precision:
+    """The precision of matrix products: full precision for float32 and float64, and the default for bfloat16.
 
     Full precision must be requested explicitly, because GPUs and TPUs otherwise round the factors of a float32 product.
     """
-    return None if dtype == "bfloat16" else jax.lax.Precision.HIGHEST
+    match dtype:
+        case "bfloat16":
+            return None
+        case "float32":
+            return full_precision()
+    return jax.lax.Precision.HIGHEST
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -165,7 +171,7 @@ class Encoder1DBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All transformer layers. The last LayerNorm follows, unless it acts only on the pooled token."""
+    """All transformer layers. The final LayerNorm comes last, unless it acts only on the pooled token."""
 
     config: ViTConfig
     dtype: str

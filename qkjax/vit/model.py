@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from qkjax.errors import QkjaxError
 from qkjax.vit import posemb, tree
 from qkjax.vit.config import ViTConfig
-from qkjax.vit.layers import Encoder, MAPHead, normalisation, precision
+from qkjax.vit.layers import Encoder, MAPHead, normalisation
 
 CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
 """Intermediates that each layer can return; see `forward`."""
@@ -93,7 +93,9 @@ class ViT(nn.Module):
 
     def _patches(self, images):
         size = self.config.patch_size
-        kwargs = {"dtype": self.dtype, "precision": precision(self.dtype)}
+        # Convolutions take no `DotAlgorithmPreset`.
+        full = None if self.dtype == "bfloat16" else jax.lax.Precision.HIGHEST
+        kwargs = {"dtype": self.dtype, "precision": full}
         conv = nn.Conv(self.config.width, size, size, "VALID", name=tree.PATCH_EMBEDDING, **kwargs)
         return conv(jnp.asarray(images, self.dtype))
 

@@ -29,8 +29,9 @@ from qkjax.weights.download.address import address as address_of
 from qkjax.weights.download.fetch import fetch
 from qkjax.weights.download.record import other_source, write_record
 from qkjax.weights.families import described
-from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
+from qkjax.weights.families.big_vision import assumptions, read_vit
 from qkjax.weights.families.facts import Facts, ParsedModel
+from qkjax.weights.families.read_all import check_finite, read_all
 from qkjax.weights.families.stated import StatedPreprocess
 from qkjax.weights.families.tips import is_tips, read_tips
 from qkjax.weights.families.torch_layouts import read_state
@@ -113,8 +114,7 @@ def load(model: Any, **settings) -> Checkpoint:
 def _in_memory(model: Any, settings: Mapping) -> Checkpoint:
     """Reads a model in memory."""
     data, stated = memory.read(model, settings)
-    source = f"{type(model).__module__}.{type(model).__name__}"
-    return _checkpoint(memory.name_of(model), data, source, stated, None)
+    return _checkpoint(memory.name_of(model), data, f"{type(model).__module__}.{type(model).__name__}", stated, None)
 
 
 def _load_entry(entry: catalogue.Entry, settings: Mapping) -> Checkpoint:
@@ -229,8 +229,8 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
         notes = tuple(map(str, json.loads(_text(container, NOTES_KEY) or "[]")))
         stored = stored_config(text)
         if stored.get("weights_only"):
-            flat = {key.removeprefix("params/"): check_finite(key, container.read(key)) for key in keys}
-            return ViTConfig(**stored), flat, notes
+            arrays = read_all(lambda key: check_finite(key, container.read(key)), keys)
+            return ViTConfig(**stored), {key.removeprefix("params/"): array for key, array in arrays.items()}, notes
         stored = check_settings({k: v for k, v in stored.items() if k in SETTINGS and v is not None})
         return *read_vit(container, keys, sub, {**stored, **settings}), notes
     if is_tips(keys):

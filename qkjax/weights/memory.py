@@ -20,8 +20,9 @@ from qkjax.vit.tree import bare_tree
 from qkjax.weights import preprocessing
 from qkjax.weights.checkpoint import Checkpoint
 from qkjax.weights.families import described, equinox_module, open_clip, timm
-from qkjax.weights.families.big_vision import assumptions, check_finite, read_vit
+from qkjax.weights.families.big_vision import assumptions, read_vit
 from qkjax.weights.families.facts import Facts, ParsedModel, from_module_facts
+from qkjax.weights.families.read_all import check_finite
 from qkjax.weights.families.stated import StatedPreprocess
 from qkjax.weights.families.timm_module import facts_of as facts_of_timm
 from qkjax.weights.families.torch_layouts import read_state

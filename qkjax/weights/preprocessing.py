@@ -67,7 +67,7 @@ def resolve(
     if not stated.unfollowed:
         return preprocess, ()
     rest = f"; {', '.join(missing)} from {source}" if missing else ""
-    note = f"qkjax follows {stated.file} only in part: the file {', and '.join(stated.unfollowed)}{rest}"
+    note = f"qkjax follows {stated.file} only partly: the file {', and '.join(stated.unfollowed)}{rest}"
     return preprocess, (note,)
 
 

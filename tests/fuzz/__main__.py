@@ -6,6 +6,7 @@ of the example that it was at. New failures are written to `corpus/`, or to `--c
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -67,8 +68,9 @@ def _batch(kind: str, seed: int, count: int, end: float, counts: Counter) -> lis
         log, output = Path(home, "log"), Path(home, "stderr")
         log.touch()
         command = [sys.executable, "-m", "tests.fuzz", "--child", home, "--kinds", kind, "--seed", str(seed)]
+        environment = {**os.environ, "TMPDIR": home}  # what a killed process leaves is removed with it
         with open(output, "wb") as stderr:
-            process = subprocess.Popen([*command, "--batch", str(count)], stderr=stderr, stdout=stderr)
+            process = subprocess.Popen([*command, "--batch", str(count)], stderr=stderr, stdout=stderr, env=environment)
             while process.poll() is None and time.time() - log.stat().st_mtime < 3 * SECONDS and time.monotonic() < end:
                 time.sleep(0.2)
             stopped = process.poll() is None

@@ -116,7 +116,8 @@ def check_archives(path: Path, changes: list, result: tuple) -> None:
             assert any(np.array_equal(ours, original) for original in originals), name
     moved = {"remove", "rename", "copy", "swap", "link", "folder", "pipe", "empty", "tar name", "zip name"}
     moved &= {what for what, *_ in changes}
-    if not moved and len(found) < 2 * len(ARCHIVED):
+    again = [what for what, *_ in changes if what.startswith(("tar", "zip"))]  # tarfile may lose members of odd files
+    if not moved and len(again) < 2 and len(found) < 2 * len(ARCHIVED):
         assert found.notes, f"only {len(found)} images, and no note"
 
 

@@ -56,6 +56,8 @@ def make_onnx(root: Path, changes: list) -> Path:
             _ONNX[what](model.graph, *arguments)
     (root / "m.onnx").write_bytes(model.SerializeToString())
     files.apply_all(root, changes)
+    if not (root / "m.onnx").is_file():
+        raise NotApplicableError("qkjax extracts this file itself")
     return root / "m.onnx"
 
 
@@ -100,11 +102,12 @@ _ONNX = {"onnx node": _node, "onnx tensor": _tensor, "onnx dimension": _dimensio
 
 def load(path: Path, scratch: Path) -> tuple:
     """The tokens of the model in a graph, which is first converted to npz, as after a download."""
-    saved = scratch / "saved.npz"
+    saved = scratch / f"{path.name}.npz"
     write_checkpoint(saved, *model_of_graph(path.read_bytes(), path.name))
-    result = models.load(saved, scratch)
-    saved.unlink()
-    return result
+    try:
+        return models.load(saved, scratch)
+    finally:
+        saved.unlink()
 
 
 def read(path: Path) -> dict:

@@ -85,7 +85,11 @@ def read_torch(path: Path) -> dict:
     """The arrays of a PyTorch file, by torch alone."""
     import torch
 
-    state = torch.load(path / "pytorch_model.bin", weights_only=True)
+    file = path / "pytorch_model.bin"
+    try:
+        state = torch.load(file, weights_only=True)
+    except RuntimeError:  # for odd headers, which matter less if the file is mapped into memory
+        state = torch.load(file, weights_only=True, mmap=True)
     for _ in range(4):
         inner = [x for name, x in state.items() if isinstance(x, dict) and name != "optimizer"]
         state = inner[0] if inner and not any(torch.is_tensor(x) for x in state.values()) else state

@@ -28,8 +28,8 @@ from qkjax.errors import QkjaxError
 from qkjax.runtime.files import read_text
 
 FIELDS = {
-    "edit": ((str, list), "text or a list of texts"),
-    "select": ((str, list), "text or a list of texts"),
+    "edit": ((str, list), "a string or a list of strings"),
+    "select": ((str, list), "a string or a list of strings"),
     "controls": ((int,), "a whole number"),
     "key_bias": ((bool,), "true or false"),
 }
@@ -166,5 +166,5 @@ def _spec(edit: str, template: str, chosen: Mapping, key_bias: bool, seed: int |
 def _as_list(value) -> list:
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(item, str | int | float) for item in values):
-        raise QkjaxError(f"{value!r} is not a valid list: expected one or more texts or numbers")
+        raise QkjaxError(f"{value!r} is not a valid list: expected one or more strings or numbers")
     return values

@@ -32,7 +32,7 @@ LABELS = {
     "attention_entropy": Label("attention entropy", "bits", "Entropy of the attention of query patches over keys."),
     "preference": Label("preference for similar tokens", "1", "Cosine with attended tokens, minus uniform attention."),
     "share": Label("edited share", "1", "Edited share of the squared strength of each head."),
-    "kept": Label("kept share", "1", "Share of the edited squared strength that the kernels represent."),
+    "kept": Label("kept share", "1", "Share of an edit's squared strength that new kernels can hold."),
     "cka": Label("linear CKA", "1", "Similarity of all representations to the original representations."),
     "right_head": Label("classified correctly", "1", "Whether the model's own classifier is correct."),
     "right_probe": Label("classified correctly", "1", "Whether a linear probe of the original model is correct."),

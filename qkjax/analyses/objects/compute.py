@@ -72,7 +72,8 @@ def same_object(
 
     For each mode, the function finds the images that excite the mode most. In each image, the query object is the
     object with the largest mean projection on u, and the key object is the object with the largest mean projection on
-    v. An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
+    v. An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among
+    themselves.
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.

@@ -98,7 +98,7 @@ def attention_preference(
     Every scene has a target and distractors, which are the two categories. There are two queries per scene: the patch
     that overlaps the target's mask most, and the patch that overlaps the distractors' mask most. For every head, the
     attention of each query to the patches is multiplied by the masks and summed (the paper, section 3.1 and figure 2).
-    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
+    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among themselves.
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.

@@ -21,9 +21,9 @@ DIMS = {
     "target_patches": ("image",),
 }  # fmt: skip
 LABELS = {
-    "mass": Label("attention mass", "1", "Share of a query's attention to patches that falls on a region."),
-    "own": Label("attention to itself", "1", "Share of a query's attention to patches that falls on its own patch."),
-    "special": Label("attention to special tokens", "1", "Share of attention that class token and registers receive."),
+    "mass": Label("attention mass", "1", "Of a query's attention to patches, the share on a region."),
+    "own": Label("attention to itself", "1", "Of a query's attention to patches, the share on its own patch."),
+    "special": Label("attention to special tokens", "1", "Share of attention that the class token and registers get."),
     "similarity": Label("preference for similar tokens", "1",
                         "Mean cosine between a query and the tokens, weighted by attention, minus the mean with "
                         "uniform attention."),

@@ -29,6 +29,7 @@ from qkjax.passes.inputs import (
     scaling,
 )
 from qkjax.passes.options import PassOptions, batch_size
+from qkjax.passes.partial_file import interrupted_settings
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
@@ -77,8 +78,8 @@ def top_images(
 ) -> xr.Dataset:
     """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
 
-    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among them.
-    Processes without a connection to each other can divide them, too; see the attribute `shard` of `PassOptions`.
+    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among themselves.
+    Independent processes can also divide them among themselves; see the attribute `shard` of `PassOptions`.
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
@@ -134,6 +135,8 @@ def top_images(
     unreadable = [(images.names[index], reason) for index, reason in result.unreadable]
     attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
     best = jax.tree.map(np.asarray, result.state)
+    if not (best.top.image.min() >= -1 and best.top.image.max() < len(images)):
+        raise QkjaxError(f"cannot resume from {partial}: it has images that are not in the set; remove this file")
     require_finite({"scores": best.top.score[best.top.image >= 0]}, images.name, partial)
     return top_images_dataset(best, grid, tuple(scores), images.names, unreadable, measure(modes), attrs)
 
@@ -172,13 +175,39 @@ def mapped_modes(requested: int | None, shape: tuple[int, int, int], places: int
     Raises:
       QkjaxError: `requested` is below 0.
     """
-    layers, heads, rank = shape
     if requested is None:
-        of_one_mode = layers * heads * 2 * places * 2 * grid[0] * grid[1] * np.dtype(np.float32).itemsize
-        requested = min(MAPPED, MAP_BYTES // of_one_mode)
+        requested = min(MAPPED, MAP_BYTES // _map_bytes(shape, places, grid))
     if requested < 0:
         raise QkjaxError(f"maps={requested}: expected a whole number of at least 0")
-    return min(requested, rank)
+    return min(requested, shape[2])
+
+
+def _map_bytes(shape: tuple[int, int, int], places: int, grid: tuple[int, int]) -> int:
+    """The number of bytes of the maps of one mode per head; see `mapped_modes`."""
+    return shape[0] * shape[1] * 2 * places * 2 * grid[0] * grid[1] * np.dtype(np.float32).itemsize
+
+
+def maps_for(checkpoint: Checkpoint, images: int, top: int, requested: int, options: PassOptions, partial: Path) -> int:
+    """The number of modes of each head whose maps a scan computes, so that no second pass is needed for `requested`.
+
+    A pass that was interrupted continues with its number of modes. If the maps of `requested` modes would take more
+    than 512 MB, the number is the default of `top_images`.
+
+    Args:
+      checkpoint: the checkpoint.
+      images: number of images.
+      top: number of images per mode and sign.
+      requested: the number of modes.
+      options: options of the pass.
+      partial: file in which the pass saves its progress.
+    """
+    config, grid = checkpoint.config, photograph_grid(checkpoint, options.resolution)
+    shape, places = (config.depth, config.heads, min(config.width, config.head_dim)), min(top, images)
+    earlier = interrupted_settings(partial).get("maps", "")
+    if earlier.isdecimal() and len(earlier) < 9:
+        return int(earlier)
+    affordable = requested * _map_bytes(shape, places, grid) <= MAP_BYTES
+    return mapped_modes(requested if affordable else None, shape, places, grid)
 
 
 def scan_step(checkpoint: Checkpoint, modes: Modes, stream: Stream, scores: tuple[str, ...], options: PassOptions):

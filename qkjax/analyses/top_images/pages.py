@@ -13,9 +13,9 @@ from tqdm import tqdm
 from qkjax import figures
 from qkjax.activations.project import Stream
 from qkjax.analyses.outcome import Description, Written, outcome, report_unreadable
-from qkjax.analyses.top_images.compute import MAPPED, check, scan_settings, top_images
+from qkjax.analyses.top_images.compute import MAPPED, check, maps_for, scan_settings, top_images
 from qkjax.analyses.top_images.sheets import sheets
-from qkjax.analyses.top_images.tables import check_dataset, mode_table, summary
+from qkjax.analyses.top_images.tables import MAP_NAMES, check_dataset, mode_table, summary
 from qkjax.errors import QkjaxError
 from qkjax.figures.sheets import top_images_sheet
 from qkjax.images.sets import ImageSet
@@ -62,6 +62,7 @@ def write_top_images(
     folder: Path,
     attrs: Mapping[str, str],
     *,
+    maps: int = MAPPED,
     fresh: bool = False,
 ) -> Written:
     """Reads the result of `top_images` from top_images.nc in a folder, or computes and writes the result.
@@ -74,6 +75,9 @@ def write_top_images(
       scan: the arguments of `top_images`.
       folder: folder for the result.
       attrs: additional attributes for the file.
+      maps: number of modes of each head whose maps the returned dataset has if the result is computed and the maps take
+        at most 512 MB. The file has the maps of the first 5 modes.
+      fresh: whether to discard an earlier result and the progress of an interrupted pass.
 
     Returns:
       The result, on every host.
@@ -83,15 +87,18 @@ def write_top_images(
     """
     checkpoint = for_photographs(checkpoint)
     check(checkpoint, scan.top, scan.scores, scan.options)
+    computed: list[xr.Dataset] = []
 
     def compute(partial: Path) -> xr.Dataset:
         print(f"{checkpoint.name}: scanning {len(images)} images of {images.name}", file=sys.stderr)
+        count = maps_for(checkpoint, len(images), scan.top, maps, scan.options, partial)
         dataset = top_images(
-            checkpoint, images, top=scan.top, scores=scan.scores, stream=scan.stream, options=scan.options,
+            checkpoint, images, top=scan.top, scores=scan.scores, stream=scan.stream, options=scan.options, maps=count,
             partial=partial,
         )  # fmt: skip
         report_unreadable(dataset, folder)
-        return dataset
+        computed.append(dataset)
+        return dataset.isel(mapped_mode=slice(MAPPED), missing_dims="ignore")
 
     def description(dataset: xr.Dataset) -> Description:
         check_dataset(dataset, checkpoint.config.depth, checkpoint.config.heads)
@@ -109,6 +116,8 @@ def write_top_images(
         shard=scan.options.shard,
     )
     dataset = written.dataset.isel(place=slice(scan.top))
+    if computed and maps > MAPPED and "mapped_mode" in dataset.dims:
+        dataset = dataset.drop_dims("mapped_mode").assign({name: computed[0][name] for name in MAP_NAMES})
     return written._replace(dataset=dataset.assign_attrs(summary=summary(dataset)))
 
 

@@ -5,16 +5,16 @@ A head with rotary positions rotates its queries and keys before it multiplies t
     q_i = (y_i Wq + bq) R(p_i),   k_j = (y_j Wk + bk) R(p_j),   sqrt(d) logit_ij = q_i k_j^T
 
 where R(p) is orthogonal and rotates each plane a = 0 ... d/2 - 1 by an angle theta_a(p). The interaction therefore
-depends on the offset delta = p_i - p_j of the two places: M(delta) = Wq R(delta) Wk^T. The modules of this package
+depends on the offset delta = p_i - p_j of the two positions: M(delta) = Wq R(delta) Wk^T. The modules of this package
 describe M(delta) with arrays alone:
 
-    rotation   which columns form a plane, angles of places and of offsets, `rotate`
-    mean       Mbar, the mean of M(delta) over all pairs of places, as two kernels for `decompose`
-    place      the share of M(delta) that depends on place, by head, plane and axis
+    rotation   which columns form a plane, angles of positions and of offsets, `rotate`
+    mean       Mbar, the mean of M(delta) over all pairs of positions, as two kernels for `decompose`
+    place      the share of M(delta) that depends on position, by head, plane and axis
     distance   the weighted cosine of M(delta) for every offset: grouping against distance
     chance     the values of these measures for heads with random kernels and the same rotation
     exact      the logits of rotated queries and keys as a sum over the modes of Mbar
-    bias       the bias terms of the logits, which depend on the places
+    bias       the bias terms of the logits, which depend on the positions
     edit       edits of the modes of Mbar, in kernels that keep the rotation
 
 R(p) must be orthogonal. The published rotation of V-JEPA 2 is not orthogonal, so M depends on p_i and p_j and not only

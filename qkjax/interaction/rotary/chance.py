@@ -7,7 +7,7 @@ offset is therefore the interval of `null_band`, for every rotation. Other value
     E <C_a, C_b> = E <S_a, S_b> = 2 D^2 if a = b, else 0          (unit variance of all entries)
     E tr C_a tr C_b = E tr S_a tr S_b = 2 D if a = b, else 0
 
-The share that depends on place is compared with the ratio of the two expected squared norms, 1 - mean_a c_a^2.
+The share that depends on position is compared with the ratio of the two expected squared norms, 1 - mean_a c_a^2.
 """
 
 from functools import partial
@@ -23,6 +23,7 @@ from qkjax.interaction.rotary.distance import by_distance, offset_angles
 from qkjax.interaction.rotary.isotropy import isotropy
 from qkjax.interaction.rotary.place import axis_covariances, covariances, place_share
 from qkjax.interaction.rotary.rotation import offsets, pair_counts
+from qkjax.interaction.svd.lapack import cpu_device
 
 Angles = Float[np.ndarray, "places planes"]
 SAMPLES = 2000  # number of maps of random heads from which the intervals of isotropy are computed
@@ -36,7 +37,7 @@ class RotaryNull(NamedTuple):
       share_head, share_layer: half widths of the intervals about `share` for one head, and for the mean over the heads
         of a layer (simulated).
       cosine_head, cosine_layer: half widths of the intervals about 0 for the weighted cosine at any single offset, for
-        one head and for the mean over the heads of a layer. They are those of `null_band`.
+        one head and for the mean over the heads of a layer. The widths are those of `null_band`.
       curve_head, curve_layer: the same for the means of `by_distance`, at each distance.
       isotropic, odd: means and upper ends of the one-sided intervals of `Isotropy`, for one head.
       along, ahead: half widths of the intervals about 0 of `Isotropy`, for one head.
@@ -77,9 +78,10 @@ def _half_width(values: np.ndarray, centre: np.ndarray | float = 0.0):
 
 
 def _share_widths(embed: int, heads: int, angles: Angles, grid: tuple[int, ...], centre: float) -> tuple[float, float]:
-    keys = jax.random.split(jax.random.key(0), 2)
     shape = (1, embed, HEADS, 2 * angles.shape[-1])
-    share = np.asarray(place_share(*(jax.random.normal(k, shape) for k in keys), angles, grid).share[0], np.float64)
+    with jax.default_device(cpu_device()):  # on any machine, the values are those of a CPU
+        query, key = (jax.random.normal(k, shape) for k in jax.random.split(jax.random.key(0), 2))
+        share = np.asarray(place_share(query, key, angles, grid).share[0], np.float64)
     sampled = np.random.default_rng(0).integers(HEADS, size=(LAYERS, heads))
     return float(_half_width(share, centre)), float(_half_width(share[sampled].mean(-1), centre))
 
@@ -103,9 +105,9 @@ def rotary_null(embed: int, heads: int, angles: Angles, grid: tuple[int, ...]) -
     Args:
       embed: D.
       heads: number of heads per layer.
-      angles: angles of all places of the grid, in row-major order. If heads rotate by different angles, call the
+      angles: angles of all positions in the grid, in row-major order. If heads rotate by different angles, call the
         function for each.
-      grid: number of places along each axis.
+      grid: number of positions along each axis.
 
     Raises:
       QkjaxError: the angles are not those of one head.

@@ -7,13 +7,13 @@ With the maps F = Rq^-1 A and G = Rk^-1 B, of shape d x d,
     q k^T = sum_n s_n (q F_n) (k G_n)            because F S G^T = Rq^-1 (Rq Rk^T) Rk^-T = I
     E_p [y Wq R(p) F_n] = y Wq Rbar F_n = y u_n
 
-So the terms of all modes add up to the logit exactly, and the mean of each term over all pairs of places is the mode's
-term in Mbar, s_n (y_i u_n) (y_j v_n). No other choice of F and G has both properties. Tokens that are not rotated
-have R = I.
+So the terms of all modes add up to the logit exactly, and the mean of each term over all pairs of positions is the
+mode's term in Mbar, s_n (y_i u_n) (y_j v_n). No other choice of F and G has both properties. Tokens that are not
+rotated have R = I.
 
-The maps are computed as F = Rk^T B / s and G = Rq^T A / s, in float64 and without any inverse of a kernel. Planes with
-c = 0 are in no mode. They are in the remainder q (I - F S G^T) k^T, as are modes that are so weak that their terms
-would be far larger than the logit and would cancel.
+The maps are computed as F = Rk^T B / s and G = Rq^T A / s, in float64 and without any inverse of a kernel. No mode
+includes planes with c = 0. They are in the remainder q (I - F S G^T) k^T, as are modes that are so weak that their
+terms would be far larger than the logit and would cancel.
 """
 
 from itertools import product
@@ -29,8 +29,9 @@ from qkjax.interaction.rotary.rotation import Angles, Pairs, by_plane, plane_col
 from qkjax.interaction.svd.lapack import one_blas_thread
 
 AMPLIFICATION = 1e4
-"""Largest s_n |F_n| |G_n| of a mode, the largest possible ratio of its term to |q| |k|. Rounding errors of float32
-queries and keys are amplified by up to this factor."""
+"""Largest s_n |F_n| |G_n| of a mode, the largest possible ratio of its term to |q| |k|, after each plane of Wq and Wk
+is scaled to equal norms (which does not change M). Rounding errors of float32 queries and keys are amplified by up to
+this factor."""
 
 
 class HeadMaps(NamedTuple):
@@ -59,6 +60,13 @@ def _mean_of_rotated(kernel: np.ndarray, mean: np.ndarray) -> Float[np.ndarray, 
     return np.concatenate([product.real, product.imag], axis=-1)
 
 
+def _balance(query: np.ndarray, key: np.ndarray) -> Float[np.ndarray, "columns"]:
+    """Factors t, one per plane, for which the planes of Wq diag(t) and of Wk diag(t)^-1 have equal norms."""
+    queries, keys = (np.linalg.norm(x.reshape(len(x), 2, -1), axis=(0, 1)) for x in (query, key))
+    usable = (queries > 0) & (keys > 0)
+    return np.tile(np.sqrt(np.where(usable, keys, 1) / np.where(usable, queries, 1)), 2)
+
+
 def _maps_of_head(query: np.ndarray, key: np.ndarray, mean: np.ndarray, u: np.ndarray):
     """F, s, G of one head, for columns in the order of `by_plane`, with the signs of `u`."""
     reachable = np.tile(mean != 0, 2)
@@ -69,7 +77,8 @@ def _maps_of_head(query: np.ndarray, key: np.ndarray, mean: np.ndarray, u: np.nd
     sign = np.where(np.einsum("dn,dn->n", basis @ left, u[:, :count]) < 0, -1.0, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         towards_query, towards_key = second.T @ (right * sign) / s, first.T @ (left * sign) / s
-        size = s * np.linalg.norm(towards_query, axis=0) * np.linalg.norm(towards_key, axis=0)
+        scale = _balance(query, key)[reachable, None]
+        size = s * np.linalg.norm(towards_query / scale, axis=0) * np.linalg.norm(towards_key * scale, axis=0)
     usable = size <= AMPLIFICATION  # False for NaN
     maps = np.zeros((2, query.shape[1], u.shape[-1]))
     for one, values in zip(maps, (towards_query, towards_key), strict=True):
@@ -84,7 +93,7 @@ def head_maps(query: Kernel, key: Kernel, angles: Angles, modes: Modes, pairs: P
 
     Args:
       query, key: kernels before the rotation.
-      angles: angles of all places over which Mbar is the mean. For the modes of M(0) = Wq Wk^T, pass angles of 0.
+      angles: angles of all positions over which Mbar is the mean. For the modes of M(0) = Wq Wk^T, pass angles of 0.
       modes: modes of Mbar, `decompose(*mean_kernels(query, key, angles, pairs))`. They set the signs of the maps. If
         singular values are nearly equal, individual maps may differ from `modes`, as only their span is defined.
 
@@ -106,12 +115,12 @@ def head_maps(query: Kernel, key: Kernel, angles: Angles, modes: Modes, pairs: P
     real, imaginary = (np.asarray(x, np.float64) for x in mean_rotation(np.asarray(angles)))
     mean = np.broadcast_to(real + 1j * imaginary, (layers, heads, head_dim // 2))
     order = plane_columns(head_dim, pairs).reshape(-1)
-    u = np.asarray(modes.u)
+    query, key, u = (np.asarray(x) for x in (query, key, modes.u))
     maps = np.zeros((2, layers, heads, head_dim, u.shape[-1]))
     s = np.zeros((layers, heads, u.shape[-1]))
     with one_blas_thread():
         for head in product(range(layers), range(heads)):
-            kernels = (by_plane(np.asarray(x[head[0], :, head[1]], np.float64), pairs) for x in (query, key))
+            kernels = (by_plane(x[head[0], :, head[1]].astype(np.float64), pairs) for x in (query, key))
             both, s[head] = _maps_of_head(*(x.reshape(len(x), -1) for x in kernels), mean[head], u[head])
             maps[:, head[0], head[1], order] = both
     rest = np.eye(head_dim) - np.einsum("lhdn,lhn,lhen->lhde", maps[0], s, maps[1])
@@ -127,7 +136,7 @@ def project_rotated(
 ) -> tuple[Float[Array, "batch tokens heads rank"], Float[Array, "batch tokens heads rank"]]:
     """Projects the rotated queries and keys of one layer on the query and key directions of all modes.
 
-    The projections depend on the place of a token; their mean over all places is y u_n and y v_n.
+    The projections depend on the position of a token; their mean over all positions is y u_n and y v_n.
     """
     project = [jnp.einsum("bnhd,hdr->bnhr", x, m, precision="highest") for x, m in ((query, query_map), (key, key_map))]
     return project[0], project[1]
@@ -138,7 +147,7 @@ def rest_logits(
     key: Float[Array | np.ndarray, "batch tokens heads head_dim"],
     rest: Float[Array | np.ndarray, "heads head_dim head_dim"],
 ) -> Float[Array, "batch heads tokens tokens"]:
-    """The part of the logits of one layer that is in no mode: q (I - F S G^T) k^T / sqrt(d)."""
+    """The part of one layer's logits that no mode includes: q (I - F S G^T) k^T / sqrt(d)."""
     through = jnp.einsum("bnhd,hde->bnhe", query, rest, precision="highest")
     logits = jnp.einsum("bihe,bjhe->bhij", through, key, precision="highest")
     return logits / np.sqrt(query.shape[-1]).astype(np.float32)

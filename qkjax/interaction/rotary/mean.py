@@ -1,7 +1,7 @@
-"""Mbar, the mean of M(delta) over all pairs of places, as a pair of kernels; and M(delta) of a single offset.
+"""Mbar, the mean of M(delta) over all pairs of positions, as a pair of kernels; and M(delta) of a single offset.
 
-For i and j independent and uniform on the places, the mean of R(p_i) R(p_j)^T is Rbar Rbar^T, where Rbar is the mean of
-R(p). In plane a, Rbar is the complex number mu_a = mean_p exp(i theta_a(p)), so
+If i and j are drawn independently and uniformly from all positions, the mean of R(p_i) R(p_j)^T is Rbar Rbar^T, where
+Rbar is the mean of R(p). In plane a, Rbar is the complex number mu_a = mean_p exp(i theta_a(p)), so
 
     Mbar = E M(delta) = Wq diag(c) Wk^T = (Wq diag(sqrt c)) (Wk diag(sqrt c))^T,   c_a = |mu_a|^2
 
@@ -34,7 +34,7 @@ def mean_rotation(angles: Angles) -> tuple[ByPlane, ByPlane]:
 
 
 def coherence(angles: Angles) -> ByPlane:
-    """c_a = |mean_p exp(i theta_a(p))|^2 of each plane: 1 if no place rotates the plane, 0 if the rotations cancel.
+    """c_a = |mean_p exp(i theta_a(p))|^2 of each plane: 1 if no position rotates the plane, 0 if the rotations cancel.
 
     Example:
       >>> import numpy as np
@@ -53,7 +53,7 @@ def across_embed(x: Float[Array | np.ndarray, "*heads columns"]):
 def mean_kernels(query: Kernel, key: Kernel, angles: Angles, pairs: Pairs = "half") -> tuple[Kernel, Kernel]:
     """Kernels Wq diag(sqrt c) and Wk diag(sqrt c), whose interaction is Mbar.
 
-    If all angles are 0, the kernels are unchanged to the bit.
+    If all angles are 0, the kernels are unchanged, bit for bit.
 
     Example:
       >>> import numpy as np
@@ -63,9 +63,9 @@ def mean_kernels(query: Kernel, key: Kernel, angles: Angles, pairs: Pairs = "hal
       Modes(1 layers x 3 heads x 4 modes, embed 12, frame plain)
     """
     c = coherence(angles)
-    root = jnp.sqrt(c) if isinstance(c, jax.Array) else np.sqrt(c)
-    stack = jnp.stack if isinstance(root, jax.Array) else np.stack
-    scale = across_embed(by_column(stack([root, root], axis=-2), pairs))
+    module = jnp if isinstance(c, jax.Array) else np
+    root = module.where(c > 0, module.sqrt(module.where(c > 0, c, 1)), 0)  # with a derivative of 0 at 0
+    scale = across_embed(by_column(module.stack([root, root], axis=-2), pairs))
     query, key = (
         kernel.astype(dtype) * scale.astype(dtype)
         for kernel, dtype in ((x, jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))
@@ -79,7 +79,7 @@ def offset_kernels(
     """Kernels Wq R(delta) and Wk, whose interaction is M(delta) for the angles of one offset.
 
     For tokens that are not rotated, such as class tokens, M = Wq Wk^T is the interaction of the kernels themselves. For
-    a query that is not rotated and a key at place p, pass the angles -theta(p).
+    a query that is not rotated and a key at position p, pass the angles -theta(p).
 
     Example:
       >>> import numpy as np

@@ -1,4 +1,4 @@
-"""The share of the interaction that depends on place, from Gram matrices of the kernels.
+"""The share of the interaction that depends on position, from Gram matrices of the kernels.
 
 With the columns q_a, q_a' of Wq and k_a, k_a' of Wk in plane a,
 
@@ -28,7 +28,7 @@ Moments = Float[np.ndarray, "2 *heads planes planes"]
 
 
 class PlaceShare(NamedTuple):
-    """How much of the interaction of each head depends on the places of query and key. NaN if M is zero.
+    """How much of the interaction of each head depends on the positions of query and key. NaN if M is zero.
 
     Attributes:
       share: 1 - ||Mbar||_F^2 / E ||M(delta)||_F^2, from 0 (M is the same for all offsets) to 1 (the mean is 0).
@@ -47,7 +47,7 @@ class PlaceShare(NamedTuple):
 
 
 def _moments(phases: np.ndarray) -> Moments:
-    """E[cos_a cos_b] and E[sin_a sin_b] over pairs of places, from exp(i theta) of shape (..., places, planes)."""
+    """E[cos_a cos_b] and E[sin_a sin_b] over pairs of positions, from exp(i theta) of shape (..., places, planes)."""
     transposed, places = np.swapaxes(phases, -1, -2), phases.shape[-2]
     minus, plus = (np.abs(x @ phases / places) ** 2 for x in (transposed.conj(), transposed))
     return np.stack([minus + plus, minus - plus]) / 2
@@ -94,7 +94,7 @@ def inner_products(
 ) -> Float[Array, "2 layers heads planes planes"]:
     """<C_a, C_b> and <S_a, S_b> of all pairs of planes, from the Gram matrices of both kernels.
 
-    M(delta) may be a sum of several terms Wq R(delta) Wk^T; C_a and S_a then are the sums over these terms.
+    M(delta) may be a sum of several terms Wq R(delta) Wk^T; C_a and S_a are then sums over these terms.
     """
     gram = partial(jnp.einsum, "tldhxa,uldhyb->tulhxayb", precision="highest")
     queries, keys = gram(query, query), gram(key, key)
@@ -128,12 +128,12 @@ def _shares(query, key, second, covariance, axes) -> PlaceShare:
 
 
 def place_share(query: Kernel, key: Kernel, angles: Angles, grid: tuple[int, ...], pairs: Pairs = "half") -> PlaceShare:
-    """Computes the share of M(delta) that depends on place, for i and j independent and uniform on a grid.
+    """Computes the share of M(delta) that depends on position, for independent, uniform i and j on a grid.
 
     Args:
       query, key: kernels before the rotation.
-      angles: angles of all places of the grid, in row-major order.
-      grid: number of places along each axis, such as (rows, columns).
+      angles: angles of all positions in the grid, in row-major order.
+      grid: number of positions along each axis, such as (rows, columns).
       pairs: see `Pairs`.
 
     Returns:
@@ -147,7 +147,7 @@ def place_share(query: Kernel, key: Kernel, angles: Angles, grid: tuple[int, ...
       >>> from qkjax.interaction.rotary.rotation import axial_angles
       >>> query, key = np.random.default_rng(0).standard_normal((2, 1, 12, 3, 4))
       >>> angles = axial_angles(np.arange(5), np.arange(5), np.array([0.0]))
-      >>> place_share(query, key, angles, (5, 5)).share.tolist()  # an angle of 0 at every place
+      >>> place_share(query, key, angles, (5, 5)).share.tolist()  # an angle of 0 at every position
       [[0.0, 0.0, 0.0]]
     """
     planes = (by_plane(scaled_heads(x), pairs) for x in (query, key))

@@ -1,4 +1,4 @@
-"""Rotations of queries and keys: which columns form a plane, and by which angle a place rotates each plane."""
+"""Rotations of queries and keys: which columns form a plane, and by which angle a position rotates each plane."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ Pairs = Literal["half", "interleaved"] | np.ndarray
 """The two columns of each plane: "half" pairs column a with column a + d/2 (DINOv3, Llama); "interleaved" pairs column
 2a with column 2a + 1 (RoFormer, EVA-02); an array of shape (2, planes) lists the columns of all planes."""
 Angles = Float[Array | np.ndarray, "*heads places planes"]
-"""Angles in radians, by place and plane. If the heads rotate by different angles (learned frequencies), the leading
+"""Angles in radians, by position and plane. If the heads rotate by different angles (learned frequencies), the leading
 axes are (layers, heads)."""
 LINEAR = 1e-3
 """Largest deviation in radians of the angles of a grid from a linear function of row and column. Angles that a model
@@ -26,7 +26,7 @@ def plane_columns(head_dim: int, pairs: Pairs = "half") -> Int[np.ndarray, "2 pl
     Columns that a model does not rotate also belong to planes; the angles of these planes are 0.
 
     Raises:
-      QkjaxError: `pairs` does not name every column of the head once.
+      QkjaxError: the number of columns is odd, or `pairs` does not name every column once.
 
     Example:
       >>> plane_columns(6, "half").tolist(), plane_columns(6, "interleaved").tolist()
@@ -34,10 +34,8 @@ def plane_columns(head_dim: int, pairs: Pairs = "half") -> Int[np.ndarray, "2 pl
     """
     columns = np.arange(head_dim)
     if isinstance(pairs, str):
-        if head_dim % 2 or pairs not in ("half", "interleaved"):
-            raise QkjaxError(
-                f"pairs is {pairs!r} and head_dim is {head_dim}: expected 'half' or 'interleaved' and an even head_dim"
-            )
+        if head_dim % 2:
+            raise QkjaxError(f"head_dim is {head_dim}: expected an even number, because planes are pairs of columns")
         return columns.reshape(2, -1) if pairs == "half" else columns.reshape(-1, 2).T
     pairs = np.asarray(pairs)
     if pairs.ndim != 2 or len(pairs) != 2 or not np.array_equal(np.sort(pairs, axis=None), columns):
@@ -47,14 +45,25 @@ def plane_columns(head_dim: int, pairs: Pairs = "half") -> Int[np.ndarray, "2 pl
     return pairs
 
 
-def by_plane(x: Float[Array | np.ndarray, "*batch head_dim"], pairs: Pairs = "half"):
+def by_plane(
+    x: Float[Array | np.ndarray, "*batch head_dim"], pairs: Pairs = "half"
+) -> Float[Array | np.ndarray, "*batch 2 planes"]:
     """Reorders the columns of queries, keys or kernels to (..., 2, planes)."""
     columns = plane_columns(x.shape[-1], pairs)
-    return x[..., columns.reshape(-1)].reshape(*x.shape[:-1], *columns.shape)
+    if not isinstance(pairs, str):
+        return x[..., columns.reshape(-1)].reshape(*x.shape[:-1], *columns.shape)
+    if pairs == "half":
+        return x.reshape(*x.shape[:-1], *columns.shape)  # without a copy
+    return x.reshape(*x.shape[:-1], *columns.shape[::-1]).swapaxes(-1, -2)
 
 
-def by_column(x: Float[Array | np.ndarray, "*batch 2 planes"], pairs: Pairs = "half"):
+def by_column(
+    x: Float[Array | np.ndarray, "*batch 2 planes"], pairs: Pairs = "half"
+) -> Float[Array | np.ndarray, "*batch head_dim"]:
     """The inverse of `by_plane`: returns the columns in the order of the head."""
+    if isinstance(pairs, str):
+        x = x if pairs == "half" else x.swapaxes(-1, -2)
+        return x.reshape(*x.shape[:-2], -1)
     columns = plane_columns(2 * x.shape[-1], pairs)
     return x.reshape(*x.shape[:-2], -1)[..., np.argsort(columns, axis=None)]
 
@@ -71,7 +80,7 @@ def rotate(
     x: Float[Array | np.ndarray, "*batch head_dim"],
     angles: Float[Array | np.ndarray, "*places planes"],
     pairs: Pairs = "half",
-):
+) -> Float[Array | np.ndarray, "*result head_dim"]:
     """Computes x R(p): rotates the columns x_a, x_a' of each plane to x_a cos - x_a' sin, x_a' cos + x_a sin.
 
     Args:
@@ -122,19 +131,19 @@ def grid_steps(angles: Angles, grid: tuple[int, ...]) -> Float[np.ndarray, "*hea
     """The angle of one step along each axis of a grid, for angles that are linear in the coordinates.
 
     Args:
-      angles: angles of all places of the grid, in row-major order.
-      grid: number of places along each axis, such as (rows, columns).
+      angles: angles of all positions in the grid, in row-major order.
+      grid: number of positions along each axis, such as (rows, columns).
 
     Raises:
       QkjaxError: the angles do not fill the grid, or they are not linear in the coordinates.
     """
     angles = np.asarray(angles, np.float64)
-    *_heads, places, _planes = angles.shape
+    places = angles.shape[-2]
     if places != np.prod(grid):
-        raise QkjaxError(f"angles of {places} places do not fill a grid of {' x '.join(map(str, grid))}: pass its grid")
+        raise QkjaxError(f"{places} positions do not fill a grid of {' x '.join(map(str, grid))}: pass their grid")
     coordinates = np.stack(np.meshgrid(*(np.arange(n) for n in grid), indexing="ij"), -1).reshape(places, -1)
     centred = coordinates - coordinates.mean(0)
-    lengths = (centred**2).sum(0)  # the axes of a grid are orthogonal; an axis with one place has length 0
+    lengths = (centred**2).sum(0)  # the axes of a grid are orthogonal; an axis with one position has length 0
     steps = np.einsum("pg,...pa->...ga", centred / np.where(lengths > 0, lengths, 1), angles)
     error = np.abs(angles - angles.mean(-2, keepdims=True) - np.einsum("pg,...ga->...pa", centred, steps))
     if error.max(initial=0) > LINEAR:
@@ -146,7 +155,7 @@ def grid_steps(angles: Angles, grid: tuple[int, ...]) -> Float[np.ndarray, "*hea
 
 
 def offsets(grid: tuple[int, ...]) -> Int[np.ndarray, "*offset_grid axes"]:
-    """The offsets delta = p_i - p_j (place of the query minus place of the key) between the places of a grid.
+    """The offsets delta = p_i - p_j (position of the query minus position of the key) between the positions in a grid.
 
     Offset 0 is in the middle. A positive row offset means that the query is below the key.
 
@@ -158,5 +167,5 @@ def offsets(grid: tuple[int, ...]) -> Int[np.ndarray, "*offset_grid axes"]:
 
 
 def pair_counts(grid: tuple[int, ...]) -> Int[np.ndarray, "*offset_grid"]:
-    """The number of pairs of places with each offset."""
+    """The number of pairs of positions with each offset."""
     return np.prod(np.asarray(grid) - np.abs(offsets(grid)), axis=-1)

@@ -2,8 +2,8 @@
 
 XLA also calls LAPACK. But XLA factorises one head after the other on one core, copies each head to LAPACK's memory
 layout and back, and multiplies at half the speed of BLAS. In float64, the Gram matrix of a kernel can be factorised
-instead of the kernel itself. This takes a third of the work, and is still more accurate than Householder reflections in
-float32.
+instead of the kernel itself. The factorisation of the Gram matrix takes a third of the work of Householder reflections,
+and in float64, it is still more accurate than they are in float32.
 """
 
 import math
@@ -155,7 +155,7 @@ def cores() -> int:
 
 
 def one_blas_thread() -> AbstractContextManager:
-    """A context in which BLAS starts no threads of its own, because this module and XLA call BLAS from several threads.
+    """A context manager that keeps BLAS single-threaded, because this module and XLA call BLAS from several threads.
 
     Additional BLAS threads would compete for cores; on 2 cores, they make calls 2 to 5 times slower. If other processes
     are running, calls are even slower, because the threads of OpenBLAS wait in busy loops.

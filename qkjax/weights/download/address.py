@@ -15,7 +15,7 @@ def hub_address() -> str:
 
 
 def address(entry: Entry) -> str:
-    """The URL of an entry's file or hub repository, or a text that identifies any other source."""
+    """The URL of an entry's file or hub repository, or a string that identifies any other source."""
     if entry.kind == "gs":
         return f"{(os.environ.get('QKJAX_GS_URL') or GOOGLE).rstrip('/')}/{quote(entry.path)}"
     if entry.kind == "hf":

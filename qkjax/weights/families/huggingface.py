@@ -1,7 +1,8 @@
 """Reads from the config.json of a transformers model the facts that the shapes of its parameters do not determine.
 
-The tables of `huggingface_kinds` list the model types whose mathematics is known. Each key of a configuration belongs
-to one of four groups: qkjax uses the key, the parameters determine its effect, the key is harmless, or it is an error.
+The tables of `huggingface_kinds` list the model types that qkjax can compute. Each key of a configuration belongs
+to one of four groups: qkjax uses the key, the parameters determine its effect, the key is harmless, or the key raises
+an error.
 """
 
 import re
@@ -46,7 +47,7 @@ def facts_of(config: Mapping) -> Facts:
     default = (WEIGHTS_ONLY_KINDS if kind in WEIGHTS_ONLY else KINDS).get(kind, Kind())
     settings, notes = _settings(kind, values, default), [OUTPUTS[kind]] if kind in OUTPUTS else []
     if kind not in KINDS and kind not in WEIGHTS_ONLY:  # the defaults of an unknown class are not known
-        notes.append(f"model type {kind!r} is unknown; qkjax reads it as a plain ViT, which its parameters fit")
+        notes.append(f"model type {kind!r} is unknown; qkjax reads it as a plain ViT, since its parameters fit one")
         settings = {name: value for name, value in settings.items() if _is_stated(name, values)}
     if pruned := {str(layer): heads for layer, heads in (values.get("pruned_heads") or {}).items() if heads}:
         settings["heads"] = _remaining_heads(settings.get("heads", default.heads), pruned, values)

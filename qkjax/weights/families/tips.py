@@ -1,4 +1,7 @@
-"""Reads Flax checkpoints of TIPS, which use their own names (Google's tips/scenic; arXiv 2410.16512, 2604.12012)."""
+"""Reads Flax checkpoints of TIPS (Google's tips/scenic; arXiv 2410.16512, 2604.12012).
+
+TIPS has its own parameter names.
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

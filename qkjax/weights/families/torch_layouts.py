@@ -11,9 +11,9 @@ import numpy as np
 from qkjax.errors import QkjaxError
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.families.architecture import check_shapes, infer_config
-from qkjax.weights.families.big_vision import check_finite
 from qkjax.weights.families.big_vision_names import BLOCK
 from qkjax.weights.families.facts import Facts, ParsedModel
+from qkjax.weights.families.read_all import check_finite, read_all
 from qkjax.weights.families.torch_checks import check_ranks, check_stated_sizes
 from qkjax.weights.families.torch_heads import head_count, split_fused
 from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, QUERY_PART, canonical_name, wrappers
@@ -78,7 +78,7 @@ def _queries_and_keys(keys: Iterable[str], read: Callable[[str], np.ndarray], fa
     """Reads only queries, keys and the norms before them, for a model that qkjax cannot run on images."""
     names = {key: canonical_name(key, strict=False) for key in sorted(keys)}
     used = {key: name for key, name in names.items() if name and MODES_ONLY.search(name)}
-    flat = {name: read(key) for key, name in used.items()}
+    flat = {used[key]: array for key, array in read_all(read, used).items()}
     if len(flat) < len(used):
         raise QkjaxError("two parameters have the same name, that of a query or key: expected a file with one model")
     if unread := next((key for key, name in names.items() if name is None and QUERY_PART.search(key)), None):
@@ -122,7 +122,7 @@ def to_tree(
         raise QkjaxError(
             f"both {first[named[second]]!r} and {second!r} contain {named[second]!r}: expected a file with one model"
         )
-    flat = {name: read(key) for key, name in named.items()}
+    flat = {named[key]: array for key, array in read_all(read, named).items()}
     check_ranks(flat, first)
     notes = [*facts.notes]
     orient_patches(flat, any("predictor_embed" in key for key in named), facts)
@@ -141,8 +141,8 @@ def to_tree(
 def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[str, str], notes: list[str]) -> None:
     """Removes a classifier that is not a dense layer on the pooled token.
 
-    The input of DINOv2's classifier is the class token concatenated with the mean of the patches. The input of the
-    classifiers of CLIP and SigLIP in transformers is the mean of the patches.
+    The input of DINOv2's classifier is the class token concatenated with the mean of the patches. In transformers, the
+    classifiers of CLIP and SigLIP take the mean of the patches as their input.
     """
     head = flat.get("head/kernel")
     if head is None or head.ndim != 2:
@@ -202,7 +202,7 @@ def _share_relative_bias(flat: Arrays) -> None:
 
 
 def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
-    """Transposes (out, in) to (in, out), and splits query, key, value and out into heads."""
+    """Transposes kernels to (in, out), and splits the parameters of the attention into heads."""
     kernel = name.endswith("/kernel") and array.ndim == 2
     array = array.T if kernel else array
     if f"{ATTENTION}/out/kernel" in name:

@@ -170,7 +170,7 @@ BLOCKS = re.compile(r"(?:layers?|blocks(?:\.\d{1,3})?|resblocks|predictor_blocks
 MODES_ONLY = re.compile(rf"{BLOCK}_\d+/(?:LayerNorm_0|{ATTENTION}/(?:query|key|qkv))/")
 """The parameters that determine the modes of a model: queries, keys and the norms before them."""
 QUERY_PART = re.compile(r"[._](?:q|k|query|key)_?(?:norm|layernorm|ln)\b|[._](?:q|query)_bias\b")
-"""Parameters of queries and keys. If such a parameter has no canonical name, this is an error."""
+"""Parameters of queries and keys. If such a parameter has no canonical name, loading fails."""
 # Parts that the image encoder does not use: text towers, decoders, projections, buffers, mask tokens.
 IGNORED = re.compile(
     r"(?:text_model|text_projection|visual_projection|logit_scale|logit_bias|decoder|pooler|predictor|lm_head|"
@@ -192,7 +192,7 @@ def canonical_name(name: str, *, strict: bool = True) -> str | None:
 
     Args:
       name: the name in the torch model.
-      strict: whether an unknown name is an error; if False, unknown names are ignored.
+      strict: whether an unknown name raises an error; if False, unknown names are ignored.
 
     Raises:
       QkjaxError: no family has this name; the message suggests the nearest known name.

@@ -12,7 +12,7 @@ Reading = tuple[tuple[str, ...], Grid]
 
 
 def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes: list[str]) -> Grid | None:
-    """Adds the position embeddings of special tokens to these tokens, which is equivalent.
+    """Adds the position embeddings of special tokens to the tokens themselves, so that the model's output is unchanged.
 
     DeiT's distillation token then becomes a register.
 
@@ -60,7 +60,7 @@ def _rows(array: np.ndarray, width: int, what: str) -> np.ndarray:
     """The array itself, after a check that its last axis is the embedding.
 
     Raises:
-      QkjaxError: it is another axis, so that reshaping would mix values.
+      QkjaxError: the last axis is not the embedding, so reshaping would mix values.
     """
     if array.shape[-1:] != (width,):
         raise QkjaxError(f"the {what} has shape {array.shape}, expected {width} as its last axis")

@@ -6,8 +6,10 @@ reports any damage as an error of one line.
 """
 
 import io
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +21,12 @@ from numpy.lib import format as npy
 
 from qkjax.errors import QkjaxError
 from qkjax.runtime.files import atomic_path
+from qkjax.weights.formats.blocks import read_bytes, stamp_of
 
 HEADER_BYTES = 65536  # largest accepted header; numpy writes 128 bytes for these arrays
 ZIP64_COUNT = 0xFFFF  # this value means that the number of members is stored elsewhere (zip64)
+LOCAL_HEADER = 30
+"""Bytes in front of the name of a member; the last four state the lengths of the name and of the extra field."""
 CHUNK = 1 << 20  # small enough to stay in the processor's cache between two copies
 
 
@@ -58,6 +63,7 @@ class NpzFile:
             raise QkjaxError(f"{path} does not exist: check the path, or use a name from `qkjax models`") from None
         except Exception as error:  # for damaged files, zipfile raises many kinds of exceptions
             raise QkjaxError(self._problem(error)) from error
+        self._stamp = stamp_of(self._zip.fp.fileno())
         self._members = {info.filename.removesuffix(".npy"): info for info in self._zip.infolist()}
         if len(self._members) < len(self._zip.infolist()):
             raise QkjaxError(f"{path} has two members with the same name; download or copy it again")
@@ -141,15 +147,37 @@ class NpzFile:
         """Reads the array of one member, and verifies its checksum."""
         self.header(key)
         with self._opened(key) as (member, header, stored, fortran):
-            data = np.empty(_bytes(header), np.uint8)
-            view, at = memoryview(data), 0
-            while at < len(data) and (count := member.readinto(view[at : at + CHUNK])):
-                at += count
-            if at < len(data) or member.read(1):
-                raise EOFError(f"{at} bytes of data, expected {len(data)}")
+            is_plain = self._members[key].compress_type == zipfile.ZIP_STORED
+            data = self._plain(key, member.tell(), header) if is_plain else _unpacked(member, _bytes(header))
         array = data.view(stored).reshape(header.shape[::-1] if fortran else header.shape)
         array = array.T if fortran else array
         return array.view(header.dtype) if stored.kind == "V" else array.astype(header.dtype, copy=False)
+
+    def _plain(self, key: str, skipped: int, header: Header) -> np.ndarray:
+        """Reads the data of a member that is not compressed, which zipfile would copy twice, and verifies its checksum.
+
+        Args:
+          key: the member.
+          skipped: bytes of the member before its data.
+          header: shape and dtype of the data.
+
+        Raises:
+          ValueError: the checksum differs.
+          OSError, EOFError: see `read_bytes`.
+        """
+        info = self._members[key]
+        fixed = read_bytes(self.path, self._stamp, info.header_offset, LOCAL_HEADER).tobytes()
+        start = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", fixed[-4:]))
+        checksum = zlib.crc32(read_bytes(self.path, self._stamp, start, skipped))
+
+        def add(block: memoryview) -> None:
+            nonlocal checksum
+            checksum = zlib.crc32(block, checksum)
+
+        data = read_bytes(self.path, self._stamp, start + skipped, _bytes(header), add)
+        if checksum != info.CRC:
+            raise ValueError(f"its checksum is {checksum:08x}, and the directory states {info.CRC:08x}")
+        return data
 
     def text(self, key: str) -> str:
         """Reads a member that is one string, such as the configuration that qkjax stores as JSON."""
@@ -157,6 +185,21 @@ class NpzFile:
         if header.dtype.kind != "U" or header.shape or header.dtype.itemsize > HEADER_BYTES:
             raise self._damaged(key, "expected a short text")
         return str(self.read(key))
+
+
+def _unpacked(member: zipfile.ZipExtFile, size: int) -> np.ndarray:
+    """The rest of a member, which must have `size` bytes; zipfile verifies the checksum at the end.
+
+    Raises:
+      EOFError: the number of bytes differs from the expected number.
+    """
+    data = np.empty(size, np.uint8)
+    view, at = memoryview(data), 0
+    while at < size and (count := member.readinto(view[at : at + CHUNK])):
+        at += count
+    if at < size or member.read(1):
+        raise EOFError(f"{at} bytes of data, expected {size}")
+    return data
 
 
 def _read_header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -16,14 +16,15 @@ import numpy as np
 from qkjax.errors import QkjaxError
 from qkjax.weights.formats.file_names import FILES, PICKLED
 from qkjax.weights.formats.json_object import read_json
+from qkjax.weights.formats.safetensors_file import open_safetensors
 
 # Configuration classes that Microsoft's and other training code saves with models. qkjax does not use them.
 HARMLESS = [(OrderedDict, "yacs.config.CfgNode"), Namespace]
-READABLE = ("F64", "F32", "F16", "BF16")
 DEEPEST, LISTED = 3, 6
 LARGEST_PICKLE = 64 << 20
 """Largest accepted pickle in a zip file, in bytes. This pickle contains no weights; that of a ViT-L has about 50,000
 bytes."""
+CHUNK = 1 << 20
 SPARSEST = 20
 """Largest accepted ratio of a file's size to the space that the file takes on disk. File systems compress weights by
 less."""
@@ -46,7 +47,7 @@ def no_model_message(folder: Path) -> str:
     torch_files = [name for name in names if Path(name).suffix in PICKLED]
     shown = [name if len(name) <= 60 else f"{name[:57]}..." for name in names[:LISTED]]
     listed = ", ".join(shown) + (", ..." if len(names) > LISTED else "") or "nothing"
-    hint = f"; give the file, such as {folder / torch_files[0]}" if torch_files else ""
+    hint = f"; pass the path of a file, such as {folder / torch_files[0]}" if torch_files else ""
     return (
         f"{folder} contains {listed}; expected {', '.join(FILES)}, one *.safetensors, or a folder of big_vision with "
         f"'<parameter>/.zarray'{hint}"
@@ -79,16 +80,19 @@ def open_state(path: Path) -> dict[str, Readers]:
     """
     if path.name.endswith(".index.json"):
         return {"": _open_shards(path)}
-    _check_size(path)
+    members = _check_size(path)
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:9] == b"{":
-        return {"": _open_safetensors(path)}
-    return _open_torch(path)
+        return {"": open_safetensors(path)}
+    return _open_torch(path, members)
 
 
-def _check_size(path: Path) -> None:
+def _check_size(path: Path) -> set[str] | None:
     """Checks, before reading into memory, that the file's real size on disk agrees with its stated and unpacked size.
+
+    Returns:
+      The names of the members of a zip file; None for any other file.
 
     Raises:
       QkjaxError: most of the file is not on disk, its pickle is too large, or its members are larger than the file.
@@ -101,7 +105,7 @@ def _check_size(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return
+        return None
     pickle, unpacked = max((n for name, n in sizes.items() if name.endswith(".pkl")), default=0), sum(sizes.values())
     if pickle > LARGEST_PICKLE or unpacked > 2 * stat.st_size + LARGEST_PICKLE:
         raise QkjaxError(
@@ -109,27 +113,7 @@ def _check_size(path: Path) -> None:
             f"most {LARGEST_PICKLE} in the pickle, and no compression, as in files that PyTorch saves; save the model "
             "again"
         )
-
-
-def _open_safetensors(path: Path) -> Readers:
-    from safetensors import SafetensorError, safe_open
-
-    def reader(name: str, stored: str) -> Callable[[], np.ndarray]:
-        def read() -> np.ndarray:
-            if stored not in READABLE:
-                raise QkjaxError(f"{path}: {name!r} is stored as {stored}, expected one of {', '.join(READABLE)}")
-            # The file is opened again for each array, because closing the memory map frees the pages of the previous
-            # array.
-            with safe_open(path, "np") as file:
-                return file.get_tensor(name)
-
-        return read
-
-    try:
-        with safe_open(path, "np") as file:
-            return {name: reader(name, file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise QkjaxError(f"{path} is damaged ({error}); download or copy it again") from error
+    return set(sizes)
 
 
 def _open_shards(index: Path) -> Readers:
@@ -158,17 +142,18 @@ def _open_shard(path: Path) -> Readers:
     return models[""]
 
 
-def _open_torch(path: Path) -> dict[str, Readers]:
+def _open_torch(path: Path, members: set[str] | None) -> dict[str, Readers]:
     try:
         import torch
     except ImportError as error:
         raise QkjaxError(f"{path} is a PyTorch file, which only torch can read: pip install 'qkjax[torch]'") from error
-    if _is_torchscript(path):
+    if any(name.endswith("/constants.pkl") for name in members or ()):
         raise QkjaxError(f"{path} is a TorchScript archive: save torch.jit.load(path).state_dict() with torch.save")
+    # Files from before 2020 are not zip files and cannot be memory-mapped.
+    mapped = members is not None and _check_members(path)
     try:
-        is_zip = zipfile.is_zipfile(path)  # files from before 2020 are not zip files and cannot be memory-mapped
         with torch.serialization.safe_globals(HARMLESS):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # the unpickler raises many kinds of exceptions
         # Keep only the line of torch's message that states the problem, without the advice on unpickling.
         match = re.search(r"WeightsUnpickler error:\s*(.+?)(?: was not an allowed|\n|$)", str(error))
@@ -178,21 +163,34 @@ def _open_torch(path: Path) -> dict[str, Readers]:
         raise QkjaxError(f"{path} contains a {type(state).__name__}, expected a state dict")
     models = _models(state)
     return {
-        name: {key: (lambda key=key, t=t: to_numpy(f"{path}: {key!r}", t)) for key, t in tensors.items()}
+        # Copied, since a mapped array would change with the file, and end the process if the file were truncated.
+        name: {key: (lambda key=key, t=t: np.array(to_numpy(f"{path}: {key!r}", t))) for key, t in tensors.items()}
         for name, tensors in models.items()
     }
 
 
-def _is_torchscript(path: Path) -> bool:
+def _check_members(path: Path) -> bool:
+    """Compares each member of a zip file with its checksum, which torch does not do; a checksum of 0 is not compared.
+
+    Returns:
+      Whether no member is compressed. If torch maps a compressed member, it takes the compressed bytes for weights.
+
+    Raises:
+      QkjaxError: a member is damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
-        return False
+            for info in archive.infolist():
+                with archive.open(info) as member:
+                    while info.CRC and member.read(CHUNK):
+                        pass
+            return all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+    except Exception as error:  # zipfile raises errors of many types
+        raise QkjaxError(f"{path} is damaged ({str(error)[:200]}); download or copy it again") from error
 
 
 def _models(state: dict, name: str = "", depth: int = 0) -> dict[str, dict]:
-    """Finds the state dicts in a nested dict; returns them by the path of keys ("" for top-level tensors)."""
+    """Finds the state dicts in a nested dict; returns a dict from their key paths ("" for the top level) to them."""
     import torch
 
     tensors = {str(key): value for key, value in state.items() if torch.is_tensor(value)}
@@ -207,7 +205,7 @@ def to_numpy(what: str, tensor) -> np.ndarray:
     """Converts a torch tensor on the host to an array of the same dtype, which may share the tensor's memory.
 
     Args:
-      what: words for the tensor in error messages.
+      what: how error messages refer to the tensor.
 
     Raises:
       QkjaxError: the tensor is not a dense tensor of floating-point numbers.

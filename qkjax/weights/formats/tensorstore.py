@@ -97,7 +97,7 @@ class TensorstoreFolder:
     def read(self, key: str) -> np.ndarray:
         """Reads all chunks of an array.
 
-        A missing chunk is an error, although zarr would read it as zeros.
+        A missing chunk raises an error, although zarr would read it as zeros.
         """
         array = self._array(key)
         try:
