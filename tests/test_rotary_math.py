@@ -128,6 +128,27 @@ def test_dinov3_rotates_as_published():
     np.testing.assert_allclose(angles[2], 2 * np.pi * np.array([row, row / 10, column, column / 10]), atol=1e-14)
 
 
+def test_dinov3_rotates_as_in_transformers(transformers, torch):
+    rope = pytest.importorskip("transformers.models.dinov3_vit.modeling_dinov3_vit")
+    config = transformers.DINOv3ViTConfig(hidden_size=32, num_attention_heads=2, patch_size=4, image_size=20)
+    cosine_and_sine = rope.DINOv3ViTRopePositionEmbedding(config).eval()(torch.zeros(1, 3, 20, 12))
+    query, key = torch.randn(2, 1, 2, 17, 16, generator=torch.Generator().manual_seed(0))  # 2 special tokens
+    angles = np.concatenate([np.zeros((2, 8)), dinov3((5, 3), 16)])
+    for ours, theirs in zip((query, key), rope.apply_rotary_pos_emb(query, key, *cosine_and_sine), strict=True):
+        np.testing.assert_allclose(rotate(ours.numpy(), angles), theirs.numpy(), atol=2e-6)
+
+
+def test_eva02_rotates_as_in_timm(timm, torch):
+    """Interleaved pairs, base 10000, and a grid of 5 x 3 patches that is scaled to that of pre-training."""
+    layers = pytest.importorskip("timm.layers")
+    rope = layers.RotaryEmbeddingCat(16, in_pixels=False, feat_shape=[5, 3], ref_feat_shape=[4, 4])
+    query = torch.randn(1, 2, 15, 16, generator=torch.Generator().manual_seed(0))
+    places = [np.arange(n) / n * 4 for n in (5, 3)]
+    angles = axial_angles(*places, 10000 ** (-4 * np.arange(4) / 16))
+    theirs = layers.apply_rot_embed_cat(query, rope.get_embed())
+    np.testing.assert_allclose(rotate(query.numpy(), angles, "interleaved"), theirs.numpy(), atol=2e-6)
+
+
 def test_steps_of_a_grid_give_all_offsets(case):
     steps, angles = grid_steps(case.angles, case.grid), case.angles
     for i, j in product(range(np.prod(case.grid)), repeat=2):
