@@ -128,6 +128,27 @@ def test_dinov3_rotates_as_published():
     np.testing.assert_allclose(angles[2], 2 * np.pi * np.array([row, row / 10, column, column / 10]), atol=1e-14)
 
 
+def test_dinov3_rotates_as_in_transformers(transformers, torch):
+    rope = pytest.importorskip("transformers.models.dinov3_vit.modeling_dinov3_vit")
+    config = transformers.DINOv3ViTConfig(hidden_size=32, num_attention_heads=2, patch_size=4, image_size=20)
+    cosine_and_sine = rope.DINOv3ViTRopePositionEmbedding(config).eval()(torch.zeros(1, 3, 20, 12))
+    query, key = torch.randn(2, 1, 2, 17, 16, generator=torch.Generator().manual_seed(0))  # 2 special tokens
+    angles = np.concatenate([np.zeros((2, 8)), dinov3((5, 3), 16)])
+    for ours, theirs in zip((query, key), rope.apply_rotary_pos_emb(query, key, *cosine_and_sine), strict=True):
+        np.testing.assert_allclose(rotate(ours.numpy(), angles), theirs.numpy(), atol=2e-6)
+
+
+def test_eva02_rotates_as_in_timm(timm, torch):
+    """Interleaved pairs, base 10000, and a grid of 5 x 3 patches that is scaled to that of pre-training."""
+    layers = pytest.importorskip("timm.layers")
+    rope = layers.RotaryEmbeddingCat(16, in_pixels=False, feat_shape=[5, 3], ref_feat_shape=[4, 4])
+    query = torch.randn(1, 2, 15, 16, generator=torch.Generator().manual_seed(0))
+    places = [np.arange(n) / n * 4 for n in (5, 3)]
+    angles = axial_angles(*places, 10000 ** (-4 * np.arange(4) / 16))
+    theirs = layers.apply_rot_embed_cat(query, rope.get_embed())
+    np.testing.assert_allclose(rotate(query.numpy(), angles, "interleaved"), theirs.numpy(), atol=2e-6)
+
+
 def test_steps_of_a_grid_give_all_offsets(case):
     steps, angles = grid_steps(case.angles, case.grid), case.angles
     for i, j in product(range(np.prod(case.grid)), repeat=2):
@@ -379,6 +400,28 @@ def test_degenerate_heads_keep_exact_logits():
         np.testing.assert_allclose(ours / np.ptp(logits), logits / np.ptp(logits), atol=1e-4)
 
 
+def test_heads_that_are_zero_or_not_finite():
+    """They give NaN for what is not defined, and do not change other heads."""
+    case, kernels = CASES["integers"], random_kernels()
+    damaged = kernels.copy()
+    damaged[0, 0, :, 0] = 0
+    damaged[1, 1, 3, 1, 2] = np.nan
+    expected, result = (
+        [
+            np.asarray(place_share(*x, case.angles, case.grid, case.pairs).share),
+            cosine_by_offset(*x, case.angles, case.grid, case.pairs).sum((-1, -2)),
+        ]
+        for x in (kernels, damaged)
+    )
+    bad = np.array([[True, False], [False, True]])
+    for x, y in zip(expected, result, strict=True):
+        assert np.isnan(y).tolist() == bad.tolist()
+        np.testing.assert_array_equal(y[~bad], x[~bad])
+    maps = head_maps(*damaged, case.angles, decompose(*mean_kernels(*damaged, case.angles, case.pairs)), case.pairs)
+    assert (maps.in_rest == np.where(bad, HEAD_DIM, 0)).all()
+    np.testing.assert_array_equal(maps.rest[bad], np.stack([np.eye(HEAD_DIM)] * 2))
+
+
 def test_bias_terms_complete_the_logits(case):
     kernels = random_kernels()
     tokens, biases, angles = tokens_of_layer(kernels, case)
@@ -570,6 +613,44 @@ def test_chance_against_simulated_heads(name):
     assert abs(np.mean(direction.odd) - null.odd[0]) < 0.03
     for ours, half_width in ((direction.ahead[0], null.ahead), (direction.along[0], null.along)):
         assert (np.abs((np.abs(ours) < half_width).mean(0) - 0.95) < 0.035).all()
+
+
+def test_chance_without_any_rotation():
+    null = rotary_null(24, 2, np.zeros((15, 4)), (5, 3))
+    assert null.share == 0
+    assert null.share_head < 1e-5
+    np.testing.assert_allclose(null.curve_head, null.cosine_head)
+    assert np.isnan([*null.isotropic, *null.odd]).all()
+
+
+def test_planes_that_are_all_positional():
+    """Mbar is 0, and the remainder has the whole logit."""
+    kernels, angles = random_kernels(), np.outer(np.arange(4), [1, 1, -1, 1]) * np.pi / 2
+    modes = decompose(*mean_kernels(*kernels, angles))
+    assert (np.asarray(modes.s) == 0).all()
+    maps = head_maps(*kernels, angles, modes)
+    np.testing.assert_array_equal(maps.rest, np.broadcast_to(np.eye(HEAD_DIM), maps.rest.shape))
+    np.testing.assert_allclose(out_of_reach(*kernels, angles), 1, atol=1e-6)
+    np.testing.assert_allclose(place_share(*kernels, angles, (4,)).share, 1, atol=1e-6)
+    edited = edit_kernels(*kernels, angles, modes, "symmetric", np.ones((LAYERS, HEADS, HEAD_DIM), np.float32))
+    np.testing.assert_array_equal(edited.query_kernel, kernels[0])
+
+
+def test_a_grid_of_three_axes():
+    """Frames, rows and columns, each with planes of its own."""
+    grid, kernels = (2, 3, 2), random_kernels()
+    places = np.array(list(product(*map(range, grid))))
+    angles = places @ np.array([[0.9, 0, 0, 0], [0, 1.1, 0, 0.3], [0, 0, 0.5, 0]])
+    case = Case(grid, angles, "half")
+    m = interactions(kernels, case)
+    result = place_share(*kernels, angles, grid)
+    np.testing.assert_allclose(result.share, 1 - square(m.mean((2, 3))) / square(m).mean((2, 3)), atol=1e-5)
+    np.testing.assert_allclose(result.axis.sum(-1), result.share, atol=1e-5)
+    cosine = cosine_by_offset(*kernels, angles, grid)
+    assert cosine.shape == (LAYERS, HEADS, 3, 5, 3)
+    dense = np.trace(m, axis1=-2, axis2=-1) / np.linalg.svd(m, compute_uv=False).sum(-1)
+    np.testing.assert_allclose(cosine[..., 0, 0, 0], dense[:, :, 0, -1], atol=2e-6)  # the first and the last place
+    assert isotropy(cosine).along.shape == (LAYERS, HEADS, 3)
 
 
 def test_random_maps_have_variance_1():

@@ -10,7 +10,6 @@ offset is therefore the interval of `null_band`, for every rotation. Other value
 The share that depends on position is compared with the ratio of the two expected squared norms, 1 - mean_a c_a^2.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -39,7 +38,8 @@ class RotaryNull(NamedTuple):
       cosine_head, cosine_layer: half widths of the intervals about 0 for the weighted cosine at any single offset, for
         one head and for the mean over the heads of a layer. The widths are those of `null_band`.
       curve_head, curve_layer: the same for the means of `by_distance`, at each distance.
-      isotropic, odd: means and upper ends of the one-sided intervals of `Isotropy`, for one head.
+      isotropic, odd: means and upper ends of the one-sided intervals of `Isotropy`, for one head. NaN if no plane
+        rotates.
       along, ahead: half widths of the intervals about 0 of `Isotropy`, for one head.
     """
 
@@ -129,7 +129,6 @@ def rotary_null(embed: int, heads: int, angles: Angles, grid: tuple[int, ...]) -
     factor = curve_factor(angles, grid)
     deviation = band.head_weighted_cosine / 1.96
     result = isotropy(deviation * random_maps(angles, grid, SAMPLES)[None])
-    one_sided = partial(np.nanquantile, q=LEVEL)
     return RotaryNull(
         share,
         variance / planes,
@@ -140,8 +139,8 @@ def rotary_null(embed: int, heads: int, angles: Angles, grid: tuple[int, ...]) -
         band.weighted_cosine,
         band.head_weighted_cosine * factor,
         band.weighted_cosine * factor,
-        (float(np.nanmean(result.isotropic)), float(one_sided(result.isotropic))),
-        (float(np.nanmean(result.odd)), float(one_sided(result.odd))),
+        (float(result.isotropic.mean()), float(np.quantile(result.isotropic, LEVEL))),
+        (float(result.odd.mean()), float(np.quantile(result.odd, LEVEL))),
         _half_width(result.along[0]),
         _half_width(result.ahead[0]),
     )

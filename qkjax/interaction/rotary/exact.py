@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qkjax.interaction.modes import Modes, require_plain
 from qkjax.interaction.rotary.mean import Kernel, mean_rotation
@@ -50,7 +50,7 @@ class HeadMaps(NamedTuple):
     key: Float[np.ndarray, "layers heads head_dim rank"]
     s: Float[np.ndarray, "layers heads rank"]
     rest: Float[np.ndarray, "layers heads head_dim head_dim"]
-    in_rest: Float[np.ndarray, "layers heads"]
+    in_rest: Int[np.ndarray, "layers heads"]
 
 
 def _mean_of_rotated(kernel: np.ndarray, mean: np.ndarray) -> Float[np.ndarray, "embed columns"]:
@@ -68,8 +68,14 @@ def _balance(query: np.ndarray, key: np.ndarray) -> Float[np.ndarray, "columns"]
 
 
 def _maps_of_head(query: np.ndarray, key: np.ndarray, mean: np.ndarray, u: np.ndarray):
-    """F, s, G of one head, for columns in the order of `by_plane`, with the signs of `u`."""
+    """F and G (stacked) and s of one head, for columns in the order of `by_plane`, with the signs of `u`.
+
+    All are 0 if the kernels are not finite.
+    """
     reachable = np.tile(mean != 0, 2)
+    maps, strengths = np.zeros((2, query.shape[1], u.shape[-1])), np.zeros(u.shape[-1])
+    if not (np.isfinite(query).all() and np.isfinite(key).all()):
+        return maps, strengths
     (basis, first), (_, second) = (np.linalg.qr(_mean_of_rotated(x, mean)[:, reachable]) for x in (query, key))
     left, s, right = np.linalg.svd(first @ second.T)
     count = min(len(s), u.shape[-1])
@@ -80,10 +86,8 @@ def _maps_of_head(query: np.ndarray, key: np.ndarray, mean: np.ndarray, u: np.nd
         scale = _balance(query, key)[reachable, None]
         size = s * np.linalg.norm(towards_query / scale, axis=0) * np.linalg.norm(towards_key * scale, axis=0)
     usable = size <= AMPLIFICATION  # False for NaN
-    maps = np.zeros((2, query.shape[1], u.shape[-1]))
     for one, values in zip(maps, (towards_query, towards_key), strict=True):
         one[np.ix_(reachable, np.arange(count))] = np.where(usable, values, 0)
-    strengths = np.zeros(u.shape[-1])
     strengths[:count] = np.where(usable, s, 0)
     return maps, strengths
 
@@ -124,8 +128,7 @@ def head_maps(query: Kernel, key: Kernel, angles: Angles, modes: Modes, pairs: P
             both, s[head] = _maps_of_head(*(x.reshape(len(x), -1) for x in kernels), mean[head], u[head])
             maps[:, head[0], head[1], order] = both
     rest = np.eye(head_dim) - np.einsum("lhdn,lhn,lhen->lhde", maps[0], s, maps[1])
-    in_rest = (s == 0).sum(-1).astype(np.float32)
-    return HeadMaps(*(x.astype(np.float32) for x in (*maps, s, rest)), in_rest)
+    return HeadMaps(*(x.astype(np.float32) for x in (*maps, s, rest)), in_rest=(s == 0).sum(-1))
 
 
 def project_rotated(

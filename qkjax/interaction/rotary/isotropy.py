@@ -7,6 +7,10 @@ from jaxtyping import Float
 
 from qkjax.interaction.rotary.rotation import offsets
 
+ROUNDING = 1e-12
+"""A map is constant if its variation is smaller than this share of its sum of squares, about the square of the rounding
+error of float32."""
+
 
 class Isotropy(NamedTuple):
     """How a map of offsets varies with direction. The variation is the sum of squared deviations from the map's mean.
@@ -60,6 +64,8 @@ def isotropy(values: Float[np.ndarray, "layers heads *offset_grid"]) -> Isotropy
     means = centred @ (member / member.sum(1, keepdims=True)).T
     with np.errstate(invalid="ignore", divide="ignore"):
         variation = (centred**2).sum(-1)
+        constant = variation <= ROUNDING * (flat**2).sum(-1)
+        variation = np.where(constant, np.nan, variation)
         isotropic = (means**2 * member.sum(1)).sum(-1) / variation
         odd = (((centred - centred[..., ::-1]) / 2) ** 2).sum(-1) / variation
     reach = min(n for n in grid if n > 1)

@@ -110,7 +110,7 @@ def scaled_heads(kernel: Kernel) -> Float[Array, "layers embed heads head_dim"]:
     return kernel / jnp.where(largest > 0, largest, 1)
 
 
-def for_heads(weights: Moments) -> Float[Array, "... layers heads planes planes"]:
+def for_heads(weights: Float[np.ndarray, "*axes planes planes"]) -> Float[Array, "... layers heads planes planes"]:
     """Moments in float32; if all heads rotate by the same angles, with axes of size 1 for layers and heads."""
     shared = weights.ndim < 5  # ([axes], 2, planes, planes)
     return jnp.asarray(weights[..., None, None, :, :] if shared else weights, jnp.float32)
