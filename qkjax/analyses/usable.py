@@ -71,5 +71,5 @@ def require_finite_heads(values: Mapping[str, Float[Array | np.ndarray, "layers 
 
 
 def require_finite_modes(modes: Modes, model: str) -> None:
-    """Checks that all modes are finite, see `require_finite_heads`."""
+    """Checks that all modes are finite; see `require_finite_heads`."""
     require_finite_heads({"strengths": modes.s, "query directions": modes.u, "key directions": modes.v}, model)

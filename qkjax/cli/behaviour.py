@@ -120,8 +120,8 @@ def objects(
     """Measure how often the query and the key of a mode are on the same object, and write objects.nc and objects.csv.
 
     For each mode, qkjax finds the images that excite the mode most. In each image, the query object is the object with
-    the largest mean projection on the query direction, and the key object is the object with the largest mean
-    projection on the key direction. The result is how often the query object and the key object are the same (the
+    the largest mean projection onto the query direction, and the key object is the object with the largest mean
+    projection onto the key direction. The result is how often the query object and the key object are the same (the
     paper's figure 6), which the command also draws as a figure. Run the same command again to resume after an
     interruption.
 

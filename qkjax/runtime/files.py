@@ -118,7 +118,7 @@ def _unlink(path: Path) -> None:
 
 
 def temporaries(paths: Iterable[Path]) -> list[Path]:
-    """The temporary files and folders of these paths, see `atomic_path` and `atomic_folder`.
+    """The temporary files and folders of these paths; see `atomic_path` and `atomic_folder`.
 
     `discard` removes the files of processes that were killed, and leaves the files of a process that is still writing.
     Folders look the same in both cases. Therefore, only a process that has locked the folder that contains temporary
@@ -229,6 +229,6 @@ def check_replaceable(path: Path, marker: str, text: str, names: tuple[str, ...]
     replaceable = marker in entries and entries <= set(names) and text in (path / marker).read_text(errors="replace")
     if entries and not replaceable:
         raise QkjaxError(
-            f"folder={path}: the folder contains files that qkjax did not write and would be replaced; pass another "
-            "folder"
+            f"folder={path}: the folder would be replaced, but it contains files that qkjax did not write; pass "
+            "another folder"
         )

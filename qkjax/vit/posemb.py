@@ -112,8 +112,8 @@ def resample(
     Args:
       posemb: one vector per patch of the old grid, row by row.
       old, new: (rows, columns) of the old and the new grid; grids need not be square.
-      method: a name in `RESAMPLERS`. "linear" is the method with which big_vision loads checkpoints; all other methods
-        are torch's.
+      method: a name in `RESAMPLERS`. "linear" is the method that big_vision uses when it loads checkpoints; all other
+        methods are torch's.
 
     Returns:
       The embedding of the patches in the new grid. If the grids are equal, this is the input itself.

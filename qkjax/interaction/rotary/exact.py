@@ -38,8 +38,8 @@ class HeadMaps(NamedTuple):
     """Maps from rotated queries and keys to the modes of Mbar.
 
     Attributes:
-      query, key: F and G. `rotated_query @ query` is the projection of a query on the query direction of each mode, and
-        `rotated_key @ key` that of a key on the key directions. Columns of modes in the remainder are 0.
+      query, key: F and G. `rotated_query @ query` is the projection of a query onto the query direction of each mode,
+        and `rotated_key @ key` that of a key on the key directions. Columns of modes in the remainder are 0.
       s: strengths of the modes; 0 for modes in the remainder.
       rest: the remainder I - F diag(s) G^T. It is 0 up to rounding if all planes have c > 0 and the kernels have full
         column rank.
@@ -134,7 +134,7 @@ def project_rotated(
     query_map: Float[Array | np.ndarray, "heads head_dim rank"],
     key_map: Float[Array | np.ndarray, "heads head_dim rank"],
 ) -> tuple[Float[Array, "batch tokens heads rank"], Float[Array, "batch tokens heads rank"]]:
-    """Projects the rotated queries and keys of one layer on the query and key directions of all modes.
+    """Projects the rotated queries and keys of one layer onto the query and key directions of all modes.
 
     The projections depend on the position of a token; their mean over all positions is y u_n and y v_n.
     """

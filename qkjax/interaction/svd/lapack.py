@@ -2,8 +2,8 @@
 
 XLA also calls LAPACK. But XLA factorises one head after the other on one core, copies each head to LAPACK's memory
 layout and back, and multiplies at half the speed of BLAS. In float64, the Gram matrix of a kernel can be factorised
-instead of the kernel itself. The factorisation of the Gram matrix takes a third of the work of Householder reflections,
-and in float64, it is still more accurate than they are in float32.
+instead of the kernel itself. The factorisation of the Gram matrix takes a third of the work of Householder reflections.
+In float64, it is still more accurate than Householder reflections in float32.
 """
 
 import math
