@@ -98,7 +98,8 @@ def gather_json(value) -> list:
 
 
 def on_first_host(function: Callable[[], Result]) -> Result | None:
-    """Calls a function on the first process; every process waits for its end. The result is None on other processes.
+    """Calls a function on the first process; every process waits until it returns. The result is None on other
+    processes.
 
     Raises:
       QkjaxError: the function raised it. Every process raises the error, so that none waits for the first one.

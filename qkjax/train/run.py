@@ -149,7 +149,7 @@ def _run_steps(
 ) -> State:
     """Runs the remaining steps; evaluates, appends to the metrics and saves a checkpoint every `config.every` steps.
 
-    The progress bar shows an upper bound of the share of time that the device spends waiting for batches. A large share
+    The progress bar shows an upper bound on the share of time that the device spends waiting for batches. A large share
     means that images are prepared too slowly.
     """
     start, host = int(state.step), (jax.process_index(), jax.process_count())

@@ -74,10 +74,10 @@ def load(model: Any, **settings) -> Checkpoint:
 
     Args:
       model: a name, a path, or a model in memory. A name is listed by `qkjax models` or is a Hugging Face id; the model
-        is downloaded if it is not on disk. A path leads to an npz, safetensors or PyTorch file, a tensorstore folder, a
-        folder that contains one of these and config.json, or a folder written by `qkjax train`. A sub-model may follow
-        the path, as in "siglip.npz:img". A model in memory, whose parameters are copied, is a torch module, an Equinox
-        module of Equimo, a flax.nnx module or state, or a dictionary of arrays.
+        is downloaded if it is not on disk. A path refers to an npz, safetensors or PyTorch file, a tensorstore folder,
+        a folder that contains one of these and config.json, or a folder written by `qkjax train`. A sub-model may
+        follow the path, as in "siglip.npz:img". A model in memory, whose parameters are copied, is a torch module, an
+        Equinox module of Equimo, a flax.nnx module or state, or a dictionary of arrays.
       **settings: fields of `ViTConfig` that cannot be inferred from the parameters. They are `pool="none"` or "0" (the
         default is "gap" if there is no class token), `grid=(rows, columns)` if the position embedding is not square,
         `norm_eps`, `activation`, `posemb_resample`, and `heads` for a torch file that does not state this number.
@@ -201,7 +201,7 @@ def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ParsedMo
 def _chosen_model(
     path: Path, stored: Mapping[str, state_dict.Readers], sub: str | None, facts: Facts
 ) -> tuple[state_dict.Readers, Facts]:
-    """Chooses one model in a file; returns readers of its parameters, and facts with a note on its place.
+    """Chooses one model in a file; returns readers of its parameters, and facts with a note that names the model.
 
     Raises:
       QkjaxError: the file contains several models, and `sub` is not one of them; the message lists the models.

@@ -20,5 +20,5 @@ describe M(delta) with arrays alone:
 R(p) must be orthogonal. The published rotation of V-JEPA 2 is not orthogonal, so M depends on p_i and p_j and not only
 on their offset: these functions do not apply to it.
 
-Letters: L layers, H heads, D embed, d head_dim, P places, A = d / 2 planes, R rank.
+Letters: L layers, H heads, D embed, d head_dim, P positions, A = d / 2 planes, R rank.
 """

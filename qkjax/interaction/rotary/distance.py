@@ -179,7 +179,7 @@ def cosine_by_offset(
 def by_distance(
     values: Float[np.ndarray, "layers heads *offset_grid"], counts: Int[np.ndarray, "*offset_grid"]
 ) -> ByDistance:
-    """Averages maps of offsets over all pairs of places at the same distance (rounded to whole patches).
+    """Averages maps of offsets over all pairs of positions at the same distance (rounded to whole patches).
 
     Args:
       values: maps of offsets, from `cosine_by_offset`.

@@ -42,7 +42,8 @@ class EditedKernels(NamedTuple):
     """Kernels of all layers after an edit of the modes of Mbar.
 
     Attributes:
-      query_kernel, key_kernel: Wq' and Wk', before the rotation. Heads without an edited mode are unchanged to the bit.
+      query_kernel, key_kernel: Wq' and Wk', before the rotation. Heads without an edited mode are unchanged, bit for
+        bit.
       retained: share of the squared norm of the edited Mbar that the kernels retain; 1 except for symmetric and
         antisymmetric parts.
       mean_change: share of E ||M'(delta) - M(delta)||_F^2 that is the change of Mbar. The rest of the change depends on
@@ -88,8 +89,8 @@ def _part_of_mean(query, key, u, s, v, weight, root, kind: str):
     """Kernels of one head for the symmetric or antisymmetric part of Mbar; they retain one mode per column in reach.
 
     X and Y with X Y^T = Mbar' are defined up to a rotation Z of their columns, which decides how Mbar' spreads over the
-    planes, and so the part of M'(delta) that depends on place. Z minimises the distance of X Z and Y Z to the kernels
-    before the edit (orthogonal Procrustes; Schoenemann 1966).
+    planes, and hence the part of M'(delta) that depends on position. Z minimises the distance of X Z and Y Z to the
+    kernels before the edit (orthogonal Procrustes; Schoenemann 1966).
     """
     factors = EDITS[kind](u, s, v, weight)
     modes = decompose_in_program(*factors)

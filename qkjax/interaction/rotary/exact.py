@@ -39,11 +39,11 @@ class HeadMaps(NamedTuple):
 
     Attributes:
       query, key: F and G. `rotated_query @ query` is the projection of a query onto the query direction of each mode,
-        and `rotated_key @ key` that of a key on the key directions. Columns of modes in the remainder are 0.
+        and `rotated_key @ key` that of a key onto the key directions. Columns of modes in the remainder are 0.
       s: strengths of the modes; 0 for modes in the remainder.
       rest: the remainder I - F diag(s) G^T. It is 0 up to rounding if all planes have c > 0 and the kernels have full
         column rank.
-      in_rest: number of modes in the remainder, of each head.
+      in_rest: number of modes of each head that are in the remainder.
     """
 
     query: Float[np.ndarray, "layers heads head_dim rank"]

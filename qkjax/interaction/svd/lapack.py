@@ -29,7 +29,7 @@ the rounding error of float32."""
 COMPILE_SECONDS = 10.0
 """Roughly the time that the program of `decompose` takes to compile for a GPU: 5 to 13 s on an NVIDIA H200."""
 HOST_RATE = 2.5e10
-"""Operations per second and core in `modes_of_head`: 2.2e10 to 4.1e10 on an AMD EPYC (Zen 4) for ViT-S to 7B."""
+"""Operations per second per core in `modes_of_head`: 2.2e10 to 4.1e10 on an AMD EPYC (Zen 4) for ViT-S to 7B."""
 
 Factors = Float[np.ndarray, "2 embed head_dim"]
 Kernels = Float[np.ndarray, "layers embed heads head_dim"]

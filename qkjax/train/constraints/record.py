@@ -105,7 +105,7 @@ class Constraint:
     argument as their last argument. The method `bind` fixes the value.
 
     Attributes:
-      description: a description of one line, for tables and help.
+      description: a one-line description, for tables and help.
       parameters: a dict from the name of each parameter of the layer to its kind.
       init: function that takes a random key and a shape, and returns random parameters. The entries of the kernels have
         the variance of big_vision's Xavier initialisation, unless the constraint fixes the variance.

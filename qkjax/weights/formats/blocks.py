@@ -1,4 +1,4 @@
-"""Reads arrays from a known place in a file, block by block.
+"""Reads arrays from a known position in a file, block by block.
 
 Files are read, not mapped into memory. An array in a mapped file would change with the file, and reading it would end
 the process (SIGBUS) if another program truncated the file, for example by copying a new file over it. Several threads

@@ -2,7 +2,7 @@
 
 For a valid file, `numpy.load` would suffice. With this reader, the caller can check the shape and dtype of every member
 before its data is decompressed, so that a small hostile file cannot fill the memory. The reader never unpickles, and
-reports any damage as an error of one line.
+reports any damage as a one-line error.
 """
 
 import io
