@@ -73,7 +73,7 @@ def traces(
 
 @partial(jax.jit, static_argnames="lapack")
 def _nuclear_norms(query, key, angles, lapack: bool) -> Float[Array, "layers heads offsets"]:
-    """Sums of the singular values of the cores, in float32, a few offsets at a time; "half" pairs of columns."""
+    """Sums of the singular values of the cores, in float32, a few offsets at a time; columns form "half" pairs."""
     both = jnp.moveaxis(jnp.stack([query, key]).astype(jnp.float32), 3, 2)
     triangles = (jnp.linalg.qr if lapack else cholesky_qr)(both)[1]
     first, second = triangles[0][:, :, None], jnp.swapaxes(triangles[1], -1, -2)[:, :, None]
