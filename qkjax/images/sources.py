@@ -69,10 +69,10 @@ def open_images(path: str | Path) -> ImageSet:
     """Opens a folder, an archive (.zip or .tar), an image file or a URL such as `s3://bucket/folder` as an image set.
 
     The function searches a folder, its subfolders, and the archives in them. The images may be flat or nested, in
-    ImageNet's layout, or in a webdataset. The function recognises images by their suffix, and sorts them by name. It
-    does not read any image, so some images may later turn out to be unreadable. The `notes` of the set state how many
-    files do not have the suffix of an image. The function reads images on object stores through fsspec (`pip install
-    'qkjax[remote]'`), with the credentials that the store's own tools find.
+    ImageNet's layout, or in a webdataset. The function recognises images by their suffix, and sorts them by name. The
+    function does not read any image, so some images may later turn out to be unreadable. The `notes` of the set state
+    how many files do not have the suffix of an image. The function reads images on object stores through fsspec (`pip
+    install 'qkjax[remote]'`), with the credentials that the store's own tools find.
 
     Raises:
       QkjaxError: the path does not exist or contains no image, or an archive is truncated or cannot be listed.

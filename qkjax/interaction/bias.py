@@ -20,7 +20,7 @@ class BiasTerms(NamedTuple):
     true only for c.)
 
     The spread of a term is its standard deviation over normalised tokens with unit variance in all directions. Spreads
-    have the units of attention logits (they are divided by sqrt(d)). They are computed from the weights, without
+    have the units of attention logits (they are divided by sqrt(d)). Spreads are computed from the weights, without
     images.
 
     Attributes:

@@ -172,8 +172,8 @@ def read_text(path: Path) -> str:
 def atomic_folder(path: Path, marker: str, text: str, names: tuple[str, ...]) -> Iterator[Path]:
     """Yields a temporary folder next to `path`, which replaces `path` if the block ends without an error.
 
-    The caller must have locked the folder that contains `path`. Any temporary folders of this kind in it come from
-    processes that were killed, and are removed.
+    The caller must have locked the folder that contains `path`. Any temporary folders of this kind in that folder come
+    from processes that were killed, and are removed.
 
     Args:
       path: the folder to create or replace.

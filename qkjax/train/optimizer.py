@@ -25,7 +25,7 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     constraints = {block_name(layer): constraint(name) for layer, name in enumerate(config.constraints())}
 
     def decays(path, _) -> bool:
-        """Whether weight decay applies to a parameter. It applies only to trained kernels."""
+        """Whether weight decay applies to a parameter. Weight decay applies only to trained kernels."""
         *above, name = (part.key for part in path)
         if INTERACTION in above:
             own = next(constraints[part] for part in above if part in constraints)

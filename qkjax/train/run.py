@@ -71,8 +71,8 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "", fresh: bo
 
     Returns:
       The last evaluation and facts about the task, as a dict. The evaluation has "step", the "loss" (nats) of the last
-      training batch, and "accuracy" (0 to 1) and "validation_loss" (nats) on the held-out images. It also has
-      "weighted_cosine", a list with the mean over heads for each layer (None if undefined). The facts are "classes"
+      training batch, and "accuracy" (0 to 1) and "validation_loss" (nats) on the held-out images. The evaluation also
+      has "weighted_cosine", a list with the mean over heads for each layer (None if undefined). The facts are "classes"
       (number of classes), "held_out" (number of held-out images), "largest_class" (accuracy of always answering the
       most frequent class, or None if unknown) and "parameters" (number of trainable parameters).
 

@@ -131,8 +131,8 @@ def relative_index(grid: Grid) -> Int[np.ndarray, "tokens tokens"]:
     """For each query token (row) and key token (column), the index of an entry in the relative position bias table.
 
     The table has one entry for each offset (query - key) between patches, row by row. Three more entries follow, as in
-    BEiT and SimMIM. They are for the class token attending to a patch, a patch attending to the class token, and the
-    class token attending to itself.
+    BEiT and SimMIM. These entries are for the class token attending to a patch, a patch attending to the class token,
+    and the class token attending to itself.
     """
     rows, columns = grid
     y, x = (index.reshape(-1) for index in np.mgrid[:rows, :columns])

@@ -71,9 +71,9 @@ def ablations_dataset(
       of `Effects`, and the following. `cka` is the similarity of the representations of all images to the original
       representations. `right_head`, `right_probe` and `right_neighbours` are present if there are labels (see
       `Readout`). `share` is the edited share of the squared strength of each head. `kept` is the share of the edited
-      interaction's squared strength that the kernels represent. `unreadable` has the names of unreadable images, and
-      `reason` the reasons. The coordinates edit, select, control (seed; -1 if the ablation is not a control), key_bias,
-      condition, layers and dose describe each ablation.
+      interaction's squared strength that the kernels represent. `unreadable` contains the names of unreadable images,
+      and `reason` the reasons. The coordinates edit, select, control (seed; -1 if the ablation is not a control),
+      key_bias, condition, layers and dose describe each ablation.
     """
     variables = {}
     for name in effects[0]:
@@ -152,7 +152,7 @@ def ablation_table(dataset: xr.Dataset) -> list[Row]:
     For each effect of `image_effects`, the table has the mean and its 95% interval. The columns with the ends of the
     interval end in `_low` and `_high`. Intervals are over images; for controls, they are over images and seeds (see
     `interval`). The intervals assume independent images, but crops of one photograph are not quite independent. For an
-    ablation with controls, the columns that contain `_over_random` have the difference from the controls, paired by
+    ablation with controls, the columns that contain `_over_random` state the difference from the controls, paired by
     image, and the interval of this difference. Missing values are NaN. `share` is the mean over the edited heads.
     """
     effects = image_effects(dataset)

@@ -52,10 +52,10 @@ def top_images_dataset(
     Returns:
       A dataset with dimensions score, layer, head, mode, sign (1 as in `Modes`, or -1), place (0 is the best image) and
       image. `value` is the score of an image, and `image_index` its index, or -1 if there are too few images. The
-      coordinate `image` has the names of the images. `singular_value` and `cosine` describe the modes. `query_map` and
-      `key_map` are the maps of the first modes on these images. The maps also have dimensions mapped_mode, row and
-      column, and are not negated for sign -1. `unreadable` has the names of images that could not be read, and `reason`
-      the reasons.
+      coordinate `image` contains the names of the images. `singular_value` and `cosine` describe the modes. `query_map`
+      and `key_map` are the maps of the first modes on these images. The maps also have dimensions mapped_mode, row and
+      column, and are not negated for sign -1. `unreadable` contains the names of images that could not be read, and
+      `reason` the reasons.
     """
     variables = {
         "value": (SCORED, np.asarray(best.top.score)),

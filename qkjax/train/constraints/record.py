@@ -112,7 +112,7 @@ class Constraint:
       kernels: function that takes parameters and a shape, and returns the query and the key kernel. The kernels satisfy
         the constraint for any parameters.
       nearest: function that takes a `Head`, and returns the parameters for which M is nearest, in the Frobenius norm,
-        to the M of this head. They are numpy arrays without the axis of heads.
+        to the M of this head. The parameters are numpy arrays without the axis of heads.
       factored: whether `kernels` calls LAPACK (QR, SVD). Layers with such constraints are computed one after the other,
         because two batched factorisations in one program can deadlock XLA on CPUs with few cores.
       trained: whether the parameters are trained. If False, the parameters keep their initial values.

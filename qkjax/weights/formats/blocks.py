@@ -38,7 +38,7 @@ def read_bytes(
 
     Args:
       path: the file.
-      stamp: result of `stamp_of` from when the position of the bytes was determined.
+      stamp: result of `stamp_of` at the time when the position of the bytes was determined.
       start: the first byte.
       size: number of bytes.
       each: function to call with each block, in order.
