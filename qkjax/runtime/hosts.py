@@ -102,7 +102,7 @@ def on_first_host(function: Callable[[], Result]) -> Result | None:
     processes.
 
     Raises:
-      QkjaxError: the function raised it. Every process raises the error, so that none waits for the first one.
+      QkjaxError: raised by the function. Every process raises the error, so that none waits for the first one.
     """
     import jax
 

@@ -79,8 +79,8 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "", fresh: bo
     Raises:
       QkjaxError: the configuration is invalid, the folder contains a different run, or a file cannot be written.
       DivergedError: the loss is not finite.
-      KeyboardInterrupt: the user interrupted the run. The function raises it between two steps. The state of the last
-        evaluation is saved.
+      KeyboardInterrupt: the user interrupted the run. The function raises this exception between two steps. The state
+        of the last evaluation is saved.
 
     Example:
       last = train(TrainConfig(constraint="tied", steps=300), "runs/tied")

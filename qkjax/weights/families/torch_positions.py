@@ -57,7 +57,7 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
 
 
 def _rows(array: np.ndarray, width: int, what: str) -> np.ndarray:
-    """The array itself, after a check that its last axis is the embedding.
+    """The array itself, after a check that its last axis has the size of the embedding.
 
     Raises:
       QkjaxError: the last axis is not the embedding, so reshaping would mix values.
