@@ -37,7 +37,7 @@ def require_finite(values: Mapping[str, Array | np.ndarray], images: str, partia
       partial: file with the progress of the pass.
 
     Raises:
-      QkjaxError: a value is NaN or infinite, as in a model whose activations overflow. The progress is removed.
+      QkjaxError: a value is NaN or infinite, as in a model whose activations overflow. The progress file is removed.
     """
     for name, array in values.items():
         finite = np.isfinite(array)

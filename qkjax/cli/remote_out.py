@@ -18,7 +18,7 @@ def local_out(options: list[str]) -> Iterator[list[str]]:
 
     The files at the URL are first copied to the local folder, so that a command can resume. When the command ends,
     fails or is interrupted, new and changed files are uploaded, files that the command removed are removed from the
-    store, and the local folder is removed. If the process is killed, the local folder stays, and the same command on
+    store, and the local folder is removed. If the process is killed, the local folder remains, and the same command on
     the same machine resumes from it.
 
     Raises:

@@ -213,7 +213,7 @@ def decompose(
       models, the ratio is small.)
 
     Raises:
-      QkjaxError: the kernels do not have equal shapes with four axes, or the shape of `norm_scale` does not fit them.
+      QkjaxError: the kernels do not have equal shapes with four axes, or the shape of `norm_scale` does not match them.
     """
     if query_kernel.ndim != 4 or query_kernel.shape != key_kernel.shape:
         raise QkjaxError(

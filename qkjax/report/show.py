@@ -35,7 +35,7 @@ class NotebookPage:
     """A page for a notebook cell. The notebook displays it if it is the value of the last expression in the cell.
 
     Attributes:
-      html: the whole page, which contains markup, scripts, data and pictures, and loads no further files.
+      html: the whole page, which contains markup, scripts, data and pictures, and loads no other files.
       height: height of the cell in pixels.
     """
 

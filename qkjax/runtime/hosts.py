@@ -1,4 +1,4 @@
-"""Connects several processes with `jax.distributed`, each of which computes a share of one job."""
+"""Uses `jax.distributed` to connect several processes, each of which computes a share of one job."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def process_path(path: Path) -> Path:
 
 
 def path_of_share(path: Path, share: str) -> Path:
-    """Inserts the name of a share into a path, in front of the suffix."""
+    """Inserts the name of a share into a path, before the suffix."""
     return path.with_name(f"{path.stem}-{share}{path.suffix}")
 
 

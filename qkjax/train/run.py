@@ -66,7 +66,7 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "", fresh: bo
     Args:
       config: configuration of the run.
       folder: folder of the run.
-      label: text in front of the progress bar.
+      label: text before the progress bar.
       fresh: discard an earlier run in the folder, whatever its configuration.
 
     Returns:

@@ -149,7 +149,7 @@ def _read(
     Args:
       original: the preprocessing that the original files state. This preprocessing is used if none is stored with the
         model.
-      from_catalogue: the preprocessing in the catalogue. This preprocessing is used if no file states one.
+      from_catalogue: the preprocessing in the catalogue, which is used if no file states how images are preprocessed.
     """
     data, stored = _read_model(path, sub, settings)
     return _checkpoint(name, data, str(path) + (f":{sub}" if sub else ""), stored or original, from_catalogue)

@@ -23,7 +23,7 @@ DIMS = {
 LABELS = {
     "mass": Label("attention mass", "1", "Of a query's attention to patches, the share on a region."),
     "own": Label("attention to itself", "1", "Of a query's attention to patches, the share on its own patch."),
-    "special": Label("attention to special tokens", "1", "Share of attention that the class token and registers get."),
+    "special": Label("attention to special tokens", "1", "Share of attention on the class token and registers."),
     "similarity": Label("preference for similar tokens", "1",
                         "Mean cosine between a query and the tokens, weighted by attention, minus the mean with "
                         "uniform attention."),

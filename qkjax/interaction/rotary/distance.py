@@ -1,4 +1,4 @@
-"""Grouping against distance: the weighted cosine of M(delta) for every offset of a grid.
+"""Grouping as a function of distance: the weighted cosine of M(delta) for every offset of a grid.
 
 The weighted cosine of M(delta) is tr M(delta) / ||M(delta)||_nuclear. The trace is a Fourier series of the offset,
 

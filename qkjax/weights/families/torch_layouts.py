@@ -33,7 +33,7 @@ def read_state(
       readers: a dict from each parameter's name to a function that returns its array.
       facts: facts about the model.
       settings: those of the caller, which take precedence.
-      notes: further notes, which are returned together with the notes on this model.
+      notes: additional notes, which are returned together with the notes on this model.
 
     Raises:
       QkjaxError: a parameter is not finite, or `image_tower` or `to_vit` refuses the state dict.

@@ -81,7 +81,7 @@ class NpzFile:
             return int.from_bytes(file.read(22)[10:12], "little")
 
     def _check_names(self) -> None:
-        """Checks that each member has the same name in the directory and in front of its data.
+        """Checks that each member has the same name in the directory and before its data.
 
         zipfile checks this only for members that are opened. If a name is altered, the member may no longer be in
         `params/`, and would then never be opened.
