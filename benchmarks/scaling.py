@@ -109,7 +109,7 @@ def main(out: Path | None = None) -> None:
         print(f"{name}: {1e-9 / rate:.1f} G multiply-adds a second, points within {spread:.0%} of the line")
         for work, seconds in found:
             print(f"  {work / 1e9:8.3f} G {seconds:8.4f} s")
-    print(f"decoding: {decoding():.0f} images a second and thread")
+    print(f"decoding: {decoding():.0f} images per second per thread")
     if out:
         draw(points).savefig(out / "scaling.png", dpi=DPI)
 

@@ -79,7 +79,7 @@ def forward_products(config: qkjax.ViTConfig) -> float:
 
 
 def projection_products(config: qkjax.ViTConfig) -> float:
-    """Multiply-adds of the projections of one image's patches on all query and key directions."""
+    """Multiply-adds of the projections of one image's patches onto all query and key directions."""
     patches = (SIDE // config.patch_size[0]) * (SIDE // config.patch_size[1])
     return 2.0 * config.depth * patches * config.width * config.heads * config.head_dim
 

@@ -6,6 +6,7 @@ import os
 def cores() -> int:
     """The number of cores that this process may use.
 
-    A batch system or container may allow a process fewer cores than the machine has, which `os.cpu_count` returns.
+    A batch system or container may allow a process fewer cores than the machine has; `os.cpu_count` returns the cores
+    of the machine.
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

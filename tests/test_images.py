@@ -287,14 +287,14 @@ def test_tar_files_that_are_cut_off(tmp_path):
 def test_files_that_are_passed_over_are_counted(tree):
     """By their endings, also in archives; hidden files and folders are not."""
     (note,) = open_images(tree).notes
-    assert note == "skipped 6 files whose endings are not that of an image: 4 .cls, 1 .json, 1 .txt"
+    assert note == "skipped 6 files without the extension of an image: 4 .cls, 1 .json, 1 .txt"
     (tree / "scan").write_bytes(png(0))
     for index in range(7):
         (tree / f"x.{index}").write_bytes(b"")
     (note,) = open_images(tree).notes
-    assert note.endswith("image: 4 .cls, 1 without an ending, 1 .0, 1 .1, 1 .2, 1 .3, 5 others")
+    assert note.endswith("image: 4 .cls, 1 without an extension, 1 .0, 1 .1, 1 .2, 1 .3, 5 others")
     assert open_images(tree / "flat.webp").notes == ()
-    with pytest.raises(QkjaxError, match=r"no image in .*; skipped 1 file whose ending is not that .*: 1 \.txt"):
+    with pytest.raises(QkjaxError, match=r"no image in .*; skipped 1 file without the extension .*: 1 \.txt"):
         open_images(tree / "notes.txt")
 
 

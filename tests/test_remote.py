@@ -98,7 +98,7 @@ def test_results_are_uploaded_and_a_second_run_reads_them(store, folder, tmp_pat
     for name in ("--distributed", "--shard=0/2"):
         refused = command(monkeypatch, capsys, *words, "--out", f"{url}/results", *name.split("="))
         assert refused.code == 2
-        assert "do not go together" in refused.err
+        assert "cannot be combined" in refused.err
 
 
 def test_errors_name_the_address(store, folder):

@@ -112,7 +112,7 @@ def test_shares_with_different_settings_are_not_merged(tmp_path):
 def test_shares_that_cannot_be(tmp_path, monkeypatch, capsys):
     with pytest.raises(qkjax.QkjaxError, match="there is no file for its result"):
         shard_of(0, None)
-    with pytest.raises(qkjax.QkjaxError, match="shard=3/3: expected the index of a share, from 0"):
+    with pytest.raises(qkjax.QkjaxError, match="shard=3/3: expected the index of a share"):
         qkjax.PassOptions(shard=(3, 3))
     for text, message in (
         ("2", "--shard '2'"),

@@ -85,7 +85,7 @@ def scan(model: str, dtype: str, batch: int, tiny: bool) -> dict:
 
 
 def projection(model: str, batch: int, tiny: bool) -> dict:
-    """The projections of the tokens of all layers on all directions, with the maximum of every map."""
+    """The projections of the tokens of all layers onto all directions, with the maximum of every map."""
     batch = TINY_BATCH if tiny else batch
     layers, embed, _, _, patch = shape_of(model, tiny)
     modes = _modes(model, tiny)

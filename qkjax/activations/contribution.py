@@ -99,8 +99,8 @@ def weighted_logits(
 ) -> tuple[Float[Array, "tokens tokens"], Float[Array, ""]]:
     """Computes w_ij Logit_ij with centred logits, and sum_ij w_ij Logit_ij^2.
 
-    The share of a term t_ij in the logits is sum_ij w_ij Logit_ij t_ij, divided by the second result. That is NaN if
-    the logits differ by no more than float32's rounding error.
+    The share of a term t_ij in the logits is sum_ij w_ij Logit_ij t_ij, divided by the second result. The second result
+    is NaN if the logits differ by no more than float32's rounding error.
     """
     centred = logits - (weights * logits).sum(-1, keepdims=True)
     centred = centred - (weights * centred).sum(-1, keepdims=True)  # removes the rounding error of a mean far from 0

@@ -21,7 +21,7 @@ class Top(NamedTuple):
 
 
 def empty(shape: tuple[int, ...], k: int) -> Top:
-    """A top-k without images, as the start of a pass."""
+    """An empty top-k, with which a pass starts."""
     return Top(jnp.full((*shape, k), -jnp.inf, jnp.float32), jnp.full((*shape, k), -1, jnp.int32))
 
 

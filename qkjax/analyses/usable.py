@@ -37,7 +37,7 @@ def require_finite(values: Mapping[str, Array | np.ndarray], images: str, partia
       partial: file with the progress of the pass.
 
     Raises:
-      QkjaxError: a value is NaN or infinite, as in a model whose activations overflow. The progress is removed.
+      QkjaxError: a value is NaN or infinite, as in a model whose activations overflow. The progress file is removed.
     """
     for name, array in values.items():
         finite = np.isfinite(array)
@@ -71,5 +71,5 @@ def require_finite_heads(values: Mapping[str, Float[Array | np.ndarray, "layers 
 
 
 def require_finite_modes(modes: Modes, model: str) -> None:
-    """Checks that all modes are finite, see `require_finite_heads`."""
+    """Checks that all modes are finite; see `require_finite_heads`."""
     require_finite_heads({"strengths": modes.s, "query directions": modes.u, "key directions": modes.v}, model)

@@ -65,8 +65,8 @@ def ablate(
       dtype: floating-point format of the forward pass.
       fresh: discard any earlier result and all finished ablations, and start again.
       distributed: divide the images among several processes, each of which runs this same command (jax.distributed).
-      shard: compute only share I of N shares, such as 0/8 to 7/8, independently of the other shares. Run the
-        same command, with the same output folder, for each share. The last share to finish writes the result.
+      shard: compute only share I of N shares, written I/N (0/8 to 7/8 for 8 shares), independently of the other shares.
+        Run the same command, with the same output folder, for each share. The last share to finish writes the result.
       grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
         square.
       pool: pooling of the model; needed only if it differs from the pooling that qkjax infers from the parameters.

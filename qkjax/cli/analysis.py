@@ -29,8 +29,8 @@ def analyze(
     Args:
       models: names of models listed by `qkjax models`, or paths of npz files or tensorstore folders. If the file
         siglip.npz contains two towers, "siglip.npz:img" selects the image tower.
-      out: folder for the results; by default results/MODEL. With several models, this folder (by default results) gets
-        one subfolder per model, and a figure that compares the models.
+      out: folder for the results; by default results/MODEL. With several models, this folder (by default results)
+        contains one subfolder per model, and a figure that compares the models.
       fold_scale: include the LayerNorm scale g in M. The modes are then those of diag(g) M diag(g), which acts on the
         normalised token x.
       center: also remove the mean direction, as LayerNorm does. The modes are then those of C diag(g) M diag(g) C,

@@ -60,8 +60,8 @@ def preference(
       dtype: floating-point format of the forward pass.
       fresh: discard any earlier result and the progress of any interrupted run, and start again.
       distributed: divide the scenes among several processes, each of which runs this same command (jax.distributed).
-      shard: compute only share I of N shares, such as 0/8 to 7/8, independently of the other shares. Run the
-        same command, with the same output folder, for each share. The last share to finish writes the result.
+      shard: compute only share I of N shares, written I/N (0/8 to 7/8 for 8 shares), independently of the other shares.
+        Run the same command, with the same output folder, for each share. The last share to finish writes the result.
       grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
         square.
       heads: number of attention heads; needed only for a torch file without config.json.
@@ -120,8 +120,8 @@ def objects(
     """Measure how often the query and the key of a mode are on the same object, and write objects.nc and objects.csv.
 
     For each mode, qkjax finds the images that excite the mode most. In each image, the query object is the object with
-    the largest mean projection on the query direction, and the key object is the object with the largest mean
-    projection on the key direction. The result is how often the query object and the key object are the same (the
+    the largest mean projection onto the query direction, and the key object is the object with the largest mean
+    projection onto the key direction. The result is how often the query object and the key object are the same (the
     paper's figure 6), which the command also draws as a figure. Run the same command again to resume after an
     interruption.
 
@@ -143,8 +143,8 @@ def objects(
       dtype: floating-point format of the forward pass.
       fresh: discard any earlier result and the progress of any interrupted run, and start again.
       distributed: divide the images among several processes, each of which runs this same command (jax.distributed).
-      shard: compute only share I of N shares, such as 0/8 to 7/8, independently of the other shares. Run the
-        same command, with the same output folder, for each share. The last share to finish writes the result.
+      shard: compute only share I of N shares, written I/N (0/8 to 7/8 for 8 shares), independently of the other shares.
+        Run the same command, with the same output folder, for each share. The last share to finish writes the result.
       grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
         square.
       heads: number of attention heads; needed only for a torch file without config.json.

@@ -39,7 +39,7 @@ def shard_of(text: str | None) -> tuple[int, int] | None:
     index, _, count = text.partition("/")
     if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
         raise QkjaxError(
-            f"shard={text!r}: expected the index of a share, from 0, and the number of shares, such as 0/8"
+            f"shard={text!r}: expected the index of a share (counted from 0) and the number of shares, such as 0/8"
         )
     return int(index), int(count)
 

@@ -103,8 +103,8 @@ def top_images(
         append a minus sign, as in "L8 H7 M2-".
       fresh: discard any earlier result and the progress of any interrupted run, and start again.
       distributed: divide the images among several processes, each of which runs this same command (jax.distributed).
-      shard: compute only share I of N shares, such as 0/8 to 7/8, independently of the other shares. Run the
-        same command, with the same output folder, for each share. The last share to finish writes the result.
+      shard: compute only share I of N shares, written I/N (0/8 to 7/8 for 8 shares), independently of the other shares.
+        Run the same command, with the same output folder, for each share. The last share to finish writes the result.
       grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
         square.
       heads: number of attention heads; needed only for a torch file without config.json.

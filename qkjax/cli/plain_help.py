@@ -1,4 +1,4 @@
-"""Simplifies the help of commands, such as `--heads N` in place of `--heads {None}|INT (default: None)`."""
+"""Simplifies the help of commands, for example to `--heads N` instead of `--heads {None}|INT (default: None)`."""
 
 import inspect
 import re

@@ -18,7 +18,7 @@ def local_out(options: list[str]) -> Iterator[list[str]]:
 
     The files at the URL are first copied to the local folder, so that a command can resume. When the command ends,
     fails or is interrupted, new and changed files are uploaded, files that the command removed are removed from the
-    store, and the local folder is removed. If the process is killed, the local folder stays, and the same command on
+    store, and the local folder is removed. If the process is killed, the local folder remains, and the same command on
     the same machine resumes from it.
 
     Raises:
@@ -32,7 +32,7 @@ def local_out(options: list[str]) -> Iterator[list[str]]:
     url = joined[places[-1]]
     if shared := [option for option in joined if option in TOGETHER]:
         raise QkjaxError(
-            f"--out {url} and {shared[0]} do not go together, because the processes share a folder: pass a folder of a "
+            f"--out {url} and {shared[0]} cannot be combined, because the processes share a folder: pass a folder of a "
             "file system as --out, for example a mounted bucket"
         )
     from platformdirs import user_cache_path
@@ -77,7 +77,7 @@ def _download(system, root: str, folder: Path) -> set[str]:
 
 
 def _state(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file in a folder; hidden files, such as locks, are left out."""
+    """Size and modification time of every file in a folder; hidden files, such as locks, are left out."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 

@@ -41,11 +41,11 @@ def save_all(
     process dies, and leave no partly written file.
 
     Args:
-      jobs: pairs of a path without file ending and the arguments of `draw`. Jobs are read from the iterable when they
-        are needed.
+      jobs: pairs of a path without a file extension and the arguments of `draw`. Jobs are read from the iterable when
+        they are needed.
       count: largest number of jobs. The processes start before the first job is read.
-      draw: a function at the top level of a module. This module should import only few modules, as `sheets` does.
-      formats: file endings, as in the keys of `FORMATS`.
+      draw: a function at the top level of a module. This module should import only a few modules, as `sheets` does.
+      formats: file extensions, as in the keys of `FORMATS`.
       workers: number of processes; by default, one process per usable core.
 
     Raises:

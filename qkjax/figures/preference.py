@@ -81,7 +81,7 @@ def anisotropy_by_layer(name: str, rows: Sequence[Row]) -> Figure:
     """Plots anisotropy and the weighted cosine of the modes against layer (the paper, figure S4).
 
     Anisotropy is the mean cosine between the centre tokens of different images, in the residual stream or after the
-    LayerNorm. A further line shows the weighted cosine minus the anisotropy of the residual stream.
+    LayerNorm. Another line shows the weighted cosine minus the anisotropy of the residual stream.
 
     Args:
       name: name of the model.

@@ -51,11 +51,11 @@ def literal(name: str) -> str:
 
 
 FORMATS = {".png": {}, ".pdf": {"CreationDate": None}}
-"""A dict from file endings to metadata of the format. The metadata contain no time, so that equal figures have equal
+"""A dict from file extensions to metadata of the format. The metadata contain no time, so that equal figures have equal
 files."""
 OPTIONS = {".png": {"pil_kwargs": {"compress_level": 1}}}
-"""A dict from file endings to options for saving. Compression level 1 takes a quarter of the time of level 6, but files
-are a twelfth larger."""
+"""A dict from file extensions to options for saving. Compression level 1 takes a quarter of the time of level 6, but
+files are a twelfth larger."""
 MARGIN = 0.1  # margin around a figure in inches
 
 
@@ -66,8 +66,8 @@ def save(figure: Figure, stem: Path | str, formats: Sequence[str] = tuple(FORMAT
 
     Args:
       figure: the figure, which is not changed.
-      stem: path without file ending.
-      formats: file endings, as in the keys of `FORMATS`.
+      stem: path without a file extension.
+      formats: file extensions, as in the keys of `FORMATS`.
 
     Returns:
       The paths of the files, in the order of `formats`.

@@ -99,7 +99,7 @@ def sweep_cosines(dataset: xr.Dataset) -> Figure:
 
 
 def _panels(names: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
-    """Makes a figure with one panel per name. It has at most four panels per row, each `height` inches high."""
+    """Makes a figure with one panel per name. The figure has at most four panels per row, each `height` inches high."""
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(WIDTH, height * lines + 0.4), layout="constrained")

@@ -73,7 +73,7 @@ def images_in_tar(
 
     Args:
       path: path of the tar file.
-      name: its name in the image set.
+      name: name of the tar file in the image set.
       is_image: function that states whether a file name is the name of an image.
       note: function that receives a sentence about the archive.
 

@@ -52,8 +52,7 @@ def digest_of(items: Sequence[tuple[str, Sequence[Part]]], more: object = ()) ->
     """A hash of the names and parts of items, and of `more`.
 
     For a set of at most `MAX_HASHED` bytes, the hash covers the contents of files, so that a copy of the set has the
-    same hash. For a larger set, the hash covers the sizes of files and the times of their last change, and begins with
-    "times".
+    same hash. For a larger set, the hash covers the sizes and modification times of files, and begins with "times".
     """
     digest = hashlib.sha256(repr([more, [str(name) for name, _ in items]]).encode(errors="replace"))
     parts = [part for _, parts in items for part in parts]

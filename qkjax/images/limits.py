@@ -46,7 +46,7 @@ def check_pixels(width: int, height: int, most: int | None = None) -> None:
 
     Args:
       width, height: size in pixels that the header of the image states.
-      most: a further limit of the number of pixels; None if there is no further limit.
+      most: a further limit on the number of pixels; None if there is no further limit.
 
     Raises:
       ValueError: the image has more pixels than a limit allows.

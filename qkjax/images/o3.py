@@ -83,7 +83,7 @@ def _roots(path: Path) -> list[Path]:
 
 
 def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """A dict from names without suffix to image files, and a list of files whose name without suffix is taken.
+    """A dict from names without suffix to image files, and a list of files whose name without suffix is already taken.
 
     If several files have the same name without suffix, the dict contains the first in alphabetical order.
     """

@@ -152,7 +152,7 @@ def source_pixels(
 ) -> tuple[Int[np.ndarray, "rows"], Int[np.ndarray, "columns"]]:
     """For each row and column in the result of `picture`, the nearest row and column in the original image.
 
-    The original image has the shape `shape`. The indices serve to resample maps of labels, because labels cannot be
+    The original image has the shape `shape`. The indices are used to resample maps of labels, because labels cannot be
     averaged.
     """
     crop, indices = side_lengths(preset, resolution), []

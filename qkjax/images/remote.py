@@ -1,4 +1,4 @@
-"""Lists and reads images on object stores through fsspec: `s3://`, `gs://`, `hf://` and its other protocols."""
+"""Lists and reads images on object stores through fsspec: `s3://`, `gs://`, `hf://` and fsspec's other protocols."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -18,9 +18,10 @@ VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "oid", "LastModified", "mtime"
 
 
 def url_of(path: str | Path) -> str | None:
-    """The URL that a path stands for, or None for a path of a file system.
+    """The URL that a path stands for, or None for a path in a file system.
 
-    The class `Path` removes one of the two slashes of a URL; the URL gets it back. A path that exists is not a URL.
+    The class `Path` removes one of the two slashes of a URL; this function restores it. A path that exists is not a
+    URL.
     """
     match = re.fullmatch(r"([a-z][a-z0-9+.]+):/{1,2}([^/].*)", str(path))
     return f"{match[1]}://{match[2]}" if match and not Path(path).exists() else None
@@ -37,13 +38,13 @@ def file_system(url: str) -> tuple["fsspec.AbstractFileSystem", str]:
 
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise QkjaxError(f"cannot open {url}: {error}; install it, with pip install 'qkjax[remote]'") from error
+        raise QkjaxError(f"cannot open {url}: {error}; install it with pip install 'qkjax[remote]'") from error
     except ValueError as error:
         raise QkjaxError(f"cannot open {url}: {error}; pass a URL such as s3://bucket/folder, or a path") from error
 
 
 def images_in_store(url: str, is_image: Callable[[str], bool], note: Callable[[str], None]) -> Iterator[Listed]:
-    """Yields the images below a URL, or the image at a URL. Archives on stores are not searched, and are noted.
+    """Yields the images below a URL, or the image at a URL. Archives are not searched; a note lists their number.
 
     Raises:
       QkjaxError: the store cannot be reached, or has nothing at the URL.

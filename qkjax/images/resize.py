@@ -151,7 +151,7 @@ def _taps(old: int, new: int, part: tuple[int, int], filter: str) -> Taps:
     """Returns the old pixels that contribute to some new pixels, and their weights.
 
     `part` is the index of the first new pixel, and the number of new pixels. "area" takes the mean over the interval of
-    old pixels that the new pixel covers, including fractions of pixels at the ends, also when the image is enlarged.
+    old pixels that the new pixel covers, including fractions of pixels at the ends, even when the image is enlarged.
     "bilinear" interpolates between the two old pixels nearest to the centre of the new pixel; edge pixels are repeated.
     """
     bounds = np.arange(part[0], sum(part) + 1) * old / new

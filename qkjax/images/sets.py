@@ -1,4 +1,4 @@
-"""Image sets and batches. Their items are photographs, scenes with masks, or segmented images."""
+"""Image sets and batches. The items of an image set are photographs, scenes with masks, or segmented images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -21,11 +21,11 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".jp2", ".avif", *HEIF),
 )
-MOST_ENDINGS = 6  # largest number of file name endings that a note lists
+MOST_ENDINGS = 6  # largest number of file name extensions that a note lists
 
 
 class _Findings:
-    """Findings of a search for images: the number of other files, by file ending, and notes on archives."""
+    """Findings of a search for images: the number of other files, by file extension, and notes on archives."""
 
     def __init__(self):
         self.other_files, self.archives, self.pipes = Counter(), [], []
@@ -43,10 +43,10 @@ class _Findings:
         """Returns sentences about files that are not images, and about archives."""
         total = sum(self.other_files.values())
         counts = sorted(self.other_files.items(), key=lambda item: (-item[1], item[0]))
-        listed = [f"{count} {ending or 'without an ending'}" for ending, count in counts[:MOST_ENDINGS]]
+        listed = [f"{count} {ending or 'without an extension'}" for ending, count in counts[:MOST_ENDINGS]]
         listed += [f"{total - sum(count for _, count in counts[:MOST_ENDINGS])} others"] * (len(counts) > MOST_ENDINGS)
-        files = "1 file whose ending is" if total == 1 else f"{total} files whose endings are"
-        skipped = f"skipped {files} not that of an image: {', '.join(listed)}"
+        files = "1 file without" if total == 1 else f"{total} files without"
+        skipped = f"skipped {files} the extension of an image: {', '.join(listed)}"
         pipes = [
             f"skipped pipes, sockets or devices: {len(self.pipes)}, such as {path.name}" for path in self.pipes[:1]
         ]
@@ -69,10 +69,10 @@ def open_images(path: str | Path) -> ImageSet:
     """Opens a folder, an archive (.zip or .tar), an image file or a URL such as `s3://bucket/folder` as an image set.
 
     The function searches a folder, its subfolders, and the archives in them. The images may be flat or nested, in
-    ImageNet's layout, or in a webdataset. The function recognises images by their suffix, and sorts them by name. It
-    does not read any image, so some images may later turn out to be unreadable. The `notes` of the set state how many
-    files do not have the suffix of an image. The function reads images on object stores through fsspec (`pip install
-    'qkjax[remote]'`), with the credentials that the tools of the store find.
+    ImageNet's layout, or in a webdataset. The function recognises images by their suffix, and sorts them by name. The
+    function does not read any image, so some images may later turn out to be unreadable. The `notes` of the set state
+    how many files do not have the suffix of an image. The function reads images on object stores through fsspec (`pip
+    install 'qkjax[remote]'`), with the credentials that the store's own tools find.
 
     Raises:
       QkjaxError: the path does not exist or contains no image, or an archive is truncated or cannot be listed.

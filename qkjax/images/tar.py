@@ -18,7 +18,7 @@ TEXT = ("utf-8", "surrogateescape")
 
 
 class Member(NamedTuple):
-    """A file in a tar file: its name, position of its first byte, number of bytes, and time of its last change."""
+    """A file in a tar file: its name, the position of its first byte, its size, and its modification time."""
 
     name: str
     begin: int

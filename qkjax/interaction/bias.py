@@ -14,12 +14,13 @@ from qkjax.interaction.query_key import QueryKey
 class BiasTerms(NamedTuple):
     """The bias terms a, b and c of sqrt(d) logit_ij = y_i M y_j + y_i . a + b . y_j + c.
 
-    The three vectors and numbers are a = Wq bk, b = Wk bq and c = bq . bk. The terms y_i . a and c are the same for all
-    keys j, so the softmax over j cancels both. The term b . y_j changes attention, because it makes a key attractive to
-    every query. (The paper drops all three terms because they do not depend on the input, but this is true only for c.)
+    The vectors a and b and the number c are a = Wq bk, b = Wk bq and c = bq . bk. The terms y_i . a and c are the same
+    for all keys j, so the softmax over j cancels both. The term b . y_j changes attention, because it makes a key
+    attractive to every query. (The paper drops all three terms because they do not depend on the input, but this is
+    true only for c.)
 
     The spread of a term is its standard deviation over normalised tokens with unit variance in all directions. Spreads
-    have the units of attention logits (they are divided by sqrt(d)). They are computed from the weights, without
+    have the units of attention logits (they are divided by sqrt(d)). Spreads are computed from the weights, without
     images.
 
     Attributes:

@@ -118,11 +118,10 @@ def split_spectra(
     v: Float[Array, "*batch embed rank"],
     qr: Callable,
 ) -> tuple[Float[Array, "*batch eigen"], Float[Array, "*batch pairs"]]:
-    """Returns the eigenvalues of M's symmetric part, and w > 0 for each pair of eigenvalues +-iw of the other part.
+    """Returns the eigenvalues of M's symmetric part, and w > 0 for each pair +-iw of its antisymmetric part.
 
-    The other part of M is its antisymmetric part. Both parts act within the span of [u, v]. `qr` computes an
-    orthonormal basis P of this span. The symmetric and antisymmetric parts of the small matrix P^T M P have the same
-    nonzero eigenvalues as the parts of M.
+    Both parts act within the span of [u, v]. `qr` computes an orthonormal basis P of this span. The symmetric and
+    antisymmetric parts of the small matrix P^T M P have the same nonzero eigenvalues as the parts of M.
     """
     basis, _ = qr(jnp.concatenate([u, v], axis=-1))
     dot, basis_t = partial(jnp.matmul, precision="highest"), jnp.swapaxes(basis, -1, -2)

@@ -209,10 +209,11 @@ def decompose(
       is defined; `measure` marks such modes as degenerate.
 
       With LAPACK, s is exact up to the rounding to float32. Otherwise, the error of s is about 1e-6 times the largest s
-      of the head, times ||Wq|| ||Wk|| / ||M|| if this ratio is far above 1 (in trained models, it is a few).
+      of the head. If the ratio ||Wq|| ||Wk|| / ||M|| is far above 1, the error is larger by this factor. (In trained
+      models, the ratio is small.)
 
     Raises:
-      QkjaxError: the kernels do not have equal shapes with four axes, or the shape of `norm_scale` does not fit them.
+      QkjaxError: the kernels do not have equal shapes with four axes, or the shape of `norm_scale` does not match them.
     """
     if query_kernel.ndim != 4 or query_kernel.shape != key_kernel.shape:
         raise QkjaxError(

@@ -99,8 +99,8 @@ def run_pass(
       QkjaxError: a saved pass has different settings or cannot be read, the settings of the hosts differ, or a file
         cannot be written.
       ShardFinished: this share is finished and saved, but another share has not finished.
-      KeyboardInterrupt: the user interrupted the pass. The function raises it between two batches, after it has saved
-        the progress.
+      KeyboardInterrupt: the user interrupted the pass. The function raises this exception between two batches, after it
+        has saved the progress.
     """
     check_shard(path, shard)
     process, processes = shard or (jax.process_index(), jax.process_count())

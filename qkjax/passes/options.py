@@ -38,8 +38,8 @@ class PassOptions:
         """
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise QkjaxError(
-                f"shard={self.shard[0]}/{self.shard[1]}: expected the index of a share, from 0, and the number of "
-                "shares, such as 0/8 to 7/8"
+                f"shard={self.shard[0]}/{self.shard[1]}: expected the index of a share (counted from 0) and the "
+                "number of shares, such as 0/8 to 7/8"
             )
 
 

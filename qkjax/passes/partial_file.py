@@ -61,7 +61,7 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
 
 
 def interrupted_settings(path: Path) -> dict[str, str]:
-    """The settings of an interrupted pass, or none if the file does not exist or cannot be read, see `read_partial`."""
+    """The settings of an interrupted pass, or none if the file does not exist or cannot be read; see `read_partial`."""
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             settings = json.loads(str(file["settings"]))

@@ -18,7 +18,7 @@ def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, 
       checkpoint: the checkpoint.
       images: the image set.
       options: options of the pass.
-      choices: further arguments of the analysis, such as `top=9`.
+      choices: other arguments of the analysis, such as `top=9`.
     """
     values = {
         "model": checkpoint.name,

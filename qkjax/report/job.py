@@ -132,7 +132,7 @@ def _earlier_scan(path: Path, images: ImageSet) -> ScanOptions | None:
         raise QkjaxError(f"{path} does not state its settings ({error!r}); remove the file") from error
     if fingerprint != images.fingerprint:
         raise QkjaxError(
-            f"{path} is a result for the images {attrs.get('images')!r}: expected {images.name!r} with its present "
+            f"{path} is a result for the images {attrs.get('images')!r}: expected {images.name!r} with its current "
             "content; pass the folder of the earlier images as images=..., or fresh=True to scan the new images"
         )
     return ScanOptions(top, tuple(scores), stream, options)

@@ -73,7 +73,7 @@ def map_tiles(
       checkpoint: the model.
       modes: modes of the checkpoint, in the plain frame (see `Frame`).
       images: the image set of the scan.
-      top: the result of the scan, as returned by `top_images`. Its first score determines the images.
+      top: the result of the scan, as returned by `top_images`. The first score of the result determines the images.
       shown: number of modes per head, and number of images per mode and sign.
       folder: folder of maps.nc.
       fresh: discard maps.nc and the progress of an interrupted pass.

@@ -88,8 +88,8 @@ def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.
 def results_of(data: ModelData, site: Path) -> list[dict]:
     """Finds figures and tables of `qkjax preference`, `objects` and `ablate` in the folder of results.
 
-    The function copies the figures to the site. It leaves out results of a model with different parameters, and prints
-    a note to standard error.
+    The function copies the figures to the site. The function leaves out results of a model with different parameters,
+    and prints a note to standard error.
 
     Raises:
       QkjaxError: a result cannot be read.

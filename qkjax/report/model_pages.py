@@ -122,7 +122,7 @@ def _write_heads(folder: Path, data: ModelData, interrupted) -> None:
 def _write_pictures(folder: Path, data: ModelData, images: ImageSet, interrupted) -> None:
     """Writes the names and the thumbnails of the images on the page.
 
-    The thumbnails may use the space that all other files of the model leave.
+    The thumbnails may use the space that all other files of the model leave free.
     """
     _, _, modes, _, places = data.maps.query_step.shape
     index = data.top.image_index.values[0, :, :, :modes, :, :places]

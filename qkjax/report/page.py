@@ -1,4 +1,4 @@
-"""Writes the page: one HTML file, which contains style and script and loads the data from further scripts."""
+"""Writes the page: one HTML file, which contains style and script and loads the data from other scripts."""
 
 from importlib import resources
 from pathlib import Path

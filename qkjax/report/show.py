@@ -35,7 +35,7 @@ class NotebookPage:
     """A page for a notebook cell. The notebook displays it if it is the value of the last expression in the cell.
 
     Attributes:
-      html: the whole page, which contains markup, scripts, data and pictures, and loads no further files.
+      html: the whole page, which contains markup, scripts, data and pictures, and loads no other files.
       height: height of the cell in pixels.
     """
 
@@ -77,8 +77,8 @@ def show(
 
     Args:
       checkpoint: any checkpoint, including an edited checkpoint.
-      photograph: the photograph in which the reader can pick a patch. It is a Pillow image, a uint8 array (height,
-        width, 3), the path of an image file, or the name of a default photograph.
+      photograph: the photograph in which the reader can pick a patch. The photograph is a Pillow image, a uint8 array
+        (height, width, 3), the path of an image file, or the name of a default photograph.
       mode: mode or head at which the page opens, such as "L8 H4 M2" or "L8 H4"; by default, the page opens at the
         photograph.
       top: the result of `top_images` for `images`.

@@ -26,7 +26,7 @@ class Subject(NamedTuple):
     Attributes:
       name: name on the page: the name of the checkpoint, made unique if two checkpoints have the same name.
       checkpoint: the model, which accepts colour photographs.
-      origin: attributes that state from where the model was loaded; see `qkjax.weights.load.origin`.
+      origin: attributes that state where the model was loaded from; see `qkjax.weights.load.origin`.
       folder: folder with the results of the model.
     """
 

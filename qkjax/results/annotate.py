@@ -13,7 +13,7 @@ class Label(NamedTuple):
     Attributes:
       long_name: label for the axes of plots.
       units: unit of the values, or "1" if they have no unit.
-      description: a description of one line.
+      description: a one-line description.
     """
 
     long_name: str

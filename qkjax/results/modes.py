@@ -111,8 +111,8 @@ def layer_table(metrics: Metrics, bias: BiasTerms) -> list[Row]:
 def difference_dataset(difference: Difference, attrs: Mapping[str, str]) -> xr.Dataset:
     """Converts the difference between two models to a dataset with dimensions layer, head and mode.
 
-    The dimension mode is the index of the first model's modes. For `query_angles` and `key_angles`, it is the index of
-    the angles.
+    Along the dimension `mode`, `query_angles` and `key_angles` list angles, and all other variables list the modes of
+    the first model.
     """
     variables = {
         name: (PER_MODE if value.ndim == 3 else PER_HEAD, np.asarray(value))

@@ -72,7 +72,7 @@ def _processor() -> str:
 
 
 def _remove_incomplete(folder: Path) -> None:
-    """Removes what a process that was killed while writing left.
+    """Removes the files that a process left behind when it was killed while writing.
 
     JAX holds a lock while it writes a program (NAME-cache), and then the time of its last use (NAME-atime). A program
     without a time is therefore incomplete if the lock is free. JAX would not replace the incomplete program.

@@ -118,7 +118,7 @@ def _unlink(path: Path) -> None:
 
 
 def temporaries(paths: Iterable[Path]) -> list[Path]:
-    """The temporary files and folders of these paths, see `atomic_path` and `atomic_folder`.
+    """The temporary files and folders of these paths; see `atomic_path` and `atomic_folder`.
 
     `discard` removes the files of processes that were killed, and leaves the files of a process that is still writing.
     Folders look the same in both cases. Therefore, only a process that has locked the folder that contains temporary
@@ -172,8 +172,8 @@ def read_text(path: Path) -> str:
 def atomic_folder(path: Path, marker: str, text: str, names: tuple[str, ...]) -> Iterator[Path]:
     """Yields a temporary folder next to `path`, which replaces `path` if the block ends without an error.
 
-    The caller must have locked the folder that contains `path`. Any temporary folders of this kind in it come from
-    processes that were killed, and are removed.
+    The caller must have locked the folder that contains `path`. Any temporary folders of this kind in that folder come
+    from processes that were killed, and are removed.
 
     Args:
       path: the folder to create or replace.
@@ -229,6 +229,6 @@ def check_replaceable(path: Path, marker: str, text: str, names: tuple[str, ...]
     replaceable = marker in entries and entries <= set(names) and text in (path / marker).read_text(errors="replace")
     if entries and not replaceable:
         raise QkjaxError(
-            f"folder={path}: the folder contains files that qkjax did not write and would be replaced; pass another "
-            "folder"
+            f"folder={path}: the folder would be replaced, but it contains files that qkjax did not write; pass "
+            "another folder"
         )

@@ -1,4 +1,4 @@
-"""Connects several processes with `jax.distributed`, each of which computes a share of one job."""
+"""Uses `jax.distributed` to connect several processes, each of which computes a share of one job."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def process_path(path: Path) -> Path:
 
 
 def path_of_share(path: Path, share: str) -> Path:
-    """Inserts the name of a share into a path, in front of the suffix."""
+    """Inserts the name of a share into a path, before the suffix."""
     return path.with_name(f"{path.stem}-{share}{path.suffix}")
 
 
@@ -98,10 +98,11 @@ def gather_json(value) -> list:
 
 
 def on_first_host(function: Callable[[], Result]) -> Result | None:
-    """Calls a function on the first process; every process waits for its end. The result is None on other processes.
+    """Calls a function on the first process; every process waits until it returns. The result is None on other
+    processes.
 
     Raises:
-      QkjaxError: the function raised it. Every process raises the error, so that none waits for the first one.
+      QkjaxError: raised by the function. Every process raises the error, so that none waits for the first one.
     """
     import jax
 

@@ -62,7 +62,7 @@ def _released(lock: "filelock.FileLock | None", file: Path, created: bool) -> It
 
 
 def _locked(file: Path, wait: bool) -> "filelock.FileLock":
-    """The lock of a folder, which this process now has."""
+    """The lock of a folder, which this process now holds."""
     try:
         from filelock import FileLock, Timeout
     except ImportError as error:

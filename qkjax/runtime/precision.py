@@ -14,7 +14,7 @@ def full_precision() -> jax.lax.Precision | jax.lax.DotAlgorithmPreset:
     - Otherwise: `HIGHEST`, which is float32 on CPUs and GPUs, and six bfloat16 products on TPUs.
 
     docs/accelerators.md compares these products, and faster products that are less accurate, with float64. The result
-    is a precision of `jax.lax.dot_general` and `jnp.einsum`; convolutions take no `DotAlgorithmPreset`.
+    is a precision of `jax.lax.dot_general` and `jnp.einsum`; convolutions do not accept a `DotAlgorithmPreset`.
     """
     device = jax.devices()[0]
     if "NVIDIA" in device.device_kind and float(device.compute_capability) >= TENSOR_CORES_WITH_TF32:

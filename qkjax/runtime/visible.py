@@ -1,4 +1,4 @@
-"""Makes outside strings, such as file names, safe: escapes characters that control a terminal or hide text."""
+"""Makes strings from outside, such as file names, safe: escapes characters that control a terminal or hide text."""
 
 import re
 from io import TextIOBase

@@ -13,7 +13,7 @@ from types import ModuleType
 
 class _CallablePackage(ModuleType):
     def __call__(self, config, folder, *, label: str = "", fresh: bool = False) -> dict:
-        """Trains a ViT, see `qkjax.train.run.train`.
+        """Trains a ViT; see `qkjax.train.run.train`.
 
         Example:
           >>> import qkjax

@@ -50,9 +50,9 @@ def inception_crop(image: "PIL.Image.Image", side: int, rng: np.random.Generator
 def rand_augment(image: "PIL.Image.Image", layers: int, level: float, rng: np.random.Generator) -> "PIL.Image.Image":
     """Applies `layers` distortions, drawn at random from 16 kinds, one after the other (Cubuk et al. 2020, section 3).
 
-    The strengths for levels 0 to 10 are those of big_vision. Two operations are Pillow's, and differ from big_vision.
-    In big_vision, solarize inverts every pixel at level 10 because of an overflow, and contrast uses a constant instead
-    of the image's mean gray.
+    The strengths for levels 0 to 10 are those of big_vision. Two operations are Pillow's, and differ from those of
+    big_vision. In big_vision, solarize inverts every pixel at level 10 because of an overflow, and contrast uses a
+    constant instead of the image's mean gray.
     """
     for _ in range(layers):
         image = _DISTORTIONS[int(rng.integers(len(_DISTORTIONS)))](image, level / LEVELS, rng)

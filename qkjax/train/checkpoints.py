@@ -169,7 +169,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Shortens the message of an error of orbax, which lists arrays and files at length."""
+    """Shortens an error message of orbax, which lists arrays and files at length."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     known = (os.strerror(number) for number in range(1, 133))
     return next((words for words in known if words in text), text[:150])

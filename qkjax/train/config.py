@@ -43,10 +43,10 @@ class TrainConfig:
         other.
       optimizer: optimiser: "adamw", or "adafactor" with big_vision's scaling.
       b2: decay of AdamW's second moment; use 0.999 for long runs.
-      learning_rate: peak learning rate. The learning rate rises from 0 during the warm-up, and then decays to 0 as a
-        cosine.
-      weight_decay: weight decay of kernels, as in big_vision. It follows the schedule of the learning rate, but is not
-        multiplied by the peak learning rate.
+      learning_rate: peak learning rate. The learning rate rises from 0 during the warm-up, and then decays to 0 along
+        half a cosine.
+      weight_decay: weight decay of kernels, as in big_vision. Weight decay follows the schedule of the learning rate,
+        but is not multiplied by the peak learning rate.
       warmup: number of warm-up steps.
       clip: largest global norm of the gradient; larger gradients are scaled down to this norm.
       label_smoothing: share of the target that is spread over all classes.

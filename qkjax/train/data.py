@@ -79,7 +79,7 @@ def training_batches(
 
     Yields:
       Images (rows, height, width, channels) and labels (rows); with mixup, also the weight of each image (rows), which
-      is the same in all rows. The training step mixes the images, see `qkjax.train.step.mixed`.
+      is the same in all rows. The training step mixes the images; see `qkjax.train.step.mixed`.
 
     Raises:
       QkjaxError: grain is not installed.

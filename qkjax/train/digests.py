@@ -30,7 +30,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """The checkpoints with temporary names. They are being written, or a killed process left them unfinished."""
+    """The checkpoints with temporary names, which are being written or were left unfinished by a killed process."""
     return [path for path in folder.glob("*") if UNFINISHED.fullmatch(path.name)]
 
 

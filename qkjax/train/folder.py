@@ -1,4 +1,4 @@
-"""Manages the folder of a run: checks which run it contains and how far the run is, and removes leftover files."""
+"""Manages the folder of a run: checks which run it contains and how far it got, and removes leftover files."""
 
 import logging
 import zipfile

@@ -37,9 +37,9 @@ def initial(
       key: random key.
       config: architecture of the ViT.
       names: name of each layer's constraint.
-      start: a plain tree from which training starts. Its query and key kernels are replaced by the nearest kernels that
-        satisfy the constraint. By default, all parameters are random: `Constraint.init` draws those of queries and
-        keys, and big_vision's initialisation draws all others.
+      start: a plain tree from which training starts. The tree's query and key kernels are replaced by the nearest
+        kernels that satisfy the constraint. By default, all parameters are random: `Constraint.init` draws those of
+        queries and keys, and big_vision's initialisation draws all others.
       bias: whether queries and keys have biases. Without biases (the default), attention depends only on M. A query
         bias makes some keys attractive to all queries, which no constraint on M prevents.
 

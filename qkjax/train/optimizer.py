@@ -16,7 +16,7 @@ from qkjax.vit.tree import block_name
 
 
 def schedule(config: TrainConfig) -> optax.Schedule:
-    """The schedule s(t), which rises linearly from 0 to 1 during the warm-up and then falls to 0 as half a cosine."""
+    """The schedule s(t), which rises linearly from 0 to 1 in the warm-up and then falls to 0 along half a cosine."""
     return optax.warmup_cosine_decay_schedule(0.0, 1.0, config.warmup, config.steps)
 
 
@@ -25,7 +25,7 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     constraints = {block_name(layer): constraint(name) for layer, name in enumerate(config.constraints())}
 
     def decays(path, _) -> bool:
-        """Whether weight decay applies to a parameter. It applies only to trained kernels."""
+        """Whether weight decay applies to a parameter. Weight decay applies only to trained kernels."""
         *above, name = (part.key for part in path)
         if INTERACTION in above:
             own = next(constraints[part] for part in above if part in constraints)

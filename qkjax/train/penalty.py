@@ -1,4 +1,4 @@
-"""The penalty of soft constraints, which pulls the weighted cosine of a layer to a target."""
+"""The penalty of soft constraints, which pulls the weighted cosine of a layer towards a target."""
 
 from collections.abc import Mapping
 

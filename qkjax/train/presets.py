@@ -1,4 +1,4 @@
-"""Named configurations of training runs. Comments state their purpose, training time and expected accuracy."""
+"""Named configurations of training runs. Comments state the purpose, training time and expected accuracy of each."""
 
 import json
 import tomllib

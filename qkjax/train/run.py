@@ -66,21 +66,21 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "", fresh: bo
     Args:
       config: configuration of the run.
       folder: folder of the run.
-      label: text in front of the progress bar.
+      label: text before the progress bar.
       fresh: discard an earlier run in the folder, whatever its configuration.
 
     Returns:
       The last evaluation and facts about the task, as a dict. The evaluation has "step", the "loss" (nats) of the last
-      training batch, and "accuracy" (0 to 1) and "validation_loss" (nats) on the held-out images. It also has
-      "weighted_cosine", a list with the mean over heads for each layer (None if undefined). The facts are "classes"
+      training batch, and "accuracy" (0 to 1) and "validation_loss" (nats) on the held-out images. The evaluation also
+      has "weighted_cosine", a list with the mean over heads for each layer (None if undefined). The facts are "classes"
       (number of classes), "held_out" (number of held-out images), "largest_class" (accuracy of always answering the
       most frequent class, or None if unknown) and "parameters" (number of trainable parameters).
 
     Raises:
       QkjaxError: the configuration is invalid, the folder contains a different run, or a file cannot be written.
       DivergedError: the loss is not finite.
-      KeyboardInterrupt: the user interrupted the run. The function raises it between two steps. The state of the last
-        evaluation is saved.
+      KeyboardInterrupt: the user interrupted the run. The function raises this exception between two steps. The state
+        of the last evaluation is saved.
 
     Example:
       last = train(TrainConfig(constraint="tied", steps=300), "runs/tied")
@@ -149,7 +149,7 @@ def _run_steps(
 ) -> State:
     """Runs the remaining steps; evaluates, appends to the metrics and saves a checkpoint every `config.every` steps.
 
-    The progress bar shows an upper bound of the share of time that the device spends waiting for batches. A large share
+    The progress bar shows an upper bound on the share of time that the device spends waiting for batches. A large share
     means that images are prepared too slowly.
     """
     start, host = int(state.step), (jax.process_index(), jax.process_count())

@@ -57,7 +57,7 @@ def sweep(
       fresh: discard earlier runs of these constraints and seeds, whatever their configuration.
 
     Returns:
-      The dataset of `collect`. Its attribute `summary` states the findings in a few sentences.
+      The dataset of `collect`. The attribute `summary` of the dataset states the findings in a few sentences.
 
     Raises:
       QkjaxError: there is no constraint, a constraint is repeated, `seeds` is below 1, another process is using the

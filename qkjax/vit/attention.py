@@ -1,4 +1,4 @@
-"""Attention whose logits and weights nobody reads, in the form that is fastest on each platform.
+"""Attention whose logits and weights no caller requests, in the form that is fastest on each platform.
 
 Letters: B images, M queries, N keys, H heads, d head_dim.
 
@@ -44,7 +44,7 @@ def mixed_values(
 
     Args:
       query, key, value: queries (not divided by sqrt(d)), keys and values.
-      bias: a bias of the logits for each head, or None.
+      bias: a bias for the logits of each head, or None.
       precision: precision of the matrix products.
     """
     forms = {"cpu": partial(_by_head, precision=precision)}
@@ -61,7 +61,7 @@ def _by_softmax(query, key, value, bias, *, precision):
 
 
 def _by_head(query, key, value, bias, *, precision):
-    """Each head by itself. The weights are normalised last, since the values are smaller than the weights."""
+    """Computes each head by itself. The weights are normalised last, since the values are smaller than the weights."""
     query, outputs = _scaled(query), []
     for head in range(query.shape[2]):
         q, k, v = (x[:, :, head] for x in (query, key, value))

@@ -41,8 +41,8 @@ class ViTConfig:
         ("map"), every token without pooling ("none"), or the first token ("0").
       pool_prefix: whether "gap" and "map" pool the special tokens in addition to the patches.
       class_token: whether there is a class token, which is then the first token.
-      registers: number of tokens between the class token and the patches. They are registers, or DeiT's distillation
-        token.
+      registers: number of tokens between the class token and the patches. These tokens are registers, or DeiT's
+        distillation token.
       distilled: whether the first token after the class token has a second head, as in DeiT; the output is then the
         mean of both heads.
       rep_size: dimension of the tanh layer before the head; None if there is no such layer.
@@ -57,7 +57,7 @@ class ViTConfig:
       norm: "layer" for LayerNorm, or "rms" for RMSNorm, which does not subtract the mean and has no bias (AIMv2).
       relative_positions: whether the logits have a learned bias for each offset between patches (BEiT, SimMIM).
       norm_eps: epsilon of every norm.
-      activation: activation of the MLP. It is GELU with the tanh approximation (big_vision), exact GELU, x
+      activation: activation of the MLP. The activation is GELU with the tanh approximation (big_vision), exact GELU, x
         sigmoid(1.702 x) (CLIP), or silu(a) * b, where a and b are the two halves of the first layer's output (DINOv2
         giant).
       weights_only: reason why qkjax cannot run the model on images and can only analyse its weights; "" if it can run

@@ -26,8 +26,9 @@ def _swiglu(x: Float[Array, "B N two_hidden"]) -> Float[Array, "B N hidden"]:
 def _gelu(x: Float[Array, "B N hidden"]) -> Float[Array, "B N hidden"]:
     """Exact GELU as in torch: x (1 + erf(x / sqrt(2))) / 2, in float32 or wider.
 
-    On a CPU, `nn.gelu` takes 2.5 times as long as this function, because it computes erfc. Its values are more accurate
-    than 1 + erf(x) only for very negative x; in absolute terms, both have an error of at most 2e-7 |x| in float32.
+    On a CPU, `nn.gelu` takes 2.5 times as long as this function, because it computes erfc. The values of `nn.gelu` are
+    more accurate than 1 + erf(x) only for very negative x; in absolute terms, both have an error of at most 2e-7 |x| in
+    float32.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * wide * (1 + jax.lax.erf(wide * np.sqrt(0.5).astype(wide.dtype)))).astype(x.dtype)

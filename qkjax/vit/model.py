@@ -170,7 +170,8 @@ def forward(
     """Runs one jitted forward pass; returns the output and the requested intermediates.
 
     Args:
-      model: the Linen module. Its `dtype` is the floating-point format of the matrix products, float32 or bfloat16.
+      model: the Linen module. The attribute `dtype` of the module is the floating-point format of the matrix products,
+        float32 or bfloat16.
       params: parameters of the model, as in `Checkpoint.params`.
       images: preprocessed images, channels last, which must contain at least one patch.
       capture: any of these names: "norm" (L, B, N, D): output of the LayerNorm before queries and keys; "query", "key"

@@ -112,8 +112,8 @@ def resample(
     Args:
       posemb: one vector per patch of the old grid, row by row.
       old, new: (rows, columns) of the old and the new grid; grids need not be square.
-      method: a name in `RESAMPLERS`. "linear" is the method with which big_vision loads checkpoints; all other methods
-        are torch's.
+      method: a name in `RESAMPLERS`. "linear" is the method that big_vision uses when it loads checkpoints; all other
+        methods are torch's.
 
     Returns:
       The embedding of the patches in the new grid. If the grids are equal, this is the input itself.
@@ -131,8 +131,8 @@ def relative_index(grid: Grid) -> Int[np.ndarray, "tokens tokens"]:
     """For each query token (row) and key token (column), the index of an entry in the relative position bias table.
 
     The table has one entry for each offset (query - key) between patches, row by row. Three more entries follow, as in
-    BEiT and SimMIM. They are for the class token attending to a patch, a patch attending to the class token, and the
-    class token attending to itself.
+    BEiT and SimMIM. These entries are for the class token attending to a patch, a patch attending to the class token,
+    and the class token attending to itself.
     """
     rows, columns = grid
     y, x = (index.reshape(-1) for index in np.mgrid[:rows, :columns])

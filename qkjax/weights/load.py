@@ -67,20 +67,21 @@ def origin(model: str | os.PathLike, settings: Mapping) -> dict[str, str]:
 def load(model: Any, **settings) -> Checkpoint:
     """Loads a ViT: reads its architecture and its parameters, and checks both.
 
-    The function converts every public layout to big_vision's current layout. It reads bare trees, `params/` and
-    `opt/target/`, block names from before Linen, scanned blocks, bfloat16, and the names of torch models (Hugging Face,
-    timm, Meta). Position embeddings may be under `Transformer/`, with or without a row for the class token. The probe
-    of attention pooling may be at the top level.
+    The function converts every public layout to big_vision's current layout. The function reads bare trees, `params/`
+    and `opt/target/`, block names from before Linen, scanned blocks, bfloat16, and the names of torch models (Hugging
+    Face, timm, Meta). Position embeddings may be under `Transformer/`, with or without a row for the class token. The
+    probe of attention pooling may be at the top level.
 
     Args:
       model: a name, a path, or a model in memory. A name is listed by `qkjax models` or is a Hugging Face id; the model
-        is downloaded if it is not on disk. A path leads to an npz, safetensors or PyTorch file, a tensorstore folder, a
-        folder that contains one of these and config.json, or a folder written by `qkjax train`. A sub-model may follow
-        the path, as in "siglip.npz:img". A model in memory, whose parameters are copied, is a torch module, an Equinox
-        module of Equimo, a flax.nnx module or state, or a dictionary of arrays.
-      **settings: fields of `ViTConfig` that cannot be inferred from the parameters. They are `pool="none"` or "0" (the
-        default is "gap" if there is no class token), `grid=(rows, columns)` if the position embedding is not square,
-        `norm_eps`, `activation`, `posemb_resample`, and `heads` for a torch file that does not state this number.
+        is downloaded if it is not on disk. A path refers to an npz, safetensors or PyTorch file, a tensorstore folder,
+        a folder that contains one of these and config.json, or a folder written by `qkjax train`. A sub-model may
+        follow the path, as in "siglip.npz:img". A model in memory, whose parameters are copied, is a torch module, an
+        Equinox module of Equimo, a flax.nnx module or state, or a dictionary of arrays.
+      **settings: fields of `ViTConfig` that cannot be inferred from the parameters. These fields are `pool="none"` or
+        "0" (the default is "gap" if there is no class token), `grid=(rows, columns)` if the position embedding is not
+        square, `norm_eps`, `activation`, `posemb_resample`, and `heads` for a torch file that does not state this
+        number.
 
     Returns:
       The checkpoint. All its parameters are present and finite, and have the right shapes.
@@ -146,8 +147,9 @@ def _read(
     """Reads any file or folder.
 
     Args:
-      original: the preprocessing that the original files state. It is used if none is stored with the model.
-      from_catalogue: the preprocessing in the catalogue. It is used if no file states a preprocessing.
+      original: the preprocessing that the original files state. This preprocessing is used if none is stored with the
+        model.
+      from_catalogue: the preprocessing in the catalogue, which is used if no file states how images are preprocessed.
     """
     data, stored = _read_model(path, sub, settings)
     return _checkpoint(name, data, str(path) + (f":{sub}" if sub else ""), stored or original, from_catalogue)
@@ -201,7 +203,7 @@ def _read_state_dict(path: Path, sub: str | None, settings: Mapping) -> ParsedMo
 def _chosen_model(
     path: Path, stored: Mapping[str, state_dict.Readers], sub: str | None, facts: Facts
 ) -> tuple[state_dict.Readers, Facts]:
-    """Chooses one model in a file; returns readers of its parameters, and facts with a note on its place.
+    """Chooses one model in a file; returns readers of its parameters, and facts with a note that names the model.
 
     Raises:
       QkjaxError: the file contains several models, and `sub` is not one of them; the message lists the models.

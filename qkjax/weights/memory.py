@@ -39,7 +39,7 @@ def read(model: Any, settings: Mapping) -> tuple[ParsedModel, StatedPreprocess |
     """Reads a model in memory; returns architecture, flat canonical arrays, notes and preprocessing.
 
     Raises:
-      QkjaxError: qkjax does not know this kind of model, or `qkjax.load` raises the error.
+      QkjaxError: qkjax does not know this kind of model, or `qkjax.load` refuses the model.
     """
     if _is_torch(model):
         return _read_torch(model, settings)

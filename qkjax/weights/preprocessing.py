@@ -19,8 +19,8 @@ def from_folder(folder: Path) -> StatedPreprocess | None:
     """The preprocessing that the files in a folder state, or None.
 
     The function reads the image processor in processor_config.json, preprocessor_config.json, timm's config.json, and
-    open_clip_config.json. It uses the first of these files that states a preprocessing; transformers uses the same
-    order.
+    open_clip_config.json. The function uses the first of these files that states how images are preprocessed;
+    transformers uses the same order.
 
     Raises:
       QkjaxError: a file does not contain a JSON object.
@@ -45,8 +45,8 @@ def resolve(
 
     Args:
       stated: the preprocessing that a file states, which takes precedence.
-      from_catalogue: the preprocessing in the catalogue, or None. It takes precedence over the architecture's
-        preprocessing.
+      from_catalogue: the preprocessing in the catalogue, or None. The preprocessing in the catalogue takes precedence
+        over the architecture's preprocessing.
       config: the architecture.
 
     Raises:

@@ -76,7 +76,7 @@ def ablate(
       exact: whether to widen all heads to 2 head_dim + 1 columns, which suffice for any edit. The kernels then
         represent symmetric parts and rotated modes exactly, but the passes take longer.
       options: batch size, resolution, floating-point format and share. If there are several shares, they divide the
-        ablations among them, and each share also runs the original model.
+        ablations among themselves, and each share also runs the original model.
       partial: folder in which finished ablations are saved; the caller removes the folder. If None, nothing is saved.
       fresh: discard the finished ablations in `partial`.
 

@@ -59,8 +59,8 @@ class Readout:
       cross-validation. Like the classifier, the probe is not retrained after the edit, so its accuracy shows whether a
       fixed linear readout still works.
     - `neighbours`: a vote of the five nearest neighbours (by cosine) in the training folds, computed from the *edited*
-      representations. The accuracy of this readout shows how much class information a readout can recover that is
-      fitted after the edit.
+      representations. The accuracy of this readout shows how much class information a readout that is fitted after the
+      edit can recover.
     """
 
     def __init__(

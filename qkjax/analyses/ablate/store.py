@@ -94,7 +94,7 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _checksum(path: Path, arrays: Arrays) -> int:
-    """Covers the name of the file, too, so that files with exchanged names are not confused."""
+    """A checksum that also covers the name of the file, so that files with swapped names are not confused."""
     return checksum({**arrays, "file": np.array(path.name)})
 
 

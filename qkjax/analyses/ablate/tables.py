@@ -30,7 +30,7 @@ LABELS = {
     "attention_js": Label("divergence of attention", "bits", "Jensen-Shannon divergence from the original."),
     "class_attention_js": Label("divergence of the class token's attention", "bits", "Jensen-Shannon divergence."),
     "attention_entropy": Label("attention entropy", "bits", "Entropy of the attention of query patches over keys."),
-    "preference": Label("preference for similar tokens", "1", "Cosine with attended tokens, minus uniform attention."),
+    "preference": Label("preference for similar tokens", "1", "Cosine with attended tokens, minus its uniform mean."),
     "share": Label("edited share", "1", "Edited share of the squared strength of each head."),
     "kept": Label("kept share", "1", "Share of an edit's squared strength that new kernels can hold."),
     "cka": Label("linear CKA", "1", "Similarity of all representations to the original representations."),
@@ -71,9 +71,9 @@ def ablations_dataset(
       of `Effects`, and the following. `cka` is the similarity of the representations of all images to the original
       representations. `right_head`, `right_probe` and `right_neighbours` are present if there are labels (see
       `Readout`). `share` is the edited share of the squared strength of each head. `kept` is the share of the edited
-      interaction's squared strength that the kernels represent. `unreadable` has the names of unreadable images, and
-      `reason` the reasons. The coordinates edit, select, control (seed; -1 if the ablation is not a control), key_bias,
-      condition, layers and dose describe each ablation.
+      interaction's squared strength that the kernels represent. `unreadable` contains the names of unreadable images,
+      and `reason` the reasons. The coordinates edit, select, control (seed; -1 if the ablation is not a control),
+      key_bias, condition, layers and dose describe each ablation.
     """
     variables = {}
     for name in effects[0]:
@@ -152,7 +152,7 @@ def ablation_table(dataset: xr.Dataset) -> list[Row]:
     For each effect of `image_effects`, the table has the mean and its 95% interval. The columns with the ends of the
     interval end in `_low` and `_high`. Intervals are over images; for controls, they are over images and seeds (see
     `interval`). The intervals assume independent images, but crops of one photograph are not quite independent. For an
-    ablation with controls, the columns that contain `_over_random` have the difference from the controls, paired by
+    ablation with controls, the columns that contain `_over_random` state the difference from the controls, paired by
     image, and the interval of this difference. Missing values are NaN. `share` is the mean over the edited heads.
     """
     effects = image_effects(dataset)

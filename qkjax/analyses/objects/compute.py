@@ -71,8 +71,8 @@ def same_object(
     """Measures how often the query object and the key object of a mode are the same (the paper, figure 6).
 
     For each mode, the function finds the images that excite the mode most. In each image, the query object is the
-    object with the largest mean projection on u, and the key object is the object with the largest mean projection on
-    v. An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among
+    object with the largest mean projection onto u, and the key object is the object with the largest mean projection
+    onto v. An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among
     themselves.
 
     Args:

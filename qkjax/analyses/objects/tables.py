@@ -49,8 +49,8 @@ def objects_dataset(
     Returns:
       A dataset with dimensions layer, head, mode, sign (1 as in `Modes`, or -1), place (0 is the best image) and image.
       `score`, `image_index` and `same` describe the images of each mode, and `objects` is the number of objects in each
-      image. `singular_value` and `cosine` describe the modes. `unreadable` has the names of images that were left out,
-      and `reason` the reasons.
+      image. `singular_value` and `cosine` describe the modes. `unreadable` contains the names of images that were left
+      out, and `reason` the reasons.
     """
     dims = (*PER_MODE, "sign", "place")
     variables = {

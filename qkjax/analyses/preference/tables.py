@@ -23,7 +23,7 @@ DIMS = {
 LABELS = {
     "mass": Label("attention mass", "1", "Of a query's attention to patches, the share on a region."),
     "own": Label("attention to itself", "1", "Of a query's attention to patches, the share on its own patch."),
-    "special": Label("attention to special tokens", "1", "Share of attention that the class token and registers get."),
+    "special": Label("attention to special tokens", "1", "Share of attention on the class token and registers."),
     "similarity": Label("preference for similar tokens", "1",
                         "Mean cosine between a query and the tokens, weighted by attention, minus the mean with "
                         "uniform attention."),
@@ -55,8 +55,8 @@ def preference_dataset(
     Returns:
       A dataset with dimensions image, layer, head, query (a token of the target, or of a distractor) and region
       (target, distractors, background). The variables are the measures of attention, the `anisotropy` (stream, layer)
-      of tokens, and the `weighted_cosine` (layer, head) of modes. `left_out` has the names of images that were left
-      out, and `reason` the reasons.
+      of tokens, and the `weighted_cosine` (layer, head) of modes. `left_out` contains the names of images that were
+      left out, and `reason` the reasons.
     """
     variables = {name: (DIMS[name], value) for name, value in measures.items()}
     variables |= {
@@ -136,7 +136,7 @@ def preference_table(dataset: xr.Dataset) -> list[Row]:
 
 
 def preference_by_head(dataset: xr.Dataset) -> list[Row]:
-    """A table with one row per head. Its columns are those of `preference_table` that depend on the head."""
+    """A table with one row per head. The columns are those of `preference_table` that depend on the head."""
     per_model = ("relative_depth", "relative_cosine", *(f"anisotropy_{name}" for name in STREAMS))
     rows = [
         {"layer": row["layer"], "head": head, **{k: v for k, v in row.items() if k not in ("layer", *per_model)}}

@@ -190,8 +190,8 @@ def _map_bytes(shape: tuple[int, int, int], places: int, grid: tuple[int, int]) 
 def maps_for(checkpoint: Checkpoint, images: int, top: int, requested: int, options: PassOptions, partial: Path) -> int:
     """The number of modes of each head whose maps a scan computes, so that no second pass is needed for `requested`.
 
-    A pass that was interrupted continues with its number of modes. If the maps of `requested` modes would take more
-    than 512 MB, the number is the default of `top_images`.
+    An interrupted pass continues with the number of modes with which it began. If the maps of `requested` modes would
+    take more than 512 MB, the number is the default of `top_images`.
 
     Args:
       checkpoint: the checkpoint.

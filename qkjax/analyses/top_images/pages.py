@@ -75,8 +75,8 @@ def write_top_images(
       scan: the arguments of `top_images`.
       folder: folder for the result.
       attrs: additional attributes for the file.
-      maps: number of modes of each head whose maps the returned dataset has if the result is computed and the maps take
-        at most 512 MB. The file has the maps of the first 5 modes.
+      maps: number of modes of each head for which the returned dataset contains maps, if the result is newly computed
+        and the maps take at most 512 MB. The file contains the maps of the first 5 modes.
       fresh: whether to discard an earlier result and the progress of an interrupted pass.
 
     Returns:
@@ -173,8 +173,8 @@ def draw_pages(
 def earlier_folder(home: Path) -> Path:
     """The folder of top_images.nc within the results of a model.
 
-    The folder is `top_images`. If only the folder `modes` has this file, to which version 0.1 wrote it, the folder is
-    `modes`.
+    The folder is `top_images`. If only the folder `modes` contains this file, as in results of version 0.1, the folder
+    is `modes`.
     """
     folders = home / "top_images", home / "modes"
     return next((folder for folder in folders if (folder / "top_images.nc").exists()), folders[0])

@@ -52,10 +52,10 @@ def top_images_dataset(
     Returns:
       A dataset with dimensions score, layer, head, mode, sign (1 as in `Modes`, or -1), place (0 is the best image) and
       image. `value` is the score of an image, and `image_index` its index, or -1 if there are too few images. The
-      coordinate `image` has the names of the images. `singular_value` and `cosine` describe the modes. `query_map` and
-      `key_map` are the maps of the first modes on these images. The maps also have dimensions mapped_mode, row and
-      column, and are not negated for sign -1. `unreadable` has the names of images that could not be read, and `reason`
-      the reasons.
+      coordinate `image` contains the names of the images. `singular_value` and `cosine` describe the modes. `query_map`
+      and `key_map` are the maps of the first modes on these images. The maps also have dimensions mapped_mode, row and
+      column, and are not negated for sign -1. `unreadable` contains the names of images that could not be read, and
+      `reason` the reasons.
     """
     variables = {
         "value": (SCORED, np.asarray(best.top.score)),
@@ -74,15 +74,15 @@ def top_images_dataset(
 
 
 def check_dataset(dataset: xr.Dataset, layers: int, heads: int) -> None:
-    """Checks a dataset that was read from a file; one of version 0.1 has no checksum.
+    """Checks a dataset that was read from a file; files of version 0.1 have no checksum.
 
     Args:
       dataset: the content of the file.
       layers, heads: numbers of layers and of heads of the model.
 
     Raises:
-      LookupError, ValueError, AttributeError: a variable is missing, or has other dimensions, another type, or values
-        that cannot be.
+      LookupError, ValueError, AttributeError: a variable is missing, or has other dimensions, another type, or
+        impossible values.
     """
     sizes, index, maps = dataset.sizes, dataset["image_index"].values, [n for n in MAP_NAMES if n in dataset]
     expected = {"value": SCORED, "image_index": SCORED, "singular_value": PER_MODE, "cosine": PER_MODE}
@@ -94,7 +94,7 @@ def check_dataset(dataset: xr.Dataset, layers: int, heads: int) -> None:
     if (sizes["layer"], sizes["head"], sizes["sign"]) != (layers, heads, 2) or not dataset["value"].size:
         raise ValueError(f"its sizes are {dict(sizes)}, expected {layers} layers and {heads} heads")
     if index.dtype.kind not in "iu" or not (index.min() >= -1 and index.max() < sizes["image"]):
-        raise ValueError(f"image_index is not from -1 to {sizes['image'] - 1}")
+        raise ValueError(f"image_index is not in the range from -1 to {sizes['image'] - 1}")
     numbers = {name: dataset[name].values for name in ("singular_value", "cosine", "value", *maps)}
     numbers["value"] = numbers["value"][index >= 0]
     for name, values in numbers.items():  # maps are NaN if there are too few images
@@ -132,7 +132,7 @@ def images_of_mode(dataset: xr.Dataset, name: ModeName) -> list[tuple[int, float
 
 
 def has_maps(dataset: xr.Dataset, name: ModeName) -> bool:
-    """Whether the dataset contains maps of a mode on the top images of the first score (early versions: none)."""
+    """Whether the dataset, which may be of an early version, contains maps of a mode on its top images."""
     stored = dataset.get("query_map")
     return stored is not None and name.mode < stored.sizes["mapped_mode"] and stored.score == dataset.score.values[0]
 

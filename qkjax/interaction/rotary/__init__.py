@@ -11,7 +11,7 @@ describe M(delta) with arrays alone:
     rotation   which columns form a plane, angles of positions and of offsets, `rotate`
     mean       Mbar, the mean of M(delta) over all pairs of positions, as two kernels for `decompose`
     place      the share of M(delta) that depends on position, by head, plane and axis
-    distance   the weighted cosine of M(delta) for every offset: grouping against distance
+    distance   the weighted cosine of M(delta) for every offset: grouping as a function of distance
     chance     the values of these measures for heads with random kernels and the same rotation
     exact      the logits of rotated queries and keys as a sum over the modes of Mbar
     bias       the bias terms of the logits, which depend on the positions
@@ -20,5 +20,5 @@ describe M(delta) with arrays alone:
 R(p) must be orthogonal. The published rotation of V-JEPA 2 is not orthogonal, so M depends on p_i and p_j and not only
 on their offset: these functions do not apply to it.
 
-Letters: L layers, H heads, D embed, d head_dim, P places, A = d / 2 planes, R rank.
+Letters: L layers, H heads, D embed, d head_dim, P positions, A = d / 2 planes, R rank.
 """

@@ -1,4 +1,4 @@
-"""Grouping against distance: the weighted cosine of M(delta) for every offset of a grid.
+"""Grouping as a function of distance: the weighted cosine of M(delta) for every offset of a grid.
 
 The weighted cosine of M(delta) is tr M(delta) / ||M(delta)||_nuclear. The trace is a Fourier series of the offset,
 
@@ -73,7 +73,7 @@ def traces(
 
 @partial(jax.jit, static_argnames="lapack")
 def _nuclear_norms(query, key, angles, lapack: bool) -> Float[Array, "layers heads offsets"]:
-    """Sums of the singular values of the cores, in float32, a few offsets at a time; "half" pairs of columns."""
+    """Sums of the singular values of the cores, in float32, a few offsets at a time; columns form "half" pairs."""
     both = jnp.moveaxis(jnp.stack([query, key]).astype(jnp.float32), 3, 2)
     triangles = (jnp.linalg.qr if lapack else cholesky_qr)(both)[1]
     first, second = triangles[0][:, :, None], jnp.swapaxes(triangles[1], -1, -2)[:, :, None]
@@ -179,7 +179,7 @@ def cosine_by_offset(
 def by_distance(
     values: Float[np.ndarray, "layers heads *offset_grid"], counts: Int[np.ndarray, "*offset_grid"]
 ) -> ByDistance:
-    """Averages maps of offsets over all pairs of places at the same distance (rounded to whole patches).
+    """Averages maps of offsets over all pairs of positions at the same distance (rounded to whole patches).
 
     Args:
       values: maps of offsets, from `cosine_by_offset`.

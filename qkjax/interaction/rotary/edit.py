@@ -6,8 +6,8 @@ interaction that change no more than the edited modes are
     Wq' = (I + sum_n (s_n' / s_n - 1) u_n u_n^T) Wq,   Wk' = (I + sum_n (v_n' - v_n) v_n^T) Wk
 
 The edit acts on the content of the tokens in the same way at every offset, M'(delta) = P M(delta) Q^T with the two
-brackets P and Q, and Wq' diag(c) Wk'^T is the edited Mbar exactly. No mode includes planes with c = 0. Their columns
-stay as they are, and their part of M(delta) is out of reach.
+brackets P and Q, and Wq' diag(c) Wk'^T is the edited Mbar exactly. No mode includes planes with c = 0. The columns of
+these planes stay as they are, and the part of M(delta) in these planes is out of reach.
 
 The symmetric and antisymmetric parts of Mbar have up to twice its rank. The kernels retain the strongest modes of the
 part, and M'(delta) is as near to M(delta) as `_part_of_mean` describes.
@@ -42,11 +42,12 @@ class EditedKernels(NamedTuple):
     """Kernels of all layers after an edit of the modes of Mbar.
 
     Attributes:
-      query_kernel, key_kernel: Wq' and Wk', before the rotation. Heads without an edited mode are unchanged to the bit.
+      query_kernel, key_kernel: Wq' and Wk', before the rotation. Heads without an edited mode are unchanged, bit for
+        bit.
       retained: share of the squared norm of the edited Mbar that the kernels retain; 1 except for symmetric and
         antisymmetric parts.
-      mean_change: share of E ||M'(delta) - M(delta)||_F^2 that is the change of Mbar. The rest of the change depends on
-        position. NaN for heads that do not change.
+      mean_change: share of E ||M'(delta) - M(delta)||_F^2 that is the change of Mbar. The rest of M'(delta) - M(delta)
+        depends on position. NaN for heads that do not change.
     """
 
     query_kernel: Float[Array, "layers embed heads head_dim"]
@@ -88,8 +89,8 @@ def _part_of_mean(query, key, u, s, v, weight, root, kind: str):
     """Kernels of one head for the symmetric or antisymmetric part of Mbar; they retain one mode per column in reach.
 
     X and Y with X Y^T = Mbar' are defined up to a rotation Z of their columns, which decides how Mbar' spreads over the
-    planes, and so the part of M'(delta) that depends on place. Z minimises the distance of X Z and Y Z to the kernels
-    before the edit (orthogonal Procrustes; Schoenemann 1966).
+    planes, and hence the part of M'(delta) that depends on position. Z minimises the distance of X Z and Y Z to the
+    kernels before the edit (orthogonal Procrustes; Schoenemann 1966).
     """
     factors = EDITS[kind](u, s, v, weight)
     modes = decompose_in_program(*factors)

@@ -12,8 +12,8 @@ mode's term in Mbar, s_n (y_i u_n) (y_j v_n). No other choice of F and G has bot
 rotated have R = I.
 
 The maps are computed as F = Rk^T B / s and G = Rq^T A / s, in float64 and without any inverse of a kernel. No mode
-includes planes with c = 0. They are in the remainder q (I - F S G^T) k^T, as are modes that are so weak that their
-terms would be far larger than the logit and would cancel.
+includes planes with c = 0. These planes are in the remainder q (I - F S G^T) k^T, as are modes that are so weak that
+their terms would be far larger than the logit and would cancel.
 """
 
 from itertools import product
@@ -38,12 +38,12 @@ class HeadMaps(NamedTuple):
     """Maps from rotated queries and keys to the modes of Mbar.
 
     Attributes:
-      query, key: F and G. `rotated_query @ query` is the projection of a query on the query direction of each mode, and
-        `rotated_key @ key` that of a key on the key directions. Columns of modes in the remainder are 0.
+      query, key: F and G. `rotated_query @ query` is the projection of a query onto the query direction of each mode,
+        and `rotated_key @ key` that of a key onto the key directions. Columns of modes in the remainder are 0.
       s: strengths of the modes; 0 for modes in the remainder.
-      rest: the remainder I - F diag(s) G^T. It is 0 up to rounding if all planes have c > 0 and the kernels have full
-        column rank.
-      in_rest: number of modes in the remainder, of each head.
+      rest: the remainder I - F diag(s) G^T. The remainder is 0 up to rounding if all planes have c > 0 and the kernels
+        have full column rank.
+      in_rest: number of modes of each head that are in the remainder.
     """
 
     query: Float[np.ndarray, "layers heads head_dim rank"]
@@ -98,8 +98,8 @@ def head_maps(query: Kernel, key: Kernel, angles: Angles, modes: Modes, pairs: P
     Args:
       query, key: kernels before the rotation.
       angles: angles of all positions over which Mbar is the mean. For the modes of M(0) = Wq Wk^T, pass angles of 0.
-      modes: modes of Mbar, `decompose(*mean_kernels(query, key, angles, pairs))`. They set the signs of the maps. If
-        singular values are nearly equal, individual maps may differ from `modes`, as only their span is defined.
+      modes: modes of Mbar, `decompose(*mean_kernels(query, key, angles, pairs))`. The modes set the signs of the maps.
+        If singular values are nearly equal, individual maps may differ from `modes`, as only their span is defined.
 
     Raises:
       QkjaxError: the modes are not in the plain frame.
@@ -137,7 +137,7 @@ def project_rotated(
     query_map: Float[Array | np.ndarray, "heads head_dim rank"],
     key_map: Float[Array | np.ndarray, "heads head_dim rank"],
 ) -> tuple[Float[Array, "batch tokens heads rank"], Float[Array, "batch tokens heads rank"]]:
-    """Projects the rotated queries and keys of one layer on the query and key directions of all modes.
+    """Projects the rotated queries and keys of one layer onto the query and key directions of all modes.
 
     The projections depend on the position of a token; their mean over all positions is y u_n and y v_n.
     """

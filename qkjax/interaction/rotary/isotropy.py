@@ -21,14 +21,14 @@ class Isotropy(NamedTuple):
     Attributes:
       isotropic: share of the variation that depends on the distance alone (distances are not rounded): 1 if the map
         is the same in all directions.
-      odd: share of the variation that changes its sign with the offset: above 0 if offsets to the left differ from
-        offsets to the right, or offsets above from offsets below. This share comes from the sines of tr M(delta) and
-        from the nuclear norms.
+      odd: share of the variation that changes sign with the offset: above 0 if offsets to the left differ from offsets
+        to the right, or offsets above from offsets below. This share comes from the sines of tr M(delta) and from the
+        nuclear norms.
       along: mean value of offsets along each axis alone, such as (rows, columns): queries and keys in the same column,
         and in the same row. Only offsets up to the length of the shortest axis count.
       ahead: mean value of all offsets with a positive coordinate on each axis minus the mean of those with a negative
-        coordinate. For axes (rows, columns), this is query below the key minus query above it, and query to the right
-        of the key minus query to its left.
+        coordinate. For axes (rows, columns), this compares queries below the key with queries above it, and queries to
+        the right of the key with queries to its left.
     """
 
     isotropic: Float[np.ndarray, "layers heads"]

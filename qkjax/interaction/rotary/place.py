@@ -54,7 +54,7 @@ def _moments(phases: np.ndarray) -> Moments:
 
 
 def moments(angles: Angles) -> Moments:
-    """E[cos theta_a cos theta_b] and E[sin theta_a sin theta_b] of the offsets, i and j independent and uniform."""
+    """E[cos theta_a cos theta_b] and E[sin theta_a sin theta_b] of the offsets, for independent, uniform i and j."""
     return _moments(np.exp(1j * np.asarray(angles, np.float64)))
 
 

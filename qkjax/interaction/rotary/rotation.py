@@ -1,4 +1,4 @@
-"""Rotations of queries and keys: which columns form a plane, and by which angle a position rotates each plane."""
+"""Rotations of queries and keys: which columns form a plane, and by what angle a position rotates each plane."""
 
 from typing import Literal
 

@@ -28,8 +28,8 @@ def jacobi_svd(
 
     Columns of M are rotated in pairs until all columns are orthogonal: M V = U diag(s) (Hestenes 1958; the order of
     pairs is from Brent and Luk 1985). The rotations start from M V0, where V0 are the eigenvectors of M^T M, which
-    libraries compute fast for many matrices at once. V0 is inaccurate only for singular values below about 3e-4 times
-    the largest, because M^T M squares all singular values. The rotations correct these inaccuracies. Noise of a
+    libraries compute quickly for many matrices at once. V0 is inaccurate only for singular values below about 3e-4
+    times the largest, because M^T M squares all singular values. The rotations correct these inaccuracies. Noise of a
     thousandth of float32's rounding error is added, so that columns of zeros have a direction.
     """
     dot = partial(jnp.matmul, precision="highest")

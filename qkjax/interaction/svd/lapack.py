@@ -2,8 +2,8 @@
 
 XLA also calls LAPACK. But XLA factorises one head after the other on one core, copies each head to LAPACK's memory
 layout and back, and multiplies at half the speed of BLAS. In float64, the Gram matrix of a kernel can be factorised
-instead of the kernel itself. The factorisation of the Gram matrix takes a third of the work of Householder reflections,
-and in float64, it is still more accurate than they are in float32.
+instead of the kernel itself. The factorisation of the Gram matrix takes a third of the work of Householder reflections.
+In float64, it is still more accurate than Householder reflections in float32.
 """
 
 import math
@@ -29,7 +29,7 @@ the rounding error of float32."""
 COMPILE_SECONDS = 10.0
 """Roughly the time that the program of `decompose` takes to compile for a GPU: 5 to 13 s on an NVIDIA H200."""
 HOST_RATE = 2.5e10
-"""Operations per second and core in `modes_of_head`: 2.2e10 to 4.1e10 on an AMD EPYC (Zen 4) for ViT-S to 7B."""
+"""Operations per second per core in `modes_of_head`: 2.2e10 to 4.1e10 on an AMD EPYC (Zen 4) for ViT-S to 7B."""
 
 Factors = Float[np.ndarray, "2 embed head_dim"]
 Kernels = Float[np.ndarray, "layers embed heads head_dim"]

@@ -105,14 +105,14 @@ class Constraint:
     argument as their last argument. The method `bind` fixes the value.
 
     Attributes:
-      description: a description of one line, for tables and help.
+      description: a one-line description, for tables and help.
       parameters: a dict from the name of each parameter of the layer to its kind.
       init: function that takes a random key and a shape, and returns random parameters. The entries of the kernels have
         the variance of big_vision's Xavier initialisation, unless the constraint fixes the variance.
       kernels: function that takes parameters and a shape, and returns the query and the key kernel. The kernels satisfy
         the constraint for any parameters.
       nearest: function that takes a `Head`, and returns the parameters for which M is nearest, in the Frobenius norm,
-        to the M of this head. They are numpy arrays without the axis of heads.
+        to the M of this head. The parameters are numpy arrays without the axis of heads.
       factored: whether `kernels` calls LAPACK (QR, SVD). Layers with such constraints are computed one after the other,
         because two batched factorisations in one program can deadlock XLA on CPUs with few cores.
       trained: whether the parameters are trained. If False, the parameters keep their initial values.

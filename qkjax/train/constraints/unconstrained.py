@@ -34,7 +34,7 @@ CONSTRAINTS = {
         argument=None,
     ),
     "pull": Constraint(
-        description="a penalty pulls the weighted cosine of the layer to c",
+        description="a penalty pulls the weighted cosine of the layer towards c",
         parameters=QUERY_AND_KEY,
         init=lambda key, shape, cosine: xavier_pair(key, shape),
         kernels=lambda p, shape, cosine: (p["query"], p["key"]),

@@ -11,8 +11,8 @@ def search(pattern: str = "", family: str | None = None, objective: str | None =
     """A dict from names to the entries that satisfy all criteria, in the order of the catalogue. Case is ignored.
 
     Args:
-      pattern: a substring of the entry's name, alias, hub id or title. Or a glob such as "siglip-*-256", which must
-        match one of these completely. "" matches every entry.
+      pattern: a substring of the entry's name, alias, hub id or title. The pattern may also be a glob such as
+        "siglip-*-256", which must match one of these completely. "" matches every entry.
       family: the family of models, such as "DINOv2".
       objective: the training objective, such as "contrastive".
 

@@ -14,8 +14,8 @@ from qkjax.weights.formats.file_names import FILES
 def check_urls(names: Iterable[str]) -> list[tuple[str, str]]:
     """Checks, without downloads, whether the files of entries are still on their servers.
 
-    For a hub repository, the function checks config.json and the weights. It skips entries from package indexes,
-    because only pip knows their addresses.
+    For a hub repository, the function checks config.json and the weights. The function skips entries from package
+    indexes, because only pip knows their addresses.
 
     Args:
       names: names of entries.

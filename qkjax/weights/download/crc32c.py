@@ -29,8 +29,8 @@ def _advance(state: int, data: bytes) -> int:
     """The state after `data`, which has at most BLOCK bytes.
 
     The checksum is linear, which has three consequences. Starting from a state equals starting from zero if the state
-    is combined with the first four bytes of the data. Zeros in front of the data change nothing. The checksums of the
-    parts of a block can be combined.
+    is combined with the first four bytes of the data. Zeros before the data change nothing. The checksums of the parts
+    of a block can be combined.
     """
     if len(data) < 4:
         for byte in data:

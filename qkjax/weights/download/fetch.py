@@ -19,7 +19,8 @@ from qkjax.weights.download.record import other_source, read_record, record_path
 
 
 def fetch(name: str) -> Path:
-    """Downloads a checkpoint of the catalogue. If the checkpoint is on disk, does nothing and needs no connection.
+    """Downloads a checkpoint of the catalogue. If the checkpoint is on disk, the function does nothing and needs no
+    connection.
 
     A file gets its final name only when it is complete and verified. A record next to the file states its URL and its
     hash. If the catalogue's URL has changed since the download, the file is downloaded again, and must have the same

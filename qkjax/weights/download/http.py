@@ -1,4 +1,4 @@
-"""Downloads one file over HTTP. Downloads can resume. A file gets its name only when it is complete and verified."""
+"""Downloads one file over HTTP. Downloads can resume. A file gets its final name only after verification."""
 
 import hashlib
 import time
@@ -38,7 +38,7 @@ def download(
       attempts: number of consecutive failed attempts that are allowed. An attempt that receives a mebibyte resets the
         count.
       pause: number of seconds before the second attempt; the pause doubles before each further attempt.
-      about: approximate size of the file in bytes, see `check_size`; 0 if unknown.
+      about: approximate size of the file in bytes (see `check_size`); 0 if unknown.
 
     Raises:
       QkjaxError: the file does not exist, there is no connection, the download is interrupted repeatedly, the checksum

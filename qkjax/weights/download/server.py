@@ -1,4 +1,4 @@
-"""Sends requests to servers that are not trusted: checks every redirect, and sets a deadline for every answer."""
+"""Sends requests to servers that are not trusted: checks every redirect, and sets a deadline for every response."""
 
 import base64
 import re
@@ -27,7 +27,7 @@ _SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
 
 
 class _Deadline:
-    """A connection that closes if the header of the answer is not complete in time, even if some bytes arrive."""
+    """A connection that closes if the header of the response is not complete in time, even if some bytes arrive."""
 
     def getresponse(self) -> HTTPResponse:
         late, connection = threading.Event(), self.sock

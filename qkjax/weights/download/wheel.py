@@ -52,10 +52,10 @@ def model_of_graph(data: bytes, name: str) -> tuple[ViTConfig, dict]:
 
     Args:
       data: the ONNX file.
-      name: its name, for messages.
+      name: name of the file, for messages.
 
     Raises:
-      QkjaxError: the file is not such a graph, or its parameters do not fit each other.
+      QkjaxError: the file is not such a graph, or its parameters do not match each other.
     """
     try:
         state, heads = read_dinov2(data)

@@ -83,8 +83,8 @@ def naflex_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int,
     """For a NaFlex ViT, the shapes of its patch and position embedding in an equivalent plain ViT; otherwise {}.
 
     NaFlex (SigLIP 2, arXiv 2502.14786) embeds patches with a dense layer, whose inputs are the pixels of a patch, row
-    by row. It has one position embedding for each cell of a square grid. On images with this grid, it equals a plain
-    ViT.
+    by row. NaFlex has one position embedding for each cell of a square grid. On images with this grid, it equals a
+    plain ViT.
 
     Raises:
       QkjaxError: the patches are not square patches of 3 channels, or the grid is not square.

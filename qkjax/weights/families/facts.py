@@ -19,7 +19,8 @@ FIELDS = frozenset(ViTConfig.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a model. Their source is config.json, the architecture's name, a live module, or the caller.
+    """Facts about a model. The source of the facts is config.json, the architecture's name, a live module, or the
+    caller.
 
     Attributes:
       settings: fields of `ViTConfig` that shapes do not determine, such as heads and activation.

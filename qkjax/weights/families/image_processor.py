@@ -58,7 +58,7 @@ def from_processor_config(config: Mapping[str, Any]) -> Preprocess:
 
 
 def stated_by_processor(config: Mapping[str, Any], file: str = FILE) -> StatedPreprocess:
-    """The parts of a preprocessing that an image processor of transformers states, and a message on each other part."""
+    """The parts of a `Preprocess` that an image processor of transformers states, and messages on all other parts."""
     kind = config.get("image_processor_type") or config.get("feature_extractor_type")
     name = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(kind or ""))
     values = dict(zip(_KEYS, _CLASSES.get(name, ()), strict=False))

@@ -35,8 +35,8 @@ def facts_of(model: Any) -> dict:
 
     Returns:
       A dict with settings of `ViTConfig`, and with "prefix_positions": whether special tokens have position embeddings.
-      If qkjax cannot read the model, the dict contains only "refused", the reason. If qkjax reads only queries and
-      keys, the dict contains the settings of the heads, and "weights_only", the reason.
+      If qkjax cannot read the model, the dict contains only the reason, under the key "refused". If qkjax reads only
+      queries and keys, the dict contains the settings of the heads, and the reason under the key "weights_only".
     """
     block = model.blocks[0] if len(getattr(model, "blocks", ())) else None
     if reason := _refusal(model, block):

@@ -40,7 +40,7 @@ def read_tips(container: Container, keys: Iterable[str], settings: Mapping) -> P
 
     Raises:
       QkjaxError: the file contains TIPS's text tower, the grid does not match the position embedding, or `read_vit`
-        raises the error.
+        refuses the file.
     """
     keys = list(keys)
     if POSITIONS not in keys:

@@ -33,10 +33,10 @@ def read_state(
       readers: a dict from each parameter's name to a function that returns its array.
       facts: facts about the model.
       settings: those of the caller, which take precedence.
-      notes: further notes, which are returned together with the notes on this model.
+      notes: additional notes, which are returned together with the notes on this model.
 
     Raises:
-      QkjaxError: a parameter is not finite, or `image_tower` or `to_vit` raises the error.
+      QkjaxError: a parameter is not finite, or `image_tower` or `to_vit` refuses the state dict.
     """
     names, left_out = image_tower(readers)
     unwrapped = [f"qkjax removed {prefix!r} from the names of the parameters"] if (prefix := wrappers(names)) else []
@@ -53,7 +53,7 @@ def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts)
       facts: facts about the model; other settings are inferred, or are defaults of the family.
 
     Raises:
-      QkjaxError: `to_tree`, `infer_config` or `check_shapes` raises the error.
+      QkjaxError: `to_tree`, `infer_config` or `check_shapes` refuses the state dict.
     """
     keys, read, left_out = facts.layout.apply(keys, read)
     facts = facts.with_notes(*left_out)

@@ -17,7 +17,7 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
     DeiT's distillation token then becomes a register.
 
     Returns:
-      The grid of the learned position embedding. If there is no learned position embedding, the grid of the facts.
+      The grid of the learned position embedding. If there is none, the grid in `facts`.
 
     Raises:
       QkjaxError: there is no position embedding, or its rows fit several grids and the facts do not determine the grid.
@@ -57,7 +57,7 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
 
 
 def _rows(array: np.ndarray, width: int, what: str) -> np.ndarray:
-    """The array itself, after a check that its last axis is the embedding.
+    """The array itself, after a check that its last axis has the size of the embedding.
 
     Raises:
       QkjaxError: the last axis is not the embedding, so reshaping would mix values.
@@ -84,7 +84,8 @@ def _reading(flat: dict[str, np.ndarray], rows: int, facts: Facts, notes: list[s
     """The special tokens that have rows in the position embedding, and the grid of the other rows.
 
     The function uses the first grid in `facts.grids` that fits the number of rows. If no grid fits, there must be
-    exactly one choice of special tokens for which the other rows form a square grid. A grid from the caller must fit.
+    exactly one choice of special tokens for which the other rows form a square grid. A grid that the caller passes must
+    fit.
     """
     choices = _prefixes(flat, facts.prefix_positions)
     patches = {prefix: rows - sum(flat[name].shape[1] for name in prefix) for prefix in choices}
@@ -110,7 +111,10 @@ def _reading(flat: dict[str, np.ndarray], rows: int, facts: Facts, notes: list[s
 
 
 def _prefixes(flat: dict[str, np.ndarray], have_rows: bool | None) -> list[tuple[str, ...]]:
-    """The possible sets of special tokens with rows. In timm, all or none have; elsewhere, registers have none."""
+    """The possible sets of special tokens that have rows in the position embedding.
+
+    In timm, either all special tokens have rows or none has; in other libraries, registers have no rows.
+    """
     first = tuple(name for name in ("cls", "distillation") if name in flat)
     every = (*first, "registers") if "registers" in flat else first
     choices = {None: [first, (), every], True: [every, first], False: [()]}[have_rows]

@@ -1,4 +1,4 @@
-"""Reads arrays from a known place in a file, block by block.
+"""Reads arrays from a known position in a file, block by block.
 
 Files are read, not mapped into memory. An array in a mapped file would change with the file, and reading it would end
 the process (SIGBUS) if another program truncated the file, for example by copying a new file over it. Several threads
@@ -38,7 +38,7 @@ def read_bytes(
 
     Args:
       path: the file.
-      stamp: result of `stamp_of` from when the position of the bytes was determined.
+      stamp: result of `stamp_of` at the time when the position of the bytes was determined.
       start: the first byte.
       size: number of bytes.
       each: function to call with each block, in order.

@@ -2,7 +2,7 @@
 
 For a valid file, `numpy.load` would suffice. With this reader, the caller can check the shape and dtype of every member
 before its data is decompressed, so that a small hostile file cannot fill the memory. The reader never unpickles, and
-reports any damage as an error of one line.
+reports any damage as a one-line error.
 """
 
 import io
@@ -81,7 +81,7 @@ class NpzFile:
             return int.from_bytes(file.read(22)[10:12], "little")
 
     def _check_names(self) -> None:
-        """Checks that each member has the same name in the directory and in front of its data.
+        """Checks that each member has the same name in the directory and before its data.
 
         zipfile checks this only for members that are opened. If a name is altered, the member may no longer be in
         `params/`, and would then never be opened.

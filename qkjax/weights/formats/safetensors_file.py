@@ -26,10 +26,10 @@ LENGTH = 8  # bytes at the start of the file, which contain the length of the he
 
 
 def open_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """One function per array, which reads it.
+    """A dict from the name of each array to a function that reads it.
 
     Raises:
-      QkjaxError: the file is damaged. The functions raise it if the file was changed since, or if an array does not
+      QkjaxError: the file is damaged. The functions raise it if the file has changed since, or if an array does not
         consist of floating point numbers.
     """
     from safetensors import SafetensorError, safe_open

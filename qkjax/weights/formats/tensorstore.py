@@ -35,7 +35,7 @@ def resolve(path: Path) -> Path | None:
 
 
 class TensorstoreFolder:
-    """An open tensorstore folder. It has the methods `keys`, `header` and `read`, as `NpzFile` has.
+    """An open tensorstore folder. The object has the methods `keys`, `header` and `read`, like `NpzFile`.
 
     Raises (all methods):
       QkjaxError: the folder contains no arrays, or an array is damaged.
