@@ -22,12 +22,14 @@ def photographs():
     return qkjax.images.photographs().spread(5)[0]
 
 
-def top_images(model, _: Path):
-    return qkjax.top_images(model, photographs(), top=2, options=OPTIONS)
+def top_images(model, _: Path, maps: int | None = None):
+    return qkjax.top_images(model, photographs(), top=2, maps=maps, options=OPTIONS)
 
 
 def maps(model, folder: Path):
-    return map_tiles(model, qkjax.decompose(model), photographs(), top_images(model, folder), (2, 2), folder)
+    """The maps of a report on a scan without maps, which needs a second pass."""
+    without_maps = top_images(model, folder, maps=0)
+    return map_tiles(model, qkjax.decompose(model), photographs(), without_maps, (2, 2), folder)
 
 
 PASSES: dict[str, tuple[Callable, tuple[str, ...]]] = {
