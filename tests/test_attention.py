@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 
 import qkjax
-from qkjax.vit.attention import attention_logits, mixed_values, weighted_values
+from qkjax.vit.attention import UNROLLED_HEADS, attention_logits, mixed_values, weighted_values
 from qkjax.vit.layers import ACTIVATIONS
 from qkjax.vit.model import forward
 
@@ -29,10 +29,11 @@ def by_numpy(query, key, value, bias):
     return np.einsum("bhqk,bkhd->bqhd", scipy.special.softmax(logits, -1), value)
 
 
+@pytest.mark.parametrize("heads", [3, UNROLLED_HEADS + 1])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("bfloat16", 3e-2)])
-def test_values_are_mixed_as_in_float64(biased, dtype, error):
-    *inputs, bias = arrays()
+def test_values_are_mixed_as_in_float64(heads, biased, dtype, error):
+    *inputs, bias = arrays(heads=heads)
     bias = bias if biased else np.zeros_like(bias)
     rounded = [jnp.asarray(x, dtype) for x in inputs]
     wanted = by_numpy(*(np.asarray(x, np.float64) for x in rounded), bias)
@@ -44,8 +45,9 @@ def test_values_are_mixed_as_in_float64(biased, dtype, error):
         np.testing.assert_allclose(found[:, :, 0], wanted[:, :, 0], atol=1e-3)
 
 
-def test_gradients_are_those_of_the_softmax():
-    *inputs, bias = (jnp.asarray(x, jnp.float32) for x in arrays(13))
+@pytest.mark.parametrize("heads", [3, UNROLLED_HEADS + 1])
+def test_gradients_are_those_of_the_softmax(heads):
+    *inputs, bias = (jnp.asarray(x, jnp.float32) for x in arrays(13, heads=heads))
     inputs[0] = inputs[0].at[:, :, 0].multiply(0.01)
 
     def softmax(query, key, value, bias):

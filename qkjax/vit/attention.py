@@ -18,6 +18,10 @@ Keys = Float[Array, "B N H d"]
 Bias = Float[Array, "H M N"]
 Precision = jax.lax.Precision | jax.lax.DotAlgorithmPreset | None
 
+UNROLLED_HEADS = 8
+"""Up to this number of heads, a CPU computes the heads independently of each other, so that they can run at the same
+time. With more heads, a loop over heads keeps the time for compilation short."""
+
 
 def attention_logits(query: Queries, key: Keys, bias: Bias | None, precision: Precision) -> Float[Array, "B H M N"]:
     """The logits q k^T / sqrt(d) plus the bias, in float32 (in float64 for float64 queries)."""
@@ -37,7 +41,7 @@ def mixed_values(
 ) -> Float[Array, "B M H d"]:
     """The values, weighted by attention.
 
-    - On a CPU, heads are computed one by one. The product over (image, token, head, dimension) would transpose its
+    - On a CPU, each head is computed by itself. The product over (image, token, head, dimension) would transpose its
       factors, and takes 1.7 times as long.
     - On an NVIDIA GPU, cuDNN's fused attention computes half-precision attention without a bias.
     - Otherwise, XLA computes the logits and the softmax.
@@ -62,16 +66,23 @@ def _by_softmax(query, key, value, bias, *, precision):
 
 def _by_head(query, key, value, bias, *, precision):
     """Computes each head by itself. The weights are normalised last, since the values are smaller than the weights."""
-    query, outputs = _scaled(query), []
-    for head in range(query.shape[2]):
-        q, k, v = (x[:, :, head] for x in (query, key, value))
+
+    def head(q, k, v, own_bias):
         logits = jnp.einsum("bqd,bkd->bqk", q, k, precision=precision, preferred_element_type=_wide(q.dtype))
-        logits = logits if bias is None else logits + bias[head][None]
+        logits = logits if own_bias is None else logits + own_bias[None]
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
         mixed = jnp.einsum("bqk,bkd->bqd", weights.astype(v.dtype), v, precision=precision)
-        outputs.append((mixed / total).astype(v.dtype))
-    return jnp.concatenate(outputs, axis=-1).reshape(*query.shape[:3], -1)
+        return (mixed / total).astype(v.dtype)
+
+    batch, queries, heads, _ = query.shape
+    query = _scaled(query)
+    if heads <= UNROLLED_HEADS:
+        biases = (None,) * heads if bias is None else bias
+        parts = [head(*(x[:, :, i] for x in (query, key, value)), biases[i]) for i in range(heads)]
+        return jnp.concatenate(parts, axis=-1).reshape(batch, queries, heads, -1)
+    by_head = (*(jnp.moveaxis(x, 2, 0) for x in (query, key, value)), bias)
+    return jnp.moveaxis(jax.lax.map(lambda inputs: head(*inputs), by_head), 0, 2)
 
 
 def _fused(query, key, value, bias):
