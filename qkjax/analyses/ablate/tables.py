@@ -30,7 +30,9 @@ LABELS = {
     "attention_js": Label("divergence of attention", "bits", "Jensen-Shannon divergence from the original."),
     "class_attention_js": Label("divergence of the class token's attention", "bits", "Jensen-Shannon divergence."),
     "attention_entropy": Label("attention entropy", "bits", "Entropy of the attention of query patches over keys."),
-    "preference": Label("preference for similar tokens", "1", "Cosine with attended tokens, minus its uniform mean."),
+    "preference": Label(
+        "preference for similar tokens", "1", "Mean cosine with attended tokens, minus that under uniform attention."
+    ),
     "share": Label("edited share", "1", "Edited share of the squared strength of each head."),
     "kept": Label("kept share", "1", "Share of an edit's squared strength that new kernels can hold."),
     "cka": Label("linear CKA", "1", "Similarity of all representations to the original representations."),
