@@ -45,7 +45,7 @@ LABELS = {
     "select": Label("selection", "", "Selection of modes; see qkjax.interaction.select."),
     "control": Label("control", "", "Seed of strength-matched random modes; -1 for the selected modes."),
     "key_bias": Label("key bias", "1", "0 if the edited heads lose their key bias."),
-    "condition": Label("condition", "", "Selection without dose and layers; one dose-response curve."),
+    "condition": Label("condition", "", "Selection without dose and layers; names one dose-response curve."),
     "layers": Label("layers", "", "Layers in the selection; empty for all layers."),
     "dose": Label("dose", "1", "Dose in the selection; NaN if there is no dose."),
 }

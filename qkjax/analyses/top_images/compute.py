@@ -136,7 +136,7 @@ def top_images(
     attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
     best = jax.tree.map(np.asarray, result.state)
     if not (best.top.image.min() >= -1 and best.top.image.max() < len(images)):
-        raise QkjaxError(f"cannot resume from {partial}: it has images that are not in the set; remove this file")
+        raise QkjaxError(f"cannot resume from {partial}: it contains images that are not in the set; remove this file")
     require_finite({"scores": best.top.score[best.top.image >= 0]}, images.name, partial)
     return top_images_dataset(best, grid, tuple(scores), images.names, unreadable, measure(modes), attrs)
 

@@ -120,7 +120,7 @@ def rotary_null(embed: int, heads: int, angles: Angles, grid: tuple[int, ...]) -
       (0.51, True)
     """
     if np.ndim(angles) != 2:
-        raise QkjaxError(f"angles has shape {np.shape(angles)}: expected (places, planes), the angles of one head")
+        raise QkjaxError(f"angles has shape {np.shape(angles)}: expected (positions, planes), the angles of one head")
     planes = angles.shape[1]
     variance = np.diagonal(covariances(angles), axis1=-2, axis2=-1).sum(0)
     axis = np.diagonal(axis_covariances(angles, grid), axis1=-2, axis2=-1).sum((1, 2)) / planes

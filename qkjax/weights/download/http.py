@@ -108,8 +108,8 @@ def check_size(stated: int, about: int, source: str) -> None:
     """
     if about and abs(stated - about) > MOST_DIFFERENCE * about:
         raise QkjaxError(
-            f"cannot download {source}: the server states {stated} bytes, and the catalogue about {about}; another "
-            "file is there now: download the right one by hand, and pass its path"
+            f"cannot download {source}: the server states {stated} bytes, but the catalogue states about {about}; "
+            "the file on the server has changed: download the right file by hand, and pass its path"
         )
 
 
