@@ -204,7 +204,7 @@ def open_image(file: str | Path | IOBase, name: str | None = None, most: int | N
     """Opens a photograph in RGB, rotated upright according to its EXIF orientation.
 
     For an animation, only the first frame is read. Transparent pixels are blended with white, as in transformers and
-    most viewers, because their colours are arbitrary. 16-bit gray values are scaled to 8 bits (Pillow would clip them
+    most viewers, because their colours are arbitrary. 16-bit grey values are scaled to 8 bits (Pillow would clip them
     to white). HEIC files need the package pillow-heif.
 
     Args:

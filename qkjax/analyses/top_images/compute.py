@@ -82,7 +82,7 @@ def top_images(
     Independent processes can also divide them among themselves; see the attribute `shard` of `PassOptions`.
 
     Args:
-      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for grey images.
       images: the image set, for example from `open_images`; by default the photographs of scikit-image and
         scikit-learn, and crops of these photographs.
       top: number of images per mode, sign and score; at most the number of images in the set.
