@@ -172,7 +172,7 @@ def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, 
 
     With "small side", one side has exactly its target length, and the length of the other side is rounded. If the
     filter is one of Pillow's and `resize_to` is a number, that length is rounded down, as in transformers. In all other
-    cases, it is rounded to the nearest integer, as in big_vision and timm.
+    cases, that length is rounded to the nearest integer, as in big_vision and timm.
     """
     sizes = zip(pair(preset.resize_to), crop, pair(preset.crop), strict=True)
     target = tuple(round(whole * side / cropped) for whole, side, cropped in sizes)

@@ -116,7 +116,7 @@ def resample(
         methods are torch's.
 
     Returns:
-      The embedding of the patches in the new grid. If the grids are equal, this is the input itself.
+      The embedding of the patches in the new grid. If the grids are equal, the result is the input itself.
     """
     if old == new:
         return posemb

@@ -32,8 +32,8 @@ def download(
     Args:
       url: the address, which begins with http:// or https://.
       path: the file to write.
-      sha256: expected SHA-256 of the file in hexadecimal; "" if it is unknown. If the server states a hash, it is
-        verified too.
+      sha256: expected SHA-256 of the file in hexadecimal; "" if it is unknown. If the server states a hash, that hash
+        is verified too.
       stall: number of seconds after which an attempt fails if the server sends no bytes, or sends them too slowly.
       attempts: number of consecutive failed attempts that are allowed. An attempt that receives a mebibyte resets the
         count.
