@@ -52,7 +52,7 @@ class Preprocess:
 
     Raises:
       QkjaxError: a side is not a whole number of pixels from 1 to `MAX_SIDE`, the crop is larger than the resized
-        picture, or a mean or a standard deviation is impossible.
+        picture, or a mean or a standard deviation has an impossible value.
     """
 
     resize: Resize

@@ -42,8 +42,8 @@ def download(
 
     Raises:
       QkjaxError: the file does not exist, there is no connection, the download is interrupted repeatedly, the checksum
-        is wrong, the file does not have the format of its suffix, or the disk is full. The received part of the file
-        stays next to `path`, and the next call resumes from there.
+        is wrong, the file does not have the format that its suffix states, or the disk is full. The received part of
+        the file stays next to `path`, and the next call resumes from there.
     """
     failures = 0
     while not path.exists():
