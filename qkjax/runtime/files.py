@@ -139,7 +139,8 @@ def read_bytes(path: Path) -> bytes | None:
     """The content of a file, or None if the file does not exist.
 
     Raises:
-      QkjaxError: the file cannot be read, or is not a regular file, from which reading might block or never end.
+      QkjaxError: the file cannot be read, or is not a regular file (reading a pipe or a device might block or never
+        end).
     """
     try:
         if not path.is_file() and (path.exists() or path.is_symlink()):
