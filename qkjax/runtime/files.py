@@ -60,7 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:
-    """A new temporary file next to `path`, and an open handle that locks it as long as this process writes it."""
+    """A new temporary file next to `path`, and an open handle that locks it while this process writes it."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         if fcntl:
