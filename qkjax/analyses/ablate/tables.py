@@ -34,7 +34,7 @@ LABELS = {
         "preference for similar tokens", "1", "Mean cosine with attended tokens, minus that under uniform attention."
     ),
     "share": Label("edited share", "1", "Edited share of the squared strength of each head."),
-    "kept": Label("kept share", "1", "Share of an edit's squared strength that new kernels can hold."),
+    "kept": Label("kept share", "1", "Share of an edit's squared strength that new kernels represent."),
     "cka": Label("linear CKA", "1", "Similarity of all representations to the original representations."),
     "right_head": Label("classified correctly", "1", "Whether the model's own classifier is correct."),
     "right_probe": Label("classified correctly", "1", "Whether a linear probe of the original model is correct."),

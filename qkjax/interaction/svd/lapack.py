@@ -80,7 +80,7 @@ def by_lapack() -> bool:
 def fast_on_host(arrays: Sequence[Array | np.ndarray | None]) -> bool:
     """Whether the CPU decomposes kernels in less time than a program for an accelerator takes to compile.
 
-    Arrays on an accelerator are decomposed there.
+    Arrays on an accelerator are decomposed on that accelerator.
 
     Args:
       arrays: query kernel, key kernel and norm scale.
