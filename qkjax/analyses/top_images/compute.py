@@ -79,7 +79,7 @@ def top_images(
     """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
 
     An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among themselves.
-    Independent processes can also divide them among themselves; see the attribute `shard` of `PassOptions`.
+    Independent processes can also divide the images; see the attribute `shard` of `PassOptions`.
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for grey images.
