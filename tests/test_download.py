@@ -290,7 +290,7 @@ def test_fetch_from_a_mirror_of_google_storage(serve, tmp_path, monkeypatch, cap
     assert path == tmp_path / "gs/vit_models/imagenet21k+imagenet2012/ViT-L_16.npz"
     assert path.read_bytes() == BODY
     assert handler.log == [("GET", "/mirror/vit_models/imagenet21k%2Bimagenet2012/ViT-L_16.npz", None)]
-    with pytest.raises(qkjax.QkjaxError, match=r"the server states \d+ bytes, and the catalogue about 347498086"):
+    with pytest.raises(qkjax.QkjaxError, match=r"states \d+ bytes, but the catalogue states about 347498086"):
         fetch("vit-b16-i21k-i1k-384")
     assert "fetching vit-b16-i21k-i1k-384 (347 MB)" in capsys.readouterr().err
     with pytest.raises(qkjax.QkjaxError, match="uvim-color-stage1 cannot be loaded: it is UViM stage I"):

@@ -15,8 +15,8 @@ TOP = 5
 def mean_of_top(values: Map) -> Score:
     """The mean of the five largest values over the patches, or of all values if there are fewer than five patches.
 
-    Each of up to five passes removes all occurrences of the largest remaining value. On CPUs, this is several times
-    faster than sorting.
+    Each of up to five passes removes all occurrences of the largest remaining value. On CPUs, this method is several
+    times faster than sorting.
     """
     count = min(TOP, values.shape[1])
     remaining = jnp.full_like(values[:, 0], count)

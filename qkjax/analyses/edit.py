@@ -29,10 +29,10 @@ class Edit:
     """Specifies an edit of a model: its kind, the selected modes, and whether it is a control.
 
     Some edits change whole heads: all modes of every edited head, or M as a whole. The control of such an edit drops
-    random modes whose squared strength equals that of the change. For the edits "symmetric" and "antisymmetric", this
-    is the squared strength of the part of M that the edit removes. For the edit "unbias", it is the squared spread of
-    the key bias term (see `interaction.bias`). For all other edits, it is ||M' - M||_F^2. A control never drops more
-    than the squared strength of the head.
+    random modes whose squared strength equals that of the change. For the edits "symmetric" and "antisymmetric", the
+    squared strength of the change is that of the part of M that the edit removes. For the edit "unbias", the squared
+    strength of the change is the squared spread of the key bias term (see `interaction.bias`). For all other edits, the
+    squared strength of the change is ||M' - M||_F^2. A control never drops more than the squared strength of the head.
 
     Attributes:
       kind: a name in `KINDS`: the name of an edit in `interaction.edit`, or "keep", which drops the modes that are not
@@ -113,7 +113,7 @@ def _change(kind: str, metrics: Metrics) -> Float[np.ndarray, "layers heads"]:
 
 
 def is_idle_control(edit: Edit, plan: ResolvedEdit) -> bool:
-    """Whether a control equals the edit itself. This is the case if the edit drops all modes of all edited heads."""
+    """Whether a control equals the edit itself, because the edit drops all modes of all edited heads."""
     if edit.control is None or edit.kind not in ("drop", "keep") or not plan.share.any():
         return False
     return bool(plan.share[plan.share > 0].min() > 0.9999)

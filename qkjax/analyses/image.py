@@ -132,7 +132,7 @@ def query_key_maps(
       checkpoint: the checkpoint.
       photograph: a Pillow image, a uint8 array (height, width, 3), the path of an image file, or the name of a default
         photograph.
-      modes: modes of the checkpoint, in the plain frame (see `Frame`). If None, the function computes them.
+      modes: modes of the checkpoint, in the plain frame (see `Frame`). If None, the function computes the modes.
       stream: the tokens to project; see `qkjax.activations.project.Stream`.
       resolution: (height, width) in pixels; by default the checkpoint's own resolution.
 

@@ -72,8 +72,8 @@ def summary(dataset: xr.Dataset) -> str:
     return (
         f"The largest share of the logits' variance that a single mode explains is in layer {most['layer']}: "
         f"{most['first mode']:.0%}, averaged over heads (equal shares would be {chance:.1%}). The key bias explains "
-        f"most in layer {bias['layer']}: {bias['key bias']:.0%}. These numbers are for one image, so they have no "
-        "interval."
+        f"the largest share in layer {bias['layer']}: {bias['key bias']:.0%}. These numbers are for one image, so they "
+        "have no interval."
     )
 
 

@@ -48,7 +48,7 @@ def ablate(
         the selected modes.
       key_bias: remove the key bias term of the edited heads. This term is the part of the attention logits that depends
         on the query bias and the key (see `qkjax export --help`).
-      plan: TOML file that defines a grid of ablations. It replaces the options above; see docs/ablations.md.
+      plan: TOML file that defines a grid of ablations. The file replaces the options above; see docs/ablations.md.
       images: image set, as a .zip archive, a .tar archive, a folder of images or archives, or the URL of a folder on
         an object store (s3://...). The default is the photographs that come with scikit-image and scikit-learn.
       limit: number of images to use, evenly spaced in the set; by default all images.

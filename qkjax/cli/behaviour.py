@@ -41,8 +41,8 @@ def preference(
     """Measure how much tokens attend to their own category, to the opposite category, and to the background.
 
     Every image shows one odd target among identical distractors (the paper's figure 2). Target and distractors are the
-    two categories. By default, the command generates the images, and downloads nothing. It writes preference.nc, tables
-    and figures. Run the same command again to resume after an interruption.
+    two categories. By default, the command generates the images, and downloads nothing. The command writes
+    preference.nc, tables and figures. Run the same command again to resume after an interruption.
 
     Args:
       models: names of models listed by `qkjax models`, or paths of checkpoints; if there are several models, one more

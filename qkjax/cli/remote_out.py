@@ -22,7 +22,7 @@ def local_out(options: list[str]) -> Iterator[list[str]]:
     the same machine resumes from it.
 
     Raises:
-      QkjaxError: the store cannot be reached, or several processes are to share the URL.
+      QkjaxError: the store cannot be reached, or several processes would share the URL.
     """
     joined = [part for option in options for part in _split(option)]
     places = [i + 1 for i, option in enumerate(joined[:-1]) if option == OUT and "://" in joined[i + 1]]

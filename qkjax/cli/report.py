@@ -22,7 +22,7 @@ def report(
     grid: tuple[int, int] | None = None,
     heads: int | None = None,
 ) -> None:
-    """Write a static web site about modes, images and attention, which opens from disk without a server.
+    """Write a static website about modes, images and attention, which opens from disk without a server.
 
     If there is no result of `qkjax top-images` yet, the command first computes this result. The site also shows
     existing results of `qkjax preference`, `qkjax objects` and `qkjax ablate`. Run the same command again to resume

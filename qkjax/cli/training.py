@@ -92,8 +92,8 @@ def _sweep(base: TrainConfig) -> Callable:
         """Train with several constraints and seeds, and compare the constraints in a table and three figures.
 
         Run the same command again to resume after an interruption. The table shows the accuracy of each constraint with
-        a 95% interval over seeds. It also shows the difference from the constraint "free", for which runs with the same
-        seed are paired.
+        a 95% interval over seeds. The table also shows the difference from the constraint "free", for which runs with
+        the same seed are paired.
 
         Args:
           out: folder for the sweep. The command writes one subfolder per run, sweep.nc, sweep.csv and figures to this

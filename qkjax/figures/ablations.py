@@ -112,7 +112,7 @@ def _kind(row: Row, same_controls: bool) -> str:
 
 
 def _same_controls(groups: Mapping[tuple[str, str, str], list[Row]]) -> bool:
-    """Whether all conditions have the same controls. This is the case if all conditions have equal edited shares."""
+    """Whether all conditions have the same controls. Conditions share controls if their edited shares are equal."""
     values: dict[str, set] = {}
     for (_, where, modes), group in groups.items():
         if modes == RANDOM:

@@ -85,7 +85,7 @@ def _pattern(rng: np.random.Generator, index: int) -> Scene:
 
 
 def _texture(rng: np.random.Generator) -> Float[np.ndarray, "height width 3"]:
-    """Generates a gray image with faint smooth noise."""
+    """Generates a grey image with faint smooth noise."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None])
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) * np.exp(-((frequency * 40) ** 2)))
     return np.repeat((rng.uniform(0.35, 0.6) + 0.04 * noise / noise.std())[..., None], 3, axis=2).clip(0, 1)

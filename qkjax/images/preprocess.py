@@ -52,7 +52,7 @@ class Preprocess:
 
     Raises:
       QkjaxError: a side is not a whole number of pixels from 1 to `MAX_SIDE`, the crop is larger than the resized
-        picture, or a mean or a standard deviation is impossible.
+        picture, or a mean or a standard deviation has an impossible value.
     """
 
     resize: Resize
@@ -172,7 +172,7 @@ def _resized_shape(shape: tuple[int, ...], preset: Preprocess, crop: tuple[int, 
 
     With "small side", one side has exactly its target length, and the length of the other side is rounded. If the
     filter is one of Pillow's and `resize_to` is a number, that length is rounded down, as in transformers. In all other
-    cases, it is rounded to the nearest integer, as in big_vision and timm.
+    cases, that length is rounded to the nearest integer, as in big_vision and timm.
     """
     sizes = zip(pair(preset.resize_to), crop, pair(preset.crop), strict=True)
     target = tuple(round(whole * side / cropped) for whole, side, cropped in sizes)
@@ -204,7 +204,7 @@ def open_image(file: str | Path | IOBase, name: str | None = None, most: int | N
     """Opens a photograph in RGB, rotated upright according to its EXIF orientation.
 
     For an animation, only the first frame is read. Transparent pixels are blended with white, as in transformers and
-    most viewers, because their colours are arbitrary. 16-bit gray values are scaled to 8 bits (Pillow would clip them
+    most viewers, because their colours are arbitrary. 16-bit grey values are scaled to 8 bits (Pillow would clip them
     to white). HEIC files need the package pillow-heif.
 
     Args:

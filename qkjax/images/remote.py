@@ -44,7 +44,7 @@ def file_system(url: str) -> tuple["fsspec.AbstractFileSystem", str]:
 
 
 def images_in_store(url: str, is_image: Callable[[str], bool], note: Callable[[str], None]) -> Iterator[Listed]:
-    """Yields the images below a URL, or the image at a URL. Archives are not searched; a note lists their number.
+    """Yields the images below a URL, or the image at a URL. Archives are not searched; a note states their number.
 
     Raises:
       QkjaxError: the store cannot be reached, or has nothing at the URL.

@@ -8,7 +8,7 @@ BAND = 1 << 20  # number of pixels converted at the same time; each pixel is con
 
 
 def to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
-    """Converts an image to RGB. Transparent pixels are blended with white, and 16-bit gray is scaled to 8 bits.
+    """Converts an image to RGB. Transparent pixels are blended with white, and 16-bit grey is scaled to 8 bits.
 
     An image that is already in RGB is returned unchanged.
 
@@ -36,7 +36,7 @@ def to_rgb(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
         return converted
     except (ValueError, TypeError) as error:
         reason = f"cannot convert {name} from mode {image.mode} to RGB ({error})"
-        raise QkjaxError(f"{reason}; save the image as RGB or gray") from error
+        raise QkjaxError(f"{reason}; save the image as RGB or grey") from error
 
 
 def scale_transparency(image: "PIL.Image.Image") -> None:
@@ -54,9 +54,9 @@ def scale_transparency(image: "PIL.Image.Image") -> None:
 
 
 def _deep_gray(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
-    """Converts a 16-bit gray image to RGB.
+    """Converts a 16-bit grey image to RGB.
 
-    A PNG file may declare one gray value as transparent. Pillow reports this value, but does not apply it.
+    A PNG file may declare one grey value as transparent. Pillow reports this value, but does not apply it.
     """
     from PIL import Image
 

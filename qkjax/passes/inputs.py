@@ -18,9 +18,9 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
-    """Converts a model for gray images, such as digits, to a model for colour photographs.
+    """Converts a model for grey images, such as digits, to a model for colour photographs.
 
-    The converted model uses the mean of red, green and blue as gray. The conversion is exact, because the patch
+    The converted model uses the mean of red, green and blue as grey. The conversion is exact, because the patch
     embedding is linear. A model that does not have exactly one input channel is returned unchanged.
     """
     if checkpoint.config.channels != 1:

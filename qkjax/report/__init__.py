@@ -1,1 +1,1 @@
-"""Writes a static web site that shows results about modes, images and attention. The site opens from disk."""
+"""Writes a static website that shows results about modes, images and attention. The site opens from disk."""

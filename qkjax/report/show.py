@@ -72,8 +72,8 @@ def show(
     """Shows the page of `qkjax report` in a notebook cell. The page opens at a mode, at a head, or at one image.
 
     If `top` is not given, the page shows the modes only on the photograph, which requires one forward pass. If `top` is
-    given, it shows each mode on the images that excite the mode most. For DINOv2 ViT-S/14, the size of the page is
-    about 8 MB. The page works offline.
+    given, the page shows each mode on the images that excite the mode most. For DINOv2 ViT-S/14, the size of the page
+    is about 8 MB. The page works offline.
 
     Args:
       checkpoint: any checkpoint, including an edited checkpoint.

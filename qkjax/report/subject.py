@@ -66,8 +66,8 @@ def subjects_of(targets: tuple[str, ...], settings: Mapping) -> list[Subject]:
 
     Args:
       targets: folders of results, or models as names or paths that `load` accepts.
-      settings: settings for `load`, which are allowed only with a single model. For a folder of results, they are added
-        to the settings that are stored in the results.
+      settings: settings for `load`, which are allowed only with a single model. For a folder of results, these settings
+        are added to the settings that are stored in the results.
 
     Raises:
       QkjaxError: a model cannot be read, two models have the same name, a folder of results does not state the path of

@@ -14,7 +14,7 @@ from qkjax.errors import QkjaxError
 
 VARIABLE = "QKJAX_COMPILATION_CACHE"
 MAX_BYTES = 256 * 2**20
-"""Largest size of the cache. JAX removes the programs that were not used for the longest time."""
+"""Largest size of the cache. JAX removes the programs that have not been used for the longest time."""
 MIN_SECONDS = 0.05
 """Programs that compile in less time are not saved: reading them would save nothing."""
 OWN_SETTINGS = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")

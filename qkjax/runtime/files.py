@@ -60,7 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:
-    """A new temporary file next to `path`, and an open handle that locks it as long as this process writes it."""
+    """A new temporary file next to `path`, and an open handle that locks it while this process writes it."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         if fcntl:
@@ -139,7 +139,8 @@ def read_bytes(path: Path) -> bytes | None:
     """The content of a file, or None if the file does not exist.
 
     Raises:
-      QkjaxError: the file cannot be read, or is not a regular file, from which reading might block or never end.
+      QkjaxError: the file cannot be read, or is not a regular file (reading a pipe or a device might block or never
+        end).
     """
     try:
         if not path.is_file() and (path.exists() or path.is_symlink()):

@@ -102,7 +102,8 @@ def on_first_host(function: Callable[[], Result]) -> Result | None:
     processes.
 
     Raises:
-      QkjaxError: raised by the function. Every process raises the error, so that none waits for the first one.
+      QkjaxError: the function failed with this error. Every process raises the error, so that none waits for the first
+        one.
     """
     import jax
 

@@ -7,7 +7,7 @@ TENSOR_CORES_WITH_TF32 = 8.0
 
 
 def full_precision() -> jax.lax.Precision | jax.lax.DotAlgorithmPreset:
-    """The fastest precision of the default device whose products are as accurate as float32 products.
+    """The fastest precision on the default device at which products are as accurate as in float32.
 
     - NVIDIA GPU since Ampere: three TF32 products (`TF32_TF32_F32_X3`) on tensor cores. Each factor is the sum of two
       TF32 numbers; only the product of the two smaller parts is dropped.

@@ -52,7 +52,7 @@ def rand_augment(image: "PIL.Image.Image", layers: int, level: float, rng: np.ra
 
     The strengths for levels 0 to 10 are those of big_vision. Two operations are Pillow's, and differ from those of
     big_vision. In big_vision, solarize inverts every pixel at level 10 because of an overflow, and contrast uses a
-    constant instead of the image's mean gray.
+    constant instead of the image's mean grey.
     """
     for _ in range(layers):
         image = _DISTORTIONS[int(rng.integers(len(_DISTORTIONS)))](image, level / LEVELS, rng)

@@ -16,8 +16,8 @@ from qkjax.train.config import TrainConfig
 def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callable[[dict], None]]:
     """Yields a function that writes one evaluation for TensorBoard; it does nothing unless `config.tensorboard` is set.
 
-    The file is written at once, not in a thread as by tensorboardX's `SummaryWriter`: after an error in that thread,
-    for example on a full disk, the next evaluation would wait forever.
+    The file is written immediately, not in a thread as by tensorboardX's `SummaryWriter`: after an error in that
+    thread, for example on a full disk, the next evaluation would wait forever.
 
     Args:
       folder: folder for TensorBoard's files.

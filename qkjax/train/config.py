@@ -173,7 +173,7 @@ _RANGES = [
 
 
 def from_dict(values: dict) -> TrainConfig:
-    """Makes a configuration from plain values. Missing values have the defaults of `TrainConfig`.
+    """Makes a configuration from plain values. Missing values take the defaults of `TrainConfig`.
 
     Raises:
       QkjaxError: a name is unknown, or a value has the wrong type or is out of range.

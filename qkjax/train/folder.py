@@ -97,7 +97,7 @@ def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
 
 
 def require_same_data(folder: Path, config: TrainConfig, fingerprint: str) -> None:
-    """Checks that the data of a run have not changed since it began.
+    """Checks that the data of a run have not changed since the run began.
 
     Raises:
       QkjaxError: the data have changed.

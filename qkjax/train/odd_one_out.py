@@ -72,7 +72,7 @@ def odd_one_out(rng: np.random.Generator, odd: bool) -> tuple[Image, int]:
 def _draw(
     hue: Float[np.ndarray, "cells"], angle: Float[np.ndarray, "cells"], shift: Float[np.ndarray, "2 cells"]
 ) -> Image:
-    """Draws one bar with soft edges in each cell, on a gray background; `shift` is (down, right) in pixels."""
+    """Draws one bar with soft edges in each cell, on a grey background; `shift` is (down, right) in pixels."""
     middle = np.arange(CELL) + 0.5 - CELL / 2
     down, right = middle[None, :, None] - shift[0, :, None, None], middle[None, None, :] - shift[1, :, None, None]
     cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]

@@ -56,7 +56,7 @@ def load_preset(name: str) -> TrainConfig:
     """Loads a configuration by the name of a preset, or from a file.
 
     Args:
-      name: name of a preset, or path of a .json or .toml file. Values that are missing in the file have the defaults of
+      name: name of a preset, or path of a .json or .toml file. Values that are missing in the file take the defaults of
         `TrainConfig`.
 
     Raises:

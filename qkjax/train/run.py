@@ -58,7 +58,7 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "", fresh: bo
     """Trains a ViT in a folder, or resumes an interrupted run there.
 
     The function prints only a progress bar, to standard error. The folder contains config.json, metrics.jsonl (one line
-    per evaluation), and checkpoints of the last two evaluations and of the best evaluation. At the end, it also
+    per evaluation), and checkpoints of the last two evaluations and of the best evaluation. At the end, the folder also
     contains model.npz, which `qkjax.load(folder)` and big_vision can read. The same call resumes an interrupted run,
     with bit-identical results. A finished run is not trained again. Processes joined by `hosts.join` train one model
     together, in a folder that all processes can access.

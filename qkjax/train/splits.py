@@ -27,7 +27,7 @@ class Subset:
 
 
 def split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Splits examples into training and held-out examples. A random fifth, drawn with the seed, is held out."""
+    """Splits examples into training and held-out examples. The seed determines a random fifth, which is held out."""
     order = np.random.default_rng(seed).permutation(len(examples))
     held_out = len(order) // HELD_OUT
     if not held_out:

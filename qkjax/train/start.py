@@ -126,7 +126,7 @@ def _for_run_pixels(params: dict, checkpoint: Checkpoint) -> dict:
     """
     mean, std = (np.asarray(x, np.float32) for x in (checkpoint.preprocess.mean, checkpoint.preprocess.std))
     kernel = np.asarray(patch_kernel(params), np.float32)
-    mean, std = mean[: kernel.shape[2]], std[: kernel.shape[2]]  # gray images have one channel
+    mean, std = mean[: kernel.shape[2]], std[: kernel.shape[2]]  # grey images have one channel
     shift = np.einsum("hwcd,c->d", kernel, (0.5 - mean) / std)
     bias = np.asarray(patch_bias(params)) + shift
     return with_patch_embedding(params, kernel=kernel / (2 * std)[None, None, :, None], bias=bias)

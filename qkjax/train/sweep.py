@@ -50,7 +50,8 @@ def sweep(
     and the values of the diverged run are NaN.
 
     Args:
-      config: the configuration that all runs share. The sweep replaces its constraint and its seed.
+      config: the configuration that all runs share. The sweep replaces the constraint and the seed of this
+        configuration.
       constraints: one or more constraints or schedules, such as ("free", "tied", "0-2:tied 3-5:free").
       seeds: number of seeds per constraint; the seeds are 0, 1, ...
       folder: folder of the sweep.

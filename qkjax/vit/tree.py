@@ -1,7 +1,7 @@
 """Accesses parameters and intermediates by name. No other module of the model or of the analyses knows these names.
 
 The parameter tree is that of big_vision. Functions that change a tree return a copy that shares all unchanged arrays
-with the original. All functions accept numpy and JAX arrays, also within `jit`. Letters: L layers, D embed, H heads, d
+with the original. All functions accept numpy and JAX arrays, even within `jit`. Letters: L layers, D embed, H heads, d
 head_dim.
 """
 

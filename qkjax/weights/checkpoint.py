@@ -122,7 +122,7 @@ def digest_of_parameters(params: Mapping) -> str:
     """A hash (BLAKE2b, 32 hexadecimal digits) of the names and the bytes of all parameters.
 
     Results store this hash, so that results of models with different weights cannot be confused. Two models have equal
-    hashes if their names and bytes are equal. If the same values have another dtype, the hash differs.
+    hashes if their names and bytes are equal. If the same values have a different dtype, the hash differs.
 
     Args:
       params: nested dict of arrays.

@@ -65,7 +65,7 @@ def ablate(
     grown, the next call therefore computes only the missing ablations. Equivalent ablations are computed once.
 
     Args:
-      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for grey images.
       plan: the path of a TOML file, or a list of grids such as [{"edit": "drop", "select": "cosine>0.5"}]; see
         `qkjax.analyses.ablate.plan`.
       images: the image set; by default the photographs of scikit-image and scikit-learn, and crops of these

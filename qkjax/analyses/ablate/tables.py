@@ -30,9 +30,11 @@ LABELS = {
     "attention_js": Label("divergence of attention", "bits", "Jensen-Shannon divergence from the original."),
     "class_attention_js": Label("divergence of the class token's attention", "bits", "Jensen-Shannon divergence."),
     "attention_entropy": Label("attention entropy", "bits", "Entropy of the attention of query patches over keys."),
-    "preference": Label("preference for similar tokens", "1", "Cosine with attended tokens, minus its uniform mean."),
+    "preference": Label(
+        "preference for similar tokens", "1", "Mean cosine with attended tokens, minus that under uniform attention."
+    ),
     "share": Label("edited share", "1", "Edited share of the squared strength of each head."),
-    "kept": Label("kept share", "1", "Share of an edit's squared strength that new kernels can hold."),
+    "kept": Label("kept share", "1", "Share of an edit's squared strength that new kernels represent."),
     "cka": Label("linear CKA", "1", "Similarity of all representations to the original representations."),
     "right_head": Label("classified correctly", "1", "Whether the model's own classifier is correct."),
     "right_probe": Label("classified correctly", "1", "Whether a linear probe of the original model is correct."),
@@ -43,7 +45,7 @@ LABELS = {
     "select": Label("selection", "", "Selection of modes; see qkjax.interaction.select."),
     "control": Label("control", "", "Seed of strength-matched random modes; -1 for the selected modes."),
     "key_bias": Label("key bias", "1", "0 if the edited heads lose their key bias."),
-    "condition": Label("condition", "", "Selection without dose and layers; one dose-response curve."),
+    "condition": Label("condition", "", "Selection without dose and layers; names one dose-response curve."),
     "layers": Label("layers", "", "Layers in the selection; empty for all layers."),
     "dose": Label("dose", "1", "Dose in the selection; NaN if there is no dose."),
 }

@@ -76,7 +76,7 @@ def same_object(
     themselves.
 
     Args:
-      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for grey images.
       images: images with object masks; by default 200 composed scenes; see `qkjax.images.segmented.mosaics`. See
         `open_objects` for ADE20K.
       top: number of images per mode. The score of an image is the product of the maxima of the query map and the key

@@ -101,7 +101,7 @@ def attention_preference(
     An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among themselves.
 
     Args:
-      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for grey images.
       scenes: image set of scenes; by default 200 generated scenes; see `qkjax.images.generated.patterns`. See `open_o3`
         for O3.
       options: batch size, resolution and floating-point format.

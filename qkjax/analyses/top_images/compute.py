@@ -79,10 +79,10 @@ def top_images(
     """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
 
     An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among themselves.
-    Independent processes can also divide them among themselves; see the attribute `shard` of `PassOptions`.
+    Independent processes can also divide the images; see the attribute `shard` of `PassOptions`.
 
     Args:
-      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for gray images.
+      checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for grey images.
       images: the image set, for example from `open_images`; by default the photographs of scikit-image and
         scikit-learn, and crops of these photographs.
       top: number of images per mode, sign and score; at most the number of images in the set.
@@ -136,7 +136,7 @@ def top_images(
     attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
     best = jax.tree.map(np.asarray, result.state)
     if not (best.top.image.min() >= -1 and best.top.image.max() < len(images)):
-        raise QkjaxError(f"cannot resume from {partial}: it has images that are not in the set; remove this file")
+        raise QkjaxError(f"cannot resume from {partial}: it contains images that are not in the set; remove this file")
     require_finite({"scores": best.top.score[best.top.image >= 0]}, images.name, partial)
     return top_images_dataset(best, grid, tuple(scores), images.names, unreadable, measure(modes), attrs)
 

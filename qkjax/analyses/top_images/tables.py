@@ -132,7 +132,7 @@ def images_of_mode(dataset: xr.Dataset, name: ModeName) -> list[tuple[int, float
 
 
 def has_maps(dataset: xr.Dataset, name: ModeName) -> bool:
-    """Whether the dataset, which may be of an early version, contains maps of a mode on its top images."""
+    """Whether a dataset, which may be of an early version, has maps of a mode on the top images of the first score."""
     stored = dataset.get("query_map")
     return stored is not None and name.mode < stored.sizes["mapped_mode"] and stored.score == dataset.score.values[0]
 

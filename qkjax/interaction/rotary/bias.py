@@ -77,10 +77,11 @@ def spread(
 ) -> Float[Array, "layers heads"]:
     """Root of E ||Wq R(delta) Wk^T||_F^2 / d over pairs of positions: the spread of a term of the logits.
 
-    This is the standard deviation of y_i M(delta) y_j^T / sqrt(d) over positions and over tokens with unit variance in
-    all directions; the kernels must include the LayerNorm scale and centring (see `qkjax.interaction.bias.bias_terms`).
-    For the bias terms, pass a bias as a kernel with embed = 1: `spread(query_bias[:, None], key, angles)` is the spread
-    of the third term, and `spread(query_bias[:, None], key_bias[:, None], angles)` that of the last.
+    The spread is the standard deviation of y_i M(delta) y_j^T / sqrt(d) over positions and over tokens with unit
+    variance in all directions; the kernels must include the LayerNorm scale and centring (see
+    `qkjax.interaction.bias.bias_terms`). For the bias terms, pass a bias as a kernel with embed = 1:
+    `spread(query_bias[:, None], key, angles)` is the spread of the third term, and `spread(query_bias[:, None],
+    key_bias[:, None], angles)` that of the last.
     """
     planes = (by_plane(jnp.asarray(x, jnp.float32), pairs)[None] for x in (query, key))
     square = (for_heads(moments(angles)) * inner_products(*planes)).sum((0, -1, -2))

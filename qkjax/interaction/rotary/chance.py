@@ -65,7 +65,7 @@ def curve_factor(angles: Angles, grid: tuple[int, ...]) -> Float[np.ndarray, "di
     The nuclear norm of M(delta) varies little between random kernels. With a constant nuclear norm, the covariance of
     the weighted cosines at two offsets is proportional to sum_a cos(theta_a(delta) - theta_a(delta')), and the variance
     of a mean with weights w is proportional to sum_a |sum_delta w exp(i theta_a(delta))|^2. (For D = 48 and d = 12, the
-    standard deviations of 4,000 simulated heads agree within 4%.)
+    standard deviations of 4,000 simulated heads agree with this formula to within 4%.)
     """
     phases = np.exp(1j * offset_angles(angles, grid))
     maps = phases.T.reshape(1, phases.shape[1], *offsets(grid).shape[:-1])
@@ -120,7 +120,7 @@ def rotary_null(embed: int, heads: int, angles: Angles, grid: tuple[int, ...]) -
       (0.51, True)
     """
     if np.ndim(angles) != 2:
-        raise QkjaxError(f"angles has shape {np.shape(angles)}: expected (places, planes), the angles of one head")
+        raise QkjaxError(f"angles has shape {np.shape(angles)}: expected (positions, planes), the angles of one head")
     planes = angles.shape[1]
     variance = np.diagonal(covariances(angles), axis1=-2, axis2=-1).sum(0)
     axis = np.diagonal(axis_covariances(angles, grid), axis1=-2, axis2=-1).sum((1, 2)) / planes

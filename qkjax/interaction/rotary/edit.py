@@ -10,7 +10,7 @@ brackets P and Q, and Wq' diag(c) Wk'^T is the edited Mbar exactly. No mode incl
 these planes stay as they are, and the part of M(delta) in these planes is out of reach.
 
 The symmetric and antisymmetric parts of Mbar have up to twice its rank. The kernels retain the strongest modes of the
-part, and M'(delta) is as near to M(delta) as `_part_of_mean` describes.
+part, and `_part_of_mean` describes how near M'(delta) is to M(delta).
 
 An edit of M(delta) at one offset alone, or of a mode's exact term in the logits (`exact`), cannot be realised in
 kernels: it would need a matrix between Wq and Wk that does not commute with the rotations.

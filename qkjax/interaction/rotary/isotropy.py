@@ -27,8 +27,8 @@ class Isotropy(NamedTuple):
       along: mean value of offsets along each axis alone, such as (rows, columns): queries and keys in the same column,
         and in the same row. Only offsets up to the length of the shortest axis count.
       ahead: mean value of all offsets with a positive coordinate on each axis minus the mean of those with a negative
-        coordinate. For axes (rows, columns), this compares queries below the key with queries above it, and queries to
-        the right of the key with queries to its left.
+        coordinate. For axes (rows, columns), this is the mean for queries below the key minus the mean for queries
+        above it, and the mean for queries to the right of the key minus the mean for queries to its left.
     """
 
     isotropic: Float[np.ndarray, "layers heads"]

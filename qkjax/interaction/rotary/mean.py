@@ -7,7 +7,7 @@ Rbar is the mean of R(p). In plane a, Rbar is the complex number mu_a = mean_p e
 
 with c_a on both columns of plane a. The two factors have the shape of kernels: `decompose` and all measures of modes
 apply to them without any change. Mbar is the expected interaction of two contents, wherever they are. High frequencies
-have c near 0 and carry positions, low frequencies have c near 1 and carry content (Barbero et al. 2024, arXiv
+have c near 0 and carry positions, and low frequencies have c near 1 and carry content (Barbero et al. 2024, arXiv
 2410.06205, observe this in language models).
 """
 

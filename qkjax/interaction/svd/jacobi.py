@@ -27,10 +27,10 @@ def jacobi_svd(
     """Factorises M = U diag(s) V^T and returns U, s in descending order, and V^T, as `jnp.linalg.svd` does.
 
     Columns of M are rotated in pairs until all columns are orthogonal: M V = U diag(s) (Hestenes 1958; the order of
-    pairs is from Brent and Luk 1985). The rotations start from M V0, where V0 are the eigenvectors of M^T M, which
-    libraries compute quickly for many matrices at once. V0 is inaccurate only for singular values below about 3e-4
-    times the largest, because M^T M squares all singular values. The rotations correct these inaccuracies. Noise of a
-    thousandth of float32's rounding error is added, so that columns of zeros have a direction.
+    pairs is from Brent and Luk 1985). The rotations start from M V0, where the columns of V0 are the eigenvectors of
+    M^T M, which libraries compute quickly for many matrices at once. V0 is inaccurate only for singular values below
+    about 3e-4 times the largest, because M^T M squares all singular values. The rotations correct these inaccuracies.
+    Noise of a thousandth of float32's rounding error is added, so that columns of zeros have a direction.
     """
     dot = partial(jnp.matmul, precision="highest")
     *batch, rank, _ = matrix.shape

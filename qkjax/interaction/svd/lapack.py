@@ -3,7 +3,7 @@
 XLA also calls LAPACK. But XLA factorises one head after the other on one core, copies each head to LAPACK's memory
 layout and back, and multiplies at half the speed of BLAS. In float64, the Gram matrix of a kernel can be factorised
 instead of the kernel itself. The factorisation of the Gram matrix takes a third of the work of Householder reflections.
-In float64, it is still more accurate than Householder reflections in float32.
+In float64, this factorisation is still more accurate than Householder reflections in float32.
 """
 
 import math
@@ -80,7 +80,7 @@ def by_lapack() -> bool:
 def fast_on_host(arrays: Sequence[Array | np.ndarray | None]) -> bool:
     """Whether the CPU decomposes kernels in less time than a program for an accelerator takes to compile.
 
-    Arrays on an accelerator are decomposed there.
+    Arrays on an accelerator are decomposed on that accelerator.
 
     Args:
       arrays: query kernel, key kernel and norm scale.

@@ -55,7 +55,7 @@ class Argument:
       meaning: description of the number, for error messages.
       type: type of the number, int or float.
       low: smallest allowed value.
-      high: largest allowed value. If None, it is head_dim.
+      high: largest allowed value. If None, the largest allowed value is head_dim.
       example: a valid value.
     """
 

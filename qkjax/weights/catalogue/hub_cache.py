@@ -43,7 +43,7 @@ def snapshot(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a configuration and all weights exist. huggingface_hub gives a file its name only when it is complete."""
+    """Whether a configuration and all weights exist. huggingface_hub gives only complete files their final names."""
     if unverified(folder).exists() or not any((folder / name).is_file() for name in CONFIGS):
         return False
     named = next((name for name in FILES if (folder / name).is_file()), None)

@@ -22,7 +22,7 @@ def check_content(file: BinaryIO, name: str) -> None:
       name: the name of the file; its suffix determines the expected format.
 
     Raises:
-      QkjaxError: the file has another format, or its end is missing.
+      QkjaxError: the file has a different format, or its end is missing.
     """
     file.seek(0)
     start, suffix = file.read(16), Path(name).suffix

@@ -32,8 +32,8 @@ def download(
     Args:
       url: the address, which begins with http:// or https://.
       path: the file to write.
-      sha256: expected SHA-256 of the file in hexadecimal; "" if it is unknown. If the server states a hash, it is
-        verified too.
+      sha256: expected SHA-256 of the file in hexadecimal; "" if it is unknown. If the server states a hash, that hash
+        is verified too.
       stall: number of seconds after which an attempt fails if the server sends no bytes, or sends them too slowly.
       attempts: number of consecutive failed attempts that are allowed. An attempt that receives a mebibyte resets the
         count.
@@ -42,8 +42,8 @@ def download(
 
     Raises:
       QkjaxError: the file does not exist, there is no connection, the download is interrupted repeatedly, the checksum
-        is wrong, the file does not have the format of its suffix, or the disk is full. The received part of the file
-        stays next to `path`, and the next call resumes from there.
+        is wrong, the file does not have the format that its suffix states, or the disk is full. The received part of
+        the file stays next to `path`, and the next call resumes from there.
     """
     failures = 0
     while not path.exists():
@@ -108,8 +108,8 @@ def check_size(stated: int, about: int, source: str) -> None:
     """
     if about and abs(stated - about) > MOST_DIFFERENCE * about:
         raise QkjaxError(
-            f"cannot download {source}: the server states {stated} bytes, and the catalogue about {about}; another "
-            "file is there now: download the right one by hand, and pass its path"
+            f"cannot download {source}: the server states {stated} bytes, but the catalogue states about {about}; "
+            "the file on the server has changed: download the right file by hand, and pass its path"
         )
 
 

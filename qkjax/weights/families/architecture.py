@@ -47,7 +47,7 @@ def infer_grid(tokens: int, grid: Shape | None) -> Shape:
 def has_class_row(shapes: Mapping[str, Shape], grid: Shape | None) -> bool:
     """Whether row 0 of the position embedding is the position of the class token, as in files from before 2022.
 
-    This is the case if there is a class token, and the embedding has one row more than the grid has cells.
+    Row 0 is that position if there is a class token, and the embedding has one row more than the grid has cells.
     """
     if "cls" not in shapes or "pos_embedding" not in shapes:
         return False

@@ -40,7 +40,7 @@ def read_vit(
 ) -> tuple[ViTConfig, dict[str, np.ndarray]]:
     """Reads and checks the parameters in a container; returns the architecture, and a flat dict of canonical arrays.
 
-    The function first reads and checks the headers. If the file is not a ViT, it therefore loads no array.
+    The function first reads and checks the headers. If the file is not a ViT, the function therefore loads no array.
 
     Args:
       container: an open file or folder.
@@ -83,7 +83,7 @@ def naflex_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int,
     """For a NaFlex ViT, the shapes of its patch and position embedding in an equivalent plain ViT; otherwise {}.
 
     NaFlex (SigLIP 2, arXiv 2502.14786) embeds patches with a dense layer, whose inputs are the pixels of a patch, row
-    by row. NaFlex has one position embedding for each cell of a square grid. On images with this grid, it equals a
+    by row. NaFlex has one position embedding for each cell of a square grid. On images with this grid, NaFlex equals a
     plain ViT.
 
     Raises:

@@ -132,7 +132,7 @@ def _size(values: Mapping[str, Any], key: str, short: bool) -> tuple[_Size | Non
 
 
 def _mean_std(values: Mapping[str, Any]) -> tuple[RGB, RGB] | None:
-    """The mean and the standard deviation for pixel values in 0..1; None if they are missing or have another type.
+    """The mean and the standard deviation for pixel values in 0..1; None if they are missing or have a different type.
 
     The values in the file, which may have any rescale_factor, are converted.
 

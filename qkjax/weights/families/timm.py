@@ -158,6 +158,6 @@ def _geometry(values: Mapping) -> tuple[dict, list[str]]:
 
 
 def _pretrained(config: Mapping) -> Mapping:
-    """The section of config.json on the pretrained weights. In old files, this is the top level."""
+    """The section of config.json about the pretrained weights. In old files, this section is the top level."""
     inner = config.get("pretrained_cfg", config)
     return inner if isinstance(inner, Mapping) else {}

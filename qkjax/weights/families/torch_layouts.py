@@ -48,7 +48,7 @@ def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts)
     """Converts and checks a state dict; returns the architecture, a flat dict of canonical arrays, and notes.
 
     Args:
-      keys: names of its parameters.
+      keys: names of the parameters in the state dict.
       read: function from a name to its array.
       facts: facts about the model; other settings are inferred, or are defaults of the family.
 
@@ -106,7 +106,7 @@ def to_tree(
     """Converts a state dict to a flat dict of canonical arrays, one array at a time.
 
     Args:
-      keys: names of its parameters.
+      keys: names of the parameters in the state dict.
       read: function from a name to its array.
       facts: facts about the model.
 

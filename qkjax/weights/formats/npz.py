@@ -26,7 +26,7 @@ from qkjax.weights.formats.blocks import read_bytes, stamp_of
 HEADER_BYTES = 65536  # largest accepted header; numpy writes 128 bytes for these arrays
 ZIP64_COUNT = 0xFFFF  # this value means that the number of members is stored elsewhere (zip64)
 LOCAL_HEADER = 30
-"""Bytes in front of the name of a member; the last four state the lengths of the name and of the extra field."""
+"""Bytes before the name of a member; the last four state the lengths of the name and of the extra field."""
 CHUNK = 1 << 20  # small enough to stay in the processor's cache between two copies
 
 

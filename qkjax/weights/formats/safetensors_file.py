@@ -29,8 +29,8 @@ def open_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     """A dict from the name of each array to a function that reads it.
 
     Raises:
-      QkjaxError: the file is damaged. The functions raise it if the file has changed since, or if an array does not
-        consist of floating point numbers.
+      QkjaxError: the file is damaged. The functions raise this error if the file has changed since, or if an array does
+        not consist of floating point numbers.
     """
     from safetensors import SafetensorError, safe_open
 

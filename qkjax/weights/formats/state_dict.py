@@ -173,7 +173,7 @@ def _check_members(path: Path) -> bool:
     """Compares each member of a zip file with its checksum, which torch does not do; a checksum of 0 is not compared.
 
     Returns:
-      Whether no member is compressed. If torch maps a compressed member, it takes the compressed bytes for weights.
+      Whether no member is compressed. If torch maps a compressed member, it mistakes the compressed bytes for weights.
 
     Raises:
       QkjaxError: a member is damaged.
