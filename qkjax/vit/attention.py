@@ -86,7 +86,23 @@ def _by_head(query, key, value, bias, *, precision):
 
 
 def _fused(query, key, value, bias):
+    even = query.shape[1] % 2 == key.shape[1] % 2 == 0
+    return _cudnn(query, key, value) if even else _fused_forward(query, key, value)
+
+
+def _cudnn(query, key, value):
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+@jax.custom_vjp
+def _fused_forward(query, key, value):
+    """cuDNN's attention without its derivative, which jax refuses for odd numbers of tokens."""
+    return _cudnn(query, key, value)
+
+
+_fused_forward.defvjp(
+    lambda *inputs: jax.vjp(partial(_by_softmax, bias=None, precision=None), *inputs), lambda pull, slope: pull(slope)
+)
 
 
 def _is_fused_available(query, key, value) -> bool:
