@@ -85,7 +85,7 @@ def _bilinear_weights(old: int, new: int, offset: float = 0.0) -> Float[np.ndarr
 
 
 def _nearest_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """The weights that select the nearest lower position in float32 fractions of the side, as in Idefics 2."""
+    """The weights that select the nearest lower position, with float32 fractions of the side as in Idefics 2."""
     fractions = np.arange(new, dtype=np.float32) * (np.float32(1) / np.float32(new))
     boundaries = np.arange(1 / old, 1, 1 / old).astype(np.float32)[: old - 1]
     return np.eye(old)[np.searchsorted(boundaries, np.minimum(fractions, np.float32(1 - 1e-6)), side="right")]

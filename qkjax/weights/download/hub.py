@@ -80,7 +80,7 @@ def _compare(folder: Path, files: Mapping[str, Any], repo: str) -> None:
     """Checks that an earlier snapshot still agrees with the hub, because a commit must never change.
 
     Raises:
-      QkjaxError: a file differs. The function does not remove the file.
+      QkjaxError: a file differs from the hub's file. The function does not remove the file.
     """
     recorded = read_record(folder)
     for name, facts in recorded.get("files", {}).items():
@@ -100,7 +100,7 @@ def _verify(folder: Path, files: Mapping[str, Any], repo: str) -> None:
     """Checks that the files of a snapshot have the hashes that the hub states.
 
     Raises:
-      QkjaxError: a file differs. The function removes the file.
+      QkjaxError: the hash of a file differs from the hub's hash. The function removes the file.
     """
     for path in sorted(folder.iterdir()):
         try:

@@ -120,7 +120,7 @@ def verify(file: BinaryIO, name: str, expected: Mapping[str, str]) -> None:
     """Checks that a file has the expected hashes, which are given by algorithm ("" if unknown).
 
     Raises:
-      WrongDigestError: a hash differs. The message refers to the file as `name`.
+      WrongDigestError: a hash differs from the expected hash. The message refers to the file as `name`.
     """
     known = {kind: digest for kind, digest in expected.items() if digest}
     for kind, actual in digests(file, known).items():

@@ -19,7 +19,7 @@ MOST_LAYERS = 1000
 
 
 class Stored(NamedTuple):
-    """The place of a canonical parameter in a file: the key, and, for scanned blocks, the index on the first axis."""
+    """The location of a canonical parameter in a file: the key, and for scanned blocks the index on the first axis."""
 
     key: str
     layer: int | None = None

@@ -1,8 +1,7 @@
 """Reads from the config.json of a transformers model the facts that the shapes of its parameters do not determine.
 
-The tables of `huggingface_kinds` list the model types that qkjax can compute. Each key of a configuration belongs
-to one of four groups: qkjax uses the key, the parameters determine its effect, the key is harmless, or the key raises
-an error.
+The tables of `huggingface_kinds` list the model types that qkjax can run. Each key of a configuration belongs to one of
+four groups: qkjax uses the key, the parameters determine its effect, the key is harmless, or the key raises an error.
 """
 
 import re
