@@ -510,7 +510,7 @@ def test_help_is_in_plain_words(name, monkeypatch, capsys):
 def test_errors_name_options(monkeypatch, capsys):
     for words, message in {
         ("objects", DATA / "a.npz", "--top", 0): "--top 0: expected a whole number of at least 1",
-        ("analyze", DATA / "a.npz", "--center"): "--center needs --fold-scale, ",
+        ("analyze", DATA / "a.npz", "--center"): "--center needs --fold-scale: ",
         (
             "ablate",
             DATA / "a.npz",

@@ -75,10 +75,10 @@ def eight(tmp_path_factory) -> dict[str, list[np.ndarray]]:
 
 def assert_same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
     """To 1e-5. What Adam divides by is the gradient itself, so that one of the size of its rounding, some 1e-9, may
-    step either way: one entry of ten thousand is let off."""
+    step either way: one entry of a thousand is let off."""
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape
-        assert np.mean(np.abs(a - b) > 1e-5) <= 1e-4, np.abs(a - b).max()
+        assert np.mean(np.abs(a - b) > 1e-5) <= 1e-3, np.abs(a - b).max()
 
 
 def test_eight_devices_decompose_as_one_does(eight):

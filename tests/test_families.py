@@ -740,7 +740,7 @@ def test_shards(torch, transformers, tmp_path):
     with pytest.raises(qkjax.QkjaxError, match=f"shard '{shards[0].name}' is missing"):
         qkjax.load(tmp_path / "many")
     index.write_text("[]")
-    with pytest.raises(qkjax.QkjaxError, match="contains list, expected a JSON object"):
+    with pytest.raises(qkjax.QkjaxError, match="contains a list, expected a JSON object"):
         qkjax.load(tmp_path / "many")
 
 
@@ -1233,7 +1233,7 @@ def test_what_is_not_followed_is_a_note(tmp_path):
 def test_a_preprocessing_that_is_only_guessed_is_a_note(tmp_path):
     checkpoint = qkjax.load(folder_of_a_vit(tmp_path))
     assert checkpoint.notes[-1] == (
-        "no file states the preprocessing of its images: the preset 'hf-vit', assumed from the architecture, is used"
+        "no file states the preprocessing, so qkjax uses the preset 'hf-vit', assumed from the architecture"
     )
 
 

@@ -226,7 +226,7 @@ def test_model_inside_the_module_of_a_trainer(torch, transformers):
     model = small_clip(transformers)
     trainer = trainer_of(torch, inner=trainer_of(torch, net=model, head=torch.nn.Linear(48, 3)))
     assert_equal(qkjax.load(trainer), qkjax.load(model))
-    assert "unwrapped from 'inner.net'; the rest of the module is left out" in qkjax.load(trainer).notes
+    assert "unwrapped from 'inner.net'; qkjax leaves out the rest of the module" in qkjax.load(trainer).notes
     with pytest.raises(qkjax.QkjaxError, match=r"contains several models \(teacher, student\): load one of them"):
         qkjax.load(trainer_of(torch, teacher=model, student=small_clip(transformers)))
 

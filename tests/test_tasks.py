@@ -97,7 +97,7 @@ def test_folders_that_cannot_be(folder, tmp_path, pictures):
         (tmp_path / part / name).mkdir(parents=True)
         pictures[0].save(tmp_path / part / name / "0.png")
     with pytest.raises(
-        qkjax.QkjaxError, match="has the class b in only one of the folders for training and validation"
+        qkjax.QkjaxError, match="contains the class b in only one of the folders for training and validation"
     ):
         load_task(TrainConfig(data=str(tmp_path)))
 

