@@ -3,7 +3,9 @@
 import gc
 import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,18 +63,19 @@ def _quiet() -> Iterator[None]:
     """Suppresses messages that libraries print about checkpoints; the raised error states the problem.
 
     Orbax logs every file that it writes, and every error. If a write fails, orbax closes asyncio's event loop, and all
-    other writes then report that the loop is closed.
+    other writes then report that the loop is closed, or that nobody waited for them.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
 
     def without_closed_loops(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if not re.search(r"Event loop is closed|was never awaited", str(unraisable.exc_value)):
             hook(unraisable)
 
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = without_closed_loops
+    warnings.filterwarnings("ignore", ".* was never awaited", RuntimeWarning)
     try:
         yield
         sys.unraisablehook = hook  # after an error, the filter stays, because other threads may print messages later
