@@ -189,6 +189,7 @@ def whole(run):
     return result
 
 
+@pytest.mark.slow
 def test_a_plan_that_was_stopped_goes_on_to_the_same_bits_and_can_grow(run, whole, folder, monkeypatch):
     path, whole = whole
     right, done = Ablator.ablate, path.parent / "stopped" / "done"

@@ -86,6 +86,7 @@ OF = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "change"), [(name, change) for name, changes in OF.items() for change in changes])
 def test_a_finished_result(name, change, folder, monkeypatch, capsys):
     words = (name, "model.npz", *OPTIONS[name])

@@ -47,6 +47,7 @@ def programs(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.rglob("*-cache")}
 
 
+@pytest.mark.slow
 def test_programs_are_saved_and_read_again_without_a_word(run, tmp_path):
     first = run(analyze(tmp_path))
     assert first.returncode == 0, first.stderr
@@ -57,6 +58,7 @@ def test_programs_are_saved_and_read_again_without_a_word(run, tmp_path):
     assert "jit__measure" not in "".join(set(programs(tmp_path / "user")) - set(saved)), "it was read"
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_writing_breaks_no_later_one(run, tmp_path):
     """The half-written program is replaced, and no process prints a warning."""
     folder = tmp_path / "user" / "qkjax" / "programs"

@@ -103,6 +103,7 @@ def test_split_parameters_do_what_copied_ones_do(eight):
     assert_same(eight["fsdp"], eight["data"])
 
 
+@pytest.mark.slow
 def test_two_hosts_do_what_one_does(tmp_path):
     """Two processes of two devices each, parameters split over all four, through the command line; they go on from
     each other's checkpoint, and the folder is that of one run."""

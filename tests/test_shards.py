@@ -41,6 +41,7 @@ def result_of(folder: Path) -> xr.Dataset:
     return xr.load_dataset(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["top-images", "preference", "objects", "ablate"])
 def test_the_last_share_writes_the_bits_of_one_process(name, pictures, tmp_path, monkeypatch, capsys):
     done = command(monkeypatch, capsys, *words(name, pictures), "--out", tmp_path / "whole")
