@@ -12,7 +12,7 @@ from conftest import UNCACHED
 from qkjax.cli import COMMANDS as OF_THE_CLI
 from qkjax.cli.training import training_commands
 
-TIMES = int(os.environ.get("QKJAX_KILLS") or 2)
+TIMES = int(os.environ.get("QKJAX_KILLS") or 1)
 """Interruptions of each kind."""
 
 

@@ -369,7 +369,7 @@ class Trial:
             texts = [(self.home / f"process{number}/output").read_text(errors="replace") for number in range(2)]
             (self.home / "output").write_text("\n".join(texts))
             self.require(sorted(codes) in ([0, 0], [0, 2]), f"exit codes {codes} of two processes")
-            says = all("another process works in" in text for text, code in zip(texts, codes, strict=True) if code)
+            says = all("another process is using" in text for text, code in zip(texts, codes, strict=True) if code)
             self.require(says and "Traceback" not in "".join(texts), "a process does not say why it stopped")
             self.compare("two processes")
         return codes

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
+from qkjax.runtime.files import temporaries
 from qkjax.weights import catalogue
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.catalogue.hub_cache import is_offline
@@ -38,7 +39,7 @@ def fetch(name: str) -> Path:
         differs from an earlier download from another source.
     """
     entry = catalogue.supported(name)
-    if path := _on_disk(entry):
+    if (path := _on_disk(entry)) and not temporaries([record_path(path)]):
         return path
     if entry.kind == "hand":
         raise QkjaxError(
@@ -47,7 +48,9 @@ def fetch(name: str) -> Path:
         )
     # Two entries may refer to the same file.
     with locked(catalogue.folder(), f"{entry.kind}-{entry.repo or entry.path or entry.url or entry.name}"):
-        return _on_disk(entry) or _download(entry)
+        if (path := _on_disk(entry)) and temporaries([record_path(path)]):
+            write_record(path, address(entry))  # a process was killed while it wrote the record
+        return path or _download(entry)
 
 
 def _on_disk(entry: Entry) -> Path | None:
