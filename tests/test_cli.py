@@ -237,7 +237,6 @@ def test_interrupt_within_garbage_collection():
     assert "interrupted" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_names_that_matplotlib_would_read_as_its_own(tmp_path):
     """Dollar signs are no mathematics, and a leading underscore hides nothing from the legend."""
     for name in (r"_x$\frac$", "c"):
@@ -473,7 +472,6 @@ def test_tables_findings_next_step_and_json(name, workplace, tmp_path, monkeypat
     assert isinstance(documents, list) == (name == "compare")
 
 
-@pytest.mark.slow
 def test_json_of_several_models_is_one_document(workplace, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     for name in ("analyze", "objects"):
