@@ -74,6 +74,7 @@ def as_stated(command: str, used: float, limit: float) -> None:
     assert 0.4 * limit < used < 1.2 * limit, f"{command}: {used:.2f} GB, stated {limit:.2f}"
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("command", FEW)
@@ -85,6 +86,7 @@ def test_peak_memory_of_what_takes_a_model(command, size, default, tmp_path):
     as_stated(command, peak(tmp_path, command, model, *FEW[command]), stated(command)[SIZES.index(size)])
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("size", TRAINED_SIZES)
 @pytest.mark.parametrize("command", TRAINED)

@@ -34,6 +34,7 @@ def shown(notebook):
     return notebook
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the kernel's own libraries
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs(default, path, tmp_path):

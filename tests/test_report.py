@@ -439,6 +439,7 @@ def test_a_scan_that_kept_more_is_taken(site, tmp_path, monkeypatch):
         write_top_images(checkpoint, images, ScanOptions(top=10), folder, {})
 
 
+@pytest.mark.slow
 def test_commands_of_a_page_can_be_run(tmp_path, monkeypatch):
     """As they stand, by a shell, whatever the files are called; `modes` reads the scan that the report made."""
     monkeypatch.chdir(tmp_path)

@@ -414,6 +414,7 @@ def tensorboard_scalars(folder: Path) -> dict[tuple[str, int], float]:
     return found
 
 
+@pytest.mark.slow
 def test_sweep_says_what_its_runs_say(tmp_path, capsys):
     """Accuracies, intervals and differences against numpy and scipy; a second call trains nothing; runs serve as
     models, also for photographs, though digits are gray."""

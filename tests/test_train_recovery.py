@@ -304,6 +304,7 @@ def test_two_processes_at_once(name, tmp_path):
     assert not list((tmp_path / "out").rglob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="mounts a file system")
 def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_room(whole, tmp_path, capfd):
     disk = tmp_path / "disk"
