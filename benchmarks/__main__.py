@@ -15,14 +15,13 @@ import subprocess
 import sys
 import tempfile
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import tyro
 from tyro.conf import Positional
 
 from benchmarks.gpu import session
-from benchmarks.table import Line, markdown
+from benchmarks.table import Line, markdown, versions
 
 HERE = Path(__file__).parent  # each is also a script that imports those beside it
 
@@ -55,22 +54,16 @@ def main(names: Positional[tuple[str, ...]] = NAMES, out: Path = Path("benchmark
         print(f"\n# {name}", flush=True)
         found, device = run(name)
         lines += found
-    told = [f"{date.today()}, {device}, {os.cpu_count()} cores, Python {platform.python_version()}", _versions(), ""]
+    told = [
+        f"{date.today()}, {device}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        ", ".join(versions(LIBRARIES)),
+        "",
+    ]
     text = "\n".join([*told, markdown(lines), ""])
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{date.today()}-{device.lower().replace(' ', '-')}.md"
     path.write_text(text)
     print(f"\n{text}\nwrote {path}")
-
-
-def _versions() -> str:
-    found = []
-    for name in LIBRARIES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} not installed")
-    return ", ".join(found)
 
 
 if __name__ == "__main__":

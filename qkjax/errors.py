@@ -61,6 +61,15 @@ class ShardFinished(Exception):  # noqa: N818 - it is no error
         )
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its type if there is no message.
+
+    >>> first_line(OSError("not found\\nat line 3")), first_line(KeyError())
+    ('not found', 'KeyError')
+    """
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for the end of an error message, such as " (nearest: 'x')"; empty if no known name is similar."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)

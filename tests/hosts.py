@@ -5,6 +5,10 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 CODE = """
 import sys, time
@@ -19,6 +23,15 @@ from qkjax.cli import main
 main()
 """
 """The command line, for `python -c`."""
+
+
+def small_pictures(folder: Path, count: int) -> Path:
+    """Writes small pictures to a folder, one of which cannot be read; returns the folder."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{index:02d}.png")
+    (folder / "05.png").write_bytes(b"no picture")
+    return folder
 
 
 def run_hosts(*commands: Sequence, timeout: float = 300, **environment: str) -> list[subprocess.CompletedProcess]:

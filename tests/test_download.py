@@ -12,7 +12,7 @@ import threading
 import time
 import zipfile
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
@@ -422,19 +422,8 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub_server():
     """Starts hubs in miniature; gives their address."""
-    servers = []
-
-    def start(repos: dict) -> str:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Hub,), {"repos": repos}))
-        server.daemon_threads, server.block_on_close = True, False
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with local_servers() as run:
+        yield lambda repos: run(type("Handler", (Hub,), {"repos": repos}))
 
 
 @pytest.fixture

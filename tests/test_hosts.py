@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from hosts import CODE, run_hosts
-from PIL import Image
+from hosts import CODE, run_hosts, small_pictures
 
 from conftest import DATA, UNCACHED
 from qkjax.runtime.lock import exclusive_here
@@ -26,12 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Small pictures in a folder, and a file that cannot be read."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for index in range(21):
-        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{index:02d}.png")
-    (folder / "05.png").write_bytes(b"no picture")
-    return folder
+    return small_pictures(tmp_path_factory.mktemp("pictures"), 21)
 
 
 def words_of(name: str, pictures: Path, out: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every command that writes ends in the result of an uninterrupted run, whatever stopped it or ran beside it."""
+"""Interrupts every command that writes files, and runs it twice at once: the result is that of an uninterrupted run."""
 
 import os
 import subprocess

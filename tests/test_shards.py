@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from commands import command
-from PIL import Image
+from hosts import small_pictures
 from test_engine import GROUPS, SETTINGS, assert_equal, batches, blank, merge, step, stops, whole_pass
 
 import qkjax
@@ -19,12 +19,7 @@ COUNT = 3
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Small pictures, and a file that cannot be read."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for index in range(13):
-        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{index:02d}.png")
-    (folder / "05.png").write_bytes(b"no picture")
-    return folder
+    return small_pictures(tmp_path_factory.mktemp("pictures"), 13)
 
 
 def words(name: str, pictures: Path) -> list:

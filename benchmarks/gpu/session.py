@@ -24,7 +24,7 @@ from benchmarks.gpu.rows import ROWS, Row
 START_SECONDS = 120.0
 """What a process may take to import its libraries and find the device."""
 PATIENCE = 4.0
-"""A row is given up after so many times its expected seconds."""
+"""The session stops a row that takes this many times its expected seconds."""
 ROOT = Path(__file__).parents[2]
 
 

@@ -9,11 +9,11 @@ import platform
 import sys
 import time
 import traceback
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.gpu.journal import FAILED, LEFT_OUT, STARTED, Journal
 from benchmarks.gpu.rows import ROWS, Row
+from benchmarks.table import versions
 
 LIBRARIES = ("jax", "flax", "optax", "numpy", "torch", "timm", "transformer-lens")
 
@@ -31,7 +31,13 @@ def main(names: list[str], library: str, tiny: bool, ends: float, path: Path) ->
     journal, device = Journal(path), _device(library)
     common = {"device": f"{device}, tiny" if tiny else device}
     known = journal.measured(common["device"])
-    journal.write("session", **common, library=library, versions=_versions(), cores=len(os.sched_getaffinity(0)))
+    journal.write(
+        "session",
+        **common,
+        library=library,
+        versions=", ".join([f"Python {platform.python_version()}", *versions(LIBRARIES)]),
+        cores=len(os.sched_getaffinity(0)),
+    )
     for row in (row for row in ROWS if row.name in names and row.name not in known):
         if ends - time.time() < (0 if tiny else row.seconds):
             journal.write(row.name, **common, **{LEFT_OUT: f"{row.seconds:.0f} s do not fit in the time"})
@@ -61,16 +67,6 @@ def _device(library: str) -> str:
     import jax
 
     return jax.devices()[0].device_kind
-
-
-def _versions() -> str:
-    found = [f"Python {platform.python_version()}"]
-    for name in LIBRARIES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} not installed")
-    return ", ".join(found)
 
 
 if __name__ == "__main__":

@@ -103,10 +103,10 @@ def outcome(
         if fresh:
             for own in (path, shares[shard[0]] if shard else partial):
                 remove(own)
-        dataset, is_earlier = _earlier_or_computed(path, partial, settings, compute, at_least, attrs, recompute, shard)
-        with exclusive(folder, wait=True) if shard else nullcontext():
-            if shard and not is_earlier:
-                write_dataset(dataset, path)
+        dataset, is_earlier = _earlier_or_computed(path, partial, settings, compute, at_least, attrs, recompute)
+        with exclusive(folder, wait=True) if shard else nullcontext():  # two shares may both be the last one
+            if not is_earlier:
+                hosts.on_first_host(lambda: write_dataset(dataset, path))  # every host keeps its progress until then
             for file in (partial, *shares):
                 remove(file)
             if jax.process_index():
@@ -118,9 +118,9 @@ def outcome(
 
 
 def _earlier_or_computed(
-    path: Path, partial: Path, settings, compute, at_least: Sequence[str], attrs, recompute: bool, shard
+    path: Path, partial: Path, settings, compute, at_least: Sequence[str], attrs, recompute: bool
 ) -> tuple[xr.Dataset, bool]:
-    """Reads the dataset, or computes and writes it; returns it on every host, and whether it was read."""
+    """Reads the dataset, or computes it; returns it on every host, and whether it was read."""
     several = jax.process_count() > 1
     earlier = hosts.on_first_host(lambda: read_earlier(path, settings, at_least) if settings is not None else None)
     earlier = None if recompute else earlier
@@ -135,8 +135,6 @@ def _earlier_or_computed(
         if earlier is None:
             raise
         return earlier, True
-    if not shard:
-        hosts.on_first_host(lambda: write_dataset(dataset, path))  # every host keeps its progress until this is done
     return dataset, False
 
 

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 
-from qkjax.errors import QkjaxError
+from qkjax.errors import QkjaxError, first_line
 
 OUT, TOGETHER = "--out", ("--shard", "--distributed")
 
@@ -62,7 +62,7 @@ def _reached(url: str, work):
     except QkjaxError:
         raise
     except Exception as error:  # every store has errors of its own
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise QkjaxError(f"cannot use {url}: {reason}; check the address and your credentials") from error
 
 

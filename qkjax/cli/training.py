@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.behaviour import join_hosts
+from qkjax.cli.options import join_hosts
 from qkjax.errors import QkjaxError
 from qkjax.train.config import TrainConfig
 from qkjax.train.presets import load_preset

@@ -7,7 +7,7 @@ from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
-from qkjax.errors import QkjaxError
+from qkjax.errors import QkjaxError, first_line
 from qkjax.images.archives import MAX_BYTES, Listed
 from qkjax.images.fingerprint import Part
 from qkjax.images.memory import UNPACKED
@@ -53,7 +53,9 @@ def images_in_store(url: str, is_image: Callable[[str], bool], note: Callable[[s
     try:
         files = system.find(root, detail=True)
     except Exception as error:  # every store has errors of its own
-        raise QkjaxError(f"cannot list {url}: {_first_line(error)}; check the address and your credentials") from error
+        raise QkjaxError(
+            f"cannot list {url}: {first_line(error)[:200]}; check the address and your credentials"
+        ) from error
     if not files:
         raise QkjaxError(f"there is nothing at {url}: pass the URL of a folder of images, or of an image")
     archives = 0
@@ -84,9 +86,7 @@ def _read(system, path: str, name: str, size: int) -> "PIL.Image.Image":
         UNPACKED.take(size)
         data = system.cat_file(path)
     except Exception as error:  # every store has errors of its own
-        raise QkjaxError(f"cannot read image {name}: {_first_line(error)}; run the command again to retry") from error
+        raise QkjaxError(
+            f"cannot read image {name}: {first_line(error)[:200]}; run the command again to retry"
+        ) from error
     return open_image(BytesIO(data), name)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

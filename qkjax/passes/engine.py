@@ -10,7 +10,7 @@ state.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 import jax
 from tqdm import tqdm
 
+from qkjax.errors import ShardFinished
 from qkjax.images.sets import Batch, Unreadable
 from qkjax.passes.idle import IdleTime
 from qkjax.passes.progress import Progress, resumed, save
@@ -29,8 +30,8 @@ from qkjax.passes.shares import (
     check_shard,
     concatenated,
     parts_of_hosts,
-    parts_of_shards,
     path_of_shard,
+    require_all_shards,
 )
 from qkjax.runtime import hosts
 from qkjax.runtime.interrupt import deferred_interrupt
@@ -112,18 +113,23 @@ def run_pass(
         own_path = path_of_shard(path, index, processes) if shard else path
         return own_path, {**settings, "process": f"{index} of {processes}"}, list(groups[index::processes])
 
-    def part_of(index: int) -> Part | None:
-        """Reads the part that a share has saved; returns None if the share has not finished."""
-        saved_in, own_settings, own = share(index)
-        saved = resumed(saved_in, own_settings, state, own)
-        return _part(saved, index, processes) if saved and saved.done == len(own) else None
+    def part_of(index: int) -> Part:
+        """The part of a share that has finished."""
+        saved_in, its_settings, its_groups = share(index)
+        saved = progress if index == process else resumed(saved_in, its_settings, state, its_groups)
+        if saved is None:  # the share that finished last has written the result and removed the file
+            raise ShardFinished(process, processes, [index], path.parent)
+        return _part(saved, index, processes)
 
     own_path, own_settings, own = share(process)
     progress = resumed(own_path, own_settings, state, own) or Progress(0, state, [], ())
     progress = _advance(progress, step, own, batches, partial(save, own_path, own_settings), bar)
     parts = [_part(progress, process, processes)]
-    if processes > 1:
-        parts = parts_of_shards(path, shard, part_of) if shard else parts_of_hosts(parts[0])
+    if shard:
+        require_all_shards(path, shard, [len(groups[index::processes]) for index in range(processes)])
+        parts = [part_of(index) for index in range(processes)]
+    elif processes > 1:
+        parts = parts_of_hosts(parts[0])
     merged = merge([part.state for part in parts]) if merge and processes > 1 else parts[0].state
     rows, unreadable = ([item for part in parts for item in part[field]] for field in (1, 2))
     return PassResult(merged, concatenated(rows), tuple(sorted(unreadable)))
@@ -133,18 +139,6 @@ def _part(progress: Progress, process: int, processes: int) -> Part:
     """The part of a process, in which batches have their numbers in the whole pass."""
     rows = [(process + processes * number, row) for number, row in progress.rows]
     return Part(progress.state, rows, progress.unreadable)
-
-
-def with_waits(work: Iterable[State]) -> Iterator[tuple[float, State]]:
-    """Yields, for each item, the number of seconds spent waiting for the item, and the item."""
-    remaining = iter(work)
-    while True:
-        start = time.monotonic()
-        try:
-            item = next(remaining)
-        except StopIteration:
-            return
-        yield time.monotonic() - start, item
 
 
 def _advance(progress: Progress, step, groups, batches, save, bar: tqdm | None) -> Progress:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.images.prefetch import batches, photograph_batches
-from qkjax.images.preprocess import Pixels, side_lengths
+from qkjax.images.preprocess import Pixels, Preprocess, side_lengths
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.vit.model import patch_grid
@@ -65,14 +65,15 @@ def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
     return picture[:height, :width]
 
 
-def scaling(checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
+def scaling(preset: Preprocess) -> tuple[np.ndarray, np.ndarray]:
     """The mean and standard deviation of pixels, which broadcast to (images, height, width, channels)."""
-    preset = checkpoint.preprocess
     mean, std = (np.reshape(np.array(x, np.float32), (1, 1, 1, 3)) for x in (preset.mean, preset.std))
     return mean, std
 
 
-def normalised_pixels(pixels: Array, scaling: tuple[Array, Array]) -> Float[Array, "batch height width channels"]:
+def normalised_pixels(
+    pixels: Array, scaling: tuple[Array | np.ndarray, Array | np.ndarray]
+) -> Float[Array, "batch height width channels"]:
     """Normalises pixel values from 0 to 255 within a jitted program.
 
     The argument `scaling` is the result of the function `scaling`.

@@ -63,11 +63,26 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
 def interrupted_settings(path: Path) -> dict[str, str]:
     """The settings of an interrupted pass, or none if the file does not exist or cannot be read; see `read_partial`."""
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            settings = json.loads(str(file["settings"]))
+        settings = json.loads(str(_one_array(path, "settings")))
     except Exception:  # zipfile, numpy and json raise many types of errors
         return {}
     return {name: str(value) for name, value in settings.items()} if isinstance(settings, dict) else {}
+
+
+def batches_done(path: Path) -> int | None:
+    """The number of batches in the file of a pass, without reading its other arrays; None if there is no such file.
+
+    The number is also None if the file cannot be read; `read_partial` states the reason.
+    """
+    try:
+        return int(_one_array(path, "done"))
+    except Exception:  # zipfile and numpy raise many types of errors
+        return None
+
+
+def _one_array(path: Path, name: str) -> np.ndarray:
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return file[name]
 
 
 def _layout(arrays: Mapping[str, np.ndarray]) -> dict[str, list]:

@@ -3,7 +3,7 @@
 The processes are either hosts of one job, which communicate (`jax.distributed`), or shares, which only write files.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from qkjax.errors import QkjaxError, ShardFinished
 from qkjax.images.sets import Unreadable
+from qkjax.passes.partial_file import batches_done
 from qkjax.runtime import hosts
 
 Rows = dict[str, np.ndarray]  # arrays with one row per image, or per batch
@@ -36,22 +37,21 @@ def path_of_shard(path: Path, index: int, count: int) -> Path:
     return hosts.path_of_share(path, f"{index}-of-{count}")
 
 
-def parts_of_shards(path: Path, shard: tuple[int, int], part_of: Callable[[int], Part | None]) -> list[Part]:
-    """Collects the parts of all shares.
+def require_all_shards(path: Path, shard: tuple[int, int], batches: Sequence[int]) -> None:
+    """Checks that all shares have finished. Of each file, only the number of batches is read.
 
     Args:
       path: the file of the pass, from which `path_of_shard` derives the file of each share.
       shard: index of this share, and number of shares.
-      part_of: function that takes the index of a share and returns its part; None if the share has not finished.
+      batches: number of batches of each share.
 
     Raises:
       ShardFinished: another share has not finished.
     """
     index, count = shard
-    parts = [part_of(other) for other in range(count)]
-    if missing := [other for other, part in enumerate(parts) if part is None]:
+    done = [batches_done(path_of_shard(path, other, count)) for other in range(count)]
+    if missing := [other for other in range(count) if done[other] is None or done[other] < batches[other]]:
         raise ShardFinished(index, count, missing, path.parent)
-    return parts
 
 
 def parts_of_hosts(own: Part) -> list[Part]:

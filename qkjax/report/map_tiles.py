@@ -211,7 +211,7 @@ def _computed(
     groups = [shown[list(group)].tolist() for group in batch_groups(len(shown), batch_size(options.batch))]
     model = ViT(checkpoint.config, options.dtype)
     first = jax.tree.map(lambda x: x[..., : index.shape[2]], modes)
-    on_device = jax.device_put((checkpoint.params, first, scaling(checkpoint)), over_devices(None))
+    on_device = jax.device_put((checkpoint.params, first, scaling(checkpoint.preprocess)), over_devices(None))
 
     def step(tiles: Tiles, batch: Batch) -> tuple[Tiles, dict]:
         """Adds the maps of a batch. If a step is repeated after an interruption, it writes the same values."""

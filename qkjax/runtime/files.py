@@ -27,6 +27,19 @@ def _cannot_write(path: Path, error: OSError) -> QkjaxError:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Translates errors of the operating system in the block, which writes to `path`.
+
+    Raises:
+      QkjaxError: the path cannot be written, or the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path next to `path`, and renames it to `path` if the block ends without an error.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from qkjax.errors import QkjaxError
+from qkjax.runtime.files import writing
 from qkjax.train.config import TrainConfig
 
 
@@ -47,18 +48,18 @@ def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callab
 
     def write(line: dict) -> None:
         layers = {f"weighted_cosine/layer_{layer}": value for layer, value in enumerate(line["weighted_cosine"])}
-        with _writing(folder):
+        with writing(folder):
             for name, value in (line | layers).items():
                 if name not in ("step", "weighted_cosine") and value is not None:
                     file.write(record(line["step"], summary=scalar(name, value)))
             file.flush()
 
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads files whose names contain "tfevents", in the order of their names.
         file = open(folder / f"events.out.tfevents.{time.time_ns()}", "xb")  # noqa: SIM115
     try:
-        with _writing(folder):
+        with writing(folder):
             file.write(record(0, file_version="brain.Event:2"))
             file.write(record(step + 1, session_log=SessionLog(status=SessionLog.START)))
             file.flush()
@@ -66,18 +67,3 @@ def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callab
     finally:
         with suppress(OSError):  # everything that could be written is on disk
             file.close()
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Translates errors of the operating system.
-
-    Raises:
-      QkjaxError: the file cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise QkjaxError(
-            f"cannot write {folder}: {error.strerror or error}; choose another folder or free some space"
-        ) from error

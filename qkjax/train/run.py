@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -12,7 +12,6 @@ from tqdm import tqdm
 from qkjax.errors import QkjaxError
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import decompose
-from qkjax.passes.engine import with_waits
 from qkjax.results.rows import head_mean
 from qkjax.runtime import hosts
 from qkjax.runtime.interrupt import deferred_interrupt
@@ -137,6 +136,18 @@ def _train_in(
     return lines
 
 
+def _with_waits(batches: Iterable[tuple]) -> Iterator[tuple[float, tuple]]:
+    """Yields, for each batch, the number of seconds spent waiting for the batch, and the batch."""
+    remaining = iter(batches)
+    while True:
+        start = time.monotonic()
+        try:
+            batch = next(remaining)
+        except StopIteration:
+            return
+        yield time.monotonic() - start, batch
+
+
 def _run_steps(
     config: TrainConfig,
     task: Task,
@@ -157,7 +168,7 @@ def _run_steps(
     bar = tqdm(total=config.steps, initial=start, unit="step", desc=label or None, disable=host[0] > 0)
     began, idle, value, accuracy = time.monotonic(), 0.0, None, ""
     with deferred_interrupt() as interrupted, bar, tensorboard(folder / BOARD, config, start) as board:
-        for number, (waited, batch) in enumerate(with_waits(batches), start=start + 1):
+        for number, (waited, batch) in enumerate(_with_waits(batches), start=start + 1):
             if value is None or value.is_ready():  # the previous step ended while this batch was being prepared
                 idle += waited
             state, value = program.step(state, *distribute(batch))

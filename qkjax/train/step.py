@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int32, UInt8
 
+from qkjax.passes.inputs import normalised_pixels, scaling
 from qkjax.train.config import TrainConfig
 from qkjax.train.data import PRESET
 from qkjax.train.devices import placement, replicated
@@ -86,8 +87,7 @@ def normalised(images: Images) -> Float[Array, "batch height width channels"]:
     """The input of the model: uint8 pixels are normalised like photographs; other images are unchanged."""
     if images.dtype != jnp.uint8:
         return images
-    mean, std = (jnp.reshape(jnp.asarray(x, jnp.float32), (1, 1, 1, -1)) for x in (PRESET.mean, PRESET.std))
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    return normalised_pixels(images, scaling(PRESET))
 
 
 def mixed(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qkjax.errors import QkjaxError
+from qkjax.errors import QkjaxError, first_line
 from qkjax.images.labels import by_folder
 from qkjax.images.preprocess import picture
 from qkjax.images.sets import ImageSet
@@ -179,7 +179,7 @@ def _tfds(name: str, seed: int) -> Photographs:
         features = builder.info.features
         names = _columns(features, tfds.features.Image, tfds.features.ClassLabel)
     except Exception as error:  # the library raises many types of errors
-        raise QkjaxError(f"cannot read {name} with TensorFlow Datasets: {_first_line(error)}") from error
+        raise QkjaxError(f"cannot read {name} with TensorFlow Datasets: {first_line(error)}") from error
     return *_parts(parts, names, name, seed), features[names[1]].num_classes, _lengths(parts, builder.info.full_name)
 
 
@@ -198,15 +198,11 @@ def _hugging_face(name: str, seed: int) -> Photographs:
         features = next(iter(parts.values())).features
         names = _columns(features, datasets.Image, datasets.ClassLabel)
     except Exception as error:  # the library raises many types of errors
-        raise QkjaxError(f"cannot read {name} with Hugging Face's datasets: {_first_line(error)}") from error
+        raise QkjaxError(f"cannot read {name} with Hugging Face's datasets: {first_line(error)}") from error
     return *_parts(parts, names, name, seed), features[names[1]].num_classes, _lengths(parts, name)
 
 
 SOURCES: dict[str, Callable[[str, int], Photographs]] = {"tfds": _tfds, "hf": _hugging_face}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _lengths(parts, name: str) -> str:

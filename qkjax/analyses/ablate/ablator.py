@@ -70,7 +70,7 @@ class Ablator:
         self._checkpoint, self._exact, self._settings, self._bar = checkpoint, exact, settings, bar
         base = widened(checkpoint, wide_columns(checkpoint)) if exact else checkpoint
         self._model = ViT(base.config, options.dtype)
-        self._scaling = jax.device_put(scaling(checkpoint), self._whole)
+        self._scaling = jax.device_put(scaling(checkpoint.preprocess), self._whole)
         self._params = jax.device_put(base.params, self._whole)
         self._groups = batch_groups(len(images), batch_size(options.batch))
         self._batches: list[_OriginalBatch] = []

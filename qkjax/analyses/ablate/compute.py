@@ -174,10 +174,10 @@ def _fill(
       check_interrupt: function that raises KeyboardInterrupt if the user has interrupted the program.
     """
     checkpoint, own = model.checkpoint, -(-len(model.images) // jax.process_count())
-    shares = _shares(edits, store, choices[-1].shard)
-    index = choices[-1].shard[0] if choices[-1].shard else 0
-    keys = {store.key(edit) for edit, arrays in zip(edits, done[1:], strict=True) if arrays is None}
-    missing = sum(shares[key] == index for key in keys)
+    index, count = choices[-1].shard or (0, 1)
+    keys = [store.key(edit) for edit in edits]
+    shares = {key: place % count for place, key in enumerate(dict.fromkeys(keys))}  # ablations are assigned in turn
+    missing = sum(shares[key] == index for key in {key for key, one in zip(keys, done[1:], strict=True) if one is None})
     print(
         f"{checkpoint.name}: {missing} ablations on {len(model.images)} images of {model.images.name}", file=sys.stderr
     )
@@ -194,24 +194,17 @@ def _fill(
             store.write(None, original)
         results: dict[str, Arrays] = {}
         notes: set[str] = set()
-        for place, (spec, edit) in enumerate(zip(specs, edits, strict=True), 1):
-            key = store.key(edit)
-            if key not in results and same_images(done[place], original):
-                results[key] = done[place]
+        for key, spec, edit, finished in zip(keys, specs, edits, done[1:], strict=True):
+            if key not in results and same_images(finished, original):
+                results[key] = finished
             if key not in results and shares[key] == index:
                 results[key] = _one(spec, edit, model, ablator, store, finish, notes)
                 check_interrupt()
-    others = {store.key(edit): store.read(edit) for edit in edits if store.key(edit) not in results}
+    others = {key: store.read(edit) for key, edit in zip(keys, edits, strict=True) if key not in results}
     results |= {key: arrays for key, arrays in others.items() if same_images(arrays, original)}
     if unfinished := sorted({shares[key] for key in others if key not in results}):
-        raise ShardFinished(*choices[-1].shard, unfinished, store.folder)
-    return [original, *(results[store.key(edit)] for edit in edits)]
-
-
-def _shares(edits: Sequence[ResolvedEdit], store: Store, shard: tuple[int, int] | None) -> dict[str, int]:
-    """A dict from the key of each ablation to the share that computes it. Ablations are assigned in turn."""
-    keys = dict.fromkeys(store.key(edit) for edit in edits)
-    return {key: place % (shard[1] if shard else 1) for place, key in enumerate(keys)}
+        raise ShardFinished(index, count, unfinished, store.folder)
+    return [original, *(results[key] for key in keys)]
 
 
 def _one(spec, edit: ResolvedEdit, model: _Model, ablator: Ablator, store: Store, finish, notes: set[str]) -> Arrays:

@@ -135,7 +135,7 @@ def same_object(
 def _on_devices(checkpoint: Checkpoint, modes: Modes, options: PassOptions, stream: Stream):
     """Returns the step of the pass, which updates the top images of every mode and counts the objects in each image."""
     split, whole = over_devices(0), over_devices(None)
-    on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
+    on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint.preprocess)), whole)
     model = ViT(checkpoint.config, options.dtype)
 
     def step(top: Top, batch: Batch) -> tuple[Top, Callable[[], Rows]]:

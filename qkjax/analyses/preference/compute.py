@@ -157,7 +157,7 @@ def attention_preference(
 def _on_devices(checkpoint: Checkpoint, options: PassOptions):
     """Returns the step of the pass, which computes one row of measures per image and a sum of centre tokens."""
     split, whole = over_devices(0), over_devices(None)
-    params, scale = jax.device_put((checkpoint.params, scaling(checkpoint)), whole)
+    params, scale = jax.device_put((checkpoint.params, scaling(checkpoint.preprocess)), whole)
     model = ViT(checkpoint.config, options.dtype)
 
     def step(state: tuple, batch: Batch) -> tuple[tuple, Callable[[], Rows]]:

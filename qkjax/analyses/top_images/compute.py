@@ -213,7 +213,7 @@ def maps_for(checkpoint: Checkpoint, images: int, top: int, requested: int, opti
 def scan_step(checkpoint: Checkpoint, modes: Modes, stream: Stream, scores: tuple[str, ...], options: PassOptions):
     """Returns the step that `run_pass` runs for each batch; it uses all devices of this host."""
     split, whole = over_devices(0), over_devices(None)
-    on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint)), whole)
+    on_device = jax.device_put((checkpoint.params, modes, scaling(checkpoint.preprocess)), whole)
     model = ViT(checkpoint.config, options.dtype)
 
     def step(state: TopMaps, batch: Batch) -> tuple[TopMaps, Callable[[], Rows]]:
