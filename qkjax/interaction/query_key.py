@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from qkjax.interaction.rotary.rotation import Rotation
+
 Stack = np.ndarray
 
 
@@ -15,6 +17,9 @@ class QueryKey(NamedTuple):
     norm_bias.
 
     `norm_centers` is True if the norm subtracts the mean of a token (LayerNorm), and False if it does not (RMSNorm).
+
+    `rotation` is the rotation of queries and keys at the positions of a grid, for models with rotary positions; the
+    logit is then (y_i Wq + bq) R(p_i) . (y_j Wk + bk) R(p_j) / sqrt(d). It is None for all other models.
 
     Example:
       >>> import qkjax
@@ -30,3 +35,4 @@ class QueryKey(NamedTuple):
     norm_scale: Float[Stack, "layers embed"]
     norm_bias: Float[Stack, "layers embed"]
     norm_centers: bool = True
+    rotation: Rotation | None = None

@@ -11,8 +11,41 @@ Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
 Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset", "bilinear",
                    "bilinear_offset", "bilinear_crop", "nearest"]  # fmt: skip
 Norm = Literal["layer", "rms"]
-ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "weights_only")
+ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "rotary", "weights_only")
 """Fields of `ViTConfig` that were added after version 0.1."""
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions: the angle by which each position rotates each plane of queries and keys.
+
+    Half of the planes rotate with the row of a patch, and the other half with its column. Plane k of n planes per axis
+    rotates by p temperature^(-k / n), where p is the coordinate of the patch; `qkjax.vit.rotary` computes the angles.
+    Class token and registers are not rotated.
+
+    Attributes:
+      temperature: ratio of the fastest to the slowest rotation (of n + 1 planes).
+      coordinates: "index" counts patches: p is the index of the row or column plus `offset`. "centred" uses the centres
+        of patches, from -2 pi to 2 pi along each axis of the actual grid: p = 2 pi (2 (index + 0.5) / size - 1)
+        (DINOv3).
+      offset: number that is added to the index.
+      reference: (rows, columns) of the grid to which "index" coordinates are scaled: (index + offset) reference / size
+        (EVA-02); None if coordinates are not scaled.
+      first: whether the first half of the planes rotates with the "rows" or with the "columns".
+      pairs: which columns of a head form a plane; see `qkjax.interaction.rotary.rotation.Pairs`.
+
+    Example:
+      >>> from qkjax.vit.config import Rotary
+      >>> Rotary(100.0, "centred", pairs="half")  # DINOv3
+      Rotary(temperature=100.0, coordinates='centred', offset=0.0, reference=None, first='rows', pairs='half')
+    """
+
+    temperature: float
+    coordinates: Literal["index", "centred"] = "index"
+    offset: float = 0.0
+    reference: tuple[int, int] | None = None
+    first: Literal["rows", "columns"] = "rows"
+    pairs: Literal["half", "interleaved"] = "interleaved"
 
 
 @dataclass(frozen=True)
@@ -56,6 +89,7 @@ class ViTConfig:
         after the activation of the MLP (BEiT-3).
       norm: "layer" for LayerNorm, or "rms" for RMSNorm, which does not subtract the mean and has no bias (AIMv2).
       relative_positions: whether the logits have a learned bias for each offset between patches (BEiT, SimMIM).
+      rotary: rotary positions of queries and keys; None if the model has none.
       norm_eps: epsilon of every norm.
       activation: activation of the MLP. The activation is GELU with the tanh approximation (big_vision), exact GELU, x
         sigmoid(1.702 x) (CLIP), or silu(a) * b, where a and b are the two halves of the first layer's output (DINOv2
@@ -98,6 +132,7 @@ class ViTConfig:
     inner_norms: bool = False
     norm: Norm = "layer"
     relative_positions: bool = False
+    rotary: Rotary | None = None
     norm_eps: float = 1e-6
     activation: Activation = "gelu_tanh"
     weights_only: str = ""

@@ -1,6 +1,6 @@
 """Rotations of queries and keys: which columns form a plane, and by what angle a position rotates each plane."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,22 @@ Pairs = Literal["half", "interleaved"] | np.ndarray
 Angles = Float[Array | np.ndarray, "*heads places planes"]
 """Angles in radians, by position and plane. If the heads rotate by different angles (learned frequencies), the leading
 axes are (layers, heads)."""
+
+
+class Rotation(NamedTuple):
+    """The rotation of queries and keys at all positions in a grid.
+
+    Attributes:
+      angles: angles of the positions, in row-major order.
+      pairs: the columns of each plane.
+      grid: number of positions along each axis, such as (rows, columns).
+    """
+
+    angles: Angles
+    pairs: Pairs
+    grid: tuple[int, ...]
+
+
 LINEAR = 1e-3
 """Largest deviation in radians of the angles of a grid from a linear function of row and column. Angles that a model
 computes in float32 deviate by less than 1e-4."""

@@ -1,0 +1,40 @@
+"""Angles of rotary positions, for the patch grid of an image."""
+
+import numpy as np
+from jaxtyping import Float
+
+from qkjax.interaction.rotary.rotation import Rotation, axial_angles
+from qkjax.vit.config import Rotary, ViTConfig
+
+
+def _coordinates(rotary: Rotary, size: int, reference: int | None) -> Float[np.ndarray, "size"]:
+    """Coordinates of the patches along one axis with `size` patches."""
+    index = np.arange(size)
+    if rotary.coordinates == "centred":
+        return 2 * np.pi * (2 * (index + 0.5 + rotary.offset) / size - 1)
+    return (index + rotary.offset) * (1 if reference is None else reference / size)
+
+
+def patch_rotation(config: ViTConfig, grid: tuple[int, int]) -> Rotation | None:
+    """The rotation of the patches of a grid, row by row; None if the model has no rotary positions.
+
+    Example:
+      >>> from qkjax.vit.config import Rotary, ViTConfig
+      >>> from qkjax.vit.rotary import patch_rotation
+      >>> rotary = Rotary(100.0, "centred", pairs="half")
+      >>> sizes = {"width": 24, "depth": 2, "heads": 2, "head_dim": 12, "mlp_dim": 48, "patch_size": (8, 8)}
+      >>> patch_rotation(ViTConfig(**sizes, posemb="none", rotary=rotary), (4, 5)).angles.shape
+      (20, 6)
+    """
+    rotary = config.rotary
+    if rotary is None:
+        return None
+    count = config.head_dim // 4
+    frequencies = rotary.temperature ** -(np.arange(count) / count)
+    rows, columns = (
+        _coordinates(rotary, size, rotary.reference and rotary.reference[axis]) for axis, size in enumerate(grid)
+    )
+    angles = axial_angles(rows, columns, frequencies)
+    if rotary.first == "columns":
+        angles = np.roll(angles, count, axis=-1)
+    return Rotation(angles, rotary.pairs, tuple(grid))
