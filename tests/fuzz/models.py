@@ -70,7 +70,7 @@ def check(read: Callable, path: Path, changes: list, result: tuple) -> None:
     assert type(heads) is int
     assert type(eps) in (int, float)
     with np.errstate(all="ignore"):
-        given = read(path)
+        given = {name.removeprefix("model."): array for name, array in read(path).items()}  # as training code writes
         if POSITIONS not in given and checkpoint.config.posemb == "sincos2d":  # as in big_vision's newer models
             given[POSITIONS] = sine_positions()
         double, single = (tokens(given, heads, eps, NAMED.get(activation, activation), t) for t in ("f8", "f4"))
