@@ -54,7 +54,7 @@ def resumed(path: Path | None, settings: Mapping[str, str], state, groups: Seque
         return None
     try:
         return _restored(*saved, state, groups)
-    except (LookupError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
         advice = "remove this file to start again, or pass fresh=True"
         raise QkjaxError(f"cannot resume from {path} ({error}); {advice}") from error
 
@@ -63,7 +63,7 @@ def _restored(arrays: Rows, unreadable: Unreadable, state, groups: Sequence[Sequ
     """Rebuilds the progress of a pass from saved arrays.
 
     Raises:
-      LookupError, ValueError, TypeError: the arrays do not fit this pass.
+      LookupError, ValueError, TypeError, ArithmeticError: the arrays do not fit this pass.
     """
     leaves, structure = jax.tree.flatten(state)
     done = int(arrays["done"])

@@ -40,7 +40,8 @@ def apply_all(root: Path, changes: list) -> None:
         elif what in containers.CHANGES:
             containers.CHANGES[what](root, *arguments)
         elif what == "table":
-            (root / "m/image_properties.csv").write_text(TABLES[arguments[0]], errors="surrogateescape")
+            if not (path := root / "m/image_properties.csv").is_fifo():
+                path.write_text(TABLES[arguments[0]], errors="surrogateescape")
         else:
             pictures.apply(root, what, *arguments)
 
@@ -116,6 +117,8 @@ def check_archives(path: Path, changes: list, result: tuple) -> None:
             assert any(np.array_equal(ours, original) for original in originals), name
     moved = {"remove", "rename", "copy", "swap", "link", "folder", "pipe", "empty", "tar name", "zip name"}
     moved &= {what for what, *_ in changes}
+    # the content of such a member is the long name of the next one, or says more about it
+    moved |= {"tar type"} & {what for what, *_, kind in changes if kind in ("K", "L", "x", "g", "X")}
     again = [what for what, *_ in changes if what.startswith(("tar", "zip"))]  # tarfile may lose members of odd files
     if not moved and len(again) < 2 and len(found) < 2 * len(ARCHIVED):
         assert found.notes, f"only {len(found)} images, and no note"

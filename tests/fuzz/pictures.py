@@ -67,6 +67,7 @@ def reference(data: bytes) -> np.ndarray | None:
 
     with Image.open(BytesIO(data)) as image:
         image.load()
+        assert image.mode != "P" or image.palette is not None, "pixels are numbers in a palette that is missing"
         if image.mode not in ("RGB", "L", "CMYK", "P") or image.has_transparency_data:
             return None
         upright = ImageOps.exif_transpose(image).convert("RGB")

@@ -105,8 +105,9 @@ def make_progress(root: Path, changes: list) -> Path:
     if any(what.startswith("forged") for what, *_ in changes):
         for what, *arguments in changes:
             if what.startswith("forged"):
-                _forge(stored, texts, what, *arguments)
-        write_partial(root / "x.partial.npz", texts["settings"], stored, texts["unreadable"])
+                with np.errstate(all="ignore"):
+                    _forge(stored, texts, what, *arguments)
+        write_partial(root / "x.partial.npz", texts["settings"], stored, tuple(map(tuple, texts["unreadable"])))
     else:
         np.savez(root / "x.partial.npz", **stored, **{name: np.array(json.dumps(x)) for name, x in texts.items()})
     apply_to_bytes(root, changes)

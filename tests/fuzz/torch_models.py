@@ -132,7 +132,7 @@ def _unpacked(data: bytes, metadata: dict) -> bytes:
     if metadata["compressor"] is None:
         return data
     assert metadata["compressor"]["id"] == "zlib"
-    return zlib.decompress(data)
+    return zlib.decompressobj().decompress(data)  # as tensorstore, without the checksum if it was cut off
 
 
 def make_zarr(root: Path, changes: list) -> Path:

