@@ -142,6 +142,28 @@ def test_pipes_are_not_opened(name, tmp_path):
     assert read or done.stderr.startswith("refused: "), done.stderr[-300:]
 
 
+READERS = {
+    "top_images.partial.npz": (
+        "import qkjax.passes.partial_file as f; print(f.batches_done(p), f.interrupted_settings(p))"
+    ),
+    "m.npz.source.json": "from qkjax.weights.download.record import read_record; read_record(Path('m.npz'))",
+    "top_images.nc": "from qkjax.results.store import read_result; read_result(p)",
+}
+"""Names of qkjax's own files, and code that reads `p`, the file."""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+@pytest.mark.parametrize("name", READERS)
+def test_pipes_in_place_of_our_own_files(name, tmp_path):
+    """In another process, which would wait for ever."""
+    os.mkfifo(tmp_path / name)
+    code = f"from pathlib import Path\np = Path({name!r})\n{READERS[name]}"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    unknown = done.stdout == "None {}\n"
+    assert unknown or f"QkjaxError: {name} is not a file" in done.stderr, done.stderr[-300:]
+
+
 def dinov2_graph(external: str | None = None, inputs=("four",)):
     """The nodes that `read_dinov2` looks for."""
     onnx = pytest.importorskip("onnx", reason="needs the onnx extra: pip install -e '.[onnx]'")

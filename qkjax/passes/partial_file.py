@@ -81,6 +81,8 @@ def batches_done(path: Path) -> int | None:
 
 
 def _one_array(path: Path, name: str) -> np.ndarray:
+    if not path.is_file():  # opening a pipe would wait for a writer
+        raise FileNotFoundError(path)
     with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
         return file[name]
 

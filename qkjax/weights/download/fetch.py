@@ -55,7 +55,7 @@ def _on_disk(entry: Entry) -> Path | None:
     path = catalogue.path_of(entry.name)
     if not path.exists():
         return None
-    if entry.kind == "hand":
+    if entry.kind == "hand" and path.is_file():  # opening a pipe would block
         with suppress(OSError), open(path, "rb") as file:  # `load` reports this problem
             check_content(file, str(path))
     # Without a connection, a repository is identified by its commit alone, as in huggingface_hub.

@@ -50,6 +50,8 @@ def read_record(path: Path) -> dict:
       QkjaxError: the record is damaged.
     """
     place = record_path(path)
+    if place.exists() and not place.is_file():  # opening a pipe would block
+        raise QkjaxError(f"{place} is not a file, expected the record of a download: remove it")
     try:
         facts = json.loads(place.read_bytes())
         if not all(isinstance(text, str) for text in (facts["url"], facts["date"], facts.get("sha256", ""))):
