@@ -40,7 +40,7 @@ _HOME = {
     "load": "weights.load",
     "measure": "interaction.metrics",
     "preprocess": "analyses.forward",
-    "query_key": "vit.tree",
+    "query_key": "analyses.decomposition",
     "query_key_maps": "analyses.image",
     "same_object": "analyses.objects.compute",
     "save": "weights.export",
@@ -49,7 +49,7 @@ _HOME = {
     "top_images": "analyses.top_images.compute",
 }
 _RENAMED = {
-    "attention": ("vit.tree", "query_key"),
+    "attention": ("analyses.decomposition", "query_key"),
     "Attention": ("interaction.query_key", "QueryKey"),
     "dissect": ("analyses.image", "attribute_logits"),
     "edited": ("analyses.edit", "edit_with_notes"),

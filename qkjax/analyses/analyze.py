@@ -10,7 +10,7 @@ import xarray as xr
 from qkjax import figures
 from qkjax.analyses.decomposition import decompose
 from qkjax.analyses.outcome import Description
-from qkjax.analyses.usable import require_finite_heads, require_finite_modes
+from qkjax.analyses.usable import require_finite_heads, require_finite_modes, require_no_rotation
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.results.modes import format_table, layer_rows, metrics_of, to_dataset
@@ -34,7 +34,7 @@ def analyze(
 
     Raises:
       QkjaxError: `center` is set without `fold_scale`, or for a model with RMSNorm; or a result is not finite, since
-        the kernels are too large.
+        the kernels are too large; or the model has rotary positions.
 
     Example:
       >>> import qkjax
@@ -42,6 +42,7 @@ def analyze(
       >>> result.weighted_cosine.dims, result.weighted_cosine.shape
       (('layer', 'head'), (12, 6))
     """
+    require_no_rotation(checkpoint.config, "analyze")
     parts = query_key(checkpoint.params)
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
     modes = decompose(parts, **frame)

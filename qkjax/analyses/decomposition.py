@@ -1,14 +1,23 @@
 """Computes the modes and the bias terms of a checkpoint in memory."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction import bias, modes
 from qkjax.interaction.bias import BiasTerms
+from qkjax.interaction.frame import Positions
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
-from qkjax.vit.tree import query_key
+from qkjax.interaction.rotary.mean import coherence, mean_kernels, offset_kernels
+from qkjax.interaction.rotary.rotation import Rotation, grid_steps
+from qkjax.passes.inputs import resolution_of
+from qkjax.vit import tree
+from qkjax.vit.model import patch_grid
+from qkjax.vit.rotary import patch_rotation
 from qkjax.weights.checkpoint import Checkpoint
 
 Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
@@ -22,8 +31,14 @@ def decompose(
     center: bool = False,
     normalize: bool = False,
     norm_scale: Float[Array | np.ndarray, "layers embed"] | None = None,
+    positions: str | None = None,
+    offset: tuple[int, int] | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> Modes:
     """Computes the singular modes of M = Wq Wk^T for all layers and heads (the paper, section 2.2).
+
+    For a model with rotary positions, M is by default the mean of Wq R(delta) Wk^T over all pairs of places of a grid;
+    see `qkjax.interaction.rotary`.
 
     Args:
       checkpoint: a checkpoint, its `QueryKey`, or an array of query kernels (layers, embed, heads, head_dim).
@@ -34,6 +49,11 @@ def decompose(
         where C = I - 11^T / D. Requires `fold_scale`, unless kernels are given.
       normalize: divide M by sqrt(head_dim), so that strengths have the units of attention logits.
       norm_scale: the LayerNorm scale g (layers, embed) to include in M; allowed only if kernels are given.
+      positions: for a model with rotary positions, "mean" (the default), or "none" for M = Wq Wk^T, the interaction of
+        tokens that are not rotated.
+      offset: for a model with rotary positions, the rows and columns from the key to the query; M is then the
+        interaction at this offset.
+      grid: for a checkpoint with rotary positions, rows and columns of patches; by default the checkpoint's own grid.
 
     Returns:
       `Modes`: u and v of shape (layers, heads, embed, rank), s of shape (layers, heads, rank), and the frame of M.
@@ -41,7 +61,7 @@ def decompose(
 
     Raises:
       QkjaxError: the kernels have invalid shapes, `fold_scale` is set although kernels are given, or `center` is set
-        although `fold_scale` is not or although the model has RMSNorm.
+        although `fold_scale` is not or although the model has RMSNorm; or `positions`, `offset` or `grid` do not apply.
 
     Example:
       >>> import qkjax
@@ -50,7 +70,9 @@ def decompose(
       ((12, 6, 384, 64), (12, 6, 64))
     """
     if isinstance(checkpoint, Checkpoint):
-        checkpoint = query_key(checkpoint.params)
+        checkpoint, grid = query_key(checkpoint, grid), None
+    rotation = checkpoint.rotation if isinstance(checkpoint, QueryKey) else None
+    _check_positions(rotation, positions, offset, grid)
     if not isinstance(checkpoint, QueryKey):
         if key_kernel is None or fold_scale:
             raise QkjaxError(
@@ -67,7 +89,72 @@ def decompose(
     check_frame(fold_scale, center, bool(checkpoint.norm_centers))
     scale = checkpoint.norm_scale if fold_scale else None
     kernels = checkpoint.query_kernel, checkpoint.key_kernel
-    return modes.decompose(*kernels, norm_scale=scale, center=center, normalize=normalize)
+    how = {"norm_scale": scale, "center": center, "normalize": normalize}
+    if rotation is None:
+        return modes.decompose(*kernels, **how)
+    kernels, described = _at_positions(kernels, rotation, positions, offset)
+    result = modes.decompose(*kernels, **how)
+    return replace(result, frame=replace(result.frame, positions=described))
+
+
+def query_key(checkpoint: Checkpoint | Mapping, grid: tuple[int, int] | None = None) -> QueryKey:
+    """Stacks the query and key parameters of all layers, in float32.
+
+    Args:
+      checkpoint: a checkpoint, or a parameter tree. A parameter tree does not describe rotary positions, so `rotation`
+        is then None.
+      grid: rows and columns of patches for `rotation`, for a checkpoint with rotary positions. The default is the grid
+        of the position embedding, or else that of an image at the checkpoint's own resolution.
+
+    Raises:
+      QkjaxError: the tree is not that of a ViT, or `grid` is invalid or does not apply.
+
+    Example:
+      >>> import qkjax
+      >>> qkjax.query_key(qkjax.load("dinov2-vits14-focus")).key_bias.shape
+      (12, 6, 64)
+    """
+    config = checkpoint.config if isinstance(checkpoint, Checkpoint) else None
+    if grid is not None and (config is None or config.rotary is None):
+        raise QkjaxError(f"grid={grid} applies only to a checkpoint with rotary positions: do not pass grid")
+    if grid is not None and (len(grid) != 2 or min(grid) < 1):
+        raise QkjaxError(f"grid={grid}: expected two positive whole numbers, rows and columns")
+    if config is None:
+        return tree.query_key(checkpoint)
+    parts = tree.query_key(checkpoint.params)
+    if config.rotary is None:
+        return parts
+    grid = grid or config.grid or patch_grid(config, resolution_of(checkpoint, None))
+    return parts._replace(rotation=patch_rotation(config, grid))
+
+
+def _check_positions(rotation: Rotation | None, positions: str | None, offset, grid) -> None:
+    given = {"positions": positions, "offset": offset, "grid": grid}
+    if rotation is None or grid is not None:
+        for name, value in given.items():
+            if value is not None and (rotation is None or name == "grid"):
+                raise QkjaxError(f"{name}={value!r} applies only to a checkpoint with rotary positions: do not pass it")
+    if positions not in (None, "mean", "none"):
+        raise QkjaxError(f"positions={positions!r}: expected 'mean' or 'none'")
+    if offset is not None and positions is not None:
+        raise QkjaxError(f"decompose received positions={positions!r} and offset={offset}: pass only one of them")
+    if offset is not None and (
+        len(offset) != len(rotation.grid) or any(abs(o) >= n for o, n in zip(offset, rotation.grid, strict=True))
+    ):
+        shape = " x ".join(map(str, rotation.grid))
+        raise QkjaxError(f"offset={offset}: expected rows and columns between two places of the {shape} grid")
+
+
+def _at_positions(kernels, rotation: Rotation, positions: str | None, offset) -> tuple[tuple, Positions]:
+    """The kernels whose interaction is M at the given positions, and a description of these positions."""
+    c = tuple(map(float, coherence(rotation.angles)))
+    if offset is not None:
+        angles = np.asarray(offset, np.float64) @ grid_steps(rotation.angles, rotation.grid)
+        kernels = offset_kernels(*kernels, angles, rotation.pairs)
+        return kernels, Positions("offset", rotation.grid, c, tuple(offset))
+    if positions == "none":
+        return kernels, Positions("none", rotation.grid, c)
+    return mean_kernels(*kernels, rotation.angles, rotation.pairs), Positions("mean", rotation.grid, c)
 
 
 def bias_terms(checkpoint: Checkpoint | QueryKey) -> BiasTerms:
@@ -79,7 +166,13 @@ def bias_terms(checkpoint: Checkpoint | QueryKey) -> BiasTerms:
       >>> terms.key_direction.shape
       (12, 6, 384)
     """
-    return bias.bias_terms(query_key(checkpoint.params) if isinstance(checkpoint, Checkpoint) else checkpoint)
+    parts = query_key(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint
+    if parts.rotation is not None:
+        raise QkjaxError(
+            "bias_terms received a model with rotary positions, whose bias terms depend on the positions: use "
+            "qkjax.interaction.rotary.bias"
+        )
+    return bias.bias_terms(parts)
 
 
 def check_frame(fold_scale: bool, center: bool, norm_centers: bool = True) -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from qkjax.analyses.usable import require_finite_heads, require_finite_modes
+from qkjax.analyses.usable import require_finite_heads, require_finite_modes, require_no_rotation
 from qkjax.errors import QkjaxError, nearest
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.edit import EDITS, EditedHeads
@@ -182,6 +182,7 @@ def edit_with_notes(
     Raises:
       QkjaxError: the kind of edit is unknown, or the selection is invalid.
     """
+    require_no_rotation(checkpoint.config, "edit")
     parts = query_key(checkpoint.params)
     modes = decompose(parts.query_kernel, parts.key_kernel)
     require_finite_modes(modes, checkpoint.name)

@@ -15,7 +15,7 @@ from qkjax.activations.contribution import Contributions, contributions
 from qkjax.activations.project import Maps, Stream
 from qkjax.analyses.decomposition import bias_terms, decompose
 from qkjax.analyses.image_tables import summary
-from qkjax.analyses.usable import require_finite
+from qkjax.analyses.usable import require_finite, require_no_rotation
 from qkjax.errors import QkjaxError, nearest
 from qkjax.images.default_set import photographs
 from qkjax.images.preprocess import Photograph, normalise, open_image, picture
@@ -97,6 +97,7 @@ def attribute_logits(
     """
     checkpoint = for_photographs(checkpoint)
     name, pixels = _pixels(checkpoint, photograph, resolution)
+    require_no_rotation(checkpoint.config, "attribute_logits")
     modes = decompose(checkpoint)
     images = normalise(pixels, checkpoint.preprocess)[None]
     key_direction = bias_terms(checkpoint).key_direction
@@ -155,6 +156,7 @@ def query_key_maps(
     images = normalise(pixels, checkpoint.preprocess)[None]
     _, captured = forward(ViT(config), checkpoint.params, images, capture=(stream,))
     require_finite({"tokens": captured[stream]}, "the photograph")
+    require_no_rotation(checkpoint.config, "query_key_maps")
     modes = decompose(checkpoint) if modes is None else modes
     grid = photograph_grid(checkpoint, resolution)
     maps = project.query_key_maps(captured[stream], modes, config.prefix_tokens, grid)

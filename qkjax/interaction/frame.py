@@ -1,9 +1,35 @@
 """The frame of M: whether the matrix M includes LayerNorm's scale, LayerNorm's centring, and the factor 1 / sqrt(d)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class Positions:
+    """States which interaction of a model with rotary positions M is.
+
+    Attributes:
+      kind: "mean" for the mean over all pairs of places of the grid, "none" for tokens that are not rotated, "offset"
+        for a single offset.
+      grid: number of places along each axis, such as (rows, columns).
+      coherence: c of each plane; see `qkjax.interaction.rotary.mean`.
+      offset: position of the query minus position of the key, in patches, if `kind` is "offset".
+    """
+
+    kind: Literal["mean", "none", "offset"]
+    grid: tuple[int, ...]
+    coherence: tuple[float, ...]
+    offset: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "offset":
+            return f"offset {self.offset}"
+        if self.kind == "none":
+            return "without rotation"
+        return f"mean over places of a {' x '.join(map(str, self.grid))} grid"
 
 
 @dataclass(frozen=True)
@@ -14,14 +40,18 @@ class Frame:
       fold_scale: M includes the LayerNorm scale, so that M acts on normalised tokens.
       center: M excludes the mean direction, which LayerNorm removes from tokens.
       normalize: M is divided by sqrt(head_dim).
+      positions: which interaction M is, if the model has rotary positions; None for all other models. A frame with
+        rotary positions is never plain.
     """
 
     fold_scale: bool = False
     center: bool = False
     normalize: bool = False
+    positions: Positions | None = None
 
     def __str__(self) -> str:
-        return ", ".join(name for name, value in vars(self).items() if value) or "plain"
+        names = [name for name, value in vars(self).items() if value is True]
+        return ", ".join(names + [str(self.positions)] * (self.positions is not None)) or "plain"
 
 
 PLAIN = Frame()

@@ -84,7 +84,7 @@ def require_plain(modes: Modes, what: str) -> None:
     if modes.frame != PLAIN:
         raise QkjaxError(
             f"{what} got modes in the frame {modes.frame}: expected the plain frame; call decompose without "
-            "fold_scale, center and normalize"
+            "fold_scale, center and normalize, for a model without rotary positions"
         )
 
 

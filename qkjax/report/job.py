@@ -13,6 +13,7 @@ from qkjax.analyses.image import open_photo
 from qkjax.analyses.outcome import print_notes
 from qkjax.analyses.top_images.pages import ScanOptions, write_top_images
 from qkjax.analyses.top_images.sheets import options_of
+from qkjax.analyses.usable import require_no_rotation
 from qkjax.errors import QkjaxError
 from qkjax.images.default_set import photographs
 from qkjax.images.sets import ImageSet
@@ -91,6 +92,7 @@ def report(
 
 def _gather(subject: Subject, images: ImageSet, path: Path | None, options: ReportOptions, fresh: bool) -> ModelData:
     checkpoint, folder = subject.checkpoint, subject.scan_folder
+    require_no_rotation(checkpoint.config, "report")
     modes = decompose(*query_key(checkpoint.params)[:2])
     defaults = ScanOptions()
     scan = None if fresh else _earlier_scan(folder / "top_images.nc", images)

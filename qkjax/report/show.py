@@ -15,6 +15,7 @@ from qkjax.analyses.image import open_photo
 from qkjax.analyses.top_images.compute import top_images
 from qkjax.analyses.top_images.pages import ScanOptions
 from qkjax.analyses.top_images.sheets import options_of
+from qkjax.analyses.usable import require_no_rotation
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Photograph
 from qkjax.images.sets import ImageSet
@@ -97,6 +98,7 @@ def show(
         raise QkjaxError("only one of top=... and images=... is given: pass both, or neither")
     checkpoint = for_photographs(checkpoint)
     name, photo = open_photo(photograph) if isinstance(photograph, str | Path) else ("image", photograph)
+    require_no_rotation(checkpoint.config, "show")
     modes = decompose(checkpoint)
     rank = modes.s.shape[-1]
     place = _place(mode, (checkpoint.config.depth, checkpoint.config.heads, rank))

@@ -18,6 +18,7 @@ from qkjax.analyses.ablate.readout import Labels, Readout, check_labels, labels_
 from qkjax.analyses.ablate.store import Store, same_images
 from qkjax.analyses.ablate.tables import ablations_dataset
 from qkjax.analyses.edit import IDLE_CONTROL, ResolvedEdit, is_idle_control, notes_on, resolve
+from qkjax.analyses.usable import require_no_rotation
 from qkjax.errors import ShardFinished
 from qkjax.images.default_set import photographs
 from qkjax.images.sets import ImageSet
@@ -103,6 +104,7 @@ def ablate(
     labels = labels_of(images) if labels is True else labels or Labels([], [])
     if labels.names:
         check_labels(*labels)
+    require_no_rotation(checkpoint.config, "ablate")
     parts = query_key(checkpoint.params)
     model = _Model(checkpoint, parts, decompose(parts.query_kernel, parts.key_kernel), images, labels)
     specs, edits = _resolved(specs_of(plan), model)
@@ -134,6 +136,7 @@ def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
     Raises:
       QkjaxError: an edit is unknown, or a selection is invalid.
     """
+    require_no_rotation(checkpoint.config, "ablate")
     parts = query_key(checkpoint.params)
     modes = decompose(parts.query_kernel, parts.key_kernel)
     metrics = measure(modes)

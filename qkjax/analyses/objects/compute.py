@@ -18,7 +18,7 @@ from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import both_signs
 from qkjax.activations.top_k import Top, add, empty, merge
 from qkjax.analyses.objects.tables import objects_dataset
-from qkjax.analyses.usable import require_finite, require_readable
+from qkjax.analyses.usable import require_finite, require_no_rotation, require_readable
 from qkjax.errors import QkjaxError
 from qkjax.images.segmented import Segmented, blank_objects, crop_objects, mosaics
 from qkjax.images.sets import Batch, ImageSet
@@ -109,6 +109,7 @@ def same_object(
     checkpoint = for_photographs(checkpoint)
     photograph_grid(checkpoint, options.resolution)  # raises before any computation
     images = mosaics(200, 0) if images is None else images
+    require_no_rotation(checkpoint.config, "same_object")
     modes = decompose(*query_key_kernels(checkpoint.params))
     settings = settings_of(checkpoint, images, options, top=top, stream=stream)
     layers, heads, _, rank = modes.u.shape

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from qkjax.activations.attention import region_attention, similarity_preference
 from qkjax.analyses.preference.tables import QUERIES, STREAMS, preference_dataset
-from qkjax.analyses.usable import require_finite, require_readable
+from qkjax.analyses.usable import require_finite, require_no_rotation, require_readable
 from qkjax.images.generated import patterns
 from qkjax.images.scenes import Scene, blank_scene, crop_to_model
 from qkjax.images.sets import Batch, ImageSet
@@ -126,6 +126,7 @@ def attention_preference(
     options = options or PassOptions()
     if fresh and partial:
         remove(partial)
+    require_no_rotation(checkpoint.config, "attention_preference")
     checkpoint = for_photographs(checkpoint)
     photograph_grid(checkpoint, options.resolution)  # raises before any computation
     scenes = patterns(200, 0) if scenes is None else scenes

@@ -14,7 +14,7 @@ from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import SCORES, both_signs
 from qkjax.activations.top_maps import TopMaps, add, empty, merge
 from qkjax.analyses.top_images.tables import top_images_dataset
-from qkjax.analyses.usable import require_finite, require_readable
+from qkjax.analyses.usable import require_finite, require_no_rotation, require_readable
 from qkjax.errors import QkjaxError, nearest
 from qkjax.images.default_set import photographs
 from qkjax.images.sets import Batch, ImageSet
@@ -117,6 +117,7 @@ def top_images(
     grid = check(checkpoint, top, scores, options)
     images = photographs() if images is None else images
     settings = scan_settings(checkpoint, images, top, scores, stream, options)
+    require_no_rotation(checkpoint.config, "top_images")
     modes = decompose(*query_key_kernels(checkpoint.params))
     layers, heads, _, rank = modes.u.shape
     places = min(top, len(images))

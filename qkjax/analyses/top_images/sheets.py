@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from qkjax.activations.project import Stream
 from qkjax.analyses.top_images.tables import has_maps, images_of_mode, maps_of_mode, with_sign
+from qkjax.analyses.usable import require_no_rotation
 from qkjax.errors import QkjaxError
 from qkjax.figures.overlay import Map
 from qkjax.figures.sheets import SheetRow, Tile
@@ -121,6 +122,7 @@ def _second_pass(
             modes_by_image[index].append(name)
     if not modes_by_image:
         return {}
+    require_no_rotation(checkpoint.config, "top_images")
     modes = decompose(*query_key_kernels(checkpoint.params))
     return mode_maps(checkpoint, modes, images, modes_by_image, *options_of(dataset))
 
