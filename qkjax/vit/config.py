@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Literal, get_args
 
 from qkjax.errors import QkjaxError, nearest
@@ -46,6 +47,50 @@ class Rotary:
     reference: tuple[int, int] | None = None
     first: Literal["rows", "columns"] = "rows"
     pairs: Literal["half", "interleaved"] = "interleaved"
+
+    @classmethod
+    def from_dict(cls, fields: object) -> "Rotary":
+        """Restores rotary positions from the plain values of `ViTConfig.to_dict()`.
+
+        Raises:
+          QkjaxError: a field is unknown, missing, or has an invalid value.
+        """
+        if not isinstance(fields, Mapping):
+            raise QkjaxError(f"rotary is {fields!r}: expected an object with the fields of qkjax.vit.config.Rotary")
+        if unknown := fields.keys() - cls.__dataclass_fields__.keys():
+            raise QkjaxError(
+                f"rotary has the unknown field {min(unknown)!r}; expected {', '.join(cls.__dataclass_fields__)}"
+            )
+        if "temperature" not in fields:
+            raise QkjaxError("rotary has no field 'temperature': expected a positive number")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        for name, value in values.items():
+            if not _is_allowed_rotary(name, value):
+                raise QkjaxError(f"rotary has {name}={value!r}: expected {ROTARY_FIELDS[name]}")
+        return cls(**values)
+
+
+ROTARY_FIELDS = {
+    "temperature": "a positive number",
+    "coordinates": "'index' or 'centred'",
+    "offset": "a finite number",
+    "reference": "None or two positive whole numbers",
+    "first": "'rows' or 'columns'",
+    "pairs": "'half' or 'interleaved'",
+}
+"""The fields of `Rotary` with the allowed values."""
+
+
+def _is_allowed_rotary(name: str, value) -> bool:
+    if name in ("temperature", "offset"):
+        return type(value) in (int, float) and isfinite(value) and (name == "offset" or value > 0)
+    if name == "reference":
+        return value is None or _is_grid(value)
+    return f"{value!r}" in ROTARY_FIELDS[name].split(" or ")
+
+
+def _is_grid(value) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
 
 
 @dataclass(frozen=True)
@@ -189,7 +234,7 @@ def check_settings(settings: Mapping) -> dict:
 
 def _is_allowed(name: str, value) -> bool:
     if name == "grid":
-        return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+        return _is_grid(value)
     if name in ("pool_prefix", "final_norm"):
         return isinstance(value, bool)
     if name == "heads":

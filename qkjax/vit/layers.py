@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qkjax.interaction.rotary.rotation import Rotation, rotate
 from qkjax.runtime.precision import full_precision
 from qkjax.vit import posemb, tree
 from qkjax.vit.attention import Precision, attention_logits, mixed_values, weighted_values
@@ -61,11 +62,23 @@ def precision(dtype: str) -> Precision:
     return jax.lax.Precision.HIGHEST
 
 
+def _rotated(x: Float[Array, "B N H d"], rotation: Rotation | None) -> Float[Array, "B N H d"]:
+    """Rotates queries or keys of the patches, which are the last tokens. Class token and registers do not change.
+
+    The rotation is computed in float32 and then rounded to the format of `x`, as in timm and in Meta's code of DINOv3.
+    """
+    if rotation is None:
+        return x
+    angles = np.asarray(rotation.angles)
+    angles = np.pad(angles, ((x.shape[1] - len(angles), 0), (0, 0)))  # a rotation by 0 changes no bit
+    return rotate(x, angles[:, None, :], rotation.pairs).astype(x.dtype)
+
+
 class MultiHeadDotProductAttention(nn.Module):
     """Multi-head attention that also returns queries and keys and, on request, attention logits and attention weights.
 
     The softmax is computed in float32. If neither logits nor weights are requested, attention is computed in the form
-    that is fastest on the platform.
+    that is fastest on the platform. A rotation of the patches acts on the last tokens of queries and keys.
     """
 
     heads: int
@@ -76,7 +89,11 @@ class MultiHeadDotProductAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, queries_from: Float[Array, "B M D"], keys_from: Float[Array, "B N D"], capture: Collection[str] = ()
+        self,
+        queries_from: Float[Array, "B M D"],
+        keys_from: Float[Array, "B N D"],
+        capture: Collection[str] = (),
+        rotation: Rotation | None = None,
     ):
         kwargs = {
             "dtype": self.dtype,
@@ -88,6 +105,8 @@ class MultiHeadDotProductAttention(nn.Module):
         key = project(name="key")(keys_from)
         value = project(name="value")(keys_from)
         intermediates = {"query": query, "key": key}
+        query, key = _rotated(query, rotation), _rotated(key, rotation)
+        intermediates |= {"rotated_query": query, "rotated_key": key}
         bias = None if self.relative_grid is None else self._relative_bias()
         if {"attention_logits", "attention"} & set(capture):
             logits = attention_logits(query, key, bias, precision(self.dtype))
@@ -147,7 +166,7 @@ class Encoder1DBlock(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
+    def __call__(self, x: Float[Array, "B N D"], capture: Collection[str], rotation: Rotation | None = None):
         c = self.config
         captured = {"residual": x}
         captured["norm"] = y = normalisation(c, tree.NORM)(x)
@@ -156,7 +175,7 @@ class Encoder1DBlock(nn.Module):
         attention = MultiHeadDotProductAttention(
             c.heads, c.head_dim, self.dtype, relative_grid, inner("attention_norm"), name=tree.ATTENTION
         )
-        y, intermediates = attention(y, y, capture)
+        y, intermediates = attention(y, y, capture, rotation)
         captured |= intermediates
         if c.layer_scale:
             y = LayerScale()(y)
@@ -178,11 +197,11 @@ class Encoder(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
+    def __call__(self, x: Float[Array, "B N D"], capture: Collection[str], rotation: Rotation | None = None):
         out = {}
         for layer in range(self.config.depth):
             block = Encoder1DBlock(self.config, self.dtype, name=tree.block_name(layer))
-            x, out[tree.output_name(layer)] = block(x, capture)
+            x, out[tree.output_name(layer)] = block(x, capture, rotation)
         out["pre_ln"] = x
         if self.config.final_norm and not self.config.pool_norm:
             x = normalisation(self.config, "encoder_norm")(x)

@@ -17,8 +17,9 @@ from qkjax.errors import QkjaxError
 from qkjax.vit import posemb, tree
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.layers import Encoder, MAPHead, normalisation
+from qkjax.vit.rotary import patch_rotation
 
-CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
+CAPTURES = ("norm", "query", "key", "rotated_query", "rotated_key", "attention_logits", "attention", "residual")
 """Intermediates that each layer can return; see `forward`."""
 
 
@@ -66,7 +67,8 @@ class ViT(nn.Module):
         x = self._with_prefix(x)
         if c.pre_norm:
             x = normalisation(c, "pre_norm")(x)
-        x, out["encoder"] = Encoder(c, self.dtype, name=tree.ENCODER)(x, capture)
+        rotation = patch_rotation(c, (rows, columns))
+        x, out["encoder"] = Encoder(c, self.dtype, name=tree.ENCODER)(x, capture, rotation)
         out["encoded"] = tokens = x
         patches = tokens[:, c.prefix_tokens :].reshape(batch, rows, columns, -1)
         x = self._pool(tokens)
@@ -175,9 +177,11 @@ def forward(
       params: parameters of the model, as in `Checkpoint.params`.
       images: preprocessed images, channels last, which must contain at least one patch.
       capture: any of these names: "norm" (L, B, N, D): output of the LayerNorm before queries and keys; "query", "key"
-        (L, B, N, H, d): queries and keys with biases, not divided by sqrt(d); "attention_logits" (L, B, H, N, N): query
-        . key / sqrt(d), float32; "attention" (L, B, H, N, N): softmax of the logits over keys; "residual" (L, B, N, D):
-        the residual stream that enters the layer.
+        (L, B, N, H, d): queries and keys with biases, not divided by sqrt(d), before rotary positions; "rotated_query",
+        "rotated_key" (L, B, N, H, d): queries and keys after rotary positions, which are equal to "query" and "key" if
+        the model has none; "attention_logits" (L, B, H, N, N): rotated_query . rotated_key / sqrt(d), plus the relative
+        position bias if the model has one, float32; "attention" (L, B, H, N, N): softmax of the logits over keys;
+        "residual" (L, B, N, D): the residual stream that enters the layer.
 
     Returns:
       A tuple of the output and a dict. The output is the logits (B, classes), or the representation (B, D) if there is

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from qkjax.errors import QkjaxError
 from qkjax.interaction.rotary.rotation import Rotation, axial_angles
 from qkjax.vit.config import Rotary, ViTConfig
 
@@ -18,6 +19,9 @@ def _coordinates(rotary: Rotary, size: int, reference: int | None) -> Float[np.n
 def patch_rotation(config: ViTConfig, grid: tuple[int, int]) -> Rotation | None:
     """The rotation of the patches of a grid, row by row; None if the model has no rotary positions.
 
+    Raises:
+      QkjaxError: the head dimension is not a multiple of 4, so the planes do not divide between rows and columns.
+
     Example:
       >>> from qkjax.vit.config import Rotary, ViTConfig
       >>> from qkjax.vit.rotary import patch_rotation
@@ -29,6 +33,8 @@ def patch_rotation(config: ViTConfig, grid: tuple[int, int]) -> Rotation | None:
     rotary = config.rotary
     if rotary is None:
         return None
+    if config.head_dim % 4:
+        raise QkjaxError(f"head_dim is {config.head_dim}: rotary positions expect a multiple of 4 (two axes of planes)")
     count = config.head_dim // 4
     frequencies = rotary.temperature ** -(np.arange(count) / count)
     rows, columns = (

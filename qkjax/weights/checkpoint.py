@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Preprocess
-from qkjax.vit.config import ViTConfig
+from qkjax.vit.config import Rotary, ViTConfig
 from qkjax.weights.formats.npz import write_npz
 
 CONFIG_KEY, PREPROCESS_KEY, NOTES_KEY = "qkjax/config", "qkjax/preprocess", "qkjax/notes"
@@ -96,6 +96,7 @@ def _architecture(config: ViTConfig) -> dict[str, str]:
         "LayerNorm before the first layer": config.pre_norm,
         "LayerNorm after the pooling": config.pool_norm,
         "relative position biases": config.relative_positions,
+        "rotary positions": config.rotary is not None,
         f"{config.classes} classes": config.classes,
     }
     if config.weights_only:
@@ -174,7 +175,7 @@ def stored_config(text: str) -> dict:
     """Parses a stored configuration, and returns its fields.
 
     Raises:
-      QkjaxError: the text is not a configuration of this version of qkjax.
+      QkjaxError: the text is not a configuration of this version of qkjax, or its rotary positions are invalid.
     """
     try:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
@@ -185,4 +186,6 @@ def stored_config(text: str) -> dict:
             f"the member {CONFIG_KEY!r} has the unknown field {min(unknown)!r}; another version of qkjax may have "
             "written it: download or save the file again"
         )
+    if fields.get("rotary") is not None:
+        fields["rotary"] = Rotary.from_dict(fields["rotary"])
     return fields
