@@ -11,7 +11,8 @@ Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
 Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset", "bilinear",
                    "bilinear_offset", "bilinear_crop", "nearest"]  # fmt: skip
 Norm = Literal["layer", "rms"]
-ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "rotary", "weights_only")
+ADDED = ("pool_prefix", "pool_heads", "pool_mlp_dim", "patch_norm", "final_norm", "inner_norms", "norm", "rotary",
+         "weights_only")  # fmt: skip
 """Fields of `ViTConfig` that were added after version 0.1."""
 
 
@@ -73,6 +74,8 @@ class ViTConfig:
       pool: input of the head: the class token ("tok"), the mean of the patches ("gap"), the result of attention pooling
         ("map"), every token without pooling ("none"), or the first token ("0").
       pool_prefix: whether "gap" and "map" pool the special tokens in addition to the patches.
+      pool_heads: number of heads of attention pooling; None if it has as many heads as each layer.
+      pool_mlp_dim: dimension of the MLP of attention pooling; None if it is `mlp_dim`.
       class_token: whether there is a class token, which is then the first token.
       registers: number of tokens between the class token and the patches. These tokens are registers, or DeiT's
         distillation token.
@@ -86,7 +89,7 @@ class ViTConfig:
       patch_norm: whether the patch embedding is normalised before the position embedding is added (AIMv2).
       final_norm: whether there is a LayerNorm after the last layer (if `pool_norm` is set, after the pooling).
       inner_norms: whether there are two more LayerNorms in each layer: before the output projection of attention, and
-        after the activation of the MLP (BEiT-3).
+        after the activation of the MLP (BEiT-3). "mlp" if there is only the norm in the MLP (EVA-02).
       norm: "layer" for LayerNorm, or "rms" for RMSNorm, which does not subtract the mean and has no bias (AIMv2).
       relative_positions: whether the logits have a learned bias for each offset between patches (BEiT, SimMIM).
       rotary: rotary positions of queries and keys; None if the model has none.
@@ -119,6 +122,8 @@ class ViTConfig:
     posemb_resample: Resample = "linear"
     pool: Pool = "gap"
     pool_prefix: bool = False
+    pool_heads: int | None = None
+    pool_mlp_dim: int | None = None
     class_token: bool = False
     registers: int = 0
     distilled: bool = False
@@ -129,7 +134,7 @@ class ViTConfig:
     pool_norm: bool = False
     patch_norm: bool = False
     final_norm: bool = True
-    inner_norms: bool = False
+    inner_norms: bool | Literal["mlp"] = False
     norm: Norm = "layer"
     relative_positions: bool = False
     rotary: Rotary | None = None

@@ -151,10 +151,11 @@ class Encoder1DBlock(nn.Module):
         c = self.config
         captured = {"residual": x}
         captured["norm"] = y = normalisation(c, tree.NORM)(x)
-        inner = partial(normalisation, c) if c.inner_norms else lambda name: None
         relative_grid = c.grid if c.relative_positions else None
+        attention_norm = normalisation(c, "attention_norm") if c.inner_norms is True else None
+        mlp_norm = normalisation(c, "mlp_norm") if c.inner_norms else None
         attention = MultiHeadDotProductAttention(
-            c.heads, c.head_dim, self.dtype, relative_grid, inner("attention_norm"), name=tree.ATTENTION
+            c.heads, c.head_dim, self.dtype, relative_grid, attention_norm, name=tree.ATTENTION
         )
         y, intermediates = attention(y, y, capture)
         captured |= intermediates
@@ -163,7 +164,7 @@ class Encoder1DBlock(nn.Module):
         out = {"sa": y}
         x = out["+sa"] = x + y
         y = normalisation(c, "LayerNorm_1")(x)
-        y = MlpBlock(c.mlp_dim, c.activation, self.dtype, inner("mlp_norm"), name="MlpBlock_0")(y)
+        y = MlpBlock(c.mlp_dim, c.activation, self.dtype, mlp_norm, name="MlpBlock_0")(y)
         if c.layer_scale:
             y = LayerScale()(y)
         out["mlp"] = y
@@ -199,6 +200,7 @@ class MAPHead(nn.Module):
         c = self.config
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
         probe = jnp.tile(probe, (x.shape[0], 1, 1))
-        x, _ = MultiHeadDotProductAttention(c.heads, c.head_dim, "float32")(probe, x)
+        heads = c.pool_heads or c.heads
+        x, _ = MultiHeadDotProductAttention(heads, c.heads * c.head_dim // heads, "float32")(probe, x)
         y = normalisation(c, "LayerNorm_0")(x)
-        return (x + MlpBlock(c.mlp_dim, c.activation, "float32")(y))[:, 0]
+        return (x + MlpBlock(c.pool_mlp_dim or c.mlp_dim, c.activation, "float32")(y))[:, 0]

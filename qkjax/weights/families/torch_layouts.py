@@ -135,7 +135,12 @@ def to_tree(
     _share_relative_bias(flat)
     grid = fold_positions(flat, width, facts, notes)
     _drop_foreign_head(flat, width, facts, first, notes)
-    return {name: _oriented(name, array, heads) for name, array in flat.items()}, grid, tuple(notes)
+    pool_heads = facts.pool_heads or heads
+    arrays = {
+        name: _oriented(name, array, pool_heads if name.startswith("MAPHead") else heads)
+        for name, array in flat.items()
+    }
+    return arrays, grid, tuple(notes)
 
 
 def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[str, str], notes: list[str]) -> None:
