@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qkjax.interaction.rotary.rotation import Rotation
 from qkjax.runtime.precision import full_precision
 from qkjax.vit import posemb, tree
 from qkjax.vit.attention import Precision, attention_logits, mixed_values, weighted_values
 from qkjax.vit.config import ViTConfig
+from qkjax.vit.rotary import rotate_tokens
 
 
 def _swiglu(x: Float[Array, "B N two_hidden"]) -> Float[Array, "B N hidden"]:
@@ -73,6 +75,7 @@ class MultiHeadDotProductAttention(nn.Module):
     dtype: str
     relative_grid: tuple[int, int] | None = None
     inner_norm: nn.Module | None = None
+    rotation: Rotation | None = None
 
     @nn.compact
     def __call__(
@@ -88,6 +91,9 @@ class MultiHeadDotProductAttention(nn.Module):
         key = project(name="key")(keys_from)
         value = project(name="value")(keys_from)
         intermediates = {"query": query, "key": key}
+        if self.rotation is not None:
+            query, key = (rotate_tokens(x, self.rotation) for x in (query, key))
+            intermediates |= {"rotated_query": query, "rotated_key": key}
         bias = None if self.relative_grid is None else self._relative_bias()
         if {"attention_logits", "attention"} & set(capture):
             logits = attention_logits(query, key, bias, precision(self.dtype))
@@ -145,6 +151,7 @@ class Encoder1DBlock(nn.Module):
 
     config: ViTConfig
     dtype: str
+    rotation: Rotation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
@@ -155,7 +162,7 @@ class Encoder1DBlock(nn.Module):
         attention_norm = normalisation(c, "attention_norm") if c.inner_norms is True else None
         mlp_norm = normalisation(c, "mlp_norm") if c.inner_norms else None
         attention = MultiHeadDotProductAttention(
-            c.heads, c.head_dim, self.dtype, relative_grid, attention_norm, name=tree.ATTENTION
+            c.heads, c.head_dim, self.dtype, relative_grid, attention_norm, self.rotation, name=tree.ATTENTION
         )
         y, intermediates = attention(y, y, capture)
         captured |= intermediates
@@ -177,12 +184,13 @@ class Encoder(nn.Module):
 
     config: ViTConfig
     dtype: str
+    rotation: Rotation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], capture: Collection[str]):
         out = {}
         for layer in range(self.config.depth):
-            block = Encoder1DBlock(self.config, self.dtype, name=tree.block_name(layer))
+            block = Encoder1DBlock(self.config, self.dtype, self.rotation, name=tree.block_name(layer))
             x, out[tree.output_name(layer)] = block(x, capture)
         out["pre_ln"] = x
         if self.config.final_norm and not self.config.pool_norm:

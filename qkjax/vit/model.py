@@ -17,8 +17,9 @@ from qkjax.errors import QkjaxError
 from qkjax.vit import posemb, tree
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.layers import Encoder, MAPHead, normalisation
+from qkjax.vit.rotary import patch_rotation
 
-CAPTURES = ("norm", "query", "key", "attention_logits", "attention", "residual")
+CAPTURES = ("norm", "query", "key", "rotated_query", "rotated_key", "attention_logits", "attention", "residual")
 """Intermediates that each layer can return; see `forward`."""
 
 
@@ -66,7 +67,7 @@ class ViT(nn.Module):
         x = self._with_prefix(x)
         if c.pre_norm:
             x = normalisation(c, "pre_norm")(x)
-        x, out["encoder"] = Encoder(c, self.dtype, name=tree.ENCODER)(x, capture)
+        x, out["encoder"] = Encoder(c, self.dtype, patch_rotation(c, (rows, columns)), name=tree.ENCODER)(x, capture)
         out["encoded"] = tokens = x
         patches = tokens[:, c.prefix_tokens :].reshape(batch, rows, columns, -1)
         x = self._pool(tokens)

@@ -1,9 +1,10 @@
 """Angles of rotary positions, for the patch grid of an image."""
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from qkjax.interaction.rotary.rotation import Rotation, axial_angles
+from qkjax.interaction.rotary.rotation import Rotation, axial_angles, rotate
 from qkjax.vit.config import Rotary, ViTConfig
 
 
@@ -38,3 +39,10 @@ def patch_rotation(config: ViTConfig, grid: tuple[int, int]) -> Rotation | None:
     if rotary.first == "columns":
         angles = np.roll(angles, count, axis=-1)
     return Rotation(angles, rotary.pairs, tuple(grid))
+
+
+def rotate_tokens(x: Float[Array, "B N H d"], rotation: Rotation) -> Float[Array, "B N H d"]:
+    """Rotates the queries or keys of the patches, which are the last tokens; special tokens are not rotated."""
+    patches = rotation.angles.shape[-2]
+    rotated = rotate(x[:, -patches:], rotation.angles[:, None, :], rotation.pairs).astype(x.dtype)
+    return jnp.concatenate([x[:, :-patches], rotated], axis=1)
