@@ -167,6 +167,7 @@ SETTINGS = {
     "pool_prefix": "True or False",
     "final_norm": "True or False",
     "heads": "a positive whole number",
+    "rotary": "a Rotary, a dict of its fields, or None",
 }
 """Arguments of `load` that set what the shapes of a parameter tree do not determine, with the allowed values."""
 
@@ -185,6 +186,8 @@ def check_settings(settings: Mapping) -> dict:
         if name not in SETTINGS:
             raise QkjaxError(f"unknown setting {name!r}{nearest(name, SETTINGS)}; pass one of {', '.join(SETTINGS)}")
         checked[name] = tuple(value) if name == "grid" and isinstance(value, list) else value
+        if name == "rotary" and isinstance(value, Mapping):
+            checked[name] = rotary_from_dict(value)
         if not _is_allowed(name, checked[name]):
             allowed = SETTINGS[name]
             choice = allowed if isinstance(allowed, str) else f"one of {', '.join(allowed)}"
@@ -192,11 +195,27 @@ def check_settings(settings: Mapping) -> dict:
     return checked
 
 
+def rotary_from_dict(fields: Mapping) -> Rotary:
+    """Converts the fields of a `Rotary`, as in JSON, to a `Rotary`.
+
+    Raises:
+      QkjaxError: a field is unknown, or the temperature is missing.
+    """
+    reference = fields.get("reference")
+    try:
+        return Rotary(**{**fields, "reference": reference and tuple(reference)})
+    except TypeError as error:
+        names = ", ".join(Rotary.__dataclass_fields__)
+        raise QkjaxError(f"rotary={dict(fields)}: expected the fields of a Rotary, which are {names}") from error
+
+
 def _is_allowed(name: str, value) -> bool:
     if name == "grid":
         return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
     if name in ("pool_prefix", "final_norm"):
         return isinstance(value, bool)
+    if name == "rotary":
+        return value is None or isinstance(value, Rotary)
     if name == "heads":
         return type(value) is int and value > 0
     if name == "norm_eps":
