@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Preprocess
-from qkjax.vit.config import ViTConfig
+from qkjax.vit.config import ViTConfig, rotary_from_dict
 from qkjax.weights.formats.npz import write_npz
 
 CONFIG_KEY, PREPROCESS_KEY, NOTES_KEY = "qkjax/config", "qkjax/preprocess", "qkjax/notes"
@@ -185,4 +185,4 @@ def stored_config(text: str) -> dict:
             f"the member {CONFIG_KEY!r} has the unknown field {min(unknown)!r}; another version of qkjax may have "
             "written it: download or save the file again"
         )
-    return fields
+    return fields | ({"rotary": rotary_from_dict(fields["rotary"])} if fields.get("rotary") else {})

@@ -71,7 +71,7 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     """
     kernel = shape_of(shapes, "embedding/kernel", 4)
     width, heads, head_dim = shape_of(shapes, f"{BLOCK}_0/MultiHeadDotProductAttention_0/query/kernel", 3)
-    posemb, grid = _infer_positions(shapes, settings.get("grid"))
+    posemb, grid = _infer_positions(shapes, settings)
     inferred = ViTConfig(
         width=width,
         depth=depth(shapes),
@@ -106,14 +106,18 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     return config
 
 
-def _infer_positions(shapes: Mapping[str, Shape], grid: Shape | None) -> tuple[str, Shape | None]:
-    """The kind of position embedding, and the grid of the learned embedding or of the relative position biases."""
+def _infer_positions(shapes: Mapping[str, Shape], settings: Mapping) -> tuple[str, Shape | None]:
+    """The kind of position embedding, and the grid of the learned embedding or of the relative position biases.
+
+    A model with rotary positions and without a learned embedding has no position embedding.
+    """
+    grid = settings.get("grid")
     if "pos_embedding" in shapes:
         rows = shape_of(shapes, "pos_embedding", 3)[1]
         return "learn", infer_grid(rows - has_class_row(shapes, grid), grid)
     if relative := shapes.get(f"{BLOCK}_0/{RELATIVE}"):  # (2 rows - 1) (2 columns - 1) + 3 entries
         return "none", grid or ((isqrt(max(relative[0] - 3, 0)) + 1) // 2,) * 2
-    return "sincos2d", None
+    return ("none", grid) if settings.get("rotary") else ("sincos2d", None)
 
 
 def _infer_inner_norms(shapes: Mapping[str, Shape]) -> bool | Literal["mlp"]:

@@ -59,7 +59,9 @@ def facts_of(model: Any) -> dict:
         "pool": "map" if getattr(model, "attn_pool", None) is not None else POOLS[model.global_pool],
         "final_norm": not (_is_absent(model, "norm") and _is_absent(model, "fc_norm")),
         # The attention pooling of `Eva` includes all tokens.
-        "pool_prefix": bool(getattr(model, "pool_include_prefix", False) or (pool is not None and _class(model) == "Eva")),
+        "pool_prefix": bool(
+            getattr(model, "pool_include_prefix", False) or (pool is not None and _class(model) == "Eva")
+        ),
         "prefix_positions": not getattr(model, "no_embed_class", False),
         "posemb_resample": f"{getattr(patches, 'pos_embed_interp_mode', 'bicubic')}_antialias",
     }
