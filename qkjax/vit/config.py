@@ -33,12 +33,13 @@ class Rotary:
       reference: (rows, columns) of the grid to which "index" coordinates are scaled: (index + offset) reference / size
         (EVA-02); None if coordinates are not scaled.
       first: whether the first half of the planes rotates with the "rows" or with the "columns".
+      class_angles: whether the class token is rotated, too, by angles that are learned, one for each plane (MLCD).
       pairs: which columns of a head form a plane; see `qkjax.interaction.rotary.rotation.Pairs`.
 
     Example:
       >>> from qkjax.vit.config import Rotary
-      >>> Rotary(100.0, "centred", pairs="half")  # DINOv3
-      Rotary(temperature=100.0, coordinates='centred', offset=0.0, reference=None, first='rows', pairs='half')
+      >>> Rotary(100.0, "centred", pairs="half").temperature  # DINOv3
+      100.0
     """
 
     temperature: float
@@ -47,6 +48,7 @@ class Rotary:
     reference: tuple[int, int] | None = None
     first: Literal["rows", "columns"] = "rows"
     pairs: Literal["half", "interleaved"] = "interleaved"
+    class_angles: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,3 +46,9 @@ def rotate_tokens(x: Float[Array, "B N H d"], rotation: Rotation) -> Float[Array
     patches = rotation.angles.shape[-2]
     rotated = rotate(x[:, -patches:], rotation.angles[:, None, :], rotation.pairs).astype(x.dtype)
     return jnp.concatenate([x[:, :-patches], rotated], axis=1)
+
+
+def with_class_angles(rotation: Rotation, own: Float[Array | np.ndarray, "1 planes"]) -> Rotation:
+    """Adds the class token, which precedes the patches and is rotated by its own angles, to a rotation of patches."""
+    own = jnp.asarray(own, jnp.promote_types(own.dtype, jnp.float32))
+    return rotation._replace(angles=jnp.concatenate([own, jnp.asarray(rotation.angles, own.dtype)]))

@@ -29,7 +29,8 @@ USED = {
 }
 VISIBLE = {"depth", "embed_dim", "mlp_ratio", "num_classes", "in_chans", "qkv_bias", "proj_bias", "init_values",
            "class_token", "reg_tokens", "pre_norm", "fc_norm", "final_norm", "scale_attn_norm", "scale_mlp_norm",
-           "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qkv_fused", "features_only", "attn_pool_mlp_ratio"}  # fmt: skip
+           "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qkv_fused", "features_only",
+           "attn_pool_mlp_ratio"}  # fmt: skip
 """Arguments of timm's models whose effect the parameters determine."""
 HARMLESS = re.compile(r"drop|^dynamic_img|weight_init|fix_init|^out_indices|^pretrained|^strict_|^script|^export")
 ASSUMED = {"activation": "gelu", "norm_eps": 1e-6}

@@ -11,8 +11,8 @@ ARGUMENTS = {"use_rot_pos_emb", "rope_type", "rope_temperature", "rope_grid_offs
 """Arguments of timm's `Eva` that decide the angles of the rotation."""
 INDEXING = {"ij": "rows", "xy": "columns"}
 MIXED = (
-    "its rotary frequencies are learned for each head (RoPE-mixed), which qkjax's model does not compute: the modes are "
-    "those of Wq Wk^T, the interaction of two tokens at the same place"
+    "its rotary frequencies are learned for each head (RoPE-mixed), which qkjax's model does not compute: the "
+    "modes are those of Wq Wk^T, the interaction of two tokens at the same place"
 )
 
 
@@ -41,7 +41,7 @@ def changed(rotary: Mapping | None, arguments: Mapping) -> dict:
 
     Args:
       rotary: the result of `rotary_of` for the architecture; None if it has no rotary positions.
-      arguments: arguments of the model in config.json.
+      arguments: arguments of the model in config.json; timm ignores those that are null.
 
     Returns:
       A dict with the key "rotary", or an empty dict if no argument concerns rotary positions.
@@ -49,7 +49,7 @@ def changed(rotary: Mapping | None, arguments: Mapping) -> dict:
     Raises:
       QkjaxError: an argument has an unknown value, or the architecture's own rotation is unknown.
     """
-    given = {name: arguments[name] for name in sorted(ARGUMENTS & set(arguments))}
+    given = {name: arguments[name] for name in sorted(ARGUMENTS & set(arguments)) if arguments[name] is not None}
     if not given:
         return {}
     if rotary is None:
@@ -66,11 +66,11 @@ def changed(rotary: Mapping | None, arguments: Mapping) -> dict:
         if name not in CHANGES:
             continue
         field, convert = CHANGES[name]
-        if (converted := convert(value)) is None and value is not None:
+        if (converted := convert(value)) is None:
             raise QkjaxError(f"config.json has {name}={value!r}, which is not a valid value of this argument of timm")
         fields[field] = converted
-    if given.get("rope_type", "cat") != "cat" or None in (fields["temperature"], fields["first"], fields["pairs"]):
-        raise QkjaxError(f"config.json has {given}, expected rope_type='cat' and values that are not null")
+    if given.get("rope_type", "cat") != "cat":
+        raise QkjaxError(f"config.json has rope_type={given['rope_type']!r}, expected 'cat'")
     return {"rotary": fields}
 
 
@@ -87,6 +87,6 @@ CHANGES = {
     "rope_temperature": ("temperature", _number),
     "rope_grid_offset": ("offset", _number),
     "rope_grid_indexing": ("first", lambda value: INDEXING.get(str(value))),
-    "rope_rotate_half": ("pairs", lambda value: {True: "half", False: "interleaved"}.get(value)),
+    "rope_rotate_half": ("pairs", {True: "half", False: "interleaved"}.get),
     "ref_feat_shape": ("reference", _pair),
 }

@@ -58,8 +58,8 @@ def check_rotation_is_stated(flat: Mapping[str, np.ndarray], facts: Facts) -> No
         family = "EVA-02"
     if family:
         raise QkjaxError(
-            f"the parameters resemble {family}, whose rotary positions no parameter states: add timm's config.json with "
-            "the architecture, or pass rotary=qkjax.vit.config.Rotary(...), or rotary=None if the model has none"
+            f"the parameters resemble {family}, whose rotary positions no parameter states: add timm's config.json "
+            "with the architecture, or pass rotary=qkjax.vit.config.Rotary(...), or rotary=None if the model has none"
         )
 
 

@@ -51,8 +51,8 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
         and not any("relative_position_bias" in name for name in flat)
     ):
         raise QkjaxError(
-            "the parameters have no position embedding; it may be fixed or rotary: add the model's config.json, or pass "
-            "rotary=qkjax.vit.config.Rotary(...)"
+            "the parameters have no position embedding; it may be fixed or rotary: add the model's config.json, or "
+            "pass rotary=qkjax.vit.config.Rotary(...)"
         )
     if "distillation" in flat:
         flat["registers"] = flat.pop("distillation")
