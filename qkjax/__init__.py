@@ -22,6 +22,7 @@ _HOME = {
     "PassOptions": "passes.options",
     "QkjaxError": "errors",
     "QueryKey": "interaction.query_key",
+    "Rotary": "vit.rotary_config",
     "TrainConfig": "train.config",
     "ViT": "vit.model",
     "ViTConfig": "vit.config",

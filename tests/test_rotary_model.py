@@ -9,10 +9,11 @@ import pytest
 
 import qkjax
 from conftest import DATA
-from qkjax.vit.config import Rotary, ViTConfig
+from qkjax.vit.config import ViTConfig
 from qkjax.vit.layers import _rotated
 from qkjax.vit.model import CAPTURES, forward
 from qkjax.vit.rotary import patch_rotation
+from qkjax.vit.rotary_config import Rotary
 from qkjax.weights.checkpoint import stored_config, write_checkpoint
 
 GRID = (3, 5)

@@ -8,8 +8,9 @@ import pytest
 import qkjax
 from qkjax.errors import QkjaxError
 from qkjax.interaction.rotary.rotation import rotate
-from qkjax.vit.config import Rotary, ViTConfig
+from qkjax.vit.config import ViTConfig
 from qkjax.vit.rotary import patch_rotation
+from qkjax.vit.rotary_config import Rotary
 from qkjax.vit.tree import bare_tree
 from qkjax.weights.checkpoint import Checkpoint
 from qkjax.weights.preprocessing import from_architecture

@@ -2,95 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
 from typing import Literal, get_args
 
 from qkjax.errors import QkjaxError, nearest
+from qkjax.vit.rotary_config import Rotary, is_grid
 
 Pool = Literal["tok", "gap", "map", "none", "0"]
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
 Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset", "bilinear",
                    "bilinear_offset", "bilinear_crop", "nearest"]  # fmt: skip
 Norm = Literal["layer", "rms"]
-ADDED = ("pool_prefix", "patch_norm", "final_norm", "inner_norms", "norm", "rotary", "weights_only")
+ADDED = ("pool_prefix", "pool_heads", "pool_mlp_dim", "patch_norm", "final_norm", "inner_norms", "norm", "rotary",
+         "weights_only")  # fmt: skip
 """Fields of `ViTConfig` that were added after version 0.1."""
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions: the angle by which each position rotates each plane of queries and keys.
-
-    Half of the planes rotate with the row of a patch, and the other half with its column. Plane k of n planes per axis
-    rotates by p temperature^(-k / n), where p is the coordinate of the patch; `qkjax.vit.rotary` computes the angles.
-    Class token and registers are not rotated.
-
-    Attributes:
-      temperature: ratio of the fastest to the slowest rotation (of n + 1 planes).
-      coordinates: "index" counts patches: p is the index of the row or column plus `offset`. "centred" uses the centres
-        of patches, from -2 pi to 2 pi along each axis of the actual grid: p = 2 pi (2 (index + 0.5) / size - 1)
-        (DINOv3).
-      offset: number that is added to the index.
-      reference: (rows, columns) of the grid to which "index" coordinates are scaled: (index + offset) reference / size
-        (EVA-02); None if coordinates are not scaled.
-      first: whether the first half of the planes rotates with the "rows" or with the "columns".
-      pairs: which columns of a head form a plane; see `qkjax.interaction.rotary.rotation.Pairs`.
-
-    Example:
-      >>> from qkjax.vit.config import Rotary
-      >>> Rotary(100.0, "centred", pairs="half")  # DINOv3
-      Rotary(temperature=100.0, coordinates='centred', offset=0.0, reference=None, first='rows', pairs='half')
-    """
-
-    temperature: float
-    coordinates: Literal["index", "centred"] = "index"
-    offset: float = 0.0
-    reference: tuple[int, int] | None = None
-    first: Literal["rows", "columns"] = "rows"
-    pairs: Literal["half", "interleaved"] = "interleaved"
-
-    @classmethod
-    def from_dict(cls, fields: object) -> "Rotary":
-        """Restores rotary positions from the plain values of `ViTConfig.to_dict()`.
-
-        Raises:
-          QkjaxError: a field is unknown, missing, or has an invalid value.
-        """
-        if not isinstance(fields, Mapping):
-            raise QkjaxError(f"rotary is {fields!r}: expected an object with the fields of qkjax.vit.config.Rotary")
-        if unknown := fields.keys() - cls.__dataclass_fields__.keys():
-            raise QkjaxError(
-                f"rotary has the unknown field {min(unknown)!r}; expected {', '.join(cls.__dataclass_fields__)}"
-            )
-        if "temperature" not in fields:
-            raise QkjaxError("rotary has no field 'temperature': expected a positive number")
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        for name, value in values.items():
-            if not _is_allowed_rotary(name, value):
-                raise QkjaxError(f"rotary has {name}={value!r}: expected {ROTARY_FIELDS[name]}")
-        return cls(**values)
-
-
-ROTARY_FIELDS = {
-    "temperature": "a positive number",
-    "coordinates": "'index' or 'centred'",
-    "offset": "a finite number",
-    "reference": "None or two positive whole numbers",
-    "first": "'rows' or 'columns'",
-    "pairs": "'half' or 'interleaved'",
-}
-"""The fields of `Rotary` with the allowed values."""
-
-
-def _is_allowed_rotary(name: str, value) -> bool:
-    if name in ("temperature", "offset"):
-        return type(value) in (int, float) and isfinite(value) and (name == "offset" or value > 0)
-    if name == "reference":
-        return value is None or _is_grid(value)
-    return f"{value!r}" in ROTARY_FIELDS[name].split(" or ")
-
-
-def _is_grid(value) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
 
 
 @dataclass(frozen=True)
@@ -118,6 +42,8 @@ class ViTConfig:
       pool: input of the head: the class token ("tok"), the mean of the patches ("gap"), the result of attention pooling
         ("map"), every token without pooling ("none"), or the first token ("0").
       pool_prefix: whether "gap" and "map" pool the special tokens in addition to the patches.
+      pool_heads: number of heads of attention pooling; None if it has as many heads as each layer.
+      pool_mlp_dim: dimension of the MLP of attention pooling; None if it is `mlp_dim`.
       class_token: whether there is a class token, which is then the first token.
       registers: number of tokens between the class token and the patches. These tokens are registers, or DeiT's
         distillation token.
@@ -131,7 +57,7 @@ class ViTConfig:
       patch_norm: whether the patch embedding is normalised before the position embedding is added (AIMv2).
       final_norm: whether there is a LayerNorm after the last layer (if `pool_norm` is set, after the pooling).
       inner_norms: whether there are two more LayerNorms in each layer: before the output projection of attention, and
-        after the activation of the MLP (BEiT-3).
+        after the activation of the MLP (BEiT-3). "mlp" if there is only the norm in the MLP (EVA-02).
       norm: "layer" for LayerNorm, or "rms" for RMSNorm, which does not subtract the mean and has no bias (AIMv2).
       relative_positions: whether the logits have a learned bias for each offset between patches (BEiT, SimMIM).
       rotary: rotary positions of queries and keys; None if the model has none.
@@ -164,6 +90,8 @@ class ViTConfig:
     posemb_resample: Resample = "linear"
     pool: Pool = "gap"
     pool_prefix: bool = False
+    pool_heads: int | None = None
+    pool_mlp_dim: int | None = None
     class_token: bool = False
     registers: int = 0
     distilled: bool = False
@@ -174,7 +102,7 @@ class ViTConfig:
     pool_norm: bool = False
     patch_norm: bool = False
     final_norm: bool = True
-    inner_norms: bool = False
+    inner_norms: bool | Literal["mlp"] = False
     norm: Norm = "layer"
     relative_positions: bool = False
     rotary: Rotary | None = None
@@ -207,6 +135,7 @@ SETTINGS = {
     "pool_prefix": "True or False",
     "final_norm": "True or False",
     "heads": "a positive whole number",
+    "rotary": "a Rotary, a dict of its fields, or None",
 }
 """Arguments of `load` that set what the shapes of a parameter tree do not determine, with the allowed values."""
 
@@ -225,6 +154,8 @@ def check_settings(settings: Mapping) -> dict:
         if name not in SETTINGS:
             raise QkjaxError(f"unknown setting {name!r}{nearest(name, SETTINGS)}; pass one of {', '.join(SETTINGS)}")
         checked[name] = tuple(value) if name == "grid" and isinstance(value, list) else value
+        if name == "rotary" and isinstance(value, Mapping):
+            checked[name] = Rotary.from_dict(value)
         if not _is_allowed(name, checked[name]):
             allowed = SETTINGS[name]
             choice = allowed if isinstance(allowed, str) else f"one of {', '.join(allowed)}"
@@ -234,9 +165,11 @@ def check_settings(settings: Mapping) -> dict:
 
 def _is_allowed(name: str, value) -> bool:
     if name == "grid":
-        return _is_grid(value)
+        return is_grid(value)
     if name in ("pool_prefix", "final_norm"):
         return isinstance(value, bool)
+    if name == "rotary":
+        return value is None or isinstance(value, Rotary)
     if name == "heads":
         return type(value) is int and value > 0
     if name == "norm_eps":

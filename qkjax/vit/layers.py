@@ -63,14 +63,16 @@ def precision(dtype: str) -> Precision:
 
 
 def _rotated(x: Float[Array, "B N H d"], rotation: Rotation | None) -> Float[Array, "B N H d"]:
-    """Rotates queries or keys of the patches, which are the last tokens. Class token and registers do not change.
+    """Rotates queries or keys of the last tokens, which are the patches, and in MLCD the class token and the patches.
+    The tokens before them do not change.
 
     The rotation is computed in float32 and then rounded to the format of `x`, as in timm and in Meta's code of DINOv3.
     """
     if rotation is None:
         return x
-    angles = np.asarray(rotation.angles)
-    angles = np.pad(angles, ((x.shape[1] - len(angles), 0), (0, 0)))  # a rotation by 0 changes no bit
+    angles = rotation.angles
+    pad = jnp.pad if isinstance(angles, jax.Array) else np.pad
+    angles = pad(angles, ((x.shape[1] - len(angles), 0), (0, 0)))  # a rotation by 0 changes no bit
     return rotate(x, angles[:, None, :], rotation.pairs).astype(x.dtype)
 
 
@@ -170,10 +172,11 @@ class Encoder1DBlock(nn.Module):
         c = self.config
         captured = {"residual": x}
         captured["norm"] = y = normalisation(c, tree.NORM)(x)
-        inner = partial(normalisation, c) if c.inner_norms else lambda name: None
         relative_grid = c.grid if c.relative_positions else None
+        attention_norm = normalisation(c, "attention_norm") if c.inner_norms is True else None
+        mlp_norm = normalisation(c, "mlp_norm") if c.inner_norms else None
         attention = MultiHeadDotProductAttention(
-            c.heads, c.head_dim, self.dtype, relative_grid, inner("attention_norm"), name=tree.ATTENTION
+            c.heads, c.head_dim, self.dtype, relative_grid, attention_norm, name=tree.ATTENTION
         )
         y, intermediates = attention(y, y, capture, rotation)
         captured |= intermediates
@@ -182,7 +185,7 @@ class Encoder1DBlock(nn.Module):
         out = {"sa": y}
         x = out["+sa"] = x + y
         y = normalisation(c, "LayerNorm_1")(x)
-        y = MlpBlock(c.mlp_dim, c.activation, self.dtype, inner("mlp_norm"), name="MlpBlock_0")(y)
+        y = MlpBlock(c.mlp_dim, c.activation, self.dtype, mlp_norm, name="MlpBlock_0")(y)
         if c.layer_scale:
             y = LayerScale()(y)
         out["mlp"] = y
@@ -218,6 +221,7 @@ class MAPHead(nn.Module):
         c = self.config
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
         probe = jnp.tile(probe, (x.shape[0], 1, 1))
-        x, _ = MultiHeadDotProductAttention(c.heads, c.head_dim, "float32")(probe, x)
+        heads = c.pool_heads or c.heads
+        x, _ = MultiHeadDotProductAttention(heads, c.heads * c.head_dim // heads, "float32")(probe, x)
         y = normalisation(c, "LayerNorm_0")(x)
-        return (x + MlpBlock(c.mlp_dim, c.activation, "float32")(y))[:, 0]
+        return (x + MlpBlock(c.pool_mlp_dim or c.mlp_dim, c.activation, "float32")(y))[:, 0]

@@ -17,7 +17,7 @@ from qkjax.errors import QkjaxError
 from qkjax.vit import posemb, tree
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.layers import Encoder, MAPHead, normalisation
-from qkjax.vit.rotary import patch_rotation
+from qkjax.vit.rotary import patch_rotation, with_class_angles
 
 CAPTURES = ("norm", "query", "key", "rotated_query", "rotated_key", "attention_logits", "attention", "residual")
 """Intermediates that each layer can return; see `forward`."""
@@ -67,7 +67,7 @@ class ViT(nn.Module):
         x = self._with_prefix(x)
         if c.pre_norm:
             x = normalisation(c, "pre_norm")(x)
-        rotation = patch_rotation(c, (rows, columns))
+        rotation = self._rotation((rows, columns))
         x, out["encoder"] = Encoder(c, self.dtype, name=tree.ENCODER)(x, capture, rotation)
         out["encoded"] = tokens = x
         patches = tokens[:, c.prefix_tokens :].reshape(batch, rows, columns, -1)
@@ -111,6 +111,14 @@ class ViT(nn.Module):
         table = self.param(tree.POSITION_EMBEDDING, nn.initializers.normal(stddev=1 / np.sqrt(c.width)), shape)
         table = posemb.resample(jnp.asarray(table, jnp.float32), c.grid, grid, c.posemb_resample)
         return table.astype(dtype)
+
+    def _rotation(self, grid):
+        """The rotation of the last tokens: the patches, and for MLCD also the class token before them."""
+        c, rotation = self.config, patch_rotation(self.config, grid)
+        if rotation is None or not c.rotary.class_angles:
+            return rotation
+        own = self.param("class_angles", nn.initializers.normal(1.0), (1, rotation.angles.shape[-1]))
+        return with_class_angles(rotation, own)
 
     def _with_prefix(self, x):
         """Concatenates class token, registers and patches, in this order. Only patches have position embeddings."""

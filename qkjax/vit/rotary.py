@@ -1,11 +1,13 @@
 """Angles of rotary positions, for the patch grid of an image."""
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction.rotary.rotation import Rotation, axial_angles
-from qkjax.vit.config import Rotary, ViTConfig
+from qkjax.vit.config import ViTConfig
+from qkjax.vit.rotary_config import Rotary
 
 
 def _coordinates(rotary: Rotary, size: int, reference: int | None) -> Float[np.ndarray, "size"]:
@@ -23,7 +25,8 @@ def patch_rotation(config: ViTConfig, grid: tuple[int, int]) -> Rotation | None:
       QkjaxError: the head dimension is not a multiple of 4, so the planes do not divide between rows and columns.
 
     Example:
-      >>> from qkjax.vit.config import Rotary, ViTConfig
+      >>> from qkjax.vit.config import ViTConfig
+      >>> from qkjax.vit.rotary_config import Rotary
       >>> from qkjax.vit.rotary import patch_rotation
       >>> rotary = Rotary(100.0, "centred", pairs="half")
       >>> sizes = {"width": 24, "depth": 2, "heads": 2, "head_dim": 12, "mlp_dim": 48, "patch_size": (8, 8)}
@@ -44,3 +47,9 @@ def patch_rotation(config: ViTConfig, grid: tuple[int, int]) -> Rotation | None:
     if rotary.first == "columns":
         angles = np.roll(angles, count, axis=-1)
     return Rotation(angles, rotary.pairs, tuple(grid))
+
+
+def with_class_angles(rotation: Rotation, own: Float[Array | np.ndarray, "1 planes"]) -> Rotation:
+    """Adds the class token, which precedes the patches and is rotated by its own angles, to a rotation of patches."""
+    own = jnp.asarray(own, jnp.promote_types(own.dtype, jnp.float32))
+    return rotation._replace(angles=jnp.concatenate([own, jnp.asarray(rotation.angles, own.dtype)]))

@@ -12,7 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Preprocess
-from qkjax.vit.config import Rotary, ViTConfig
+from qkjax.vit.config import ViTConfig
+from qkjax.vit.rotary_config import Rotary
 from qkjax.weights.formats.npz import write_npz
 
 CONFIG_KEY, PREPROCESS_KEY, NOTES_KEY = "qkjax/config", "qkjax/preprocess", "qkjax/notes"

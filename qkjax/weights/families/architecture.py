@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from math import isqrt
+from typing import Literal
 
 from qkjax.errors import QkjaxError, nearest
 from qkjax.vit.config import Pool, ViTConfig
@@ -12,7 +13,8 @@ from qkjax.vit.tree import ENCODER, block_name
 from qkjax.weights.families.big_vision_names import BLOCK, depth
 
 Shape = tuple[int, ...]
-RELATIVE = "MultiHeadDotProductAttention_0/relative_position_bias"
+ATTENTION = "MultiHeadDotProductAttention_0"
+RELATIVE = f"{ATTENTION}/relative_position_bias"
 
 
 def shape_of(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
@@ -69,7 +71,7 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     """
     kernel = shape_of(shapes, "embedding/kernel", 4)
     width, heads, head_dim = shape_of(shapes, f"{BLOCK}_0/MultiHeadDotProductAttention_0/query/kernel", 3)
-    posemb, grid = _infer_positions(shapes, settings.get("grid"))
+    posemb, grid = _infer_positions(shapes, settings)
     inferred = ViTConfig(
         width=width,
         depth=depth(shapes),
@@ -88,7 +90,8 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
         layer_scale=f"{BLOCK}_0/LayerScale_0/scale" in shapes,
         pre_norm="pre_norm/scale" in shapes,
         pool_norm="pool_norm/scale" in shapes,
-        inner_norms=f"{BLOCK}_0/attention_norm/scale" in shapes,
+        inner_norms=_infer_inner_norms(shapes),
+        **_infer_pool_head(shapes, heads),
         patch_norm="patch_norm/scale" in shapes,
         relative_positions=f"{BLOCK}_0/{RELATIVE}" in shapes,
     )
@@ -103,14 +106,34 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
     return config
 
 
-def _infer_positions(shapes: Mapping[str, Shape], grid: Shape | None) -> tuple[str, Shape | None]:
-    """The kind of position embedding, and the grid of the learned embedding or of the relative position biases."""
+def _infer_positions(shapes: Mapping[str, Shape], settings: Mapping) -> tuple[str, Shape | None]:
+    """The kind of position embedding, and the grid of the learned embedding or of the relative position biases.
+
+    A model with rotary positions and without a learned embedding has no position embedding.
+    """
+    grid = settings.get("grid")
     if "pos_embedding" in shapes:
         rows = shape_of(shapes, "pos_embedding", 3)[1]
         return "learn", infer_grid(rows - has_class_row(shapes, grid), grid)
     if relative := shapes.get(f"{BLOCK}_0/{RELATIVE}"):  # (2 rows - 1) (2 columns - 1) + 3 entries
         return "none", grid or ((isqrt(max(relative[0] - 3, 0)) + 1) // 2,) * 2
-    return "sincos2d", None
+    return ("none", grid) if settings.get("rotary") else ("sincos2d", None)
+
+
+def _infer_inner_norms(shapes: Mapping[str, Shape]) -> bool | Literal["mlp"]:
+    if f"{BLOCK}_0/attention_norm/scale" in shapes:
+        return True
+    return "mlp" if f"{BLOCK}_0/mlp_norm/scale" in shapes else False
+
+
+def _infer_pool_head(shapes: Mapping[str, Shape], heads: int) -> dict[str, int]:
+    """The sizes of attention pooling that differ from those of the layers."""
+    if "MAPHead_0/probe" not in shapes:
+        return {}
+    sizes = {"pool_heads": (shape_of(shapes, f"MAPHead_0/{ATTENTION}/query/kernel", 3)[1], heads),
+             "pool_mlp_dim": (shape_of(shapes, "MAPHead_0/MlpBlock_0/Dense_0/kernel", 2)[1],
+                              shape_of(shapes, f"{BLOCK}_0/MlpBlock_0/Dense_0/kernel", 2)[1])}  # fmt: skip
+    return {name: size for name, (size, usual) in sizes.items() if size != usual}
 
 
 def _infer_pool(shapes: Mapping[str, Shape]) -> Pool:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from qkjax.vit.config import ViTConfig
+from qkjax.vit.rotary_config import Rotary
 from qkjax.weights.families.layout import Layout
 
 Grid = tuple[int, int]
@@ -15,6 +16,8 @@ ParsedModel = tuple[ViTConfig, dict[str, np.ndarray], tuple[str, ...]]
 ROTARY = "it has rotary position embeddings: a head has no single matrix Wq Wk^T"
 USUAL = Layout()
 FIELDS = frozenset(ViTConfig.__dataclass_fields__)
+APART = {"grid", "head_dim", "patch_size", "pool_heads"}
+"""Fields of `ViTConfig` that `Facts` stores outside of `settings`."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Facts:
       grids: possible grids of the position embedding; the most reliable grid is first.
       grid_is_given: whether the caller passes the grid, which must then match the position embedding.
       prefix_positions: whether special tokens have rows in the position embedding; None if unknown.
+      pool_heads: number of heads of attention pooling; None if it has as many heads as each layer.
       patch_size: height and width of a patch, for a patch embedding that is stored as a dense layer.
       foreign_head: the reason why the classifier is not a dense layer on the pooled token; "" if it is such a layer.
       complete: whether the source describes the whole model, so that qkjax makes no further assumptions.
@@ -42,6 +46,7 @@ class Facts:
     grids: tuple[Grid, ...] = ()
     grid_is_given: bool = False
     prefix_positions: bool | None = None
+    pool_heads: int | None = None
     patch_size: tuple[int, int] | None = None
     foreign_head: str = ""
     complete: bool = False
@@ -80,10 +85,14 @@ def height_and_width(value: Any) -> tuple[int, int] | None:
 
 def from_module_facts(facts: Mapping) -> Facts:
     """Converts the result of `timm_module.facts_of`, or a line of timm_architectures.json, to facts."""
+    settings = {name: value for name, value in facts.items() if name in FIELDS - APART}
+    if rotary := settings.get("rotary"):
+        settings["rotary"] = Rotary.from_dict(rotary)
     return Facts(
-        {name: value for name, value in facts.items() if name in FIELDS - {"grid", "head_dim", "patch_size"}},
+        settings,
         head_dim=facts.get("head_dim"),
         grids=(tuple(facts["grid"]),) if facts.get("grid") else (),
+        pool_heads=facts.get("pool_heads"),
         prefix_positions=facts.get("prefix_positions"),
         patch_size=tuple(facts["patch_size"]) if facts.get("patch_size") else None,
         complete=True,

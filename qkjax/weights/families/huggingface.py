@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qkjax.errors import QkjaxError
-from qkjax.vit.config import check_settings
+from qkjax.vit.config import Rotary, check_settings
 from qkjax.weights.families import huggingface_keys as keys
 from qkjax.weights.families.facts import ROTARY, Facts, Grid, height_and_width
 from qkjax.weights.families.huggingface_kinds import KINDS, OUTPUTS, REFUSED, WEIGHTS_ONLY, WEIGHTS_ONLY_KINDS, Kind
@@ -77,6 +77,8 @@ def _settings(kind: str, values: Mapping, default: Kind) -> dict:
         settings["norm"] = "rms"
     if resample := resampling(kind, values):
         settings["posemb_resample"] = resample
+    if kind == "mlcd_vision_model":
+        settings |= {"rotary": _axial(values), "pool": "tok"}
     if kind not in WEIGHTS_ONLY:
         settings["activation"] = _activation(values, default)
     return settings
@@ -104,9 +106,32 @@ def _vision_part(config: Mapping) -> tuple[str, dict]:
     parts = [config[name] for name in ("vision_config", "vision_config_dict") if isinstance(config.get(name), Mapping)]
     inner = {name: value for part in parts for name, value in part.items()}
     if not inner:
-        return kind, usual_keys(kind, config)
+        own = _backbone(config)
+        kind = str(own.get("model_type"))
+        return kind, usual_keys(kind, own)
+    inner = _backbone(inner)
     kind = _image_type(str(inner.get("model_type") or kind.replace("-", "_") + "_vision_model"))
     return kind, usual_keys(kind, inner)
+
+
+def _backbone(config: Mapping) -> Mapping:
+    """The configuration of the transformer inside SAM 3's image encoder, which also has a neck."""
+    inner = config.get("backbone_config")
+    own = str(config.get("model_type")) in ("sam3_vision_model", "sam3_tracker_vision_model")
+    return inner if own and isinstance(inner, Mapping) else config
+
+
+def _axial(values: Mapping) -> Rotary:
+    """The axial rotation of MLCD, whose class token has learned angles.
+
+    Raises:
+      QkjaxError: the configuration states another kind of rotation.
+    """
+    parameters = values.get("rope_parameters") or {}
+    kind, theta = parameters.get("rope_type", "axial"), parameters.get("rope_theta", values.get("rope_theta", 10000.0))
+    if kind != "axial" or type(theta) not in (int, float) or theta <= 0:
+        raise QkjaxError(f"config.json has rope_parameters={parameters}, expected rope_type='axial' and a rope_theta")
+    return Rotary(float(theta), pairs="half", class_angles=True)
 
 
 def _image_type(kind: str) -> str:
@@ -121,7 +146,8 @@ def _check_keys(kind: str, config: Mapping, values: Mapping) -> None:
     if kind in REFUSED:
         raise QkjaxError(f"config.json is for {kind}: {REFUSED[kind]}")
     named = NAMED_ROTARY.search(kind) and kind not in KINDS and kind not in WEIGHTS_ONLY
-    if named or any(name.startswith("rope") and value for name, value in values.items()):
+    stated = any(name.startswith("rope") and value for name, value in values.items())
+    if named or (stated and kind not in KINDS and kind not in WEIGHTS_ONLY):
         raise QkjaxError(f"config.json is for {kind}: {ROTARY}")
     for name, value in values.items():
         if name in keys.STOP and value not in (None, False, keys.STOP[name].harmless):

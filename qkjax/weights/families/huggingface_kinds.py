@@ -65,12 +65,21 @@ KINDS = {
     "hunyuan_vl_vision": Kind(16, "gelu", 1e-5, 2048, 16),
     "hy_v4_vl_vision": Kind(16, "gelu", 1e-5, 2048, 16),
     "glm_image_vision": Kind(16, "gelu", 1e-6, 2048, 16),
+    "mlcd_vision_model": Kind(16, "gelu", 1e-5, 336, 14),
     "mgp-str": Kind(12, "gelu", 1e-5, (32, 128), 4),
 }
 SAM = Kind(12, "gelu", 1e-6, 1024, 16)
 DOWNSAMPLED = "it merges patches between layers"
 WINDOWS = "its attention has windows"
 SAM_WINDOWS = "its attention has windows and decomposed relative positions"
+SAM3 = (
+    "most of its layers attend within windows, and its position embedding is tiled; the modes are those of Wq Wk^T, "
+    "for two tokens at the same place of a window, and maps of images would need windows in qkjax's model"
+)
+VJEPA2 = (
+    "its patches are patches of a video, and its rotation R(p) is not orthogonal, so that logits depend on both places "
+    "and not on their offset alone; the modes are those of Wq Wk^T, for two tokens at the first place"
+)
 WEIGHTS_ONLY = {
     "yolos": "it has detection tokens after the patches, and its middle layers add position embeddings",
     "eomt": "its last layers also process query tokens",
@@ -100,6 +109,8 @@ WEIGHTS_ONLY = {
     "minicpmv4_7_vision": DOWNSAMPLED,
     "groupvit_vision_model": "its layers also process group tokens, to which it assigns the patches between layers",
     "vilt": "its sequence contains words as well as patches",
+    "sam3_vit_model": SAM3,
+    "vjepa2": VJEPA2,
 }
 """Model types that qkjax cannot run, each with the reason. qkjax reads only their queries, keys, and the norms before
 queries and keys."""
@@ -127,6 +138,8 @@ WEIGHTS_ONLY_KINDS = {
     "minicpmv4_6_vision": SIGLIP,
     "minicpmv4_7_vision": SIGLIP,
     "groupvit_vision_model": Kind(6, norm_eps=1e-5),
+    "sam3_vit_model": Kind(16, norm_eps=1e-6),
+    "vjepa2": Kind(16, norm_eps=1e-6),
 }
 """Defaults of the model types in `WEIGHTS_ONLY`, where they differ from `Kind()`; only heads and epsilon matter."""
 STAGES = "it merges patches between stages, so its layers have different widths"

@@ -18,6 +18,7 @@ OTHER_KEYS = {
 """For each model type, pairs of a key of this type and the name that other types use for the same key."""
 VIDEO_OF_PATCHES = {"spatial_merge_size", "temporal_patch_size", "num_key_value_heads", "interpolate_mode"}
 OWN_KEYS = {
+    "mlcd_vision_model": {"rope_parameters", "rope_theta", "num_key_value_groups"},
     "flava_image_model": {"mask_token"},
     "janus_vision_model": {"depth", "num_image_tokens"},
     "pixio": {"n_cls_tokens"},
@@ -63,6 +64,9 @@ RADIO = (
 OUT = (r"\.self_attn\.o_proj\.", ".self_attn.out_proj.")
 HUNYUAN = Layout((OUT,), left_out=r"(?:^|\.)(?:patch_merger|perceive)\.", unused_positions=1)
 LAYOUTS = {
+    "vjepa2": Layout(
+        ((r"\.attention\.(query|key|value)\.", r".attention.attention.\1."),), r"(?:^|\.)(?:predictor|pooler)\."
+    ),
     "flava_image_model": Layout(renamed=((r"^(?:flava\.)?image_model\.", ""),)),
     "ovis2_vision": Layout(left_out=r"(?:^|\.)head_(?:linear|norm)\."),
     "granite_docling_vision": Layout(left_out=r"(?:^|\.)connector\."),

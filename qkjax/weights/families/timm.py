@@ -11,14 +11,26 @@ from math import floor
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import IMAGENET
 from qkjax.vit.config import check_settings
+from qkjax.weights.families import timm_rotary
 from qkjax.weights.families.facts import Facts, Grid, from_module_facts, height_and_width
 from qkjax.weights.families.stated import StatedPreprocess, as_side, colours, joined
 from qkjax.weights.families.timm_module import POOLS
 
-USED = {"img_size", "num_heads", "global_pool", "act_layer", "pool_include_prefix", "no_embed_class", "patch_size"}
+USED = {
+    "img_size",
+    "num_heads",
+    "global_pool",
+    "act_layer",
+    "pool_include_prefix",
+    "no_embed_class",
+    "patch_size",
+    "attn_pool_num_heads",
+    *timm_rotary.ARGUMENTS,
+}
 VISIBLE = {"depth", "embed_dim", "mlp_ratio", "num_classes", "in_chans", "qkv_bias", "proj_bias", "init_values",
            "class_token", "reg_tokens", "pre_norm", "fc_norm", "final_norm", "scale_attn_norm", "scale_mlp_norm",
-           "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qkv_fused", "features_only"}  # fmt: skip
+           "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qkv_fused", "features_only",
+           "attn_pool_mlp_ratio"}  # fmt: skip
 """Arguments of timm's models whose effect the parameters determine."""
 HARMLESS = re.compile(r"drop|^dynamic_img|weight_init|fix_init|^out_indices|^pretrained|^strict_|^script|^export")
 ASSUMED = {"activation": "gelu", "norm_eps": 1e-6}
@@ -57,6 +69,7 @@ def facts_of(config: Mapping) -> Facts:
     if known is not None and "refused" in known:
         raise QkjaxError(f"config.json is for timm's {name}: {known['refused']}")
     facts = {**(known or ASSUMED), **_changed(arguments)}
+    facts |= timm_rotary.changed(facts.get("rotary"), arguments)
     if "global_pool" in config and "global_pool" not in arguments and "weights_only" not in facts:
         facts |= _pool(str(config["global_pool"]))
     if "quickgelu" in (name + str(pretrained.get("notes", ""))).lower():
@@ -92,6 +105,8 @@ def _changed(arguments: Mapping) -> dict:
         facts["head_dim"] = None
     if (heads := arguments.get("num_heads")) is not None:
         facts |= check_settings({"heads": heads}) | {"head_dim": None}
+    if (heads := arguments.get("attn_pool_num_heads")) is not None:
+        facts["pool_heads"] = check_settings({"heads": heads})["heads"]
     if "no_embed_class" in arguments:
         facts["prefix_positions"] = not arguments["no_embed_class"]
     if "pool_include_prefix" in arguments:

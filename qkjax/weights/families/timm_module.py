@@ -6,12 +6,14 @@ contains the results for every ViT architecture in timm (`benchmarks/survey.py` 
 
 from typing import Any
 
+from qkjax.weights.families import timm_rotary
 from qkjax.weights.families.facts import ROTARY
 
 KNOWN = ("VisionTransformer", "VisionTransformerDistilled", "Beit", "Eva", "VisionTransformerSAM", "NaFlexVit",
          "VisionTransformerRelPos")  # fmt: skip
 POOLS = {"token": "tok", "avg": "gap", "map": "map", "": "none"}
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+READ_ROTATIONS = ("NoneType", "Identity", "RotaryEmbeddingCat", "RotaryEmbeddingMixed")
 NORMS = {"LayerNorm": "layer", "LayerNormFp32": "layer", "RmsNorm": "rms", "RMSNorm": "rms"}
 POST_NORM = (
     "its LayerNorms follow attention and MLP (residual post-norm): Wq Wk^T acts on the residual stream, not on the "
@@ -46,12 +48,20 @@ def facts_of(model: Any) -> dict:
         facts["head_dim"] = int(head_dim)
     if reason := _limit(model, block):
         return facts | {"weights_only": reason}
+    if not _is_absent(model, "rope"):
+        facts["rotary"] = timm_rotary.rotary_of(model.rope)
+    pool = getattr(model, "attn_pool", None)
+    if pool is not None and int(pool.num_heads) != facts["heads"]:
+        facts["pool_heads"] = int(pool.num_heads)
     patches = getattr(model, "patch_embed", None) or getattr(model, "embeds", None)
     facts |= {
         "activation": _activation(block.mlp),
         "pool": "map" if getattr(model, "attn_pool", None) is not None else POOLS[model.global_pool],
         "final_norm": not (_is_absent(model, "norm") and _is_absent(model, "fc_norm")),
-        "pool_prefix": bool(getattr(model, "pool_include_prefix", False)),
+        # The attention pooling of `Eva` includes all tokens.
+        "pool_prefix": bool(
+            getattr(model, "pool_include_prefix", False) or (pool is not None and _class(model) == "Eva")
+        ),
         "prefix_positions": not getattr(model, "no_embed_class", False),
         "posemb_resample": f"{getattr(patches, 'pos_embed_interp_mode', 'bicubic')}_antialias",
     }
@@ -73,7 +83,8 @@ def _refusal(model: Any, block: Any) -> str:
         return reason
     attention = block.attn
     reasons = {
-        ROTARY: not _is_absent(model, "rope"),
+        ROTARY: _class(getattr(model, "rope", None)) not in READ_ROTATIONS or (
+            _class(model) != "Eva" and not _is_absent(model, "rope")),
         BLOCKS["DiffParallelScalingBlock"]: "Diff" in _class(attention),
         "it normalises queries and keys: a head has no single matrix Wq Wk^T": not all(
             _is_absent(other.attn, "q_norm") for other in model.blocks),
@@ -98,8 +109,13 @@ def _limit(model: Any, block: Any) -> str:
         "its layers differ from each other": len({_kind_of(other) for other in model.blocks}) > 1,
         "its norms have different epsilons": len(_epsilons(model)) > 1,
         "its scores are not scaled by 1/sqrt(head_dim)": _is_scaled_otherwise(block.attn),
-        "only one of attention and MLP has an inner norm": _is_absent(block.attn, "norm") != _is_absent(
-            block.mlp, "norm"),
+        timm_rotary.MIXED: _class(getattr(model, "rope", None)) == "RotaryEmbeddingMixed",
+        "its rotary positions are unknown: the modes are those of Wq Wk^T": not _is_absent(model, "rope")
+        and timm_rotary.rotary_of(model.rope) is None,
+        "attention has an inner norm, but the MLP has none": _is_absent(block.mlp, "norm") and not _is_absent(
+            block.attn, "norm"),
+        "its attention pooling has another activation than its layers": pool is not None and _activation(
+            block.mlp) != _activation(pool.mlp),
         "the output of its attention is gated": not _is_absent(block.attn, "gate"),
         f"its pooling {_class(pool)} is unknown": _class(pool) not in ("NoneType", "AttentionPoolLatent"),
         f"its pooling {model.global_pool!r} is unknown": pool is None and model.global_pool not in POOLS,

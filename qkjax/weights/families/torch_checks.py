@@ -8,6 +8,7 @@ from qkjax.errors import QkjaxError
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.families.big_vision_names import BLOCK
 from qkjax.weights.families.facts import Facts
+from qkjax.weights.families.torch_names import ATTENTION
 
 RANKS = {"kernel": 2, "bias": 1, "scale": 1}
 """A dict from the last part of a parameter's canonical name to the expected number of axes."""
@@ -27,6 +28,39 @@ def check_ranks(flat: Mapping[str, np.ndarray], keys: Mapping[str, str]) -> None
         rank = RANKS.get(name.rsplit("/", 1)[-1]) if name.startswith(BLOCK) else None
         if rank and array.ndim != rank:
             raise QkjaxError(f"parameter {keys.get(name, name)!r} has shape {array.shape}, expected {rank} axes")
+
+
+def check_rotation_is_stated(flat: Mapping[str, np.ndarray], facts: Facts) -> None:
+    """Refuses parameters of Perception Encoder and EVA-02 if no source states their rotary positions.
+
+    These models have learned position embeddings, so that without this check, qkjax would read them as models without
+    rotary positions. Perception Encoder has a norm before the first layer and attention pooling, or no norm after the
+    last layer. EVA-02 has gated MLPs, and either norms inside the MLPs or queries with a bias and keys without one.
+
+    Args:
+      flat: a dict from canonical names to arrays, before missing biases are added.
+      facts: facts about the model.
+
+    Raises:
+      QkjaxError: the parameters resemble one of these models, and neither a file nor the caller states the rotation.
+    """
+    if facts.complete or "rotary" in facts.settings:
+        return
+    family, first = "", f"{BLOCK}_0/"
+    norms = {"Transformer/encoder_norm/scale", "pool_norm/scale"}
+    if "pre_norm/scale" in flat and ("MAPHead_0/probe" in flat or not norms & set(flat)):
+        family = "Perception Encoder"
+    if f"{first}mlp_norm/scale" in flat and f"{first}MlpBlock_0/gate/kernel" in flat:
+        family = "EVA-02"
+    biased = {part for part in ("query", "key") if f"{first}{ATTENTION}/{part}/bias" in flat}
+    sizes = [flat.get(f"{first}MlpBlock_0/Dense_{i}/kernel", np.empty(())).shape for i in (0, 1)]
+    if biased == {"query"} and all(sizes) and sizes[0][0] == 2 * sizes[1][1]:
+        family = "EVA-02"
+    if family:
+        raise QkjaxError(
+            f"the parameters resemble {family}, whose rotary positions no parameter states: add timm's config.json "
+            "with the architecture, or pass rotary=qkjax.Rotary(...), or rotary=None if the model has none"
+        )
 
 
 def check_stated_sizes(config: ViTConfig, facts: Facts) -> None:

@@ -14,7 +14,7 @@ from qkjax.weights.families.architecture import check_shapes, infer_config
 from qkjax.weights.families.big_vision_names import BLOCK
 from qkjax.weights.families.facts import Facts, ParsedModel
 from qkjax.weights.families.read_all import check_finite, read_all
-from qkjax.weights.families.torch_checks import check_ranks, check_stated_sizes
+from qkjax.weights.families.torch_checks import check_ranks, check_rotation_is_stated, check_stated_sizes
 from qkjax.weights.families.torch_heads import head_count, split_fused
 from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, QUERY_PART, canonical_name, wrappers
 from qkjax.weights.families.torch_patches import fold_pixel_scale, orient_patches
@@ -69,7 +69,8 @@ def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts)
     if not facts.complete:
         stated = {**assumed, **({} if "pool" in facts.settings else {"pool": config.pool})}
         listed = ", ".join(f"{name}={value!r}" for name, value in sorted(stated.items()))
-        form = "no rotary positions, and norms before attention and MLP"
+        rotary = "" if config.rotary else "no rotary positions, and "
+        form = f"{rotary}norms before attention and MLP"
         notes = (*notes, f"assumed, because the file does not state it: {listed}; {form}")
     return config, flat, notes
 
@@ -130,12 +131,18 @@ def to_tree(
     width = flat["embedding/kernel"].shape[-1]
     heads, rows = head_count(flat, facts)
     split_fused(flat, rows)
+    check_rotation_is_stated(flat, facts)
     _join_gated(flat)
     _fill_missing_biases(flat, facts)
     _share_relative_bias(flat)
     grid = fold_positions(flat, width, facts, notes)
     _drop_foreign_head(flat, width, facts, first, notes)
-    return {name: _oriented(name, array, heads) for name, array in flat.items()}, grid, tuple(notes)
+    pool_heads = facts.pool_heads or heads
+    arrays = {
+        name: _oriented(name, array, pool_heads if name.startswith("MAPHead") else heads)
+        for name, array in flat.items()
+    }
+    return arrays, grid, tuple(notes)
 
 
 def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[str, str], notes: list[str]) -> None:

@@ -48,6 +48,7 @@ TOP = {
     "embeddings.patch_embed": "embedding",
     "embeddings.rms_norm": "patch_norm",
     "rms_norm": "Transformer/encoder_norm",
+    "class_pos_emb": "class_angles",  # MLCD
     # open_clip
     "class_embedding": "cls",
     "positional_embedding": "positions",

@@ -45,10 +45,14 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
             part = positions[:, at : at + flat[name].shape[1]].astype(np.float32)
             flat[name], at = flat[name].astype(np.float32) + part, at + flat[name].shape[1]
         flat["pos_embedding"] = positions[:, at:]
-    elif facts.settings.get("posemb") is None and not any("relative_position_bias" in name for name in flat):
+    elif (
+        not facts.settings.get("posemb")
+        and not facts.settings.get("rotary")
+        and not any("relative_position_bias" in name for name in flat)
+    ):
         raise QkjaxError(
-            "the parameters have no position embedding; it may be fixed, or rotary (then a head has no single matrix "
-            "Wq Wk^T): add the model's config.json"
+            "the parameters have no position embedding; it may be fixed or rotary: add the model's config.json, or "
+            "pass rotary=qkjax.Rotary(...)"
         )
     if "distillation" in flat:
         flat["registers"] = flat.pop("distillation")
