@@ -100,3 +100,25 @@ def test_analyses_that_do_not_support_rotary_positions(checkpoint):
     for call in calls:
         with pytest.raises(QkjaxError, match="rotary positions"):
             call(checkpoint)
+
+
+IMAGE = np.zeros((32, 32, 3), np.uint8)
+ANALYSES = {
+    "analyze": qkjax.analyze,
+    "compare": lambda checkpoint: qkjax.compare(checkpoint, checkpoint),
+    "edit": lambda checkpoint: qkjax.edit(checkpoint, "drop", "cosine>0"),
+    "ablate": lambda checkpoint: qkjax.ablate(checkpoint, [{"edit": "drop", "select": "cosine>0"}]),
+    "top_images": qkjax.top_images,
+    "same_object": qkjax.same_object,
+    "attention_preference": qkjax.attention_preference,
+    "attribute_logits": lambda checkpoint: qkjax.attribute_logits(checkpoint, IMAGE),
+    "query_key_maps": lambda checkpoint: qkjax.query_key_maps(checkpoint, IMAGE),
+    "bias_terms": qkjax.bias_terms,
+}
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_analyses_that_do_not_know_rotation_refuse_it(checkpoint, name):
+    """None of them uses Wq Wk^T for a model that rotates queries and keys."""
+    with pytest.raises(QkjaxError, match="rotary positions"):
+        ANALYSES[name](checkpoint)

@@ -9,7 +9,7 @@ from qkjax import figures
 from qkjax.analyses.analyze import curve_rows
 from qkjax.analyses.decomposition import decompose
 from qkjax.analyses.outcome import Description
-from qkjax.analyses.usable import require_finite_heads, require_finite_modes
+from qkjax.analyses.usable import require_finite_heads, require_finite_modes, require_no_rotation
 from qkjax.errors import QkjaxError
 from qkjax.interaction.difference import difference
 from qkjax.results.annotate import Label, annotated
@@ -41,7 +41,7 @@ def compare(
 
     Raises:
       QkjaxError: the models differ in the number of layers, the number of heads, the width or the rank, or a result is
-        not finite, since the kernels are too large.
+        not finite, since the kernels are too large; a model has rotary positions.
 
     Example:
       >>> import qkjax
@@ -51,6 +51,8 @@ def compare(
       ('layer', 'head')
     """
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
+    for checkpoint in (first, second):
+        require_no_rotation(checkpoint.config, "compare")
     modes = decompose(first, **frame), decompose(second, **frame)
     for own, checkpoint in zip(modes, (first, second), strict=True):
         require_finite_modes(own, checkpoint.name)

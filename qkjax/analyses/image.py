@@ -150,13 +150,13 @@ def query_key_maps(
       >>> maps.query.shape
       (12, 1, 16, 16, 6, 64)
     """
+    require_no_rotation(checkpoint.config, "query_key_maps")
     checkpoint = for_photographs(checkpoint)
     config = checkpoint.config
     _, pixels = _pixels(checkpoint, photograph, resolution)
     images = normalise(pixels, checkpoint.preprocess)[None]
     _, captured = forward(ViT(config), checkpoint.params, images, capture=(stream,))
     require_finite({"tokens": captured[stream]}, "the photograph")
-    require_no_rotation(checkpoint.config, "query_key_maps")
     modes = decompose(checkpoint) if modes is None else modes
     grid = photograph_grid(checkpoint, resolution)
     maps = project.query_key_maps(captured[stream], modes, config.prefix_tokens, grid)
