@@ -19,6 +19,7 @@ from commands import command
 import qkjax
 from conftest import DATA, DEFAULT, UNCACHED
 from qkjax.cli import COMMANDS
+from qkjax.weights.checkpoint import digest_of_parameters
 
 FIGURES = {"cosine_by_layer", "cosine_histograms", "spectra", "head_map", "symmetry_by_layer"}
 
@@ -261,6 +262,16 @@ def test_closed_pipe():
     command = f"{sys.executable} -m qkjax models | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(closed, tmp_path):
+    """The result is that of open streams; without `_open_closed_streams`, this ended in a traceback."""
+    command = f"{sys.executable} -m qkjax export {DATA / 'a.npz'} {tmp_path / 'b.npz'} {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    first, second = (qkjax.load(path).params for path in (DATA / "a.npz", tmp_path / "b.npz"))
+    assert digest_of_parameters(first) == digest_of_parameters(second)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

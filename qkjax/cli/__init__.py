@@ -49,8 +49,21 @@ ALIASES = {"modes": "top-images"}
 
 def main() -> None:
     """Entry point of the `qkjax` command. Exit codes: 0 for success, 2 for invalid input, 130 for an interrupt."""
+    _open_closed_streams()
     with redirect_stdout(VisibleStream(sys.stdout)), redirect_stderr(VisibleStream(sys.stderr)):
         _main()
+
+
+def _open_closed_streams() -> None:
+    """Connects each standard stream that the caller has closed, as `>&-` does, to the null device.
+
+    Otherwise, the next file that is opened would get the number of the stream, and output would go to this file.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _main() -> None:
