@@ -361,7 +361,7 @@ class Trial:
             pair = []
             for number in range(2):
                 (own := self.home / f"process{number}").mkdir(exist_ok=True)
-                if not (own / "compiled").exists():
+                if not os.path.lexists(own / "compiled"):
                     (own / "compiled").symlink_to(self.home / "compiled")
                 pair.append(start(self.words, self.home / "folder", own))
                 time.sleep(self.rng.uniform(0, 0.5 * self.seconds))
