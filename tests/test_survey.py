@@ -30,7 +30,7 @@ WEIGHTS_ONLY = {
     "vit_tiny_r_s16_p8_224": "a convolutional network computes its tokens",
 }
 REFUSED = {
-    "eva02_tiny_patch14_224": "rotary position embeddings",
+    "vit_small_patch16_dinov3": "rotary position embeddings",
     "vit_base_patch16_rpn_224": "residual post-norm",
     "vit_pwee_patch16_reg1_gap_256": "run in parallel",
     "vit_dwee_patch16_reg1_gap_256": "subtracts two attention maps",
@@ -84,7 +84,7 @@ def test_table_of_architectures_is_that_of_timm(name):
 
 
 def test_survey_prints_its_counts(capsys):
-    survey.main(["eva02_tiny_*"])
+    survey.main(["vit_small_patch16_dinov3_*"])
     assert "Counter({'refused': " in capsys.readouterr().out
 
 
