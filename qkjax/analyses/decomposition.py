@@ -129,11 +129,12 @@ def query_key(checkpoint: Checkpoint | Mapping, grid: tuple[int, int] | None = N
 
 
 def _check_positions(rotation: Rotation | None, positions: str | None, offset, grid) -> None:
-    given = {"positions": positions, "offset": offset, "grid": grid}
-    if rotation is None or grid is not None:
-        for name, value in given.items():
-            if value is not None and (rotation is None or name == "grid"):
-                raise QkjaxError(f"{name}={value!r} applies only to a checkpoint with rotary positions: do not pass it")
+    inapplicable = {"grid": grid}  # a `QueryKey` has a grid
+    if rotation is None:
+        inapplicable = {"positions": positions, "offset": offset, **inapplicable}
+    for name, value in inapplicable.items():
+        if value is not None:
+            raise QkjaxError(f"{name}={value!r} applies only to a checkpoint with rotary positions: do not pass it")
     if positions not in (None, "mean", "none"):
         raise QkjaxError(f"positions={positions!r}: expected 'mean' or 'none'")
     if offset is not None and positions is not None:

@@ -95,9 +95,9 @@ def attribute_logits(
       >>> shares.variance_share.dims
       ('layer', 'head', 'mode')
     """
+    require_no_rotation(checkpoint.config, "attribute_logits")
     checkpoint = for_photographs(checkpoint)
     name, pixels = _pixels(checkpoint, photograph, resolution)
-    require_no_rotation(checkpoint.config, "attribute_logits")
     modes = decompose(checkpoint)
     images = normalise(pixels, checkpoint.preprocess)[None]
     key_direction = bias_terms(checkpoint).key_direction

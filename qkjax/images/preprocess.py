@@ -222,7 +222,8 @@ def open_image(file: str | Path | IOBase, name: str | None = None, most: int | N
         with opened(file, most) as image:
             PIXELS.take(image.width * image.height * (2 if image.format in HEAVY else 1))
             scale_transparency(image)
-            if image.load() and image.mode == "P" and image.palette is None:  # Pillow would make it black
+            image.load()
+            if image.mode == "P" and image.palette is None:  # Pillow would make it black
                 raise ValueError("its pixels are numbers of colours in a palette, but it has no palette")
             upright = ImageOps.exif_transpose(image)  # this is always a new image
         del image  # so that its memory is free before the next conversion

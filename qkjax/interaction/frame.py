@@ -50,8 +50,10 @@ class Frame:
     positions: Positions | None = None
 
     def __str__(self) -> str:
-        names = [name for name, value in vars(self).items() if value is True]
-        return ", ".join(names + [str(self.positions)] * (self.positions is not None)) or "plain"
+        parts = [name for name in ("fold_scale", "center", "normalize") if getattr(self, name)]
+        if self.positions is not None:
+            parts.append(str(self.positions))
+        return ", ".join(parts) or "plain"
 
 
 PLAIN = Frame()

@@ -94,11 +94,11 @@ def show(
       >>> qkjax.show(qkjax.load("dinov2-vits14-focus"), mode="L8 H4 M2")  # doctest: +ELLIPSIS
       a page of ... MB; display it in a notebook, or save(path) and open it
     """
+    require_no_rotation(checkpoint.config, "show")
     if (top is None) != (images is None):
         raise QkjaxError("only one of top=... and images=... is given: pass both, or neither")
     checkpoint = for_photographs(checkpoint)
     name, photo = open_photo(photograph) if isinstance(photograph, str | Path) else ("image", photograph)
-    require_no_rotation(checkpoint.config, "show")
     modes = decompose(checkpoint)
     rank = modes.s.shape[-1]
     place = _place(mode, (checkpoint.config.depth, checkpoint.config.heads, rank))

@@ -25,8 +25,8 @@ class Rotary:
       reference: (rows, columns) of the grid to which "index" coordinates are scaled: (index + offset) reference / size
         (EVA-02); None if coordinates are not scaled.
       first: whether the first half of the planes rotates with the "rows" or with the "columns".
-      class_angles: whether the class token is rotated, too, by angles that are learned, one for each plane (MLCD).
       pairs: which columns of a head form a plane; see `qkjax.interaction.rotary.rotation.Pairs`.
+      class_angles: whether the class token is rotated, too, by angles that are learned, one for each plane (MLCD).
 
     Example:
       >>> from qkjax.vit.rotary_config import Rotary

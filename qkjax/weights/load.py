@@ -233,8 +233,8 @@ def _read_container(container: NpzFile | TensorstoreFolder, sub: str | None, set
         if stored.get("weights_only"):
             arrays = read_all(lambda key: check_finite(key, container.read(key)), keys)
             return ViTConfig(**stored), {key.removeprefix("params/"): array for key, array in arrays.items()}, notes
-        rotary = {k: stored[k] for k in ("rotary", "posemb") if stored.get("rotary") is not None and k in stored}
-        stored = check_settings({k: v for k, v in stored.items() if k in SETTINGS and v is not None}) | rotary
+        posemb = {"posemb": stored["posemb"]} if stored.get("rotary") and "posemb" in stored else {}
+        stored = check_settings({k: v for k, v in stored.items() if k in SETTINGS and v is not None}) | posemb
         return *read_vit(container, keys, sub, {**stored, **settings}), notes
     if is_tips(keys):
         return read_tips(container, keys, settings)

@@ -96,6 +96,7 @@ def ablate(
       >>> result.sizes["ablation"], result.attention_js.dims
       (2, ('ablation', 'image', 'layer', 'head'))
     """
+    require_no_rotation(checkpoint.config, "ablate")
     options = options or PassOptions()
     check_shard(partial, options.shard)
     checkpoint = for_photographs(checkpoint)
@@ -104,7 +105,6 @@ def ablate(
     labels = labels_of(images) if labels is True else labels or Labels([], [])
     if labels.names:
         check_labels(*labels)
-    require_no_rotation(checkpoint.config, "ablate")
     parts = query_key(checkpoint.params)
     model = _Model(checkpoint, parts, decompose(parts.query_kernel, parts.key_kernel), images, labels)
     specs, edits = _resolved(specs_of(plan), model)

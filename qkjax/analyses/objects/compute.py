@@ -101,6 +101,7 @@ def same_object(
       >>> result.same.dims
       ('layer', 'head', 'mode', 'sign', 'place')
     """
+    require_no_rotation(checkpoint.config, "same_object")
     options = options or PassOptions()
     if fresh and partial:
         remove(partial)
@@ -109,7 +110,6 @@ def same_object(
     checkpoint = for_photographs(checkpoint)
     photograph_grid(checkpoint, options.resolution)  # raises before any computation
     images = mosaics(200, 0) if images is None else images
-    require_no_rotation(checkpoint.config, "same_object")
     modes = decompose(*query_key_kernels(checkpoint.params))
     settings = settings_of(checkpoint, images, options, top=top, stream=stream)
     layers, heads, _, rank = modes.u.shape

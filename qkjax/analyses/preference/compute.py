@@ -123,10 +123,10 @@ def attention_preference(
       >>> result.mass.dims
       ('image', 'layer', 'head', 'query', 'region')
     """
+    require_no_rotation(checkpoint.config, "attention_preference")
     options = options or PassOptions()
     if fresh and partial:
         remove(partial)
-    require_no_rotation(checkpoint.config, "attention_preference")
     checkpoint = for_photographs(checkpoint)
     photograph_grid(checkpoint, options.resolution)  # raises before any computation
     scenes = patterns(200, 0) if scenes is None else scenes

@@ -110,6 +110,7 @@ def top_images(
       >>> result.image_index.dims
       ('score', 'layer', 'head', 'mode', 'sign', 'place')
     """
+    require_no_rotation(checkpoint.config, "top_images")
     options = options or PassOptions()
     if fresh and partial:
         remove(partial)
@@ -117,7 +118,6 @@ def top_images(
     grid = check(checkpoint, top, scores, options)
     images = photographs() if images is None else images
     settings = scan_settings(checkpoint, images, top, scores, stream, options)
-    require_no_rotation(checkpoint.config, "top_images")
     modes = decompose(*query_key_kernels(checkpoint.params))
     layers, heads, _, rank = modes.u.shape
     places = min(top, len(images))

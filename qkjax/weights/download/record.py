@@ -32,8 +32,10 @@ def write_record(path: Path, url: str, content: Path | None = None) -> None:
     facts = {"url": url, "date": datetime.now(UTC).isoformat(timespec="seconds")}
     content = content or path
     with writing(path):
-        files = {"files": {x.name: _facts(x) for x in sorted(content.iterdir())}} if content.is_dir() else None
-        facts |= files or _facts(content)
+        if content.is_dir():
+            facts["files"] = {x.name: _facts(x) for x in sorted(content.iterdir())}
+        else:
+            facts |= _facts(content)
     with atomic_path(record_path(path)) as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -9,11 +9,10 @@ from typing import Literal
 from qkjax.errors import QkjaxError, nearest
 from qkjax.vit.config import Pool, ViTConfig
 from qkjax.vit.model import ViT
-from qkjax.vit.tree import ENCODER, block_name
+from qkjax.vit.tree import ATTENTION, ENCODER, block_name
 from qkjax.weights.families.big_vision_names import BLOCK, depth
 
 Shape = tuple[int, ...]
-ATTENTION = "MultiHeadDotProductAttention_0"
 RELATIVE = f"{ATTENTION}/relative_position_bias"
 
 
@@ -70,7 +69,7 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
       QkjaxError: the model is not a plain ViT; the message names a parameter that is missing or has a wrong shape.
     """
     kernel = shape_of(shapes, "embedding/kernel", 4)
-    width, heads, head_dim = shape_of(shapes, f"{BLOCK}_0/MultiHeadDotProductAttention_0/query/kernel", 3)
+    width, heads, head_dim = shape_of(shapes, f"{BLOCK}_0/{ATTENTION}/query/kernel", 3)
     posemb, grid = _infer_positions(shapes, settings)
     inferred = ViTConfig(
         width=width,

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qkjax.errors import QkjaxError
-from qkjax.vit.config import Rotary, check_settings
+from qkjax.vit.config import check_settings
+from qkjax.vit.rotary_config import Rotary
 from qkjax.weights.families import huggingface_keys as keys
 from qkjax.weights.families.facts import ROTARY, Facts, Grid, height_and_width
 from qkjax.weights.families.huggingface_kinds import KINDS, OUTPUTS, REFUSED, WEIGHTS_ONLY, WEIGHTS_ONLY_KINDS, Kind

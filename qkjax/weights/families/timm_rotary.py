@@ -53,7 +53,7 @@ def changed(rotary: Mapping | None, arguments: Mapping) -> dict:
     if not given:
         return {}
     if rotary is None:
-        if all(value in (None, False) or name != "use_rot_pos_emb" for name, value in given.items()):
+        if given.get("use_rot_pos_emb", False) in (False,):
             return {}
         raise QkjaxError(
             "config.json has use_rot_pos_emb=True for an architecture that has no rotary positions: pass "

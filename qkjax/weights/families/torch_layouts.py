@@ -217,17 +217,14 @@ def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
     kernel = name.endswith("/kernel") and array.ndim == 2
     array = array.T if kernel else array
     part = name.split("/")[-2] if ATTENTION in name else ""
-    split = 0 if part == "out" else -1  # the axis of all heads
-    by_head = part in ("query", "key", "value") or f"{ATTENTION}/out/kernel" in name
-    if by_head and array.shape[split] % heads:
-        raise QkjaxError(
-            f"parameter {name!r} has {array.shape[split]} numbers for {heads} heads: expected a multiple of {heads}"
-        )
-    if f"{ATTENTION}/out/kernel" in name:
+    if part not in ("query", "key", "value") and f"{ATTENTION}/out/kernel" not in name:
+        return array
+    size = array.shape[0 if part == "out" else -1]  # of all heads
+    if size % heads:
+        raise QkjaxError(f"parameter {name!r} has {size} numbers for {heads} heads: expected a multiple of {heads}")
+    if part == "out":
         return array.reshape(heads, -1, array.shape[-1])
-    if ATTENTION in name and name.split("/")[-2] in ("query", "key", "value"):
-        return array.reshape(*array.shape[:-1], heads, -1)
-    return array
+    return array.reshape(*array.shape[:-1], heads, -1)
 
 
 def _defaults(shapes: Mapping[str, tuple[int, ...]]) -> dict:
