@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from qkjax.cli import main
+from qkjax.cli import run_command
 
 
 class Done(NamedTuple):
@@ -19,7 +19,7 @@ def command(monkeypatch, capsys, *words) -> Done:
     capsys.readouterr()
     code = 0
     try:
-        main()
+        run_command()
     except SystemExit as stop:
         code = int(stop.code or 0)
     return Done(code, *capsys.readouterr())

@@ -157,9 +157,11 @@ def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", tmp_path / "file"), "is a file")
     assert_one_clear_line(
-        run("analyze", DATA / "a.npz", "--out", tmp_path / "file" / "sub"), "cannot create --out", "Not a directory"
+        run("analyze", DATA / "a.npz", "--out", tmp_path / "file" / "sub"), "file is a file: expected"
     )
-    assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", "/proc/qkjax"), "cannot create --out /proc/qkjax")
+    assert_one_clear_line(
+        run("analyze", DATA / "a.npz", "--out", "/proc/qkjax"), "cannot create or write --out /proc/qkjax"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")

@@ -23,7 +23,7 @@ from qkjax.errors import QkjaxError, ShardFinished
 from qkjax.images.sets import ImageSet
 from qkjax.passes.shares import path_of_shard
 from qkjax.results.rows import Row, list_unreadable, write_csv
-from qkjax.results.store import read_earlier, write_dataset
+from qkjax.results.store import read_earlier, require_own, write_dataset
 from qkjax.runtime import hosts
 from qkjax.runtime.files import discard, remove, temporaries
 from qkjax.runtime.lock import exclusive
@@ -103,6 +103,8 @@ def outcome(
         if fresh:
             for own in (path, shares[shard[0]] if shard else partial):
                 remove(own)
+        if settings is None:
+            hosts.on_first_host(lambda: require_own(path))
         dataset, is_earlier = _earlier_or_computed(path, partial, settings, compute, at_least, attrs, recompute)
         with exclusive(folder, wait=True) if shard else nullcontext():  # two shares may both be the last one
             if not is_earlier:

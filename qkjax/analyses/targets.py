@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
+from qkjax.runtime.folders import check_folder
 from qkjax.weights.checkpoint import Checkpoint
 from qkjax.weights.load import load, origin
 
@@ -47,12 +48,19 @@ def folders(names: Iterable[str], out: Path | None, kind: str) -> dict[str, Path
     """The folder for the results of each model.
 
     If `out` is None, the folder is results/MODEL/kind. If `out` is given, the folder is `out` for a single model, and
-    out/MODEL for several models.
+    out/MODEL for several models. If `kind` is empty, the folder is results/MODEL by default.
+
+    Raises:
+      QkjaxError: one of these paths is not a folder and cannot become one.
     """
     names = list(names)
     if out is None:
-        return {name: Path("results") / name / kind for name in names}
-    return {name: out / name if len(names) > 1 else out for name in names}
+        paths = {name: Path("results") / name / kind for name in names}
+    else:
+        paths = {name: out / name if len(names) > 1 else out for name in names}
+    for path in paths.values():
+        check_folder(path)
+    return paths
 
 
 def _with_folder(checkpoint: Checkpoint) -> Checkpoint:

@@ -12,16 +12,13 @@ from contextlib import redirect_stderr, redirect_stdout
 # variable when it is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import tyro
-from tyro.conf import FlagCreatePairsOff
-
 from qkjax.cli.ablation import ablate
 from qkjax.cli.analysis import analyze, compare
 from qkjax.cli.behaviour import objects, preference
 from qkjax.cli.checkpoints import export, fetch, models
 from qkjax.cli.options import in_options
+from qkjax.cli.parse import parse
 from qkjax.cli.pictures import image, top_images
-from qkjax.cli.plain_help import with_plain_help
 from qkjax.cli.remote_out import local_out
 from qkjax.cli.report import report
 from qkjax.cli.training import training_commands
@@ -48,7 +45,33 @@ ALIASES = {"modes": "top-images"}
 
 
 def main() -> None:
-    """Entry point of the `qkjax` command. Exit codes: 0 for success, 2 for invalid input, 130 for an interrupt."""
+    """Entry point of the `qkjax` command. Exit codes: 0 for success, 2 for invalid input, 130 for an interrupt.
+
+    After an error, the process ends at once if a library has left threads for which Python would wait. Orbax's threads,
+    for example, wait for ten minutes if a checkpoint cannot be written.
+    """
+    try:
+        run_command()
+    except SystemExit as stop:
+        if stop.code == 2 and _threads_left():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2)
+        raise
+
+
+def _threads_left() -> bool:
+    """Whether another thread runs for which Python would wait at exit."""
+    others = set(threading.enumerate()) - {threading.main_thread()}
+    return any(not thread.daemon for thread in others)
+
+
+def run_command() -> None:
+    """Runs the command in `sys.argv`, and prints an error on one line.
+
+    Raises:
+      SystemExit: the command failed, or has printed its help.
+    """
     _open_closed_streams()
     with redirect_stdout(VisibleStream(sys.stdout)), redirect_stderr(VisibleStream(sys.stderr)):
         _main()
@@ -109,7 +132,7 @@ def _pass_interrupt_on(unraisable) -> None:
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     """Prints a warning on one line. A warning that qkjax assumed a value for a checkpoint is printed as a note."""
     kind = "note" if issubclass(category, AssumptionWarning) else category.__name__
-    print(f"{kind}: {message}", file=sys.stderr)
+    print(f"{kind}: {visible(str(message))}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> None:
@@ -132,13 +155,7 @@ def _run(arguments: list[str]) -> None:
     if not {"-h", "--help"} & {command, *options}:
         use_compilation_cache()
     with local_out(options) as local_options:
-        tyro.extras.subcommand_cli_from_dict(
-            {name: with_plain_help(function) for name, function in {**COMMANDS, **training}.items()},
-            args=[command, *local_options],
-            prog="qkjax",
-            description="Analyses the query-key interaction of vision transformers.",
-            config=(FlagCreatePairsOff,),
-        )
+        parse({**COMMANDS, **training}, [command, *local_options])()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

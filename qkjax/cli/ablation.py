@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from qkjax.cli.behaviour import Count, Folder, Grid, Resolution
-from qkjax.cli.options import Dtype, EditKind, KeyBias, Pool, Shard, given_options, join_hosts, shard_of
+from qkjax.cli.options import Dtype, EditKind, KeyBias, Pool, Shard, given_options, join_hosts, quoted, shard_of
 from qkjax.errors import QkjaxError
 
 
@@ -86,13 +86,17 @@ def ablate(
     from qkjax.analyses.ablate.plan import specs_of
     from qkjax.analyses.outcome import print_outcome
     from qkjax.passes.options import PassOptions
+    from qkjax.runtime.folders import check_folder
     from qkjax.weights.load import load, origin
 
+    check_folder(out or Path("results"))
     grids = [{"edit": edit or "drop", "select": list(select), "controls": controls, "key_bias": key_bias}]
     specs = specs_of(plan or grids)
     settings = given_options(grid=grid, pool=pool, heads=heads)
     checkpoint, options = load(model, **settings), PassOptions(batch, resolution, dtype, shard_of(shard))
     arguments = AblationArguments(images, limit, labels, queries, exact, options)
     folder = out or Path("results") / checkpoint.name / "ablations"
+    check_folder(folder)
+    check_folder(folder / "done")
     written = write_ablations(checkpoint, specs, arguments, folder, origin(model, settings), fresh=fresh)
-    print_outcome(checkpoint.name, written, as_json=json, next_step=f"qkjax report {model}")
+    print_outcome(checkpoint.name, written, as_json=json, next_step=f"qkjax report {quoted(model)}")

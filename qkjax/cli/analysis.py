@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import given_options
+from qkjax.cli.options import given_options, quoted
 from qkjax.errors import QkjaxError
 
 
@@ -46,23 +46,26 @@ def analyze(
     from qkjax.analyses.analyze import describe, overlay
     from qkjax.analyses.decomposition import check_frame
     from qkjax.analyses.outcome import outcome, print_json, print_outcome
-    from qkjax.analyses.targets import load_models
+    from qkjax.analyses.targets import folders, load_models
+    from qkjax.runtime.folders import check_folder
 
     if not models:
         raise QkjaxError("no model given: expected at least one, for example qkjax analyze dinov2-vits14-focus")
     check_frame(fold_scale, center)
-    loaded = load_models(models, given_options(grid=grid, heads=heads))
-    _check_is_no_file(out)
     base, results = out or Path("results"), {}
+    check_folder(base)
+    loaded = load_models(models, given_options(grid=grid, heads=heads))
+    paths = folders(loaded, out, "")
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
     for name, (checkpoint, origin) in loaded.items():
-        folder = base if len(loaded) == 1 and out else base / name
         shape = f"{checkpoint.config.depth} x {checkpoint.config.heads}"
         print(f"{name}: decomposing {shape} heads", file=sys.stderr)
-        written = outcome(folder, "modes", None, lambda _, c=checkpoint: compute(c, **frame), describe, attrs=origin)
+        written = outcome(
+            paths[name], "modes", None, lambda _, c=checkpoint: compute(c, **frame), describe, attrs=origin
+        )
         results[name] = written
         if not json:
-            print_outcome(name, written, next_step=f"qkjax top-images {origin['checkpoint']}")
+            print_outcome(name, written, next_step=f"qkjax top-images {quoted(origin['checkpoint'])}")
     if json:
         print_json(list(results.items()))
     if len(results) > 1:
@@ -98,11 +101,12 @@ def compare(
     from qkjax.analyses.decomposition import check_frame
     from qkjax.analyses.outcome import Written, outcome, print_json, print_outcome, write_description
     from qkjax.analyses.targets import load_models
-    from qkjax.runtime.files import make_folder
+    from qkjax.runtime.folders import check_folder, make_folder
 
     if len(models) < 2:
         raise QkjaxError("compare needs at least two models, for example: qkjax compare original.npz finetuned.npz")
     check_frame(fold_scale, center)
+    check_folder(out)
     loaded = {name: checkpoint for name, (checkpoint, _) in load_models(models, {}).items()}
     objectives = {name: by_modes.objective_of(name) for name in loaded}
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
@@ -128,9 +132,4 @@ def compare(
         print_json(results)
         return
     for title, written in results:
-        print_outcome(title, written, next_step=f"qkjax image {models[0]} chelsea" * (title == results[-1][0]))
-
-
-def _check_is_no_file(out: Path | None) -> None:
-    if out is not None and out.exists() and not out.is_dir():
-        raise QkjaxError(f"folder={out} is a file: expected a folder for the results; pass another path")
+        print_outcome(title, written, next_step=f"qkjax image {quoted(models[0])} chelsea" * (title == results[-1][0]))

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import Dtype, Shard, Stream, given_options, join_hosts, shard_of
+from qkjax.cli.options import Dtype, Shard, Stream, given_options, join_hosts, quoted, shard_of
 from qkjax.errors import QkjaxError, ShardFinished
 
 Models = Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")]
@@ -80,7 +80,7 @@ def preference(
         raise QkjaxError(
             f"--{next(iter(generated))} applies only to generated scenes, but --o3 is given: remove one of the two"
         )
-    loaded = _photograph_models("preference", models, given_options(grid=grid, heads=heads), resolution)
+    loaded = _photograph_models("preference", models, given_options(grid=grid, heads=heads), resolution, out)
     scenes = open_o3(o3) if o3 else patterns(**_generated(count, seed), kind=kind or "patterns")
     options = PassOptions(batch, resolution, dtype, shard_of(shard))
     _each(
@@ -157,7 +157,7 @@ def objects(
     from qkjax.passes.options import PassOptions
     from qkjax.passes.settings import settings_of
 
-    loaded = _photograph_models("objects", models, given_options(grid=grid, heads=heads), resolution)
+    loaded = _photograph_models("objects", models, given_options(grid=grid, heads=heads), resolution, out)
     images = open_objects(masks) if masks else mosaics(**_generated(count, seed))
     options, choices = PassOptions(batch, resolution, dtype, shard_of(shard)), {"top": top, "stream": stream}
     _each(
@@ -184,16 +184,15 @@ def _generated(count: int | None, seed: int | None) -> dict[str, int]:
     return {"count": count, "seed": seed}
 
 
-def _photograph_models(command: str, models: tuple[str, ...], settings: dict, resolution) -> dict:
-    """Loads models that accept colour photographs; returns a dict from each model's name to the model and its origin.
-
-    Before any long computation, the function checks that the models support the resolution.
-    """
+def _photograph_models(command: str, models: tuple[str, ...], settings: dict, resolution, out) -> dict:
+    """A dict from the name of each model to the model and its origin, after checks of the folder and the resolution."""
     from qkjax.analyses.targets import load_models
     from qkjax.passes.inputs import for_photographs, photograph_grid
+    from qkjax.runtime.folders import check_folder
 
     if not models:
         raise QkjaxError(f"no model given: expected at least one, for example qkjax {command} dinov2-vits14-focus")
+    check_folder(out or Path("results"))
     loaded = {name: (for_photographs(c), origin) for name, (c, origin) in load_models(models, settings).items()}
     for checkpoint, _ in loaded.values():
         photograph_grid(checkpoint, resolution)
@@ -240,7 +239,7 @@ def _each(
             report_unreadable(written.dataset, paths[name], stem, "are left out")
             results[name] = written
             if not as_json:
-                print_outcome(name, written, next_step=next_step.format(model=origin["checkpoint"]))
+                print_outcome(name, written, next_step=next_step.format(model=quoted(origin["checkpoint"])))
     if as_json and results:
         print_json(list(results.items()))
     stem, draw = overlay

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import EditKind, KeyBias, Pool, given_options
+from qkjax.cli.options import EditKind, KeyBias, Pool, given_options, quoted
 from qkjax.errors import QkjaxError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def fetch(names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...")],
         catalogue.entry(name)
     for name in names:
         print(fetch_one(name))
-    print(f"next: qkjax analyze {names[0]}", file=sys.stderr)
+    print(f"next: qkjax analyze {quoted(names[0])}", file=sys.stderr)
 
 
 def export(
@@ -171,4 +171,4 @@ def export(
     for note in [*notes, *export_checkpoint(checkpoint, path)]:
         print(f"note: {note}", file=sys.stderr)
     print(path)
-    print(f"next: qkjax analyze {path}", file=sys.stderr)
+    print(f"next: qkjax analyze {quoted(str(path))}", file=sys.stderr)

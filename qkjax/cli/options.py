@@ -1,11 +1,14 @@
 """Types of command-line options, and a function that replaces argument names in library errors by option names."""
 
+import os
 import re
+import shlex
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 from qkjax.errors import QkjaxError
+from qkjax.runtime.visible import visible
 
 EditKind = Literal["drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric", "unbias"]
 Pool = Literal["tok", "gap", "map", "none", "0"]
@@ -50,6 +53,21 @@ def join_hosts(distributed: bool) -> None:
         from qkjax.runtime.hosts import join
 
         join()
+
+
+def quoted(argument: str) -> str:
+    """An argument as the user has to type it in a shell, for commands that qkjax prints.
+
+    Hidden characters, such as a line end or bytes that are not text, are written as escape sequences, which the shells
+    bash and zsh understand in $'...'.
+
+    >>> quoted("my model.npz"), quoted("two\\nlines.npz")
+    ("'my model.npz'", "$'two\\\\nlines.npz'")
+    """
+    if visible(argument) == argument:
+        return shlex.quote(argument)
+    escaped = argument.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + visible(os.fsencode(escaped).decode(errors="backslashreplace")) + "'"
 
 
 def given_options(**settings) -> dict:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import Dtype, Shard, Stream, given_options, join_hosts, shard_of
+from qkjax.cli.options import Dtype, Shard, Stream, given_options, join_hosts, quoted, shard_of
 
 
 def image(
@@ -45,12 +45,14 @@ def image(
     """
     from qkjax.analyses.image_sheets import ImageSheets, write_image
     from qkjax.analyses.outcome import print_outcome
+    from qkjax.runtime.folders import check_folder
     from qkjax.weights.load import load
 
+    check_folder(out or Path("results"))
     checkpoint = load(model, **given_options(grid=grid, heads=heads))
     sheets = ImageSheets(layer, head, top, contribution, stream, resolution)
     name, written = write_image(checkpoint, photo, out, sheets)
-    print_outcome(f"{checkpoint.name}, {name}", written, as_json=json, next_step=f"qkjax top-images {model}")
+    print_outcome(f"{checkpoint.name}, {name}", written, as_json=json, next_step=f"qkjax top-images {quoted(model)}")
 
 
 def top_images(
@@ -124,9 +126,11 @@ def top_images(
     from qkjax.images.sources import open_images
     from qkjax.passes.inputs import for_photographs
     from qkjax.passes.options import PassOptions
+    from qkjax.runtime.folders import check_folder
     from qkjax.weights.load import load, origin
 
     settings = given_options(grid=grid, heads=heads)
+    check_folder(out or Path("results"))
     checkpoint = for_photographs(load(model, **settings))
     config = checkpoint.config
     shape = config.depth, config.heads, min(config.width, config.head_dim)
@@ -135,6 +139,8 @@ def top_images(
     pictures = open_images(images) if images else photographs()
     print_notes(pictures)
     folder = out or earlier_folder(Path("results") / checkpoint.name)
+    check_folder(folder)
+    check_folder(folder / "sheets")
     written = write_top_images(checkpoint, pictures, scan, folder, origin(model, settings), fresh=fresh)
     draw_pages(checkpoint, pictures, written.dataset, pages, folder)
-    print_outcome(checkpoint.name, written, as_json=json, next_step=f"qkjax report {model}")
+    print_outcome(checkpoint.name, written, as_json=json, next_step=f"qkjax report {quoted(model)}")

@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import asdict, field, is_dataclass, make_dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,17 +14,18 @@ from tyro.conf import arg
 METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
-def with_plain_help(command: Callable[..., None]) -> Callable[..., None]:
+def with_plain_help(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     """Wraps a command so that its help states types in words, and shows no default that is None, False or empty.
 
-    If a parameter is a dataclass, its fields are options, and the help of each field is simplified too.
+    If a parameter is a dataclass, its fields are options, and the help of each field is simplified too. The wrapped
+    command returns a function that runs the command, so that no error of the command is taken for one of its options.
     """
     signature = inspect.signature(command, eval_str=True)
     parameters = [_plain_parameter(parameter) for parameter in signature.parameters.values()]
 
     @wraps(command)
-    def run(*arguments, **options) -> None:
-        command(*arguments, **{name: _original(value) for name, value in options.items()})
+    def run(*arguments, **options) -> Callable[[], None]:
+        return partial(command, *arguments, **{name: _original(value) for name, value in options.items()})
 
     del run.__wrapped__  # otherwise tyro would read the annotations of the command
     run.__doc__ = _joined_lines(command.__doc__)

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -11,7 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import join_hosts
+from qkjax.cli.options import join_hosts, quoted
 from qkjax.errors import QkjaxError
 from qkjax.train.config import TrainConfig
 from qkjax.train.presets import load_preset
@@ -123,7 +122,7 @@ def _print(out: Path, dataset, text: str, rows: list, figures: dict, as_json: bo
     from qkjax.analyses.outcome import Description, Written, print_outcome
 
     description = Description(text, rows, {"sweep": rows} if figures else {}, figures)
-    next_step = f"qkjax analyze {shlex.quote(str(model))}"
+    next_step = f"qkjax analyze {quoted(str(model))}"
     print_outcome(str(out), Written(dataset, description, out), as_json=as_json, next_step=next_step)
 
 

@@ -26,6 +26,7 @@ from qkjax.report.subject import ModelData, Subject, attributes, subjects_of
 from qkjax.results.store import stated_settings
 from qkjax.runtime import hosts
 from qkjax.runtime.files import atomic_folder, check_replaceable
+from qkjax.runtime.folders import check_folder
 from qkjax.runtime.lock import exclusive_here
 from qkjax.vit.tree import query_key
 
@@ -73,6 +74,7 @@ def report(
     if options.top < 1 or (options.modes is not None and options.modes < 1):
         name, value = ("top", options.top) if options.top < 1 else ("modes", options.modes)
         raise QkjaxError(f"{name}={value}: expected a whole number of at least 1")
+    check_folder(out or Path("results"))
     subjects = subjects_of(targets, settings)
     out = out or (subjects[0].folder if len(subjects) == 1 else Path("results")) / "report"
     check_replaceable(out, *page.OURS)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +23,27 @@ def versions() -> dict[str, str]:
 def write_dataset(dataset: xr.Dataset, path: Path) -> None:
     """Writes a dataset to a netCDF (HDF5) file atomically, with a checksum of the dataset in the attribute `digest`.
 
-    The file is first built in memory, because HDF5 crashes the process if it cannot write to disk.
+    The file is first built in memory, because HDF5 crashes the process if it cannot write to disk. In attributes, such
+    as the path of the checkpoint, hidden characters and invalid bytes become escape sequences.
 
     Raises:
       QkjaxError: the file cannot be written.
     """
+    attrs = {name: visible(value, "\n") if isinstance(value, str) else value for name, value in dataset.attrs.items()}
+    dataset = dataset.drop_attrs(deep=False).assign_attrs(attrs)
     data = dataset.assign_attrs({DIGEST: digest(dataset)}).to_netcdf(engine="h5netcdf")
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def require_own(path: Path) -> None:
+    """Checks that a path, to which a result will be written, does not contain a netCDF file of another program.
+
+    Raises:
+      QkjaxError: the file is not a result of qkjax.
+    """
+    if os.path.lexists(path) and "version_qkjax" not in read_result(path).attrs:
+        raise QkjaxError(f"{path} is not a result of qkjax, and would be replaced: move it, or pass another folder")
 
 
 def read_result(path: Path) -> xr.Dataset:

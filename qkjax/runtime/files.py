@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
+from qkjax.runtime.folders import check_folder
 
 try:
     import fcntl
@@ -47,10 +48,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     suffix.
 
     Raises:
-      QkjaxError: the folder cannot be created or written, or the disk is full. After such an error, `path` is
-        unchanged.
+      QkjaxError: the folder cannot be created or written, the disk is full, or `path` is a folder, a pipe, a device or
+        a link to one of these or to nothing. After such an error, `path` is unchanged.
     """
     temporary = handle = None
+    if (path.is_symlink() and not path.exists()) or (path.exists() and not path.is_file()):
+        raise QkjaxError(f"cannot write {path}: it is not a regular file; remove it, or choose another path")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         discard(left for left in temporaries([path]) if left.is_file())  # of processes that were killed
@@ -82,20 +85,6 @@ def _locked_temporary(path: Path) -> tuple[int, Path]:
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
         os.close(handle)  # another process took it for abandoned before it was locked
-
-
-def make_folder(path: Path) -> None:
-    """Creates a folder for results. Call this before a long computation, so that errors are raised early.
-
-    Raises:
-      QkjaxError: the path is a file, or the folder cannot be created.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise QkjaxError(f"folder={path} is a file: expected a folder for the results; pass another path") from error
-    except OSError as error:
-        raise QkjaxError(f"cannot create folder={path} ({error.strerror or error}); pass another folder") from error
 
 
 def remove(path: Path) -> None:
@@ -233,8 +222,7 @@ def check_replaceable(path: Path, marker: str, text: str, names: tuple[str, ...]
     Raises:
       QkjaxError: `path` exists and may not be replaced.
     """
-    if path.exists() and not path.is_dir():
-        raise QkjaxError(f"folder={path} is a file: expected a folder; pass another path")
+    check_folder(path)
     if Path.cwd().is_relative_to(path.resolve()):
         raise QkjaxError(
             f"folder={path}: this folder is or contains the working folder and would be replaced; pass another folder"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from qkjax.errors import QkjaxError
 from qkjax.runtime import hosts
-from qkjax.runtime.files import make_folder
+from qkjax.runtime.folders import make_folder
 
-LOCK = ".lock"
+LOCK = ".qkjax.lock"
 WAIT_SECONDS = 600.0
 """Longest time to wait for another process that writes results and figures."""
 
@@ -68,6 +68,8 @@ def _locked(file: Path, wait: bool) -> "filelock.FileLock":
     except ImportError as error:
         raise QkjaxError("filelock is not installed: pip install filelock") from error
     make_folder(file.parent)
+    if file.is_symlink() or (file.exists() and not (file.is_file() and file.stat().st_size == 0)):
+        raise QkjaxError(f"{file} is not a lock of qkjax: remove it, or choose another folder")  # it would be emptied
     lock = FileLock(file, timeout=WAIT_SECONDS if wait else 0)
     try:
         lock.acquire()

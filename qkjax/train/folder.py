@@ -1,6 +1,7 @@
 """Manages the folder of a run: checks which run it contains and how far it got, and removes leftover files."""
 
 import logging
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from qkjax.train.records import evaluations, read_config, read_metrics, write_co
 
 CONFIG, METRICS, CHECKPOINTS, MODEL, BOARD = "config.json", "metrics.jsonl", "checkpoints", "model.npz", "tensorboard"
 DATA, FACTS = "data.txt", "task.json"
-OWN = (CONFIG, METRICS, MODEL, DATA, FACTS)
+OWN = (METRICS, MODEL, DATA, FACTS, CONFIG)  # a run writes its configuration first, and discards it last
 log = logging.getLogger(__name__)
 
 
@@ -25,9 +26,11 @@ def earlier_metrics(folder: Path, config: TrainConfig) -> list[dict]:
     """The metrics of the run in a folder; empty if the run has no checkpoint.
 
     Raises:
-      QkjaxError: the folder contains a checkpoint of another run, or its configuration or metrics are not valid.
+      QkjaxError: the folder contains a checkpoint of another run, or its configuration or metrics are not valid, or it
+        contains files with the names of a run's files that no run wrote.
     """
     if not steps(folder / CHECKPOINTS):
+        _require_no_foreign(folder)
         return []
     earlier = read_config(folder / CONFIG)
     if earlier is None:
@@ -39,6 +42,25 @@ def earlier_metrics(folder: Path, config: TrainConfig) -> list[dict]:
     if other := [f"{name}={value!r}" for (name, value), wanted in pairs if value != wanted]:
         raise QkjaxError(f"{folder} contains a run with {', '.join(other)}: choose another folder, or pass fresh=True")
     return read_metrics(folder / METRICS, config)
+
+
+def _require_no_foreign(folder: Path) -> None:
+    """Checks that a run without checkpoints would replace only files of an earlier run, which has a configuration.
+
+    Raises:
+      QkjaxError: the folder contains other files with the names of a run's files.
+    """
+    try:
+        is_run = read_config(folder / CONFIG) is not None
+    except QkjaxError:
+        is_run = False
+    present = [name for name in (*OWN, CHECKPOINTS, BOARD) if os.path.lexists(folder / name)]
+    foreign = [name for name in present if not (is_run if name in OWN else (folder / name).is_dir())]
+    if foreign:
+        raise QkjaxError(
+            f"{folder} contains {foreign[0]}, which is not part of a run and would be replaced: choose another folder, "
+            "or pass fresh=True to replace it"
+        )
 
 
 def is_finished(folder: Path, config: TrainConfig, lines: list[dict]) -> bool:

@@ -14,6 +14,7 @@ from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import decompose
 from qkjax.results.rows import head_mean
 from qkjax.runtime import hosts
+from qkjax.runtime.folders import check_folder
 from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.train.board import tensorboard
 from qkjax.train.checkpoints import Checkpoints, open_checkpoints, restore_state, save_state, wait_until_saved
@@ -86,6 +87,7 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "", fresh: bo
       checkpoint = qkjax.load("runs/tied")
     """
     config, folder = config.checked(), Path(folder)
+    check_folder(folder)
     if fresh:
         discard_run(folder)
         if jax.process_count() > 1:

@@ -14,8 +14,9 @@ from qkjax import figures
 from qkjax.errors import QkjaxError
 from qkjax.results.annotate import Label, annotated
 from qkjax.results.rows import Row, write_csv
-from qkjax.results.store import versions, write_dataset
+from qkjax.results.store import require_own, versions, write_dataset
 from qkjax.runtime.files import discard, temporaries
+from qkjax.runtime.folders import check_folder
 from qkjax.runtime.lock import exclusive
 from qkjax.train.config import TrainConfig
 from qkjax.train.findings import sweep_summary, table
@@ -87,6 +88,9 @@ def sweep(
     ]
     with exclusive(folder):
         discard(temporaries(folder / name for name in OWN))  # a process that was killed left these files
+        require_own(folder / DATASET)
+        for run in runs:
+            check_folder(run_folder(folder, run.constraint, run.seed))
         for number, run in enumerate(runs, start=1):
             try:
                 label = f"run {number} of {len(runs)}: {run.constraint}, seed {run.seed}"

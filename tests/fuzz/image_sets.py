@@ -119,6 +119,8 @@ def check_archives(path: Path, changes: list, result: tuple) -> None:
     moved &= {what for what, *_ in changes}
     # the content of such a member is the long name of the next one, or says more about it
     moved |= {"tar type"} & {what for what, *_, kind in changes if kind in ("K", "L", "x", "g", "X")}
+    # the checksum of a tar header is a sum, so that bytes in another order may be another valid size
+    moved |= {what for what, *_ in changes if what == "bytes" and "reverse" in _}
     again = [what for what, *_ in changes if what.startswith(("tar", "zip"))]  # tarfile may lose members of odd files
     if not moved and len(again) < 2 and len(found) < 2 * len(ARCHIVED):
         assert found.notes, f"only {len(found)} images, and no note"

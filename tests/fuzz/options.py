@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qkjax import figures
 from qkjax.analyses.ablate.compute import check_specs
 from qkjax.analyses.ablate.plan import read_plan
-from qkjax.cli import main
+from qkjax.cli import run_command
 from qkjax.errors import QkjaxError
 
 from . import files, json_values
@@ -180,7 +180,7 @@ def run_words(path: Path, scratch: Path) -> Done:
     sys.argv, figures.save_all = ["qkjax", *words], lambda jobs, *_: []  # drawing takes seconds
     try:
         with chdir(scratch), redirect_stdout(out), redirect_stderr(err):
-            main()
+            run_command()
     except SystemExit as stop:
         code = stop.code or 0
     finally:

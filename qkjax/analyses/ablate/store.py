@@ -13,6 +13,7 @@ from qkjax.analyses.edit import ResolvedEdit
 from qkjax.passes.partial_file import checksum
 from qkjax.runtime import hosts
 from qkjax.runtime.files import atomic_path, discard, remove, temporaries
+from qkjax.runtime.folders import check_folder
 
 Arrays = dict[str, np.ndarray]
 CHECKSUM = "checksum"
@@ -31,7 +32,13 @@ class Store:
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, str], *, fresh: bool = False):
-        """Opens a store in a folder, and empties it if `fresh`. If `folder` is None, the store keeps nothing."""
+        """Opens a store in a folder, and empties it if `fresh`. If `folder` is None, the store keeps nothing.
+
+        Raises:
+          QkjaxError: the path is not a folder and cannot become one.
+        """
+        if folder and jax.process_index() == 0:
+            check_folder(folder)
         self.folder, self.settings = folder, dict(settings)
         if fresh and folder and jax.process_index() == 0:
             discard(folder.glob("*.npz"))
