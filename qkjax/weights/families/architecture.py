@@ -17,15 +17,16 @@ RELATIVE = f"{ATTENTION}/relative_position_bias"
 
 
 def shape_of(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
-    """The shape of a parameter, which must exist and have `rank` axes.
+    """The shape of a parameter, which must exist and have `rank` axes, none of length 0.
 
     Raises:
-      QkjaxError: the parameter is missing (the message suggests the nearest name), or has a different number of axes.
+      QkjaxError: the parameter is missing (the message suggests the nearest name), has another number of axes, or has
+        no elements.
     """
     if name not in shapes:
         raise QkjaxError(f"not a supported ViT: parameter {name!r} is missing{nearest(name, shapes)}")
-    if len(shapes[name]) != rank:
-        raise QkjaxError(f"parameter {name!r} has shape {shapes[name]}, expected {rank} axes")
+    if len(shapes[name]) != rank or 0 in shapes[name]:
+        raise QkjaxError(f"parameter {name!r} has shape {shapes[name]}, expected {rank} axes, none of length 0")
     return shapes[name]
 
 
