@@ -70,8 +70,11 @@ def _train(base: TrainConfig) -> Callable:
         with _errors_in_options():
             last = train_one(run, out, fresh=fresh)
         dataset = xr.Dataset(attrs={"summary": run_summary(last)})
-        cosines = {f"cosine_{layer}": _or_nan(value) for layer, value in enumerate(last.pop("weighted_cosine"))}
-        row = {name: _or_nan(value) for name, value in last.items()} | cosines
+        cosines = {f"cosine_{layer}": value for layer, value in enumerate(last.pop("weighted_cosine"))}
+        others = {name: values for name, values in last.items() if isinstance(values, list)}
+        cosines |= {f"{name}_{layer}": value for name, own in others.items() for layer, value in enumerate(own)}
+        numbers = {name: value for name, value in last.items() if name not in others} | cosines
+        row = {name: _or_nan(value) for name, value in numbers.items()}
         _print(out, dataset, "", [row], {}, json, out)
 
     return train

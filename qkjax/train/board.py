@@ -47,10 +47,11 @@ def tensorboard(folder: Path, config: TrainConfig, step: int) -> Iterator[Callab
         return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in (length, event))
 
     def write(line: dict) -> None:
-        layers = {f"weighted_cosine/layer_{layer}": value for layer, value in enumerate(line["weighted_cosine"])}
+        lists = {name: values for name, values in line.items() if isinstance(values, list)}
+        layers = {f"{name}/layer_{layer}": value for name, own in lists.items() for layer, value in enumerate(own)}
         with writing(folder):
             for name, value in (line | layers).items():
-                if name not in ("step", "weighted_cosine") and value is not None:
+                if name not in ("step", *lists) and value is not None:
                     file.write(record(line["step"], summary=scalar(name, value)))
             file.flush()
 

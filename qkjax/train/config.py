@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from qkjax.errors import QkjaxError, nearest
 from qkjax.vit.config import ViTConfig
+from qkjax.vit.rotary_config import Rotary
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ class TrainConfig:
       depth: number of layers.
       heads: number of heads per layer.
       mlp_dim: hidden dimension of the MLPs.
-      posemb: position embedding: "learn" (learned) or "sincos2d" (fixed sine-cosine).
+      positions: how the model knows the positions of patches: "learned" (learned position embedding), "sincos2d" (fixed
+        sine-cosine embedding), "rope" (rotary positions of queries and keys) or "rope+learned".
+      constrained: with rotary positions, the interaction that the constraint applies to. "same-place" is Wq Wk^T, the
+        interaction of tokens at the same place. "mean" is the mean of the interaction over all pairs of places. Without
+        rotary positions, both are the same.
       rep_size: add a tanh layer, as wide as the embedding, before the classifier.
       steps: number of training steps.
       batch: number of images per step, over all devices.
@@ -86,7 +91,8 @@ class TrainConfig:
     depth: int = 6
     heads: int = 4
     mlp_dim: int = 128
-    posemb: Literal["learn", "sincos2d"] = "learn"
+    positions: Literal["learned", "sincos2d", "rope", "rope+learned"] = "learned"
+    constrained: Literal["same-place", "mean"] = "same-place"
     rep_size: bool = False
     steps: int = 1200
     batch: int = 128
@@ -126,9 +132,14 @@ class TrainConfig:
             )
         if not 0 <= self.warmup < self.steps:
             raise QkjaxError(f"warmup={self.warmup}: expected 0 or more, and less than steps={self.steps}")
-        if self.posemb == "sincos2d" and self.width % 4:
+        if self.positions == "sincos2d" and self.width % 4:
             raise QkjaxError(f"width={self.width}: expected a multiple of 4 for sine-cosine position embeddings")
-        fixed = {"match": False, "rep_size": False, "init": "xavier", "posemb": "learn"}
+        if self.positions.startswith("rope") and (self.width // self.heads) % 4:
+            raise QkjaxError(
+                f"width={self.width}, heads={self.heads}: expected a width that is a multiple of 4 heads for rotary "
+                "positions, because half of the planes of a head rotate with the row and half with the column"
+            )
+        fixed = {"match": False, "rep_size": False, "init": "xavier", "positions": "learned"}
         if self.start and (other := [name for name, value in fixed.items() if getattr(self, name) != value]):
             raise QkjaxError(
                 f"start={self.start!r} determines the architecture and the initial values: do not set "
@@ -172,6 +183,12 @@ _RANGES = [
 ]
 
 
+ROTARY = Rotary(100.0)
+"""Rotary positions of models that are trained: DINOv3's base, and indices as coordinates, so that no plane of a small
+grid cancels in the mean over places."""
+POSEMB = {"learned": "learn", "sincos2d": "sincos2d", "rope": "none", "rope+learned": "learn"}
+
+
 def from_dict(values: dict) -> TrainConfig:
     """Makes a configuration from plain values. Missing values take the defaults of `TrainConfig`.
 
@@ -179,6 +196,10 @@ def from_dict(values: dict) -> TrainConfig:
       QkjaxError: a name is unknown, or a value has the wrong type or is out of range.
     """
     known, given = {field.name: field for field in fields(TrainConfig)}, {}
+    values = dict(values)
+    if "posemb" in values and "positions" not in values:  # the name until version 0.1
+        before = values.pop("posemb")
+        values["positions"] = "learned" if before == "learn" else before
     for name, value in values.items():
         if name not in known:
             raise QkjaxError(f"unknown setting {name!r}{nearest(name, known)}; expected one of {', '.join(known)}")
@@ -214,7 +235,8 @@ def vit_config(config: TrainConfig, pixels: tuple[int, int, int], classes: int) 
         patch_size=(config.patch, config.patch),
         channels=channels,
         grid=(height // config.patch, width // config.patch),
-        posemb=config.posemb,
+        posemb=POSEMB[config.positions],
+        rotary=ROTARY if config.positions.startswith("rope") else None,
         pool="gap",
         rep_size=config.width if config.rep_size else None,
         classes=classes,

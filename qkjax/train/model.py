@@ -15,6 +15,7 @@ import numpy as np
 from qkjax.train.constraints.record import Shape
 from qkjax.train.constraints.registry import constraint
 from qkjax.train.nearest import nearest_parameters
+from qkjax.train.positions import constrained_factor
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.model import ViT
 from qkjax.vit.tree import attention_parameters, map_attention
@@ -29,7 +30,12 @@ def draw_plain(key: jax.Array, config: ViTConfig) -> dict:
 
 
 def initial(
-    key: jax.Array, config: ViTConfig, names: tuple[str, ...], start: Mapping | None = None, bias: bool = False
+    key: jax.Array,
+    config: ViTConfig,
+    names: tuple[str, ...],
+    start: Mapping | None = None,
+    bias: bool = False,
+    constrained: str = "same-place",
 ) -> dict:
     """Makes the initial training tree of a run.
 
@@ -42,11 +48,12 @@ def initial(
         queries and keys, and big_vision's initialisation draws all others.
       bias: whether queries and keys have biases. Without biases (the default), attention depends only on M. A query
         bias makes some keys attractive to all queries, which no constraint on M prevents.
+      constrained: the interaction that the constraints apply to; see `TrainConfig`.
 
     Raises:
       QkjaxError: a constraint is unknown, or its argument is too large for the heads.
     """
-    keys = jax.random.split(key, config.depth + 1)
+    keys, factor = jax.random.split(key, config.depth + 1), constrained_factor(config, constrained)
     tree = draw_plain(keys[0], config) if start is None else start
 
     def constrain(layer: int, attention: Mapping) -> Mapping:
@@ -56,7 +63,8 @@ def initial(
             own = constraint(names[layer], config.head_dim)
             attention[INTERACTION] = own.init(keys[layer + 1], _shape(config))
         else:
-            attention[INTERACTION] = nearest_parameters(names[layer], np.asarray(query), np.asarray(key))
+            query, key = (np.asarray(x) if factor is None else np.asarray(x) * factor for x in (query, key))
+            attention[INTERACTION] = nearest_parameters(names[layer], query, key)
         if not bias:
             del attention["query"], attention["key"]
         return attention
@@ -64,21 +72,24 @@ def initial(
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), map_attention(tree, constrain))
 
 
-def plain(params: Mapping, config: ViTConfig, names: tuple[str, ...]) -> dict:
+def plain(params: Mapping, config: ViTConfig, names: tuple[str, ...], constrained: str = "same-place") -> dict:
     """Computes the plain parameter tree that a training tree represents. The function is differentiable.
 
     Args:
       params: a training tree.
       config: architecture of the ViT.
       names: name of each layer's constraint.
+      constrained: the interaction that the constraints apply to; see `TrainConfig`.
     """
     kernels = _kernels(params, names, _shape(config))
+    factor = constrained_factor(config, constrained)
     zeros = {"bias": jnp.zeros((config.heads, config.head_dim))}
 
     def compute(layer: int, attention: Mapping) -> Mapping:
         attention = {part: values for part, values in attention.items() if part != INTERACTION}
         for part, kernel in zip(("query", "key"), kernels[layer], strict=True):
-            attention[part] = {**attention.get(part, zeros), "kernel": kernel}
+            own = kernel if factor is None else kernel / factor
+            attention[part] = {**attention.get(part, zeros), "kernel": own}
         return attention
 
     return map_attention(params, compute)

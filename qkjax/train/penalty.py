@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.interaction.modes import decompose_in_program
@@ -25,7 +26,9 @@ def weighted_cosine(query: Kernels, key: Kernels) -> Float[Array, "layers heads"
     return dot("ldhk,ldhk->lh", query, key) / nuclear
 
 
-def penalty(plain: Mapping, targets: Mapping[int, float]) -> Float[Array, ""]:
+def penalty(
+    plain: Mapping, targets: Mapping[int, float], factor: Float[np.ndarray, "1 1 head_dim"] | None = None
+) -> Float[Array, ""]:
     """The mean squared difference between the weighted cosines of layers and their targets.
 
     The weighted cosine of a layer is the mean over its heads.
@@ -33,6 +36,7 @@ def penalty(plain: Mapping, targets: Mapping[int, float]) -> Float[Array, ""]:
     Args:
       plain: the plain parameter tree of a ViT.
       targets: targets by layer; layers without a target are not penalised.
+      factor: factor of the columns of the kernels, if the penalty acts on Mbar; see `train.positions`.
     """
     # Because of the barrier, all kernels are computed first. Otherwise, a QR of this penalty and a QR of a constraint
     # could run at the same time, which can deadlock XLA on CPUs with few cores.
@@ -40,5 +44,7 @@ def penalty(plain: Mapping, targets: Mapping[int, float]) -> Float[Array, ""]:
         [[parts[name]["kernel"] for name in ("query", "key")] for parts in attention_parameters(plain)]
     )
     query, key = (jnp.stack([kernels[layer][i] for layer in targets]) for i in (0, 1))
+    if factor is not None:
+        query, key = query * factor[None], key * factor[None]
     distance = weighted_cosine(query, key).mean(axis=-1) - jnp.asarray(list(targets.values()))
     return (distance**2).mean()

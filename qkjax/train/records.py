@@ -131,6 +131,8 @@ def _is_between(low: float, high: float) -> Callable:
     return lambda value: type(value) in (int, float) and low <= value <= high
 
 
+ROTARY_MEASURES = ("same_place_cosine", "place_share")
+"""Measures that a line of metrics has only if the model has rotary positions; see `train.positions`."""
 _LARGEST = 1e300
 _FINITE = "a finite number", _is_between(-_LARGEST, _LARGEST)
 _SHARE = "from 0 to 1", _is_between(0.0, 1.0)
@@ -152,11 +154,12 @@ def _line_checks(config: TrainConfig) -> dict[str, Check]:
     def is_layers(value) -> bool:
         return isinstance(value, list) and len(value) == config.depth and all(c is None or is_cosine(c) for c in value)
 
+    rotary = ROTARY_MEASURES if config.positions.startswith("rope") else ()
     return {
         "loss": _FINITE,
         "accuracy": _SHARE,
         "validation_loss": _FINITE,
-        "weighted_cosine": (f"{config.depth} numbers from -1 to 1, or null", is_layers),
+        **dict.fromkeys(("weighted_cosine", *rotary), (f"{config.depth} numbers from -1 to 1, or null", is_layers)),
     }
 
 

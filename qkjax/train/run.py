@@ -10,9 +10,6 @@ import numpy as np
 from tqdm import tqdm
 
 from qkjax.errors import QkjaxError
-from qkjax.interaction.metrics import measure
-from qkjax.interaction.modes import decompose
-from qkjax.results.rows import head_mean
 from qkjax.runtime import hosts
 from qkjax.runtime.folders import check_folder
 from qkjax.runtime.interrupt import deferred_interrupt
@@ -37,13 +34,13 @@ from qkjax.train.folder import (
     tidy,
 )
 from qkjax.train.model import count, initial, matched, needs_lapack
+from qkjax.train.positions import interaction_measures
 from qkjax.train.records import read_facts, write_facts, write_metrics
 from qkjax.train.start import starting_tree
 from qkjax.train.step import Program, State
 from qkjax.train.step import program as make_program
 from qkjax.train.tasks import PRESET, load_task
 from qkjax.vit.config import ViTConfig
-from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.checkpoint import write_checkpoint
 from qkjax.weights.preprocessing import with_resolution
 
@@ -72,7 +69,8 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "", fresh: bo
     Returns:
       The last evaluation and facts about the task, as a dict. The evaluation has "step", the "loss" (nats) of the last
       training batch, and "accuracy" (0 to 1) and "validation_loss" (nats) on the held-out images. The evaluation also
-      has "weighted_cosine", a list with the mean over heads for each layer (None if undefined). The facts are "classes"
+      has "weighted_cosine", a list with the mean over heads for each layer (None if undefined); with rotary positions,
+      also "same_place_cosine" and "place_share" (see `train.positions.interaction_measures`). The facts are "classes"
       (number of classes), "held_out" (number of held-out images), "largest_class" (accuracy of always answering the
       most frequent class, or None if unknown) and "parameters" (number of trainable parameters).
 
@@ -116,7 +114,7 @@ def _train_in(
 ) -> list[dict]:
     """Trains to the last step and exports the model; returns the metrics, with one dict per evaluation."""
     program = make_program(config, vit)
-    params = initial(jax.random.key(config.seed), vit, config.constraints(), tree, config.bias)
+    params = initial(jax.random.key(config.seed), vit, config.constraints(), tree, config.bias, config.constrained)
     with only_process(folder):
         earlier_metrics(folder, config)  # read again, because another process may have trained here until now
         with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
@@ -130,7 +128,7 @@ def _train_in(
             if jax.process_index() == 0:
                 write_facts(folder / FACTS, facts | {"parameters": count(state.params, config.constraints())})
                 write_metrics(folder / METRICS, lines)
-            state = _run_steps(config, task, program, state, checkpoints, lines, folder, label)
+            state = _run_steps(config, task, program, vit, state, checkpoints, lines, folder, label)
         exported = program.export(state.evaluated)
         if jax.process_index() == 0:
             preprocess = with_resolution(PRESET, task.pixels[0])
@@ -154,6 +152,7 @@ def _run_steps(
     config: TrainConfig,
     task: Task,
     program: Program,
+    vit: ViTConfig,
     state: State,
     checkpoints: Checkpoints,
     lines: list,
@@ -178,7 +177,7 @@ def _run_steps(
             bar.update()
             if number % config.every == 0 or number == config.steps:
                 held_out = held_out_batches(task, config.batch // config.accumulate, *host)
-                lines.append(_evaluation(state, value, program, held_out))
+                lines.append(_evaluation(state, value, program, vit, held_out))
                 accuracy = f"accuracy={lines[-1]['accuracy']:.4f}, "
                 # The line is written before the checkpoint, because a run that resumes can drop lines after the last
                 # checkpoint, but cannot add a missing line.
@@ -191,20 +190,18 @@ def _run_steps(
     return state
 
 
-def _evaluation(state: State, value, program: Program, held_out: Iterable) -> dict:
+def _evaluation(state: State, value, program: Program, vit: ViTConfig, held_out: Iterable) -> dict:
     """Computes the metrics of one evaluation. The cosines come from the functions that analyse any checkpoint."""
     sums = [program.evaluate(state.evaluated, *distribute(batch)) for batch in held_out]
     total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
     if not np.isfinite(float(value) + total["loss"]):
         raise DivergedError(f"the loss is not finite at step {int(state.step)}: choose a smaller learning_rate")
-    kernels = query_key_kernels(program.export(state.evaluated))
-    cosines = head_mean(measure(decompose(*kernels)).weighted_cosine)
     return {
         "step": int(state.step),
         "loss": float(value),
         "accuracy": total["correct"] / total["count"],
         "validation_loss": total["loss"] / total["count"],
-        "weighted_cosine": [float(c) if np.isfinite(c) else None for c in cosines],  # JSON has no NaN
+        **interaction_measures(program.export(state.evaluated), vit),
     }
 
 

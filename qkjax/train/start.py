@@ -112,7 +112,7 @@ def _from_checkpoint(checkpoint: Checkpoint, vit: ViTConfig, seed: int) -> tuple
     pool = "gap" if own.pool in ("none", "0") else own.pool
     config = replace(own, grid=vit.grid, classes=vit.classes, rep_size=None, pool=pool, distilled=False)
     params = without_heads(checkpoint.params)
-    if own.posemb == "learn":
+    if own.posemb == "learn":  # rotary positions need no change: their angles follow from the grid
         table = np.asarray(position_embedding(params), np.float32)
         params = with_position_embedding(params, posemb.resample(table, own.grid, config.grid, own.posemb_resample))
     return config, {**draw_plain(jax.random.key(seed), config), **_for_run_pixels(params, checkpoint)}

@@ -17,6 +17,7 @@ from qkjax.train.devices import placement, replicated
 from qkjax.train.model import initial, plain
 from qkjax.train.optimizer import optimizer
 from qkjax.train.penalty import penalty
+from qkjax.train.positions import constrained_factor
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.model import ViT
 
@@ -105,13 +106,15 @@ def mixed(
 
 def loss(config: TrainConfig, vit: ViTConfig, params: Mapping, batch: Batch) -> Float[Array, ""]:
     """Mean cross-entropy with smoothed targets, plus the penalty of soft constraints on the weighted cosines."""
-    tree = plain(params, vit, config.constraints())
+    tree = plain(params, vit, config.constraints(), config.constrained)
     images, targets = mixed(batch, vit.classes)
     logits = ViT(vit, config.dtype).apply({"params": tree}, images)[0].astype(jnp.float32)
     smoothed = optax.smooth_labels(targets, config.label_smoothing)
     value = optax.softmax_cross_entropy(logits, smoothed).mean()
     targets_of_cosine = config.targets()
-    return value + config.pull * penalty(tree, targets_of_cosine) if targets_of_cosine else value
+    if not targets_of_cosine:
+        return value
+    return value + config.pull * penalty(tree, targets_of_cosine, constrained_factor(vit, config.constrained))
 
 
 def gradient(config: TrainConfig, vit: ViTConfig, params: Mapping, batch: Batch):
@@ -163,7 +166,8 @@ def evaluate(
 
     Images with a negative label, which pad the batch, are not counted.
     """
-    logits = ViT(vit, config.dtype).apply({"params": plain(params, vit, config.constraints())}, normalised(images))[0]
+    tree = plain(params, vit, config.constraints(), config.constrained)
+    logits = ViT(vit, config.dtype).apply({"params": tree}, normalised(images))[0]
     logits, counts = logits.astype(jnp.float32), labels >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     return {
@@ -187,7 +191,8 @@ def program(config: TrainConfig, vit: ViTConfig) -> Program:
 
 @cache
 def _program(config: TrainConfig, vit: ViTConfig) -> Program:
-    params = jax.eval_shape(lambda: initial(jax.random.key(0), vit, config.constraints(), bias=config.bias))
+    names, constrained = config.constraints(), config.constrained
+    params = jax.eval_shape(lambda: initial(jax.random.key(0), vit, names, bias=config.bias, constrained=constrained))
     shapes = jax.eval_shape(partial(begin, config), params)
     shardings = placement(shapes, config.parallel)
     # On a CPU, the state is not donated, because JAX shares buffers with numpy, and thus with a checkpoint that is
@@ -197,6 +202,6 @@ def _program(config: TrainConfig, vit: ViTConfig) -> Program:
         begin=jax.jit(partial(begin, config), out_shardings=shardings),
         step=jax.jit(partial(update, config, vit), out_shardings=(shardings, replicated()), **donate),
         evaluate=jax.jit(partial(evaluate, config, vit), out_shardings=replicated()),
-        export=jax.jit(partial(plain, config=vit, names=config.constraints()), out_shardings=replicated()),
+        export=jax.jit(partial(plain, config=vit, names=names, constrained=constrained), out_shardings=replicated()),
         shapes=jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings),
     )

@@ -21,7 +21,7 @@ from qkjax.runtime.lock import exclusive
 from qkjax.train.config import TrainConfig
 from qkjax.train.findings import sweep_summary, table
 from qkjax.train.folder import FACTS, METRICS
-from qkjax.train.records import evaluations, read_facts, read_metrics
+from qkjax.train.records import ROTARY_MEASURES, evaluations, read_facts, read_metrics
 from qkjax.train.run import DivergedError, train
 
 LABELS = {
@@ -30,6 +30,12 @@ LABELS = {
     "validation_loss": Label("validation loss", "nat", "Mean cross-entropy on the held-out images."),
     "weighted_cosine": Label(
         "weighted cosine", "1", "Mean cosine of the modes, weighted by singular value, and averaged over heads."
+    ),
+    "same_place_cosine": Label(
+        "weighted cosine at the same place", "1", "Weighted cosine of Wq Wk^T, averaged over heads (rotary positions)."
+    ),
+    "place_share": Label(
+        "share that depends on place", "1", "Share of the interaction that depends on place, averaged over heads."
     ),
     "constraint": Label("constraint", "1", "Constraint on the query-key interaction, or schedule by layer."),
     "seed": Label("seed", "1", "Random seed of the initialisation, of the data split, and of the order of the images."),
@@ -128,23 +134,27 @@ def collect(config: TrainConfig, constraints: Sequence[str], seeds: int, folder:
       A dataset with the dimensions constraint, seed, step (of the evaluations) and layer. Three variables have the
       dimensions (constraint, seed, step): `accuracy` (0 to 1) and `validation_loss` (nats) on the held-out images, and
       `loss` (nats) on a training batch. `weighted_cosine` has the dimensions (constraint, seed, step, layer), and is
-      the mean over heads of the weighted cosine of `measure`. Values of diverged runs are NaN. The attributes are
+      the mean over heads of the weighted cosine of `measure`. With rotary positions, `same_place_cosine` and
+      `place_share` have the same dimensions. Values of diverged runs are NaN. The attributes are
       `summary`, `config` (JSON), `classes` and `chance` if known, and the versions of the libraries.
     """
     steps = evaluations(config)
     shape, dims = (len(constraints), seeds, len(steps)), ("constraint", "seed", "step")
     values = {name: np.full(shape, np.nan) for name in MEASURES}
-    cosines = np.full((*shape, config.depth), np.nan)
+    by_layer = ("weighted_cosine", *(ROTARY_MEASURES if config.positions.startswith("rope") else ()))
+    layers = {name: np.full((*shape, config.depth), np.nan) for name in by_layer}
     facts: dict = {}
     for (row, name), seed in product(enumerate(constraints), range(seeds)):
         own = run_folder(folder, name, seed)
         facts = facts or read_facts(own / FACTS)
         for place, line in enumerate(read_metrics(own / METRICS, config)):
-            cosines[row, seed, place] = line["weighted_cosine"]
+            for measure, array in layers.items():
+                array[row, seed, place] = line[measure]
             for measure, array in values.items():
                 array[row, seed, place] = line[measure]
     dataset = xr.Dataset(
-        {**{name: (dims, array) for name, array in values.items()}, "weighted_cosine": ((*dims, "layer"), cosines)},
+        {name: (dims, array) for name, array in values.items()}
+        | {name: ((*dims, "layer"), array) for name, array in layers.items()},
         coords={
             "constraint": list(constraints),
             "seed": np.arange(seeds),
