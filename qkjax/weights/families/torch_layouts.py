@@ -167,7 +167,12 @@ def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[st
 
 
 def _join_gated(flat: Arrays) -> None:
-    """Concatenates the gate and the value in the first layer of a gated MLP if they are stored separately."""
+    """Concatenates the gate and the value in the first layer of a gated MLP if they are stored separately.
+
+    Values without gates are the first layer of an MLP that is not gated.
+    """
+    for name in [n for n in flat if "/MlpBlock_0/value/" in n and n.replace("/value/", "/gate/") not in flat]:
+        flat[name.replace("/value/", "/Dense_0/")] = flat.pop(name)  # DINOv3 without gates
     for name in [n for n in flat if "/gate/" in n]:
         value = name.replace("/gate/", "/value/")
         if value not in flat:

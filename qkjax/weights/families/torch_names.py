@@ -26,6 +26,7 @@ TOP = {
     "embeddings.register_tokens": "registers",
     "embeddings.position_embeddings": "positions",
     "embeddings.patch_embeddings.projection": "embedding",
+    "embeddings.patch_embeddings": "embedding",  # DINOv3
     "layernorm": "Transformer/encoder_norm",
     "pooler.layernorm": "pool_norm",
     "classifier": "head",
