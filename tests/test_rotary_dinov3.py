@@ -5,6 +5,8 @@ the native size and at one that is not square.
 """
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from test_rotary_eva import assert_close, compare, save, small_timm
 
 import qkjax
 from conftest import moved
+from qkjax.vit.model import forward
 from qkjax.vit.rotary_config import Rotary
+from qkjax.weights.families.facts import Facts
+from qkjax.weights.families.torch_rotary import with_stored_rotation
 
 DINOV3 = Rotary(100.0, "centred", pairs="half")
 GATED = {"use_gated_mlp": True, "hidden_act": "silu"}
@@ -43,6 +48,20 @@ def small(torch, library, **fields):
     return moved(library.DINOv3ViTModel(config)).eval()
 
 
+def test_every_field_of_the_rotation_decides_the_tokens(torch, library, tmp_path):
+    """Otherwise the comparisons in this file would not test the rotation."""
+    model = small(torch, library, num_attention_heads=3, num_hidden_layers=1)
+    model.save_pretrained(tmp_path)
+    checkpoint = qkjax.load(tmp_path)
+    images = np.random.default_rng(0).normal(size=(1, 28, 49, 3)).astype(np.float32)
+    ours = np.asarray(qkjax.forward(checkpoint, images)[0])
+    others = {"temperature": 90.0, "coordinates": "index", "first": "columns", "pairs": "interleaved"}
+    for field, value in others.items():
+        config = replace(checkpoint.config, rotary=replace(DINOV3, **{field: value}))
+        other = np.asarray(forward(qkjax.ViT(config), checkpoint.params, images)[0])
+        assert np.abs(other - ours).max() > 1e-4 * np.ptp(ours)
+
+
 def assert_equal_to_transformers(torch, checkpoint, model):
     for pixels in ((28, 28), (21, 49)):
         images = torch.randn(2, 3, *pixels, generator=torch.Generator().manual_seed(1))
@@ -65,9 +84,7 @@ def test_transformers(torch, library, name, tmp_path):
     theta = CONFIGURATIONS[name].get("rope_theta", 100.0)
     assert checkpoint.config.rotary == Rotary(theta, "centred", pairs="half")
     assert checkpoint.config.grid == (4, 4)
-    assert not any(
-        "assumed that" in note or "left out" in note or "assumed, because" in note for note in checkpoint.notes
-    )
+    assert not any(re.search("assumed that|left out|assumed, because", note) for note in checkpoint.notes)
     assert_equal_to_transformers(torch, checkpoint, model)
 
 
@@ -142,3 +159,121 @@ def test_rotation_of_a_bare_file_is_not_guessed(torch, library, tmp_path):
         qkjax.load(path, heads=4)
     checkpoint = qkjax.load(path, heads=4, rotary=DINOV3, norm_eps=1e-5)
     assert_equal_to_transformers(torch, checkpoint, model)
+
+
+def to_meta(torch, model) -> dict:
+    """The parameters of a model of transformers under the names and in the layout of Meta's file."""
+    heads, width = model.config.num_attention_heads, model.config.hidden_size
+    gated = model.config.use_gated_mlp
+    top = {"embeddings.cls_token": "cls_token", "embeddings.register_tokens": "storage_tokens", "norm": "norm",
+           "embeddings.patch_embeddings": "patch_embed.proj"}  # fmt: skip
+    inner = {"norm1": "norm1", "norm2": "norm2", "attention.o_proj": "attn.proj", "layer_scale1.lambda1": "ls1.gamma",
+             "layer_scale2.lambda1": "ls2.gamma", "mlp.gate_proj": "mlp.w1", "mlp.up_proj": "mlp.w2" if gated else
+             "mlp.fc1", "mlp.down_proj": "mlp.w3" if gated else "mlp.fc2"}  # fmt: skip
+    state, meta = {name.removeprefix("model."): value for name, value in model.state_dict().items()}, {}
+    for name, value in state.items():
+        for old, new in top.items():
+            if name.startswith(old):
+                meta[name.replace(old, new)] = value
+        for old, new in inner.items():
+            if match := re.fullmatch(rf"layer\.(\d+)\.{re.escape(old)}(.*)", name):
+                meta[f"blocks.{match[1]}.{new}{match[2]}"] = value
+    for layer in range(2):
+        parts = [[state.get(f"layer.{layer}.attention.{x}_proj.{leaf}") for x in "qkv"] for leaf in ("weight", "bias")]
+        attention = f"blocks.{layer}.attn.qkv"
+        meta[f"{attention}.weight"] = torch.cat(parts[0])
+        if parts[1][0] is not None:  # the mask sets the key bias, whatever its value, to zero
+            meta[f"{attention}.bias"] = torch.cat([parts[1][0], torch.randn(width), parts[1][2]])
+            meta[f"{attention}.bias_mask"] = torch.cat([torch.ones(width), torch.zeros(width), torch.ones(width)])
+    planes = width // heads // 4
+    periods = (model.config.rope_theta ** (torch.arange(planes) / planes)).to(torch.bfloat16)
+    return meta | {"mask_token": torch.randn(1, width), "rope_embed.periods": periods}
+
+
+META = {
+    "B": ({"num_attention_heads": 3}, ()),
+    "S+": (CONFIGURATIONS["S+"] | {"num_attention_heads": 3}, ()),
+    "7B, which has a norm for the class tokens of local crops": (CONFIGURATIONS["7B"], ("local_cls_norm",)),
+    "EUPE, which has projectors": ({"num_attention_heads": 3, "rope_theta": 30.0}, ("projectors.0.norm",)),
+}
+
+
+@pytest.mark.parametrize("name", META)
+def test_names_of_meta(torch, library, name, tmp_path):
+    from safetensors.torch import save_file
+
+    fields, extra = META[name]
+    model = small(torch, library, **fields)
+    state = to_meta(torch, model) | {f"{norm}.{leaf}": torch.randn(48) for norm in extra for leaf in ("weight", "bias")}
+    if name == "B":
+        path = tmp_path / "dinov3.pth"
+        torch.save(state, path)
+    else:
+        path = tmp_path / "dinov3.safetensors"
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+    with pytest.warns(qkjax.errors.AssumptionWarning, match="assumed"):
+        checkpoint = qkjax.load(path)  # the periods state the dimension of a head, and so the number of heads
+    assert checkpoint.config.rotary == Rotary(fields.get("rope_theta", 100.0), "centred", pairs="half")
+    assert any("rounded to bfloat16" in note for note in checkpoint.notes)
+    assert any("norm_eps=1e-05" in note and "pool='tok'" in note for note in checkpoint.notes)
+    assert_equal_to_transformers(torch, checkpoint, model)
+
+
+@pytest.fixture
+def meta_file(torch, library, tmp_path):
+    """A function that writes a file with Meta's names and some parameters changed, and returns its path."""
+    from safetensors.torch import save_file
+
+    state = to_meta(torch, small(torch, library))
+
+    def write(**changes):
+        changed = {name.replace("__", "."): value for name, value in changes.items()}
+        save_file({key: value.contiguous() for key, value in (state | changed).items()}, tmp_path / "x.safetensors")
+        return tmp_path / "x.safetensors"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"rope_embed__periods": [1.0, 5.0, 6.0]}, {}, r"periods' has values from 1 to 6, expected the powers"),
+        ({"rope_embed__periods": [2.0, 8.0, 40.0]}, {}, r"periods' has values from 2 to 40"),
+        ({"cls_norm__weight": [1.0] * 48, "cls_norm__bias": [0.0] * 48}, {}, "cls_norm.weight' is a last norm for the"),
+        ({"blocks__0__attn__qkv__bias_mask": [1.0] * 48}, {}, r"bias_mask' has shape \(48,\), expected .* \(144,\)"),
+        ({"blocks__0__attn__qkv__bias_mask": [float("nan")] * 144}, {}, "not finite|NaN"),
+        ({}, {"heads": 3}, "which do not match 3 heads of 12"),
+        ({"storage_token": [1.0]}, {}, "unknown parameter 'storage_token'.*storage_tokens"),
+    ],
+)
+def test_metas_files_that_are_refused(torch, meta_file, changes, settings, message):
+    path = meta_file(**{name: torch.tensor(value) for name, value in changes.items()})
+    with pytest.raises(qkjax.QkjaxError, match=message) as caught:
+        qkjax.load(path, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_rotary_positions_that_are_given_precede_metas_periods(torch, meta_file):
+    rotary = Rotary(50.0, "centred")
+    with pytest.warns(qkjax.errors.AssumptionWarning, match="although the periods .* state temperature=100"):
+        assert qkjax.load(meta_file(), rotary=rotary).config.rotary == rotary
+    odd = meta_file(rope_embed__periods=torch.tensor([1.0, 5.0, 6.0]))
+    with pytest.warns(qkjax.errors.AssumptionWarning, match="although the periods .* are not those of DINOv3"):
+        assert qkjax.load(odd, rotary=rotary).config.rotary == rotary
+    with pytest.raises(qkjax.QkjaxError, match="no position embedding"):
+        qkjax.load(odd, rotary=None)
+
+
+@pytest.mark.parametrize("temperature", [100.0, 20.0, 37.5, 123.456])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("planes", [16, 32])
+def test_temperature_of_periods(torch, temperature, dtype, planes):
+    """The periods in the file determine every angle to their own precision."""
+    exponents = torch.arange(planes) / planes
+    periods = (temperature**exponents).to(getattr(torch, dtype))
+    read = {"rope_embed.periods": periods.float().numpy()}.__getitem__
+    rotary = with_stored_rotation(["rope_embed.periods"], read, Facts()).settings["rotary"]
+    tolerance = 2.0**-8 if dtype == "bfloat16" else 1e-5
+    np.testing.assert_allclose(rotary.temperature ** exponents.numpy(), periods.float().numpy(), rtol=tolerance)
+    if temperature < 100.5 and temperature == round(temperature):
+        assert rotary.temperature == temperature

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from qkjax.errors import QkjaxError
 from qkjax.vit.rotary_config import Rotary
 
-DINOV3 = Rotary(100.0, "centred", pairs="half")
-"""The rotary positions of DINOv3."""
 KINDS = {
     "dinov3_vit": (("default",), 100.0, {"coordinates": "centred", "pairs": "half"}),
     "mlcd_vision_model": (("axial",), 10000.0, {"pairs": "half", "class_angles": True}),
