@@ -371,9 +371,9 @@ class Gated(Large):
     """A file that the hub sends only with the token of an account that has accepted the licence."""
 
     def refusal(self, authorization: str | None) -> tuple[int, str, str] | None:
-        return {None: (401, "GatedRepo", "Access to model is restricted."),
-                "Bearer new": (403, "GatedRepo", "Access to model is restricted."),
-                "Bearer wrong": (401, "", "Invalid credentials in Authorization header")}.get(authorization)  # fmt: skip
+        gated = ("GatedRepo", "Access to model is restricted.")
+        invalid = (401, "", "Invalid credentials in Authorization header")
+        return {None: (401, *gated), "Bearer new": (403, *gated), "Bearer wrong": invalid}.get(authorization)
 
 
 class Hub(BaseHTTPRequestHandler):

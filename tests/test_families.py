@@ -110,6 +110,8 @@ WEIGHTS_ONLY = {
     "YOLOS": ("yolos", "YolosConfig", "YolosModel", {"image_size": [28, 28]}, "detection tokens"),
     "EoMT": ("eomt", "EomtConfig", "EomtForUniversalSegmentation",
              {"num_blocks": 1, "num_queries": 3, "intermediate_size": None}, "query tokens"),
+    "EoMT on DINOv3": ("eomt_dinov3", "EomtDinov3Config", "EomtDinov3ForUniversalSegmentation",
+                       {"num_blocks": 1, "num_queries": 3}, "query tokens, and it has rotary positions"),
     "SAM": ("sam", "SamVisionConfig", "SamVisionModel",
             {"output_channels": 8, "window_size": 2, "global_attn_indexes": [1]}, "windows"),
     "ViTDet": ("vitdet", "VitDetConfig", "VitDetModel",
