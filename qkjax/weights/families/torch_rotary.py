@@ -11,6 +11,7 @@ from qkjax.weights.families.facts import Facts
 
 PERIODS = "rope_embed.periods"
 DIGITS = 7  # of float32
+MOST = 50.0  # largest absolute logarithm of a temperature
 CENTRED_EPS = 1e-5
 """Epsilon of the norms in all published models with DINOv3's rotation."""
 
@@ -33,6 +34,8 @@ def with_stored_rotation(keys: Iterable[str], read: Callable[[str], np.ndarray],
     if key is None:
         return facts
     periods = np.asarray(read(key), np.float64)
+    if periods.ndim != 1 or not periods.size:
+        raise QkjaxError(f"parameter {key!r} has shape {periods.shape}, expected one period for each frequency")
     temperature = _temperature(periods)
     if "rotary" not in facts.settings and temperature is None:
         raise QkjaxError(
@@ -59,10 +62,11 @@ def with_stored_rotation(keys: Iterable[str], read: Callable[[str], np.ndarray],
 
 def _temperature(periods: np.ndarray) -> float | None:
     """The temperature with the fewest digits whose powers equal the periods to the precision of the file."""
-    if periods.ndim != 1 or not periods.size or (periods <= 0).any():
+    if (periods <= 0).any():
         return None
     exponents = np.arange(len(periods)) / len(periods)
-    fitted = np.exp((exponents * np.log(periods)).sum() / max((exponents**2).sum(), 1e-12))
+    logarithm = (exponents * np.log(periods)).sum() / max((exponents**2).sum(), 1e-12)
+    fitted = np.exp(min(max(logarithm, -MOST), MOST))
     tolerance = 2.0**-8 if _is_rounded(periods) else 1e-5
     for digits in range(1, DIGITS + 1):
         temperature = float(f"{fitted:.{digits - 1}e}")
