@@ -9,6 +9,9 @@ threads. The authors' way, in torch: one image at a time, a forward pass for eac
 for each layer and head a product for each of the eight maps that go into its scores. It needs the
 parity extra, and runs on random weights of the same shapes (speed does not depend on them).
 
+A call has costs that do not depend on the number of images: modes, their measures, and the hash of the parameters.
+The script prints them; they are part of the time of the scan of JPEG files.
+
 Memory is the peak resident size of fresh processes that scan more and more images with a small model.
 """
 
@@ -144,11 +147,11 @@ def main(images: int | None = None, batch: int | None = None) -> list[Line]:
     """Prints images per second, ratios, and memory.
 
     Args:
-      images: to scan; None for 96 on a CPU and 1024 elsewhere.
+      images: to scan; None for 240 on a CPU, about as many as the default photographs, and 1024 elsewhere.
       batch: images at once; None for what the scan takes.
     """
     device = jax.devices()[0]
-    images = images or (96 if device.platform == "cpu" else 1024)
+    images = images or (240 if device.platform == "cpu" else 1024)
     print(f"{device.device_kind}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}")
     checkpoint = qkjax.load(MODEL)
     modes = qkjax.decompose(checkpoint)
@@ -170,10 +173,14 @@ def main(images: int | None = None, batch: int | None = None) -> list[Line]:
             less = scan_step(checkpoint, modes, "norm", ("product",), rounded)
             ways["scan in bfloat16, decoded batches"] = lambda: step_seconds(less, top, made)
             ways[f"{JPEG}, bfloat16"] = lambda: scan_seconds(checkpoint, saved, rounded, Path(name) / "partial.npz")
+        one_batch, _ = saved.spread(size)
         rates: dict[str, list[float]] = {way: [] for way in ways}
+        constant = []
         for _ in range(ROUNDS):  # in turns, so that a machine that slows down slows all
             for way, seconds in ways.items():
                 rates[way].append(len(saved) / seconds())
+            first = scan_seconds(checkpoint, one_batch, options, Path(name) / "partial.npz")
+            constant.append(first - size * (len(saved) / rates[JPEG][-1] - first) / (len(saved) - size))
             try:
                 few = min(len(saved), 8 * (1 if device.platform == "cpu" else 8))
                 rates.setdefault("the authors' way, torch", []).append(few / torch_seconds(checkpoint, modes, few))
@@ -188,6 +195,7 @@ def main(images: int | None = None, batch: int | None = None) -> list[Line]:
     floor = middle["bare forward pass, decoded batches"]
     for way, rate in middle.items():
         print(f"| {way} | {rate:.2f} | {rate / floor:.2f} |")
+    print(f"a call of top_images without its batches: {np.median(constant):.2f} s")
     if theirs := middle.get("the authors' way, torch"):
         print(f"scan of decoded batches over the authors' way: {middle['scan, decoded batches'] / theirs:.2f}")
     if platform.system() == "Linux" and device.platform == "cpu":

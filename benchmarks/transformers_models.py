@@ -19,6 +19,7 @@ SPECIAL = {
     "dpt": {"backbone_out_indices": [0, 1], "neck_hidden_sizes": [8, 8, 8, 8]},
     "dots3_note_vision_encoder": {"pyramid_num_routed": [-1, 2], "adapter_in_dim": 48, "adapter_out_dim": 48},
     "eomt": {"num_blocks": 1, "num_queries": 3},
+    "eomt_dinov3": {"num_blocks": 1, "num_queries": 3},
     "got_ocr2_vision": SAM,
     "granite_docling_vision": {"deepstack_visual_indexes": [0, 1], "scale_factor": 2},
     "groupvit_vision_model": {"depths": [1, 1], "num_group_tokens": [4, 0], "num_output_groups": [4, 4]},

@@ -16,10 +16,11 @@ from qkjax.weights.download.fetch import fetch
 ENTRIES = catalogue.entries()
 GOOGLE_FAMILIES = {"ViT", "AugReg", "SAM", "GSAM", "LiT", "DeiT-3", "SigLIP", "SigLIP 2", "FlexiViT", "CLIPPO", "UViM",
                    "TIPS", "TIPSv2"}  # fmt: skip
-OTHER_FAMILIES = {"PaliGemma", "DINO", "DINOv2", "DINOv3", "CLIP", "DeiT", "SimMIM", "I-JEPA", "MAE"}
+OTHER_FAMILIES = {"PaliGemma", "DINO", "DINOv2", "DINOv3", "CLIP", "DeiT", "SimMIM", "I-JEPA", "MAE", "EUPE",
+                  "Perception Encoder", "EVA-02"}  # fmt: skip
 SOURCES = {
     "gs": r"(vit_models|big_vision|tips_data)/[\w./+-]+\.npz",
-    "hf": r"(google|facebook|openai)/[\w.-]+",
+    "hf": r"(google|facebook|openai|timm)/[\w.-]+",
     "https": r"https://[\w./-]+",
     "hand": r"https://[\w./-]+",
     "pypi": r"[\w-]+",
@@ -36,7 +37,7 @@ def test_entry_is_well_formed(name):
     assert entry.objective in catalogue.OBJECTIVES or (entry.objective == "other" and entry.unsupported)
     assert entry.preprocess in PRESETS or (entry.preprocess == "not stated" and entry.unsupported)
     assert entry.pool in ("tok", "gap", "map", "none")
-    assert entry.resolution in (224, 240, 256, 384, 448, 512) or (entry.resolution == 0 and entry.unsupported)
+    assert entry.resolution in (224, 240, 256, 336, 384, 448, 512) or (entry.resolution == 0 and entry.unsupported)
     assert entry.title and entry.licence and entry.facts and entry.bytes >= 0
     source = {"gs": entry.path, "hf": entry.repo, "https": entry.url, "hand": entry.url, "pypi": entry.package}
     assert re.fullmatch(SOURCES[entry.kind], source[entry.kind])

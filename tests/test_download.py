@@ -367,6 +367,15 @@ class Large(bytes):
         return {"lfs": {"oid": hashlib.sha256(self).hexdigest(), "size": len(self), "pointerSize": 130}}
 
 
+class Gated(Large):
+    """A file that the hub sends only with the token of an account that has accepted the licence."""
+
+    def refusal(self, authorization: str | None) -> tuple[int, str, str] | None:
+        gated = ("GatedRepo", "Access to model is restricted.")
+        invalid = (401, "", "Invalid credentials in Authorization header")
+        return {None: (401, *gated), "Bearer new": (403, *gated), "Bearer wrong": invalid}.get(authorization)
+
+
 class Hub(BaseHTTPRequestHandler):
     """What huggingface_hub asks of a hub; `repos` maps (repository, commit) to file name -> content."""
 
@@ -398,9 +407,17 @@ class Hub(BaseHTTPRequestHandler):
                     return self.answer(json.dumps(tree).encode(), commit)
                 for file, content in files.items():
                     if path == f"{repo}/resolve/{name}/{file}":
-                        return self.answer(content, commit)
+                        refusal = content.refusal(self.headers["Authorization"]) if isinstance(content, Gated) else None
+                        return self.refuse(*refusal) if refusal else self.answer(content, commit)
         self.send_response(404)
         self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def refuse(self, status: int, code: str, message: str):
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -519,6 +536,28 @@ def test_hub_errors_are_one_line(hub_run, files, environment, part):
     assert "Traceback" not in done.stderr
     (line,) = (x for x in done.stderr.splitlines() if x.startswith("qkjax: error: "))
     assert part in line
+
+
+@pytest.mark.parametrize(
+    ("environment", "part"),
+    [
+        ({}, "gated: accept the licence on {page}, then put a token .* in HF_TOKEN, or run `hf auth login`"),
+        ({"HF_TOKEN": "new"}, "gated: accept the licence on {page}"),
+        ({"HF_TOKEN": "wrong"}, "does not know the token in HF_TOKEN"),
+        ({"HF_TOKEN": "right"}, ""),
+    ],
+)
+def test_gated_repository(hub_run, environment, part):
+    """A repository of DINOv3, whose licence the user must accept on its page."""
+    repo = "facebook/dinov3-vits16-pretrain-lvd1689m"
+    done = hub_run("dinov3-vits16", {(repo, SHA): {"config.json": Gated(b"{}"), "model.safetensors": Gated(b"x")}},
+                   **environment)  # fmt: skip
+    if not part:
+        assert names_in(done) == {"config.json", "model.safetensors"}
+        return
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = (x for x in done.stderr.splitlines() if x.startswith("qkjax: error: "))
+    assert re.search(part.format(page=rf"http://127\.0\.0\.1:\d+/{repo}"), line)
 
 
 def test_without_huggingface_hub(monkeypatch, tmp_path):

@@ -70,11 +70,7 @@ def _train(base: TrainConfig) -> Callable:
         with _errors_in_options():
             last = train_one(run, out, fresh=fresh)
         dataset = xr.Dataset(attrs={"summary": run_summary(last)})
-        cosines = {f"cosine_{layer}": value for layer, value in enumerate(last.pop("weighted_cosine"))}
-        others = {name: values for name, values in last.items() if isinstance(values, list)}
-        cosines |= {f"{name}_{layer}": value for name, own in others.items() for layer, value in enumerate(own)}
-        numbers = {name: value for name, value in last.items() if name not in others} | cosines
-        row = {name: _or_nan(value) for name, value in numbers.items()}
+        row = _one_row(last)
         _print(out, dataset, "", [row], {}, json, out)
 
     return train
@@ -127,6 +123,15 @@ def _print(out: Path, dataset, text: str, rows: list, figures: dict, as_json: bo
     description = Description(text, rows, {"sweep": rows} if figures else {}, figures)
     next_step = f"qkjax analyze {quoted(str(model))}"
     print_outcome(str(out), Written(dataset, description, out), as_json=as_json, next_step=next_step)
+
+
+def _one_row(last: dict) -> dict:
+    """The last evaluation as numbers only: one column per layer in place of a list, NaN in place of JSON's null."""
+    short = {"weighted_cosine": "cosine"}
+    lists = {name: values for name, values in last.items() if isinstance(values, list)}
+    row = {name: value for name, value in last.items() if name not in lists}
+    row |= {f"{short.get(name, name)}_{layer}": value for name, own in lists.items() for layer, value in enumerate(own)}
+    return {name: _or_nan(value) for name, value in row.items()}
 
 
 def _or_nan(value):

@@ -93,7 +93,13 @@ PRESETS = {
     "hf-deit": Preprocess("squash", "pil-bicubic", 256, 224, *IMAGENET),  # its image processor resizes to 256 x 256
     "hf-siglip": Preprocess("squash", "pil-bicubic", 224, 224, *HALF),
     "hf-mae": Preprocess("squash", "pil-bilinear", 224, 224, *IMAGENET),
+    "hf-dinov3": Preprocess("squash", "pil-bilinear", 224, 224, *IMAGENET),
+    "hf-dinov3-sat": Preprocess("squash", "pil-bilinear", 224, 224, (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),
     "hf-ijepa": Preprocess("squash", "pil-bilinear", 224, 224, *HALF),
+    # as in timm's evaluation transforms of DINOv3, Perception Encoder and EVA-02
+    "timm-imagenet": Preprocess("small side", "pil-bicubic", 224, 224, *IMAGENET),
+    "timm-half": Preprocess("small side", "pil-bicubic", 224, 224, *HALF),
+    "eva02": Preprocess("small side", "pil-bicubic", 248, 224, *CLIP),
     # Google's tips/scenic: pixels in 0..1, resized with `jax.image.resize`, which does not round values to 8 bits
     "tips": Preprocess("squash", "pil-bilinear", 448, 448, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     # the C-RADIO model itself normalises the pixels

@@ -120,6 +120,7 @@ def _family(config: ViTConfig) -> str:
         "tips": config.posemb_resample == "bilinear_antialias" and config.class_token,
         "radio": config.posemb_resample == "bilinear_crop",
         "simmim": config.relative_positions,
+        "hf-dinov3": config.rotary is not None and config.rotary.coordinates == "centred",
         "hf-dinov2": config.layer_scale,
         "hf-deit": config.registers == 1,
     }

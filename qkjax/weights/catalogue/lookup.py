@@ -10,7 +10,8 @@ from importlib import resources
 from qkjax.errors import QkjaxError, nearest
 from qkjax.weights.catalogue import augreg_names
 
-OBJECTIVES = ("classification", "self-distillation", "contrastive", "masked image modelling", "joint embedding")
+OBJECTIVES = ("classification", "self-distillation", "distillation", "contrastive", "language modelling",
+              "masked image modelling", "joint embedding")  # fmt: skip
 _ADDRESS = re.compile(r"gs://|https://storage\.googleapis\.com/|https://huggingface\.co/")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE = re.compile(r".*\.(npz\b.*|safetensors|json|bin|pth?|onnx|zarr)")  # "x.npz-000012345" is a file of big_vision

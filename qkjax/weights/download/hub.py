@@ -57,7 +57,7 @@ def fetch_repository(cache: Path, repo: str, revisions: tuple[str, ...]) -> Path
         raise
     # The HTTP client raises different exceptions in different versions of huggingface_hub.
     except Exception as error:
-        raise QkjaxError(f"cannot fetch {repo} from the hub: {_reason(error)}") from error
+        raise QkjaxError(f"cannot fetch {repo} from the hub: {_reason(error, repo)}") from error
     path = snapshot(cache, repo, (chosen,))
     if not path.exists():
         raise QkjaxError(f"{repo} on the hub has no {' or '.join(CONFIGS)}, or the download is incomplete; try again")
@@ -148,10 +148,11 @@ def _weights(files: Iterable[str]) -> list[str]:
     return [named] if named else []
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, repo: str) -> str:
     """A short message that states the problem and what to do, because the messages of huggingface_hub are long."""
     advice = {
-        "GatedRepoError": "the repository is gated: accept the licence on its page, then log in with `hf auth login`",
+        "GatedRepoError": f"the repository is gated: accept the licence on {hub_address()}/{repo}, then put a token of "
+        "the account that accepted it in HF_TOKEN, or run `hf auth login`",
         "RepositoryNotFoundError": "there is no public repository, file or folder with this name",
         "RevisionNotFoundError": "the revision does not exist",
         "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set and the files are not on disk",
@@ -162,5 +163,7 @@ def _reason(error: Exception) -> str:
     for kind in type(error).__mro__:
         if kind.__name__ in advice:
             return advice[kind.__name__]
+    if "Invalid credentials" in str(error):
+        return "the hub does not know the token in HF_TOKEN or of `hf auth login`: put a valid token there"
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first[:300]}; check the connection and try again"

@@ -10,7 +10,6 @@ from typing import Any
 
 from qkjax.errors import QkjaxError
 from qkjax.vit.config import check_settings
-from qkjax.vit.rotary_config import Rotary
 from qkjax.weights.families import huggingface_keys as keys
 from qkjax.weights.families.facts import ROTARY, Facts, Grid, height_and_width
 from qkjax.weights.families.huggingface_kinds import KINDS, OUTPUTS, REFUSED, WEIGHTS_ONLY, WEIGHTS_ONLY_KINDS, Kind
@@ -22,6 +21,7 @@ from qkjax.weights.families.huggingface_layouts import (
     resampling,
     usual_keys,
 )
+from qkjax.weights.families.huggingface_rotary import rotation_of
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -78,8 +78,8 @@ def _settings(kind: str, values: Mapping, default: Kind) -> dict:
         settings["norm"] = "rms"
     if resample := resampling(kind, values):
         settings["posemb_resample"] = resample
-    if kind == "mlcd_vision_model":
-        settings |= {"rotary": _axial(values), "pool": "tok"}
+    if rotary := rotation_of(kind, values):
+        settings |= {"rotary": rotary, "pool": "tok"}
     if kind not in WEIGHTS_ONLY:
         settings["activation"] = _activation(values, default)
     return settings
@@ -120,19 +120,6 @@ def _backbone(config: Mapping) -> Mapping:
     inner = config.get("backbone_config")
     own = str(config.get("model_type")) in ("sam3_vision_model", "sam3_tracker_vision_model")
     return inner if own and isinstance(inner, Mapping) else config
-
-
-def _axial(values: Mapping) -> Rotary:
-    """The axial rotation of MLCD, whose class token has learned angles.
-
-    Raises:
-      QkjaxError: the configuration states another kind of rotation.
-    """
-    parameters = values.get("rope_parameters") or {}
-    kind, theta = parameters.get("rope_type", "axial"), parameters.get("rope_theta", values.get("rope_theta", 10000.0))
-    if kind != "axial" or type(theta) not in (int, float) or theta <= 0:
-        raise QkjaxError(f"config.json has rope_parameters={parameters}, expected rope_type='axial' and a rope_theta")
-    return Rotary(float(theta), pairs="half", class_angles=True)
 
 
 def _image_type(kind: str) -> str:
@@ -181,7 +168,12 @@ def _eps(values: Mapping, default: Kind) -> Any:
 
 def _activation(values: Mapping, default: Kind) -> str:
     name = values.get("hidden_act", default.activation)
-    if values.get("use_swiglu_ffn") or name == "silu":
+    gated = values.get("use_gated_mlp")
+    if gated is None and (values.get("use_swiglu_ffn") or name == "silu"):
+        return "swiglu"
+    if gated and name != "silu":
+        raise QkjaxError(f"config.json has use_gated_mlp={gated} with activation {name!r}, expected 'silu'")
+    if gated:
         return "swiglu"
     if str(name) not in ACTIVATIONS:
         raise QkjaxError(f"config.json has activation {name!r}, expected one of {', '.join(ACTIVATIONS)}")

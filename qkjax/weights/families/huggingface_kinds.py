@@ -31,6 +31,7 @@ KINDS = {
     "dpt": Kind(image=384),
     "dinov2": Kind(norm_eps=1e-6, patch=14),
     "dinov2_with_registers": Kind(norm_eps=1e-6),
+    "dinov3_vit": Kind(6, norm_eps=1e-5),
     "pixio": Kind(16, "gelu", 1e-6, 256, 16),
     "radio": Kind(16, "gelu", 1e-6, 2048, 16),
     "tipsv2_vision_model": Kind(norm_eps=1e-6, image=448, patch=14),
@@ -80,9 +81,14 @@ VJEPA2 = (
     "its patches are patches of a video, and its rotation R(p) is not orthogonal, so that logits depend on both places "
     "and not on their offset alone; the modes are those of Wq Wk^T, for two tokens at the first place"
 )
+EOMT_DINOV3 = (
+    "its last layers also process query tokens, and it has rotary positions; the modes are those of Wq Wk^T, for two "
+    "tokens at the same place"
+)
 WEIGHTS_ONLY = {
     "yolos": "it has detection tokens after the patches, and its middle layers add position embeddings",
     "eomt": "its last layers also process query tokens",
+    "eomt_dinov3": EOMT_DINOV3,
     "videomt": "its last layers also process query tokens",
     "sam_vision_model": SAM_WINDOWS,
     "sam_hq_vision_model": SAM_WINDOWS,
@@ -126,6 +132,7 @@ WEIGHTS_ONLY_KINDS = {
     "unlimited_ocr_vision_encoder": Kind(16, "quick_gelu", 1e-5, 224, 14),
     "videomt": Kind(16, "gelu", 1e-6, 640, 16),
     "eomt": Kind(16, "gelu", 1e-6, 640, 16),
+    "eomt_dinov3": Kind(16, norm_eps=1e-6),
     "vitdet": Kind(norm_eps=1e-6),
     "lw_detr_vit": Kind(norm_eps=1e-6),
     "rf_detr_dinov2": Kind(norm_eps=1e-6),
@@ -153,6 +160,8 @@ REFUSED = {
     "layoutlmv3": "its norms follow attention and MLP (post-norm): the input of attention is the residual stream",
     "udop": "its layers also process the text of a document, and it does not scale scores by 1/sqrt(head_dim)",
     "inkling_vision": "it has no attention",
+    "sapiens2": "it normalises queries and keys, and several query heads share a key head",
+    "dinov3_convnext": "it is a convolutional network, which has no attention",
     "dots3_note_vision_encoder": ROTARY,
     "unlimited_ocr_vision": "it has two image encoders, one after the other: load one of them with its own config.json",
     "deepseek_ocr2_vision": "it has two image encoders: SAM, followed by one with rotary position embeddings",

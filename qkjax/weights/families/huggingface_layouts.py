@@ -18,6 +18,8 @@ OTHER_KEYS = {
 """For each model type, pairs of a key of this type and the name that other types use for the same key."""
 VIDEO_OF_PATCHES = {"spatial_merge_size", "temporal_patch_size", "num_key_value_heads", "interpolate_mode"}
 OWN_KEYS = {
+    "dinov3_vit": {"rope_parameters", "rope_theta", "query_bias", "key_bias", "value_bias", "proj_bias",
+                   "use_gated_mlp", "pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"},
     "mlcd_vision_model": {"rope_parameters", "rope_theta", "num_key_value_groups"},
     "flava_image_model": {"mask_token"},
     "janus_vision_model": {"depth", "num_image_tokens"},

@@ -28,11 +28,14 @@ USED = {
     *timm_rotary.ARGUMENTS,
 }
 VISIBLE = {"depth", "embed_dim", "mlp_ratio", "num_classes", "in_chans", "qkv_bias", "proj_bias", "init_values",
-           "class_token", "reg_tokens", "pre_norm", "fc_norm", "final_norm", "scale_attn_norm", "scale_mlp_norm",
-           "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qkv_fused", "features_only",
-           "attn_pool_mlp_ratio"}  # fmt: skip
+           "class_token", "reg_tokens", "num_reg_tokens", "swiglu_mlp", "swiglu_align_to", "pre_norm", "fc_norm",
+           "final_norm", "scale_attn_norm", "scale_mlp_norm", "use_abs_pos_emb", "use_rel_pos_bias",
+           "use_shared_rel_pos_bias", "qkv_fused", "features_only", "attn_pool_mlp_ratio"}  # fmt: skip
 """Arguments of timm's models whose effect the parameters determine."""
-HARMLESS = re.compile(r"drop|^dynamic_img|weight_init|fix_init|^out_indices|^pretrained|^strict_|^script|^export")
+HARMLESS = re.compile(
+    r"drop|^dynamic_img|weight_init|fix_init|^out_indices|^pretrained|^strict_|^script|^export|"
+    r"^rope_(?:shift|jitter|rescale)_coords"  # random changes of positions in training
+)
 ASSUMED = {"activation": "gelu", "norm_eps": 1e-6}
 """timm's defaults, which apply to an architecture whose name is unknown."""
 DEFAULTS = {"input_size": (3, 224, 224), "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic",

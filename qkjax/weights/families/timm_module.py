@@ -13,7 +13,7 @@ KNOWN = ("VisionTransformer", "VisionTransformerDistilled", "Beit", "Eva", "Visi
          "VisionTransformerRelPos")  # fmt: skip
 POOLS = {"token": "tok", "avg": "gap", "map": "map", "": "none"}
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
-READ_ROTATIONS = ("NoneType", "Identity", "RotaryEmbeddingCat", "RotaryEmbeddingMixed")
+READ_ROTATIONS = ("NoneType", "Identity", "RotaryEmbeddingCat", "RotaryEmbeddingDinoV3", "RotaryEmbeddingMixed")
 NORMS = {"LayerNorm": "layer", "LayerNormFp32": "layer", "RmsNorm": "rms", "RMSNorm": "rms"}
 POST_NORM = (
     "its LayerNorms follow attention and MLP (residual post-norm): Wq Wk^T acts on the residual stream, not on the "

@@ -9,6 +9,8 @@ from qkjax.weights.families.facts import height_and_width
 ARGUMENTS = {"use_rot_pos_emb", "rope_type", "rope_temperature", "rope_grid_offset", "rope_grid_indexing",
              "rope_rotate_half", "ref_feat_shape"}  # fmt: skip
 """Arguments of timm's `Eva` that decide the angles of the rotation."""
+TYPES = {"index": "cat", "centred": "dinov3"}
+"""timm's name of the rotation, for each value of `Rotary.coordinates`."""
 INDEXING = {"ij": "rows", "xy": "columns"}
 MIXED = (
     "its rotary frequencies are learned for each head (RoPE-mixed), which qkjax's model does not compute: the "
@@ -22,6 +24,8 @@ def rotary_of(rope: Any) -> dict | None:
     Args:
       rope: a module such as timm's `RotaryEmbeddingCat`.
     """
+    if type(rope).__name__ == "RotaryEmbeddingDinoV3":
+        return _centred(rope)
     if type(rope).__name__ != "RotaryEmbeddingCat" or getattr(rope, "grid_type", "index") != "index":
         return None
     if rope.in_pixels or rope.linear_bands or rope.grid_indexing not in INDEXING:
@@ -33,6 +37,22 @@ def rotary_of(rope: Any) -> dict | None:
         "reference": rope.ref_feat_shape and list(map(int, rope.ref_feat_shape)),
         "first": INDEXING[rope.grid_indexing],
         "pairs": "half" if getattr(rope, "rotate_half", False) else "interleaved",
+    }
+
+
+def _centred(rope: Any) -> dict | None:
+    """The fields of `Rotary` that describe the rotation of timm's DINOv3."""
+    periods = (rope.temperature, rope.min_period, rope.max_period)
+    if periods[0] is None or periods[1:] != (None, None) or rope.normalize_coords != "separate":
+        return None
+    if rope.grid_indexing not in INDEXING:
+        return None
+    return {
+        "temperature": float(rope.temperature),
+        "coordinates": "centred",
+        "offset": float(rope.grid_offset),
+        "first": INDEXING[rope.grid_indexing],
+        "pairs": "half" if rope.rotate_half else "interleaved",
     }
 
 
@@ -63,14 +83,15 @@ def changed(rotary: Mapping | None, arguments: Mapping) -> dict:
         return {"rotary": None}
     fields = dict(rotary)
     for name, value in given.items():
-        if name not in CHANGES:
-            continue
+        if name not in CHANGES or (name == "ref_feat_shape" and rotary.get("coordinates") == "centred"):
+            continue  # timm does not scale centred coordinates
         field, convert = CHANGES[name]
         if (converted := convert(value)) is None:
             raise QkjaxError(f"config.json has {name}={value!r}, which is not a valid value of this argument of timm")
         fields[field] = converted
-    if given.get("rope_type", "cat") != "cat":
-        raise QkjaxError(f"config.json has rope_type={given['rope_type']!r}, expected 'cat'")
+    expected = TYPES[rotary.get("coordinates", "index")]
+    if given.get("rope_type", expected) != expected:
+        raise QkjaxError(f"config.json has rope_type={given['rope_type']!r}, expected {expected!r}")
     return {"rotary": fields}
 
 

@@ -20,6 +20,8 @@ def head_count(flat: dict[str, np.ndarray], facts: Facts) -> tuple[int, int]:
     """
     rows = _query_rows(flat)
     heads = facts.settings.get("heads")
+    if heads is None and facts.head_dim and rows % facts.head_dim == 0:
+        heads = rows // facts.head_dim
     if heads is None:
         examples = " or ".join(str(rows // d) for d in (64, 32) if rows % d == 0) or "a divisor of it"
         raise QkjaxError(
@@ -46,7 +48,20 @@ def _query_rows(flat: dict[str, np.ndarray]) -> int:
 
 
 def split_fused(flat: dict[str, np.ndarray], rows: int) -> None:
-    """Splits fused weights: query, key and value in layers, and key and value in timm's attention pooling."""
+    """Splits fused weights: query, key and value in layers, and key and value in timm's attention pooling.
+
+    In Meta's files of DINOv3, a mask sets the bias of keys to zero.
+
+    Raises:
+      QkjaxError: a fused weight has a wrong number of rows, or a mask and its bias have different shapes.
+    """
+    for name in [n for n in flat if n.endswith("/bias_mask")]:
+        mask, bias = flat.pop(name), flat.get(name.removesuffix("_mask"))
+        if bias is None:
+            continue
+        if mask.shape != bias.shape:
+            raise QkjaxError(f"{name!r} has shape {mask.shape}, expected that of the bias, {bias.shape}")
+        flat[name.removesuffix("_mask")] = np.where(mask == 0, 0, bias * mask).astype(bias.dtype)
     for name in [n for n in flat if "/qkv/" in n or "/kv/" in n]:
         fused, parts = flat.pop(name), ("query", "key", "value") if "/qkv/" in name else ("key", "value")
         if fused.ndim == 0 or fused.shape[0] != len(parts) * rows:

@@ -16,9 +16,11 @@ from qkjax.weights.families.facts import Facts, ParsedModel
 from qkjax.weights.families.read_all import check_finite, read_all
 from qkjax.weights.families.torch_checks import check_ranks, check_rotation_is_stated, check_stated_sizes
 from qkjax.weights.families.torch_heads import head_count, split_fused
+from qkjax.weights.families.torch_mlp import is_gated, join_gated
 from qkjax.weights.families.torch_names import ATTENTION, MODES_ONLY, QUERY_PART, canonical_name, wrappers
 from qkjax.weights.families.torch_patches import fold_pixel_scale, orient_patches
 from qkjax.weights.families.torch_positions import fold_positions
+from qkjax.weights.families.torch_rotary import CENTRED_EPS, with_stored_rotation
 from qkjax.weights.families.torch_towers import image_tower
 
 Arrays = dict[str, np.ndarray]
@@ -59,9 +61,10 @@ def to_vit(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts)
     facts = facts.with_notes(*left_out)
     if facts.settings.get("weights_only"):
         return _queries_and_keys(keys, read, facts)
+    facts = with_stored_rotation(keys, read, facts)
     flat, grid, notes = to_tree(keys, read, facts)
     shapes = {name: array.shape for name, array in flat.items()}
-    assumed = {name: value for name, value in _defaults(shapes).items() if name not in facts.settings}
+    assumed = {name: value for name, value in _defaults(shapes, facts).items() if name not in facts.settings}
     settings = {**assumed, **facts.settings, "grid": grid}
     config = infer_config(shapes, settings)
     check_shapes(shapes, config)
@@ -132,7 +135,7 @@ def to_tree(
     heads, rows = head_count(flat, facts)
     split_fused(flat, rows)
     check_rotation_is_stated(flat, facts)
-    _join_gated(flat)
+    join_gated(flat)
     _fill_missing_biases(flat, facts)
     _share_relative_bias(flat)
     grid = fold_positions(flat, width, facts, notes)
@@ -164,15 +167,6 @@ def _drop_foreign_head(flat: Arrays, width: int, facts: Facts, names: Mapping[st
     if reason:
         flat.pop("head/kernel"), flat.pop("head/bias", None)
         notes.append(f"qkjax leaves out the classifier: {reason}")
-
-
-def _join_gated(flat: Arrays) -> None:
-    """Concatenates the gate and the value in the first layer of a gated MLP if they are stored separately."""
-    for name in [n for n in flat if "/gate/" in n]:
-        value = name.replace("/gate/", "/value/")
-        if value not in flat:
-            raise QkjaxError(f"parameter {value!r} is missing next to {name!r}")
-        flat[name.replace("/gate/", "/Dense_0/")] = np.concatenate([flat.pop(name), flat.pop(value)])
 
 
 def _fill_missing_biases(flat: Arrays, facts: Facts) -> None:
@@ -227,20 +221,17 @@ def _oriented(name: str, array: np.ndarray, heads: int) -> np.ndarray:
     return array.reshape(*array.shape[:-1], heads, -1)
 
 
-def _defaults(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+def _defaults(shapes: Mapping[str, tuple[int, ...]], facts: Facts) -> dict:
     """Default settings for a file without config.json: the defaults of the family that its parameters resemble."""
     if "pre_norm/scale" in shapes:
         family = {"activation": "quick_gelu", "norm_eps": 1e-5}  # CLIP
     elif "MAPHead_0/probe" in shapes:
         family = {"activation": "gelu_tanh", "norm_eps": 1e-6}  # SigLIP
     else:
-        family = {"activation": "swiglu" if _is_gated(shapes) else "gelu", "norm_eps": 1e-6}
+        family = {"activation": "swiglu" if is_gated(shapes) else "gelu", "norm_eps": 1e-6}
+    rotary = facts.settings.get("rotary")
+    if rotary and rotary.coordinates == "centred" and "pos_embedding" not in shapes:
+        return family | {"norm_eps": CENTRED_EPS}
     # In transformers and Meta's code, only DINOv2's models with registers use antialiasing.
     antialias = "registers" in shapes and "LayerScale_0/scale" in " ".join(shapes)
     return {"posemb_resample": "bicubic_antialias" if antialias else "bicubic", **family}
-
-
-def _is_gated(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether the second layer of the MLP has half as many inputs as the first has outputs."""
-    first, second = (shapes.get(f"{BLOCK}_0/MlpBlock_0/Dense_{i}/kernel", ()) for i in (0, 1))
-    return len(first) == len(second) == 2 and first[1] == 2 * second[0]

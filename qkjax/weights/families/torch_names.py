@@ -26,6 +26,7 @@ TOP = {
     "embeddings.register_tokens": "registers",
     "embeddings.position_embeddings": "positions",
     "embeddings.patch_embeddings.projection": "embedding",
+    "embeddings.patch_embeddings": "embedding",  # DINOv3
     "layernorm": "Transformer/encoder_norm",
     "pooler.layernorm": "pool_norm",
     "classifier": "head",
@@ -68,6 +69,7 @@ TOP = {
     "dist_token": "distillation",
     "reg_token": "registers",
     "register_tokens": "registers",
+    "storage_tokens": "registers",  # Meta's DINOv3
     "pos_embed": "positions",
     "patch_embed.proj": "embedding",
     "patch_embed.norm": "patch_norm",
@@ -156,6 +158,9 @@ IN_BLOCK = {
     "mlp.norm": "mlp_norm",
     "mlp.fc1_g": "MlpBlock_0/gate",
     "mlp.fc1_x": "MlpBlock_0/value",
+    "attn.qkv.bias_mask": f"{ATTENTION}/qkv/bias_mask",  # Meta's DINOv3
+    "mlp.w1": "MlpBlock_0/gate",
+    "mlp.w2": "MlpBlock_0/value",
     "mlp.w12": "MlpBlock_0/Dense_0",  # Meta's DINOv2 giant
     "mlp.w3": "MlpBlock_0/Dense_1",
     "attn.q_bias": f"{ATTENTION}/query/bias",
@@ -177,6 +182,7 @@ IGNORED = re.compile(
     r"(?:text_model|text_projection|visual_projection|logit_scale|logit_bias|decoder|pooler|predictor|lm_head|"
     r"cls\.predictions|decoder_\w+|text|token_embedding|ln_final|proj)\b|"
     r"head\.(?:cls_token|[kv]_proj|output_proj)\b|"  # AIMv2's pooling
+    r"(?:rope_embed\.periods|local_cls_norm|projectors)\b|"  # DINOv3; the norm is for training, projectors are EUPE's
     r".*(?:mask_token|position_ids|relative_position_index|predictor_proj|k_bias).*"
 )
 

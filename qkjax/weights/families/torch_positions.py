@@ -25,6 +25,8 @@ def fold_positions(flat: dict[str, np.ndarray], width: int, facts: Facts, notes:
     for name in ("cls", "distillation", "registers"):
         if name in flat:
             flat[name] = _rows(flat[name], width, f"embedding of {name}").reshape(1, -1, width)
+    if "registers" in flat and not flat["registers"].size:  # DINOv3 without registers
+        del flat["registers"]
     positions = flat.pop("positions", flat.pop("positions/kernel", None))
     grid = facts.grids[0] if facts.grids else None
     if positions is not None:

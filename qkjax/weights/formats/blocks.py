@@ -5,6 +5,7 @@ the process (SIGBUS) if another program truncated the file, for example by copyi
 may read at the same time.
 """
 
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 
 BLOCK = 1 << 20
 """Bytes read at the same time: few enough that they are still in the processor's cache when they are checked."""
+PAGES = 1 << 18
+"""Number of bytes from which an array has memory pages of its own."""
 
 
 class Stamp(NamedTuple):
@@ -54,12 +57,28 @@ def read_bytes(
         if start + size > stamp.size:
             raise EOFError(f"the file has {stamp.size} bytes, and the data end at {start + size}")
         file.seek(start)
-        # numpy would ask for huge pages, for which a system whose memory is full of cached files first moves other
-        # pages: reading then takes up to four times as long.
-        view, at = memoryview(bytearray(size)), 0
+        view, at = memoryview(_empty(size)), 0
         while at < size:
             if not (count := file.readinto(view[at : at + BLOCK])):
                 raise EOFError(f"{at} bytes of data, expected {size}")
             each(view[at : at + count])
             at += count
     return np.frombuffer(view, np.uint8)
+
+
+def _empty(size: int) -> bytearray | mmap.mmap:
+    """New memory, which other threads can fill at the same time.
+
+    - `bytearray` writes zeros while it holds the global lock, so that threads wait for each other.
+    - numpy would ask for huge pages, for which a system whose memory is full of cached files first moves other pages:
+      reading then takes up to four times as long.
+
+    Raises:
+      MemoryError: the bytes do not fit into memory.
+    """
+    if size < PAGES:
+        return bytearray(size)
+    try:
+        return mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise MemoryError(f"{size} bytes do not fit into memory") from error
