@@ -89,6 +89,12 @@ def test_controls_have_the_strength_of_the_edit(biased):
     np.testing.assert_allclose(left, expected, rtol=1e-4)
 
 
+def test_export_refuses_rotary_positions(biased, tmp_path):
+    """big_vision would run the model without its rotation."""
+    with pytest.raises(qkjax.QkjaxError, match="has rotary positions, which big_vision's parameter tree lacks"):
+        qkjax.export(biased, tmp_path / "edited.npz")
+
+
 def test_heads_cannot_be_widened(biased):
     with pytest.raises(qkjax.QkjaxError, match="exact=True received a model with rotary positions"):
         qkjax.edit(biased, "drop", SELECT, exact=True)
