@@ -57,6 +57,7 @@ def test_keys_of_a_mode_move_with_the_chosen_patch(checkpoint, pixels, tmp_path)
         page.goto(f"file://{tmp_path / 'page.html'}")
         page.get_by_role("button", name="layer 1, head 0").click()
         page.get_by_role("heading", name="Layer 1, head 0: attention of this patch").wait_for()
+        assert "null" not in page.locator("main").inner_text()  # a report of one image has no choice of images
         assert "keys from here" in page.locator(".detail thead").inner_text().lower()
         values = page.evaluate("""async ([layer, head]) => {
             const [model, data] = await Promise.all([load("m0/model"), load(`m0/look0_L0${layer}`)]);

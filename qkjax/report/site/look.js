@@ -262,7 +262,9 @@ function lookDetail(c, model, data, photo) {
           h(
             "tr",
             {},
-            ["adds", ...(model.angles ? ["keys from here"] : []), "mode", "share here", "cosine"].map((text) => h("th", { scope: "col" }, text)),
+            ["adds", ...(model.angles ? ["keys from here"] : []), "mode", "share here", "cosine"].map((text) =>
+              h("th", { scope: "col" }, text),
+            ),
           ),
         ),
         h("tbody", {}, rows),
