@@ -82,6 +82,7 @@ def joined(maps: Maps) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("stream", ["norm", "residual"])
+@pytest.mark.parametrize("model", list(ROTARY), indirect=True)
 def test_products_of_the_maps_are_the_terms(model, stream):
     checkpoint, photograph, size, captured = model
     modes = qkjax.decompose(checkpoint)
