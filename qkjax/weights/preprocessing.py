@@ -1,12 +1,12 @@
 """Determines a checkpoint's preprocessing from its folder, the catalogue or its architecture, in this order."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import PRESETS, Preprocess, Resolution, pair
+from qkjax.runtime import parsed
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.families import open_clip, timm
@@ -78,8 +78,8 @@ def from_json(text: str) -> Preprocess:
       QkjaxError: the text is not a valid `Preprocess`.
     """
     try:
-        return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in parsed.from_json(text).items()})
+    except (ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise QkjaxError(
             f"its preprocessing settings are damaged ({reason}); download or save the file again"
