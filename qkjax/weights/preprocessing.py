@@ -112,6 +112,8 @@ def with_resolution(preset: Preprocess, resolution: Resolution) -> Preprocess:
 
 def _family(config: ViTConfig) -> str:
     """The name of an architecture's preset. Google's models are recognised by how they resample positions."""
+    if config.rotary is not None and config.rotary.coordinates == "centred":
+        return "hf-dinov3"
     if config.posemb_resample == "linear":
         return "squash" if config.pool == "map" else "bigvision-small-crop"
     traits = {
@@ -120,7 +122,6 @@ def _family(config: ViTConfig) -> str:
         "tips": config.posemb_resample == "bilinear_antialias" and config.class_token,
         "radio": config.posemb_resample == "bilinear_crop",
         "simmim": config.relative_positions,
-        "hf-dinov3": config.rotary is not None and config.rotary.coordinates == "centred",
         "hf-dinov2": config.layer_scale,
         "hf-deit": config.registers == 1,
     }
