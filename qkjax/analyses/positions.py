@@ -36,7 +36,8 @@ def mean_bias(parts: QueryKey) -> BiasTerms:
 
 def describe(dataset: xr.Dataset) -> Description:
     """Makes tables and figures of the dependence on position, from the result of `analyze` for a rotary model."""
-    name, measures = dataset.attrs["model"], positions_of(dataset)
+    measures = positions_of(dataset)
+    name = f"{dataset.attrs['model']} ({' x '.join(map(str, measures.grid))} patches)"
     return Description(
         format_positions(measures),
         [],

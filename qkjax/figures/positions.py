@@ -139,12 +139,14 @@ def cosine_by_offset(name: str, measures: PositionMeasures) -> Figure:
     extent = (0.5 - columns, columns - 0.5, rows - 0.5, 0.5 - rows)
     height = min(1.3 * (2 * rows - 1) / (2 * columns - 1), 4)  # in inches, at a width of 1.3 inches
     with styled():
-        figure = Figure(figsize=(WIDTH, (height + 0.3) * down + 1.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, max((height + 0.3) * down + 1.0, 2.8)), layout="constrained")
         panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, (label, values) in zip(panels, maps.items(), strict=False):
             image = axes.imshow(values, cmap=DIVERGING, vmin=-high, vmax=high, extent=extent)
             axes.plot(0, 0, "+", color="black", markersize=5, markeredgewidth=0.8)
             axes.set_title(label, pad=3)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
         for axes in panels[len(maps) :]:
             axes.axis("off")
         bar = figure.colorbar(image, ax=list(panels), label="weighted cosine of M(offset)")
@@ -152,10 +154,10 @@ def cosine_by_offset(name: str, measures: PositionMeasures) -> Figure:
         for side in (-width, width):
             bar.ax.axhline(side, color="black", linewidth=0.8)
         figure.supxlabel(
-            "column of the query minus column of the key, in patches\n"
+            "column offset (query minus key, in patches)\n"
             f"(lines on the scale: 95% of layers with random kernels, ±{width:.3f})",
             fontsize=9,
         )
-        figure.supylabel("row of the query minus row of the key", fontsize=9)
+        figure.supylabel("row offset", fontsize=9)
         figure.suptitle(literal(name), fontsize=9)
         return figure
