@@ -95,6 +95,9 @@ def decompose(
     if rotation is None:
         return modes.decompose(*kernels, **how)
     kernels, described = _at_positions(kernels, rotation, positions, offset)
+    columns, head_dim = kernels[0].shape[-1], checkpoint.query_kernel.shape[-1]
+    if normalize and columns < head_dim:  # the function divides by the root of the number of columns
+        kernels = (kernels[0] * np.sqrt(columns / head_dim).astype(np.float32), kernels[1])
     result = modes.decompose(*kernels, **how)
     return replace(result, frame=replace(result.frame, positions=described))
 

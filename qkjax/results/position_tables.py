@@ -146,8 +146,8 @@ def format_positions(measures: PositionMeasures) -> str:
     ]
     formats = dict.fromkeys(("position", "chance", "rows", "cols", "iso.", "odd"), ".2f")
     title = (
-        f"share of M(offset) that depends on position, and weighted cosine at 0, 1 and {far} patches\n"
-        f"(grid of {' x '.join(map(str, measures.grid))} patches; +-: chance at 1 patch):\n"
+        f"share of M(offset) that depends on position, and weighted cosine at distances\n"
+        f"of 0, 1 and {far} patches (grid of {' x '.join(map(str, measures.grid))} patches; +-: chance at 1 patch):\n"
     )
     return title + format_rows(rows, formats)
 
