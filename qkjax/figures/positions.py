@@ -25,6 +25,11 @@ def _groups(layers: int, most: int) -> dict[str, slice]:
     return {f"layer {a}" if b - a == 1 else f"layers {a}-{b - 1}": slice(a, b) for a, b in pairs}
 
 
+def _layer_mean(values: np.ndarray) -> np.ndarray:
+    """The mean over layers (first axis) whose value is finite."""
+    return head_mean(np.moveaxis(values, 0, -1))
+
+
 def position_share(name: str, measures: PositionMeasures) -> Figure:
     """Plots, against layer, the share of the interaction that depends on position.
 
@@ -110,7 +115,7 @@ def cosine_by_distance(name: str, measures: PositionMeasures) -> Figure:
             curve.distance, -null.layer, null.layer, color=GREY, linewidth=0, label="95% of layers, random kernels"
         )
         for (label, group), colour, marker in zip(groups.items(), colours, MARKERS, strict=False):
-            value = np.nanmean(means[group], axis=0)
+            value = _layer_mean(means[group])
             axes.plot(curve.distance, value, marker=marker, markersize=3.5, color=colour, label=label, linewidth=1.3)
         axes.axhline(0, color="black", linewidth=0.6)
         axes.set(
@@ -131,7 +136,7 @@ def cosine_by_offset(name: str, measures: PositionMeasures) -> Figure:
     """
     groups = _groups(len(measures.cosine), PANELS)
     maps = head_mean(np.moveaxis(measures.cosine, 1, -1))
-    maps = {label: np.nanmean(maps[group], axis=0) for label, group in groups.items()}
+    maps = {label: _layer_mean(maps[group]) for label, group in groups.items()}
     high = max(*(np.nanmax(np.abs(values), initial=0) for values in maps.values()), 1e-6, 0.01)
     rows, columns = measures.grid
     across = min(4, len(maps))
