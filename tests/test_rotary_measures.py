@@ -363,6 +363,32 @@ def test_grids_that_do_not_apply():
         qkjax.analyze(checkpoint, grid=(1, 1))
 
 
+@pytest.mark.parametrize("factor", [np.nan, np.inf, 1e30])
+def test_kernels_that_are_not_finite_are_refused(factor):
+    checkpoint = checkpoint_of("DINOv3")
+    parts = qkjax.query_key(checkpoint.params)
+    parts = parts._replace(query_kernel=parts.query_kernel * np.float32(factor))
+    with pytest.raises(QkjaxError, match="expected finite numbers: its query and key kernels are too large"):
+        qkjax.analyze(replace(checkpoint, params=bare_tree(parts)), grid=GRID)
+
+
+@pytest.mark.parametrize("layers", [slice(1), slice(None)])
+def test_heads_that_are_zero(layers):
+    """Their measures are NaN, and every table and figure exists; warnings are errors."""
+    checkpoint = checkpoint_of("DINOv3")
+    parts = qkjax.query_key(checkpoint.params)
+    query = parts.query_kernel.copy()
+    query[layers] = 0
+    data = qkjax.analyze(replace(checkpoint, params=bare_tree(parts._replace(query_kernel=query))), grid=GRID)
+    zero = np.isin(np.arange(LAYERS), np.arange(LAYERS)[layers])
+    assert (np.isnan(data.position_share).all("head") == zero).all()
+    assert (np.isnan(data.offset_cosine).all(("head", "row_offset", "column_offset")) == zero).all()
+    described = qkjax.describe(data)
+    for name in ("position_share", "position_share_by_plane", "cosine_by_distance", "cosine_by_offset"):
+        assert described.figures[name]().axes
+    assert len(described.tables["positions"]) == LAYERS * HEADS
+
+
 def test_comparison_states_what_is_compared():
     checkpoint = checkpoint_of("DINOv3")
     result = qkjax.compare(checkpoint, replace(checkpoint, name="copy"))

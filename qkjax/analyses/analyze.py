@@ -58,9 +58,9 @@ def analyze(
     parts = query_key(checkpoint, grid)
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
     modes = decompose(parts, **frame)
+    require_finite_modes(modes, checkpoint.name)
     is_rotary = parts.rotation is not None
     bias = positions.mean_bias(parts) if is_rotary else bias_terms(parts)
-    require_finite_modes(modes, checkpoint.name)
     require_finite_heads({f"bias terms ({name})": value for name, value in bias._asdict().items()}, checkpoint.name)
     metrics = measure(modes)
     attrs = {

@@ -188,7 +188,8 @@ def _at_positions(kernels, rotation: Rotation, positions: str | None, offset) ->
     if positions == "none":
         return kernels, Positions("none", rotation.grid, c)
     used = columns_with_mean(rotation.angles, rotation.pairs)
-    kernels = tuple(x[..., used] for x in mean_kernels(*kernels, rotation.angles, rotation.pairs))
+    with np.errstate(invalid="ignore"):  # kernels that are not finite have modes that are not finite
+        kernels = tuple(x[..., used] for x in mean_kernels(*kernels, rotation.angles, rotation.pairs))
     return kernels, Positions("mean", rotation.grid, c)
 
 

@@ -212,6 +212,6 @@ def _null_of(embed: int, heads: int, rank: int, positions: Positions | None) -> 
 
     At a single offset, rotated random kernels have the distribution of random kernels.
     """
-    if positions is None or positions.kind != "mean":
+    if positions is None or positions.kind != "mean" or not any(positions.coherence):
         return null_band(embed, heads, rank)
     return null_band(embed, heads, 2 * len(positions.coherence), positions.coherence)

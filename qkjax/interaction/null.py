@@ -45,8 +45,7 @@ def cosine_quantile(embed: int, level: float = LEVEL) -> float:
 def _in_planes(kernel: np.ndarray, coherence: tuple[float, ...]) -> np.ndarray:
     """W diag(sqrt c) in planes with c > 0; which columns form a plane does not matter for random kernels."""
     c = np.tile(np.asarray(coherence), 2)
-    used = c > 0 if c.any() else np.ones_like(c, bool)
-    return kernel[..., used] * np.sqrt(c[used]).astype(kernel.dtype)
+    return kernel[..., c > 0] * np.sqrt(c[c > 0]).astype(kernel.dtype)
 
 
 @lru_cache(maxsize=64)
