@@ -96,7 +96,7 @@ def test_refused_without_rotary_positions(checkpoint, arguments):
 
 
 def test_analyses_that_do_not_support_rotary_positions(checkpoint):
-    calls = (qkjax.analyze, qkjax.bias_terms, lambda c: qkjax.edit(c, "drop"))
+    calls = (qkjax.bias_terms, lambda c: qkjax.edit(c, "drop"))
     for call in calls:
         with pytest.raises(QkjaxError, match="rotary positions"):
             call(checkpoint)
@@ -104,8 +104,6 @@ def test_analyses_that_do_not_support_rotary_positions(checkpoint):
 
 IMAGE = np.zeros((32, 32, 3), np.uint8)
 ANALYSES = {
-    "analyze": qkjax.analyze,
-    "compare": lambda checkpoint: qkjax.compare(checkpoint, checkpoint),
     "edit": lambda checkpoint: qkjax.edit(checkpoint, "drop", "cosine>0"),
     "ablate": lambda checkpoint: qkjax.ablate(checkpoint, [{"edit": "drop", "select": "cosine>0"}]),
     "top_images": qkjax.top_images,
