@@ -113,7 +113,7 @@ def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, r
 @pytest.mark.gpu
 @pytest.mark.parametrize(("stream", "resolution"), [("norm", None), ("residual", (24, 40))])
 def test_stored_maps_are_those_of_a_second_pass(small, folder, stream, resolution):
-    """Within rounding in float32: the two passes sum products in different orders."""
+    """Within rounding in float32: the two passes sum products in different orders (1.4e-6 apart with jax 0.8)."""
     images, options = open_images(folder), PassOptions(batch=4, resolution=resolution)
     result = qkjax.top_images(small, images, top=3, scores=("key_max", "product"), stream=stream, options=options)
     shape = small.config.depth, small.config.heads, compute.MAPPED
@@ -126,7 +126,7 @@ def test_stored_maps_are_those_of_a_second_pass(small, folder, stream, resolutio
     for name in names:
         assert has_maps(result, name)
         for (index, _), maps in zip(wanted_images[name], maps_of_mode(result, name), strict=True):
-            np.testing.assert_allclose(maps, wanted[index, name], atol=1e-6 * scale)
+            np.testing.assert_allclose(maps, wanted[index, name], atol=2e-6 * scale)
 
 
 def test_number_of_modes_with_maps(small, folder):
