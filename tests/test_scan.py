@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -504,26 +505,21 @@ def test_earlier_results_without_maps_are_used(folder, tmp_path):
     assert abs(np.asarray(Image.open(sheet)) - drawn).max() <= 2
 
 
-def test_results_in_the_folder_of_version_0_1_are_found(folder, tmp_path):
+def test_results_in_the_folder_of_version_0_1_are_found(folder, tmp_path, monkeypatch, capsys):
     """`qkjax modes` wrote results/MODEL/modes; there is no second scan, and `modes` is still a name of the command."""
     results_folder = tmp_path / "results" / MODEL.stem
     run(folder, results_folder / "modes")
     arguments = ["--images", folder, "--layer", "0", "--head", "0", "--sheet-modes", "1"]
     arguments += ["--batch", "4"]
+    monkeypatch.chdir(tmp_path)
     for name in ("modes", "top-images"):
-        done = subprocess.run(
-            [sys.executable, "-m", "qkjax", name, MODEL, *arguments],
-            capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "scanning" not in done.stderr
-        assert done.stdout.startswith("a\n")
-        assert "19 images were scanned" in done.stdout
+        done = commands.command(monkeypatch, capsys, name, MODEL, *arguments)
+        assert done.code == 0, done.err
+        assert "scanning" not in done.err
+        assert done.out.startswith("a\n")
+        assert "19 images were scanned" in done.out
     assert [p.name for p in results_folder.iterdir()] == ["modes"]
     shutil.rmtree(results_folder / "modes")
-    done = subprocess.run(
-        [sys.executable, "-m", "qkjax", "modes", MODEL, *arguments],
-        capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = commands.command(monkeypatch, capsys, "modes", MODEL, *arguments)
+    assert done.code == 0, done.err
     assert [p.name for p in results_folder.iterdir()] == ["top_images"]
