@@ -95,28 +95,6 @@ def test_refused_without_rotary_positions(checkpoint, arguments):
         qkjax.decompose(plain, **arguments)
 
 
-def test_analyses_that_do_not_support_rotary_positions(checkpoint):
-    calls = (qkjax.bias_terms, lambda c: qkjax.edit(c, "drop"))
-    for call in calls:
-        with pytest.raises(QkjaxError, match="rotary positions"):
-            call(checkpoint)
-
-
-IMAGE = np.zeros((32, 32, 3), np.uint8)
-ANALYSES = {
-    "edit": lambda checkpoint: qkjax.edit(checkpoint, "drop", "cosine>0"),
-    "ablate": lambda checkpoint: qkjax.ablate(checkpoint, [{"edit": "drop", "select": "cosine>0"}]),
-    "top_images": qkjax.top_images,
-    "same_object": qkjax.same_object,
-    "attention_preference": qkjax.attention_preference,
-    "attribute_logits": lambda checkpoint: qkjax.attribute_logits(checkpoint, IMAGE),
-    "query_key_maps": lambda checkpoint: qkjax.query_key_maps(checkpoint, IMAGE),
-    "bias_terms": qkjax.bias_terms,
-}
-
-
-@pytest.mark.parametrize("name", ANALYSES)
-def test_analyses_that_do_not_know_rotation_refuse_it(checkpoint, name):
-    """None of them uses Wq Wk^T for a model that rotates queries and keys."""
+def test_bias_terms_do_not_know_the_rotation(checkpoint):
     with pytest.raises(QkjaxError, match="rotary positions"):
-        ANALYSES[name](checkpoint)
+        qkjax.bias_terms(checkpoint)

@@ -61,7 +61,7 @@ def rotary_contributions(
     rotated = [rotate(x, by_head, pairs) for x in contents]
     alpha, beta = (jnp.moveaxis(x, 1, 2) for x in project_rotated(*rotated, maps.query, maps.key))
     alpha = alpha * (maps.s / root)[None, :, None]
-    bias = bias_logits(*contents, query_bias, key_bias, by_head, pairs)
+    bias = bias_logits(*contents, query_bias, key_bias, angles, pairs)
     constant = jnp.broadcast_to(bias.constant[None], logits.shape)
     terms = jnp.stack([rest_logits(*rotated, maps.rest), bias.query, bias.key, constant], axis=2)
     uniform = jnp.full_like(attention, 1 / attention.shape[-1])

@@ -193,6 +193,14 @@ def _at_positions(kernels, rotation: Rotation, positions: str | None, offset) ->
     return kernels, Positions("mean", rotation.grid, c)
 
 
+def frame_attrs(modes: Modes) -> dict[str, str]:
+    """The attribute of a dataset that states which interaction the modes of a model with rotary positions are those of.
+
+    The dict is empty for all other models.
+    """
+    return {} if modes.frame.positions is None else {"modes": str(modes.frame)}
+
+
 def bias_terms(checkpoint: Checkpoint | QueryKey) -> BiasTerms:
     """Computes the terms that the query and key biases add to the attention logits; see `BiasTerms`.
 

@@ -1,6 +1,7 @@
 """Edits the query-key interactions of a checkpoint, and returns a new checkpoint. (The paper does not edit models.)"""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -8,16 +9,19 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from qkjax.analyses.usable import require_finite_heads, require_finite_modes, require_no_rotation
+from qkjax.analyses.decomposition import decompose, query_key
+from qkjax.analyses.edit_rotary import edit_rotary, require_own_width, rotary_arrays, rotary_bias_share, rotary_notes
+from qkjax.analyses.usable import require_finite_heads, require_finite_modes
+from qkjax.analyses.wide_heads import scaled, wide_columns, widened
 from qkjax.errors import QkjaxError, nearest
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.edit import EDITS, EditedHeads
 from qkjax.interaction.edit import edit as edit_heads
 from qkjax.interaction.metrics import Metrics, measure
-from qkjax.interaction.modes import Modes, decompose
+from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
 from qkjax.interaction.select import Weights, heads_of, random_modes, select, strength
-from qkjax.vit.tree import query_key, widened_heads, with_query_key
+from qkjax.vit.tree import with_query_key
 from qkjax.weights.checkpoint import Checkpoint
 
 KINDS = ("keep", *EDITS)
@@ -121,6 +125,8 @@ def is_idle_control(edit: Edit, plan: ResolvedEdit) -> bool:
 
 def _bias_share(parts: QueryKey) -> Float[np.ndarray, "layers heads"]:
     """The squared spread of the key bias term w . y_j, divided by the squared spread of y_i M y_j."""
+    if parts.rotation is not None:
+        return rotary_bias_share(parts)
     terms = bias_terms(parts)
     with np.errstate(divide="ignore", invalid="ignore"):
         return (np.asarray(terms.key_spread, np.float64) / np.asarray(terms.interaction_spread)) ** 2
@@ -137,6 +143,9 @@ def edit(
 ) -> Checkpoint:
     """Returns a checkpoint in which some modes are edited.
 
+    For a model with rotary positions, the modes are those of the mean over places, and the new kernels keep the
+    rotation; see `qkjax.interaction.rotary.edit`. Warnings state what share of the interaction the edit cannot reach.
+
     Args:
       checkpoint: the original checkpoint, which is not changed.
       kind: name of the edit: "drop", "keep", "flip", "rotate", "equalize", "symmetric", "antisymmetric" or "unbias";
@@ -146,14 +155,15 @@ def edit(
       control: random seed of a control, which edits random modes of the same strength instead of the selected modes;
         see `Edit`.
       exact: whether to widen all heads to 2 head_dim + 1 columns, which represent every edit exactly. big_vision's
-        model does not support such heads.
+        model does not support such heads. Not for models with rotary positions.
 
     Returns:
       The edited checkpoint. `edit` warns if the kernels do not represent the edit exactly, if the selection is empty,
       or if the control equals the edit.
 
     Raises:
-      QkjaxError: the kind of edit is unknown, or the selection is invalid.
+      QkjaxError: the kind of edit is unknown, the selection is invalid, or `exact` is set for a model with rotary
+        positions.
 
     Example:
       >>> import qkjax
@@ -182,24 +192,42 @@ def edit_with_notes(
     Raises:
       QkjaxError: the kind of edit is unknown, or the selection is invalid.
     """
-    require_no_rotation(checkpoint.config, "edit")
-    parts = query_key(checkpoint.params)
-    modes = decompose(parts.query_kernel, parts.key_kernel)
+    require_own_width(checkpoint.config, exact)
+    parts = query_key(checkpoint)
+    modes = decompose(checkpoint)
     require_finite_modes(modes, checkpoint.name)
     requested = Edit(kind, select, key_bias, control)
     plan = resolve(requested, parts, modes, measure(modes))
     columns = wide_columns(checkpoint) if exact else None
-    heads = edit_heads(parts, modes, plan.kind, plan.weights, columns, plan.key_bias, plan.heads)
+    heads, notes, _ = realised(plan, parts, modes, columns)
     kernels = {"query kernels": heads.query_kernel, "key kernels": heads.key_kernel}
     biases = {"query biases": heads.query_bias, "key biases": heads.key_bias}
     edited = {name: np.moveaxis(kernel, 2, 1) for name, kernel in kernels.items()} | biases
     require_finite_heads({f"edited {name}": value for name, value in edited.items()}, checkpoint.name)
-    notes = notes_on(plan, heads, checkpoint.config.head_dim)
     if is_idle_control(requested, plan):
         notes.append(IDLE_CONTROL)
     if exact:
         checkpoint, heads = widened(checkpoint, columns), scaled(heads, checkpoint)
     return replace(checkpoint, params=with_query_key(checkpoint.params, jax.tree.map(np.asarray, heads))), notes
+
+
+def realised(
+    plan: ResolvedEdit, parts: QueryKey, modes: Modes, columns: int | None
+) -> tuple[EditedHeads, list[str], Mapping[str, np.ndarray]]:
+    """Computes the parameters of all heads after an edit, notes for the user, and what a rotary edit leaves.
+
+    Args:
+      plan: the edit.
+      parts: query and key parameters of the model, with their rotation if it has rotary positions.
+      modes: the result of `decompose(checkpoint)`.
+      columns: number of columns of the new kernels, or None for head_dim; see `interaction.edit.edit`.
+    """
+    arguments = plan.kind, plan.weights
+    if parts.rotation is not None:
+        edited = edit_rotary(parts, modes, *arguments, plan.key_bias, plan.heads)
+        return edited.heads, rotary_notes(edited, plan.heads), rotary_arrays(edited)
+    heads = edit_heads(parts, modes, *arguments, columns, plan.key_bias, plan.heads)
+    return heads, notes_on(plan, heads, parts.query_kernel.shape[-1]), {}
 
 
 def notes_on(plan: ResolvedEdit, heads: EditedHeads, head_dim: int) -> list[str]:
@@ -215,23 +243,3 @@ def notes_on(plan: ResolvedEdit, heads: EditedHeads, head_dim: int) -> list[str]
     if not plan.heads.any():
         notes.append("the selection is empty: nothing is edited")
     return notes
-
-
-def wide_columns(checkpoint: Checkpoint) -> int:
-    """Number of columns that represent any edit exactly: twice head_dim for M', and one for the key bias term."""
-    return 2 * checkpoint.config.head_dim + 1
-
-
-def scaled(heads: EditedHeads, checkpoint: Checkpoint) -> EditedHeads:
-    """Scales the queries of widened heads, because the model divides the logits by the root of the larger head_dim."""
-    factor = np.sqrt(heads.query_kernel.shape[-1] / checkpoint.config.head_dim).astype(np.float32)
-    return heads._replace(query_kernel=heads.query_kernel * factor, query_bias=heads.query_bias * factor)
-
-
-def widened(checkpoint: Checkpoint, columns: int) -> Checkpoint:
-    """Widens the heads of a checkpoint to `columns` columns; the new columns of values and outputs are zero.
-
-    The caller must then replace the query and key kernels.
-    """
-    params = widened_heads(checkpoint.params, columns)
-    return replace(checkpoint, config=replace(checkpoint.config, head_dim=columns), params=params)

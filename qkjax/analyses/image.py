@@ -1,6 +1,7 @@
 """Measures how much each mode contributes to the attention in one image (the paper's figures 5 and S17 to S19)."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,38 +14,22 @@ from jaxtyping import Array, Bool, UInt8
 from qkjax.activations import project
 from qkjax.activations.contribution import Contributions, contributions
 from qkjax.activations.project import Maps, Stream
-from qkjax.analyses.decomposition import bias_terms, decompose
-from qkjax.analyses.image_tables import summary
-from qkjax.analyses.usable import require_finite, require_no_rotation
+from qkjax.analyses.decomposition import bias_terms, decompose, frame_attrs
+from qkjax.analyses.image_rotary import maps_at_places, shares_at_places
+from qkjax.analyses.image_tables import LABELS, summary
+from qkjax.analyses.usable import require_finite
 from qkjax.errors import QkjaxError, nearest
 from qkjax.images.default_set import photographs
 from qkjax.images.preprocess import Photograph, normalise, open_image, picture
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes
 from qkjax.passes.inputs import crop_to_patches, for_photographs, photograph_grid, resolution_of
-from qkjax.results.annotate import Label, annotated
+from qkjax.results.annotate import annotated
 from qkjax.results.modes import PER_HEAD, PER_MODE
 from qkjax.results.store import versions
 from qkjax.vit.model import ViT, forward
 from qkjax.vit.tree import layer_outputs
 from qkjax.weights.checkpoint import Checkpoint, origin_of
-
-LABELS = {
-    "variance_share": Label(
-        "share of the variance", "1", "Share of the variance of the logits over keys that a mode explains."
-    ),
-    "attention_share": Label(
-        "share, attention-weighted", "1", "The same share, but with keys weighted by their attention."
-    ),
-    "key_bias_variance_share": Label(
-        "share of the key bias", "1", "Share of the key bias term, with equal weights for all keys."
-    ),
-    "key_bias_attention_share": Label(
-        "share of the key bias", "1", "Share of the key bias term, with keys weighted by their attention."
-    ),
-    "singular_value": Label("singular value", "1", "Strength s of the mode."),
-    "cosine": Label("cosine", "1", "Cosine between the query direction and the key direction of the mode."),
-}
 
 
 def open_photo(photo: str | Path) -> tuple[str, "PIL.Image.Image"]:
@@ -75,6 +60,10 @@ def attribute_logits(
 
     The shares of all terms of a head add up to 1; see `qkjax.activations.contribution.contributions`.
 
+    For a model with rotary positions, the modes are those of the mean over places of the checkpoint's own grid, and
+    the shares are those of their exact terms, in which queries and keys are rotated; see
+    `qkjax.interaction.rotary.exact`.
+
     Args:
       checkpoint: the checkpoint.
       photograph: a Pillow image, a uint8 array (height, width, 3), the path of an image file, or the name of a default
@@ -84,7 +73,8 @@ def attribute_logits(
     Returns:
       A dataset with dimensions layer, head and mode. `variance_share` and `attention_share` are shares of the modes.
       `key_bias_variance_share` and `key_bias_attention_share` are shares of the key bias. `singular_value` and `cosine`
-      describe the modes.
+      describe the modes. For a model with rotary positions, there are also shares of the query bias and of the offset
+      bias bq R(delta) bk^T, both of which depend on the key, and of the planes that no mode includes (`rest_*`).
 
     Raises:
       QkjaxError: the model does not support the resolution, the photograph cannot be read, or the activations overflow.
@@ -95,28 +85,45 @@ def attribute_logits(
       >>> shares.variance_share.dims
       ('layer', 'head', 'mode')
     """
-    require_no_rotation(checkpoint.config, "attribute_logits")
     checkpoint = for_photographs(checkpoint)
     name, pixels = _pixels(checkpoint, photograph, resolution)
     modes = decompose(checkpoint)
     images = normalise(pixels, checkpoint.preprocess)[None]
-    key_direction = bias_terms(checkpoint).key_direction
-    shares, finite = _contributions(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
+    shares, finite = _shares(checkpoint, images, modes, photograph_grid(checkpoint, resolution))
     require_finite({"tokens and logits": np.where(finite, 0, np.nan)}, name)
-    shares = Contributions(*(np.asarray(x)[:, 0] for x in shares))
     metrics = measure(modes)
     variables = {
-        "variance_share": (PER_MODE, shares.variance),
-        "attention_share": (PER_MODE, shares.attention),
-        "key_bias_variance_share": (PER_HEAD, shares.key_bias_variance),
-        "key_bias_attention_share": (PER_HEAD, shares.key_bias_attention),
+        **shares,
         "singular_value": (PER_MODE, np.asarray(metrics.singular_value)),
         "cosine": (PER_MODE, np.asarray(metrics.cosine)),
     }
     settings = {"resolution": json.dumps(pixels.shape[:2])}
     attrs = {**origin_of(checkpoint), "image": name, "settings": json.dumps(settings), **versions()}
+    attrs |= frame_attrs(modes)
     dataset = annotated(xr.Dataset(variables, attrs=attrs), LABELS)
     return dataset.assign_attrs(summary=summary(dataset))
+
+
+def _shares(checkpoint: Checkpoint, images, modes: Modes, grid: tuple[int, int]):
+    """The shares of all terms as variables of a dataset, and whether the tokens and logits of each layer are finite."""
+    if checkpoint.config.rotary is None:
+        key_direction = bias_terms(checkpoint).key_direction
+        shares, finite = _contributions(ViT(checkpoint.config), checkpoint.params, images, modes, key_direction)
+        shares = Contributions(*(np.asarray(x)[:, 0] for x in shares))
+        return {
+            "variance_share": (PER_MODE, shares.variance),
+            "attention_share": (PER_MODE, shares.attention),
+            "key_bias_variance_share": (PER_HEAD, shares.key_bias_variance),
+            "key_bias_attention_share": (PER_HEAD, shares.key_bias_attention),
+        }, finite
+    shares, finite = shares_at_places(checkpoint, images, modes, grid)
+    names = {"": shares.modes, "key_bias_": shares.key_bias, "query_bias_": shares.query_bias}
+    names |= {"offset_bias_": shares.constant, "rest_": shares.rest}
+    return {
+        f"{name}{kind}_share": (PER_HEAD if name else PER_MODE, np.asarray(values)[:, index, 0])
+        for name, values in names.items()
+        for index, kind in enumerate(("variance", "attention"))
+    }, finite
 
 
 def query_key_maps(
@@ -126,8 +133,12 @@ def query_key_maps(
     *,
     stream: Stream = "norm",
     resolution: tuple[int, int] | None = None,
+    rotated: bool = True,
 ) -> Maps:
     """Computes query and key maps of all layers, heads and modes on one image (the paper, section 2.2 and figure 4).
+
+    For a model with rotary positions, the maps are by default the factors of each mode's exact term in the logits,
+    which depend on the place of a token; see `qkjax.activations.rotary_maps`.
 
     Args:
       checkpoint: the checkpoint.
@@ -136,6 +147,8 @@ def query_key_maps(
       modes: modes of the checkpoint, in the plain frame (see `Frame`). If None, the function computes the modes.
       stream: the tokens to project; see `qkjax.activations.project.Stream`.
       resolution: (height, width) in pixels; by default the checkpoint's own resolution.
+      rotated: for a model with rotary positions, whether queries and keys are rotated. If False, the maps are y . u_n
+        and y . v_n, which depend only on the content of a token; they are the means over all places.
 
     Returns:
       `Maps` in which `query` and `key` have shape (layers, 1, rows, columns, heads, rank).
@@ -150,7 +163,6 @@ def query_key_maps(
       >>> maps.query.shape
       (12, 1, 16, 16, 6, 64)
     """
-    require_no_rotation(checkpoint.config, "query_key_maps")
     checkpoint = for_photographs(checkpoint)
     config = checkpoint.config
     _, pixels = _pixels(checkpoint, photograph, resolution)
@@ -159,7 +171,12 @@ def query_key_maps(
     require_finite({"tokens": captured[stream]}, "the photograph")
     modes = decompose(checkpoint) if modes is None else modes
     grid = photograph_grid(checkpoint, resolution)
-    maps = project.query_key_maps(captured[stream], modes, config.prefix_tokens, grid)
+    if config.rotary is not None and rotated:
+        maps = maps_at_places(checkpoint, captured[stream], modes, grid)
+    else:
+        if config.rotary is not None:
+            modes = replace(modes, frame=replace(modes.frame, positions=None))
+        maps = project.query_key_maps(captured[stream], modes, config.prefix_tokens, grid)
     return jax.tree.map(np.asarray, maps)
 
 

@@ -10,10 +10,59 @@ from jaxtyping import UInt8
 from qkjax.activations.project import Maps
 from qkjax.figures.sheets import SheetRow, Tile
 from qkjax.interaction.mode_name import ModeName
+from qkjax.results.annotate import Label
 from qkjax.results.modes import PER_HEAD
 from qkjax.results.rows import Row, head_mean
 
+LABELS = {
+    "variance_share": Label(
+        "share of the variance", "1", "Share of the variance of the logits over keys that a mode explains."
+    ),
+    "attention_share": Label(
+        "share, attention-weighted", "1", "The same share, but with keys weighted by their attention."
+    ),
+    "key_bias_variance_share": Label(
+        "share of the key bias", "1", "Share of the key bias term, with equal weights for all keys."
+    ),
+    "key_bias_attention_share": Label(
+        "share of the key bias", "1", "Share of the key bias term, with keys weighted by their attention."
+    ),
+    "query_bias_variance_share": Label(
+        "share of the query bias", "1", "Share of y_i Wq R(delta) bk^T, with equal weights for all keys."
+    ),
+    "query_bias_attention_share": Label(
+        "share of the query bias", "1", "Share of y_i Wq R(delta) bk^T, with keys weighted by their attention."
+    ),
+    "offset_bias_variance_share": Label(
+        "share of the offset bias", "1", "Share of bq R(delta) bk^T, with equal weights for all keys."
+    ),
+    "offset_bias_attention_share": Label(
+        "share of the offset bias", "1", "Share of bq R(delta) bk^T, with keys weighted by their attention."
+    ),
+    "rest_variance_share": Label(
+        "share of no mode", "1", "Share of the planes that no mode includes, with equal weights for all keys."
+    ),
+    "rest_attention_share": Label(
+        "share of no mode", "1", "Share of the planes that no mode includes, with keys weighted by their attention."
+    ),
+    "singular_value": Label("singular value", "1", "Strength s of the mode."),
+    "cosine": Label("cosine", "1", "Cosine between the query direction and the key direction of the mode."),
+}
 Contribution = Literal["variance", "attention"]
+
+
+OTHER_TERMS = {
+    "key_bias": "key bias",
+    "query_bias": "query bias",
+    "offset_bias": "offset bias",
+    "rest": "no mode",
+}
+"""Terms of the logits that belong to no mode, with names for tables; only the first exists without rotary positions."""
+
+
+def other_terms(dataset: xr.Dataset) -> dict[str, str]:
+    """The entries of `OTHER_TERMS` whose shares the dataset contains."""
+    return {term: name for term, name in OTHER_TERMS.items() if f"{term}_variance_share" in dataset}
 
 
 def ranked_modes(dataset: xr.Dataset, contribution: Contribution) -> np.ndarray:
@@ -34,13 +83,14 @@ def mode_rows(dataset: xr.Dataset, contribution: Contribution) -> list[Row]:
 
 
 def head_rows(dataset: xr.Dataset) -> list[Row]:
-    """A table with one row per head: the sum of the shares of its modes, and the share of its key bias."""
+    """A table with one row per head: the sum of the shares of its modes, and the share of each other term."""
     rows = []
     for at in np.ndindex(*(dataset.sizes[name] for name in PER_HEAD)):
         row: Row = {"layer": at[0], "head": at[1]}
         for kind in ("variance", "attention"):
             row[f"modes_{kind}_share"] = float(dataset[f"{kind}_share"].values[at].sum())
-            row[f"key_bias_{kind}_share"] = float(dataset[f"key_bias_{kind}_share"].values[at])
+            for term in other_terms(dataset):
+                row[f"{term}_{kind}_share"] = float(dataset[f"{term}_{kind}_share"].values[at])
         rows.append(row)
     return rows
 
@@ -49,7 +99,8 @@ def layer_rows(dataset: xr.Dataset, contribution: Contribution = "variance", top
     """A table with one row per layer, with means over heads.
 
     The columns are the share of the first mode (the mode with the largest share), the share of the first `top` modes,
-    the share of all modes, and the share of the key bias.
+    the share of all modes, and the share of each other term: the key bias, and with rotary positions also the query
+    bias, the offset bias, and the planes that no mode includes.
     """
     shares = dataset[f"{contribution}_share"].values
     sorted_shares = -np.sort(-shares, axis=-1)
@@ -57,8 +108,8 @@ def layer_rows(dataset: xr.Dataset, contribution: Contribution = "variance", top
         "first mode": sorted_shares[..., 0],
         f"first {top}": sorted_shares[..., :top].sum(-1),
         "all modes": shares.sum(-1),
-        "key bias": dataset[f"key_bias_{contribution}_share"].values,
     }
+    columns |= {name: dataset[f"{term}_{contribution}_share"].values for term, name in other_terms(dataset).items()}
     means = {name: head_mean(values) for name, values in columns.items()}
     return [{"layer": i, **{name: float(v[i]) for name, v in means.items()}} for i in range(len(shares))]
 
@@ -69,11 +120,20 @@ def summary(dataset: xr.Dataset) -> str:
     most = max(rows, key=lambda row: row["first mode"])
     bias = max(rows, key=lambda row: row["key bias"])
     chance = 1 / dataset.sizes["mode"]
-    return (
+    text = (
         f"The largest share of the logits' variance that a single mode explains is in layer {most['layer']}: "
         f"{most['first mode']:.0%}, averaged over heads (equal shares would be {chance:.1%}). The key bias explains "
         f"the largest share in layer {bias['layer']}: {bias['key bias']:.0%}. These numbers are for one image, so they "
         "have no interval."
+    )
+    return text + _rotary_summary(dataset, rows) if "modes" in dataset.attrs else text
+
+
+def _rotary_summary(dataset: xr.Dataset, rows: Sequence[Row]) -> str:
+    most = max(rows, key=lambda row: row["no mode"])
+    return (
+        f" The modes are those of the {dataset.attrs['modes']}, and their terms include the rotation. Planes that no "
+        f"mode includes explain at most {most['no mode']:.0%} (layer {most['layer']})."
     )
 
 

@@ -9,16 +9,15 @@ from typing import NamedTuple
 import jax
 import xarray as xr
 
+from qkjax.analyses.decomposition import decompose
 from qkjax.analyses.image import open_photo
 from qkjax.analyses.outcome import print_notes
 from qkjax.analyses.top_images.pages import ScanOptions, write_top_images
 from qkjax.analyses.top_images.sheets import options_of
-from qkjax.analyses.usable import require_no_rotation
 from qkjax.errors import QkjaxError
 from qkjax.images.default_set import photographs
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
-from qkjax.interaction.modes import decompose
 from qkjax.report import page
 from qkjax.report.map_tiles import map_tiles
 from qkjax.report.model_pages import write_model
@@ -28,7 +27,6 @@ from qkjax.runtime import hosts
 from qkjax.runtime.files import atomic_folder, check_replaceable
 from qkjax.runtime.folders import check_folder
 from qkjax.runtime.lock import exclusive_here
-from qkjax.vit.tree import query_key
 
 LARGE = 100e6
 """If a model's pages are larger than this number of bytes, the program prints how to make the report smaller."""
@@ -94,8 +92,7 @@ def report(
 
 def _gather(subject: Subject, images: ImageSet, path: Path | None, options: ReportOptions, fresh: bool) -> ModelData:
     checkpoint, folder = subject.checkpoint, subject.scan_folder
-    require_no_rotation(checkpoint.config, "report")
-    modes = decompose(*query_key(checkpoint.params)[:2])
+    modes = decompose(checkpoint)
     defaults = ScanOptions()
     scan = None if fresh else _earlier_scan(folder / "top_images.nc", images)
     scan = scan or defaults._replace(top=max(options.top, defaults.top))

@@ -11,7 +11,6 @@ import numpy as np
 
 from qkjax.errors import QkjaxError
 from qkjax.figures import ABLATIONS
-from qkjax.interaction.bias import BiasTerms, relative_spreads
 from qkjax.interaction.metrics import Metrics
 from qkjax.report.commands import commands
 from qkjax.report.subject import ModelData, attributes
@@ -48,7 +47,7 @@ def facts(data: ModelData, images: Sequence[str], metrics: Metrics, photos: Sequ
     config, missing = subject.checkpoint.config, set(maps.left_out.values)
     return {
         "name": subject.name,
-        "card": _card(subject.checkpoint, subject.origin["checkpoint"]),
+        "card": _card(subject.checkpoint, subject.origin["checkpoint"]) + _positions(data),
         "layers": config.depth,
         "heads": config.heads,
         "modes": int(metrics.singular_value.shape[-1]),
@@ -67,19 +66,19 @@ def facts(data: ModelData, images: Sequence[str], metrics: Metrics, photos: Sequ
     }  # fmt: skip
 
 
-def arrays(metrics: Metrics, bias: BiasTerms, share: np.ndarray, bias_share: np.ndarray) -> dict[str, np.ndarray]:
+def arrays(metrics: Metrics, key_bias: np.ndarray, share: np.ndarray, bias_share: np.ndarray) -> dict[str, np.ndarray]:
     """Returns arrays of measures per head and per mode, in float32.
 
     Args:
       metrics: measures of the modes.
-      bias: bias terms of the heads.
+      key_bias: spread of the key bias term of each head, relative to that of y_i M y_j.
       share: share of each mode in the variance of the attention logits, averaged over the images in which the reader
         can pick a patch; NaN if undefined in any of these images.
       bias_share: share of the key bias in this variance, averaged in the same way.
     """
     names = ("weighted_cosine", "mean_cosine", "effective_rank", "stable_rank", "symmetric_share", "singular_value",
              "cosine")  # fmt: skip
-    values = {name: getattr(metrics, name) for name in names} | {"key_bias": relative_spreads(bias)[1]}
+    values = {name: getattr(metrics, name) for name in names} | {"key_bias": key_bias}
     values |= {"share": share, "bias_share": bias_share}
     packed = {name: np.asarray(x, np.float32) for name, x in values.items()}
     return packed | {"degenerate": np.asarray(metrics.degenerate, np.int8)}
@@ -134,6 +133,11 @@ def _card(checkpoint: Checkpoint, address: str) -> list[list[str]]:
         "other": ", ".join(_features(c)),
     }
     return [[name, value] for name, value in (known | shape).items() if value]
+
+
+def _positions(data: ModelData) -> list[list[str]]:
+    """Which modes the pages show, if the model has rotary positions."""
+    return [] if data.modes.frame.positions is None else [["rotary positions", f"modes of the {data.modes.frame}"]]
 
 
 def _features(config: ViTConfig) -> list[str]:

@@ -6,20 +6,23 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
+from qkjax.analyses.decomposition import query_key
+from qkjax.analyses.edit_rotary import rotary_bias_share
 from qkjax.images.preprocess import Pixels, picture
 from qkjax.images.sets import ImageSet
-from qkjax.interaction.bias import BiasTerms, bias_terms
+from qkjax.interaction.bias import bias_terms, relative_spreads
 from qkjax.interaction.metrics import measure
 from qkjax.passes.inputs import crop_to_patches, resolution_of
 from qkjax.report import model_card
 from qkjax.report.attended import Attended, attended
+from qkjax.report.attended_rotary import angles_of, attended_at_places
 from qkjax.report.pack import script
 from qkjax.report.pictures import SIDES, small_pictures, webp
 from qkjax.report.subject import ModelData
 from qkjax.runtime.interrupt import deferred_interrupt
-from qkjax.vit.tree import query_key
 
 PHOTOS = 2
 """Default number of images in which the reader can pick a patch. Each image needs 8.6 MB in the report of a ViT-B."""
@@ -49,17 +52,28 @@ def write_model(folder: Path, data: ModelData, images: ImageSet, photos: Photogr
     """
     folder.mkdir(parents=True)
     photos = photos or _default_photos(images, data)
-    bias = bias_terms(query_key(data.subject.checkpoint.params))
+    rotary = data.subject.checkpoint.config.rotary is not None
     with deferred_interrupt() as interrupted:
-        terms = _write_looks(folder, data, photos, bias, interrupted)
+        terms = _write_looks(folder, data, photos, interrupted)
         _write_heads(folder, data, interrupted)
         metrics = measure(data.modes)
         facts = model_card.facts(data, images.names, metrics, [name for name, _ in photos])
         facts["results"] = model_card.results_of(data, folder)
         shares = [np.mean([getattr(x, name) for x in terms], axis=0) for name in ("share", "bias_share")]
-        _write(folder, "model", facts, model_card.arrays(metrics, bias, *shares))
+        arrays = model_card.arrays(metrics, _key_bias(data), *shares)
+        if rotary:
+            arrays["angles"] = angles_of(data.subject.checkpoint, _model_pixels(data, photos[0][1])).astype(np.float32)
+        _write(folder, "model", facts, arrays)
         _write_pictures(folder, data, images, interrupted)
     return _size(folder)
+
+
+def _key_bias(data: ModelData) -> Float[np.ndarray, "layers heads"]:
+    """The spread of the key bias term of each head, relative to that of y_i M y_j."""
+    checkpoint = data.subject.checkpoint
+    if checkpoint.config.rotary is not None:
+        return np.sqrt(rotary_bias_share(query_key(checkpoint)))
+    return relative_spreads(bias_terms(query_key(checkpoint)))[1]
 
 
 def _write(folder: Path, stem: str, facts: dict, arrays: dict) -> None:
@@ -85,15 +99,21 @@ def _default_photos(images: ImageSet, data: ModelData) -> Photographs:
     return [(images.names[i], images.read(i)) for i in chosen]
 
 
-def _write_looks(folder: Path, data: ModelData, photos: Photographs, bias: BiasTerms, interrupted) -> list[Attended]:
+def _write_looks(folder: Path, data: ModelData, photos: Photographs, interrupted) -> list[Attended]:
     """For each image in which the reader can pick a patch, writes a picture and one script per layer."""
-    terms = []
+    terms, checkpoint = [], data.subject.checkpoint
+    direction = None if checkpoint.config.rotary else bias_terms(query_key(checkpoint)).key_direction
     for place, (_, photo) in enumerate(tqdm(photos, desc="images", unit="img", disable=len(photos) < 3)):
         pixels = _model_pixels(data, photo)
-        terms.append(attended(data.subject.checkpoint, data.modes, bias.key_direction, pixels))
+        if direction is None:
+            result, keys = attended_at_places(checkpoint, data.modes, pixels)
+        else:
+            result, keys = attended(checkpoint, data.modes, direction, pixels), None
+        terms.append(result)
         (folder / f"look{place}.webp").write_bytes(webp(pixels, SIDES[0], 85))
-        for layer in range(len(bias.key_direction)):
-            own = {name: x[layer] for name, x in terms[-1]._asdict().items() if "share" not in name}
+        written = result._asdict() | ({} if keys is None else keys._asdict())
+        for layer in range(checkpoint.config.depth):
+            own = {name: x[layer] for name, x in written.items() if "share" not in name}
             _write(folder, f"look{place}_L{layer:02d}", {}, own)
         interrupted()
     return terms

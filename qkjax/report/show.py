@@ -15,7 +15,6 @@ from qkjax.analyses.image import open_photo
 from qkjax.analyses.top_images.compute import top_images
 from qkjax.analyses.top_images.pages import ScanOptions
 from qkjax.analyses.top_images.sheets import options_of
-from qkjax.analyses.usable import require_no_rotation
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Photograph
 from qkjax.images.sets import ImageSet
@@ -94,7 +93,6 @@ def show(
       >>> qkjax.show(qkjax.load("dinov2-vits14-focus"), mode="L8 H4 M2")  # doctest: +ELLIPSIS
       a page of ... MB; display it in a notebook, or save(path) and open it
     """
-    require_no_rotation(checkpoint.config, "show")
     if (top is None) != (images is None):
         raise QkjaxError("only one of top=... and images=... is given: pass both, or neither")
     checkpoint = for_photographs(checkpoint)

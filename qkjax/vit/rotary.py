@@ -1,5 +1,7 @@
 """Angles of rotary positions, for the patch grid of an image."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -53,3 +55,20 @@ def with_class_angles(rotation: Rotation, own: Float[Array | np.ndarray, "1 plan
     """Adds the class token, which precedes the patches and is rotated by its own angles, to a rotation of patches."""
     own = jnp.asarray(own, jnp.promote_types(own.dtype, jnp.float32))
     return rotation._replace(angles=jnp.concatenate([own, jnp.asarray(rotation.angles, own.dtype)]))
+
+
+def token_angles(config: ViTConfig, params: Mapping, grid: tuple[int, int]) -> Float[np.ndarray, "tokens planes"]:
+    """The angles of all tokens of an image: special tokens, which are not rotated, and then the patches, row by row.
+
+    MLCD rotates its class token by learned angles.
+
+    Args:
+      config: the architecture of a model with rotary positions.
+      params: its parameter tree.
+      grid: rows and columns of patches.
+    """
+    rotation = patch_rotation(config, grid)
+    if config.rotary.class_angles:
+        rotation = with_class_angles(rotation, np.asarray(params["class_angles"]))
+    angles = np.asarray(rotation.angles)
+    return np.pad(angles, ((config.prefix_tokens + grid[0] * grid[1] - len(angles), 0), (0, 0)))

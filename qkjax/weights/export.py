@@ -104,6 +104,7 @@ def fold_layer_scale(params: Mapping) -> dict:
 def _foreign_parts(config: ViTConfig) -> list[str]:
     """Lists the parts of the architecture that big_vision's model lacks."""
     parts = {
+        "rotary positions": config.rotary,
         "extra tokens besides the class token": config.registers,
         "a class token that is not pooled": config.class_token and config.pool != "tok",
         "a LayerNorm before its first layer": config.pre_norm,

@@ -11,8 +11,8 @@ from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
 from qkjax.analyses.ablate.outputs import Effects, Outputs, edited_outputs, original_outputs
-from qkjax.analyses.edit import scaled, wide_columns, widened
 from qkjax.analyses.usable import require_finite, require_readable
+from qkjax.analyses.wide_heads import scaled, wide_columns, widened
 from qkjax.images.sets import Batch, ImageSet, Unreadable
 from qkjax.interaction.edit import EditedHeads
 from qkjax.passes.engine import Rows, batch_groups, run_pass

@@ -17,14 +17,14 @@ from qkjax.analyses.ablate.plan import AblationSpec, Plan, specs_of
 from qkjax.analyses.ablate.readout import Labels, Readout, check_labels, labels_of
 from qkjax.analyses.ablate.store import Store, same_images
 from qkjax.analyses.ablate.tables import ablations_dataset
-from qkjax.analyses.edit import IDLE_CONTROL, ResolvedEdit, is_idle_control, notes_on, resolve
-from qkjax.analyses.usable import require_no_rotation
+from qkjax.analyses.decomposition import decompose, frame_attrs, query_key
+from qkjax.analyses.edit import IDLE_CONTROL, ResolvedEdit, is_idle_control, realised, resolve
+from qkjax.analyses.edit_rotary import require_own_width
 from qkjax.errors import ShardFinished
 from qkjax.images.default_set import photographs
 from qkjax.images.sets import ImageSet
-from qkjax.interaction.edit import edit as edit_heads
 from qkjax.interaction.metrics import measure
-from qkjax.interaction.modes import Modes, decompose
+from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
 from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.passes.options import PassOptions
@@ -32,7 +32,6 @@ from qkjax.passes.settings import settings_of
 from qkjax.passes.shares import check_shard
 from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.patches import query_places
-from qkjax.vit.tree import query_key
 from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 Arrays = dict[str, np.ndarray]
@@ -62,6 +61,8 @@ def ablate(
 ) -> xr.Dataset:
     """Measures how each edit in a plan changes attention, representations and accuracy.
 
+    For a model with rotary positions, the edits act on the modes of the mean over places; see `ablations_dataset`.
+
     Each finished ablation is saved in its own file in the folder `partial`. After an interruption, or if the plan has
     grown, the next call therefore computes only the missing ablations. Equivalent ablations are computed once.
 
@@ -75,7 +76,8 @@ def ablate(
         the subjects of the default photographs. If there are labels, accuracy is also measured.
       queries: number of evenly spaced query patches per image. For these queries, attention over all keys is compared.
       exact: whether to widen all heads to 2 head_dim + 1 columns, which suffice for any edit. The kernels then
-        represent symmetric parts and rotated modes exactly, but the passes take longer.
+        represent symmetric parts and rotated modes exactly, but the passes take longer. Not for models with rotary
+        positions.
       options: batch size, resolution, floating-point format and share. If there are several shares, they divide the
         ablations among themselves, and each share also runs the original model.
       partial: folder in which finished ablations are saved; the caller removes the folder. If None, nothing is saved.
@@ -96,7 +98,7 @@ def ablate(
       >>> result.sizes["ablation"], result.attention_js.dims
       (2, ('ablation', 'image', 'layer', 'head'))
     """
-    require_no_rotation(checkpoint.config, "ablate")
+    require_own_width(checkpoint.config, exact)
     options = options or PassOptions()
     check_shard(partial, options.shard)
     checkpoint = for_photographs(checkpoint)
@@ -105,8 +107,7 @@ def ablate(
     labels = labels_of(images) if labels is True else labels or Labels([], [])
     if labels.names:
         check_labels(*labels)
-    parts = query_key(checkpoint.params)
-    model = _Model(checkpoint, parts, decompose(parts.query_kernel, parts.key_kernel), images, labels)
+    model = _Model(checkpoint, query_key(checkpoint), decompose(checkpoint), images, labels)
     specs, edits = _resolved(specs_of(plan), model)
     settings = ablation_settings(checkpoint, images, bool(labels.names), queries, exact, options)
     store = Store(partial, settings, fresh=fresh)
@@ -120,6 +121,7 @@ def ablate(
     hidden = ("unreadable", "index", "pixels")
     effects = [{k: v for k, v in arrays.items() if k not in hidden} for arrays in done]
     attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
+    attrs |= frame_attrs(model.modes)
     return ablations_dataset(specs, effects, names, left_out, attrs)
 
 
@@ -136,12 +138,10 @@ def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
     Raises:
       QkjaxError: an edit is unknown, or a selection is invalid.
     """
-    require_no_rotation(checkpoint.config, "ablate")
-    parts = query_key(checkpoint.params)
-    modes = decompose(parts.query_kernel, parts.key_kernel)
-    metrics = measure(modes)
+    modes = decompose(checkpoint)
+    arguments = query_key(checkpoint), modes, measure(modes)
     for spec in specs:
-        resolve(spec.edit, parts, modes, metrics)
+        resolve(spec.edit, *arguments)
 
 
 def _resolved(specs: Sequence[AblationSpec], model: _Model) -> tuple[list[AblationSpec], list[ResolvedEdit]]:
@@ -190,6 +190,8 @@ def _fill(
         finish = _finisher(ablator, model)
         heads = checkpoint.config.depth, checkpoint.config.heads
         nothing = {"share": np.zeros(heads), "kept": np.ones(heads)}
+        if model.parts.rotation is not None:
+            nothing |= {"out_of_reach": np.zeros(heads), "place_change": np.full(heads, np.nan)}
         original = finish(ablator.original) | nothing | {"unreadable": np.array(json.dumps(ablator.unreadable))}
         if not same_images(done[0], original):
             if done[0] is not None:
@@ -212,16 +214,15 @@ def _fill(
 
 def _one(spec, edit: ResolvedEdit, model: _Model, ablator: Ablator, store: Store, finish, notes: set[str]) -> Arrays:
     """Computes and saves one ablation."""
-    arguments = edit.kind, edit.weights, ablator.columns, edit.key_bias, edit.heads
-    heads = edit_heads(model.parts, model.modes, *arguments)
-    for note in notes_on(edit, heads, model.checkpoint.config.head_dim):
+    heads, notes_of_edit, left = realised(edit, model.parts, model.modes, ablator.columns)
+    for note in notes_of_edit:
         text = f"note: {spec.edit.kind} {spec.edit.selection}: {note}"
         if text not in notes:
             tqdm.write(text, file=sys.stderr)
             notes.add(text)
     settings = store.settings | {"edit": store.key(edit), "pixels": ablator.pixels}
     rows = ablator.ablate(heads, store.partial(edit), settings)
-    arrays = finish(rows) | {"share": edit.share, "kept": np.asarray(heads.retained, np.float64)}
+    arrays = finish(rows) | {"share": edit.share, "kept": np.asarray(heads.retained, np.float64), **left}
     store.write(edit, arrays)
     return arrays
 

@@ -35,6 +35,12 @@ LABELS = {
     ),
     "share": Label("edited share", "1", "Edited share of the squared strength of each head."),
     "kept": Label("kept share", "1", "Share of an edit's squared strength that new kernels represent."),
+    "out_of_reach": Label(
+        "share out of reach", "1", "Share of an edited head's squared strength in purely positional planes."
+    ),
+    "place_change": Label(
+        "change that depends on place", "1", "Share of the squared change of M(delta) that is not that of its mean."
+    ),
     "cka": Label("linear CKA", "1", "Similarity of all representations to the original representations."),
     "right_head": Label("classified correctly", "1", "Whether the model's own classifier is correct."),
     "right_probe": Label("classified correctly", "1", "Whether a linear probe of the original model is correct."),
@@ -73,9 +79,11 @@ def ablations_dataset(
       of `Effects`, and the following. `cka` is the similarity of the representations of all images to the original
       representations. `right_head`, `right_probe` and `right_neighbours` are present if there are labels (see
       `Readout`). `share` is the edited share of the squared strength of each head. `kept` is the share of the edited
-      interaction's squared strength that the kernels represent. `unreadable` contains the names of unreadable images,
-      and `reason` the reasons. The coordinates edit, select, control (seed; -1 if the ablation is not a control),
-      key_bias, condition, layers and dose describe each ablation.
+      interaction's squared strength that the kernels represent. For a model
+      with rotary positions, `out_of_reach` is the share of each edited head that no edit can change, and `place_change`
+      the share of the change that depends on the places of query and key. `unreadable` contains the names of unreadable
+      images, and `reason` the reasons. The coordinates edit, select, control (seed; -1 if the ablation is not a
+      control), key_bias, condition, layers and dose describe each ablation.
     """
     variables = {}
     for name in effects[0]:

@@ -17,13 +17,14 @@ from qkjax.activations.largest_object import chosen_objects
 from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import both_signs
 from qkjax.activations.top_k import Top, add, empty, merge
+from qkjax.analyses.decomposition import decompose, frame_attrs
 from qkjax.analyses.objects.tables import objects_dataset
-from qkjax.analyses.usable import require_finite, require_no_rotation, require_readable
+from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.errors import QkjaxError
 from qkjax.images.segmented import Segmented, blank_objects, crop_objects, mosaics
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
-from qkjax.interaction.modes import Modes, decompose
+from qkjax.interaction.modes import Modes
 from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
@@ -31,7 +32,7 @@ from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
-from qkjax.vit.tree import layer_outputs, query_key_kernels
+from qkjax.vit.tree import layer_outputs
 from qkjax.weights.checkpoint import Checkpoint
 
 
@@ -72,7 +73,10 @@ def same_object(
 
     For each mode, the function finds the images that excite the mode most. In each image, the query object is the
     object with the largest mean projection onto u, and the key object is the object with the largest mean projection
-    onto v. An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among
+    onto v. For a model with rotary positions, the modes are those of the mean over places, and tokens are projected
+    without rotation.
+
+    An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among
     themselves.
 
     Args:
@@ -101,7 +105,6 @@ def same_object(
       >>> result.same.dims
       ('layer', 'head', 'mode', 'sign', 'place')
     """
-    require_no_rotation(checkpoint.config, "same_object")
     options = options or PassOptions()
     if fresh and partial:
         remove(partial)
@@ -110,7 +113,7 @@ def same_object(
     checkpoint = for_photographs(checkpoint)
     photograph_grid(checkpoint, options.resolution)  # raises before any computation
     images = mosaics(200, 0) if images is None else images
-    modes = decompose(*query_key_kernels(checkpoint.params))
+    modes = decompose(checkpoint)
     settings = settings_of(checkpoint, images, options, top=top, stream=stream)
     layers, heads, _, rank = modes.u.shape
     result = run_pass(
@@ -127,7 +130,7 @@ def same_object(
     objects = np.zeros(len(images), np.int64)
     objects[result.rows["index"]] = result.rows["objects"]
     left_out = [*images.left_out, *((images.names[i], reason) for i, reason in result.unreadable)]
-    attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings)}
+    attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings), **frame_attrs(modes)}
     score, stored = (np.asarray(x) for x in result.state)
     require_finite({"scores": score[stored >= 0]}, images.name, partial)
     return objects_dataset(score, stored, objects, images.names, left_out, measure(modes), attrs)

@@ -16,13 +16,13 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from qkjax.activations.attention import region_attention, similarity_preference
+from qkjax.analyses.decomposition import decompose, frame_attrs
 from qkjax.analyses.preference.tables import QUERIES, STREAMS, preference_dataset
-from qkjax.analyses.usable import require_finite, require_no_rotation, require_readable
+from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.images.generated import patterns
 from qkjax.images.scenes import Scene, blank_scene, crop_to_model
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
-from qkjax.interaction.modes import decompose
 from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
 from qkjax.passes.options import PassOptions, batch_size
@@ -30,7 +30,7 @@ from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
-from qkjax.vit.tree import layer_outputs, query_key_kernels
+from qkjax.vit.tree import layer_outputs
 from qkjax.weights.checkpoint import Checkpoint
 
 
@@ -98,6 +98,9 @@ def attention_preference(
     Every scene has a target and distractors, which are the two categories. There are two queries per scene: the patch
     that overlaps the target's mask most, and the patch that overlaps the distractors' mask most. For every head, the
     attention of each query to the patches is multiplied by the masks and summed (the paper, section 3.1 and figure 2).
+    With rotary positions, the attention is the model's own, and the weighted cosine of a head that of the mean over
+    places.
+
     An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among themselves.
 
     Args:
@@ -123,7 +126,6 @@ def attention_preference(
       >>> result.mass.dims
       ('image', 'layer', 'head', 'query', 'region')
     """
-    require_no_rotation(checkpoint.config, "attention_preference")
     options = options or PassOptions()
     if fresh and partial:
         remove(partial)
@@ -143,16 +145,16 @@ def attention_preference(
     require_readable(result.unreadable, scenes, partial)
     values = {"attention": "mass", "similarities": "similarity", "tokens": "centre"}
     require_finite({name: result.rows[key] for name, key in values.items()}, scenes.name, partial)
-    metrics = measure(decompose(*query_key_kernels(checkpoint.params)))
+    modes = decompose(checkpoint)
     centre = np.zeros(result.rows["centre"].shape[1:])
     for batch_sum in result.rows.pop("centre"):
         # summed in the order of the batches, so that interruptions and several hosts leave the result bit-identical
         centre = centre + batch_sum
     index = result.rows.pop("index")
     left_out = [*scenes.left_out, *((scenes.names[i], reason) for i, reason in result.unreadable)]
-    attrs = {"model": checkpoint.name, "scenes": scenes.name, "settings": json.dumps(settings)}
+    attrs = {"model": checkpoint.name, "scenes": scenes.name, "settings": json.dumps(settings), **frame_attrs(modes)}
     names = [scenes.names[i] for i in index]
-    return preference_dataset(result.rows, names, anisotropy(centre, len(index)), left_out, metrics, attrs)
+    return preference_dataset(result.rows, names, anisotropy(centre, len(index)), left_out, measure(modes), attrs)
 
 
 def _on_devices(checkpoint: Checkpoint, options: PassOptions):

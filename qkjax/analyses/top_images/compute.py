@@ -13,13 +13,14 @@ import xarray as xr
 from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import SCORES, both_signs
 from qkjax.activations.top_maps import TopMaps, add, empty, merge
+from qkjax.analyses.decomposition import decompose, frame_attrs
 from qkjax.analyses.top_images.tables import top_images_dataset
-from qkjax.analyses.usable import require_finite, require_no_rotation, require_readable
+from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.errors import QkjaxError, nearest
 from qkjax.images.default_set import photographs
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
-from qkjax.interaction.modes import Modes, decompose
+from qkjax.interaction.modes import Modes
 from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import (
     batches_of_photographs,
@@ -34,7 +35,7 @@ from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
 from qkjax.runtime.files import remove
 from qkjax.vit.model import ViT
-from qkjax.vit.tree import layer_outputs, query_key_kernels
+from qkjax.vit.tree import layer_outputs
 from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 MAPPED = 5
@@ -78,6 +79,9 @@ def top_images(
 ) -> xr.Dataset:
     """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
 
+    For a model with rotary positions, the modes are those of the mean over places, and the maps are the projections of
+    tokens without rotation, so that an image scores by its content and not by the places of its patches.
+
     An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among themselves.
     Independent processes can also divide the images; see the attribute `shard` of `PassOptions`.
 
@@ -110,7 +114,6 @@ def top_images(
       >>> result.image_index.dims
       ('score', 'layer', 'head', 'mode', 'sign', 'place')
     """
-    require_no_rotation(checkpoint.config, "top_images")
     options = options or PassOptions()
     if fresh and partial:
         remove(partial)
@@ -118,7 +121,7 @@ def top_images(
     grid = check(checkpoint, top, scores, options)
     images = photographs() if images is None else images
     settings = scan_settings(checkpoint, images, top, scores, stream, options)
-    modes = decompose(*query_key_kernels(checkpoint.params))
+    modes = decompose(checkpoint)
     layers, heads, _, rank = modes.u.shape
     places = min(top, len(images))
     mapped = mapped_modes(maps, (layers, heads, rank), places, grid)
@@ -134,7 +137,7 @@ def top_images(
     )
     require_readable(result.unreadable, images, partial)
     unreadable = [(images.names[index], reason) for index, reason in result.unreadable]
-    attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
+    attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings), **frame_attrs(modes)}
     best = jax.tree.map(np.asarray, result.state)
     if not (best.top.image.min() >= -1 and best.top.image.max() < len(images)):
         raise QkjaxError(f"cannot resume from {partial}: it contains images that are not in the set; remove this file")

@@ -13,15 +13,15 @@ import xarray as xr
 from tqdm import tqdm
 
 from qkjax.activations.project import Stream
+from qkjax.analyses.decomposition import decompose
 from qkjax.analyses.top_images.tables import has_maps, images_of_mode, maps_of_mode, with_sign
-from qkjax.analyses.usable import require_no_rotation
 from qkjax.errors import QkjaxError
 from qkjax.figures.overlay import Map
 from qkjax.figures.sheets import SheetRow, Tile
 from qkjax.images.preprocess import normalise, picture
 from qkjax.images.sets import ImageSet
 from qkjax.interaction.mode_name import ModeName
-from qkjax.interaction.modes import Modes, decompose
+from qkjax.interaction.modes import Modes
 from qkjax.passes.inputs import (
     batches_of_photographs,
     crop_to_patches,
@@ -32,7 +32,6 @@ from qkjax.passes.inputs import (
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.model import ViT, forward
-from qkjax.vit.tree import query_key_kernels
 from qkjax.weights.checkpoint import Checkpoint
 
 
@@ -122,8 +121,7 @@ def _second_pass(
             modes_by_image[index].append(name)
     if not modes_by_image:
         return {}
-    require_no_rotation(checkpoint.config, "top_images")
-    modes = decompose(*query_key_kernels(checkpoint.params))
+    modes = decompose(checkpoint)
     return mode_maps(checkpoint, modes, images, modes_by_image, *options_of(dataset))
 
 

@@ -21,6 +21,26 @@ function logitsOf(data, model, head, token) {
   return { logits, terms };
 }
 
+/** The keys that the query direction of a mode attends to from the place of a token, with rotary positions. */
+function keysFrom(data, model, head, mode, token) {
+  const { modes, special, grid } = model.facts;
+  const tokens = special.length + grid[0] * grid[1];
+  const planes = model.angles.length / tokens;
+  const own = data.direction.subarray((head * modes + mode) * 2 * planes);
+  const rotated = new Float64Array(2 * planes);
+  for (let plane = 0; plane < planes; plane++) {
+    const angle = model.angles[token * planes + plane];
+    const [cosine, sine] = [Math.cos(angle), Math.sin(angle)];
+    rotated[plane] = own[plane] * cosine - own[planes + plane] * sine;
+    rotated[planes + plane] = own[planes + plane] * cosine + own[plane] * sine;
+  }
+  for (let c = 0; c < 2 * planes; c++) rotated[c] *= data.places_step[head * 2 * planes + c];
+  const keys = new Float64Array(tokens);
+  for (let key = 0; key < tokens; key++)
+    for (let c = 0; c < 2 * planes; c++) keys[key] += rotated[c] * data.places[(head * tokens + key) * 2 * planes + c];
+  return keys.map((x) => x * data.direction_step[head * modes + mode]);
+}
+
 function softmax(logits) {
   const most = logits.reduce((a, b) => Math.max(a, b));
   const powers = logits.map((x) => Math.exp(x - most));
@@ -173,7 +193,10 @@ function lookDetail(c, model, data, photo) {
   const { logits, terms } = logitsOf(data, model, head, token);
   const attention = softmax(logits);
   const shares = sharesOf(terms, logits);
-  const bias = sharesOf([data.bias.subarray(head * logits.length, (head + 1) * logits.length)], logits)[0];
+  const rest = model.angles
+    ? logits.map((x, key) => x - terms.reduce((sum, term) => sum + term[key], 0))
+    : data.bias.subarray(head * logits.length, (head + 1) * logits.length);
+  const bias = sharesOf([rest], logits)[0];
   const canvas = canvasOf(model, 400, `attention in layer ${layer}, head ${head}`);
   draw.lit(canvas, grid, photo, attention.subarray(special.length));
   const onSpecial = special.map((name, i) => `${percent(attention[i])} on the ${name}`).join(", ");
@@ -205,12 +228,15 @@ function lookDetail(c, model, data, photo) {
       grid,
       terms[mode].subarray(special.length).map((x) => x - mean),
     );
+    const keys = model.angles ? canvasOf(model, 64, `keys of mode ${mode} from here`) : null;
+    if (keys) draw.signed(keys, grid, keysFrom(data, model, head, mode, token).subarray(special.length));
     const name = `L${layer} H${head} M${mode}`;
     const cosine = model.cosine[(layer * model.facts.heads + head) * model.facts.modes + mode];
     return h(
       "tr",
       {},
       h("td", { class: "tile" }, small),
+      keys ? h("td", { class: "tile" }, keys) : null,
       h(
         "th",
         { scope: "row" },
@@ -236,7 +262,9 @@ function lookDetail(c, model, data, photo) {
           h(
             "tr",
             {},
-            ["adds", "mode", "share here", "cosine"].map((text) => h("th", { scope: "col" }, text)),
+            ["adds", ...(model.angles ? ["keys from here"] : []), "mode", "share here", "cosine"].map((text) =>
+              h("th", { scope: "col" }, text),
+            ),
           ),
         ),
         h("tbody", {}, rows),
@@ -246,8 +274,13 @@ function lookDetail(c, model, data, photo) {
       "p",
       { class: "hint" },
       `The modes by which the logits of this query differ most between keys; `,
-      `the key bias has a share of ${percent(bias)}. `,
+      model.angles
+        ? `the biases and the planes that no mode includes have a share of ${percent(bias)}. `
+        : `the key bias has a share of ${percent(bias)}. `,
       `Orange: draws attention there, purple: away. `,
+      model.angles
+        ? "Keys from here: the exact logits of a query with the mode's query direction at the chosen place. "
+        : null,
       h("a", { href: c.href({ view: "head" }) }, "All modes of the head"),
     ),
   ];

@@ -152,7 +152,7 @@ class App {
     const focused = element.contains(document.activeElement) ? document.activeElement.id : null;
     const moved = element.dataset.view !== place.view;
     element.dataset.view = place.view;
-    element.replaceChildren(this.tabs(c, pane, place), ...content);
+    element.replaceChildren(this.tabs(c, pane, place), ...content.filter((part) => part !== null));
     if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
     if (moved && places.length === 1 && turn > 1) window.scrollTo(0, 0);
   }
