@@ -6,7 +6,8 @@ Timed is `qkjax.ablate`: the pass of the original model; new kernels for each ab
 `--queries` patches per image, all their keys); readouts by class; the saved progress; and once the dataset. Tables and
 figures are not timed (they were up to 2026-11-27). The floor is the bare forward pass on the same batches, already
 decoded, by one compiled program. It is timed before, in the middle (with the first tenth of the plan done) and after,
-since the speed of machines varies. Programs are compiled before timing.
+since the speed of machines varies. If other work uses the machine, the ratio of the CPU times says more than the ratio
+of the elapsed times; both are printed. Programs are compiled before timing.
 """
 
 import contextlib
@@ -36,13 +37,18 @@ def plan(count: int) -> list:
     return expand([{"edit": "drop", "select": ["grouping={dose}", "contextual={dose}"], "dose": doses}])[:count]
 
 
-def job_seconds(lines: list, images: int, queries: int, folder: Path) -> float:
-    """Seconds of a whole job; what it prints is left out."""
+def clocks() -> np.ndarray:
+    """The elapsed time and the CPU time of all threads, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def job_seconds(lines: list, images: int, queries: int, folder: Path) -> np.ndarray:
+    """Elapsed seconds and CPU seconds of a whole job; what it prints is left out."""
     checkpoint, chosen = qkjax.load(MODEL), photographs().spread(images)[0]
-    start = time.perf_counter()
+    start = clocks()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         qkjax.ablate(checkpoint, lines, chosen, labels=True, queries=queries, partial=folder)
-    return time.perf_counter() - start
+    return clocks() - start
 
 
 def main(ablations: int = 100, images: int = 64, queries: int = 16) -> None:
@@ -57,16 +63,23 @@ def main(ablations: int = 100, images: int = 64, queries: int = 16) -> None:
     lines = plan(ablations)
     with tempfile.TemporaryDirectory() as name:
         job_seconds(lines[:1], images, queries, Path(name) / "compiled")
-        bare = [forward_seconds(checkpoint, made) * scale]
+        bare = [forward_seconds(checkpoint, made, clocks)]
         first = job_seconds(lines[: len(lines) // 10], images, queries, Path(name) / "plan")
-        bare.append(forward_seconds(checkpoint, made) * scale)
+        bare.append(forward_seconds(checkpoint, made, clocks))
+        print(
+            f"so far: bare {bare[0][0]:.2f} and {bare[1][0]:.2f} s, {len(lines) // 10} ablations {first[0]:.1f} s",
+            flush=True,
+        )
         rest = job_seconds(lines, images, queries, Path(name) / "plan")
-        bare.append(forward_seconds(checkpoint, made) * scale)
-    floor = float(np.median(bare))
+        bare.append(forward_seconds(checkpoint, made, clocks))
+    floor = np.median(bare, axis=0) * scale
     print(f"{MODEL}, {images} photographs, {len(lines)} ablations, {queries} queries, batch {size}")
-    print(f"bare forward pass: {floor:.2f} s (of {', '.join(f'{x:.2f}' for x in bare)}), x {len(lines)}: ", end="")
-    print(f"{floor * len(lines):.1f} s\nplan, begun and gone on with: {first:.1f} + {rest:.1f} s")
-    print(f"{(first + rest) / (floor * len(lines)):.3f} times the bare passes")
+    for what, bare_pass, before, after in zip(("elapsed", "CPU"), floor, first, rest, strict=True):
+        print(
+            f"{what}: bare forward pass {bare_pass:.2f} s, times {len(lines)}: {bare_pass * len(lines):.1f} s; "
+            f"plan, begun and gone on with: {before:.1f} + {after:.1f} s; "
+            f"{(before + after) / (bare_pass * len(lines)):.3f} times"
+        )
 
 
 if __name__ == "__main__":

@@ -59,15 +59,15 @@ def save_photographs(folder: Path, count: int) -> ImageSet:
     return open_images(folder)
 
 
-def forward_seconds(checkpoint: Checkpoint, made: list[np.ndarray]) -> float:
+def forward_seconds(checkpoint: Checkpoint, made: list[np.ndarray], clock: Callable = time.perf_counter) -> float:
     """Seconds of the forward pass alone over batches of pixels, after one that compiles."""
     model, params = qkjax.ViT(checkpoint.config), jax.device_put(checkpoint.params)
     step = jax.jit(lambda params, pixels: model.apply({"params": params}, pixels.astype(jnp.float32) / 255)[0])
     jax.block_until_ready(step(params, made[0]))
-    start = time.perf_counter()
+    start = clock()
     for pixels in made:
         jax.block_until_ready(step(params, pixels))
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def step_seconds(step: Callable, top, made: list[np.ndarray]) -> float:

@@ -20,7 +20,7 @@ class Passed:
 
     def __init__(self, path: Path):
         self.path, self.new = path, set()
-        self.before = set(path.read_text().splitlines()) if path.exists() else set()
+        self.before = set(path.read_text("utf-8").split("\n")) if path.exists() else set()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config, items):
@@ -34,7 +34,7 @@ class Passed:
 
     def pytest_sessionfinish(self, session):
         if not hasattr(session.config, "workerinput"):
-            self.path.write_text("\n".join(sorted(self.before | self.new)))
+            self.path.write_text("\n".join(sorted(self.before | self.new)), "utf-8")
 
 
 def source(item: pytest.Item) -> str:

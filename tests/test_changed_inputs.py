@@ -138,3 +138,20 @@ def test_finished_training(folder):
     with pytest.raises(qkjax.QkjaxError, match=r"data='data' has changed since the run in run began: .*fresh=True"):
         qkjax.train(config, "run")
     assert qkjax.train(replace(config, steps=4), "run", fresh=True)["step"] == 4
+
+
+def test_training_from_a_checkpoint_that_was_replaced(folder):
+    """The start decides the result of a run, too; `run` is finished here."""
+    config = qkjax.ViTConfig(16, 1, 1, 16, 16, (2, 2), channels=1, grid=(4, 4), classes=10)
+    for seed, name in enumerate(("start.npz", "other.npz")):
+        tree = qkjax.ViT(config).init(jax.random.key(seed), np.zeros((1, 8, 8, 1)))["params"]
+        write_checkpoint(Path(name), config, jax.tree.map(np.asarray, tree))
+    settings = qkjax.TrainConfig(
+        start="start.npz", width=16, depth=1, heads=1, mlp_dim=16, steps=2, warmup=0, every=2, batch=4
+    )
+    first = qkjax.train(settings, "run")
+    assert qkjax.train(settings, "run") == first
+    shutil.copy("other.npz", "start.npz")
+    with pytest.raises(qkjax.QkjaxError, match=r"start='start.npz' has changed since the run in run began: .*fresh"):
+        qkjax.train(settings, "run")
+    assert qkjax.train(settings, "run", fresh=True)["loss"] != first["loss"]

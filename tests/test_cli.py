@@ -33,6 +33,16 @@ def run(*arguments, cwd=None, kilobytes=0, **options) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=200, **options)
 
 
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Like `run`, in the process of the test, which saves a second or more for each command."""
+
+    def run(*arguments) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess(arguments, *command(monkeypatch, capsys, *arguments))
+
+    return run
+
+
 def assert_one_clear_line(done, *parts: str) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -75,8 +85,9 @@ def test_analyze_the_default(default, tmp_path):
     assert " ".join(table[14:]).startswith("Grouping is strongest in layers 0, 1 and 2 (weighted cosine 0.")
 
 
-def test_analyze_several_with_options(tmp_path):
-    done = run("analyze", DATA / "a.npz", DATA / "b.npz", "--fold-scale", "--center", "--normalize", cwd=tmp_path)
+def test_analyze_several_with_options(run_here, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    done = run_here("analyze", DATA / "a.npz", DATA / "b.npz", "--fold-scale", "--center", "--normalize")
     assert done.returncode == 0, done.stderr
     for name in "ab":
         assert_results(tmp_path / "results" / name, 4, 4, 16)
@@ -90,9 +101,9 @@ def test_analyze_several_with_options(tmp_path):
         assert json.loads(data.attrs["config"])["pool"] == "tok"
 
 
-def test_compare(tmp_path):
+def test_compare(run_here, tmp_path):
     """`a` and `d` are one model in two layouts; `c` is another of the same shapes."""
-    done = run("compare", *(DATA / f"{name}.npz" for name in "adc"), "--out", tmp_path / "out")
+    done = run_here("compare", *(DATA / f"{name}.npz" for name in "adc"), "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "compare.csv", "cosine_by_depth.png", "cosine_by_depth.pdf", "d-against-a", "c-against-a",
@@ -107,7 +118,7 @@ def test_compare(tmp_path):
         with xr.open_dataset(folder / "difference.nc") as data:
             assert data.match.dims == ("layer", "head", "mode")
             assert least < data.similarity.min() <= data.similarity.max() < most
-    assert_one_clear_line(run("compare", DATA / "a.npz"), "at least two models")
+    assert_one_clear_line(run_here("compare", DATA / "a.npz"), "at least two models")
 
 
 def test_export_and_models(tmp_path):
@@ -124,7 +135,7 @@ def test_export_and_models(tmp_path):
     assert "on disk" in run("models", env=os.environ | {"QKJAX_CHECKPOINTS": str(tmp_path)}).stdout
 
 
-def test_models_that_match(tmp_path):
+def test_models_that_match(run_here, tmp_path):
     environment = os.environ | {"QKJAX_CHECKPOINTS": str(tmp_path), "COLUMNS": "130"}
     done = run("models", "DINOv2-vits*", "--family", "dinov2", env=environment)
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [DEFAULT]
@@ -136,31 +147,34 @@ def test_models_that_match(tmp_path):
         assert row["objective"] == "contrastive"
         assert row["state"] in ("on disk", "not fetched", "unsupported")
         assert row["bytes"] is None or row["bytes"] > 0
-    assert_one_clear_line(run("models", "dinov2-vits14-focs"), "matches pattern", f"nearest: '{DEFAULT}'")
-    assert_one_clear_line(run("models", "--family", "dino3"), "unknown family 'dino3'", "DINOv3, DeiT")
-    assert_one_clear_line(run("models", "--objective", "x"), "unknown objective 'x'", "classification, contrastive")
-
-
-def test_bad_input(tmp_path):
-    (tmp_path / "text.npz").write_text("hello")
-    assert_one_clear_line(run("analyze", tmp_path / "text.npz"), "text.npz is not an npz file")
-    assert_one_clear_line(run("analyze", "dinov2-vits14-focs"), "nearest: 'dinov2-vits14-focus'")
-    assert_one_clear_line(run("analyze"), "no model given")
-    assert_one_clear_line(run("analyze", DATA / "a.npz", "--center"), "--fold-scale")
-    assert_one_clear_line(run("fetch", "vit"), "no model 'vit' in the catalogue")
-    assert_one_clear_line(run("analyze", DATA / "a.npz", DATA / "a.npz"), "two models have the same name 'data-a'")
-    assert run("analyze", DATA / "a.npz", "--centre").returncode == 2
-    assert run("analyse", DATA / "a.npz").returncode == 2
-
-
-def test_output_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert_one_clear_line(run("analyze", DATA / "a.npz", "--out", tmp_path / "file"), "is a file")
+    assert_one_clear_line(run_here("models", "dinov2-vits14-focs"), "matches pattern", f"nearest: '{DEFAULT}'")
+    assert_one_clear_line(run_here("models", "--family", "dino3"), "unknown family 'dino3'", "DINOv3, DeiT")
     assert_one_clear_line(
-        run("analyze", DATA / "a.npz", "--out", tmp_path / "file" / "sub"), "file is a file: expected"
+        run_here("models", "--objective", "x"), "unknown objective 'x'", "classification, contrastive"
+    )
+
+
+def test_bad_input(run_here, tmp_path):
+    (tmp_path / "text.npz").write_text("hello")
+    assert_one_clear_line(run_here("analyze", tmp_path / "text.npz"), "text.npz is not an npz file")
+    assert_one_clear_line(run_here("analyze", "dinov2-vits14-focs"), "nearest: 'dinov2-vits14-focus'")
+    assert_one_clear_line(run_here("analyze"), "no model given")
+    assert_one_clear_line(run_here("analyze", DATA / "a.npz", "--center"), "--fold-scale")
+    assert_one_clear_line(run_here("fetch", "vit"), "no model 'vit' in the catalogue")
+    assert_one_clear_line(run_here("analyze", DATA / "a.npz", DATA / "a.npz"), "two models have the same name 'data-a'")
+    assert run_here("analyze", DATA / "a.npz", "--centre").returncode == 2
+    assert run_here("analyse", DATA / "a.npz").returncode == 2
+
+
+def test_output_that_cannot_be_written(run_here, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_one_clear_line(run_here("analyze", DATA / "a.npz", "--out", tmp_path / "file"), "is a file")
+    assert_one_clear_line(
+        run_here("analyze", DATA / "a.npz", "--out", tmp_path / "file" / "sub"),
+        "file is a file: expected",
     )
     assert_one_clear_line(
-        run("analyze", DATA / "a.npz", "--out", "/proc/qkjax"), "cannot create or write --out /proc/qkjax"
+        run_here("analyze", DATA / "a.npz", "--out", "/proc/qkjax"), "cannot create or write --out /proc/qkjax"
     )
 
 
@@ -240,11 +254,11 @@ def test_interrupt_within_garbage_collection():
     assert "interrupted" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_names_that_matplotlib_would_read_as_its_own(tmp_path):
+def test_names_that_matplotlib_would_read_as_its_own(run_here, tmp_path):
     """Dollar signs are no mathematics, and a leading underscore hides nothing from the legend."""
     for name in (r"_x$\frac$", "c"):
         (tmp_path / f"{name}.npz").write_bytes((DATA / "a.npz").read_bytes())
-    done = run("analyze", tmp_path / r"_x$\frac$.npz", tmp_path / "c.npz", "--out", tmp_path / "out")
+    done = run_here("analyze", tmp_path / r"_x$\frac$.npz", tmp_path / "c.npz", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert_results(tmp_path / "out" / r"_x$\frac$", 4, 4, 16)
     metrics = qkjax.measure(qkjax.decompose(qkjax.load(DATA / "a.npz")))
@@ -302,12 +316,12 @@ def test_image_of_the_default(default, tmp_path):
     assert image[..., :3].std() > 0.1
 
 
-def test_image_of_a_file_on_a_grid_that_is_not_square(tmp_path):
+def test_image_of_a_file_on_a_grid_that_is_not_square(run_here, tmp_path):
     from skimage import data
 
     matplotlib.image.imsave(tmp_path / "photo.jpg", data.coffee())
     flags = ("--resolution", 32, 60, "--contribution", "attention", "--stream", "residual", "--out", tmp_path / "out")
-    done = run("image", DATA / "b.npz", tmp_path / "photo.jpg", *flags)
+    done = run_here("image", DATA / "b.npz", tmp_path / "photo.jpg", *flags)
     assert done.returncode == 0, done.stderr
     sheets = {f"layer_{i:02d}.{end}" for i in range(4) for end in ("png", "pdf")}
     assert {p.name for p in (tmp_path / "out").iterdir()} == sheets | {
@@ -317,10 +331,10 @@ def test_image_of_a_file_on_a_grid_that_is_not_square(tmp_path):
     }
 
 
-def test_modes_of_a_small_model(tmp_path):
+def test_modes_of_a_small_model(run_here, tmp_path):
     """The whole of `qkjax modes` on the default photographs, and a page of modes by name from the same scan."""
     out, model = tmp_path / "out", DATA / "a.npz"
-    done = run(
+    done = run_here(
         "modes", model, "--out", out, "--head", 1, "--sheet-modes", 2, "--top", 4, "--score", "product", "key_max"
     )
     assert done.returncode == 0, done.stderr
@@ -339,7 +353,7 @@ def test_modes_of_a_small_model(tmp_path):
     row = next(r for r in rows_of(out / "sheets.csv") if (r["layer"], r["mode"], r["place"]) == ("2", "0", "0"))
     assert (row["image"], row["sign"]) == (first, "1" if sign == 0 else "-1")
     flags = ("--top", 4, "--score", "product", "key_max", "--select", "L2 H1 M0", "l3h3m15-")
-    done = run("modes", model, "--out", out, *flags)
+    done = run_here("modes", model, "--out", out, *flags)
     assert done.returncode == 0, done.stderr
     assert "scanning" not in done.stderr
     assert (out / "chosen.png").exists()
@@ -367,16 +381,16 @@ def test_modes_of_a_small_model(tmp_path):
     ],
     ids=lambda value: " ".join(map(str, value[2:])) if value[0] in ("image", "modes") else None,
 )
-def test_bad_input_of_image_and_modes(arguments, parts, tmp_path):
-    done = run(*arguments, "--out", tmp_path / "out")
+def test_bad_input_of_image_and_modes(run_here, arguments, parts, tmp_path):
+    done = run_here(*arguments, "--out", tmp_path / "out")
     assert_one_clear_line(done, *parts)
     assert not (tmp_path / "out").exists()
 
 
-def test_folder_that_is_a_file_is_noticed_before_the_work(tmp_path):
+def test_folder_that_is_a_file_is_noticed_before_the_work(run_here, tmp_path):
     (tmp_path / "out").write_text("mine")
     for arguments in (("image", DATA / "a.npz", "chelsea"), ("modes", DATA / "a.npz")):
-        done = run(*arguments, "--out", tmp_path / "out")
+        done = run_here(*arguments, "--out", tmp_path / "out")
         assert_one_clear_line(done, "out", "is a file: expected a folder for the results")
         assert not done.stdout
     assert (tmp_path / "out").read_text() == "mine"
@@ -387,7 +401,7 @@ def test_what_does_not_fit_in_memory(tmp_path):
     assert_one_clear_line(done, "out of memory: pass a smaller --resolution")
 
 
-def test_images_of_modes_that_change_or_cannot_be_read(tmp_path):
+def test_images_of_modes_that_change_or_cannot_be_read(run_here, tmp_path):
     """All unreadable; some; changed or gone after the scan: a result of other images is not replaced unasked."""
     from skimage import data
 
@@ -395,24 +409,26 @@ def test_images_of_modes_that_change_or_cannot_be_read(tmp_path):
     images.mkdir()
     (images / "bad.png").write_bytes(b"nothing")
     command = ("modes", DATA / "a.npz", "--images", images, "--out", out, "--layer", 0, "--head", 0)
-    done = run(*command)
+    done = run_here(*command)
     assert_one_clear_line(done, "none of the 1 images of images can be used", "bad.png", "cannot identify image file")
     assert not out.exists(), "the next run tries the images again"
     (images / "bad.png").unlink()
     for i, picture in enumerate((data.coffee(), data.chelsea(), data.astronaut())):
         matplotlib.image.imsave(images / f"{i}.png", picture)
-    done = run(*command)
+    done = run_here(*command)
     assert done.returncode == 0, done.stderr
     assert not (out / "unreadable.csv").exists()
     before, picture = (out / "top_images.nc").read_bytes(), (images / "1.png").read_bytes()
     for change in (lambda: (images / "1.png").write_bytes(bytes(len(picture))), (images / "1.png").unlink):
         change()
-        assert_one_clear_line(run(*command), "has different settings (images): pass another folder as --out, or repeat")
+        assert_one_clear_line(
+            run_here(*command), "has different settings (images): pass another folder as --out, or repeat"
+        )
         assert (out / "top_images.nc").read_bytes() == before
     (images / "1.png").write_bytes(picture)
-    assert run(*command).returncode == 0, "the content counts, not the time of change"
+    assert run_here(*command).returncode == 0, "the content counts, not the time of change"
     (out / "top_images.nc").write_bytes(b"junk")
-    assert_one_clear_line(run(*command), "cannot read the result", "remove it")
+    assert_one_clear_line(run_here(*command), "cannot read the result", "remove it")
 
 
 @pytest.mark.parametrize("kilobytes", [8, 300])

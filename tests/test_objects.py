@@ -1,5 +1,8 @@
 """Same object or another, mode by mode: against plain loops, on hand-made maps, and from published layouts of files."""
 
+import struct
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,3 +158,41 @@ def test_ade20k_in_its_layouts_and_folders_of_ones_own(tmp_path):
     for path, says in {"none": "there is no folder", "own/images": "has no image with a mask: expected"}.items():
         with pytest.raises(qkjax.QkjaxError, match=says):
             open_objects(tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("16 bits", "16 bits, of which only 8"), ("float", "mode F"), ("CMYK", "mode CMYK"), ("JPEG", "JPEG")],
+)
+def test_masks_whose_values_cannot_be_read_exactly(kind, words, tmp_path):
+    """Pillow reads them as other numbers, so that two objects would become one."""
+    write(tmp_path / "images" / "a.png", np.zeros((32, 32, 3), np.uint8))
+    (tmp_path / "masks").mkdir()
+    if kind == "16 bits":
+        (tmp_path / "masks" / "a.png").write_bytes(png_of_16_bits(np.full((32, 32, 3), 257, ">u2")))
+    elif kind == "float":
+        Image.fromarray(np.full((32, 32), 1.2, np.float32)).save(tmp_path / "masks" / "a.tif")
+    else:
+        suffix, mode = {"CMYK": ("tif", "CMYK"), "JPEG": ("jpg", "L")}[kind]
+        Image.new(mode, (32, 32)).save(tmp_path / "masks" / f"a.{suffix}")
+    with pytest.raises(qkjax.QkjaxError, match=words):
+        open_objects(tmp_path).read(0)
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """A PNG file with 16 bits per channel, which Pillow cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_two_files_of_one_name(tmp_path):
+    for name in ("images/a.png", "images/a.jpg", "masks/a.png"):
+        write(tmp_path / name, np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(qkjax.QkjaxError, match=r"images contains a\.(jpg|png) and a\.(jpg|png): expected one of them"):
+        open_objects(tmp_path)

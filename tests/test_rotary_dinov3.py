@@ -15,6 +15,7 @@ from test_rotary_eva import assert_close, compare, save, small_timm
 
 import qkjax
 from conftest import moved
+from qkjax.images.preprocess import PRESETS
 from qkjax.vit.model import forward
 from qkjax.vit.rotary_config import Rotary
 from qkjax.weights.families.facts import Facts
@@ -230,6 +231,7 @@ def test_names_of_meta(torch, library, name, tmp_path):
         checkpoint = qkjax.load(path)  # the periods state the dimension of a head, and so the number of heads
     assert any("rounded to bfloat16" in note for note in checkpoint.notes)
     assert any("norm_eps=1e-05" in note and "pool='tok'" in note for note in checkpoint.notes)
+    assert checkpoint.preprocess == PRESETS["hf-dinov3"]
     whole = qkjax.load(tmp_path / "hub")
     assert checkpoint.config == replace(whole.config, grid=None)
     assert_same_parameters(checkpoint, whole)

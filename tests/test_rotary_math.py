@@ -599,28 +599,28 @@ def test_chance_against_simulated_heads(name):
     np.testing.assert_allclose(np.mean(shares.contribution, (0, 1)), null.contribution, atol=0.01)
     np.testing.assert_allclose(np.mean(shares.within_plane, (0, 1)), null.within_plane, atol=0.01)
     np.testing.assert_allclose(np.mean(shares.axis, (0, 1)), null.axis, atol=0.01)
-    inside = np.abs(np.asarray(shares.share)[0] - null.share) < null.share_head
+    inside = np.abs(np.asarray(shares.share)[0] - null.share) < null.share_width.head
     assert 0.91 < inside.mean() < 0.98
     cosine = cosine_by_offset(query, key, case.angles, case.grid)
-    inside = np.abs(cosine[0]) < null.cosine_head
+    inside = np.abs(cosine[0]) < null.cosine_width.head
     assert (np.abs(inside.mean(0) - 0.95) < 0.03).all()
-    assert null.cosine_head == null_band(48, 4, HEAD_DIM).head_weighted_cosine
+    assert null.cosine_width.head == null_band(48, 4, HEAD_DIM).head_weighted_cosine
     curve = by_distance(cosine, pair_counts(case.grid)).value[0]
     np.testing.assert_allclose(curve.std(0) / cosine[0, :, 0, 0].std(), curve_factor(case.angles, case.grid), rtol=0.08)
-    assert (np.abs((np.abs(curve) < null.curve_head).mean(0) - 0.95) < 0.03).all()
+    assert (np.abs((np.abs(curve) < null.curve_width.head).mean(0) - 0.95) < 0.03).all()
     direction = isotropy(cosine)
-    assert abs(np.mean(direction.isotropic) - null.isotropic[0]) < 0.03
-    assert abs(np.mean(direction.odd) - null.odd[0]) < 0.03
-    for ours, half_width in ((direction.ahead[0], null.ahead), (direction.along[0], null.along)):
+    assert abs(np.mean(direction.isotropic) - null.isotropic) < 0.03
+    assert abs(np.mean(direction.odd) - null.odd) < 0.03
+    for ours, half_width in ((direction.ahead[0], null.ahead_width.head), (direction.along[0], null.along_width.head)):
         assert (np.abs((np.abs(ours) < half_width).mean(0) - 0.95) < 0.035).all()
 
 
 def test_chance_without_any_rotation():
     null = rotary_null(24, 2, np.zeros((15, 4)), (5, 3))
     assert null.share == 0
-    assert null.share_head < 1e-5
-    np.testing.assert_allclose(null.curve_head, null.cosine_head)
-    assert np.isnan([*null.isotropic, *null.odd]).all()
+    assert null.share_width.head < 1e-5
+    np.testing.assert_allclose(null.curve_width.head, null.cosine_width.head)
+    assert np.isnan([null.isotropic, null.odd, *null.isotropic_end, *null.odd_end]).all()
 
 
 def test_planes_that_are_all_positional():

@@ -95,22 +95,6 @@ def test_refused_without_rotary_positions(checkpoint, arguments):
         qkjax.decompose(plain, **arguments)
 
 
-def test_analyses_that_do_not_support_rotary_positions(checkpoint):
-    calls = (qkjax.analyze, qkjax.bias_terms)
-    for call in calls:
-        with pytest.raises(QkjaxError, match="rotary positions"):
-            call(checkpoint)
-
-
-ANALYSES = {
-    "analyze": qkjax.analyze,
-    "compare": lambda checkpoint: qkjax.compare(checkpoint, checkpoint),
-    "bias_terms": qkjax.bias_terms,
-}
-
-
-@pytest.mark.parametrize("name", ANALYSES)
-def test_analyses_that_do_not_know_rotation_refuse_it(checkpoint, name):
-    """None of them uses Wq Wk^T for a model that rotates queries and keys."""
+def test_bias_terms_do_not_know_the_rotation(checkpoint):
     with pytest.raises(QkjaxError, match="rotary positions"):
-        ANALYSES[name](checkpoint)
+        qkjax.bias_terms(checkpoint)

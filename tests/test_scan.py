@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_top_images_are_those_of_a_plain_loop(small, folder, tmp_path, stream, r
 @pytest.mark.gpu
 @pytest.mark.parametrize(("stream", "resolution"), [("norm", None), ("residual", (24, 40))])
 def test_stored_maps_are_those_of_a_second_pass(small, folder, stream, resolution):
-    """Within rounding in float32: the two passes sum products in different orders."""
+    """Within rounding in float32: the two passes sum products in different orders (1.4e-6 apart with jax 0.8)."""
     images, options = open_images(folder), PassOptions(batch=4, resolution=resolution)
     result = qkjax.top_images(small, images, top=3, scores=("key_max", "product"), stream=stream, options=options)
     shape = small.config.depth, small.config.heads, compute.MAPPED
@@ -126,7 +127,7 @@ def test_stored_maps_are_those_of_a_second_pass(small, folder, stream, resolutio
     for name in names:
         assert has_maps(result, name)
         for (index, _), maps in zip(wanted_images[name], maps_of_mode(result, name), strict=True):
-            np.testing.assert_allclose(maps, wanted[index, name], atol=1e-6 * scale)
+            np.testing.assert_allclose(maps, wanted[index, name], atol=2e-6 * scale)
 
 
 def test_number_of_modes_with_maps(small, folder):
@@ -504,26 +505,21 @@ def test_earlier_results_without_maps_are_used(folder, tmp_path):
     assert abs(np.asarray(Image.open(sheet)) - drawn).max() <= 2
 
 
-def test_results_in_the_folder_of_version_0_1_are_found(folder, tmp_path):
+def test_results_in_the_folder_of_version_0_1_are_found(folder, tmp_path, monkeypatch, capsys):
     """`qkjax modes` wrote results/MODEL/modes; there is no second scan, and `modes` is still a name of the command."""
     results_folder = tmp_path / "results" / MODEL.stem
     run(folder, results_folder / "modes")
     arguments = ["--images", folder, "--layer", "0", "--head", "0", "--sheet-modes", "1"]
     arguments += ["--batch", "4"]
+    monkeypatch.chdir(tmp_path)
     for name in ("modes", "top-images"):
-        done = subprocess.run(
-            [sys.executable, "-m", "qkjax", name, MODEL, *arguments],
-            capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "scanning" not in done.stderr
-        assert done.stdout.startswith("a\n")
-        assert "19 images were scanned" in done.stdout
+        done = commands.command(monkeypatch, capsys, name, MODEL, *arguments)
+        assert done.code == 0, done.err
+        assert "scanning" not in done.err
+        assert done.out.startswith("a\n")
+        assert "19 images were scanned" in done.out
     assert [p.name for p in results_folder.iterdir()] == ["modes"]
     shutil.rmtree(results_folder / "modes")
-    done = subprocess.run(
-        [sys.executable, "-m", "qkjax", "modes", MODEL, *arguments],
-        capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = commands.command(monkeypatch, capsys, "modes", MODEL, *arguments)
+    assert done.code == 0, done.err
     assert [p.name for p in results_folder.iterdir()] == ["top_images"]

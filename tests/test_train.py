@@ -506,10 +506,10 @@ def test_the_last_two_and_the_best_checkpoint_stay_and_no_others(tmp_path):
     shutil.copytree(tmp_path / "30", tmp_path / "15")
     assert session({40: 0.5, 50: 0.2}) == {"20", "40", "50"}
     with open_checkpoints(tmp_path) as opened:
-        shapes = State(
-            jax.ShapeDtypeStruct((), jnp.int32), {"kernel": jax.ShapeDtypeStruct((3,), jnp.float32)},
-            {"count": jax.ShapeDtypeStruct((2,), jnp.float32)}, {},
-        )  # fmt: skip
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # without it, orbax 0.11 warns
+        arrays = [((), jnp.int32), ((3,), jnp.float32), ((2,), jnp.float32)]
+        step, kernel, count = (jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in arrays)
+        shapes = State(step, {"kernel": kernel}, {"count": count}, {})
         assert int(restore_state(opened, shapes)[0].step) == 50
 
 

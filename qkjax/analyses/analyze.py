@@ -8,33 +8,46 @@ import numpy as np
 import xarray as xr
 
 from qkjax import figures
-from qkjax.analyses.decomposition import decompose
+from qkjax.analyses import positions
+from qkjax.analyses.decomposition import decompose, query_key
 from qkjax.analyses.outcome import Description
-from qkjax.analyses.usable import require_finite_heads, require_finite_modes, require_no_rotation
+from qkjax.analyses.usable import require_finite_heads, require_finite_modes
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.metrics import Metrics, measure
-from qkjax.results.modes import format_table, layer_rows, metrics_of, to_dataset
+from qkjax.interaction.query_key import QueryKey
+from qkjax.results.annotate import annotated
+from qkjax.results.modes import LABELS, format_table, layer_rows, metrics_of, to_dataset
+from qkjax.results.position_tables import layer_columns, position_summary
+from qkjax.results.positions import POSITION_LABELS, ROTARY_BIAS_LABELS, position_dataset, positions_of
 from qkjax.results.rows import Row, head_mean
-from qkjax.vit.tree import query_key
 from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 
 def analyze(
-    checkpoint: Checkpoint, *, fold_scale: bool = False, center: bool = False, normalize: bool = False
+    checkpoint: Checkpoint,
+    *,
+    fold_scale: bool = False,
+    center: bool = False,
+    normalize: bool = False,
+    grid: tuple[int, int] | None = None,
 ) -> xr.Dataset:
     """Decomposes the query-key interaction of every head into modes, and measures the modes. No images are needed.
+
+    For a model with rotary positions, the modes are those of the mean over positions; see `decompose`. The result then
+    also states how the interaction depends on positions.
 
     Args:
       checkpoint: any checkpoint, including an edited or newly trained checkpoint.
       fold_scale, center, normalize: options that define M; see `decompose`.
+      grid: for a checkpoint with rotary positions, rows and columns of patches; by default the checkpoint's own grid.
 
     Returns:
       A dataset with dimensions layer, head, mode and embed; spectra have the dimensions eigen and pair. See
-      `qkjax.results.modes.to_dataset`.
+      `qkjax.results.modes.to_dataset`, and `qkjax.results.positions` for the variables of rotary positions.
 
     Raises:
       QkjaxError: `center` is set without `fold_scale`, or for a model with RMSNorm; or a result is not finite, since
-        the kernels are too large; or the model has rotary positions.
+        the kernels are too large; or `grid` is invalid or does not apply.
 
     Example:
       >>> import qkjax
@@ -42,31 +55,55 @@ def analyze(
       >>> result.weighted_cosine.dims, result.weighted_cosine.shape
       (('layer', 'head'), (12, 6))
     """
-    require_no_rotation(checkpoint.config, "analyze")
-    parts = query_key(checkpoint.params)
+    parts = query_key(checkpoint, grid)
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
     modes = decompose(parts, **frame)
-    bias = bias_terms(parts)
     require_finite_modes(modes, checkpoint.name)
+    is_rotary = parts.rotation is not None
+    bias = positions.mean_bias(parts) if is_rotary else bias_terms(parts)
     require_finite_heads({f"bias terms ({name})": value for name, value in bias._asdict().items()}, checkpoint.name)
     metrics = measure(modes)
     attrs = {
         **origin_of(checkpoint),
         "source": Path(checkpoint.source).name,
         "config": json.dumps(checkpoint.config.to_dict()),
-        "options": json.dumps(frame),
+        "options": json.dumps(frame | ({"positions": "mean", "grid": parts.rotation.grid} if is_rotary else {})),
         "summary": summary(metrics),
     }
-    return to_dataset(modes, metrics, bias, attrs)
+    dataset = to_dataset(modes, metrics, bias, attrs)
+    return _with_positions(dataset, parts, fold_scale, center) if is_rotary else dataset
+
+
+def _with_positions(dataset: xr.Dataset, parts: QueryKey, fold_scale: bool, center: bool) -> xr.Dataset:
+    """Adds the measures of rotary positions, and states that M is the mean over positions."""
+    measures = positions.position_measures(parts, fold_scale, center)
+    dataset = dataset.merge(position_dataset(measures))
+    dataset.attrs["summary"] = f"{position_summary(measures)} {dataset.attrs['summary']}"
+    return annotated(dataset, LABELS | ROTARY_BIAS_LABELS | POSITION_LABELS)
 
 
 def describe(dataset: xr.Dataset) -> Description:
     """Makes a table with one row per layer, and five figures, from the result of `analyze`.
 
+    For models with rotary positions, there are also tables and figures of the dependence on position.
+
     Args:
       dataset: the result of `analyze`.
     """
     name, metrics, rows = dataset.attrs["model"], metrics_of(dataset), layer_rows(dataset)
+    if "position_share" not in dataset:
+        return _describe_modes(name, metrics, rows)
+    measures, more = positions_of(dataset), positions.describe(dataset)
+    rows = [row | columns for row, columns in zip(rows, layer_columns(measures), strict=True)]
+    grid = " x ".join(map(str, measures.grid))
+    modes = _describe_modes(f"{name} (mean over the positions of {grid} patches)", metrics, rows)
+    return modes._replace(
+        text=f"{modes.text}\n\n{more.text}", tables=modes.tables | more.tables, figures=modes.figures | more.figures
+    )
+
+
+def _describe_modes(name: str, metrics: Metrics, rows: list[Row]) -> Description:
+    """The tables and figures of the modes; `name` is the title of the figures."""
     return Description(
         format_table(rows),
         rows,

@@ -1,5 +1,6 @@
 """Compares two models of the same architecture mode by mode, and any models layer by layer."""
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ from qkjax import figures
 from qkjax.analyses.analyze import curve_rows
 from qkjax.analyses.decomposition import decompose
 from qkjax.analyses.outcome import Description
-from qkjax.analyses.usable import require_finite_heads, require_finite_modes, require_no_rotation
+from qkjax.analyses.usable import require_finite_heads, require_finite_modes
 from qkjax.errors import QkjaxError
 from qkjax.interaction.difference import difference
 from qkjax.results.annotate import Label, annotated
@@ -31,6 +32,9 @@ def compare(
 ) -> xr.Dataset:
     """Measures how much the modes of the second model differ from the modes of the first model.
 
+    For a model with rotary positions, the modes are those of the mean over the positions of its own grid; see
+    `decompose`.
+
     Args:
       first, second: checkpoints with the same architecture, such as a model before and after fine-tuning.
       fold_scale, center, normalize: options that define M; see `decompose`.
@@ -41,7 +45,7 @@ def compare(
 
     Raises:
       QkjaxError: the models differ in the number of layers, the number of heads, the width or the rank, or a result is
-        not finite, since the kernels are too large; a model has rotary positions.
+        not finite, since the kernels are too large.
 
     Example:
       >>> import qkjax
@@ -51,12 +55,15 @@ def compare(
       ('layer', 'head')
     """
     frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
-    for checkpoint in (first, second):
-        require_no_rotation(checkpoint.config, "compare")
     modes = decompose(first, **frame), decompose(second, **frame)
     for own, checkpoint in zip(modes, (first, second), strict=True):
         require_finite_modes(own, checkpoint.name)
     result = difference(*modes)
+    grids = {
+        checkpoint.name: own.frame.positions.grid
+        for own, checkpoint in zip(modes, (first, second), strict=True)
+        if own.frame.positions is not None
+    }
     nothing = np.any([np.asarray(own.s).max(-1) == 0 for own in modes], axis=0)  # heads of M = 0 have no similarity
     values = {"similarities": result.similarity, "strength ratios": result.strength_ratio}
     pair = f"{second.name} to {first.name}"
@@ -67,9 +74,21 @@ def compare(
         "first": first.name,
         "second": second.name,
         "summary": f"The interactions differ most in layer {least} (similarity {by_layer[least]:.2f}, where 1 means "
-        f"identical), and least in layer {most} ({by_layer[most]:.2f}).",
+        f"identical), and least in layer {most} ({by_layer[most]:.2f}).{_averaged(grids)}",
     }
     return difference_dataset(result, attrs)
+
+
+def _averaged(grids: Mapping[str, tuple[int, ...]]) -> str:
+    """States for which models M is a mean over positions; empty if there are none.
+
+    Args:
+      grids: a dict from the name of each model with rotary positions to its grid.
+    """
+    if not grids:
+        return ""
+    names = ", ".join(f"{name} ({' x '.join(map(str, grid))} patches)" for name, grid in grids.items())
+    return f" M is the mean over positions in {names}, because of rotary positions."
 
 
 def describe(dataset: xr.Dataset) -> Description:
@@ -140,6 +159,10 @@ def curves_dataset(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
         f"Modes group most in {most} (weighted cosine {means[most]:.3f}, mean over all layers and heads), and least "
         f"in {least} ({means[least]:.3f}). With random weights, 95% of layers lie within {chance:.3f} of 0."
     )
+    rotary = {
+        name: json.loads(data.attrs["options"])["grid"] for name, data in datasets.items() if "plane" in data.dims
+    }
+    words += _averaged(rotary)
     labels = {
         "model": Label("model", "1", "Name of the model."),
         "weighted_cosine": Label("weighted cosine", "1", "Mean over layers of the means over heads."),

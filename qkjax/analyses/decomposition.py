@@ -9,13 +9,14 @@ from jaxtyping import Array, Float
 from qkjax.errors import QkjaxError
 from qkjax.interaction import bias, modes
 from qkjax.interaction.bias import BiasTerms
-from qkjax.interaction.frame import Positions
+from qkjax.interaction.frame import Positions, fold
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
-from qkjax.interaction.rotary.mean import coherence, mean_kernels, offset_kernels
+from qkjax.interaction.rotary.mean import coherence, columns_with_mean, mean_kernels, offset_kernels
 from qkjax.interaction.rotary.rotation import Rotation, grid_steps
 from qkjax.passes.inputs import resolution_of
 from qkjax.vit import tree
+from qkjax.vit.config import ViTConfig
 from qkjax.vit.model import patch_grid
 from qkjax.vit.rotary import patch_rotation
 from qkjax.weights.checkpoint import Checkpoint
@@ -57,7 +58,8 @@ def decompose(
 
     Returns:
       `Modes`: u and v of shape (layers, heads, embed, rank), s of shape (layers, heads, rank), and the frame of M.
-      `qkjax.interaction.modes.decompose` documents the accuracy.
+      `qkjax.interaction.modes.decompose` documents the accuracy. For the mean over places, planes with c = 0 have no
+      modes, so that rank is two times the number of the other planes.
 
     Raises:
       QkjaxError: the kernels have invalid shapes, `fold_scale` is set although kernels are given, or `center` is set
@@ -93,6 +95,9 @@ def decompose(
     if rotation is None:
         return modes.decompose(*kernels, **how)
     kernels, described = _at_positions(kernels, rotation, positions, offset)
+    columns, head_dim = kernels[0].shape[-1], checkpoint.query_kernel.shape[-1]
+    if normalize and columns < head_dim:  # the function divides by the root of the number of columns
+        kernels = (kernels[0] * np.sqrt(columns / head_dim).astype(np.float32), kernels[1])
     result = modes.decompose(*kernels, **how)
     return replace(result, frame=replace(result.frame, positions=described))
 
@@ -115,10 +120,7 @@ def query_key(checkpoint: Checkpoint | Mapping, grid: tuple[int, int] | None = N
       (12, 6, 64)
     """
     config = checkpoint.config if isinstance(checkpoint, Checkpoint) else None
-    if grid is not None and (config is None or config.rotary is None):
-        raise QkjaxError(f"grid={grid} applies only to a checkpoint with rotary positions: do not pass grid")
-    if grid is not None and (len(grid) != 2 or min(grid) < 1):
-        raise QkjaxError(f"grid={grid}: expected two positive whole numbers, rows and columns")
+    check_grid(config, grid)
     if config is None:
         return tree.query_key(checkpoint)
     parts = tree.query_key(checkpoint.params)
@@ -126,6 +128,36 @@ def query_key(checkpoint: Checkpoint | Mapping, grid: tuple[int, int] | None = N
         return parts
     grid = grid or config.grid or patch_grid(config, resolution_of(checkpoint, None))
     return parts._replace(rotation=patch_rotation(config, grid))
+
+
+def check_grid(config: ViTConfig | None, grid: tuple[int, int] | None, name: str = "grid", least: int = 1) -> None:
+    """Checks that a grid, if given, is valid, and that the model has rotary positions, to which it applies.
+
+    Args:
+      config: the model's configuration, if known.
+      grid: rows and columns of patches.
+      name: name of the argument, for the error message.
+      least: smallest number of patches.
+
+    Raises:
+      QkjaxError: the grid is invalid or does not apply.
+    """
+    if grid is not None and (config is None or config.rotary is None):
+        raise QkjaxError(f"{name}={grid} applies only to a checkpoint with rotary positions: do not pass {name}=...")
+    if grid is not None and (len(grid) != 2 or min(grid) < 1):
+        raise QkjaxError(f"{name}={grid}: expected two positive whole numbers, rows and columns")
+    if grid is not None and grid[0] * grid[1] < least:
+        raise QkjaxError(f"{name}={grid}: expected at least {least} patches, such as (14, 14)")
+
+
+def folded_kernels(parts: QueryKey, fold_scale: bool, center: bool) -> tuple[Kernel, Kernel]:
+    """The query and key kernels of all layers in the frame of M, without the factor 1 / sqrt(head_dim)."""
+    scales = parts.norm_scale if fold_scale else [None] * len(parts.norm_scale)
+    query, key = (
+        np.stack([fold(kernel, scale, center) for kernel, scale in zip(kernels, scales, strict=True)])
+        for kernels in (parts.query_kernel, parts.key_kernel)
+    )
+    return query, key
 
 
 def _check_positions(rotation: Rotation | None, positions: str | None, offset, grid) -> None:
@@ -155,7 +187,10 @@ def _at_positions(kernels, rotation: Rotation, positions: str | None, offset) ->
         return kernels, Positions("offset", rotation.grid, c, tuple(offset))
     if positions == "none":
         return kernels, Positions("none", rotation.grid, c)
-    return mean_kernels(*kernels, rotation.angles, rotation.pairs), Positions("mean", rotation.grid, c)
+    used = columns_with_mean(rotation.angles, rotation.pairs)
+    with np.errstate(invalid="ignore"):  # kernels that are not finite have modes that are not finite
+        kernels = tuple(x[..., used] for x in mean_kernels(*kernels, rotation.angles, rotation.pairs))
+    return kernels, Positions("mean", rotation.grid, c)
 
 
 def frame_attrs(modes: Modes) -> dict[str, str]:

@@ -19,12 +19,15 @@ def analyze(
     normalize: bool = False,
     grid: Annotated[tuple[int, int] | None, arg(metavar="ROWS COLUMNS")] = None,
     heads: Annotated[int | None, arg(metavar="N")] = None,
+    rotary_grid: Annotated[tuple[int, int] | None, arg(metavar="ROWS COLUMNS")] = None,
     json: bool = False,
 ) -> None:
     """Decompose the query-key interaction of every head into modes, and write modes.nc, layers.csv and figures.
 
     The interaction M = Wq Wk^T of a head acts on y = g * x + b, the output of the LayerNorm before attention. Here x is
-    the normalised token, g the scale and b the bias of the LayerNorm.
+    the normalised token, g the scale and b the bias of the LayerNorm. In a model with rotary positions, M depends on
+    the offset between query and key. The modes are then those of the mean of M over all pairs of positions in a grid of
+    patches, and the results also describe how M depends on positions.
 
     Args:
       models: names of models listed by `qkjax models`, or paths of npz files or tensorstore folders. If the file
@@ -39,12 +42,14 @@ def analyze(
       grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
         square.
       heads: number of attention heads; needed only for a torch file without config.json.
+      rotary_grid: for models with rotary positions, number of rows and number of columns of patches; by default the
+        grid of the model's own resolution.
       json: print the table and the findings as JSON instead of text.
     """
     from qkjax import figures
     from qkjax.analyses.analyze import analyze as compute
     from qkjax.analyses.analyze import describe, overlay
-    from qkjax.analyses.decomposition import check_frame
+    from qkjax.analyses.decomposition import check_frame, check_grid
     from qkjax.analyses.outcome import outcome, print_json, print_outcome
     from qkjax.analyses.targets import folders, load_models
     from qkjax.runtime.folders import check_folder
@@ -55,13 +60,15 @@ def analyze(
     base, results = out or Path("results"), {}
     check_folder(base)
     loaded = load_models(models, given_options(grid=grid, heads=heads))
+    for checkpoint, _ in loaded.values():
+        check_grid(checkpoint.config, rotary_grid, "rotary_grid", least=2)
     paths = folders(loaded, out, "")
-    frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
+    options = {"fold_scale": fold_scale, "center": center, "normalize": normalize, "grid": rotary_grid}
     for name, (checkpoint, origin) in loaded.items():
         shape = f"{checkpoint.config.depth} x {checkpoint.config.heads}"
         print(f"{name}: decomposing {shape} heads", file=sys.stderr)
         written = outcome(
-            paths[name], "modes", None, lambda _, c=checkpoint: compute(c, **frame), describe, attrs=origin
+            paths[name], "modes", None, lambda _, c=checkpoint: compute(c, **options), describe, attrs=origin
         )
         results[name] = written
         if not json:

@@ -20,7 +20,8 @@ KeyBias = Annotated[bool, arg(help_behavior_hint="")]
 OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for name in ("top", "batch", "resolution", "count", "seed", "layer", "head", "queries", "limit", "labels", "grid",
-                 "heads", "pool", "images", "modes", "fold_scale", "center", "select", "controls", "fresh", "shard")
+                 "heads", "pool", "images", "modes", "fold_scale", "center", "select", "controls", "fresh", "shard",
+                 "rotary_grid")
 } | {"scores": "--score", "folder": "--out", "sheet_modes": "--sheet-modes"}  # fmt: skip
 """A dict from the names of library arguments to the names of the corresponding command-line options."""
 

@@ -28,6 +28,8 @@ MOST = 40
 """Largest number of objects per image that are used. Larger objects take precedence."""
 PIECES = 5  # number of pieces in a composed scene
 
+EXACT = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "LA", "PA", "RGB", "RGBA", "RGBX")
+"""Modes of Pillow whose pixels are whole numbers, as stored in the file."""
 Labels = Int[np.ndarray, "height width"]
 
 
@@ -113,9 +115,19 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """A dict from relative paths without suffix to images. Bytes that are not text become question marks."""
-    files = (file for file in files_in(folder) if file.suffix.lower() in SUFFIXES)
-    return {str(f.relative_to(folder).with_suffix("")).encode(errors="replace").decode(): f for f in files}
+    """A dict from relative paths without suffix to images. Bytes that are not text become question marks.
+
+    Raises:
+      QkjaxError: two images have the same name, except for the suffix.
+    """
+    result: dict[str, Path] = {}
+    for file in files_in(folder):
+        if file.suffix.lower() in SUFFIXES:
+            name = str(file.relative_to(folder).with_suffix("")).encode(errors="replace").decode()
+            if name in result:
+                raise QkjaxError(f"{folder} contains {result[name].name} and {file.name}: expected one of them")
+            result[name] = file
+    return result
 
 
 def _read(name: str, image: Path, mask: Path) -> Segmented:
@@ -128,8 +140,7 @@ def _labels(mask: Path, most: int) -> Labels:
     """Replaces each distinct pixel value of a mask by a number. Palettes and transparency are ignored."""
     try:
         with opened(mask, most) as image:
-            if image.format == "JPEG":
-                raise ValueError("JPEG changes pixel values, which must identify the objects; save the mask as PNG")
+            _check_exact(image)
             PIXELS.take(image.width * image.height)
             labels, rows = np.empty((image.height, image.width), np.int32), max(1, BAND // max(1, image.width))
             for top in range(0, image.height, rows):
@@ -138,6 +149,27 @@ def _labels(mask: Path, most: int) -> Labels:
     except Exception as error:  # Pillow's readers raise many types of errors
         raise QkjaxError(f"cannot read the mask {mask.name}: {error}") from error
     return labels
+
+
+def _check_exact(image: "PIL.Image.Image") -> None:
+    """Checks that the values of pixels, which identify the objects, are whole numbers that Pillow reads without loss.
+
+    Raises:
+      ValueError: the file stores other values.
+    """
+    raw = str(image.tile[0][3]) if image.tile else ""
+    if image.format == "JPEG":
+        what = "JPEG changes pixel values"
+    elif image.mode not in EXACT:
+        what = f"its pixels have the mode {image.mode}"
+    elif ";16" in raw and not image.mode.startswith("I"):
+        what = "its channels have 16 bits, of which only 8 can be read"
+    else:
+        return
+    raise ValueError(
+        f"{what}, but pixel values must identify the objects: save the mask as PNG with 8-bit channels, "
+        "or of one 16-bit channel"
+    )
 
 
 def _numbers(values: Int[np.ndarray, "height width *channels"]) -> Labels:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from qkjax.interaction import float_range
+from qkjax.interaction.frame import Positions
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.null import Null, null_band
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
@@ -42,7 +43,8 @@ class Metrics(NamedTuple):
       symmetric_share: ||(M + M^T) / 2||_F^2 / ||M||_F^2; the antisymmetric part has the remaining share.
       symmetric_eigenvalues: 2R eigenvalues of (M + M^T) / 2, largest first; the remaining D - 2R eigenvalues are 0.
       antisymmetric_spectrum: w > 0 for each pair +-iw of eigenvalues of (M - M^T) / 2, largest first.
-      null: 95% intervals expected by chance for a model with these shapes.
+      null: 95% intervals expected by chance for a model with these shapes. For modes of the mean over positions of a
+        rotary model, random kernels have the same rotation.
 
     Example:
       >>> import numpy as np
@@ -202,4 +204,14 @@ def measure(modes: Modes) -> Metrics:
     with one_blas_thread():
         measured = _measure_in_range(modes) if modes.s.dtype == np.float64 else _measure_on_host(modes)
         measured = jax.block_until_ready(measured)
-    return Metrics(**measured, null=null_band(embed, heads, rank))
+    return Metrics(**measured, null=_null_of(embed, heads, rank, modes.frame.positions))
+
+
+def _null_of(embed: int, heads: int, rank: int, positions: Positions | None) -> Null:
+    """Values expected by chance: for the mean over positions, those of random kernels with the same rotation.
+
+    At a single offset, rotated random kernels have the distribution of random kernels.
+    """
+    if positions is None or positions.kind != "mean" or not any(positions.coherence):
+        return null_band(embed, heads, rank)
+    return null_band(embed, heads, 2 * len(positions.coherence), positions.coherence)

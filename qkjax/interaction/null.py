@@ -42,17 +42,30 @@ def cosine_quantile(embed: int, level: float = LEVEL) -> float:
     return float(2 * betaincinv(half, half, (1 + level) / 2) - 1)
 
 
+def _in_planes(kernel: np.ndarray, coherence: tuple[float, ...]) -> np.ndarray:
+    """W diag(sqrt c) in planes with c > 0; which columns form a plane does not matter for random kernels."""
+    c = np.tile(np.asarray(coherence), 2)
+    return kernel[..., c > 0] * np.sqrt(c[c > 0]).astype(kernel.dtype)
+
+
 @lru_cache(maxsize=64)
-def null_band(embed: int, heads: int, head_dim: int) -> Null:
+def null_band(embed: int, heads: int, head_dim: int, coherence: tuple[float, ...] | None = None) -> Null:
     """Simulates the intervals expected by chance for heads of the given shapes, with independent Gaussian kernels.
 
     The function decomposes 256 random heads. From these heads, it samples 20,000 layers of `heads` heads each. The seed
     is fixed, so the same shapes always give the same intervals. The simulated widths are accurate to about 5%.
+
+    Args:
+      embed: D.
+      heads: number of heads per layer.
+      head_dim: d.
+      coherence: c of each plane, for the mean over positions of random heads with rotary positions; see
+        `qkjax.interaction.rotary.mean`. Planes with c = 0 have no modes.
     """
     with jax.default_device(cpu_device()):  # on any machine, the values are those of a CPU
         keys = jax.random.split(jax.random.key(0), 2)
         kernels = [np.asarray(jax.random.normal(key, (1, embed, HEADS, head_dim))) for key in keys]
-        modes = decompose(*kernels)
+        modes = decompose(*(kernels if coherence is None else (_in_planes(kernel, coherence) for kernel in kernels)))
         cosine = np.asarray((modes.u * modes.v).sum(axis=2)[0], np.float64)
     s = np.asarray(modes.s[0], np.float64)
     weighted = (s * cosine).sum(-1) / s.sum(-1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from qkjax.errors import QkjaxError
 from qkjax.images.prefetch import batches, photograph_batches
@@ -59,7 +59,7 @@ def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> 
     return crop if height == width else (height, width)
 
 
-def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> Pixels:
+def crop_to_patches(checkpoint: Checkpoint, picture: Pixels) -> UInt8[np.ndarray, "rows columns 3"]:
     """Crops a picture to whole patches, because the model ignores pixels beyond the last whole patch."""
     height, width = (n // size * size for n, size in zip(picture.shape, checkpoint.config.patch_size, strict=False))
     return picture[:height, :width]

@@ -2,7 +2,8 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,7 @@ def read_partial(path: Path, settings: Mapping[str, str]) -> tuple[dict[str, np.
     if not path.is_file():
         raise QkjaxError(f"{path} is not a file, expected a file with the progress of a pass; {advice}")
     try:
-        # If numpy opened the file itself and failed to read it, numpy would not close the file.
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with arrays_in(path) as file:
             arrays = {name: file[name] for name in file}
         texts = ("settings", "unreadable", "layout")
         earlier, unreadable, layout = (json.loads(str(arrays.pop(name))) for name in texts)
@@ -83,8 +83,23 @@ def batches_done(path: Path) -> int | None:
 def _one_array(path: Path, name: str) -> np.ndarray:
     if not path.is_file():  # opening a pipe would wait for a writer
         raise FileNotFoundError(path)
-    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with arrays_in(path) as file:
         return file[name]
+
+
+@contextmanager
+def arrays_in(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Opens the arrays in a file that `np.savez` wrote, which does not compress them.
+
+    Raises:
+      ValueError: the members are larger than the file, so unpacking them could fill the memory.
+      Exception: zipfile and numpy raise many types of errors.
+    """
+    # If numpy opened the file itself and failed to read it, numpy would not close the file.
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        if (total := sum(member.file_size for member in file.zip.infolist())) > (size := path.stat().st_size):
+            raise ValueError(f"its members have {total} bytes, but the file has {size}: it is compressed")
+        yield file
 
 
 def _layout(arrays: Mapping[str, np.ndarray]) -> dict[str, list]:

@@ -56,6 +56,8 @@ def read_result(path: Path) -> xr.Dataset:
         raise QkjaxError(f"{path} is not a file, expected a result; remove it")
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
+            if opened.nbytes > LARGEST_RATIO * path.stat().st_size + (64 << 20):
+                raise ValueError(f"its arrays have {opened.nbytes} bytes, many more than the file")
             data = opened.load()
         if DIGEST in data.attrs and data.attrs[DIGEST] != digest(data):
             raise ValueError("its content differs from its checksum")
@@ -64,6 +66,8 @@ def read_result(path: Path) -> xr.Dataset:
     return data
 
 
+LARGEST_RATIO = 16
+"""Largest ratio between the arrays of a result and its file, so that a small file cannot fill the memory."""
 DIGEST = "digest"
 """Name of the attribute that contains the checksum of a dataset."""
 STATED = ("settings", "checkpoint", "loaded_with")

@@ -130,6 +130,10 @@ class TrainConfig:
             raise QkjaxError(
                 f"batch={self.batch}, accumulate={self.accumulate}: expected a batch that is a multiple of accumulate"
             )
+        if self.steps > MOST_EVALUATIONS * self.every:
+            raise QkjaxError(
+                f"every={self.every}: expected at most {MOST_EVALUATIONS:,} evaluations in steps={self.steps}"
+            )
         if not 0 <= self.warmup < self.steps:
             raise QkjaxError(f"warmup={self.warmup}: expected 0 or more, and less than steps={self.steps}")
         if self.positions == "sincos2d" and self.width % 4:
@@ -167,18 +171,21 @@ class TrainConfig:
         return asdict(self)
 
 
-_COUNT = "a whole number of at least 1", lambda value: value >= 1
+MOST_EVALUATIONS = 100_000
+_COUNT = "a whole number from 1 to one billion", lambda value: 1 <= value <= 10**9
 _POSITIVE = "a number above 0", lambda value: 0 < value < math.inf
 _NOT_NEGATIVE = "0 or more", lambda value: 0 <= value < math.inf
 _SHARE = "from 0 to below 1", lambda value: 0 <= value < 1
 _RANGES = [
     *((name, *_COUNT) for name in ("patch", "width", "depth", "heads", "mlp_dim", "steps", "batch", "accumulate")),
     ("every", *_COUNT),
+    ("depth", "at most 1000 layers", lambda value: value <= 1000),
     ("resolution", *_COUNT),
     ("rand_level", "from 0 to 10", lambda value: 0 <= value <= 10),
     *((name, *_POSITIVE) for name in ("learning_rate", "clip")),
     *((name, *_NOT_NEGATIVE) for name in ("weight_decay", "pull", "shift", "mixup", "seed", "rand_augment")),
     ("seed", "below 2^32", lambda value: value < 2**32),
+    *((name, "at most 1000", lambda value: value <= 1000) for name in ("rand_augment", "shift")),
     *((name, *_SHARE) for name in ("label_smoothing", "average", "b2")),
 ]
 

@@ -17,8 +17,8 @@ from qkjax.train.digests import steps, unfinished
 from qkjax.train.records import evaluations, read_config, read_metrics, write_config
 
 CONFIG, METRICS, CHECKPOINTS, MODEL, BOARD = "config.json", "metrics.jsonl", "checkpoints", "model.npz", "tensorboard"
-DATA, FACTS = "data.txt", "task.json"
-OWN = (METRICS, MODEL, DATA, FACTS, CONFIG)  # a run writes its configuration first, and discards it last
+DATA, FACTS, START = "data.txt", "task.json", "start.txt"
+OWN = (METRICS, MODEL, DATA, FACTS, START, CONFIG)  # a run writes its configuration first, and discards it last
 log = logging.getLogger(__name__)
 
 
@@ -103,8 +103,8 @@ def resumed_lines(folder: Path, config: TrainConfig, own: dict) -> list[dict]:
     return lines
 
 
-def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
-    """Writes the run's configuration and the fingerprint of its data, unless the run has a checkpoint.
+def identify(folder: Path, config: TrainConfig, fingerprint: str, start: str) -> None:
+    """Writes the run's configuration and the fingerprints of its data and its start, unless the run has a checkpoint.
 
     Raises:
       QkjaxError: the run has a checkpoint that was trained on different data.
@@ -114,8 +114,10 @@ def identify(folder: Path, config: TrainConfig, fingerprint: str) -> None:
         require_same_data(folder, config, fingerprint)
     elif jax.process_index() == 0:
         write_config(folder / CONFIG, config)
-        with atomic_path(folder / DATA) as temporary:
-            temporary.write_text(fingerprint)
+        for name, text in ((DATA, fingerprint), (START, start)):
+            if text or name == DATA:
+                with atomic_path(folder / name) as temporary:
+                    temporary.write_text(text)
 
 
 def require_same_data(folder: Path, config: TrainConfig, fingerprint: str) -> None:
@@ -129,6 +131,20 @@ def require_same_data(folder: Path, config: TrainConfig, fingerprint: str) -> No
         raise QkjaxError(
             f"data={config.data!r} has changed since the run in {folder} began: restore its files, choose another "
             f"folder, or pass fresh=True; if only {DATA} has changed, remove that"
+        )
+
+
+def require_same_start(folder: Path, config: TrainConfig, start: str) -> None:
+    """Checks that the checkpoint from which a run started has not changed since the run began.
+
+    Raises:
+      QkjaxError: the checkpoint has other parameters. Runs of version 0.1 do not state their start.
+    """
+    earlier = read_bytes(folder / START)
+    if start and earlier is not None and earlier.decode(errors="replace") != start:
+        raise QkjaxError(
+            f"start={config.start!r} has changed since the run in {folder} began: restore it, choose another folder, "
+            f"or pass fresh=True; if only {START} has changed, remove that"
         )
 
 

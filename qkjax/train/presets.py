@@ -1,12 +1,11 @@
 """Named configurations of training runs. Comments state the purpose, training time and expected accuracy of each."""
 
-import json
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 from qkjax.errors import QkjaxError, nearest
 from qkjax.runtime.files import read_text
+from qkjax.runtime.parsed import from_json, from_toml
 from qkjax.train.config import TrainConfig, from_dict
 
 # Two CPU cores train this model of six layers in about a minute, so that dozens of runs are feasible. Six layers are
@@ -75,9 +74,11 @@ def load_preset(name: str) -> TrainConfig:
         )
     try:
         text = read_text(path)
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        return from_dict(dict(values))
-    except (ValueError, TypeError, RecursionError) as error:
+        values = from_json(text) if path.suffix == ".json" else from_toml(text)
+        if not isinstance(values, dict):
+            raise ValueError("expected an object with the settings of a run")
+        return from_dict(values)
+    except (ValueError, TypeError) as error:
         raise QkjaxError(f"cannot read the configuration {path}: {error}") from error
     except QkjaxError as error:
         raise QkjaxError(f"{path}: {error}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qkjax.errors import QkjaxError
 from qkjax.runtime.files import atomic_path, read_bytes
+from qkjax.runtime.parsed import from_json
 from qkjax.train.config import TrainConfig, from_dict
 
 Check = tuple[str, Callable]  # a description of the expected value, and a function that checks a value
@@ -24,7 +25,7 @@ def read_config(path: Path) -> TrainConfig | None:
     if data is None:
         return None
     try:
-        return from_dict(dict(_parse(data)))
+        return from_dict(dict(from_json(data)))
     except (ValueError, TypeError, QkjaxError) as error:
         raise QkjaxError(
             f"{path} is not a valid configuration of a run ({_short(error)}): restore this file, or remove "
@@ -50,7 +51,7 @@ def read_metrics(path: Path, config: TrainConfig) -> list[dict]:
     texts = (read_bytes(path) or b"").splitlines()
     for number, (text, step) in enumerate(zip(texts, evaluations(config, len(texts)), strict=True), start=1):
         try:
-            line = _parse(text)
+            line = from_json(text)
         except ValueError as error:
             if number == len(texts):
                 break
@@ -91,7 +92,7 @@ def read_facts(path: Path) -> dict:
     if data is None:
         return {}
     try:
-        facts = _parse(data)
+        facts = from_json(data)
         problem = _problem(facts, _FACTS)
     except ValueError as error:
         problem = _short(error)
@@ -106,24 +107,12 @@ def write_facts(path: Path, facts: dict) -> None:
         temporary.write_text(json.dumps(facts) + "\n")
 
 
-def _parse(data: bytes):
-    """Parses JSON strictly.
-
-    Raises:
-      ValueError: the data are not valid JSON.
-    """
-    try:
-        return json.loads(data)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
 def _short(error: Exception) -> str:
     return str(error)[:200]
 
 
 def _is_count(value) -> bool:
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value <= _LARGEST
 
 
 def _is_between(low: float, high: float) -> Callable:

@@ -30,13 +30,14 @@ from qkjax.train.folder import (
     is_finished,
     only_process,
     require_same_data,
+    require_same_start,
     resumed_lines,
     tidy,
 )
 from qkjax.train.model import count, initial, matched, needs_lapack
 from qkjax.train.positions import interaction_measures
 from qkjax.train.records import read_facts, write_facts, write_metrics
-from qkjax.train.start import starting_tree
+from qkjax.train.start import start_digest, starting_tree
 from qkjax.train.step import Program, State
 from qkjax.train.step import program as make_program
 from qkjax.train.tasks import PRESET, load_task
@@ -95,12 +96,15 @@ def train(config: TrainConfig, folder: str | Path, *, label: str = "", fresh: bo
     task = None if finished else load_task(config)
     if finished and Path(config.data).is_dir():
         require_same_data(folder, config, load_task(config).fingerprint)
+    start = start_digest(config)
+    if lines:
+        require_same_start(folder, config, start)
     _check_devices(config, finished, task)
     if task is None:
         tidy(folder)
     else:
         vit, tree = starting_tree(config, _matched_vit(config, task))
-        lines = _train_in(folder, config, task, vit, tree, label)
+        lines = _train_in(folder, config, task, vit, tree, start, label)
     return lines[-1] | read_facts(folder / FACTS)
 
 
@@ -110,7 +114,7 @@ def _matched_vit(config: TrainConfig, task: Task) -> ViTConfig:
 
 
 def _train_in(
-    folder: Path, config: TrainConfig, task: Task, vit: ViTConfig, tree: dict | None, label: str
+    folder: Path, config: TrainConfig, task: Task, vit: ViTConfig, tree: dict | None, start: str, label: str
 ) -> list[dict]:
     """Trains to the last step and exports the model; returns the metrics, with one dict per evaluation."""
     program = make_program(config, vit)
@@ -118,7 +122,7 @@ def _train_in(
     with only_process(folder):
         earlier_metrics(folder, config)  # read again, because another process may have trained here until now
         with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
-            identify(folder, config, task.fingerprint)
+            identify(folder, config, task.fingerprint, start)
             if jax.process_count() > 1:
                 hosts.agree({"folder": str(checkpoints.manager.latest_step())})
             restored = restore_state(checkpoints, program.shapes)

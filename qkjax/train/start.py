@@ -23,7 +23,7 @@ from qkjax.vit.tree import (
     with_position_embedding,
     without_heads,
 )
-from qkjax.weights.checkpoint import Checkpoint
+from qkjax.weights.checkpoint import Checkpoint, digest_of_parameters
 from qkjax.weights.load import load
 
 QUERY_KEY, VALUE_OUT = (0.7, 0.7), (0.4, -0.4)
@@ -89,6 +89,15 @@ def starting_tree(config: TrainConfig, vit: ViTConfig) -> tuple[ViTConfig, dict 
         return vit, None
     tree_key, kernels_key = jax.random.split(jax.random.key(config.seed))
     return vit, mimetic(kernels_key, draw_plain(tree_key, vit))
+
+
+def start_digest(config: TrainConfig) -> str:
+    """A hash of the parameters from which a run starts; "" if they are drawn at random.
+
+    Raises:
+      QkjaxError: the checkpoint cannot be read.
+    """
+    return digest_of_parameters(load(config.start).params) if config.start else ""
 
 
 def _from_checkpoint(checkpoint: Checkpoint, vit: ViTConfig, seed: int) -> tuple[ViTConfig, dict]:

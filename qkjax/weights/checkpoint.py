@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import Preprocess
+from qkjax.runtime.parsed import from_json
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.rotary_config import Rotary
 from qkjax.weights.formats.npz import write_npz
@@ -179,8 +180,8 @@ def stored_config(text: str) -> dict:
       QkjaxError: the text is not a configuration of this version of qkjax, or its rotary positions are invalid.
     """
     try:
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
-    except (ValueError, AttributeError, RecursionError) as error:
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in from_json(text).items()}
+    except (ValueError, AttributeError) as error:
         raise QkjaxError(f"the member {CONFIG_KEY!r} is not a configuration in JSON ({error})") from error
     if unknown := fields.keys() - set(ViTConfig.__dataclass_fields__):
         raise QkjaxError(

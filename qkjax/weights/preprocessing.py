@@ -1,12 +1,12 @@
 """Determines a checkpoint's preprocessing from its folder, the catalogue or its architecture, in this order."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from qkjax.errors import QkjaxError
 from qkjax.images.preprocess import PRESETS, Preprocess, Resolution, pair
+from qkjax.runtime import parsed
 from qkjax.vit.config import ViTConfig
 from qkjax.weights.catalogue import Entry
 from qkjax.weights.families import open_clip, timm
@@ -78,8 +78,8 @@ def from_json(text: str) -> Preprocess:
       QkjaxError: the text is not a valid `Preprocess`.
     """
     try:
-        return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in parsed.from_json(text).items()})
+    except (ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise QkjaxError(
             f"its preprocessing settings are damaged ({reason}); download or save the file again"
@@ -112,6 +112,8 @@ def with_resolution(preset: Preprocess, resolution: Resolution) -> Preprocess:
 
 def _family(config: ViTConfig) -> str:
     """The name of an architecture's preset. Google's models are recognised by how they resample positions."""
+    if config.rotary is not None and config.rotary.coordinates == "centred":
+        return "hf-dinov3"
     if config.posemb_resample == "linear":
         return "squash" if config.pool == "map" else "bigvision-small-crop"
     traits = {
@@ -120,7 +122,6 @@ def _family(config: ViTConfig) -> str:
         "tips": config.posemb_resample == "bilinear_antialias" and config.class_token,
         "radio": config.posemb_resample == "bilinear_crop",
         "simmim": config.relative_positions,
-        "hf-dinov3": config.rotary is not None and config.rotary.coordinates == "centred",
         "hf-dinov2": config.layer_scale,
         "hf-deit": config.registers == 1,
     }

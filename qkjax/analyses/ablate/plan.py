@@ -15,7 +15,6 @@ have the random seeds 0, 1, and so on.
 
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from qkjax.analyses.edit import Edit
 from qkjax.errors import QkjaxError
 from qkjax.runtime.files import read_text
+from qkjax.runtime.parsed import from_toml
 
 FIELDS = {
     "edit": ((str, list), "a string or a list of strings"),
@@ -36,8 +36,9 @@ FIELDS = {
 """Types of the fields of a grid, and the names of these types in error messages."""
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 DOSE = "dose"
+LARGEST_DOSE = 1e9
 MOST_SPECS = 100_000
-"""Largest number of ablations of a grid; each takes seconds."""
+"""Largest number of ablations of a plan; each takes seconds."""
 
 
 class AblationSpec(NamedTuple):
@@ -80,8 +81,8 @@ def read_plan(path: Path) -> list[AblationSpec]:
       QkjaxError: the file cannot be read, is not valid TOML, or is not a valid plan.
     """
     try:
-        content = tomllib.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        content = from_toml(read_text(path))
+    except ValueError as error:
         raise QkjaxError(f"{path} is not valid TOML: {error}") from error
     grids = content.get("grid")
     if (
@@ -105,7 +106,11 @@ def expand(grids: list[Mapping]) -> list[AblationSpec]:
     Raises:
       QkjaxError: a grid is invalid.
     """
-    specs = [spec for grid in grids for spec in _grid_specs(grid)]
+    specs = []
+    for grid in grids:
+        specs += _grid_specs(grid)
+        if len(specs) > MOST_SPECS:
+            raise QkjaxError(f"the plan has more than {MOST_SPECS} ablations: use fewer values")
     first: dict[Edit, AblationSpec] = {}
     for spec in specs:
         if spec.edit not in first or (np.isnan(first[spec.edit].dose) and not np.isnan(spec.dose)):
@@ -134,6 +139,8 @@ def _grid_specs(grid: Mapping) -> list[AblationSpec]:
         )
     if (controls := grid.get("controls", 0)) < 0:
         raise QkjaxError(f"controls is {controls}: expected a whole number of at least 0")
+    if controls > MOST_SPECS:
+        raise QkjaxError(f"a grid has more than {MOST_SPECS} controls; use fewer")
     most = len(edits) * len(selections) * math.prod(map(len, values.values())) * (controls + 1)
     if most > MOST_SPECS:
         raise QkjaxError(f"a grid has up to {most:.3g} ablations, expected at most {MOST_SPECS}; use fewer values")
@@ -155,8 +162,8 @@ def _spec(edit: str, template: str, chosen: Mapping, key_bias: bool, seed: int |
 
     selection = fill(chosen)
     dose = chosen.get(DOSE, np.nan)
-    if isinstance(dose, bool) or not isinstance(dose, int | float):
-        raise QkjaxError(f"dose is {dose!r}: expected a number")
+    if isinstance(dose, bool) or not isinstance(dose, int | float) or abs(dose) > LARGEST_DOSE:
+        raise QkjaxError(f"dose is {str(dose)[:30]}: expected a number of at most {LARGEST_DOSE:g}")
     without_dose = fill({**chosen, DOSE: "*"}).replace("=*", "")
     condition = " ".join(term for term in without_dose.split() if not term.startswith("layers="))
     layers = ",".join(term.removeprefix("layers=") for term in selection.split() if term.startswith("layers="))

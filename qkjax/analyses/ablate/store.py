@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from qkjax.analyses.edit import ResolvedEdit
-from qkjax.passes.partial_file import checksum
+from qkjax.passes.partial_file import arrays_in, checksum
 from qkjax.runtime import hosts
 from qkjax.runtime.files import atomic_path, discard, remove, temporaries
 from qkjax.runtime.folders import check_folder
@@ -94,7 +94,7 @@ def _read(path: Path) -> Arrays | None:
     """The arrays in the file of an ablation; None if the file is missing, damaged, or that of another ablation."""
     if not path.is_file():  # opening a pipe would block
         return None
-    with suppress(Exception), open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with suppress(Exception), arrays_in(path) as file:
         stored = {name: file[name] for name in file}
         return stored if int(stored.pop(CHECKSUM)) == _checksum(path, stored) else None
     return None

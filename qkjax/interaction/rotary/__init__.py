@@ -13,6 +13,7 @@ describe M(delta) with arrays alone:
     place      the share of M(delta) that depends on position, by head, plane and axis
     distance   the weighted cosine of M(delta) for every offset: grouping as a function of distance
     chance     the values of these measures for heads with random kernels and the same rotation
+    measures   all of these measures of a model at once
     exact      the logits of rotated queries and keys as a sum over the modes of Mbar
     bias       the bias terms of the logits, which depend on the positions
     edit       edits of the modes of Mbar, in kernels that keep the rotation

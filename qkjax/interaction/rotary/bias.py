@@ -7,14 +7,17 @@ The second term attracts a query to offsets, the third makes keys attractive to 
 one is a preference for offsets that is the same for all tokens.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qkjax.interaction.bias import BiasTerms
+from qkjax.interaction.rotary.mean import coherence
 from qkjax.interaction.rotary.place import for_heads, inner_products, moments
-from qkjax.interaction.rotary.rotation import Angles, Pairs, by_plane, rotate
+from qkjax.interaction.rotary.rotation import Angles, Pairs, Rotation, by_column, by_plane, rotate
 
 Tokens = Float[Array | np.ndarray, "batch tokens heads head_dim"]
 Bias = Float[Array | np.ndarray, "heads head_dim"]
@@ -86,3 +89,38 @@ def spread(
     planes = (by_plane(jnp.asarray(x, jnp.float32), pairs)[None] for x in (query, key))
     square = (for_heads(moments(angles)) * inner_products(*planes)).sum((0, -1, -2))
     return jnp.sqrt(jnp.maximum(square, 0) / query.shape[-1])
+
+
+def mean_bias_terms(
+    query: Float[Array | np.ndarray, "layers embed heads head_dim"],
+    key: Float[Array | np.ndarray, "layers embed heads head_dim"],
+    query_bias: Float[Array | np.ndarray, "layers heads head_dim"],
+    key_bias: Float[Array | np.ndarray, "layers heads head_dim"],
+    folded: tuple[Float[np.ndarray, "layers embed heads head_dim"], Float[np.ndarray, "layers embed heads head_dim"]],
+    rotation: Rotation,
+) -> BiasTerms:
+    """The bias terms of `BiasTerms` for heads with rotary positions.
+
+    The directions and the constant are means over all pairs of positions: a = Wq diag(c) bk, b = Wk diag(c) bq and
+    c = bq diag(c) bk. The softmax cancels none of the terms, because each depends on the offset. The spreads are those
+    of `spread`, over normalised tokens and over all pairs of positions.
+
+    Args:
+      query, key: kernels before the rotation.
+      query_bias, key_bias: bq and bk.
+      folded: the kernels with the LayerNorm scale and centring, which act on normalised tokens.
+      rotation: the rotation of a grid.
+    """
+    c = np.asarray(coherence(rotation.angles))
+    c = by_column(np.stack([c, c], axis=-2), rotation.pairs).astype(np.float32)
+    einsum = partial(jnp.einsum, precision="highest")
+    row = [jnp.asarray(bias, jnp.float32)[:, None] for bias in (query_bias, key_bias)]
+    size = partial(spread, angles=rotation.angles, pairs=rotation.pairs)
+    return BiasTerms(
+        einsum("ldhk,lhk->lhd", query, key_bias * c),
+        einsum("ldhk,lhk->lhd", key, query_bias * c),
+        einsum("lhk,lhk->lh", query_bias, key_bias * c),
+        size(*folded),
+        size(folded[0], row[1]),
+        size(row[0], folded[1]),
+    )

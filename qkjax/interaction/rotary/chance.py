@@ -28,35 +28,49 @@ Angles = Float[np.ndarray, "places planes"]
 SAMPLES = 2000  # number of maps of random heads from which the intervals of isotropy are computed
 
 
+class Width(NamedTuple):
+    """Half widths of the intervals that contain 95% of values by chance.
+
+    Attributes:
+      head: half width for one head.
+      layer: half width for the mean over the heads of a layer.
+    """
+
+    head: float | Float[np.ndarray, "..."]
+    layer: float | Float[np.ndarray, "..."]
+
+
 class RotaryNull(NamedTuple):
     """Values expected by chance for the measures of `place`, `distance` and `isotropy`. Intervals contain 95%.
 
     Attributes:
       share, contribution, within_plane, axis: the values of `PlaceShare` at the expected squared norms (exact).
-      share_head, share_layer: half widths of the intervals about `share` for one head, and for the mean over the heads
-        of a layer (simulated).
-      cosine_head, cosine_layer: half widths of the intervals about 0 for the weighted cosine at any single offset, for
-        one head and for the mean over the heads of a layer. The widths are those of `null_band`.
-      curve_head, curve_layer: the same for the means of `by_distance`, at each distance.
-      isotropic, odd: means and upper ends of the one-sided intervals of `Isotropy`, for one head. NaN if no plane
-        rotates.
-      along, ahead: half widths of the intervals about 0 of `Isotropy`, for one head.
+      share_width, contribution_width, within_plane_width, axis_width: widths of the intervals about these values
+        (simulated).
+      cosine_width: widths of the intervals about 0 for the weighted cosine at any single offset, from `null_band`.
+      curve_width: the same for the means of `by_distance`, at each distance.
+      isotropic, odd: means of `Isotropy` for one head. NaN if no plane rotates.
+      isotropic_end, odd_end: upper ends of the one-sided intervals of `isotropic` and `odd`, for one head and for a
+        layer.
+      along_width, ahead_width: widths of the intervals about 0 of `Isotropy`, for each axis.
     """
 
     share: float
+    share_width: Width
     contribution: Float[np.ndarray, "planes"]
+    contribution_width: Width
     within_plane: Float[np.ndarray, "planes"]
+    within_plane_width: Width
     axis: Float[np.ndarray, "axes"]
-    share_head: float
-    share_layer: float
-    cosine_head: float
-    cosine_layer: float
-    curve_head: Float[np.ndarray, "distances"]
-    curve_layer: Float[np.ndarray, "distances"]
-    isotropic: tuple[float, float]
-    odd: tuple[float, float]
-    along: Float[np.ndarray, "axes"]
-    ahead: Float[np.ndarray, "axes"]
+    axis_width: Width
+    cosine_width: Width
+    curve_width: Width
+    isotropic: float
+    isotropic_end: Width
+    odd: float
+    odd_end: Width
+    along_width: Width
+    ahead_width: Width
 
 
 def curve_factor(angles: Angles, grid: tuple[int, ...]) -> Float[np.ndarray, "distances"]:
@@ -73,17 +87,27 @@ def curve_factor(angles: Angles, grid: tuple[int, ...]) -> Float[np.ndarray, "di
     return np.sqrt((means[0] ** 2 + means[1] ** 2).mean(0))
 
 
-def _half_width(values: np.ndarray, centre: np.ndarray | float = 0.0):
-    return np.quantile(np.abs(values - centre), LEVEL, axis=0)
+def _width(
+    values: Float[np.ndarray, "samples ..."], heads: int, centre: np.ndarray | float = 0.0, sides: int = 2
+) -> Width:
+    """Half widths of intervals about a centre, or the upper ends of intervals if they have one side.
+
+    `values` are those of single heads. The heads of a layer are sampled from them.
+    """
+    sampled = np.random.default_rng(0).integers(len(values), size=(LAYERS, heads))
+    size = np.abs if sides == 2 else np.asarray
+    columns = (values - centre).reshape(len(values), -1).T
+    layer = np.array([np.quantile(size(column[sampled].mean(-1)), LEVEL) for column in columns])
+    head = np.quantile(size(columns), LEVEL, axis=-1)
+    return Width(float(head[0]), float(layer[0])) if values.ndim == 1 else Width(head, layer)
 
 
-def _share_widths(embed: int, heads: int, angles: Angles, grid: tuple[int, ...], centre: float) -> tuple[float, float]:
+def _random_shares(embed: int, angles: Angles, grid: tuple[int, ...]) -> list[Float[np.ndarray, "heads ..."]]:
+    """The fields of `PlaceShare` for random heads."""
     shape = (1, embed, HEADS, 2 * angles.shape[-1])
     with jax.default_device(cpu_device()):  # on any machine, the values are those of a CPU
         query, key = (jax.random.normal(k, shape) for k in jax.random.split(jax.random.key(0), 2))
-        share = np.asarray(place_share(query, key, angles, grid).share[0], np.float64)
-    sampled = np.random.default_rng(0).integers(HEADS, size=(LAYERS, heads))
-    return float(_half_width(share, centre)), float(_half_width(share[sampled].mean(-1), centre))
+        return [np.asarray(field[0], np.float64) for field in place_share(query, key, angles, grid)]
 
 
 def random_maps(angles: Angles, grid: tuple[int, ...], samples: int) -> Float[np.ndarray, "samples *offset_grid"]:
@@ -99,8 +123,8 @@ def rotary_null(embed: int, heads: int, angles: Angles, grid: tuple[int, ...]) -
     """Computes the values expected by chance for heads of width `embed` that rotate by the given angles.
 
     The seeds are fixed, so the same shapes and angles always give the same intervals. Simulated widths are accurate to
-    about 5% for a single head and a layer's cosine, and to about 10% for `share_head` and `share_layer`, which come
-    from 256 heads.
+    about 5% for a single head and a layer's cosine, and to about 10% for the widths of shares, which come from 256
+    heads.
 
     Args:
       embed: D.
@@ -116,7 +140,7 @@ def rotary_null(embed: int, heads: int, angles: Angles, grid: tuple[int, ...]) -
       >>> import numpy as np
       >>> from qkjax.interaction.rotary.rotation import axial_angles
       >>> null = rotary_null(24, 2, axial_angles(np.arange(4), np.arange(4), np.array([1.5, 0.1])), (4, 4))
-      >>> round(null.share, 2), bool(null.share_layer < null.share_head)
+      >>> round(null.share, 2), bool(null.share_width.layer < null.share_width.head)
       (0.51, True)
     """
     if np.ndim(angles) != 2:
@@ -124,23 +148,33 @@ def rotary_null(embed: int, heads: int, angles: Angles, grid: tuple[int, ...]) -
     planes = angles.shape[1]
     variance = np.diagonal(covariances(angles), axis1=-2, axis2=-1).sum(0)
     axis = np.diagonal(axis_covariances(angles, grid), axis1=-2, axis2=-1).sum((1, 2)) / planes
-    share = float(variance.mean())
+    centres = {
+        "share": float(variance.mean()),
+        "contribution": variance / planes,
+        "within_plane": variance,
+        "axis": axis,
+    }
+    shares = zip(centres.items(), _random_shares(embed, np.asarray(angles), grid), strict=True)
     band = null_band(embed, heads, 2 * planes)
     factor = curve_factor(angles, grid)
-    deviation = band.head_weighted_cosine / 1.96
-    result = isotropy(deviation * random_maps(angles, grid, SAMPLES)[None])
     return RotaryNull(
-        share,
-        variance / planes,
-        variance,
-        axis,
-        *_share_widths(embed, heads, np.asarray(angles), grid, share),
-        band.head_weighted_cosine,
-        band.weighted_cosine,
-        band.head_weighted_cosine * factor,
-        band.weighted_cosine * factor,
-        (float(result.isotropic.mean()), float(np.quantile(result.isotropic, LEVEL))),
-        (float(result.odd.mean()), float(np.quantile(result.odd, LEVEL))),
-        _half_width(result.along[0]),
-        _half_width(result.ahead[0]),
+        **centres,
+        **{f"{name}_width": _width(values, heads, centre) for (name, centre), values in shares},
+        cosine_width=Width(band.head_weighted_cosine, band.weighted_cosine),
+        curve_width=Width(band.head_weighted_cosine * factor, band.weighted_cosine * factor),
+        **_direction_null(band.head_weighted_cosine / 1.96, heads, angles, grid),
     )
+
+
+def _direction_null(deviation: float, heads: int, angles: Angles, grid: tuple[int, ...]) -> dict[str, float | Width]:
+    """The fields of `RotaryNull` that describe `Isotropy`, for a standard deviation of the cosine at one offset."""
+    result = isotropy(deviation * random_maps(angles, grid, SAMPLES)[None])
+    isotropic, odd, along, ahead = (field[0] for field in result)
+    return {
+        "isotropic": float(isotropic.mean()),
+        "isotropic_end": _width(isotropic, heads, sides=1),
+        "odd": float(odd.mean()),
+        "odd_end": _width(odd, heads, sides=1),
+        "along_width": _width(along, heads),
+        "ahead_width": _width(ahead, heads),
+    }

@@ -14,8 +14,9 @@ have c near 0 and carry positions, and low frequencies have c near 1 and carry c
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from qkjax.errors import QkjaxError
 from qkjax.interaction.rotary.rotation import Angles, Pairs, by_column, cosine_and_sine, rotate
 
 LEAST = 1e-8
@@ -48,6 +49,25 @@ def coherence(angles: Angles) -> ByPlane:
 def across_embed(x: Float[Array | np.ndarray, "*heads columns"]):
     """Inserts the axes that align values of (layers, heads) or of all heads with (layers, embed, heads, columns)."""
     return x[:, None] if x.ndim == 3 else x[None, None, None]
+
+
+def columns_with_mean(angles: Angles, pairs: Pairs = "half") -> Int[np.ndarray, "columns"]:
+    """The columns of a head in planes with c > 0, or all columns if c is 0 in all planes.
+
+    The other columns of `mean_kernels` are 0. Their modes would have no strength, and arbitrary directions.
+
+    Raises:
+      QkjaxError: the heads rotate by different angles, so that their columns may differ.
+
+    Example:
+      >>> columns_with_mean(np.outer(np.arange(8), [0.0, 0.1, 2 * np.pi / 8])).tolist()
+      [0, 1, 3, 4]
+    """
+    c = np.asarray(coherence(angles))
+    if c.ndim > 1:
+        raise QkjaxError(f"angles has shape {np.shape(angles)}: expected (positions, planes), the angles of all heads")
+    used = by_column(np.stack([c, c]), pairs) > 0
+    return np.flatnonzero(used) if used.any() else np.arange(len(used))
 
 
 def mean_kernels(query: Kernel, key: Kernel, angles: Angles, pairs: Pairs = "half") -> tuple[Kernel, Kernel]:

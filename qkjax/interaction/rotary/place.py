@@ -89,6 +89,16 @@ def axis_covariances(angles: Angles, grid: tuple[int, ...]) -> Float[np.ndarray,
     return np.stack(result)
 
 
+def _gram(
+    kernel: Float[Array, "terms layers embed heads 2 planes"],
+) -> Float[Array, "terms terms layers heads 2 planes 2 planes"]:
+    """Products of the columns of all pairs of terms; one matrix product per head, which is fast on CPUs."""
+    terms, layers, embed, heads, _, planes = kernel.shape
+    by_head = jnp.moveaxis(kernel, 3, 2).reshape(terms, layers, heads, embed, 2 * planes)
+    product = jnp.matmul(jnp.swapaxes(by_head, -1, -2)[:, None], by_head[None], precision="highest")
+    return product.reshape(terms, terms, layers, heads, 2, planes, 2, planes)
+
+
 def inner_products(
     query: Float[Array, "terms layers embed heads 2 planes"], key: Float[Array, "terms layers key_embed heads 2 planes"]
 ) -> Float[Array, "2 layers heads planes planes"]:
@@ -96,8 +106,7 @@ def inner_products(
 
     M(delta) may be a sum of several terms Wq R(delta) Wk^T; C_a and S_a are then sums over these terms.
     """
-    gram = partial(jnp.einsum, "tldhxa,uldhyb->tulhxayb", precision="highest")
-    queries, keys = gram(query, query), gram(key, key)
+    queries, keys = _gram(query), _gram(key)
     turned = queries[..., ::-1, :, ::-1, :]  # S_a has q_a' in place of q_a, and -q_a in place of q_a'
     sign = jnp.asarray([[1.0, -1.0], [-1.0, 1.0]], queries.dtype).reshape(1, 1, 1, 1, 2, 1, 2, 1)
     return jnp.stack([(queries * keys).sum((0, 1, 4, 6)), (turned * sign * keys).sum((0, 1, 4, 6))])

@@ -67,7 +67,7 @@ def facts_of(config: Mapping) -> Facts:
     if not isinstance(arguments, Mapping):
         raise QkjaxError(f"config.json has model_args={arguments!r}, expected an object")
     known = architectures().get(name.partition(".")[0])
-    if known is None and re.search(r"eva02|dinov3|rope|_pe_", name):
+    if known is None and re.search(r"eva02|dinov3|lingbot|sapiens|rope|_pe_", name):
         known = {"refused": "its name suggests that the model has rotary positions"}
     if known is not None and "refused" in known:
         raise QkjaxError(f"config.json is for timm's {name}: {known['refused']}")

@@ -20,8 +20,6 @@ def head_count(flat: dict[str, np.ndarray], facts: Facts) -> tuple[int, int]:
     """
     rows = _query_rows(flat)
     heads = facts.settings.get("heads")
-    if heads is None and facts.head_dim and rows % facts.head_dim == 0:
-        heads = rows // facts.head_dim
     if heads is None:
         examples = " or ".join(str(rows // d) for d in (64, 32) if rows % d == 0) or "a divisor of it"
         raise QkjaxError(

@@ -13,13 +13,14 @@ PERIODS = "rope_embed.periods"
 DIGITS = 7  # of float32
 MOST = 50.0  # largest absolute logarithm of a temperature
 CENTRED_EPS = 1e-5
-"""Epsilon of the norms in all published models with DINOv3's rotation."""
+"""Epsilon of the norms in Meta's configurations of DINOv3, and in timm's of EUPE and LingBot-Vision."""
 
 
 def with_stored_rotation(keys: Iterable[str], read: Callable[[str], np.ndarray], facts: Facts) -> Facts:
     """Adds the rotary positions in a state dict of Meta's DINOv3 to the facts, with a note.
 
-    The number of periods also determines the dimension of a head, which is four times this number.
+    The number of periods also determines the dimension of a head, which is four times this number, and with the width,
+    the number of heads.
 
     Args:
       keys: names of the parameters.
@@ -48,7 +49,8 @@ def with_stored_rotation(keys: Iterable[str], read: Callable[[str], np.ndarray],
             "remove it from the file to apply 'norm' to all tokens; attention stays the same, only the output changes"
         )
     stored = None if temperature is None else Rotary(temperature, "centred", pairs="half")
-    facts = replace(facts, head_dim=4 * len(periods), settings={"rotary": stored, **facts.settings})
+    stated = _heads(keys, read, 4 * len(periods)) | {"rotary": stored}
+    facts = replace(facts, head_dim=4 * len(periods), settings={**stated, **facts.settings})
     given = facts.settings["rotary"]
     if stored is not None and given == stored:
         rounded = ", which are rounded to bfloat16 in the file; qkjax uses them unrounded" * _is_rounded(periods)
@@ -56,8 +58,15 @@ def with_stored_rotation(keys: Iterable[str], read: Callable[[str], np.ndarray],
             f"the periods in {key!r} state rotary positions of DINOv3 with temperature={temperature:g}{rounded}; "
             "assumed that rows and columns are divided by their own numbers of patches"
         )
-    stated = f"state temperature={temperature:g}" if temperature else "are not those of DINOv3"
-    return facts.with_notes(f"rotary={given} is used, although the periods in {key!r} {stated}")
+    content = f"state temperature={temperature:g}" if temperature else "are not those of DINOv3"
+    return facts.with_notes(f"rotary={given} is used, although the periods in {key!r} {content}")
+
+
+def _heads(keys: list[str], read: Callable[[str], np.ndarray], head_dim: int) -> dict[str, int]:
+    """The number of heads, whose dimensions add up to the width in DINOv3; empty if this number is not whole."""
+    token = next((key for key in keys if key.endswith("cls_token")), None)
+    width = 0 if token is None or not (shape := np.shape(read(token))) else shape[-1]
+    return {"heads": width // head_dim} if width and width % head_dim == 0 else {}
 
 
 def _temperature(periods: np.ndarray) -> float | None:
