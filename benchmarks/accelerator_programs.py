@@ -123,7 +123,7 @@ def edited(model: str, kind: str) -> Program:
 
 
 def overlaps(model: str) -> Program:
-    return jax.jit(partial(_overlaps, lapack=by_lapack())), (modes(model), modes(model))
+    return jax.jit(_overlaps), (modes(model), modes(model))
 
 
 def training(constraint: str, dtype: str) -> Program:

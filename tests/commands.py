@@ -14,8 +14,11 @@ class Done(NamedTuple):
 
 
 def command(monkeypatch, capsys, *words) -> Done:
-    """Runs `qkjax WORDS` in this process."""
+    """Runs `qkjax WORDS` in this process, which also draws the figures if they are few: other processes would draw the
+    same files (tests/test_figures.py), and take longer to start.
+    """
     monkeypatch.setattr("sys.argv", ["qkjax", *map(str, words)])
+    monkeypatch.setattr("qkjax.figures.many.FEW", 8)
     capsys.readouterr()
     code = 0
     try:

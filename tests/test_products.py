@@ -110,8 +110,11 @@ def edits(model):
     """All edits by LAPACK, with and without wide heads: partly edited modes, and one head that is not edited."""
     weights = np.random.default_rng(4).uniform(size=model[1].s.shape).astype(np.float32)
     weights[0, 1] = 0
-    results = {kind: edit(*model[:2], kind, weights) for kind in EDITS}
-    return weights, results, edit(*model[:2], "symmetric", weights, 13)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "cpu")  # on an accelerator, too, LAPACK's way is the reference
+        jax.clear_caches()
+        results = {kind: edit(*model[:2], kind, weights) for kind in EDITS}
+        return weights, results, edit(*model[:2], "symmetric", weights, 13)
 
 
 def test_edits_agree_with_those_by_lapack(model, edits, accelerator):
