@@ -25,7 +25,7 @@ from benchmarks.table import Line, markdown, versions
 
 HERE = Path(__file__).parent  # each is also a script that imports those beside it
 
-NAMES = ("decompose", "distance", "capture", "scan", "train", "load")
+NAMES = ("decompose", "distance", "capture", "scan", "train", "load", "eager")
 LIBRARIES = ("jax", "flax", "numpy", "torch", "transformers", "transformer-lens")
 
 
@@ -46,7 +46,7 @@ def main(names: Positional[tuple[str, ...]] = NAMES, out: Path = Path("benchmark
     """Runs them, prints the table, and writes it.
 
     Args:
-      names: of benchmarks: decompose, distance, capture, scan, train, load.
+      names: of benchmarks: decompose, distance, capture, scan, train, load, eager.
       out: folder of the table.
     """
     lines, device = [], ""

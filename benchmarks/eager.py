@@ -4,8 +4,8 @@
 
 torch runs timm's models of the same shapes. Both have random weights, since speed does not depend on them. In each
 round, qkjax and torch run one after the other, so that other work on the machine slows both. The printed ratio is the
-median of the ratios of the rounds. A training step is a step of `qkjax train` without constraints; torch's is AdamW
-with clipped gradients. Both clip and both average nothing else than the loss.
+median of the ratios of the rounds. A training step is a step of `qkjax train` without constraints; torch's step is
+AdamW with clipped gradients.
 """
 
 import os
@@ -29,7 +29,7 @@ from qkjax.train.step import program
 CLASSES = 1000
 TRAINED = TrainConfig(
     patch=16, width=192, depth=12, heads=3, mlp_dim=768, bias=True, batch=8, clip=1.0, dtype="float32", average=0.0,
-    mixup=0.0, label_smoothing=0.0, data="tfds:imagenet2012", resolution=SIDE, posemb="learn",
+    mixup=0.0, label_smoothing=0.0, data="tfds:imagenet2012", resolution=SIDE,
 )  # fmt: skip
 
 
