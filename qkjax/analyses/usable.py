@@ -10,7 +10,6 @@ from qkjax.errors import QkjaxError
 from qkjax.images.sets import ImageSet, Unreadable
 from qkjax.interaction.modes import Modes
 from qkjax.runtime.files import remove
-from qkjax.vit.config import ViTConfig
 
 
 def require_readable(unreadable: Unreadable, images: ImageSet, partial: Path | None) -> None:
@@ -26,19 +25,6 @@ def require_readable(unreadable: Unreadable, images: ImageSet, partial: Path | N
         first = unreadable[0][1]
         raise QkjaxError(
             f"none of the {len(images)} images of {images.name} can be used; the reason for the first image: {first}"
-        )
-
-
-def require_no_rotation(config: ViTConfig, what: str) -> None:
-    """Checks that a model has no rotary positions, which an analysis does not support.
-
-    Raises:
-      QkjaxError: the model has rotary positions.
-    """
-    if config.rotary is not None:
-        raise QkjaxError(
-            f"{what} received a model with rotary positions, which it does not support: pass a model without them, or "
-            "use qkjax.decompose, which supports them"
         )
 
 
