@@ -16,6 +16,7 @@ from PIL import Image
 
 import qkjax
 from conftest import DATA
+from qkjax.analyses.ablate.readout import Labels
 from qkjax.images.sources import open_images
 from qkjax.weights.checkpoint import write_checkpoint
 
@@ -155,3 +156,32 @@ def test_training_from_a_checkpoint_that_was_replaced(folder):
     with pytest.raises(qkjax.QkjaxError, match=r"start='start.npz' has changed since the run in run began: .*fresh"):
         qkjax.train(settings, "run")
     assert qkjax.train(settings, "run", fresh=True)["loss"] != first["loss"]
+
+
+def test_an_opened_image_set_whose_files_are_replaced(folder):
+    """A set that is opened once and passed twice: its fingerprint is that of the files when it was opened."""
+    images, checkpoint = open_images("data/images"), qkjax.load(DATA / "a.npz")
+    qkjax.top_images(checkpoint, images, top=1)
+    file = Path("data/images/1.png")
+    save(file, np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(qkjax.QkjaxError, match="were replaced after the image set was opened: open it again"):
+        qkjax.top_images(checkpoint, images, top=1)
+    few, _ = images.spread(2)
+    with pytest.raises(qkjax.QkjaxError, match="open it again"):
+        qkjax.top_images(checkpoint, few, top=1)
+    assert qkjax.top_images(checkpoint, open_images("data/images"), top=1).sizes["place"] == 1
+
+
+def test_other_labels_are_another_ablation(folder, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        save(Path(f"photographs/{i}.png"), rng.integers(0, 256, (32, 32, 3), np.uint8))
+    images, checkpoint = open_images("photographs"), qkjax.load(DATA / "a.npz")
+    plan, count = [{"edit": "drop", "select": "all"}], len(images)
+    results = []
+    for labels in ([i % 2 for i in range(count)], [i * 2 // count for i in range(count)]):
+        for partial in (tmp_path / "done", tmp_path / "other" / str(labels[1])):
+            results.append(qkjax.ablate(checkpoint, plan, images, labels=Labels(labels, ["a", "b"]), partial=partial))
+    first, _, second, computed_anew = results
+    xr.testing.assert_equal(second, computed_anew)
+    assert first.attrs["settings"] != second.attrs["settings"]

@@ -195,7 +195,7 @@ def test_names_that_are_no_text(tmp_path):
     for name in (b"bad\xff.png", b"worse\xfe.png"):
         (tmp_path / os.fsdecode(name)).write_bytes(png(0) if name[0] == ord("b") else b"nothing")
     images = open_images(tmp_path)
-    assert images.names == ("bad?.png", "worse?.png")
+    assert images.names == (r"bad\udcff.png", r"worse\udcfe.png")
     (batch,) = photograph_batches(images, [range(2)], 2, PRESET, (8, 8))
     ((index, reason),) = batch.unreadable
     assert index == 1

@@ -43,7 +43,7 @@ def open_photo(photo: str | Path) -> tuple[str, "PIL.Image.Image"]:
     if path.exists() and not path.is_file():
         raise QkjaxError(f"{photo} is a folder: expected a single image file; for a folder of images, use `top_images`")
     if path.exists() or "/" in photo or "." in photo:
-        return path.stem.encode(errors="replace").decode(), open_image(path)
+        return path.stem.encode(errors="backslashreplace").decode(), open_image(path)
     known = photographs(crops=False)
     if photo not in known.names:
         raise QkjaxError(

@@ -18,7 +18,7 @@ from qkjax.images.fingerprint import digest_of, part_of_file
 from qkjax.images.preprocess import open_image
 from qkjax.images.scenes import Mask, Scene
 from qkjax.images.sets import ImageSet
-from qkjax.images.sources import SUFFIXES, as_text, refuse_exif_rotation
+from qkjax.images.sources import SUFFIXES, as_text, refuse_exif_rotation, unreplaced
 
 MASKS = {"target": ("targ_labels", "targ_images"), "distractors": ("dist_labels", "dist_images")}
 PARTS = ("colors", "orientations", "sizes")
@@ -64,7 +64,8 @@ def open_o3(path: str | Path) -> ImageSet[Scene]:
     names = tuple(name for name, *_ in scenes)
     readers = [partial(_read, *item) for item in scenes]
     digest = digest_of([(name, [*map(part_of_file, files)]) for name, *files in scenes], left_out)
-    return ImageSet(path.resolve().name, names, lambda index: readers[index](), digest, tuple(left_out))
+    own = unreplaced(path)
+    return ImageSet(path.resolve().name, names, lambda index: readers[index](), digest, tuple(left_out), is_current=own)
 
 
 def _folders(path: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from qkjax.images.preprocess import Preprocess, Resolution, open_image, picture,
 from qkjax.images.resize import region
 from qkjax.images.rgb import BAND
 from qkjax.images.sets import ImageSet
-from qkjax.images.sources import SUFFIXES, files_in, refuse_exif_rotation
+from qkjax.images.sources import SUFFIXES, as_text, files_in, refuse_exif_rotation, unreplaced
 
 MASKS = ("annotations_instance", "masks", "annotations")
 """Possible names of the folder of masks next to the folder `images`, in order of preference: instance masks of ADE20K,
@@ -111,11 +111,12 @@ def open_objects(path: str | Path) -> ImageSet[Segmented]:
     readers = [partial(_read, *pair) for pair in pairs]
     names = tuple(name for name, *_ in pairs)
     digest = digest_of([(name, [*map(part_of_file, files)]) for name, *files in pairs], left_out)
-    return ImageSet(path.resolve().name, names, lambda index: readers[index](), digest, left_out)
+    own = unreplaced(path)
+    return ImageSet(path.resolve().name, names, lambda index: readers[index](), digest, left_out, is_current=own)
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """A dict from relative paths without suffix to images. Bytes that are not text become question marks.
+    """A dict from relative paths without suffix to images.
 
     Raises:
       QkjaxError: two images have the same name, except for the suffix.
@@ -123,7 +124,7 @@ def _files(folder: Path) -> dict[str, Path]:
     result: dict[str, Path] = {}
     for file in files_in(folder):
         if file.suffix.lower() in SUFFIXES:
-            name = str(file.relative_to(folder).with_suffix("")).encode(errors="replace").decode()
+            name = as_text(str(file.relative_to(folder).with_suffix("")))
             if name in result:
                 raise QkjaxError(f"{folder} contains {result[name].name} and {file.name}: expected one of them")
             result[name] = file

@@ -25,6 +25,7 @@ class ImageSet(Generic[Item]):
       fingerprint: a string that changes if the images change.
       left_out: name and reason for each image that is excluded before reading because it has no mask.
       notes: sentences about the search for images, for example the number of files that were skipped.
+      is_current: function that returns whether the files are still those from which `fingerprint` was computed.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ImageSet(Generic[Item]):
     fingerprint: str
     left_out: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    is_current: Callable[[], bool] = lambda: True
 
     def __len__(self) -> int:
         return len(self.names)

@@ -6,6 +6,7 @@ The images of a set are listed once, and can then be read in any order.
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -54,15 +55,18 @@ class _Findings:
 
 
 def image_set(name: str, images: Sequence[Listed], fingerprint: str, notes: tuple[str, ...] = ()) -> ImageSet:
-    """Makes an image set in the given order. Bytes in image names that are not text become question marks."""
+    """Makes an image set in the given order. Bytes in image names that are not text become escape sequences."""
     names = tuple(as_text(image.name) for image in images)
     readers = [image.read for image in images]
     return ImageSet(name, names, lambda index: readers[index](), fingerprint, notes=notes)
 
 
 def as_text(name: str) -> str:
-    """The name of a file, in which question marks replace bytes that are not text."""
-    return name.encode(errors="replace").decode()
+    """The name of a file, in which escape sequences such as \\udcff replace bytes that are not text.
+
+    Different names stay different, because the names of folders are classes.
+    """
+    return name.encode(errors="backslashreplace").decode()
 
 
 def open_images(path: str | Path) -> ImageSet:
@@ -98,7 +102,26 @@ def open_images(path: str | Path) -> ImageSet:
             f"no image in {url or path}: expected files that end in {', '.join(SUFFIXES)}, or such files in .zip or "
             f".tar archives{notes}"
         )
-    return image_set(url or path.resolve().name, images, fingerprint, findings.notes())
+    images = image_set(url or path.resolve().name, images, fingerprint, findings.notes())
+    return images if url else replace(images, is_current=unreplaced(path))
+
+
+def unreplaced(path: Path) -> Callable[[], bool]:
+    """A function that returns whether no file at a path, or in a folder, has been replaced since this call.
+
+    Files are the same if their sizes and modification times are. Files that have been removed do not count: a pass
+    lists them as unreadable.
+    """
+    before = {file: _stamp(file) for file in ([path] if path.is_file() else files_in(path))}
+    return lambda: all(_stamp(file) in (None, stamp) for file, stamp in before.items())
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def files_in(folder: Path, skipped: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import jax
 
+from qkjax.errors import QkjaxError
 from qkjax.images.sets import ImageSet
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.weights.checkpoint import Checkpoint, digest_of_parameters
@@ -19,7 +20,12 @@ def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, 
       images: the image set.
       options: options of the pass.
       choices: other arguments of the analysis, such as `top=9`.
+
+    Raises:
+      QkjaxError: a file of the image set was replaced after the set was opened.
     """
+    if not images.is_current():
+        raise QkjaxError(f"files of {images.name} were replaced after the image set was opened: open it again")
     values = {
         "model": checkpoint.name,
         "parameters": digest_of_parameters(checkpoint.params),

@@ -103,8 +103,8 @@ def check_images(path: Path, changes: list, result: tuple) -> None:
 
 
 def _file(path: Path, name: str) -> str:
-    """The name of the file of an image whose name may have question marks for bytes that are not text."""
-    return next(x.name for x in path.iterdir() if x.name.encode(errors="replace").decode() == name)
+    """The name of the file of an image whose name may have escape sequences for bytes that are not text."""
+    return next(x.name for x in path.iterdir() if x.name.encode(errors="backslashreplace").decode() == name)
 
 
 def check_archives(path: Path, changes: list, result: tuple) -> None:

@@ -71,7 +71,7 @@ def write_ablations(
     written = outcome(
         folder,
         "ablations",
-        ablation_settings(checkpoint, images, arguments.labels, **choices),
+        ablation_settings(checkpoint, images, labels, **choices),
         compute,
         describe,
         attrs=attrs,

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +110,7 @@ def ablate(
         check_labels(*labels)
     model = _Model(checkpoint, query_key(checkpoint), decompose(checkpoint), images, labels)
     specs, edits = _resolved(specs_of(plan), model)
-    settings = ablation_settings(checkpoint, images, bool(labels.names), queries, exact, options)
+    settings = ablation_settings(checkpoint, images, labels, queries, exact, options)
     store = Store(partial, settings, fresh=fresh)
     done = [store.read(edit) for edit in (None, *edits)]
     if not all(same_images(arrays, done[0]) for arrays in done):
@@ -126,10 +127,11 @@ def ablate(
 
 
 def ablation_settings(
-    checkpoint: Checkpoint, images: ImageSet, labels: bool, queries: int, exact: bool, options: PassOptions
+    checkpoint: Checkpoint, images: ImageSet, labels: Labels, queries: int, exact: bool, options: PassOptions
 ) -> dict[str, str]:
     """The settings that all ablations share. The result of an ablation depends only on these and on its edit."""
-    return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=labels)
+    classes = blake2b(json.dumps(labels).encode(), digest_size=12).hexdigest() if labels.names else False
+    return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=classes)
 
 
 def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
