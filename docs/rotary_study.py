@@ -66,9 +66,16 @@ def shares(sweeps: dict, final: dict) -> Figure:
             mean, half = interval(values)
             for layer in range(mean.shape[1]):
                 colour, marker = COLOURS[layer], MARKERS[layer]
-                middle, low, high = mean[:, layer], (mean - half)[:, layer], (mean + half)[:, layer]
-                axes.plot(sweep.step, middle, marker=marker, color=colour, markersize=3, label=f"layer {layer}")
-                axes.fill_between(sweep.step, low, high, color=colour, alpha=0.15, linewidth=0)
+                style = {
+                    "marker": marker,
+                    "color": colour,
+                    "markersize": 3,
+                    "linewidth": 1,
+                    "capsize": 1,
+                    "elinewidth": 0.6,
+                }
+                places = sweep.step + 8 * (layer - 2.5)
+                axes.errorbar(places, mean[:, layer], half[:, layer], label=f"layer {layer}", **style)
             axes.set(title=name, xlabel="training step")
         panels[0].set_ylabel("share that depends on place")
         panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -90,10 +97,10 @@ def distances(final: dict) -> Figure:
             mean, half = interval(values)
             for layer in range(len(mean)):
                 colour, marker = COLOURS[layer], MARKERS[layer]
-                style = {"marker": marker, "color": colour, "markersize": 3, "linewidth": 1, "capsize": 1.5}
-                places = distance + 0.03 * (layer - 2.5)
+                style = {"marker": marker, "color": colour, "markersize": 3, "linewidth": 1, "elinewidth": 0.8}
+                places = distance + 0.09 * (layer - 2.5)
                 axes.errorbar(places, mean[layer], half[layer], label=f"layer {layer}", **style)
-            axes.set(title=name, xlabel="distance between query and key (patches)")
+            axes.set(title=name, xlabel="distance (patches)")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set_ylabel("weighted cosine of M(delta)")
         panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
