@@ -185,3 +185,11 @@ def test_other_labels_are_another_ablation(folder, tmp_path):
     first, _, second, computed_anew = results
     xr.testing.assert_equal(second, computed_anew)
     assert first.attrs["settings"] != second.attrs["settings"]
+
+
+def test_class_names_that_are_long_numbers():
+    """Python refuses to read numbers of more than 4,300 digits."""
+    from qkjax.images.labels import head_classes
+
+    assert head_classes(["1", "0"], 2) == [1, 0]
+    assert head_classes(["1" * 5000, "2", "3"], 2) is None

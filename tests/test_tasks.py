@@ -114,6 +114,14 @@ def test_hugging_face_data_sets(folder):
     )
     assert [label for _, label in found].count(0) == [label for _, label in expected].count(0)
     assert found == expected
+    file = next(folder.rglob("*.png"))
+    Image.new("RGB", (40, 40)).save(file)
+    assert load_task(TrainConfig(data=f"hf:{folder}", resolution=32)).fingerprint != task.fingerprint, "replaced"
+
+
+def test_no_name():
+    with pytest.raises(qkjax.QkjaxError, match="data='' is not a known task"):
+        load_task(TrainConfig(data=""))
 
 
 def test_moved_is_what_padding_and_cutting_give():

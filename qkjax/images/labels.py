@@ -36,7 +36,7 @@ def head_classes(classes: list[str], outputs: int) -> list[int] | None:
     If the names of all folders are numbers ("0", "281"), each name is the index of the output. Otherwise, if there are
     as many folders as outputs, the folders, sorted by name, correspond to the outputs in order, as in ImageNet.
     """
-    numbers = [int(name) for name in classes if name.isdecimal() and int(name) < outputs]
+    numbers = [int(name) for name in classes if name.isdecimal() and len(name) < 10 and int(name) < outputs]
     if len(numbers) == len(classes):
         return numbers
     return list(range(outputs)) if len(classes) == outputs else None

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from qkjax.errors import QkjaxError, first_line
+from qkjax.images.fingerprint import digest_of, part_of_file
 from qkjax.images.labels import by_folder
 from qkjax.images.preprocess import picture
 from qkjax.images.sets import ImageSet
-from qkjax.images.sources import open_images
+from qkjax.images.sources import as_text, files_in, open_images
 from qkjax.train.augment import inception_crop, rand_augment, shift_image
 from qkjax.train.config import TrainConfig
 from qkjax.train.data import PRESET, Examples, Image, Task
@@ -42,7 +43,7 @@ def load_task(config: TrainConfig) -> Task:
     kind, _, rest = name.partition(":")
     if kind in SOURCES and rest:
         return _photographs(*SOURCES[kind](rest, config.seed), config)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return _photographs(*_class_folders(Path(name), config.seed), config)
     raise QkjaxError(
         f"data={name!r} is not a known task: expected {', '.join(TASKS)}, tfds:NAME, hf:NAME, or the path of a folder "
@@ -199,7 +200,11 @@ def _hugging_face(name: str, seed: int) -> Photographs:
         names = _columns(features, datasets.Image, datasets.ClassLabel)
     except Exception as error:  # the library raises many types of errors
         raise QkjaxError(f"cannot read {name} with Hugging Face's datasets: {first_line(error)}") from error
-    return *_parts(parts, names, name, seed), features[names[1]].num_classes, _lengths(parts, name)
+    fingerprint = _lengths(parts, name)
+    if Path(repository).is_dir():
+        files = sorted(files_in(Path(repository)))
+        fingerprint += " " + digest_of([(as_text(str(file)), [part_of_file(file)]) for file in files])
+    return *_parts(parts, names, name, seed), features[names[1]].num_classes, fingerprint
 
 
 SOURCES: dict[str, Callable[[str, int], Photographs]] = {"tfds": _tfds, "hf": _hugging_face}
