@@ -163,7 +163,7 @@ def _spec(edit: str, template: str, chosen: Mapping, key_bias: bool, seed: int |
     selection = fill(chosen)
     dose = chosen.get(DOSE, np.nan)
     if isinstance(dose, bool) or not isinstance(dose, int | float) or abs(dose) > LARGEST_DOSE:
-        raise QkjaxError(f"dose is {str(dose)[:30]}: expected a number of at most {LARGEST_DOSE:g}")
+        raise QkjaxError(f"dose is {repr(dose)[:30]}: expected a number of at most {LARGEST_DOSE:g}")
     without_dose = fill({**chosen, DOSE: "*"}).replace("=*", "")
     condition = " ".join(term for term in without_dose.split() if not term.startswith("layers="))
     layers = ",".join(term.removeprefix("layers=") for term in selection.split() if term.startswith("layers="))
