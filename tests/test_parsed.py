@@ -50,7 +50,7 @@ def test_training_configurations(name, suffix, tmp_path):
     ("values", "words"),
     [
         ({"depth": 1001}, "at most 1000 layers"),
-        ({"width": 10**10}, "one billion"),
+        ({"width": 10**10}, "at most one billion"),
         ({"steps": 10**9, "every": 1}, "at most 100,000 evaluations"),
         ({"rand_augment": 10**6}, "at most 1000"),
         ({"clip": 10**29}, ""),

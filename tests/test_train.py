@@ -338,9 +338,9 @@ def test_a_folder_is_one_process_s_and_one_data_set_s(tmp_path):
     assert not (tmp_path / "config.json").exists()
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     (tmp_path / "data.txt").write_text("as it was")
-    identify(tmp_path, TINY, "as it was")
+    identify(tmp_path, TINY, "as it was", "")
     with pytest.raises(qkjax.QkjaxError, match="data='digits' has changed since"):
-        identify(tmp_path, TINY, "with one file more")
+        identify(tmp_path, TINY, "with one file more", "")
 
 
 def test_a_run_that_diverges_says_so_and_stops_no_sweep(tmp_path):

@@ -172,7 +172,7 @@ class TrainConfig:
 
 
 MOST_EVALUATIONS = 100_000
-_COUNT = "a whole number from 1 to one billion", lambda value: 1 <= value <= 10**9
+_COUNT = "a whole number of at least 1, at most one billion", lambda value: 1 <= value <= 10**9
 _POSITIVE = "a number above 0", lambda value: 0 < value < math.inf
 _NOT_NEGATIVE = "0 or more", lambda value: 0 <= value < math.inf
 _SHARE = "from 0 to below 1", lambda value: 0 <= value < 1
