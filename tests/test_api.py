@@ -220,3 +220,28 @@ def test_errors_speak_python(original, call, message):
 def test_settings_are_json(results):
     for name in ("image", "top_images", "preference", "objects", "ablate"):
         assert isinstance(json.loads(results[name].attrs["settings"]), dict)
+
+
+ANOTHER_TYPE = """
+import qkjax
+checkpoint = qkjax.load({model!r})
+for name in ("top_images", "same_object", "attention_preference", "ablate"):
+    more = ([{{"edit": "drop"}}],) if name == "ablate" else ()
+    for arguments in (("a.npz", *more), (checkpoint, *more, "photographs")):
+        try:
+            getattr(qkjax, name)(*arguments, partial="progress")
+        except qkjax.QkjaxError as error:
+            print(error)
+"""
+
+
+def test_arguments_of_another_type(tmp_path):
+    """Paths in place of a checkpoint or of images are natural mistakes; a path as text for progress is none.
+
+    The tests check the types of arguments, so this needs a process without these checks.
+    """
+    script = ANOTHER_TYPE.format(model=str(DATA / "a.npz"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    checkpoint = "checkpoint is a str: expected a checkpoint, as qkjax.load returns"
+    images = "images is a str: expected an image set, as qkjax.images.open_images returns"
+    assert done.stdout.splitlines() == [checkpoint, images] * 4

@@ -22,7 +22,12 @@ def for_photographs(checkpoint: Checkpoint) -> Checkpoint:
 
     The converted model uses the mean of red, green and blue as grey. The conversion is exact, because the patch
     embedding is linear. A model that does not have exactly one input channel is returned unchanged.
+
+    Raises:
+      QkjaxError: the argument is not a checkpoint.
     """
+    if not isinstance(checkpoint, Checkpoint):
+        raise QkjaxError(f"checkpoint is a {type(checkpoint).__name__}: expected a checkpoint, as qkjax.load returns")
     if checkpoint.config.channels != 1:
         return checkpoint
     params = with_patch_embedding(checkpoint.params, kernel=np.repeat(patch_kernel(checkpoint.params) / 3, 3, axis=2))

@@ -22,8 +22,12 @@ def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, 
       choices: other arguments of the analysis, such as `top=9`.
 
     Raises:
-      QkjaxError: a file of the image set was replaced after the set was opened.
+      QkjaxError: a file of the image set was replaced after the set was opened, or it is not an image set.
     """
+    if not isinstance(images, ImageSet):
+        raise QkjaxError(
+            f"images is a {type(images).__name__}: expected an image set, as qkjax.images.open_images returns"
+        )
     if not images.is_current():
         raise QkjaxError(f"files of {images.name} were replaced after the image set was opened: open it again")
     values = {

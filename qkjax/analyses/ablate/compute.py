@@ -57,7 +57,7 @@ def ablate(
     queries: int = 16,
     exact: bool = False,
     options: PassOptions | None = None,
-    partial: Path | None = None,
+    partial: str | Path | None = None,
     fresh: bool = False,
 ) -> xr.Dataset:
     """Measures how each edit in a plan changes attention, representations and accuracy.
@@ -99,10 +99,10 @@ def ablate(
       >>> result.sizes["ablation"], result.attention_js.dims
       (2, ('ablation', 'image', 'layer', 'head'))
     """
-    require_own_width(checkpoint.config, exact)
-    options = options or PassOptions()
+    options, partial = options or PassOptions(), Path(partial) if partial else None
     check_shard(partial, options.shard)
     checkpoint = for_photographs(checkpoint)
+    require_own_width(checkpoint.config, exact)
     query_places(photograph_grid(checkpoint, options.resolution), queries)  # raises before any computation
     images = photographs() if images is None else images
     labels = labels_of(images) if labels is True else labels or Labels([], [])

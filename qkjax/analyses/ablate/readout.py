@@ -39,8 +39,10 @@ def check_labels(labels: Sequence[int], classes: list[str]) -> None:
     """Checks, before any long computation, that a probe can be fitted to the labels.
 
     Raises:
-      QkjaxError: scikit-learn is not installed, or a class has fewer than two images.
+      QkjaxError: scikit-learn is not installed, a class does not exist, or a class has fewer than two images.
     """
+    if odd := [label for label in labels if not 0 <= label < len(classes)]:
+        raise QkjaxError(f"labels contains the class {odd[0]}: expected numbers from 0 to {len(classes) - 1}")
     counts = np.bincount(np.asarray(labels, int), minlength=len(classes))
     if counts.min() < 2:
         raise QkjaxError(

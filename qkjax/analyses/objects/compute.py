@@ -66,7 +66,7 @@ def same_object(
     top: int = 5,
     stream: Stream = "norm",
     options: PassOptions | None = None,
-    partial: Path | None = None,
+    partial: str | Path | None = None,
     fresh: bool = False,
 ) -> xr.Dataset:
     """Measures how often the query object and the key object of a mode are the same (the paper, figure 6).
@@ -105,7 +105,7 @@ def same_object(
       >>> result.same.dims
       ('layer', 'head', 'mode', 'sign', 'place')
     """
-    options = options or PassOptions()
+    options, partial = options or PassOptions(), Path(partial) if partial else None
     if fresh and partial:
         remove(partial)
     if top < 1:

@@ -90,7 +90,7 @@ def attention_preference(
     scenes: ImageSet[Scene] | None = None,
     *,
     options: PassOptions | None = None,
-    partial: Path | None = None,
+    partial: str | Path | None = None,
     fresh: bool = False,
 ) -> xr.Dataset:
     """Measures how much tokens attend to their own category, to the opposite category, and to the background.
@@ -126,7 +126,7 @@ def attention_preference(
       >>> result.mass.dims
       ('image', 'layer', 'head', 'query', 'region')
     """
-    options = options or PassOptions()
+    options, partial = options or PassOptions(), Path(partial) if partial else None
     if fresh and partial:
         remove(partial)
     checkpoint = for_photographs(checkpoint)

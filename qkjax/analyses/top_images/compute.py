@@ -74,7 +74,7 @@ def top_images(
     stream: Stream = "norm",
     maps: int | None = None,
     options: PassOptions | None = None,
-    partial: Path | None = None,
+    partial: str | Path | None = None,
     fresh: bool = False,
 ) -> xr.Dataset:
     """Finds the images that excite each mode most, for both signs of a mode, and the maps of the first modes.
@@ -114,7 +114,7 @@ def top_images(
       >>> result.image_index.dims
       ('score', 'layer', 'head', 'mode', 'sign', 'place')
     """
-    options = options or PassOptions()
+    options, partial = options or PassOptions(), Path(partial) if partial else None
     if fresh and partial:
         remove(partial)
     checkpoint = for_photographs(checkpoint)
