@@ -202,3 +202,20 @@ def test_a_model_whose_name_is_not_text(tmp_path, monkeypatch, capsys):
 )
 def test_an_invalid_option_is_one_line(words, parts, monkeypatch, capsys):
     refused(command(monkeypatch, capsys, *words), "qkjax: error: ", *parts)
+
+
+def test_an_invalid_option_on_a_terminal_without_special_characters():
+    """tyro then draws the frame with hyphens."""
+    words = [sys.executable, "-m", "qkjax", "top-images", "x", "--modes", "2"]
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=plain)
+    assert done.stderr.startswith("qkjax: error: Unrecognized or misplaced options: --modes")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("side", ["5000", "0", "-32"])
+def test_a_resolution_beyond_the_limit(side, tmp_path, monkeypatch, capsys):
+    done = command(monkeypatch, capsys, "top-images", MODEL, "--resolution", "32", side, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "--resolution (32, " in done.err
+    assert not (tmp_path / "out").exists()

@@ -12,8 +12,8 @@ from tyro.conf import FlagCreatePairsOff
 from qkjax.cli.plain_help import with_plain_help
 from qkjax.errors import QkjaxError
 
-FRAME = re.compile("[\u2500-\u257f]")
-"""The characters with which tyro draws a frame around an error."""
+FRAME = re.compile(r"[\u2500-\u257f]|-{4,}|^\s*[+|]-?|[+|]\s*$")
+"""The frame that tyro draws around an error, with or without special characters."""
 MOST_CHARACTERS = 400
 
 
@@ -50,6 +50,8 @@ def parse(commands: Mapping[str, Callable[..., None]], arguments: list[str]) -> 
 def _reason(message: str) -> str:
     """The first part of an error of tyro, up to the first line inside its frame, on one line of limited length."""
     title, *lines = [FRAME.sub("", line).strip() for line in message.splitlines()]
+    while lines and not lines[0]:  # without special characters, a line of hyphens follows the title
+        del lines[0]
     first = lines[: lines.index("")] if "" in lines else lines
     text = " ".join(" ".join(first).split()) or title
     return text[:MOST_CHARACTERS].rstrip(".")

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from qkjax.errors import QkjaxError
+from qkjax.images.limits import check_sides
 from qkjax.images.prefetch import batches, photograph_batches
 from qkjax.images.preprocess import Pixels, Preprocess, side_lengths
 from qkjax.images.sets import Batch, ImageSet
@@ -56,6 +57,7 @@ def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> 
     position embedding is not, the default is the grid multiplied by the patch size.
     """
     if requested:
+        check_sides("resolution", requested)
         return requested
     config, crop = checkpoint.config, side_lengths(checkpoint.preprocess, None)
     if not config.grid or crop[0] != crop[1]:
