@@ -57,7 +57,7 @@ def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> 
     position embedding is not, the default is the grid multiplied by the patch size.
     """
     if requested:
-        check_sides("resolution", requested)
+        check_sides("resolution", tuple(requested))
         return requested
     config, crop = checkpoint.config, side_lengths(checkpoint.preprocess, None)
     if not config.grid or crop[0] != crop[1]:
