@@ -70,7 +70,7 @@ def export(checkpoint: Checkpoint, path: Path | str) -> list[str]:
         raise QkjaxError(f"path={str(path)!r}: expected a name that ends in .npz, as big_vision requires")
     if foreign := _foreign_parts(config):
         raise QkjaxError(
-            f"{checkpoint.name} has {foreign[0]}, which big_vision's parameter tree lacks; use save instead"
+            f"{checkpoint.name} has {foreign[0]}, which big_vision's parameter tree lacks; use qkjax.save instead"
         )
     params = fold_layer_scale(checkpoint.params) if config.layer_scale else checkpoint.params
     write_checkpoint(path, replace(config, layer_scale=False), params, checkpoint.preprocess)
