@@ -11,6 +11,7 @@ import qkjax
 from qkjax.images.preprocess import normalise, picture
 from qkjax.interaction.rotary.rotation import rotate
 from qkjax.report.attended_rotary import attended_at_places
+from qkjax.report.model_card import positions
 from qkjax.vit.rotary import token_angles
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -69,3 +70,15 @@ def test_keys_of_a_mode_move_with_the_chosen_patch(checkpoint, pixels, tmp_path)
     np.testing.assert_allclose(values, expected, atol=1e-3 * np.ptp(expected))
     moved = np.abs(np.asarray(values)[0, 3] - np.asarray(values)[0, 18]).max()
     assert moved > 0.05 * np.ptp(expected[0])
+
+
+def test_measures_of_positions_are_those_of_analyze(checkpoint):  # noqa: F811
+    """The page of a head shows them; `analyze` is compared with float64 elsewhere."""
+    facts, arrays = positions(checkpoint)
+    dataset = qkjax.analyze(checkpoint)
+    np.testing.assert_array_equal(arrays["position_share"], dataset.position_share.astype(np.float32))
+    np.testing.assert_array_equal(arrays["distance_cosine"], dataset.distance_cosine.astype(np.float32))
+    assert facts["distances"] == dataset.distance.values.tolist()
+    assert facts["share"] == float(dataset.null_position_share)
+    assert facts["share_width"] == float(dataset.null_position_share_width.sel(scope="head"))
+    np.testing.assert_array_equal(facts["cosine_width"], dataset.null_distance_cosine_width.sel(scope="head"))

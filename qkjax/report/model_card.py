@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qkjax.analyses.decomposition import query_key
+from qkjax.analyses.positions import position_measures
 from qkjax.errors import QkjaxError
 from qkjax.figures import ABLATIONS
 from qkjax.interaction.metrics import Metrics
@@ -82,6 +84,28 @@ def arrays(metrics: Metrics, key_bias: np.ndarray, share: np.ndarray, bias_share
     values |= {"share": share, "bias_share": bias_share}
     packed = {name: np.asarray(x, np.float32) for name, x in values.items()}
     return packed | {"degenerate": np.asarray(metrics.degenerate, np.int8)}
+
+
+def positions(checkpoint: Checkpoint) -> tuple[dict, dict[str, np.ndarray]]:
+    """How the interaction of each head depends on position, for a model with rotary positions.
+
+    Returns:
+      Facts about chance and distances, and arrays in float32: `position_share` of shape (layers, heads), and
+      `distance_cosine` of shape (layers, heads, distances). Both are empty if the grid has a single position.
+    """
+    parts = query_key(checkpoint)
+    if np.prod(parts.rotation.grid) < 2:
+        return {}, {}
+    measures = position_measures(parts)
+    null, curve = measures.null, measures.curve
+    facts = {
+        "share": float(null.share),
+        "share_width": float(null.share_width.head),
+        "distances": [float(distance) for distance in curve.distance],
+        "cosine_width": [float(width) for width in np.asarray(null.curve_width.head)],
+    }
+    values = {"position_share": measures.share.share, "distance_cosine": curve.value}
+    return facts, {name: np.asarray(value, np.float32) for name, value in values.items()}
 
 
 def results_of(data: ModelData, site: Path) -> list[dict]:

@@ -62,6 +62,8 @@ def write_model(folder: Path, data: ModelData, images: ImageSet, photos: Photogr
         shares = [np.mean([getattr(x, name) for x in terms], axis=0) for name in ("share", "bias_share")]
         arrays = model_card.arrays(metrics, _key_bias(data), *shares)
         if rotary:
+            facts["positions"], own = model_card.positions(data.subject.checkpoint)
+            arrays |= own
             arrays["angles"] = angles_of(data.subject.checkpoint, _model_pixels(data, photos[0][1])).astype(np.float32)
         _write(folder, "model", facts, arrays)
         _write_pictures(folder, data, images, interrupted)
