@@ -1,10 +1,14 @@
 """Passes over images with a model that has rotary positions, against loops in float64 over modes of a dense Mbar."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
+from commands import command
 
 import qkjax
+from qkjax.analyses.decomposition import modes_per_head
 from qkjax.analyses.edit import edit_with_notes
 from qkjax.analyses.top_images.sheets import sheet_rows
 from qkjax.images.default_set import photographs
@@ -138,3 +142,17 @@ def test_ablation_is_a_pass_of_the_edited_checkpoint(checkpoint):
     assert f"{float(data.place_change[1, 1].mean()):.1%}" in notes[1]
     with pytest.raises(qkjax.QkjaxError, match="exact=True"):
         qkjax.ablate(checkpoint, plan, images, exact=True)
+
+
+def test_the_number_of_modes_is_known_before_the_scan(checkpoint, tmp_path, monkeypatch, capsys):
+    """Planes without a mean have no modes; a mode that does not exist is one line, before any image is read."""
+    centred = Rotary(100.0, "centred", pairs="half")
+    for config in (checkpoint.config, replace(checkpoint.config, rotary=centred, grid=(4, 4))):
+        other = replace(checkpoint, config=config)
+        assert modes_per_head(other) == qkjax.decompose(other).s.shape[-1]
+    qkjax.save(other, tmp_path / "m.npz")
+    last = modes_per_head(other)
+    assert last < other.config.head_dim
+    done = command(monkeypatch, capsys, "top-images", tmp_path / "m.npz", "--select", f"L0 H0 M{last}")
+    assert done.code == 2
+    assert f"expected a layer from 0 to {other.config.depth - 1}" in done.err

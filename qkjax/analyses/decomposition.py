@@ -126,8 +126,21 @@ def query_key(checkpoint: Checkpoint | Mapping, grid: tuple[int, int] | None = N
     parts = tree.query_key(checkpoint.params)
     if config.rotary is None:
         return parts
-    grid = grid or config.grid or patch_grid(config, resolution_of(checkpoint, None))
-    return parts._replace(rotation=patch_rotation(config, grid))
+    return parts._replace(rotation=_rotation(checkpoint, grid))
+
+
+def _rotation(checkpoint: Checkpoint, grid: tuple[int, int] | None = None) -> Rotation:
+    config = checkpoint.config
+    return patch_rotation(config, grid or config.grid or patch_grid(config, resolution_of(checkpoint, None)))
+
+
+def modes_per_head(checkpoint: Checkpoint) -> int:
+    """The number of modes of each head in `decompose(checkpoint)`, without decomposing anything."""
+    config, columns = checkpoint.config, checkpoint.config.head_dim
+    if config.rotary is not None:
+        rotation = _rotation(checkpoint)
+        columns = len(columns_with_mean(rotation.angles, rotation.pairs))
+    return min(config.width, columns)
 
 
 def check_grid(config: ViTConfig | None, grid: tuple[int, int] | None, name: str = "grid", least: int = 1) -> None:

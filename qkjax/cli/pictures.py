@@ -113,6 +113,7 @@ def top_images(
       json: print the findings as JSON instead of text.
     """
     join_hosts(distributed)
+    from qkjax.analyses.decomposition import modes_per_head
     from qkjax.analyses.outcome import print_notes, print_outcome
     from qkjax.analyses.top_images.pages import (
         ScanOptions,
@@ -133,7 +134,7 @@ def top_images(
     check_folder(out or Path("results"))
     checkpoint = for_photographs(load(model, **settings))
     config = checkpoint.config
-    shape = config.depth, config.heads, min(config.width, config.head_dim)
+    shape = config.depth, config.heads, modes_per_head(checkpoint)
     pages = pages_of(SheetOptions(sheet_modes, layer, head, select), shape)
     scan = ScanOptions(top, score, stream, PassOptions(batch, resolution, dtype, shard_of(shard)))
     pictures = open_images(images) if images else photographs()

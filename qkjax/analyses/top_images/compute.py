@@ -13,7 +13,7 @@ import xarray as xr
 from qkjax.activations.project import Stream, project
 from qkjax.activations.scores import SCORES, both_signs
 from qkjax.activations.top_maps import TopMaps, add, empty, merge
-from qkjax.analyses.decomposition import decompose, frame_attrs
+from qkjax.analyses.decomposition import decompose, frame_attrs, modes_per_head
 from qkjax.analyses.top_images.tables import top_images_dataset
 from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.errors import QkjaxError, nearest
@@ -206,7 +206,7 @@ def maps_for(checkpoint: Checkpoint, images: int, top: int, requested: int, opti
       partial: file in which the pass saves its progress.
     """
     config, grid = checkpoint.config, photograph_grid(checkpoint, options.resolution)
-    shape, places = (config.depth, config.heads, min(config.width, config.head_dim)), min(top, images)
+    shape, places = (config.depth, config.heads, modes_per_head(checkpoint)), min(top, images)
     earlier = interrupted_settings(partial).get("maps", "")
     if earlier.isdecimal() and len(earlier) < 9:
         return int(earlier)

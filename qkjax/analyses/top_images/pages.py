@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from qkjax import figures
 from qkjax.activations.project import Stream
+from qkjax.analyses.decomposition import modes_per_head
 from qkjax.analyses.outcome import Description, Written, outcome, report_unreadable
 from qkjax.analyses.top_images.compute import MAPPED, check, maps_for, scan_settings, top_images
 from qkjax.analyses.top_images.sheets import sheets
@@ -101,7 +102,7 @@ def write_top_images(
         return dataset.isel(mapped_mode=slice(MAPPED), missing_dims="ignore")
 
     def description(dataset: xr.Dataset) -> Description:
-        check_dataset(dataset, checkpoint.config.depth, checkpoint.config.heads)
+        check_dataset(dataset, checkpoint.config.depth, checkpoint.config.heads, modes_per_head(checkpoint))
         return Description("", [], {}, {})
 
     written = outcome(

@@ -73,12 +73,12 @@ def top_images_dataset(
     return dataset.assign_attrs(summary=summary(dataset))
 
 
-def check_dataset(dataset: xr.Dataset, layers: int, heads: int) -> None:
+def check_dataset(dataset: xr.Dataset, layers: int, heads: int, modes: int) -> None:
     """Checks a dataset that was read from a file; files of version 0.1 have no checksum.
 
     Args:
       dataset: the content of the file.
-      layers, heads: numbers of layers and of heads of the model.
+      layers, heads, modes: numbers of layers, of heads of a layer, and of modes of a head of the model.
 
     Raises:
       LookupError, ValueError, AttributeError: a variable is missing, or has other dimensions, another type, or
@@ -91,8 +91,9 @@ def check_dataset(dataset: xr.Dataset, layers: int, heads: int) -> None:
     for name, dims in expected.items():
         if dataset[name].dims != dims:
             raise ValueError(f"{name} has the dimensions {dataset[name].dims}, expected {dims}")
-    if (sizes["layer"], sizes["head"], sizes["sign"]) != (layers, heads, 2) or not dataset["value"].size:
-        raise ValueError(f"its sizes are {dict(sizes)}, expected {layers} layers and {heads} heads")
+    shape = tuple(sizes[name] for name in ("layer", "head", "mode", "sign"))
+    if shape != (layers, heads, modes, 2) or not dataset["value"].size:
+        raise ValueError(f"its sizes are {dict(sizes)}, expected {layers} layers, {heads} heads and {modes} modes")
     if index.dtype.kind not in "iu" or not (index.min() >= -1 and index.max() < sizes["image"]):
         raise ValueError(f"image_index is not in the range from -1 to {sizes['image'] - 1}")
     numbers = {name: dataset[name].values for name in ("singular_value", "cosine", "value", *maps)}
