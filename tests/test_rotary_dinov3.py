@@ -11,7 +11,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from test_rotary_eva import assert_close, compare, save, small_timm
+from test_rotary_eva import assert_close, assert_rotation, compare, save, small_timm
 
 import qkjax
 from conftest import moved
@@ -137,11 +137,7 @@ def test_timm(timm, torch, name, tmp_path):
     ],
 )
 def test_arguments_of_timm_that_change_the_rotation(timm, torch, arguments, expected, tmp_path):
-    name = "vit_small_patch16_dinov3_qkvb"
-    model, arguments = small_timm(timm, torch, name, **arguments)
-    checkpoint = qkjax.load(save(tmp_path, model, name, arguments))
-    assert checkpoint.config.rotary == expected
-    compare(torch, model, checkpoint, (48, 80))
+    assert_rotation(timm, torch, tmp_path, "vit_small_patch16_dinov3_qkvb", arguments, expected, (48, 80))
 
 
 def assert_same_parameters(ours, theirs):

@@ -229,11 +229,15 @@ def test_saved_file_keeps_the_rotation(timm, torch, tmp_path):
     ],
 )
 def test_arguments_that_change_the_rotation(timm, torch, arguments, expected, tmp_path):
-    name = "eva02_tiny_patch14_224"
+    assert_rotation(timm, torch, tmp_path, "eva02_tiny_patch14_224", arguments, expected, (56, 56))
+
+
+def assert_rotation(timm, torch, folder, name: str, arguments: dict, expected: Rotary | None, pixels) -> None:
+    """A model of timm with other arguments has the expected rotary positions, and the outputs of the library."""
     model, arguments = small_timm(timm, torch, name, **arguments)
-    checkpoint = qkjax.load(save(tmp_path, model, name, arguments))
+    checkpoint = qkjax.load(save(folder, model, name, arguments))
     assert checkpoint.config.rotary == expected
-    compare(torch, model, checkpoint, (56, 56))
+    compare(torch, model, checkpoint, pixels)
 
 
 def test_live_model(timm, torch):

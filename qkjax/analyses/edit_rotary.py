@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from qkjax.analyses.decomposition import folded_kernels
 from qkjax.errors import QkjaxError
 from qkjax.interaction.edit import EditedHeads
-from qkjax.interaction.frame import Frame, fold
+from qkjax.interaction.frame import Frame
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
 from qkjax.interaction.rotary.bias import spread
@@ -59,10 +60,7 @@ def require_own_width(config: ViTConfig, exact: bool) -> None:
 def rotary_bias_share(parts: QueryKey) -> PerHead:
     """The squared spread of bq R(delta) Wk^T y_j, divided by the squared spread of y_i Mbar y_j."""
     angles, pairs = np.asarray(parts.rotation.angles), parts.rotation.pairs
-    query, key = (
-        np.stack([fold(w, g, parts.norm_centers) for w, g in zip(kernel, parts.norm_scale, strict=True)])
-        for kernel in parts[:2]
-    )
+    query, key = folded_kernels(parts, fold_scale=True, center=parts.norm_centers)
     bias = np.asarray(spread(parts.query_bias[:, None], key, angles, pairs), np.float64)
     mean = np.asarray(spread(*mean_kernels(query, key, angles, pairs), np.zeros_like(angles), pairs), np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):

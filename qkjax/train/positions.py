@@ -16,7 +16,7 @@ from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import decompose
 from qkjax.interaction.rotary.mean import coherence, mean_kernels
 from qkjax.interaction.rotary.place import place_share
-from qkjax.interaction.rotary.rotation import by_column
+from qkjax.interaction.rotary.rotation import on_columns
 from qkjax.results.rows import head_mean
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.rotary import patch_rotation
@@ -25,20 +25,10 @@ from qkjax.vit.tree import query_key_kernels
 Kernel = Float[Array | np.ndarray, "... embed heads head_dim"]
 
 
-def mean_factor(vit: ViTConfig) -> Float[np.ndarray, "1 1 head_dim"]:
-    """sqrt c of each column of a head: the factor between the kernels of M(0) and those of Mbar, on the model's grid.
-
-    Without rotary positions, every factor is 1.
-    """
-    if vit.rotary is None:
-        return np.ones((1, 1, vit.head_dim), np.float32)
-    rotation = patch_rotation(vit, vit.grid)
-    root = np.sqrt(coherence(np.asarray(rotation.angles, np.float64)))
-    return by_column(np.stack([root, root], axis=-2), rotation.pairs).astype(np.float32)[None, None]
-
-
 def constrained_factor(vit: ViTConfig, constrained: str) -> Float[np.ndarray, "1 1 head_dim"] | None:
-    """The factor between the kernels of M(0) and the kernels that the constraint applies to; None if they are the same.
+    """The factor between the kernels of M(0) and the kernels that the constraint applies to: sqrt c of each column.
+
+    The factor is None if the kernels are the same.
 
     Args:
       vit: architecture of the model.
@@ -49,7 +39,9 @@ def constrained_factor(vit: ViTConfig, constrained: str) -> Float[np.ndarray, "1
     """
     if constrained == "same-place" or vit.rotary is None:
         return None
-    factor = mean_factor(vit)
+    rotation = patch_rotation(vit, vit.grid)
+    root = np.sqrt(coherence(np.asarray(rotation.angles, np.float64)))
+    factor = on_columns(root, rotation.pairs).astype(np.float32)[None, None]
     if not factor.all():
         raise QkjaxError(
             f"constrained={constrained!r}: {int((factor == 0).sum())} of {vit.head_dim} columns of a head cancel in "

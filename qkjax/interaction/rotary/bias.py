@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from qkjax.interaction.bias import BiasTerms
 from qkjax.interaction.rotary.mean import coherence
 from qkjax.interaction.rotary.place import for_heads, inner_products, moments
-from qkjax.interaction.rotary.rotation import Angles, Pairs, Rotation, by_column, by_plane, rotate
+from qkjax.interaction.rotary.rotation import Angles, Pairs, Rotation, by_plane, on_columns, rotate
 
 Tokens = Float[Array | np.ndarray, "batch tokens heads head_dim"]
 Bias = Float[Array | np.ndarray, "heads head_dim"]
@@ -112,7 +112,7 @@ def mean_bias_terms(
       rotation: the rotation of a grid.
     """
     c = np.asarray(coherence(rotation.angles))
-    c = by_column(np.stack([c, c], axis=-2), rotation.pairs).astype(np.float32)
+    c = on_columns(c, rotation.pairs).astype(np.float32)
     einsum = partial(jnp.einsum, precision="highest")
     row = [jnp.asarray(bias, jnp.float32)[:, None] for bias in (query_bias, key_bias)]
     size = partial(spread, angles=rotation.angles, pairs=rotation.pairs)

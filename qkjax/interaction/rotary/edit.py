@@ -29,7 +29,7 @@ from qkjax.interaction.edit import EDITS
 from qkjax.interaction.modes import Modes, decompose_in_program, require_plain
 from qkjax.interaction.rotary.mean import Kernel, coherence
 from qkjax.interaction.rotary.place import covariances, for_heads, inner_products, moments, scaled_heads
-from qkjax.interaction.rotary.rotation import Angles, Pairs, by_column, by_plane
+from qkjax.interaction.rotary.rotation import Angles, Pairs, by_plane, on_columns
 from qkjax.interaction.svd.jacobi import jacobi_svd
 from qkjax.interaction.svd.lapack import by_lapack
 
@@ -173,7 +173,7 @@ def edit_kernels(
         raise QkjaxError(f"unknown edit {kind!r}: expected one of {', '.join(EDITS)}")
     old = [jnp.asarray(x, jnp.float32) for x in (query, key)]
     c = np.asarray(coherence(np.asarray(angles)))
-    root = by_column(np.sqrt(np.stack([c, c], axis=-2)), pairs).astype(np.float32)
+    root = on_columns(np.sqrt(c), pairs).astype(np.float32)
     layers, _, heads, head_dim = query.shape
     root = jnp.broadcast_to(root, (layers, heads, head_dim))
     *new, retained = _edit(*old, Modes(*modes), jnp.asarray(weights, jnp.float32), root, kind)

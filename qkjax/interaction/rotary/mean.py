@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qkjax.errors import QkjaxError
-from qkjax.interaction.rotary.rotation import Angles, Pairs, by_column, cosine_and_sine, rotate
+from qkjax.interaction.rotary.rotation import Angles, Pairs, cosine_and_sine, on_columns, rotate
 
 LEAST = 1e-8
 """Planes whose c is smaller than this count as purely positional: their c is set to 0. They would change Mbar by less
@@ -66,7 +66,7 @@ def columns_with_mean(angles: Angles, pairs: Pairs = "half") -> Int[np.ndarray, 
     c = np.asarray(coherence(angles))
     if c.ndim > 1:
         raise QkjaxError(f"angles has shape {np.shape(angles)}: expected (positions, planes), the angles of all heads")
-    used = by_column(np.stack([c, c]), pairs) > 0
+    used = on_columns(c, pairs) > 0
     return np.flatnonzero(used) if used.any() else np.arange(len(used))
 
 
@@ -85,7 +85,7 @@ def mean_kernels(query: Kernel, key: Kernel, angles: Angles, pairs: Pairs = "hal
     c = coherence(angles)
     module = jnp if isinstance(c, jax.Array) else np
     root = module.where(c > 0, module.sqrt(module.where(c > 0, c, 1)), 0)  # with a derivative of 0 at 0
-    scale = across_embed(by_column(module.stack([root, root], axis=-2), pairs))
+    scale = across_embed(on_columns(root, pairs))
     query, key = (
         kernel.astype(dtype) * scale.astype(dtype)
         for kernel, dtype in ((x, jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))

@@ -84,6 +84,14 @@ def by_column(
     return x.reshape(*x.shape[:-2], -1)[..., np.argsort(columns, axis=None)]
 
 
+def on_columns(
+    x: Float[Array | np.ndarray, "*batch planes"], pairs: Pairs = "half"
+) -> Float[Array | np.ndarray, "*batch head_dim"]:
+    """Gives both columns of each plane the value of the plane; returns the columns in the order of the head."""
+    module = jnp if isinstance(x, jax.Array) else np
+    return by_column(module.stack([x, x], axis=-2), pairs)
+
+
 def cosine_and_sine(angles: Float[Array | np.ndarray, "..."]):
     """Cosine and sine of angles: in float64 for numpy arrays, and in the precision of the array for JAX arrays."""
     if isinstance(angles, jax.Array):
