@@ -373,7 +373,7 @@ def test_modes_of_a_small_model(run_here, tmp_path):
         (("image", DATA / "a.npz", "chelsea", "--layer", 4), ("--layer 4: expected a number from 0 to 3",)),
         (("image", DATA / "a.npz", "chelsea", "--resolution", 4, 400), ("expected at least one patch",)),
         (("image", DATA / "a.npz", DATA), ("is a folder: expected a single image",)),
-        (("modes", DATA / "a.npz", "--resolution", -32, 32), ("expected whole numbers of pixels from 1",)),
+        (("modes", DATA / "a.npz", "--resolution", -32, 32), ("expected at least one patch",)),
         (("modes", DATA / "a.npz", "--images", "nowhere"), ("nowhere does not exist: pass a folder",)),
         (("modes", DATA / "a.npz", "--images", DATA), ("no image in",)),
         (("modes", DATA / "a.npz", "--select", "L0 H9 M0"), ("mode='L0 H9 M0': expected a layer from 0 to",)),

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from qkjax.errors import QkjaxError
-from qkjax.images.limits import check_sides
+from qkjax.images.limits import MAX_SIDE, check_sides
 from qkjax.images.prefetch import batches, photograph_batches
 from qkjax.images.preprocess import Pixels, Preprocess, side_lengths
 from qkjax.images.sets import Batch, ImageSet
@@ -57,7 +57,8 @@ def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> 
     position embedding is not, the default is the grid multiplied by the patch size.
     """
     if requested:
-        check_sides("resolution", tuple(requested))
+        if max(requested) > MAX_SIDE:  # `patch_grid` refuses images that are too small
+            check_sides("resolution", tuple(requested))
         return requested
     config, crop = checkpoint.config, side_lengths(checkpoint.preprocess, None)
     if not config.grid or crop[0] != crop[1]:
