@@ -89,6 +89,10 @@ def test_a_pass_is_a_plain_loop(tmp_path, monkeypatch, capsys):
         found.append(s[head, mode] / s[head].sum() * data.same.values[0, head, mode, sign].mean())
     assert row["same"] == pytest.approx(sum(found) / 2, abs=1e-6)
     assert row["chance"] == pytest.approx(sum(chances) / 2, abs=1e-6)
+    strengths = [s[head, mode] / s.sum() for head, mode in np.ndindex(2, 6)]
+    rates = [x / (s[head, mode] / s[head].sum()) for x, (head, mode) in zip(found, np.ndindex(2, 6), strict=True)]
+    assert row["by_strength"] == pytest.approx(np.dot(strengths, rates), abs=1e-6)
+    assert row["plain"] == pytest.approx(np.mean(rates), abs=1e-6)
     assert row["same_low"] <= row["same"] <= row["same_high"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "objects.nc", "objects.csv", "same_object.png", "same_object.pdf",
