@@ -93,9 +93,9 @@ def objects_table(dataset: xr.Dataset) -> list[Row]:
     the query object and the key object of a mode are the same, as a mean over heads. Within a head, modes are weighted
     by their share of the sum of singular values. `same_low` and `same_high` are the ends of the 95% bootstrap interval
     of `same`, which resamples modes. `chance` is the probability that two objects drawn at random from an image are the
-    same, which is 1 / number of objects. `by_strength` and `plain` are computed like `same`, but all modes of a layer are
-    weighted by their singular values, or equally. The paper weights "by singular values", which may mean `by_strength`;
-    in `same`, a head with large singular values has no more weight than another head, as in the weighted cosine.
+    same, which is 1 / number of objects. `by_strength` and `plain` are computed like `same`, but weight all modes of a
+    layer by their singular values, or equally. The paper weights "by singular values", which may mean `by_strength`; in
+    `same`, a head with large singular values has no more weight than another head, as in the weighted cosine.
     """
     sign = dataset.score.isel(place=0, drop=True).argmax("sign")
     index, same = (dataset[name].isel(sign=sign).values for name in ("image_index", "same"))
