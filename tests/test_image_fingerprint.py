@@ -19,7 +19,7 @@ from qkjax.images.default_set import photographs
 from qkjax.images.o3 import open_o3
 from qkjax.images.segmented import mosaics, open_objects
 from qkjax.images.sources import open_images
-from qkjax.passes.options import PassOptions
+from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 
 
@@ -228,7 +228,7 @@ def test_pipes_are_not_read_for_the_fingerprint(tmp_path):
 def test_settings_state_the_batch_that_is_computed(default, tmp_path):
     write_folder(tmp_path, 1)
     images = open_images(tmp_path)
-    assert settings_of(default, images, PassOptions(batch=40_000))["batch"] == "8"
+    assert settings_of(default, images, PassOptions(batch=40_000))["batch"] == str(batch_size(None))
     assert settings_of(default, images, PassOptions(batch=1))["batch"] == "1"
 
 

@@ -189,7 +189,8 @@ def test_equinox_module(arguments, settings):
     assert {name: getattr(checkpoint.config, name) for name in settings} == settings
     assert not any("assumed, because" in note for note in checkpoint.notes)
     images = np.asarray(jax.random.normal(jax.random.key(2), (2, 3, 28, 28)))
-    wanted = np.stack([model(image, inference=True) for image in images])
+    with jax.default_matmul_precision("highest"):
+        wanted = np.stack([model(image, inference=True) for image in images])
     ours, _ = qkjax.forward(checkpoint, images.transpose(0, 2, 3, 1))
     np.testing.assert_allclose(ours, wanted, atol=1e-5 * np.abs(wanted).max())
 
