@@ -80,6 +80,10 @@ def _settings(kind: str, values: Mapping, default: Kind) -> dict:
         settings["posemb_resample"] = resample
     if rotary := rotation_of(kind, values):
         settings |= {"rotary": rotary, "pool": "tok"}
+    if kind == "sam3_vit_model":
+        layers = values.get("global_attn_indexes")
+        settings |= {"window": values.get("window_size", 24), "pool": "gap",
+                     "global_layers": (7, 15, 23, 31) if layers is None else layers}  # fmt: skip
     if kind not in WEIGHTS_ONLY:
         settings["activation"] = _activation(values, default)
     return settings
