@@ -39,7 +39,8 @@ def analyze(
     Args:
       checkpoint: any checkpoint, including an edited or newly trained checkpoint.
       fold_scale, center, normalize: options that define M; see `decompose`.
-      grid: for a checkpoint with rotary positions, rows and columns of patches; by default the checkpoint's own grid.
+      grid: for a checkpoint with rotary positions, rows and columns of patches; by default the checkpoint's own grid,
+        or that of one window if the model has windows.
 
     Returns:
       A dataset with dimensions layer, head, mode and embed; spectra have the dimensions eigen and pair. See
@@ -75,7 +76,16 @@ def analyze(
 
 
 def _with_positions(dataset: xr.Dataset, parts: QueryKey, fold_scale: bool, center: bool) -> xr.Dataset:
-    """Adds the measures of rotary positions, and states that M is the mean over positions."""
+    """Adds the measures of rotary positions, and states that M is the mean over positions.
+
+    In a grid of several windows, layers attend to different places: there are no measures, and the summary says so.
+    """
+    if parts.rotation.window is not None:
+        dataset.attrs["summary"] += (
+            " How the interaction depends on position is not measured, because layers attend to different places of "
+            f"this grid: pass grid={parts.rotation.window}, that of one window, to measure it."
+        )
+        return annotated(dataset, LABELS | ROTARY_BIAS_LABELS)
     measures = positions.position_measures(parts, fold_scale, center)
     dataset = dataset.merge(position_dataset(measures))
     dataset.attrs["summary"] = f"{position_summary(measures)} {dataset.attrs['summary']}"

@@ -13,7 +13,7 @@ from qkjax.vit.rotary_config import Rotary
 from qkjax.vit.windows import check_windows, has_several_windows, is_global
 
 
-def _coordinates(rotary: Rotary, size: int, reference: float | None) -> Float[np.ndarray, "size"]:
+def _coordinates(rotary: Rotary, size: int, reference: int | float | None) -> Float[np.ndarray, "size"]:
     """Coordinates of the patches along one axis with `size` patches."""
     index = np.arange(size)
     if rotary.coordinates == "centred":

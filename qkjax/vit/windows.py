@@ -77,6 +77,13 @@ def window_of_patches(grid: Grid, window: Grid) -> Int[np.ndarray, "patches"]:
     return (rows[:, None] * (grid[1] // window[1]) + columns[None]).ravel()
 
 
+def layer_windows(config: ViTConfig, grid: Grid, layer: int) -> Int[np.ndarray, "patches"] | None:
+    """The number of the window of each patch in a layer; None if its queries attend to all keys."""
+    if is_global(config, layer) or not has_several_windows(config, grid):
+        return None
+    return window_of_patches(grid, (config.window, config.window))
+
+
 def outside_windows(grid: Grid, window: Grid) -> Float[Array, "1 patches patches"]:
     """A bias for logits: 0 if query and key are in the same window, and -inf otherwise."""
     number = jnp.asarray(window_of_patches(grid, window))

@@ -106,6 +106,8 @@ def _stated_sizes(kind: str, values: Mapping) -> dict[str, int | tuple[int, ...]
 def _vision_part(config: Mapping) -> tuple[str, dict]:
     """The model type and the configuration of the image model. Keys are renamed to those that most model types have."""
     kind = str(config.get("model_type"))
+    if kind == "sam3_video" and isinstance(config.get("detector_config"), Mapping):
+        return _vision_part(config["detector_config"])
     if kind == "flava" and isinstance(config.get("image_config"), Mapping):
         return "flava_image_model", dict(config["image_config"])
     parts = [config[name] for name in ("vision_config", "vision_config_dict") if isinstance(config.get(name), Mapping)]

@@ -69,12 +69,11 @@ RADIO = (
 )
 OUT = (r"\.self_attn\.o_proj\.", ".self_attn.out_proj.")
 HUNYUAN = Layout((OUT,), left_out=r"(?:^|\.)(?:patch_merger|perceive)\.", unused_positions=1)
-SAM3_NECK = r"(?:^|\.)neck\."
 LAYOUTS = {
     "vjepa2": Layout(
         ((r"\.attention\.(query|key|value)\.", r".attention.attention.\1."),), r"(?:^|\.)(?:predictor|pooler)\."
     ),
-    "sam3_vit_model": Layout(((r"^detector_model\.", ""), (r"(^|\.)layer_norm\.", r"\1pre_layernorm.")), SAM3_NECK),
+    "sam3_vit_model": Layout(((r"^detector_model\.", ""),), r"(?:^|\.)neck\."),
     "flava_image_model": Layout(renamed=((r"^(?:flava\.)?image_model\.", ""),)),
     "ovis2_vision": Layout(left_out=r"(?:^|\.)head_(?:linear|norm)\."),
     "granite_docling_vision": Layout(left_out=r"(?:^|\.)connector\."),
