@@ -76,7 +76,9 @@ WINDOWS = "its attention has windows"
 SAM_WINDOWS = "its attention has windows and decomposed relative positions"
 VJEPA2 = (
     "its patches are patches of a video, and its rotation R(p) is not orthogonal, so that logits depend on both places "
-    "and not on their offset alone; the modes are those of Wq Wk^T, for two tokens at the first place"
+    "and not on their offset alone; qkjax's model would need patches with a duration and one angle per column; the "
+    "modes are those of Wq Wk^T, for two tokens at the first place (for the mean over places, see "
+    "qkjax.interaction.rotary.by_column)"
 )
 EOMT_DINOV3 = (
     "its last layers also process query tokens, and it has rotary positions; the modes are those of Wq Wk^T, for two "
