@@ -13,11 +13,14 @@ from test_rotary_eva import SMALL, assert_close
 
 import qkjax
 from conftest import moved
+from qkjax import figures
 from qkjax.analyses import analyze
 from qkjax.analyses.image_rotary import rotary_heads
+from qkjax.analyses.image_sheets import ImageSheets, write_image
 from qkjax.images.generated import patterns
 from qkjax.images.segmented import mosaics
 from qkjax.passes.options import PassOptions
+from qkjax.report.job import ReportOptions, report
 from qkjax.vit.model import forward
 from qkjax.vit.rotary_config import Rotary
 from qkjax.vit.tree import with_query_key
@@ -197,6 +200,7 @@ def test_shares_of_the_logits_are_over_the_keys_of_a_window(checkpoint):
     """All terms add up to 1, and the share of the first mode is that of the definition, window by window."""
     photograph, size = np.random.default_rng(1).integers(0, 256, (70, 90, 3), np.uint8), (56, 84)
     shares = qkjax.attribute_logits(checkpoint, photograph, resolution=size)
+    assert "windows of 4 x 4 patches, except in layer 1; shares are over the keys" in shares.attrs["summary"]
     names = ("key_bias", "query_bias", "offset_bias", "rest")
     for kind in ("variance", "attention"):
         total = shares[f"{kind}_share"].sum("mode") + sum(shares[f"{name}_{kind}_share"] for name in names)
@@ -226,7 +230,11 @@ def test_shares_of_the_logits_are_over_the_keys_of_a_window(checkpoint):
 def test_measures_of_positions_are_those_of_one_window(checkpoint):
     one, several = qkjax.analyze(checkpoint), qkjax.analyze(checkpoint, grid=(8, 8))
     assert one.offset_cosine.shape == (3, 4, 7, 7) and "position_share" not in several
-    assert "pass grid=(4, 4)" in several.attrs["summary"] and "[8, 8]" in several.attrs["options"]
+    assert "grid is one window" in one.attrs["summary"] and "in layer 1. In larger images" in one.attrs["summary"]
+    assert (
+        "8 x 8 grid, or of its windows of 4 x 4. How" in several.attrs["summary"]
+        and "[8, 8]" in several.attrs["options"]
+    )
     assert np.isfinite(several.weighted_cosine).all() and analyze.describe(several).text
     layers = [0, 2]  # the modes of layers with windows are the same in both
     np.testing.assert_allclose(one.singular_value[layers], several.singular_value[layers], rtol=1e-5)
@@ -282,3 +290,31 @@ def test_windows_of_a_bare_file_are_not_guessed(torch, sam3, tmp_path):
     for name, value in {"window": -1, "global_layers": (1.5,)}.items():
         with pytest.raises(qkjax.QkjaxError, match=f"{name}=.*expected"):
             qkjax.load(tmp_path / "model.pt", **{name: value})
+
+
+def test_edits_act_on_the_modes_of_one_window(checkpoint):
+    modes, edited = qkjax.decompose(checkpoint), qkjax.edit(checkpoint, "drop", "modes=0")
+    np.testing.assert_allclose(qkjax.decompose(edited).s[..., :-1], modes.s[..., 1:], atol=1e-5 * modes.s.max())
+    images = np.random.default_rng(0).normal(size=(1, 56, 56, 3)).astype(np.float32)
+    before, after = (np.asarray(qkjax.forward(x, images)[0]) for x in (checkpoint, edited))
+    assert np.abs(before - after).max() > 1e-3 * np.ptp(before)
+    with pytest.raises(qkjax.QkjaxError, match="big_vision"):
+        qkjax.export(checkpoint, "never.npz")
+
+
+def test_report_needs_one_window(checkpoint, tmp_path):
+    qkjax.save(checkpoint, tmp_path / "own.npz")
+    with pytest.raises(qkjax.QkjaxError, match=r"144 x 144 patches, and the page .*: pass resolution=\(28, 28\)"):
+        report((str(tmp_path / "own.npz"),), None, tmp_path / "report", ReportOptions(), {})
+    assert not (tmp_path / "report").exists()
+
+
+def test_sheets_show_the_windows(checkpoint, tmp_path, monkeypatch):
+    """In layers with windows, a title of two lines, and white lines between the windows."""
+    drawn = []
+    monkeypatch.setattr(figures, "contact_sheet", lambda title, pixels, _: drawn.append((title, pixels)))
+    monkeypatch.setattr(figures, "save", lambda *_: None)
+    write_image(checkpoint, "chelsea", tmp_path, ImageSheets(resolution=(56, 84)))
+    assert [("same window" in title) for title, _ in drawn] == [True, False, True]
+    lines = [(pixels[27:29] == 255).all() & (pixels[:, [27, 28, 55, 56]] == 255).all() for _, pixels in drawn]
+    assert lines == [True, False, True]

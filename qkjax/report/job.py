@@ -97,7 +97,7 @@ def _gather(subject: Subject, images: ImageSet, path: Path | None, options: Repo
     defaults = ScanOptions()
     scan = None if fresh else _earlier_scan(folder / "top_images.nc", images)
     scan = scan or defaults._replace(top=max(options.top, defaults.top))
-    whole_grid(checkpoint, scan.options.resolution, "the page shows where a patch attends; scan images at one window")
+    whole_grid(checkpoint, scan.options.resolution, "the page shows where a patch attends, at the size of top-images")
     shown = min(options.modes or modes.s.shape[-1], modes.s.shape[-1])
     top = write_top_images(checkpoint, images, scan, folder, subject.origin, maps=shown, fresh=fresh).dataset
     if top.sizes["place"] < min(options.top, len(images)):

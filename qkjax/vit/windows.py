@@ -37,6 +37,22 @@ def check_windows(config: ViTConfig, grid: Grid, name: str = "grid") -> None:
         )
 
 
+def described_windows(config: ViTConfig) -> str:
+    """Describes the windows of a model in words.
+
+    Example:
+      >>> sizes = {"width": 24, "depth": 4, "heads": 2, "head_dim": 12, "mlp_dim": 48, "patch_size": (8, 8)}
+      >>> described_windows(ViTConfig(**sizes, window=4, global_layers=(1, 3)))
+      'attention within windows of 4 x 4 patches, except in layers 1 and 3'
+    """
+    within = f"attention within windows of {config.window} x {config.window} patches"
+    if not config.global_layers:
+        return within
+    *others, last = map(str, config.global_layers)
+    layers = f"layers {', '.join(others)} and {last}" if others else f"layer {last}"
+    return f"{within}, except in {layers}"
+
+
 def has_several_windows(config: ViTConfig, grid: Grid) -> bool:
     """Whether a grid of patches contains more than one window; if not, all layers attend to the whole grid."""
     return bool(config.window) and tuple(grid) != (config.window, config.window)

@@ -15,6 +15,7 @@ from qkjax.images.preprocess import Preprocess
 from qkjax.runtime.parsed import from_json
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.rotary_config import Rotary
+from qkjax.vit.windows import described_windows
 from qkjax.weights.formats.npz import write_npz
 
 CONFIG_KEY, PREPROCESS_KEY, NOTES_KEY = "qkjax/config", "qkjax/preprocess", "qkjax/notes"
@@ -99,7 +100,7 @@ def _architecture(config: ViTConfig) -> dict[str, str]:
         "LayerNorm after the pooling": config.pool_norm,
         "relative position biases": config.relative_positions,
         "rotary positions": config.rotary is not None,
-        _windows(config): config.window > 0,
+        described_windows(config): config.window > 0,
         f"{config.classes} classes": config.classes,
     }
     if config.weights_only:
@@ -116,13 +117,6 @@ def _architecture(config: ViTConfig) -> dict[str, str]:
         "pooling": config.pool,
         "activation": config.activation,
     } | ({"parts": ", ".join(part for part, present in other.items() if present)} if any(other.values()) else {})
-
-
-def _windows(config: ViTConfig) -> str:
-    layers = ", ".join(map(str, config.global_layers))
-    return f"attention within windows of {config.window} x {config.window} patches" + (
-        f", except in layers {layers}" if layers else ""
-    )
 
 
 def _parameter_count(params: Mapping) -> int:
