@@ -37,6 +37,7 @@ SPECIAL = {
                              "post_conv_out_channels": 8},
     "radio": {"max_img_size": 28, "layerscale_value": 0.5},
     "rf_detr_dinov2": {"num_windows": 2, "out_indices": [1, 2]},
+    "sam3_vit_model": {"pretrain_image_size": 28, "window_size": 2, "global_attn_indexes": [1]},
     "sam_hq_vision_model": SAM,
     "sam_vision_model": SAM,
     "seggpt": {"image_size": [56, 28], "pretrain_image_size": 28, "merge_index": 0,
@@ -146,6 +147,8 @@ def block_order(name: str, rows: int, columns: int) -> np.ndarray:
 def by_rows(name: str, tokens: Any, batch: int, grid: tuple[int, int]) -> np.ndarray:
     """The tokens of a model as (batch, tokens, width), patches row by row."""
     array = tokens.detach().numpy()
+    if array.ndim == 4:  # SAM 3's tokens are (batch, rows, columns, width)
+        return array.reshape(batch, grid[0] * grid[1], -1)
     if name not in PACKED:
         return array
     array = array.reshape(batch, grid[0] * grid[1], -1)

@@ -136,22 +136,6 @@ def assert_modes(checkpoint, pairs):
             np.testing.assert_allclose((u * s) @ v.T, q.T @ k, atol=1e-6 * s[0])
 
 
-def test_sam3(torch, tmp_path):
-    sam3 = pytest.importorskip("transformers.models.sam3.modeling_sam3")
-    torch.manual_seed(0)
-    backbone = SMALL | {"image_size": 56, "pretrain_image_size": 28, "window_size": 4, "global_attn_indexes": [1]}
-    backbone["model_type"] = "sam3_vit_model"
-    config = sam3.Sam3VisionConfig(backbone_config=backbone, fpn_hidden_size=16)
-    model = moved(sam3.Sam3VisionModel(config)).eval()
-    model.save_pretrained(tmp_path)
-    checkpoint = qkjax.load(tmp_path)
-    assert "windows" in checkpoint.config.weights_only and checkpoint.config.norm_eps == 1e-6
-    layers = model.backbone.layers
-    assert_modes(checkpoint, [(x.attention.q_proj.weight, x.attention.k_proj.weight) for x in layers])
-    with pytest.raises(qkjax.QkjaxError, match="windows"):
-        qkjax.forward(checkpoint, np.zeros((1, 56, 56, 3), np.float32))
-
-
 def test_vjepa2(torch, tmp_path):
     vjepa2 = pytest.importorskip("transformers.models.vjepa2.modeling_vjepa2")
     torch.manual_seed(0)

@@ -90,7 +90,8 @@ def test_survey_prints_its_counts(capsys):
 
 @pytest.mark.parametrize(
     ("kind", "verdict", "detail"),
-    [("pixio", "exact", "tokens and last hidden state"), ("timesformer", "weights only", "patches of a video"),
+    [("pixio", "exact", "tokens and last hidden state"), ("sam3_vit_model", "exact", "tokens and last hidden state"),
+     ("timesformer", "weights only", "patches of a video"),
      ("pp_chart2table_vision", "weights only", "windows and decomposed relative positions"),
      ("swin", "refused", "merges patches between stages"), ("pixtral", "refused", "rotary position embeddings")],
 )  # fmt: skip

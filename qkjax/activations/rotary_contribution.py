@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qkjax.activations.contribution import weighted_logits
 from qkjax.interaction.rotary.bias import bias_logits
@@ -45,8 +45,11 @@ def rotary_contributions(
     angles: Float[Array | np.ndarray, "tokens planes"] | Float[Array | np.ndarray, "tokens heads planes"],
     maps: HeadMaps,
     pairs: Pairs = "half",
+    window: Int[Array | np.ndarray, "tokens"] | None = None,
 ) -> RotaryContributions:
     """Share of each mode of one layer in the attention logits of each image.
+
+    In a layer with windows, shares are over the keys in the window of each query.
 
     Args:
       query, key: queries and keys of the layer before the rotation, including the biases, as `forward` captures them.
@@ -54,6 +57,8 @@ def rotary_contributions(
       logits, attention: "attention_logits" and "attention" of the layer, as `forward` captures them.
       angles: angles of all tokens, 0 for tokens that are not rotated.
       maps: maps of the layer, `HeadMaps(*(x[layer] for x in head_maps(...)))`.
+      pairs: the columns of each plane.
+      window: number of the window of each token; None if queries attend to all keys.
     """
     root = np.sqrt(query.shape[-1]).astype(np.float32)
     by_head = angles if angles.ndim == 3 else angles[:, None, :]
@@ -65,10 +70,21 @@ def rotary_contributions(
     constant = jnp.broadcast_to(bias.constant[None], logits.shape)
     terms = jnp.stack([rest_logits(*rotated, maps.rest), bias.query, bias.key, constant], axis=2)
     uniform = jnp.full_like(attention, 1 / attention.shape[-1])
+    if window is not None:
+        same = jnp.asarray(window[:, None] == window[None])
+        uniform = jnp.broadcast_to(same / same.sum(-1, keepdims=True), attention.shape).astype(attention.dtype)
+        logits = within_windows(logits, window)
     weights = jnp.stack([uniform, jnp.asarray(attention)])
     over_images = jax.vmap(jax.vmap(_shares))
     modes, others = jax.vmap(over_images, in_axes=(None, None, None, None, 0))(alpha, beta, terms, logits, weights)
     return RotaryContributions(modes, *jnp.moveaxis(others, -1, 0))
+
+
+def within_windows(
+    logits: Float[Array | np.ndarray, "*heads tokens tokens"], window: Int[Array | np.ndarray, "tokens"] | None
+) -> Float[Array, "*heads tokens tokens"]:
+    """Replaces the logits of keys outside the window of the query, which are -inf, by 0."""
+    return jnp.asarray(logits) if window is None else jnp.where(window[:, None] == window[None], logits, 0)
 
 
 def _shares(

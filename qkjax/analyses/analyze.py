@@ -14,12 +14,15 @@ from qkjax.analyses.outcome import Description
 from qkjax.analyses.usable import require_finite_heads, require_finite_modes
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.metrics import Metrics, measure
+from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
 from qkjax.results.annotate import annotated
 from qkjax.results.modes import LABELS, format_table, layer_rows, metrics_of, to_dataset
 from qkjax.results.position_tables import layer_columns, position_summary
 from qkjax.results.positions import POSITION_LABELS, ROTARY_BIAS_LABELS, position_dataset, positions_of
 from qkjax.results.rows import Row, head_mean
+from qkjax.vit.config import ViTConfig
+from qkjax.vit.windows import described_windows
 from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 
@@ -39,7 +42,8 @@ def analyze(
     Args:
       checkpoint: any checkpoint, including an edited or newly trained checkpoint.
       fold_scale, center, normalize: options that define M; see `decompose`.
-      grid: for a checkpoint with rotary positions, rows and columns of patches; by default the checkpoint's own grid.
+      grid: for a checkpoint with rotary positions, rows and columns of patches; by default the checkpoint's own grid,
+        or that of one window if the model has windows.
 
     Returns:
       A dataset with dimensions layer, head, mode and embed; spectra have the dimensions eigen and pair. See
@@ -71,11 +75,32 @@ def analyze(
         "summary": summary(metrics),
     }
     dataset = to_dataset(modes, metrics, bias, attrs)
-    return _with_positions(dataset, parts, fold_scale, center) if is_rotary else dataset
+    if not is_rotary:
+        return dataset
+    dataset.attrs["summary"] += _about_windows(checkpoint.config, parts, modes)
+    return _with_positions(dataset, parts, fold_scale, center)
+
+
+def _about_windows(config: ViTConfig, parts: QueryKey, modes: Modes) -> str:
+    """States which places the modes of a model with windows are a mean over; "" for all other models."""
+    if parts.rotation.window is not None:
+        size = " x ".join(map(str, parts.rotation.window))
+        return (
+            f" M is the {modes.frame.positions}. How the interaction depends on position is not measured, because "
+            "layers attend to different places of this grid: analyse the grid of one window, "
+            f"{size} patches, to measure it."
+        )
+    larger = " In larger images, the queries of these layers attend to more places." if config.global_layers else ""
+    return f" The grid is one window: the model has {described_windows(config)}.{larger}" if config.window else ""
 
 
 def _with_positions(dataset: xr.Dataset, parts: QueryKey, fold_scale: bool, center: bool) -> xr.Dataset:
-    """Adds the measures of rotary positions, and states that M is the mean over positions."""
+    """Adds the measures of rotary positions, and states that M is the mean over positions.
+
+    In a grid of several windows, layers attend to different places, and there are no measures.
+    """
+    if parts.rotation.window is not None:
+        return annotated(dataset, LABELS | ROTARY_BIAS_LABELS)
     measures = positions.position_measures(parts, fold_scale, center)
     dataset = dataset.merge(position_dataset(measures))
     dataset.attrs["summary"] = f"{position_summary(measures)} {dataset.attrs['summary']}"

@@ -9,11 +9,12 @@ from jaxtyping import Array, Float
 from qkjax.errors import QkjaxError
 from qkjax.interaction import bias, modes
 from qkjax.interaction.bias import BiasTerms
-from qkjax.interaction.frame import Positions, fold
+from qkjax.interaction.frame import fold
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
-from qkjax.interaction.rotary.mean import coherence, columns_with_mean, mean_kernels, offset_kernels
-from qkjax.interaction.rotary.rotation import Rotation, grid_steps
+from qkjax.interaction.rotary.at_positions import check_positions, kernels_at
+from qkjax.interaction.rotary.mean import columns_with_mean
+from qkjax.interaction.rotary.rotation import Rotation
 from qkjax.passes.inputs import resolution_of
 from qkjax.vit import tree
 from qkjax.vit.config import ViTConfig
@@ -54,7 +55,9 @@ def decompose(
         tokens that are not rotated.
       offset: for a model with rotary positions, the rows and columns from the key to the query; M is then the
         interaction at this offset.
-      grid: for a checkpoint with rotary positions, rows and columns of patches; by default the checkpoint's own grid.
+      grid: for a checkpoint with rotary positions, rows and columns of patches; by default the checkpoint's own grid,
+        or that of one window if the model has windows. In a grid of several windows, the mean of each layer is over the
+        places within which it attends: those of a window, or of the grid.
 
     Returns:
       `Modes`: u and v of shape (layers, heads, embed, rank), s of shape (layers, heads, rank), and the frame of M.
@@ -74,7 +77,7 @@ def decompose(
     if isinstance(checkpoint, Checkpoint):
         checkpoint, grid = query_key(checkpoint, grid), None
     rotation = checkpoint.rotation if isinstance(checkpoint, QueryKey) else None
-    _check_positions(rotation, positions, offset, grid)
+    check_positions(rotation, positions, offset, grid)
     if not isinstance(checkpoint, QueryKey):
         if key_kernel is None or fold_scale:
             raise QkjaxError(
@@ -94,7 +97,7 @@ def decompose(
     how = {"norm_scale": scale, "center": center, "normalize": normalize}
     if rotation is None:
         return modes.decompose(*kernels, **how)
-    kernels, described = _at_positions(kernels, rotation, positions, offset)
+    kernels, described = kernels_at(kernels, rotation, positions, offset)
     columns, head_dim = kernels[0].shape[-1], checkpoint.query_kernel.shape[-1]
     if normalize and columns < head_dim:  # the function divides by the root of the number of columns
         kernels = (kernels[0] * np.sqrt(columns / head_dim).astype(np.float32), kernels[1])
@@ -109,7 +112,8 @@ def query_key(checkpoint: Checkpoint | Mapping, grid: tuple[int, int] | None = N
       checkpoint: a checkpoint, or a parameter tree. A parameter tree does not describe rotary positions, so `rotation`
         is then None.
       grid: rows and columns of patches for `rotation`, for a checkpoint with rotary positions. The default is the grid
-        of the position embedding, or else that of an image at the checkpoint's own resolution.
+        of one window if the model has windows, otherwise that of the position embedding, or else that of an image at
+        the checkpoint's own resolution.
 
     Raises:
       QkjaxError: the tree is not that of a ViT, or `grid` is invalid or does not apply.
@@ -131,7 +135,8 @@ def query_key(checkpoint: Checkpoint | Mapping, grid: tuple[int, int] | None = N
 
 def _rotation(checkpoint: Checkpoint, grid: tuple[int, int] | None = None) -> Rotation:
     config = checkpoint.config
-    return patch_rotation(config, grid or config.grid or patch_grid(config, resolution_of(checkpoint, None)))
+    own = (config.window, config.window) if config.window else config.grid
+    return patch_rotation(config, grid or own or patch_grid(config, resolution_of(checkpoint, None)))
 
 
 def modes_per_head(checkpoint: Checkpoint) -> int:
@@ -171,39 +176,6 @@ def folded_kernels(parts: QueryKey, fold_scale: bool, center: bool) -> tuple[Ker
         for kernels in (parts.query_kernel, parts.key_kernel)
     )
     return query, key
-
-
-def _check_positions(rotation: Rotation | None, positions: str | None, offset, grid) -> None:
-    inapplicable = {"grid": grid}  # a `QueryKey` has a grid
-    if rotation is None:
-        inapplicable = {"positions": positions, "offset": offset, **inapplicable}
-    for name, value in inapplicable.items():
-        if value is not None:
-            raise QkjaxError(f"{name}={value!r} applies only to a checkpoint with rotary positions: do not pass it")
-    if positions not in (None, "mean", "none"):
-        raise QkjaxError(f"positions={positions!r}: expected 'mean' or 'none'")
-    if offset is not None and positions is not None:
-        raise QkjaxError(f"decompose received positions={positions!r} and offset={offset}: pass only one of them")
-    if offset is not None and (
-        len(offset) != len(rotation.grid) or any(abs(o) >= n for o, n in zip(offset, rotation.grid, strict=True))
-    ):
-        shape = " x ".join(map(str, rotation.grid))
-        raise QkjaxError(f"offset={offset}: expected rows and columns between two places of the {shape} grid")
-
-
-def _at_positions(kernels, rotation: Rotation, positions: str | None, offset) -> tuple[tuple, Positions]:
-    """The kernels whose interaction is M at the given positions, and a description of these positions."""
-    c = tuple(map(float, coherence(rotation.angles)))
-    if offset is not None:
-        angles = np.asarray(offset, np.float64) @ grid_steps(rotation.angles, rotation.grid)
-        kernels = offset_kernels(*kernels, angles, rotation.pairs)
-        return kernels, Positions("offset", rotation.grid, c, tuple(offset))
-    if positions == "none":
-        return kernels, Positions("none", rotation.grid, c)
-    used = columns_with_mean(rotation.angles, rotation.pairs)
-    with np.errstate(invalid="ignore"):  # kernels that are not finite have modes that are not finite
-        kernels = tuple(x[..., used] for x in mean_kernels(*kernels, rotation.angles, rotation.pairs))
-    return kernels, Positions("mean", rotation.grid, c)
 
 
 def frame_attrs(modes: Modes) -> dict[str, str]:

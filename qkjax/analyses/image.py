@@ -29,6 +29,7 @@ from qkjax.results.modes import PER_HEAD, PER_MODE
 from qkjax.results.store import versions
 from qkjax.vit.model import ViT, forward
 from qkjax.vit.tree import layer_outputs
+from qkjax.vit.windows import described_windows, has_several_windows
 from qkjax.weights.checkpoint import Checkpoint, origin_of
 
 
@@ -89,7 +90,8 @@ def attribute_logits(
     name, pixels = _pixels(checkpoint, photograph, resolution)
     modes = decompose(checkpoint)
     images = normalise(pixels, checkpoint.preprocess)[None]
-    shares, finite = _shares(checkpoint, images, modes, photograph_grid(checkpoint, resolution))
+    grid = photograph_grid(checkpoint, resolution)
+    shares, finite = _shares(checkpoint, images, modes, grid)
     require_finite({"tokens and logits": np.where(finite, 0, np.nan)}, name)
     metrics = measure(modes)
     variables = {
@@ -101,7 +103,10 @@ def attribute_logits(
     attrs = {**origin_of(checkpoint), "image": name, "settings": json.dumps(settings), **versions()}
     attrs |= frame_attrs(modes)
     dataset = annotated(xr.Dataset(variables, attrs=attrs), LABELS)
-    return dataset.assign_attrs(summary=summary(dataset))
+    text = summary(dataset)
+    if has_several_windows(checkpoint.config, grid):
+        text += f" The model has {described_windows(checkpoint.config)}; shares are over the keys in a query's window."
+    return dataset.assign_attrs(summary=text)
 
 
 def _shares(checkpoint: Checkpoint, images, modes: Modes, grid: tuple[int, int]):
@@ -138,7 +143,8 @@ def query_key_maps(
     """Computes query and key maps of all layers, heads and modes on one image (the paper, section 2.2 and figure 4).
 
     For a model with rotary positions, the maps are by default the factors of each mode's exact term in the logits,
-    which depend on the place of a token; see `qkjax.activations.rotary_maps`.
+    which depend on the place of a token; see `qkjax.activations.rotary_maps`. In a layer with windows, the product of a
+    query and a key is such a term only if both are in the same window; see `qkjax.vit.windows.layer_windows`.
 
     Args:
       checkpoint: the checkpoint.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from qkjax.activations.project import Maps
-from qkjax.activations.rotary_contribution import RotaryContributions, rotary_contributions
+from qkjax.activations.rotary_contribution import RotaryContributions, rotary_contributions, within_windows
 from qkjax.activations.rotary_maps import rotated_maps
 from qkjax.analyses.decomposition import query_key
 from qkjax.errors import QkjaxError
@@ -25,6 +25,7 @@ from qkjax.interaction.rotary.exact import HeadMaps, head_maps
 from qkjax.vit.model import ViT
 from qkjax.vit.rotary import token_angles
 from qkjax.vit.tree import layer_outputs
+from qkjax.vit.windows import layer_windows
 from qkjax.weights.checkpoint import Checkpoint
 
 CAPTURED = ("norm", "query", "key", "attention_logits", "attention")
@@ -79,17 +80,22 @@ def shares_at_places(
     angles = token_angles(checkpoint.config, checkpoint.params, grid)
     model = ViT(checkpoint.config)
     arrays = parts.query_bias, parts.key_bias, maps, angles
-    return _shares(model, checkpoint.params, images, *arrays, pairs=parts.rotation.pairs)
+    return _shares(model, checkpoint.params, images, *arrays, pairs=parts.rotation.pairs, grid=tuple(grid))
 
 
-@partial(jax.jit, static_argnames=("model", "pairs"))
-def _shares(model: ViT, params, images, query_bias, key_bias, maps: HeadMaps, angles, pairs):
+@partial(jax.jit, static_argnames=("model", "pairs", "grid"))
+def _shares(model: ViT, params, images, query_bias, key_bias, maps: HeadMaps, angles, pairs, grid):
     _, out = model.apply({"params": params}, images, capture=CAPTURED)
     captured = list(zip(*(layer_outputs(out, name) for name in CAPTURED), strict=True))
-    shares = []
+    shares, windows = [], [layer_windows(model.config, grid, i) for i in range(model.config.depth)]
+    angles = jnp.broadcast_to(angles, (model.config.depth, *angles.shape[-2:]))
     for i, (_, query, key, logits, attention) in enumerate(captured):
         of_layer = HeadMaps(*(x[i] for x in maps))
         biases = query_bias[i], key_bias[i]
-        shares.append(rotary_contributions(query, key, *biases, logits, attention, angles, of_layer, pairs))
-    finite = [jnp.isfinite(norm).all() & jnp.isfinite(logits).all() for norm, _, _, logits, _ in captured]
+        how = angles[i], of_layer, pairs, windows[i]
+        shares.append(rotary_contributions(query, key, *biases, logits, attention, *how))
+    finite = [
+        jnp.isfinite(norm).all() & jnp.isfinite(within_windows(logits, window)).all()
+        for (norm, _, _, logits, _), window in zip(captured, windows, strict=True)
+    ]
     return RotaryContributions(*map(jnp.stack, zip(*shares, strict=True))), jnp.stack(finite)

@@ -13,10 +13,12 @@ from qkjax.analyses.image import attribute_logits, open_photo, query_key_maps, v
 from qkjax.analyses.image_tables import Contribution, contact_rows, head_rows, layer_rows, mode_rows
 from qkjax.analyses.outcome import Description, Written, outcome
 from qkjax.errors import QkjaxError
+from qkjax.figures.overlay import with_windows
 from qkjax.interaction.mode_name import requested_indices
 from qkjax.passes.inputs import for_photographs, photograph_grid
 from qkjax.results.rows import format_rows
 from qkjax.runtime.interrupt import deferred_interrupt
+from qkjax.vit.windows import layer_windows
 from qkjax.weights.checkpoint import Checkpoint
 
 
@@ -84,10 +86,14 @@ def _draw(checkpoint, name: str, photograph, dataset: xr.Dataset, layers: range,
     pixels = visible_picture(checkpoint, photograph, shown.resolution)
     maps = query_key_maps(checkpoint, photograph, stream=shown.stream, resolution=shown.resolution)
     how = {"top": shown.top, "contribution": shown.contribution}
+    side = tuple(checkpoint.config.window * n for n in checkpoint.config.patch_size)
     with deferred_interrupt() as check_interrupt:
         for layer in tqdm(layers, desc="drawing", unit="sheet", disable=len(layers) < 3):
-            rows = contact_rows(dataset, maps, pixels, layer, heads, **how)
+            within = layer_windows(checkpoint.config, maps.query.shape[2:4], layer) is not None
+            shown_pixels = with_windows(pixels, side) if within else pixels
+            rows = contact_rows(dataset, maps, shown_pixels, layer, heads, **how)
             title = f"{checkpoint.name}, layer {layer}, {name}: modes with the largest share of the logits' variance"
             title += {"variance": "", "attention": ", attention-weighted"}[shown.contribution]
-            figures.save(figures.contact_sheet(title, pixels, rows), folder / f"layer_{layer:02d}")
+            title += "\nqueries attend only to keys in the same window (white lines)" * within
+            figures.save(figures.contact_sheet(title, shown_pixels, rows), folder / f"layer_{layer:02d}")
             check_interrupt()

@@ -96,6 +96,7 @@ PRESETS = {
     "hf-dinov3": Preprocess("squash", "pil-bilinear", 224, 224, *IMAGENET),
     "hf-dinov3-sat": Preprocess("squash", "pil-bilinear", 224, 224, (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),
     "hf-ijepa": Preprocess("squash", "pil-bilinear", 224, 224, *HALF),
+    "hf-sam3": Preprocess("squash", "pil-bilinear", 1008, 1008, *HALF),
     # as in timm's evaluation transforms of DINOv3, Perception Encoder and EVA-02
     "timm-imagenet": Preprocess("small side", "pil-bicubic", 224, 224, *IMAGENET),
     "timm-half": Preprocess("small side", "pil-bicubic", 224, 224, *HALF),

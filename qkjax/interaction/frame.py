@@ -15,21 +15,27 @@ class Positions:
       kind: "mean" for the mean over all pairs of places of the grid, "none" for tokens that are not rotated, "offset"
         for a single offset.
       grid: number of places along each axis, such as (rows, columns).
-      coherence: c of each plane; see `qkjax.interaction.rotary.mean`.
+      coherence: c of each plane; see `qkjax.interaction.rotary.mean`. For a grid of several windows, c of each plane in
+        each layer.
       offset: position of the query minus position of the key, in patches, if `kind` is "offset".
+      window: number of places along each axis of the windows whose places the mean is over, in all layers that attend
+        within windows; None if all layers attend to the whole grid.
     """
 
     kind: Literal["mean", "none", "offset"]
     grid: tuple[int, ...]
-    coherence: tuple[float, ...]
+    coherence: tuple[float, ...] | tuple[tuple[float, ...], ...]
     offset: tuple[int, ...] | None = None
+    window: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         if self.kind == "offset":
             return f"offset {self.offset}"
         if self.kind == "none":
             return "without rotation"
-        return f"mean over places of a {' x '.join(map(str, self.grid))} grid"
+        grid = f"mean over places of a {' x '.join(map(str, self.grid))} grid"
+        windows = "" if self.window is None else f", or of its windows of {' x '.join(map(str, self.window))}"
+        return grid + windows
 
 
 @dataclass(frozen=True)

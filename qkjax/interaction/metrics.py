@@ -210,8 +210,10 @@ def measure(modes: Modes) -> Metrics:
 def _null_of(embed: int, heads: int, rank: int, positions: Positions | None) -> Null:
     """Values expected by chance: for the mean over positions, those of random kernels with the same rotation.
 
-    At a single offset, rotated random kernels have the distribution of random kernels.
+    At a single offset, rotated random kernels have the distribution of random kernels. If c differs between layers, the
+    intervals are the widest of all layers.
     """
-    if positions is None or positions.kind != "mean" or not any(positions.coherence):
+    if positions is None or positions.kind != "mean" or not np.any(positions.coherence):
         return null_band(embed, heads, rank)
-    return null_band(embed, heads, 2 * len(positions.coherence), positions.coherence)
+    layers = {c for c in (positions.coherence if positions.window else [positions.coherence]) if any(c)}
+    return Null(*np.max([null_band(embed, heads, 2 * len(c), c) for c in layers], axis=0).tolist())

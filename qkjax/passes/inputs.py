@@ -15,6 +15,7 @@ from qkjax.images.sets import Batch, ImageSet
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.vit.model import patch_grid
 from qkjax.vit.tree import patch_kernel, with_patch_embedding
+from qkjax.vit.windows import require_one_window
 from qkjax.weights.checkpoint import Checkpoint
 
 
@@ -48,6 +49,22 @@ def photograph_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None) 
             "with 3 channels (`for_photographs` converts a model with 1 channel)"
         )
     return patch_grid(config, resolution_of(checkpoint, resolution))
+
+
+def whole_grid(checkpoint: Checkpoint, resolution: tuple[int, int] | None, reason: str) -> tuple[int, int]:
+    """`photograph_grid`, for an analysis that needs every query to attend to the whole image.
+
+    Args:
+      checkpoint: the checkpoint.
+      resolution: (height, width) in pixels; by default the checkpoint's own resolution.
+      reason: what the analysis does that attention within windows does not permit.
+
+    Raises:
+      QkjaxError: as for `photograph_grid`, or the model attends within several windows at this resolution.
+    """
+    grid = photograph_grid(checkpoint, resolution)
+    require_one_window(checkpoint.config, grid, reason)
+    return grid
 
 
 def resolution_of(checkpoint: Checkpoint, requested: tuple[int, int] | None) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from qkjax.errors import QkjaxError
 from qkjax.images.default_set import photographs
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
+from qkjax.passes.inputs import whole_grid
 from qkjax.report import page
 from qkjax.report.map_tiles import map_tiles
 from qkjax.report.model_pages import write_model
@@ -96,6 +97,7 @@ def _gather(subject: Subject, images: ImageSet, path: Path | None, options: Repo
     defaults = ScanOptions()
     scan = None if fresh else _earlier_scan(folder / "top_images.nc", images)
     scan = scan or defaults._replace(top=max(options.top, defaults.top))
+    whole_grid(checkpoint, scan.options.resolution, "the page shows where a patch attends, at the size of top-images")
     shown = min(options.modes or modes.s.shape[-1], modes.s.shape[-1])
     top = write_top_images(checkpoint, images, scan, folder, subject.origin, maps=shown, fresh=fresh).dataset
     if top.sizes["place"] < min(options.top, len(images)):

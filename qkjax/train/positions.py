@@ -65,7 +65,7 @@ def interaction_measures(params: Mapping, vit: ViTConfig) -> dict[str, list[floa
     kernels = query_key_kernels(params)
     if vit.rotary is None:
         return {"weighted_cosine": _by_layer(measure(decompose(*kernels)).weighted_cosine)}
-    angles, pairs, grid = patch_rotation(vit, vit.grid)
+    angles, pairs, grid, _ = patch_rotation(vit, vit.grid)
     mean = mean_kernels(*kernels, angles, pairs)
     return {
         "weighted_cosine": _by_layer(measure(decompose(*mean)).weighted_cosine),

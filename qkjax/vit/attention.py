@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 Queries = Float[Array, "B M H d"]
 Keys = Float[Array, "B N H d"]
-Bias = Float[Array, "H M N"]
+Bias = Float[Array, "#H M N"]
 Precision = jax.lax.Precision | jax.lax.DotAlgorithmPreset | None
 
 UNROLLED_HEADS = 8

@@ -10,10 +10,10 @@ from qkjax.vit.rotary_config import Rotary, is_grid
 Pool = Literal["tok", "gap", "map", "none", "0"]
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
 Resample = Literal["linear", "bicubic", "bicubic_antialias", "bilinear_antialias", "bicubic_offset", "bilinear",
-                   "bilinear_offset", "bilinear_crop", "nearest"]  # fmt: skip
+                   "bilinear_offset", "bilinear_crop", "nearest", "tile"]  # fmt: skip
 Norm = Literal["layer", "rms"]
 ADDED = ("pool_prefix", "pool_heads", "pool_mlp_dim", "patch_norm", "final_norm", "inner_norms", "norm", "rotary",
-         "weights_only")  # fmt: skip
+         "window", "global_layers", "weights_only")  # fmt: skip
 """Fields of `ViTConfig` that were added after version 0.1."""
 
 
@@ -38,7 +38,8 @@ class ViTConfig:
         kernel is scaled in the same way. "bicubic_offset" is "bicubic" with a scale of (new size + 0.1) / old size, as
         in Meta's own code of DINOv2. "bilinear" is torch's bilinear interpolation with half-pixel centres, and
         "bilinear_offset" is "bilinear" with the scale of "bicubic_offset". "bilinear_crop" resamples to a square that
-        covers the new grid, and crops this square (C-RADIO). "nearest" uses the nearest position (Idefics 2).
+        covers the new grid, and crops this square (C-RADIO). "nearest" uses the nearest position (Idefics 2). "tile"
+        repeats the embedding from the top left without resampling it (SAM 3).
       pool: input of the head: the class token ("tok"), the mean of the patches ("gap"), the result of attention pooling
         ("map"), every token without pooling ("none"), or the first token ("0").
       pool_prefix: whether "gap" and "map" pool the special tokens in addition to the patches.
@@ -61,6 +62,9 @@ class ViTConfig:
       norm: "layer" for LayerNorm, or "rms" for RMSNorm, which does not subtract the mean and has no bias (AIMv2).
       relative_positions: whether the logits have a learned bias for each offset between patches (BEiT, SimMIM).
       rotary: rotary positions of queries and keys; None if the model has none.
+      window: rows and columns of the windows of patches within which queries attend to keys; 0 if every query attends
+        to all keys. Windows do not overlap. See `qkjax.vit.windows`.
+      global_layers: the layers in which every query attends to all keys although the model has windows.
       norm_eps: epsilon of every norm.
       activation: activation of the MLP. The activation is GELU with the tanh approximation (big_vision), exact GELU, x
         sigmoid(1.702 x) (CLIP), or silu(a) * b, where a and b are the two halves of the first layer's output (DINOv2
@@ -106,6 +110,8 @@ class ViTConfig:
     norm: Norm = "layer"
     relative_positions: bool = False
     rotary: Rotary | None = None
+    window: int = 0
+    global_layers: tuple[int, ...] = ()
     norm_eps: float = 1e-6
     activation: Activation = "gelu_tanh"
     weights_only: str = ""
@@ -136,6 +142,8 @@ SETTINGS = {
     "final_norm": "True or False",
     "heads": "a positive whole number",
     "rotary": "a Rotary, a dict of its fields, or None",
+    "window": "a whole number of patches, or 0",
+    "global_layers": "a tuple of layers, each counted from 0",
 }
 """Arguments of `load` that set what the shapes of a parameter tree do not determine, with the allowed values."""
 
@@ -153,7 +161,7 @@ def check_settings(settings: Mapping) -> dict:
     for name, value in settings.items():
         if name not in SETTINGS:
             raise QkjaxError(f"unknown setting {name!r}{nearest(name, SETTINGS)}; pass one of {', '.join(SETTINGS)}")
-        checked[name] = tuple(value) if name == "grid" and isinstance(value, list) else value
+        checked[name] = tuple(value) if name in ("grid", "global_layers") and isinstance(value, list) else value
         if name == "rotary" and isinstance(value, Mapping):
             checked[name] = Rotary.from_dict(value)
         if not _is_allowed(name, checked[name]):
@@ -166,12 +174,12 @@ def check_settings(settings: Mapping) -> dict:
 def _is_allowed(name: str, value) -> bool:
     if name == "grid":
         return is_grid(value)
-    if name in ("pool_prefix", "final_norm"):
-        return isinstance(value, bool)
-    if name == "rotary":
-        return value is None or isinstance(value, Rotary)
-    if name == "heads":
-        return type(value) is int and value > 0
+    if name in ("pool_prefix", "final_norm", "rotary"):
+        return isinstance(value, bool) if name != "rotary" else value is None or isinstance(value, Rotary)
+    if name == "global_layers":
+        return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
+    if name in ("heads", "window"):
+        return type(value) is int and value >= (name == "heads")
     if name == "norm_eps":
         return isinstance(value, float) and 0 < value < 1
     return value in SETTINGS[name]

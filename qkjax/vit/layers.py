@@ -17,6 +17,8 @@ from qkjax.runtime.precision import full_precision
 from qkjax.vit import posemb, tree
 from qkjax.vit.attention import Precision, attention_logits, mixed_values, weighted_values
 from qkjax.vit.config import ViTConfig
+from qkjax.vit.rotary import layer_rotation
+from qkjax.vit.windows import mixed_in_windows, outside_windows
 
 
 def _swiglu(x: Float[Array, "B N two_hidden"]) -> Float[Array, "B N hidden"]:
@@ -112,6 +114,9 @@ class MultiHeadDotProductAttention(nn.Module):
         query, key = _rotated(query, rotation), _rotated(key, rotation)
         intermediates |= {"rotated_query": query, "rotated_key": key}
         bias = None if self.relative_grid is None else self._relative_bias()
+        windows = None if rotation is None or rotation.window is None else (rotation.grid, rotation.window)
+        if windows:
+            bias = outside_windows(*windows)
         requested, some = {"attention_logits", "attention"} & set(capture), captured_queries
         if requested:
             shown = (query, bias) if some is None else (query[:, some], None if bias is None else bias[:, some])
@@ -119,6 +124,8 @@ class MultiHeadDotProductAttention(nn.Module):
             intermediates |= {"attention_logits": logits, "attention": nn.softmax(logits, axis=-1)}
         if requested and some is None:
             mixed = weighted_values(intermediates["attention"], value, precision(self.dtype))
+        elif windows:
+            mixed = mixed_in_windows(query, key, value, *windows, precision(self.dtype))
         else:
             mixed = mixed_values(query, key, value, bias, precision(self.dtype))
         if self.inner_norm is not None:
@@ -212,7 +219,8 @@ class Encoder(nn.Module):
         out = {}
         for layer in range(self.config.depth):
             block = Encoder1DBlock(self.config, self.dtype, name=tree.block_name(layer))
-            x, out[tree.output_name(layer)] = block(x, capture, rotation, queries)
+            own = layer_rotation(self.config, rotation, layer)
+            x, out[tree.output_name(layer)] = block(x, capture, own, queries)
         out["pre_ln"] = x
         if self.config.final_norm and not self.config.pool_norm:
             x = normalisation(self.config, "encoder_norm")(x)

@@ -18,6 +18,7 @@ from qkjax.vit import posemb, tree
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.layers import Encoder, MAPHead, normalisation
 from qkjax.vit.rotary import patch_rotation, with_class_angles
+from qkjax.vit.windows import check_windows
 
 CAPTURES = ("norm", "query", "key", "rotated_query", "rotated_key", "attention_logits", "attention", "residual")
 """Intermediates that each layer can return; see `forward`."""
@@ -155,8 +156,8 @@ def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
     """The number of rows and columns of whole patches in an image of (height, width) pixels.
 
     Raises:
-      QkjaxError: the model cannot be run on images, the image is smaller than a patch, or the patch grid of the image
-        differs from the grid of the relative position biases.
+      QkjaxError: the model cannot be run on images, the image is smaller than a patch, the patch grid of the image
+        differs from the grid of the relative position biases, or it does not consist of whole windows.
     """
     if config.weights_only:
         raise QkjaxError(
@@ -173,6 +174,7 @@ def patch_grid(config: ViTConfig, pixels: tuple[int, ...]) -> tuple[int, int]:
             f"resolution={tuple(pixels)}: expected {expected}, because the relative position biases are for "
             f"{config.grid} patches, but this resolution has {(rows, columns)}"
         )
+    check_windows(config, (rows, columns), f"resolution={tuple(pixels)}")
     return rows, columns
 
 
@@ -196,8 +198,8 @@ def forward(
         (L, B, N, H, d): queries and keys with biases, not divided by sqrt(d), before rotary positions; "rotated_query",
         "rotated_key" (L, B, N, H, d): queries and keys after rotary positions, which are equal to "query" and "key" if
         the model has none; "attention_logits" (L, B, H, N, N): rotated_query . rotated_key / sqrt(d), plus the relative
-        position bias if the model has one, float32; "attention" (L, B, H, N, N): softmax of the logits over keys;
-        "residual" (L, B, N, D): the residual stream that enters the layer.
+        position bias if the model has one, float32, and -inf for keys outside the query's window; "attention" (L, B, H,
+        N, N): softmax of the logits over keys; "residual" (L, B, N, D): the residual stream that enters the layer.
 
     Returns:
       A tuple of the output and a dict. The output is the logits (B, classes), or the representation (B, D) if there is

@@ -91,6 +91,11 @@ def _nearest_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
     return np.eye(old)[np.searchsorted(boundaries, np.minimum(fractions, np.float32(1 - 1e-6)), side="right")]
 
 
+def _tile_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """The weights that repeat the old positions, as in SAM 3."""
+    return np.eye(old)[np.arange(new) % old]
+
+
 RESAMPLERS = {
     "linear": _linear_weights,
     "bicubic": _bicubic_weights,
@@ -101,6 +106,7 @@ RESAMPLERS = {
     "bilinear_crop": _bilinear_weights,
     "bilinear_offset": partial(_bilinear_weights, offset=0.1),
     "nearest": _nearest_weights,
+    "tile": _tile_weights,
 }
 
 

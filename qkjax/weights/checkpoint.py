@@ -15,6 +15,7 @@ from qkjax.images.preprocess import Preprocess
 from qkjax.runtime.parsed import from_json
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.rotary_config import Rotary
+from qkjax.vit.windows import described_windows
 from qkjax.weights.formats.npz import write_npz
 
 CONFIG_KEY, PREPROCESS_KEY, NOTES_KEY = "qkjax/config", "qkjax/preprocess", "qkjax/notes"
@@ -99,6 +100,7 @@ def _architecture(config: ViTConfig) -> dict[str, str]:
         "LayerNorm after the pooling": config.pool_norm,
         "relative position biases": config.relative_positions,
         "rotary positions": config.rotary is not None,
+        described_windows(config): config.window > 0,
         f"{config.classes} classes": config.classes,
     }
     if config.weights_only:

@@ -98,8 +98,8 @@ def from_architecture(config: ViTConfig) -> Preprocess:
     preset = PRESETS[_family(config)]
     height, width = (n * size for n, size in zip(config.grid or (0, 0), config.patch_size, strict=True))
     # DINOv2's grid is for 518 pixels, the resolution at the end of training, but DINOv2 is evaluated at 224 pixels.
-    # TIPS is evaluated at 448 pixels for any grid.
-    keeps_size = _family(config) in ("hf-dinov2", "tips", "radio")
+    # TIPS is evaluated at 448 pixels for any grid. SAM 3 repeats its position embedding, which is for 336 pixels.
+    keeps_size = _family(config) in ("hf-dinov2", "tips", "radio", "hf-sam3")
     return preset if height != width or not height or keeps_size else with_resolution(preset, height)
 
 
@@ -117,6 +117,7 @@ def _family(config: ViTConfig) -> str:
     if config.posemb_resample == "linear":
         return "squash" if config.pool == "map" else "bigvision-small-crop"
     traits = {
+        "hf-sam3": config.posemb_resample == "tile",
         "hf-clip": config.pre_norm,
         "hf-siglip": config.pool == "map",
         "tips": config.posemb_resample == "bilinear_antialias" and config.class_token,

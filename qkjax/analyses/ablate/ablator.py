@@ -16,12 +16,15 @@ from qkjax.analyses.wide_heads import scaled, wide_columns, widened
 from qkjax.images.sets import Batch, ImageSet, Unreadable
 from qkjax.interaction.edit import EditedHeads
 from qkjax.passes.engine import Rows, batch_groups, run_pass
-from qkjax.passes.inputs import batches_of_photographs, photograph_grid, scaling
+from qkjax.passes.inputs import batches_of_photographs, scaling, whole_grid
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.runtime.devices import free_bytes, over_devices
 from qkjax.vit.model import ViT
 from qkjax.vit.patches import query_places
 from qkjax.weights.checkpoint import Checkpoint
+
+WHOLE = "preference for similar tokens compares each patch with all others"
+"""Why ablations need attention to the whole image."""
 
 
 class _OriginalBatch(NamedTuple):
@@ -65,7 +68,7 @@ class Ablator:
         Raises:
           QkjaxError: the model does not support the resolution, `queries` is below 1, or no image can be read.
         """
-        self._places = query_places(photograph_grid(checkpoint, options.resolution), queries)
+        self._places = query_places(whole_grid(checkpoint, options.resolution, WHOLE), queries)
         self._split, self._whole = over_devices(0), over_devices(None)
         self._checkpoint, self._exact, self._settings, self._bar = checkpoint, exact, settings, bar
         base = widened(checkpoint, wide_columns(checkpoint)) if exact else checkpoint

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import xarray as xr
 
+from qkjax.analyses.ablate.ablator import WHOLE
 from qkjax.analyses.ablate.compute import ablate, ablation_settings, check_specs
 from qkjax.analyses.ablate.describe import describe
 from qkjax.analyses.ablate.plan import AblationSpec
@@ -16,7 +17,7 @@ from qkjax.images.default_set import photographs
 from qkjax.images.labels import by_folder
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
-from qkjax.passes.inputs import for_photographs, photograph_grid
+from qkjax.passes.inputs import for_photographs, whole_grid
 from qkjax.passes.options import PassOptions
 from qkjax.vit.patches import query_places
 from qkjax.weights.checkpoint import Checkpoint
@@ -60,7 +61,7 @@ def write_ablations(
     _, _, _, queries, exact, options = arguments
     images, labels = images_and_labels(arguments)
     checkpoint = for_photographs(checkpoint)
-    query_places(photograph_grid(checkpoint, options.resolution), queries)
+    query_places(whole_grid(checkpoint, options.resolution, WHOLE), queries)
     check_specs(checkpoint, specs)  # raises before the folder is created
     choices = {"queries": queries, "exact": exact, "options": options}
 

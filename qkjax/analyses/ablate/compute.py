@@ -13,7 +13,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from qkjax.activations.representation import linear_cka
-from qkjax.analyses.ablate.ablator import Ablator
+from qkjax.analyses.ablate.ablator import WHOLE, Ablator
 from qkjax.analyses.ablate.plan import AblationSpec, Plan, specs_of
 from qkjax.analyses.ablate.readout import Labels, Readout, check_labels, labels_of
 from qkjax.analyses.ablate.store import Store, same_images
@@ -27,7 +27,7 @@ from qkjax.images.sets import ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
-from qkjax.passes.inputs import for_photographs, photograph_grid
+from qkjax.passes.inputs import for_photographs, whole_grid
 from qkjax.passes.options import PassOptions
 from qkjax.passes.settings import settings_of
 from qkjax.passes.shares import check_shard
@@ -103,7 +103,7 @@ def ablate(
     check_shard(partial, options.shard)
     checkpoint = for_photographs(checkpoint)
     require_own_width(checkpoint.config, exact)
-    query_places(photograph_grid(checkpoint, options.resolution), queries)  # raises before any computation
+    query_places(whole_grid(checkpoint, options.resolution, WHOLE), queries)  # raises before any computation
     images = photographs() if images is None else images
     labels = labels_of(images) if labels is True else labels or Labels([], [])
     if labels.names:

@@ -26,7 +26,7 @@ from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.interaction.modes import Modes
 from qkjax.passes.engine import Rows, batch_groups, run_pass
-from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
+from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, scaling, whole_grid
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
@@ -111,7 +111,7 @@ def same_object(
     if top < 1:
         raise QkjaxError(f"top={top}: expected a whole number of at least 1")
     checkpoint = for_photographs(checkpoint)
-    photograph_grid(checkpoint, options.resolution)  # raises before any computation
+    whole_grid(checkpoint, options.resolution, "the two patches of a mode may lie in different windows")
     images = mosaics(200, 0) if images is None else images
     modes = decompose(checkpoint)
     settings = settings_of(checkpoint, images, options, top=top, stream=stream)

@@ -24,7 +24,7 @@ from qkjax.images.scenes import Scene, blank_scene, crop_to_model
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.interaction.metrics import measure
 from qkjax.passes.engine import Rows, batch_groups, run_pass
-from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
+from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, scaling, whole_grid
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
@@ -130,7 +130,7 @@ def attention_preference(
     if fresh and partial:
         remove(partial)
     checkpoint = for_photographs(checkpoint)
-    photograph_grid(checkpoint, options.resolution)  # raises before any computation
+    whole_grid(checkpoint, options.resolution, "attention is compared with regions of the whole image")
     scenes = patterns(200, 0) if scenes is None else scenes
     settings = settings_of(checkpoint, scenes, options)
     result = run_pass(

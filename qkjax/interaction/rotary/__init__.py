@@ -17,9 +17,10 @@ describe M(delta) with arrays alone:
     exact      the logits of rotated queries and keys as a sum over the modes of Mbar
     bias       the bias terms of the logits, which depend on the positions
     edit       edits of the modes of Mbar, in kernels that keep the rotation
+    by_column  Mbar for a rotation that is not orthogonal
 
 R(p) must be orthogonal. The published rotation of V-JEPA 2 is not orthogonal, so M depends on p_i and p_j and not only
-on their offset: these functions do not apply to it.
+on their offset: of these functions, only those of `by_column` apply to it.
 
 Letters: L layers, H heads, D embed, d head_dim, P positions, A = d / 2 planes, R rank.
 """

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qkjax.errors import QkjaxError
 from qkjax.interaction.rotary.rotation import Angles, Pairs, cosine_and_sine, on_columns, rotate
 
 LEAST = 1e-8
@@ -54,19 +53,15 @@ def across_embed(x: Float[Array | np.ndarray, "*heads columns"]):
 def columns_with_mean(angles: Angles, pairs: Pairs = "half") -> Int[np.ndarray, "columns"]:
     """The columns of a head in planes with c > 0, or all columns if c is 0 in all planes.
 
-    The other columns of `mean_kernels` are 0. Their modes would have no strength, and arbitrary directions.
-
-    Raises:
-      QkjaxError: the heads rotate by different angles, so that their columns may differ.
+    The other columns of `mean_kernels` are 0. Their modes would have no strength, and arbitrary directions. If the
+    heads rotate by different angles, these are the columns in planes with c > 0 in any head.
 
     Example:
       >>> columns_with_mean(np.outer(np.arange(8), [0.0, 0.1, 2 * np.pi / 8])).tolist()
       [0, 1, 3, 4]
     """
     c = np.asarray(coherence(angles))
-    if c.ndim > 1:
-        raise QkjaxError(f"angles has shape {np.shape(angles)}: expected (positions, planes), the angles of all heads")
-    used = on_columns(c, pairs) > 0
+    used = on_columns(c.reshape(-1, c.shape[-1]).max(0), pairs) > 0
     return np.flatnonzero(used) if used.any() else np.arange(len(used))
 
 

@@ -48,8 +48,8 @@ def measure_positions(query: Kernel, key: Kernel, rotation: Rotation) -> Positio
       rotation: the rotation of a grid of positions.
 
     Raises:
-      QkjaxError: the grid has a single position, the heads rotate by different angles, or the angles are not linear in
-        the coordinates.
+      QkjaxError: the grid has a single position or several windows, the heads rotate by different angles, or the angles
+        are not linear in the coordinates.
 
     Example:
       >>> import numpy as np
@@ -61,6 +61,11 @@ def measure_positions(query: Kernel, key: Kernel, rotation: Rotation) -> Positio
       ((1, 3, 5, 7), [0, 1, 2, 3, 4])
     """
     angles, pairs, grid = np.asarray(rotation.angles, np.float64), rotation.pairs, rotation.grid
+    if rotation.window is not None:
+        raise QkjaxError(
+            f"the grid {grid} has several windows, so that layers attend to different places: pass the grid of one "
+            f"window, {rotation.window}"
+        )
     if np.prod(grid) < 2:
         raise QkjaxError(f"the grid {grid} has a single position: expected at least two; pass a larger grid")
     _, embed, heads, _ = query.shape

@@ -14,7 +14,7 @@ Pairs = Literal["half", "interleaved"] | np.ndarray
 2a with column 2a + 1 (RoFormer, EVA-02); an array of shape (2, planes) lists the columns of all planes."""
 Angles = Float[Array | np.ndarray, "*heads places planes"]
 """Angles in radians, by position and plane. If the heads rotate by different angles (learned frequencies), the leading
-axes are (layers, heads)."""
+axes are (layers, heads); if only the layers do (windows), they are (layers, 1)."""
 
 
 class Rotation(NamedTuple):
@@ -24,11 +24,15 @@ class Rotation(NamedTuple):
       angles: angles of the positions, in row-major order.
       pairs: the columns of each plane.
       grid: number of positions along each axis, such as (rows, columns).
+      window: number of positions along each axis of the windows within which queries attend to keys; None if they
+        attend to the whole grid. Windows divide the grid, and the positions in all windows have the same angles. For
+        the angles of several layers, windows apply to the layers that have them.
     """
 
     angles: Angles
     pairs: Pairs
     grid: tuple[int, ...]
+    window: tuple[int, ...] | None = None
 
 
 LINEAR = 1e-3

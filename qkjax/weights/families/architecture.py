@@ -101,6 +101,10 @@ def infer_config(shapes: Mapping[str, Shape], settings: Mapping) -> ViTConfig:
         raise QkjaxError(
             f"pos_embedding is missing, and a sine-cosine embedding needs a width that is a multiple of 4, not {width}"
         )
+    if config.window and (config.rotary is None or config.prefix_tokens):
+        raise QkjaxError(
+            f"window={config.window}: expected a model with rotary positions, and without class token and registers"
+        )
     if config.pool == "tok" and not config.class_token:
         raise QkjaxError("pool is 'tok', but there is no class token: parameter 'cls' is missing")
     return config
@@ -155,7 +159,8 @@ def expected_shapes(config: ViTConfig) -> dict[str, Shape]:
     rows, columns = config.grid or (1, 1)
     pixels = (rows * config.patch_size[0], columns * config.patch_size[1])
     image = jax.ShapeDtypeStruct((1, *pixels, config.channels), jnp.float32)
-    tree = jax.eval_shape(ViT(replace(config, depth=1)).init, jax.random.key(0), image)["params"]
+    one = replace(config, depth=1, window=0, global_layers=())  # windows do not change any shape
+    tree = jax.eval_shape(ViT(one).init, jax.random.key(0), image)["params"]
     shapes = {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
     first = f"{ENCODER}/{block_name(0)}/"
     layer = {name.removeprefix(first): shapes.pop(name) for name in list(shapes) if name.startswith(first)}

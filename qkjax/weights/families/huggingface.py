@@ -80,6 +80,10 @@ def _settings(kind: str, values: Mapping, default: Kind) -> dict:
         settings["posemb_resample"] = resample
     if rotary := rotation_of(kind, values):
         settings |= {"rotary": rotary, "pool": "tok"}
+    if kind == "sam3_vit_model":
+        layers = values.get("global_attn_indexes")
+        settings |= {"window": values.get("window_size", 24), "pool": "gap",
+                     "global_layers": (7, 15, 23, 31) if layers is None else layers}  # fmt: skip
     if kind not in WEIGHTS_ONLY:
         settings["activation"] = _activation(values, default)
     return settings
@@ -102,6 +106,8 @@ def _stated_sizes(kind: str, values: Mapping) -> dict[str, int | tuple[int, ...]
 def _vision_part(config: Mapping) -> tuple[str, dict]:
     """The model type and the configuration of the image model. Keys are renamed to those that most model types have."""
     kind = str(config.get("model_type"))
+    if kind == "sam3_video" and isinstance(config.get("detector_config"), Mapping):
+        return _vision_part(config["detector_config"])
     if kind == "flava" and isinstance(config.get("image_config"), Mapping):
         return "flava_image_model", dict(config["image_config"])
     parts = [config[name] for name in ("vision_config", "vision_config_dict") if isinstance(config.get(name), Mapping)]

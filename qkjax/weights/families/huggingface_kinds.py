@@ -68,18 +68,17 @@ KINDS = {
     "glm_image_vision": Kind(16, "gelu", 1e-6, 2048, 16),
     "mlcd_vision_model": Kind(16, "gelu", 1e-5, 336, 14),
     "mgp-str": Kind(12, "gelu", 1e-5, (32, 128), 4),
+    "sam3_vit_model": Kind(16, "gelu", 1e-6, 336, 14),
 }
 SAM = Kind(12, "gelu", 1e-6, 1024, 16)
 DOWNSAMPLED = "it merges patches between layers"
 WINDOWS = "its attention has windows"
 SAM_WINDOWS = "its attention has windows and decomposed relative positions"
-SAM3 = (
-    "most of its layers attend within windows, and its position embedding is tiled; the modes are those of Wq Wk^T, "
-    "for two tokens at the same place of a window, and maps of images would need windows in qkjax's model"
-)
 VJEPA2 = (
     "its patches are patches of a video, and its rotation R(p) is not orthogonal, so that logits depend on both places "
-    "and not on their offset alone; the modes are those of Wq Wk^T, for two tokens at the first place"
+    "and not on their offset alone; qkjax's model would need patches with a duration and one angle per column; the "
+    "modes are those of Wq Wk^T, for two tokens at the first place (for the mean over places, see "
+    "qkjax.interaction.rotary.by_column)"
 )
 EOMT_DINOV3 = (
     "its last layers also process query tokens, and it has rotary positions; the modes are those of Wq Wk^T, for two "
@@ -115,7 +114,6 @@ WEIGHTS_ONLY = {
     "minicpmv4_7_vision": DOWNSAMPLED,
     "groupvit_vision_model": "its layers also process group tokens, to which it assigns the patches between layers",
     "vilt": "its sequence contains words as well as patches",
-    "sam3_vit_model": SAM3,
     "vjepa2": VJEPA2,
 }
 """Model types that qkjax cannot run, each with the reason. qkjax reads only their queries, keys, and the norms before
@@ -145,7 +143,6 @@ WEIGHTS_ONLY_KINDS = {
     "minicpmv4_6_vision": SIGLIP,
     "minicpmv4_7_vision": SIGLIP,
     "groupvit_vision_model": Kind(6, norm_eps=1e-5),
-    "sam3_vit_model": Kind(16, norm_eps=1e-6),
     "vjepa2": Kind(16, norm_eps=1e-6),
 }
 """Defaults of the model types in `WEIGHTS_ONLY`, where they differ from `Kind()`; only heads and epsilon matter."""
@@ -177,6 +174,7 @@ OUTPUTS = {
     "janus_vision_model": "the output is the mean of the patches, whereas this model returns the first patch",
     "pixio": "the output is the first class token, whereas this model's pooled output is the mean of all class tokens",
     "radio": "the output is the first class token, whereas this model's summary joins several class tokens",
+    "sam3_vit_model": "the output is the mean of the patches, whereas this model returns all patches, for a neck",
     "phi4_multimodal_vision": (
         "attention is over all patches, as in transformers with attn_implementation='eager'; with 'sdpa', "
         "transformers uses causal attention"

@@ -13,6 +13,7 @@ OTHER_KEYS = {
     "hunyuan_vl_vision": {"max_image_size": "image_size"},
     "hy_v4_vl_vision": {"max_image_size": "image_size"},
     "radio": {"max_img_size": "image_size"},
+    "sam3_vit_model": {"pretrain_image_size": "image_size", "image_size": "run_image_size"},
     "molmo2_vision": {"image_default_input_size": "image_size", "image_patch_size": "patch_size"},
 }  # fmt: skip
 """For each model type, pairs of a key of this type and the name that other types use for the same key."""
@@ -21,6 +22,7 @@ OWN_KEYS = {
     "dinov3_vit": {"rope_parameters", "rope_theta", "query_bias", "key_bias", "value_bias", "proj_bias",
                    "use_gated_mlp", "pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"},
     "mlcd_vision_model": {"rope_parameters", "rope_theta", "num_key_value_groups"},
+    "sam3_vit_model": {"rope_parameters", "rope_theta", "window_size", "global_attn_indexes", "run_image_size"},
     "flava_image_model": {"mask_token"},
     "janus_vision_model": {"depth", "num_image_tokens"},
     "pixio": {"n_cls_tokens"},
@@ -47,6 +49,7 @@ RESAMPLE = {
     "phi4_multimodal_vision": "nearest",
     "glm_image_vision": "bilinear",
     "radio": "bilinear_crop",
+    "sam3_vit_model": "tile",
 }
 STATED_RESAMPLE = {
     "hunyuan_vl_vision": {"bilinear": "bilinear", "bicubic": "bicubic"},
@@ -54,7 +57,8 @@ STATED_RESAMPLE = {
 }
 """For model types whose configuration states the resampling of positions: the method for each value of
 `interpolate_mode`."""
-NO_FINAL_NORM = {"molmo2_vision", "radio", "hunyuan_vl_vision", "hy_v4_vl_vision", "glm_image_vision", "mgp-str"}
+NO_FINAL_NORM = {"molmo2_vision", "radio", "hunyuan_vl_vision", "hy_v4_vl_vision", "glm_image_vision", "mgp-str",
+                 "sam3_vit_model"}  # fmt: skip
 SEVERAL_STACKS = {"mllama_vision_model", "groupvit_vision_model"}
 """Model types that store their layers in several lists."""
 RADIO = (
@@ -69,6 +73,7 @@ LAYOUTS = {
     "vjepa2": Layout(
         ((r"\.attention\.(query|key|value)\.", r".attention.attention.\1."),), r"(?:^|\.)(?:predictor|pooler)\."
     ),
+    "sam3_vit_model": Layout(((r"^detector_model\.", ""),), r"(?:^|\.)neck\."),
     "flava_image_model": Layout(renamed=((r"^(?:flava\.)?image_model\.", ""),)),
     "ovis2_vision": Layout(left_out=r"(?:^|\.)head_(?:linear|norm)\."),
     "granite_docling_vision": Layout(left_out=r"(?:^|\.)connector\."),

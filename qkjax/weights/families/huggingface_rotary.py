@@ -8,6 +8,7 @@ from qkjax.vit.rotary_config import Rotary
 KINDS = {
     "dinov3_vit": (("default",), 100.0, {"coordinates": "centred", "pairs": "half"}),
     "mlcd_vision_model": (("axial",), 10000.0, {"pairs": "half", "class_angles": True}),
+    "sam3_vit_model": (("axial",), 10000.0, {"first": "columns"}),
 }
 """For each model type: allowed values of `rope_type`, the default temperature, and other fields of `Rotary`."""
 

@@ -27,6 +27,7 @@ _CLASSES = {
     "OwlViT": (768, True, False, 768, 3, *CLIP),
     "Pvt": (224, True, False, None, 3, *IMAGENET),
     "Segformer": (512, True, False, None, 2, *IMAGENET),
+    "Sam3": ({"height": 1008, "width": 1008}, True, False, None, 2, *HALF),
     "MobileNetV1": ({"shortest_edge": 256}, False, True, 224, 2, *HALF),
 }
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}

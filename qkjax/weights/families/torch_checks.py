@@ -34,8 +34,9 @@ def check_rotation_is_stated(flat: Mapping[str, np.ndarray], facts: Facts) -> No
     """Refuses parameters of Perception Encoder and EVA-02 if no source states their rotary positions.
 
     These models have learned position embeddings, so that without this check, qkjax would read them as models without
-    rotary positions. Perception Encoder has a norm before the first layer and attention pooling, or no norm after the
-    last layer. EVA-02 has gated MLPs, and either norms inside the MLPs or queries with a bias and keys without one.
+    rotary positions. Perception Encoder (and SAM 3, which is based on it) has a norm before the first layer and
+    attention pooling, or no norm after the last layer. EVA-02 has gated MLPs, and either norms inside the MLPs or
+    queries with a bias and keys without one.
 
     Args:
       flat: a dict from canonical names to arrays, before missing biases are added.
@@ -49,7 +50,7 @@ def check_rotation_is_stated(flat: Mapping[str, np.ndarray], facts: Facts) -> No
     family, first = "", f"{BLOCK}_0/"
     norms = {"Transformer/encoder_norm/scale", "pool_norm/scale"}
     if "pre_norm/scale" in flat and ("MAPHead_0/probe" in flat or not norms & set(flat)):
-        family = "Perception Encoder"
+        family = "Perception Encoder or SAM 3"
     if f"{first}mlp_norm/scale" in flat and f"{first}MlpBlock_0/gate/kernel" in flat:
         family = "EVA-02"
     biased = {part for part in ("query", "key") if f"{first}{ATTENTION}/{part}/bias" in flat}
@@ -58,8 +59,8 @@ def check_rotation_is_stated(flat: Mapping[str, np.ndarray], facts: Facts) -> No
         family = "EVA-02"
     if family:
         raise QkjaxError(
-            f"the parameters resemble {family}, whose rotary positions no parameter states: add timm's config.json "
-            "with the architecture, or pass rotary=qkjax.Rotary(...), or rotary=None if the model has none"
+            f"the parameters resemble {family}, whose rotary positions no parameter states: add the model's "
+            "config.json, or pass rotary=qkjax.Rotary(...) (and window=... for SAM 3), or rotary=None if it has none"
         )
 
 

@@ -50,6 +50,7 @@ TOP = {
     "embeddings.rms_norm": "patch_norm",
     "rms_norm": "Transformer/encoder_norm",
     "class_pos_emb": "class_angles",  # MLCD
+    "layer_norm": "pre_norm",  # SAM 3
     # open_clip
     "class_embedding": "cls",
     "positional_embedding": "positions",
