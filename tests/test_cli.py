@@ -446,6 +446,7 @@ LONG = "a-model-with-the-long-name-that-a-fine-tuned-checkpoint-may-have"
 SMALL = ("--count", 4, "--batch", 4)
 REPORTING = {
     "analyze": ("analyze", f"{LONG}.npz"),
+    "composition": ("composition", f"{LONG}.npz"),
     "compare": ("compare", DATA / "a.npz", f"{LONG}.npz", DATA / "b.npz"),
     "image": ("image", f"{LONG}.npz", "chelsea", "--layer", 0, "--head", 0),
     "top-images": ("top-images", f"{LONG}.npz", "--images", "pictures", "--layer", 0, "--head", 0, "--sheet-modes", 1),

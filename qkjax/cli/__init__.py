@@ -13,7 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from qkjax.cli.ablation import ablate
-from qkjax.cli.analysis import analyze, compare
+from qkjax.cli.analysis import analyze, compare, composition
 from qkjax.cli.behaviour import objects, preference
 from qkjax.cli.checkpoints import export, fetch, models
 from qkjax.cli.options import in_options
@@ -30,6 +30,7 @@ from qkjax.runtime.visible import VisibleStream, visible
 
 COMMANDS = {
     "analyze": analyze,
+    "composition": composition,
     "compare": compare,
     "image": image,
     "top-images": top_images,

@@ -17,6 +17,8 @@ _HOME = {
     "anisotropy_by_layer": "preference",
     "attended_example": "preference",
     "attention_by_layer": "ablations",
+    "composition_by_layer": "composition",
+    "composition_of_pairs": "composition",
     "contact_sheet": "sheets",
     "cosine_by_distance": "positions",
     "cosine_by_layer": "layers",
