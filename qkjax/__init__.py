@@ -29,6 +29,7 @@ _HOME = {
     "ablate": "analyses.ablate.compute",
     "analyze": "analyses.analyze",
     "attention_preference": "analyses.preference.compute",
+    "attention_sinks": "analyses.sinks.compute",
     "attribute_logits": "analyses.image",
     "bias_terms": "analyses.decomposition",
     "compare": "analyses.compare",

@@ -30,6 +30,7 @@ COMMANDS = {
     "top-images": (MODEL,),
     "preference": (MODEL,),
     "objects": (MODEL,),
+    "sinks": (MODEL,),
     "ablate": (MODEL, "--select", "all"),
     "report": (MODEL,),
 }

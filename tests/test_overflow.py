@@ -25,6 +25,7 @@ QUERY_KEY = tuple(f"MultiHeadDotProductAttention_0/{name}/kernel" for name in ("
 BY_IMAGES = {
     "preference": ("--count", "2"),
     "objects": ("--count", "2"),
+    "sinks": ("--images", "images"),
     "ablate": ("--images", "images", "--select", "cosine>0", "--queries", "4"),
     "top-images": ("--images", "images"),
     "image": ("images/0.png",),

@@ -36,11 +36,14 @@ _HOME = {
     "same_object_by_layer": "preference",
     "save": "style",
     "save_all": "many",
+    "sink_heads": "sinks",
+    "sinks_by_layer": "sinks",
     "spectra": "modes",
     "sweep_accuracy": "training",
     "sweep_cosines": "training",
     "sweep_curves": "training",
     "symmetry_by_layer": "layers",
+    "token_norms": "sinks",
     "top_images_sheet": "sheets",
 }
 

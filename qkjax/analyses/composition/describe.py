@@ -21,8 +21,9 @@ def describe(dataset: xr.Dataset) -> Description:
          "modes": f"{row['from_mode']} to {row['to_mode']}", "share": row["mode_share"], "cosine": row["mode_cosine"]}
         for row in sorted(strongest, key=lambda row: -row["score"])[:12]
     ]  # fmt: skip
-    columns = {"side": "", "pairs": "d", "pairs_control": "d"}
-    texts = [format_rows(sides, columns)]
+    titles = {"side": "side", "pairs": "pairs", "mean": "mean", "above": "above", "pairs_control": "control",
+              "mean_control": "mean ", "above_control": "above ", "mean_by_chance": "chance"}  # fmt: skip
+    texts = [format_rows([{title: row[name] for name, title in titles.items()} for row in sides], {"side": ""})]
     if short:
         columns = {"side": "", "from": "", "to": "", "modes": ""}
         texts.append(f"the strongest pairs, and the main pair of modes of each:\n{format_rows(short, columns)}")
