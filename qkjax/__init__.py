@@ -34,6 +34,7 @@ _HOME = {
     "bias_terms": "analyses.decomposition",
     "compare": "analyses.compare",
     "composition": "analyses.composition.compute",
+    "contrastive_covariance": "analyses.contrast.compute",
     "decompose": "analyses.decomposition",
     "describe": "analyses.describe",
     "edit": "analyses.edit",
