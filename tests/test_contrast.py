@@ -57,7 +57,7 @@ def test_a_pass_is_a_plain_loop(checkpoint):
     """Three scenes (one and a half batches), to 1e-6 of the largest product of a query and a key."""
     images = mosaics(3, 0)
     result = qkjax.contrastive_covariance(checkpoint, images, options=OPTIONS)
-    wanted, largest = np.zeros((2, 2, 6, 6)), 0.0
+    wanted, control, largest = np.zeros((2, 2, 6, 6)), np.zeros((2, 2)), 0.0
     for i in range(3):
         pixels, objects = crop_objects(images.read(i), str(i), checkpoint.preprocess, None, (8, 8))
         pixels = qkjax.images.preprocess.normalise(pixels, checkpoint.preprocess)[None]
@@ -66,10 +66,14 @@ def test_a_pass_is_a_plain_loop(checkpoint):
         largest = max(largest, np.abs(query).max() * np.abs(key).max())
         for place in np.ndindex(2, 2):
             used = objects[objects.sum(1) > 0]
-            wanted[place] += by_pairs(query[place[0], :, place[1]], key[place[0], :, place[1]], used) / 3
+            own = query[place[0], :, place[1]], key[place[0], :, place[1]]
+            wanted[place] += by_pairs(*own, used) / 3
+            turned = used.reshape(-1, 4, 4)[:, ::-1, ::-1].reshape(len(used), -1)
+            control[place] += np.trace(by_pairs(*own, turned)) / 3 / np.sqrt(6)
     np.testing.assert_allclose(result.covariance, wanted, atol=1e-6 * largest)
     traces = np.trace(wanted, axis1=2, axis2=3) / np.sqrt(6)
     np.testing.assert_allclose(result.mode_contrast.sum("mode"), traces, atol=1e-5 * largest)
+    np.testing.assert_allclose(result.control_difference, control, atol=1e-5 * largest)
     assert [row["layer"] for row in contrast_rows(result)] == [0, 1]
     np.testing.assert_allclose([row["logit_difference"] for row in contrast_rows(result)], traces.mean(1), atol=1e-4)
 

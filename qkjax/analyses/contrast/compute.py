@@ -33,15 +33,16 @@ from qkjax.weights.checkpoint import Checkpoint
 
 
 @partial(jax.jit, static_argnames="model")
-def _step(model: ViT, params, scaling, pixels, objects, present) -> Float[Array, "L H d d"]:
-    """The sum over the images of a batch of their contrastive covariances."""
+def _step(model: ViT, params, scaling, pixels, objects, present) -> Float[Array, "2 L H d d"]:
+    """The sum over the images of a batch of their contrastive covariances, with masks as given, and turned by 180
+    degrees."""
     _, out = model.apply({"params": params}, normalised_pixels(pixels, scaling), capture=("query", "key"))
     special, layers = model.config.prefix_tokens, []
     for query, key in zip(layer_outputs(out, "query"), layer_outputs(out, "key"), strict=True):
-        patches = (x[:, special:].astype(jnp.float32) for x in (query, key))
-        covariance = jax.vmap(of_image)(*patches, objects)
-        layers.append(jnp.where(present[:, None, None, None], covariance, 0).sum(0))  # padding has no objects
-    return jnp.stack(layers)
+        patches = [x[:, special:].astype(jnp.float32) for x in (query, key)]
+        both = jnp.stack([jax.vmap(of_image)(*patches, masks) for masks in (objects, objects[..., ::-1])])
+        layers.append(jnp.where(present[None, :, None, None, None], both, 0).sum(1))  # padding has no objects
+    return jnp.stack(layers, axis=1)
 
 
 def contrastive_covariance(
@@ -57,8 +58,9 @@ def contrastive_covariance(
     For each head, the contrastive covariance is C = E[q k^T | same object] - E[q k^T | different objects], as the mean
     over images; see `qkjax.activations.contrast`. The result contains C, its singular values, the contribution of each
     mode of Wq Wk^T to the mean logit difference between same and different objects, and the overlap of the singular
-    vectors of C with the queries and keys of the modes, with its value by chance. For a model with rotary positions,
-    queries and keys are those before the rotation.
+    vectors of C with the queries and keys of the modes, with its value by chance. Patches of one object are also close
+    to each other; the control is therefore the logit difference with masks that are turned by 180 degrees. For a model
+    with rotary positions, queries and keys are those before the rotation.
 
     An interrupted pass resumes from the file `partial`. Several hosts can divide the images of a pass among themselves.
 
@@ -111,12 +113,13 @@ def contrastive_covariance(
         np.einsum("ldhk,lhdn->lhkn", np.asarray(kernel, np.float64), np.asarray(vectors, np.float64))
         for kernel, vectors in ((parts.query_kernel, modes.u), (parts.key_kernel, modes.v))
     ]
-    covariance = total / len(result.rows["index"])
+    covariance, control = total / len(result.rows["index"])
     left_out = [*images.left_out, *((images.names[i], reason) for i, reason in result.unreadable)]
     names = [images.names[i] for i in result.rows["index"]]
     attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings)}
     strength = np.maximum(np.asarray(modes.s, np.float64), np.finfo(np.float64).tiny)
-    return contrast_dataset(covariance, contrast_of_modes(covariance, *towards, strength), names, left_out, attrs)
+    contrast = contrast_of_modes(covariance, *towards, strength)
+    return contrast_dataset(covariance, contrast, control, names, left_out, attrs)
 
 
 def _on_devices(checkpoint: Checkpoint, options: PassOptions):
