@@ -446,11 +446,13 @@ LONG = "a-model-with-the-long-name-that-a-fine-tuned-checkpoint-may-have"
 SMALL = ("--count", 4, "--batch", 4)
 REPORTING = {
     "analyze": ("analyze", f"{LONG}.npz"),
+    "composition": ("composition", f"{LONG}.npz"),
     "compare": ("compare", DATA / "a.npz", f"{LONG}.npz", DATA / "b.npz"),
     "image": ("image", f"{LONG}.npz", "chelsea", "--layer", 0, "--head", 0),
     "top-images": ("top-images", f"{LONG}.npz", "--images", "pictures", "--layer", 0, "--head", 0, "--sheet-modes", 1),
     "preference": ("preference", f"{LONG}.npz", *SMALL),
     "objects": ("objects", f"{LONG}.npz", *SMALL),
+    "sinks": ("sinks", f"{LONG}.npz", "--images", "pictures"),
     "ablate": (
         "ablate", f"{LONG}.npz", "--limit", 4, "--queries", 4, "--controls", 1, "--labels",
         "--images", "pictures", "--select", "cosine>0.1 layers=0-3 heads=0,1,2,3 modes=0-9", "strongest=0.3 layers=2",

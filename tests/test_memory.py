@@ -21,9 +21,9 @@ from qkjax.weights import catalogue
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 SIZES = ("small", "ViT-S/14")
 FEW = {
-    "analyze": [], "compare": ["edited.npz"], "image": ["chelsea", "--layer", "0", "--head", "0"],
+    "analyze": [], "composition": [], "compare": ["edited.npz"], "image": ["chelsea", "--layer", "0", "--head", "0"],
     "top-images": ["--images", "images", "--select", "L0 H0 M0"], "preference": ["--count", "8"],
-    "objects": ["--count", "8"], "report": ["--images", "images", "--modes", "1"],
+    "objects": ["--count", "8"], "sinks": ["--images", "images"], "report": ["--images", "images", "--modes", "1"],
     "ablate": ["--images", "images", "--select", "modes=0 layers=0", "--controls", "1"],
     "export": ["out.npz", "--edit", "drop", "--select", "grouping=0.4 layers=0-3"],
 }  # fmt: skip

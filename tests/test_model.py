@@ -23,9 +23,10 @@ def test_captures_belong_together(small):
     _, seen = forward(qkjax.ViT(checkpoint.config), checkpoint.params, images, CAPTURES)
     shapes = {name: seen[name].shape for name in CAPTURES}
     assert shapes == {
-        "norm": (4, 3, 17, 64), "query": (4, 3, 17, 4, 16), "key": (4, 3, 17, 4, 16),
+        "norm": (4, 3, 17, 64), "query": (4, 3, 17, 4, 16), "key": (4, 3, 17, 4, 16), "value": (4, 3, 17, 4, 16),
         "rotated_query": (4, 3, 17, 4, 16), "rotated_key": (4, 3, 17, 4, 16),
-        "attention_logits": (4, 3, 4, 17, 17), "attention": (4, 3, 4, 17, 17), "residual": (4, 3, 17, 64),
+        "attention_logits": (4, 3, 4, 17, 17), "attention": (4, 3, 4, 17, 17), "weighted_value": (4, 3, 17, 4, 16),
+        "residual": (4, 3, 17, 64),
     }  # fmt: skip
     seen = {name: np.asarray(value, np.float64) for name, value in seen.items()}
     a = qkjax.query_key(checkpoint.params)

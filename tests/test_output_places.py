@@ -24,11 +24,13 @@ SMALL = {"width": 16, "depth": 1, "heads": 1, "mlp-dim": 16, "steps": 3, "warmup
 TRAIN = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
 COMMANDS = {
     "analyze": (MODEL,),
+    "composition": (MODEL,),
     "compare": (MODEL, DATA / "c.npz"),
     "image": (MODEL, "chelsea"),
     "top-images": (MODEL,),
     "preference": (MODEL,),
     "objects": (MODEL,),
+    "sinks": (MODEL,),
     "ablate": (MODEL, "--select", "all"),
     "report": (MODEL,),
 }

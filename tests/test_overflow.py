@@ -25,6 +25,7 @@ QUERY_KEY = tuple(f"MultiHeadDotProductAttention_0/{name}/kernel" for name in ("
 BY_IMAGES = {
     "preference": ("--count", "2"),
     "objects": ("--count", "2"),
+    "sinks": ("--images", "images"),
     "ablate": ("--images", "images", "--select", "cosine>0", "--queries", "4"),
     "top-images": ("--images", "images"),
     "image": ("images/0.png",),
@@ -36,6 +37,8 @@ BY_WEIGHTS = {
     "export": ("edited.npz", "--edit", "symmetric"),
 }
 NO_MODEL = {"models", "fetch"}
+RELATIVE = {"composition"}
+"""Commands that divide strengths by their largest, and so accept kernels of any finite size."""
 
 
 def overflowing(path: Path, kernels: tuple[str, ...]) -> Path:
@@ -61,7 +64,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_every_command_is_covered():
-    assert {*BY_IMAGES, *BY_WEIGHTS, *NO_MODEL} == set(COMMANDS)
+    assert {*BY_IMAGES, *BY_WEIGHTS, *NO_MODEL, *RELATIVE} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", BY_IMAGES)
@@ -80,6 +83,17 @@ def test_kernels_that_overflow(name, folder, monkeypatch, capsys):
     assert_refused(done, "query and key kernels are too large")
     assert "(first in layer 1, head 0)" in done.err
     assert {path for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_composition_of_large_kernels_is_that_of_small_ones(folder):
+    """Signs, and so directions, are the same; modes are rounded to float32."""
+    model = qkjax.load(overflowing(folder / "large.npz", QUERY_KEY))
+    block = model.params["Transformer"]["encoderblock_1"]["MultiHeadDotProductAttention_0"]
+    large = qkjax.composition(model).score
+    for name in ("query", "key"):
+        block[name]["kernel"] = np.sign(block[name]["kernel"])
+    assert np.isfinite(large).all()
+    np.testing.assert_allclose(large, qkjax.composition(model).score, atol=1e-6)
 
 
 def assert_refused(done, words: str) -> None:

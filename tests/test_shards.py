@@ -27,6 +27,7 @@ def words(name: str, pictures: Path) -> list:
         "top-images": ["--images", pictures, "--top", 3, "--layer", 0, "--head", 0],
         "preference": ["--count", 13],
         "objects": ["--count", 13, "--top", 3],
+        "sinks": ["--images", pictures],
         "ablate": ["--images", pictures, "--select", "cosine>0", "cosine<0 layers=0", "--controls", 1, "--queries", 4],
     }[name]  # fmt: skip
 
@@ -37,7 +38,7 @@ def result_of(folder: Path) -> xr.Dataset:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["top-images", "preference", "objects", "ablate"])
+@pytest.mark.parametrize("name", ["top-images", "preference", "objects", "sinks", "ablate"])
 def test_the_last_share_writes_the_bits_of_one_process(name, pictures, tmp_path, monkeypatch, capsys):
     done = command(monkeypatch, capsys, *words(name, pictures), "--out", tmp_path / "whole")
     assert done.code == 0, done.err

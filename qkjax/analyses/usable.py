@@ -50,15 +50,18 @@ def require_finite(values: Mapping[str, Array | np.ndarray], images: str, partia
             )
 
 
-def require_finite_heads(values: Mapping[str, Float[Array | np.ndarray, "layers heads ..."]], model: str) -> None:
+def require_finite_heads(
+    values: Mapping[str, Float[Array | np.ndarray, "layers heads ..."]], model: str, kernels: str = "query and key"
+) -> None:
     """Checks that all values that were computed from the weights of each head are finite.
 
     Args:
       values: a dict from names for the error message to the values.
       model: name of the model, for the error message.
+      kernels: the kernels from which the values were computed, for the error message.
 
     Raises:
-      QkjaxError: a value is NaN or infinite, since the query and key kernels are too large.
+      QkjaxError: a value is NaN or infinite, since the kernels are too large.
     """
     for name, array in values.items():
         finite = np.isfinite(array).reshape(*array.shape[:2], -1).all(-1)
@@ -66,7 +69,7 @@ def require_finite_heads(values: Mapping[str, Float[Array | np.ndarray, "layers 
             layer, head = np.argwhere(~finite)[0]
             raise QkjaxError(
                 f"the {name} of {model} are NaN or infinite in {(~finite).sum()} of {finite.size} heads (first in "
-                f"layer {layer}, head {head}), expected finite numbers: its query and key kernels are too large"
+                f"layer {layer}, head {head}), expected finite numbers: its {kernels} kernels are too large"
             )
 
 

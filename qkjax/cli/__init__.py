@@ -13,7 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from qkjax.cli.ablation import ablate
-from qkjax.cli.analysis import analyze, compare
+from qkjax.cli.analysis import analyze, compare, composition
 from qkjax.cli.behaviour import objects, preference
 from qkjax.cli.checkpoints import export, fetch, models
 from qkjax.cli.options import in_options
@@ -21,6 +21,7 @@ from qkjax.cli.parse import parse
 from qkjax.cli.pictures import image, top_images
 from qkjax.cli.remote_out import local_out
 from qkjax.cli.report import report
+from qkjax.cli.sinks import sinks
 from qkjax.cli.training import training_commands
 from qkjax.errors import AssumptionWarning, QkjaxError, ShardFinished, nearest
 from qkjax.runtime.compilation_cache import use_compilation_cache
@@ -30,11 +31,13 @@ from qkjax.runtime.visible import VisibleStream, visible
 
 COMMANDS = {
     "analyze": analyze,
+    "composition": composition,
     "compare": compare,
     "image": image,
     "top-images": top_images,
     "preference": preference,
     "objects": objects,
+    "sinks": sinks,
     "ablate": ablate,
     "report": report,
     "models": models,

@@ -1,4 +1,4 @@
-"""The commands `qkjax analyze` and `qkjax compare`, which analyse the query-key interactions of models."""
+"""The commands `qkjax analyze`, `qkjax composition` and `qkjax compare`, which analyse the weights of models."""
 
 import sys
 from pathlib import Path
@@ -79,6 +79,59 @@ def analyze(
         datasets = {name: written.dataset for name, written in results.items()}
         for path in figures.save(overlay(datasets), base / "cosine_by_layer"):
             print(f"wrote {path}", file=sys.stderr)
+
+
+def composition(
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
+    /,
+    out: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    norm: Annotated[bool, arg(help_behavior_hint="")] = True,
+    grid: Annotated[tuple[int, int] | None, arg(metavar="ROWS COLUMNS")] = None,
+    heads: Annotated[int | None, arg(metavar="N")] = None,
+    json: bool = False,
+) -> None:
+    """Measure which heads read what earlier heads write, and write composition.nc, tables and figures.
+
+    A head writes with its output-value matrix Wv Wo. A later head reads with its queries, its keys or its values. The
+    composition of the two heads is 0 if the later head reads nothing of what the earlier head writes, and about
+    1 / sqrt(D) for random matrices. No images are needed.
+
+    Args:
+      models: names of models listed by `qkjax models`, or paths of checkpoints.
+      out: folder for the results; by default results/MODEL/composition. With several models, each model gets its own
+        subfolder.
+      norm: ignore the LayerNorm before attention. By default, all matrices include its scale, and exclude the mean over
+        the embedding, which LayerNorm removes.
+      grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not
+        square.
+      heads: number of attention heads; needed only for a torch file without config.json.
+      json: print the tables and the findings as JSON instead of text.
+    """
+    from qkjax.analyses.composition.compute import composition as compute
+    from qkjax.analyses.composition.describe import describe
+    from qkjax.analyses.outcome import outcome, print_json, print_outcome
+    from qkjax.analyses.targets import folders, load_models
+    from qkjax.runtime.folders import check_folder
+
+    if not models:
+        raise QkjaxError("no model given: expected at least one, for example qkjax composition dinov2-vits14-focus")
+    check_folder(out or Path("results"))
+    loaded, results = load_models(models, given_options(grid=grid, heads=heads)), {}
+    paths = folders(loaded, out, "composition")
+    for name, (checkpoint, origin) in loaded.items():
+        print(f"{name}: composition", file=sys.stderr)
+        results[name] = outcome(
+            paths[name],
+            "composition",
+            None,
+            lambda _, c=checkpoint: compute(c, fold_norm=norm),
+            describe,
+            attrs=origin,
+        )
+        if not json:
+            print_outcome(name, results[name], next_step=f"qkjax analyze {quoted(origin['checkpoint'])}")
+    if json:
+        print_json(list(results.items()))
 
 
 def compare(

@@ -17,6 +17,8 @@ _HOME = {
     "anisotropy_by_layer": "preference",
     "attended_example": "preference",
     "attention_by_layer": "ablations",
+    "composition_by_layer": "composition",
+    "composition_of_pairs": "composition",
     "contact_sheet": "sheets",
     "cosine_by_distance": "positions",
     "cosine_by_layer": "layers",
@@ -34,11 +36,14 @@ _HOME = {
     "same_object_by_layer": "preference",
     "save": "style",
     "save_all": "many",
+    "sink_heads": "sinks",
+    "sinks_by_layer": "sinks",
     "spectra": "modes",
     "sweep_accuracy": "training",
     "sweep_cosines": "training",
     "sweep_curves": "training",
     "symmetry_by_layer": "layers",
+    "token_norms": "sinks",
     "top_images_sheet": "sheets",
 }
 

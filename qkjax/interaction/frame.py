@@ -46,6 +46,7 @@ class Frame:
       fold_scale: M includes the LayerNorm scale, so that M acts on normalised tokens.
       center: M excludes the mean direction, which LayerNorm removes from tokens.
       normalize: M is divided by sqrt(head_dim).
+      output_value: M is the output-value matrix Wv Wo instead of Wq Wk^T. Such a frame is never plain.
       positions: which interaction M is, if the model has rotary positions; None for all other models. A frame with
         rotary positions is never plain.
     """
@@ -54,9 +55,10 @@ class Frame:
     center: bool = False
     normalize: bool = False
     positions: Positions | None = None
+    output_value: bool = False
 
     def __str__(self) -> str:
-        parts = [name for name in ("fold_scale", "center", "normalize") if getattr(self, name)]
+        parts = [name for name in ("output_value", "fold_scale", "center", "normalize") if getattr(self, name)]
         if self.positions is not None:
             parts.append(str(self.positions))
         return ", ".join(parts) or "plain"

@@ -79,7 +79,7 @@ def _rotated(x: Float[Array, "B N H d"], rotation: Rotation | None) -> Float[Arr
 
 
 class MultiHeadDotProductAttention(nn.Module):
-    """Multi-head attention that also returns queries and keys and, on request, attention logits and attention weights.
+    """Multi-head attention that also returns queries, keys, values and, on request, attention logits and weights.
 
     The softmax is computed in float32. Unless the logits or weights of all queries are requested, attention is computed
     in the form that is fastest on the platform; the logits and weights of some queries are then computed in addition. A
@@ -110,7 +110,7 @@ class MultiHeadDotProductAttention(nn.Module):
         query = project(name="query")(queries_from)
         key = project(name="key")(keys_from)
         value = project(name="value")(keys_from)
-        intermediates = {"query": query, "key": key}
+        intermediates = {"query": query, "key": key, "value": value}
         query, key = _rotated(query, rotation), _rotated(key, rotation)
         intermediates |= {"rotated_query": query, "rotated_key": key}
         bias = None if self.relative_grid is None else self._relative_bias()
@@ -128,6 +128,7 @@ class MultiHeadDotProductAttention(nn.Module):
             mixed = mixed_in_windows(query, key, value, *windows, precision(self.dtype))
         else:
             mixed = mixed_values(query, key, value, bias, precision(self.dtype))
+        intermediates["weighted_value"] = mixed
         if self.inner_norm is not None:
             joined = self.inner_norm(mixed.reshape(*mixed.shape[:-2], -1))
             mixed = joined.reshape(mixed.shape).astype(self.dtype)

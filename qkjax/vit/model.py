@@ -20,7 +20,10 @@ from qkjax.vit.layers import Encoder, MAPHead, normalisation
 from qkjax.vit.rotary import patch_rotation, with_class_angles
 from qkjax.vit.windows import check_windows
 
-CAPTURES = ("norm", "query", "key", "rotated_query", "rotated_key", "attention_logits", "attention", "residual")
+CAPTURES = (
+    "norm", "query", "key", "value", "rotated_query", "rotated_key", "attention_logits", "attention", "weighted_value",
+    "residual",
+)  # fmt: skip
 """Intermediates that each layer can return; see `forward`."""
 
 
@@ -199,7 +202,9 @@ def forward(
         "rotated_key" (L, B, N, H, d): queries and keys after rotary positions, which are equal to "query" and "key" if
         the model has none; "attention_logits" (L, B, H, N, N): rotated_query . rotated_key / sqrt(d), plus the relative
         position bias if the model has one, float32, and -inf for keys outside the query's window; "attention" (L, B, H,
-        N, N): softmax of the logits over keys; "residual" (L, B, N, D): the residual stream that enters the layer.
+        N, N): softmax of the logits over keys; "value" (L, B, N, H, d): values with biases; "weighted_value" (L, B, N,
+        H, d): the sum over keys of attention times value, which the output projection receives (after `inner_norms`, if
+        the model has any); "residual" (L, B, N, D): the residual stream that enters the layer.
 
     Returns:
       A tuple of the output and a dict. The output is the logits (B, classes), or the representation (B, D) if there is

@@ -1,0 +1,1 @@
+"""Measures which heads read what earlier heads write."""

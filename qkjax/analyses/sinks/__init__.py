@@ -1,0 +1,1 @@
+"""Measures attention sinks, and tokens of large norm."""
