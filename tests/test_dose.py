@@ -6,6 +6,7 @@ import pytest
 
 import qkjax
 from qkjax.activations.logit_sizes import logit_sizes
+from qkjax.analyses.describe import describe
 from qkjax.analyses.edit import Edit, changed_share, resolve, strength_of
 from qkjax.images.generated import patterns
 from qkjax.images.preprocess import Preprocess, normalise, picture
@@ -183,7 +184,7 @@ def test_intervals_resample_the_groups_that_are_stated(checkpoint, photographs):
     data = qkjax.ablate(checkpoint, [{"edit": "drop"}], photographs, groups=[7, 7, 7, 7, 1], queries=4)
     assert data.group.values.tolist() == [7, 7, 7, 7, 1]
     assert data.attrs["interval_unit"] == "group"
-    row = qkjax.analyses.describe.describe(data).tables["ablations"][1]
+    row = describe(data).tables["ablations"][1]
     assert (row["groups"], row["interval_unit"]) == (2, "group")
     values = 1 - data.representation_cosine.values[1].astype(np.float64)
     sums, counts = np.array([values[4], values[:4].sum()]), np.array([1, 4])

@@ -23,8 +23,9 @@ def interval(values: Float[np.ndarray, "draws images"], groups: Groups = None) -
     arXiv 0712.1111). This bootstrap is too narrow for few groups or draws, and too wide if a draw matters in some
     groups only. The deviations of its resamples are therefore scaled by one factor, so that their spread agrees with
     the standard error of the two-way model with random effects, and with Student's t (Satterthwaite's degrees of
-    freedom). In simulations (`tests/test_intervals.py`), intervals contain the truth in 94% to 96% of cases with 15 or
-    more groups of unequal sizes, and in about 92% with 5 groups.
+    freedom). In simulations with groups of unequal sizes (`tests/test_intervals.py`), intervals contain the truth in
+    93% to 96% of cases if the effects of groups are normal, even for 5 groups; in 90% to 95% if the effects have a
+    skewness of 1.6; in 90% with two draws; and in 99% or more if a draw matters in some groups only.
 
     Args:
       values: one value for each draw, such as the seed of a control, and each image.
