@@ -276,7 +276,7 @@ def test_the_figure_of_doses_has_every_curve():
     assert "95% intervals over 15 photographs and random draws" in figure._supxlabel.get_text()
     both = dose_response([*rows, *(row("early", "0", "targeted", x) | {"match": "strength"} for x in (0.2, 0.4))])
     labels = [axes.get_xlabel() for axes in both.axes if axes.get_xlabel()]
-    assert labels == ["share of the\nvariance\nof the attention logits"] * 2 + ["share of the\nsquared strength"]
+    assert labels == ["share of the variance of\nthe attention logits"] * 2 + ["share of the squared\nstrength"]
 
 
 def test_a_cut_of_several_doses_shows_the_largest_share_by_layer():

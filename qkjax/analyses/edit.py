@@ -97,7 +97,7 @@ def resolve(edit: Edit, metrics: Metrics, sizes: Mapping[str, dose.Sizes]) -> Re
     heads = touched if edit.key_bias or edit.kind != "keep" else heads_of(edit.selection, metrics)
     s = metrics.singular_value
     if control is not None:
-        target = np.round(changed_share(kind, weights, s, measure), 6) * dose.total_size(s, measure)
+        target = np.round(changed_share(kind, weights, s, measure), 4) * dose.total_size(s, measure)
         if kind in dose.WHOLE or kind == "equalize" or (weights[touched] == 1).all():
             kind, target = "drop", np.minimum(target, dose.total_size(s, measure))
         # The share is rounded, so that edits of equal size have identical controls.

@@ -1,5 +1,6 @@
 """Draws figures of ablations: effects against dose, effects by layer and kind of mode, attention changes by layer."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -111,7 +112,7 @@ def _label_columns(figure: Figure, panels: np.ndarray, columns: Sequence[Column]
     for (layers, match), axes, last in zip(columns, panels[0], panels[-1], strict=True):
         axes.set_title(f"layer{'' if layers.isdecimal() else 's'} {layers}" if layers else "all layers")
         if len(measures) > 1:
-            last.set_xlabel(f"share of the\n{SHARES[match].replace(' of', chr(10) + 'of')}")
+            last.set_xlabel(textwrap.fill(f"share of the {SHARES[match]}", 24))
     dose = f"changed share of the heads' {SHARES[min(measures)]}\n" if len(measures) == 1 else ""
     figure.supxlabel(f"{dose}bands: 95% intervals over {interval_over(row)} and random draws", fontsize=9)
     entries = [axes.get_legend_handles_labels() for axes in panels[0]]
