@@ -28,9 +28,10 @@ def describe(dataset: xr.Dataset) -> Description:
     all_kept = min(row["kept"] for row in rows) > 0.9999
     columns = [name for name in COLUMNS if name in rows[0] and not (name == "kept" and all_kept)]
     heading = (
-        f"{dataset.sizes['image']} images; 95% intervals resample {interval_over(rows[0])} and the draws of random "
-        "modes\nstrength, logits: changed share of the squared strength, and of the variance of the logits\n"
+        f"{dataset.sizes['image']} images; 95% intervals resample {interval_over(rows[0])} and random draws\n"
+        "strength, logits: changed share of the squared strength and of the logits' variance\n"
     )
+    heading = "\n".join(textwrap.fill(line, 80) for line in heading.splitlines()) + "\n"
     text = heading + _table(rows, columns)
     drawn = {name: lambda figure=figure: figure for name, figure in figures.ablation_figures(dataset, rows).items()}
     return Description(text, rows, {"ablations": rows}, drawn, stale=figures.ABLATIONS)
