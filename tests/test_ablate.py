@@ -27,7 +27,6 @@ from qkjax.images.labels import head_classes
 from qkjax.images.preprocess import Preprocess, normalise, picture
 from qkjax.images.sources import open_images
 from qkjax.interaction.edit import edit
-from qkjax.results.intervals import interval, ratio_interval
 from qkjax.vit.model import forward
 from qkjax.vit.patches import query_places
 from qkjax.weights.checkpoint import Checkpoint, write_checkpoint
@@ -143,7 +142,7 @@ def test_plans_say_what_they_hold(tmp_path):
     )
     lines = read_plan(path)
     assert len(lines) == 2 * (2 * 2 + 1) * 2, "the second grid says what the first holds"
-    assert lines[1].edit == Edit("drop", "grouping=0.1 layers=0-1", True, 0)
+    assert lines[1].edit == Edit("drop", "grouping=0.1 layers=0-1", True, 0, "logits")
     assert lines[1][1:] == ("grouping", "0-1", 0.1)
     (ranged,) = expand([{"edit": "keep", "select": "modes=0-{dose} cosine>0", "dose": 3}])
     assert ranged[1:] == ("modes=0-* cosine>0", "", 3.0)
@@ -155,6 +154,7 @@ def test_plans_say_what_they_hold(tmp_path):
         "[[grid]]\nedit = 'drop'\ndose = 1": "the field dose of a grid is not used",
         "[[grid]]\nedit = 'drop'\ncontrols = true": "controls is True: expected a whole number",
         "[[grid]]\nedit = 'drop'\nselect = 'cosine>{dose}'\ndose = 'x'": "dose is 'x': expected a number",
+        "[[grid]]\nedit = 'drop'\nmatch = 'norm'": 'match is \'norm\': expected "logits" or "strength"',
         "[[grid]]\nedit = 'drop'\nselect = []": r"\[\] is not a valid list: expected one or more strings or numbers",
     }.items():
         path.write_text(text)
@@ -265,20 +265,32 @@ def test_the_figure_of_doses_has_every_curve():
     def row(condition, layers, modes, share):
         effects = {f"representation{end}": share for end in ("", "_low", "_high")}
         return {"edit": "drop", "condition": condition, "layers": layers, "modes": modes, "dose": share, "key_bias": 1,
-                "share": share, **effects}  # fmt: skip
+                "share": share, "match": "logits", "groups": 15, "interval_unit": "photograph", **effects}  # fmt: skip
 
     rows = [row(c, layers, modes, share) for c, layers in (("early", "0"), ("heads=0", ""))
             for modes in ("targeted", "random") for share in (0.2, 0.4)]  # fmt: skip
     figure = dose_response(rows)
     assert [len(axes.get_lines()) for axes in figure.axes] == [3, 3]  # two curves, and the unedited model
     said = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert {"drop early", "drop heads=0", "random, strength-matched"} <= said
+    assert {"drop early", "drop heads=0", "random, of matched size"} <= said
+    assert "95% intervals over 15 photographs and random draws" in figure._supxlabel.get_text()
+    both = dose_response([*rows, *(row("early", "0", "targeted", x) | {"match": "strength"} for x in (0.2, 0.4))])
+    labels = [axes.get_xlabel() for axes in both.axes if axes.get_xlabel()]
+    assert labels == ["share of the variance of\nthe attention logits"] * 2 + ["share of the squared\nstrength"]
 
 
 def test_a_cut_of_several_doses_shows_the_largest_share_by_layer():
-    base = {"edit": "drop", "condition": "cosine>", "layers": "3", "modes": "targeted", "key_bias": 1}
+    base = {
+        "edit": "drop",
+        "condition": "cosine>",
+        "layers": "3",
+        "modes": "targeted",
+        "key_bias": 1,
+        "match": "logits",
+    }
     rows = [base | {"dose": dose, "share": share} for dose, share in ((0.2, 0.8), (0.7, 0.05))]
     assert [row["share"] for row in _one_layer(rows)] == [0.8]
+    assert [row["share"] for row in _one_layer([*rows, rows[0] | {"match": "strength", "share": 0.9}])] == [0.8]
 
 
 def test_the_files_say_what_was_found(checkpoint, folder, whole):
@@ -328,34 +340,6 @@ def test_readouts_know_what_is_told_apart():
     assert head_classes(["b", "a"], 3) is None
     with pytest.raises(qkjax.QkjaxError, match="class b has 1 of the images"):
         Readout([0, 0, 1], ["a", "b"], clear[:3], None)
-
-
-def test_intervals_are_those_of_scipy():
-    """Of one seed against scipy's bootstrap; of several the seeds' spread adds to the images'."""
-    values = np.random.default_rng(0).gamma(2, size=(1, 40))
-    mean, low, high = interval(values)
-    theirs = scipy.stats.bootstrap(values, np.mean, method="percentile", rng=np.random.default_rng(1))
-    assert mean == values.mean()
-    np.testing.assert_allclose((low, high), theirs.confidence_interval, atol=0.05)
-    above, below = np.random.default_rng(1).gamma(2, size=(2, 1, 40))
-    theirs = scipy.stats.bootstrap(
-        (above[0], below[0]), lambda a, b: a.mean() / b.mean(), paired=True, vectorized=False, method="percentile",
-        rng=np.random.default_rng(1), n_resamples=2000,
-    )  # fmt: skip
-    np.testing.assert_allclose(ratio_interval(above, below)[1:], theirs.confidence_interval, atol=0.05)
-    several = interval(values + np.array([[0.0], [3.0], [6.0]]))
-    assert several[2] - several[1] > 3
-    assert np.isnan(interval(values[:, :1])[1:]).all()
-    assert np.isnan(ratio_interval(above[..., :1], below[..., :1])[1:]).all()
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
-def test_intervals_over_few_seeds_hold_what_they_say(seeds):
-    """Where seeds differ more than images do: 95 of a hundred hold the true mean, 0, give or take what discrete
-    resamples of two or three allow."""
-    rng = np.random.default_rng(seeds)
-    found = [interval(rng.standard_normal((seeds, 1)) + 0.3 * rng.standard_normal((seeds, 30))) for _ in range(400)]
-    assert 0.89 < np.mean([low < 0 < high for _, low, high in found]) < 0.99
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,11 @@ def test_attention_preference(checkpoint):
 def test_ablation_is_a_pass_of_the_edited_checkpoint(checkpoint):
     images, _ = photographs().spread(2)
     plan = [{"edit": "drop", "select": "cosine>0 layers=1"}]
-    data = qkjax.ablate(checkpoint, plan, images, queries=16)
+    with pytest.raises(qkjax.QkjaxError, match="match='logits' received a model with rotary positions"):
+        qkjax.ablate(checkpoint, plan, images)
+    data = qkjax.ablate(checkpoint, plan, images, queries=16, match="strength")
+    assert "logits_share" not in data
+    np.testing.assert_array_equal(data.share, data.strength_share)
     edited, notes = edit_with_notes(checkpoint, "drop", "cosine>0 layers=1")
     for index in range(2):
         pixels = normalise(picture(images.read(index), PRESET), PRESET)[None]
@@ -141,7 +145,7 @@ def test_ablation_is_a_pass_of_the_edited_checkpoint(checkpoint):
     assert f"{float(data.out_of_reach[1, 1].mean()):.1%}" in notes[0]
     assert f"{float(data.place_change[1, 1].mean()):.1%}" in notes[1]
     with pytest.raises(qkjax.QkjaxError, match="exact=True"):
-        qkjax.ablate(checkpoint, plan, images, exact=True)
+        qkjax.ablate(checkpoint, plan, images, exact=True, match="strength")
 
 
 def test_the_number_of_modes_is_known_before_the_scan(checkpoint, tmp_path, monkeypatch, capsys):

@@ -14,13 +14,14 @@ from qkjax.analyses.edit_rotary import edit_rotary, require_own_width, rotary_ar
 from qkjax.analyses.usable import require_finite_heads, require_finite_modes
 from qkjax.analyses.wide_heads import scaled, wide_columns, widened
 from qkjax.errors import QkjaxError, nearest
+from qkjax.interaction import dose
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.edit import EDITS, EditedHeads
 from qkjax.interaction.edit import edit as edit_heads
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
-from qkjax.interaction.select import Weights, heads_of, random_modes, select, strength
+from qkjax.interaction.select import Weights, heads_of, select
 from qkjax.vit.tree import with_query_key
 from qkjax.weights.checkpoint import Checkpoint
 
@@ -32,25 +33,27 @@ IDLE_CONTROL = "the edit drops all modes, so the control with random modes equal
 class Edit:
     """Specifies an edit of a model: its kind, the selected modes, and whether it is a control.
 
-    Some edits change whole heads: all modes of every edited head, or M as a whole. The control of such an edit drops
-    random modes whose squared strength equals that of the change. For the edits "symmetric" and "antisymmetric", the
-    squared strength of the change is that of the part of M that the edit removes. For the edit "unbias", the squared
-    strength of the change is the squared spread of the key bias term (see `interaction.bias`). For all other edits, the
-    squared strength of the change is ||M' - M||_F^2. A control never drops more than the squared strength of the head.
+    A control edits random modes instead of the selected modes, until the size of its change M' - M equals that of the
+    edit in every head; see `qkjax.interaction.dose`. Some edits change whole heads: all modes of every edited head, or
+    M as a whole. The control of such an edit drops random modes, and never more than the size of the head. For the edit
+    "unbias", the size of the change is that of the key bias term. The control of "equalize" always drops random modes,
+    because the new strength of the modes depends on which modes are edited.
 
     Attributes:
       kind: a name in `KINDS`: the name of an edit in `interaction.edit`, or "keep", which drops the modes that are not
         selected. The terms "layers=" and "heads=" in the selection limit "keep" to some heads.
       selection: selection of modes, as text; see `interaction.select`.
       key_bias: whether edited heads keep the key bias term, which makes some keys attractive to all queries.
-      control: random seed of a control, which edits random modes of the same strength instead of the selected modes.
-        None if the edit is not a control.
+      control: random seed of a control. None if the edit is not a control.
+      match: the measure of shares in the selection, and the measure in which controls are matched: "strength", the
+        squared strength of modes, or "logits", the variance of the attention logits over images.
     """
 
     kind: str
     selection: str = "all"
     key_bias: bool = True
     control: int | None = None
+    match: dose.Match = "strength"
 
 
 class ResolvedEdit(NamedTuple):
@@ -60,8 +63,7 @@ class ResolvedEdit(NamedTuple):
       kind: name of an edit of `interaction.edit`.
       weights: how much of each mode is edited, from 0 to 1.
       key_bias: whether edited heads keep the key bias term.
-      share: share of the squared strength of each head that is edited; for edits of whole heads, the share that is
-        removed.
+      share: size of the change of each head, divided by the size of the head, in the measure of the edit.
       heads: the heads that are edited.
     """
 
@@ -72,48 +74,46 @@ class ResolvedEdit(NamedTuple):
     heads: Bool[np.ndarray, "layers heads"]
 
 
-def resolve(edit: Edit, parts: QueryKey, modes: Modes, metrics: Metrics) -> ResolvedEdit:
+def resolve(edit: Edit, metrics: Metrics, sizes: Mapping[str, dose.Sizes]) -> ResolvedEdit:
     """Computes, for each mode of a model, the weight with which an edit applies to it.
+
+    Args:
+      edit: the edit.
+      metrics: measures of the modes.
+      sizes: sizes in each measure, by the name of the measure.
 
     Raises:
       QkjaxError: the kind of edit is unknown, or the selection is invalid.
     """
-    kind, control = edit.kind, edit.control
+    kind, control, measure = edit.kind, edit.control, sizes[edit.match]
     if kind not in KINDS:
         raise QkjaxError(f"unknown edit {kind!r}{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}")
-    weights = select(edit.selection, metrics, keep=kind == "keep")
+    weights = select(edit.selection, metrics, keep=kind == "keep", sizes=measure)
+    if kind == "drop":  # drops the selected part of each mode
+        weights = dose.weights_of("drop", np.sqrt(weights.astype(np.float64)))
     kind = "drop" if kind == "keep" else kind
-    symmetric = np.asarray(metrics.symmetric_share, np.float64)
     touched = weights.any(axis=-1)
     # A head of which "keep" keeps all modes is still edited if key_bias is False, because it loses its key bias.
     heads = touched if edit.key_bias or edit.kind != "keep" else heads_of(edit.selection, metrics)
-    whole = kind in ("symmetric", "antisymmetric", "unbias")
-    if whole:
-        taken = {"symmetric": 1 - symmetric, "antisymmetric": symmetric, "unbias": _bias_share(parts)}[kind]
-        share = np.where(touched, np.clip(np.nan_to_num(taken), 0, 1), 0.0)
-    else:
-        share = strength(weights, modes.s)
-        whole = (weights[touched] == 1).all()
-        if whole and control is not None:
-            share = np.where(touched, np.clip(np.nan_to_num(_change(kind, metrics)), 0, 1), 0.0)
+    s = metrics.singular_value
     if control is not None:
-        kind, weights = "drop" if whole else kind, random_modes(control, share, modes.s)
-    return ResolvedEdit(kind, weights, edit.key_bias, share, heads)
+        target = np.round(changed_share(kind, weights, s, measure), 4) * dose.total_size(s, measure)
+        if kind in dose.WHOLE or kind == "equalize" or (weights[touched] == 1).all():
+            kind, target = "drop", np.minimum(target, dose.total_size(s, measure))
+        # The share is rounded, so that edits of equal size have identical controls.
+        weights = dose.weights_of(kind, dose.random_parts(control, dose.terms(kind, s, measure), target))
+    return ResolvedEdit(kind, weights, edit.key_bias, changed_share(kind, weights, s, measure), heads)
 
 
-def _change(kind: str, metrics: Metrics) -> Float[np.ndarray, "layers heads"]:
-    """The relative change ||M' - M||_F^2 / ||M||_F^2 of each head if all its modes are edited."""
-    s, cosine = (np.asarray(x, np.float64) for x in (metrics.singular_value, metrics.cosine))
-    energy = (s**2).sum(-1)
-    level = np.sqrt((s**2).mean(-1, keepdims=True))
-    change = {
-        "drop": energy,
-        "flip": 4 * energy,
-        "rotate": (s**2 * 2 * (1 - cosine)).sum(-1),  # |u - v|^2
-        "equalize": ((level - s) ** 2).sum(-1),
-    }[kind]
-    with np.errstate(invalid="ignore"):  # heads without an interaction
-        return change / energy
+def changed_share(kind: str, weights: Weights, s: dose.PerMode, sizes: dose.Sizes) -> Float[np.ndarray, "layers heads"]:
+    """The size of the change of each head, divided by the size of the head; 0 for heads without an interaction."""
+    total = dose.total_size(s, sizes)
+    return dose.change(kind, weights, s, sizes) / np.where(total > 0, total, 1)
+
+
+def strength_of(parts: QueryKey, metrics: Metrics) -> dose.Sizes:
+    """Sizes in the measure "strength" of a model; see `qkjax.interaction.dose`."""
+    return dose.strength_sizes(metrics, _bias_share(parts))
 
 
 def is_idle_control(edit: Edit, plan: ResolvedEdit) -> bool:
@@ -152,8 +152,8 @@ def edit(
         see `qkjax.interaction.edit`.
       select: selection of modes, such as "cosine>0.5 layers=0-3"; see `qkjax.interaction.select`.
       key_bias: whether edited heads keep the key bias term; if False, the edit also removes this term.
-      control: random seed of a control, which edits random modes of the same strength instead of the selected modes;
-        see `Edit`.
+      control: random seed of a control, which edits random modes instead of the selected modes, with the same squared
+        norm of the change; see `Edit`.
       exact: whether to widen all heads to 2 head_dim + 1 columns, which represent every edit exactly. big_vision's
         model does not support such heads. Not for models with rotary positions.
 
@@ -196,8 +196,8 @@ def edit_with_notes(
     parts = query_key(checkpoint)
     modes = decompose(checkpoint)
     require_finite_modes(modes, checkpoint.name)
-    requested = Edit(kind, select, key_bias, control)
-    plan = resolve(requested, parts, modes, measure(modes))
+    requested, metrics = Edit(kind, select, key_bias, control), measure(modes)
+    plan = resolve(requested, metrics, {"strength": strength_of(parts, metrics)})
     columns = wide_columns(checkpoint) if exact else None
     heads, notes, _ = realised(plan, parts, modes, columns)
     kernels = {"query kernels": heads.query_kernel, "key kernels": heads.key_kernel}

@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from qkjax.cli.behaviour import Count, Folder, Grid, Resolution
-from qkjax.cli.options import Dtype, EditKind, KeyBias, Pool, Shard, given_options, join_hosts, quoted, shard_of
+from qkjax.cli.options import Dtype, EditKind, KeyBias, Match, Pool, Shard, given_options, join_hosts, quoted, shard_of
 from qkjax.errors import QkjaxError
 
 
@@ -16,6 +16,7 @@ def ablate(
     edit: EditKind | None = None,
     select: Annotated[tuple[str, ...], arg(metavar="SELECTION...")] = (),
     controls: Annotated[int, arg(metavar="N")] = 0,
+    match: Match = "logits",
     key_bias: KeyBias = True,
     plan: Annotated[Path | None, arg(metavar="FILE.toml")] = None,
     images: Annotated[Path | None, arg(metavar="PATH")] = None,
@@ -44,8 +45,11 @@ def ablate(
       model: name of a model listed by `qkjax models`, or path of a checkpoint.
       edit: edit to apply to the selected modes (see `qkjax export --help`); by default drop.
       select: selections of modes (see `qkjax export --help`); each selection is one ablation.
-      controls: number of control ablations for each selection. A control edits random modes with the same strength as
-        the selected modes.
+      controls: number of control ablations for each selection. A control edits random modes, and its change is as large
+        as that of the selected modes.
+      match: measure of doses, such as grouping=0.3, and of the size that controls have in common with the selected
+        modes: the variance of the attention logits over the images, or the squared strength of the weights. A grid of a
+        plan may state its own measure. Models with rotary positions need --match strength.
       key_bias: remove the key bias term of the edited heads. This term is the part of the attention logits that depends
         on the query bias and the key (see `qkjax export --help`).
       plan: TOML file that defines a grid of ablations. The file replaces the options above; see docs/ablations.md.
@@ -91,7 +95,7 @@ def ablate(
 
     check_folder(out or Path("results"))
     grids = [{"edit": edit or "drop", "select": list(select), "controls": controls, "key_bias": key_bias}]
-    specs = specs_of(plan or grids)
+    specs = specs_of(plan or grids, match)
     settings = given_options(grid=grid, pool=pool, heads=heads)
     checkpoint, options = load(model, **settings), PassOptions(batch, resolution, dtype, shard_of(shard))
     arguments = AblationArguments(images, limit, labels, queries, exact, options)

@@ -150,8 +150,8 @@ def export(
         highest cosines until they have 0.3 of the squared strength of the head. "contextual=0.3" selects modes with the
         lowest cosines, "strongest=0.3" modes with the largest singular values, and "weakest=0.3" modes with the
         smallest singular values.
-      control: random seed of a control. A control does not edit the selected modes, but random modes with the same
-        strength.
+      control: random seed of a control. A control does not edit the selected modes, but random modes, with the same
+        squared norm of the change.
       key_bias: also remove the key bias term of the edited heads. This term is the part of the attention logits that
         depends on the query bias and the key; it attracts all queries to some keys.
       grid: number of rows and number of columns in the grid of position embeddings; needed only if the grid is not

@@ -14,6 +14,7 @@ EditKind = Literal["drop", "keep", "flip", "rotate", "equalize", "symmetric", "a
 Pool = Literal["tok", "gap", "map", "none", "0"]
 Dtype = Literal["float32", "bfloat16"]
 Stream = Literal["norm", "residual"]
+Match = Literal["logits", "strength"]
 KeyBias = Annotated[bool, arg(help_behavior_hint="")]
 """Type of the option --no-key-bias, which sets `key_bias` to False; its help describes what --no-key-bias does."""
 
@@ -21,7 +22,7 @@ OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for name in ("top", "batch", "resolution", "count", "seed", "layer", "head", "queries", "limit", "labels", "grid",
                  "heads", "pool", "images", "modes", "fold_scale", "center", "select", "controls", "fresh", "shard",
-                 "rotary_grid")
+                 "rotary_grid", "match")
 } | {"scores": "--score", "folder": "--out", "sheet_modes": "--sheet-modes"}  # fmt: skip
 """A dict from the names of library arguments to the names of the corresponding command-line options."""
 

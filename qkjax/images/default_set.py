@@ -42,6 +42,12 @@ def photographs(crops: bool = True) -> ImageSet:
     return image_set("photographs", listed, hashlib.sha256(names_and_sizes.encode()).hexdigest())
 
 
+def is_default_set(images: ImageSet) -> bool:
+    """Whether a set consists of photographs of the default set and of their crops."""
+    stems = {Path(file).stem for files in FILES.values() for file in files}
+    return images.name == "photographs" and all(name.split(" ")[0] in stems for name in images.names)
+
+
 def subjects(images: ImageSet) -> tuple[list[int], list[str]]:
     """For each image of the default set, the index of the photograph that it shows, as a whole or in part.
 

@@ -1,9 +1,34 @@
-"""Derives class labels of images from the names of their folders."""
+"""Derives class labels of images from the names of their folders, and groups of images that are not independent."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from qkjax.errors import QkjaxError
+from qkjax.images.default_set import is_default_set, subjects
 from qkjax.images.sources import ImageSet
+
+
+class Groups(NamedTuple):
+    """The group of each image, which intervals resample, and what a group is, such as "photograph"."""
+
+    of_images: list[int]
+    unit: str
+
+
+def groups_of(images: ImageSet) -> Groups:
+    """The groups of images that are not independent of each other.
+
+    In the default set, crops of one photograph are a group. In any other set, each image is a group of its own.
+
+    Example:
+      >>> import qkjax
+      >>> groups = groups_of(qkjax.images.photographs())
+      >>> len(groups.of_images) > 200, len(set(groups.of_images)), groups.unit
+      (True, 15, 'photograph')
+    """
+    if is_default_set(images):
+        return Groups(subjects(images)[0], "photograph")
+    return Groups(list(range(len(images))), "image")
 
 
 def by_folder(path: Path, images: ImageSet) -> tuple[list[int], list[str]]:

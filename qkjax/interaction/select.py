@@ -1,13 +1,13 @@
-"""Selects modes by a text such as "cosine>0.5 layers=0-3"; draws random modes of the same strength as a control."""
+"""Selects modes by a text such as "cosine>0.5 layers=0-3"."""
 
 import operator
 import re
 
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from qkjax.errors import QkjaxError
+from qkjax.interaction.dose import Sizes, take, terms, total_size
 from qkjax.interaction.metrics import Metrics
 
 Weights = Float[Array | np.ndarray, "layers heads rank"]
@@ -27,7 +27,7 @@ value comes first, -1 if the highest value comes first."""
 NUMBER = r"-?\d*\.?\d+(?:e-?\d+)?"
 
 
-def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
+def select(text: str, metrics: Metrics, keep: bool = False, sizes: Sizes | None = None) -> Weights:
     """Selects the modes that satisfy all terms of a text.
 
     Args:
@@ -36,17 +36,20 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
         the comparison may also be >=, < or <=.
         "layers=0-3", "heads=1,4", "modes=0-9" and "modes=10-" list numbers and ranges, counted from 0. Mode 0 is the
         strongest mode of its head. "grouping=0.3" selects, in each head, the modes with the highest cosines until they
-        have 0.3 of the squared strength of the head. The last of these modes is usually only partly selected. Modes
-        that do not satisfy all other terms are skipped. "contextual=0.3" does the same, but starts with the lowest
-        cosines. "strongest=0.3" starts with the largest singular values, and "weakest=0.3" with the smallest singular
-        values. "all" selects all modes.
+        have 0.3 of the squared strength of the head, or 0.3 of the variance of its logits (see `sizes`). The last of
+        these modes is usually only partly selected. Modes that do not satisfy all other terms are skipped. If these
+        terms leave too few modes for the share, all of the modes that they leave are selected. "contextual=0.3" does
+        the same, but starts with the lowest cosines. "strongest=0.3" starts with the largest singular values, and
+        "weakest=0.3" with the smallest singular values. "all" selects all modes.
       metrics: measures of the modes.
       keep: whether to select the complement instead. The complement is all modes that do not satisfy the text, in the
         heads that the terms "layers=" and "heads=" select.
+      sizes: sizes in the measure of the shares; see `qkjax.interaction.dose`. If None, the measure is the squared
+        strength.
 
     Returns:
       Weights (layers, heads, rank): 1 for selected modes, 0 for modes that are not selected, and values between 0 and 1
-      for partly selected modes.
+      for partly selected modes. A weight w selects the part sqrt(w) s_n u_n v_n^T of a mode.
 
     Raises:
       QkjaxError: a term is unknown, or the model has no layer, head or mode with a given number.
@@ -63,7 +66,7 @@ def select(text: str, metrics: Metrics, keep: bool = False) -> Weights:
             mask &= _mask(term, metrics)
     weights = mask.astype(np.float32)
     for term in share_terms:
-        weights = weights * _share(term, mask, metrics)
+        weights = weights * _share(term, mask, metrics, sizes)
     return heads_of(text, metrics)[..., None] - weights if keep else weights
 
 
@@ -77,14 +80,21 @@ def heads_of(text: str, metrics: Metrics) -> Bool[np.ndarray, "layers heads"]:
     return np.asarray(select(" ".join(terms) or "all", metrics)).any(-1)
 
 
-def _share(term: str, mask: np.ndarray, metrics: Metrics) -> Weights:
+def _share(term: str, mask: np.ndarray, metrics: Metrics, sizes: Sizes | None) -> Weights:
     """Weights of the modes in the mask that a term such as "grouping=0.3" selects."""
     order, share = term.split("=")
     if not 0 <= float(share) <= 1:
-        raise QkjaxError(f"{term!r}: expected a share of the squared strength from 0 to 1, such as {order}=0.3")
+        raise QkjaxError(f"{term!r}: expected a share of a head from 0 to 1, such as {order}=0.3")
     name, sign = ORDERS[order]
     s = np.asarray(metrics.singular_value, np.float64)
-    return _up_to_total(sign * np.asarray(getattr(metrics, name)), mask * s**2, float(share) * (s**2).sum(-1))
+    products, total = (terms("drop", s, sizes), total_size(s, sizes)) if sizes else _squares(s)
+    parts = take(sign * np.asarray(getattr(metrics, name)), mask, products, float(share) * total)
+    return (parts**2).astype(np.float32)
+
+
+def _squares(s: Float[np.ndarray, "layers heads rank"]) -> tuple[np.ndarray, np.ndarray]:
+    """The squared strengths of the modes as diagonal matrices, and their sum."""
+    return s[..., None] ** 2 * np.eye(s.shape[-1]), (s**2).sum(-1)
 
 
 def _mask(term: str, metrics: Metrics) -> np.ndarray:
@@ -119,39 +129,3 @@ def _numbers(text: str, count: int) -> list[int]:
             raise QkjaxError(f"{part!r} is not a valid range: pass the lower number first")
         numbers += range(int(first), max(end, int(first)) + 1)
     return numbers
-
-
-def strength(weights: Weights, s: Float[Array | np.ndarray, "layers heads rank"]) -> Float[np.ndarray, "layers heads"]:
-    """The share of each head's squared strength, ||M||_F^2 = sum s^2, that the weights select."""
-    squares = np.asarray(s, np.float64) ** 2
-    return (weights * squares).sum(-1) / np.maximum(squares.sum(-1), np.finfo(np.float64).tiny)
-
-
-def random_modes(
-    seed: int, share: Float[np.ndarray, "layers heads"], s: Float[Array | np.ndarray, "layers heads rank"]
-) -> Weights:
-    """Draws random modes that, in each head, have the given share of the squared strength; returns their weights.
-
-    Random modes are the control for an edit of modes with the same share. The function takes modes in random order, and
-    only a part of the last mode. The share is rounded to six decimals.
-    """
-    squares = np.asarray(s, np.float64) ** 2
-    order = np.asarray(jax.random.uniform(jax.random.key(seed), squares.shape))
-    # The share is rounded, so that edits of equal strength have identical controls.
-    return _up_to_total(order, squares, np.round(share, 6) * squares.sum(-1))
-
-
-def _up_to_total(
-    sort_by: Float[np.ndarray, "layers heads rank"],
-    squares: Float[np.ndarray, "layers heads rank"],
-    total: Float[np.ndarray, "layers heads"],
-) -> Weights:
-    """Takes modes in ascending order of `sort_by` until their `squares` add up to `total`; returns their weights."""
-    order = sort_by.argsort(axis=-1, kind="stable")
-    sorted_squares = np.take_along_axis(squares, order, axis=-1)
-    before = np.cumsum(sorted_squares, axis=-1) - sorted_squares
-    # The total is slightly increased: rounding would otherwise exclude the weakest mode if all modes are selected.
-    remaining = total[..., None] * (1 + 1e-9) - before
-    parts = np.clip(remaining, 0, sorted_squares) / np.maximum(sorted_squares, np.finfo(np.float64).tiny)
-    weights = np.where(sorted_squares > 0, parts, remaining > 0)
-    return np.take_along_axis(weights, order.argsort(axis=-1, kind="stable"), axis=-1).astype(np.float32)

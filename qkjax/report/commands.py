@@ -25,11 +25,12 @@ def commands(data: ModelData) -> dict[str, str]:
     home = Path("results") / subject.checkpoint.name
     scan_out = {} if subject.scan_folder == earlier_folder(home) else {"out": subject.scan_folder}
     ablate_out = {} if subject.folder == home else {"out": subject.folder / "ablations"}
+    measure = {} if subject.checkpoint.config.rotary is None else {"match": "strength"}
     precision = {name: value for name, value in changed.items() if name == "dtype"}
     model = _relative(subject.origin["checkpoint"])
     return {
         "modes": _line("top-images", model, common | changed | scan_out),
-        "ablate": _line("ablate", model, common | precision | ablate_out),
+        "ablate": _line("ablate", model, common | precision | measure | ablate_out),
     }
 
 

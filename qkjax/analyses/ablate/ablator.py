@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
-from qkjax.analyses.ablate.outputs import Effects, Outputs, edited_outputs, original_outputs
+from qkjax.analyses.ablate.outputs import Directions, Effects, Outputs, edited_outputs, original_outputs
 from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.analyses.wide_heads import scaled, wide_columns, widened
 from qkjax.images.sets import Batch, ImageSet, Unreadable
+from qkjax.interaction.dose import Sizes
 from qkjax.interaction.edit import EditedHeads
 from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_of_photographs, scaling, whole_grid
@@ -50,6 +51,8 @@ class Ablator:
       index: indices in the image set of the images that could be read.
       unreadable: index and reason for each image that could not be read.
       pixels: a hash of the pixels of all images.
+      sizes: the sizes of edits in the measure "logits", averaged over the images (see `qkjax.interaction.dose`); None
+        if no directions are given.
       columns: number of columns that the kernels of edited heads need; None if it is the model's head_dim.
     """
 
@@ -62,8 +65,17 @@ class Ablator:
         options: PassOptions,
         settings: Mapping[str, str],
         bar: tqdm,
+        directions: Directions | None = None,
     ):
         """Runs the original model over the images, and keeps its outputs.
+
+        Args:
+          checkpoint: the original model.
+          images: the image set.
+          queries, exact, options: see the arguments of `ablate`.
+          settings: the settings on which the outputs depend.
+          bar: a progress bar.
+          directions: modes and key directions of the original model, from which `sizes` are computed.
 
         Raises:
           QkjaxError: the model does not support the resolution, `queries` is below 1, or no image can be read.
@@ -78,27 +90,37 @@ class Ablator:
         self._groups = batch_groups(len(images), batch_size(options.batch))
         self._batches: list[_OriginalBatch] = []
         self._room = free_bytes() // 2
-        self._run_original(checkpoint, images, options)
+        self._run_original(checkpoint, images, options, directions)
 
-    def _run_original(self, checkpoint: Checkpoint, images: ImageSet, options: PassOptions) -> None:
+    def _run_original(
+        self, checkpoint: Checkpoint, images: ImageSet, options: PassOptions, directions: Directions | None
+    ) -> None:
+        directions = None if directions is None else jax.device_put(directions, self._whole)
         params = jax.device_put(checkpoint.params, self._whole) if self._exact else self._params
         model = ViT(checkpoint.config, options.dtype)
 
         def step(state: tuple, batch: Batch) -> tuple[tuple, Rows]:
-            pixels = jax.device_put(batch.pixels, self._split)
-            outputs, effects = original_outputs(model, params, self._scaling, pixels, self._places)
+            pixels, present = jax.device_put((batch.pixels, batch.index >= 0), self._split)
+            args = model, params, self._scaling, pixels, self._places, present, directions
+            outputs, effects, sizes = original_outputs(*args)
             self._keep(_OriginalBatch(pixels, batch.index, (), outputs))
             digest = np.frombuffer(blake2b(batch.pixels, digest_size=16).digest(), np.uint8)
             rows = _rows(batch.index, *jax.device_get((effects, outputs.representation, outputs.logits)))
+            if sizes is not None:  # summed in float64
+                state = tuple(total + np.asarray(x, np.float64) for total, x in zip(state, sizes, strict=True))
             return state, rows | {"index": batch.index[batch.index >= 0], "digest": digest[None]}
 
         batches = batches_of_photographs(checkpoint, images, options)
-        result = run_pass(step, (), self._groups, batches, None, self._settings, bar=self._bar)
+        zeros = () if directions is None else _zero_sizes(directions)
+        result = run_pass(step, zeros, self._groups, batches, None, self._settings, merge=_sum, bar=self._bar)
         require_readable(result.unreadable, images, None)
         self.pixels = blake2b(result.rows.pop("digest").tobytes(), digest_size=16).hexdigest()
         self.index = result.rows.pop("index")
         self.unreadable, self.original = result.unreadable, result.rows
         require_finite(_always_finite(self.original), images.name)
+        self.sizes = Sizes(*((x / len(self.index)).astype(np.float32) for x in result.state)) if directions else None
+        if self.sizes is not None:
+            require_finite({"sizes of modes in the attention logits": self.sizes.modes}, images.name)
 
     def _keep(self, batch: _OriginalBatch) -> None:
         """Keeps a batch for the passes of the edits: on the devices if there is space, else in host memory."""
@@ -144,6 +166,17 @@ class Ablator:
     def columns(self) -> int | None:
         """Number of columns that the kernels of edited heads need, as an argument of `interaction.edit.edit`."""
         return wide_columns(self._checkpoint) if self._exact else None
+
+
+def _sum(states: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(sum(arrays) for arrays in zip(*states, strict=True))
+
+
+def _zero_sizes(directions: Directions) -> tuple[np.ndarray, ...]:
+    """Sizes of 0, to which the sizes of each batch are added."""
+    layers, heads, rank = np.shape(directions.s)
+    shapes = [(layers, heads, rank, rank)] * 2 + [(layers, heads)] * 3
+    return tuple(np.zeros(shape) for shape in shapes)
 
 
 def _rows(index: np.ndarray, effects: Effects, representation: np.ndarray, logits: np.ndarray | None) -> Rows:

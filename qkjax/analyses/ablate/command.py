@@ -7,14 +7,15 @@ from typing import NamedTuple
 import xarray as xr
 
 from qkjax.analyses.ablate.ablator import WHOLE
-from qkjax.analyses.ablate.compute import ablate, ablation_settings, check_specs
+from qkjax.analyses.ablate.compute import ablate, ablation_settings, model_of
 from qkjax.analyses.ablate.describe import describe
 from qkjax.analyses.ablate.plan import AblationSpec
 from qkjax.analyses.ablate.readout import Labels, labels_of
+from qkjax.analyses.ablate.run import check_specs
 from qkjax.analyses.outcome import Written, outcome, print_notes, report_unreadable
 from qkjax.errors import QkjaxError
 from qkjax.images.default_set import photographs
-from qkjax.images.labels import by_folder
+from qkjax.images.labels import by_folder, groups_of
 from qkjax.images.sets import ImageSet
 from qkjax.images.sources import open_images
 from qkjax.passes.inputs import for_photographs, whole_grid
@@ -62,7 +63,7 @@ def write_ablations(
     images, labels = images_and_labels(arguments)
     checkpoint = for_photographs(checkpoint)
     query_places(whole_grid(checkpoint, options.resolution, WHOLE), queries)
-    check_specs(checkpoint, specs)  # raises before the folder is created
+    check_specs(model_of(checkpoint, images, labels), specs)  # raises before the folder is created
     choices = {"queries": queries, "exact": exact, "options": options}
 
     def compute(_: Path) -> xr.Dataset:
@@ -72,7 +73,7 @@ def write_ablations(
     written = outcome(
         folder,
         "ablations",
-        ablation_settings(checkpoint, images, labels, **choices),
+        ablation_settings(checkpoint, images, labels, groups_of(images), **choices),
         compute,
         describe,
         attrs=attrs,

@@ -1,51 +1,34 @@
 """Measures, on a set of images, the effects of editing a model's modes. (Ablations are not in the paper.)"""
 
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import numpy as np
 import xarray as xr
-from tqdm import tqdm
 
-from qkjax.activations.representation import linear_cka
-from qkjax.analyses.ablate.ablator import WHOLE, Ablator
-from qkjax.analyses.ablate.plan import AblationSpec, Plan, specs_of
-from qkjax.analyses.ablate.readout import Labels, Readout, check_labels, labels_of
-from qkjax.analyses.ablate.store import Store, same_images
+from qkjax.analyses.ablate.ablator import WHOLE
+from qkjax.analyses.ablate.plan import Plan, specs_of
+from qkjax.analyses.ablate.readout import Labels, check_labels, labels_of
+from qkjax.analyses.ablate.run import SIZES, Ablations, Model, check_specs, run
+from qkjax.analyses.ablate.store import Store
 from qkjax.analyses.ablate.tables import ablations_dataset
 from qkjax.analyses.decomposition import decompose, frame_attrs, query_key
-from qkjax.analyses.edit import IDLE_CONTROL, ResolvedEdit, is_idle_control, realised, resolve
+from qkjax.analyses.edit import changed_share
 from qkjax.analyses.edit_rotary import require_own_width
-from qkjax.errors import ShardFinished
+from qkjax.errors import QkjaxError
 from qkjax.images.default_set import photographs
+from qkjax.images.labels import Groups, groups_of
 from qkjax.images.sets import ImageSet
+from qkjax.interaction.dose import Match
 from qkjax.interaction.metrics import measure
-from qkjax.interaction.modes import Modes
-from qkjax.interaction.query_key import QueryKey
 from qkjax.passes.inputs import for_photographs, whole_grid
 from qkjax.passes.options import PassOptions
 from qkjax.passes.settings import settings_of
 from qkjax.passes.shares import check_shard
-from qkjax.runtime.interrupt import deferred_interrupt
 from qkjax.vit.patches import query_places
 from qkjax.weights.checkpoint import Checkpoint, origin_of
-
-Arrays = dict[str, np.ndarray]
-
-
-class _Model(NamedTuple):
-    """A model, its modes, and the images on which the effects of ablations are measured."""
-
-    checkpoint: Checkpoint
-    parts: QueryKey
-    modes: Modes
-    images: ImageSet
-    labels: Labels
 
 
 def ablate(
@@ -53,7 +36,9 @@ def ablate(
     plan: Plan,
     images: ImageSet | None = None,
     *,
+    match: Match = "logits",
     labels: bool | Labels = False,
+    groups: Sequence[int] | None = None,
     queries: int = 16,
     exact: bool = False,
     options: PassOptions | None = None,
@@ -73,8 +58,15 @@ def ablate(
         `qkjax.analyses.ablate.plan`.
       images: the image set; by default the photographs of scikit-image and scikit-learn, and crops of these
         photographs.
+      match: the measure of doses such as "grouping=0.3", and the measure in which random controls are matched: the
+        variance of the attention logits over the images ("logits"), or the squared strength of the weights
+        ("strength"); see `qkjax.interaction.dose`. A grid of the plan may state its own measure. Models with rotary
+        positions only support "strength".
       labels: the class of each image, or True. With True, the classes are the outermost folders of the image set, or
         the subjects of the default photographs. If there are labels, accuracy is also measured.
+      groups: a number for each image. Images with the same number, such as crops of one photograph, are not
+        independent, and intervals resample groups. By default, the groups are the photographs of the default set, and
+        every image of any other set is its own group.
       queries: number of evenly spaced query patches per image. For these queries, attention over all keys is compared.
       exact: whether to widen all heads to 2 head_dim + 1 columns, which suffice for any edit. The kernels then
         represent symmetric parts and rotated modes exactly, but the passes take longer. Not for models with rotary
@@ -88,7 +80,8 @@ def ablate(
       A dataset with dimensions ablation (0 is the original model), image, layer and head; see `ablations_dataset`.
 
     Raises:
-      QkjaxError: the plan is invalid, no image is readable, a class has too few images, or a file cannot be written.
+      QkjaxError: the plan is invalid, no image is readable, a class has too few images, a file cannot be written, or
+        the model has rotary positions and `match` is "logits".
       ShardFinished: the ablations of this share are finished and saved, but those of another share are not.
 
     Example:
@@ -108,140 +101,65 @@ def ablate(
     labels = labels_of(images) if labels is True else labels or Labels([], [])
     if labels.names:
         check_labels(*labels)
-    model = _Model(checkpoint, query_key(checkpoint), decompose(checkpoint), images, labels)
-    specs, edits = _resolved(specs_of(plan), model)
-    settings = ablation_settings(checkpoint, images, labels, queries, exact, options)
-    store = Store(partial, settings, fresh=fresh)
-    done = [store.read(edit) for edit in (None, *edits)]
-    if not all(same_images(arrays, done[0]) for arrays in done):
-        with deferred_interrupt() as check_interrupt:
-            done = _fill(done, specs, edits, model, store, (queries, exact, options), check_interrupt)
-    unreadable = json.loads(str(done[0]["unreadable"]))
-    left_out = [(images.names[i], reason) for i, reason in unreadable]
-    names = [images.names[i] for i in done[0]["index"]]
-    hidden = ("unreadable", "index", "pixels")
-    effects = [{k: v for k, v in arrays.items() if k not in hidden} for arrays in done]
+    resampled = _groups(images, groups)
+    model = model_of(checkpoint, images, labels)
+    specs = specs_of(plan, match)
+    check_specs(model, specs)
+    settings = ablation_settings(checkpoint, images, labels, resampled, queries, exact, options)
+    result = run(specs, model, Store(partial, settings, fresh=fresh), (queries, exact, options))
     attrs = {**origin_of(checkpoint), "images": images.name, "settings": json.dumps(settings)}
-    attrs |= frame_attrs(model.modes)
-    return ablations_dataset(specs, effects, names, left_out, attrs)
+    return _dataset(result, model, resampled, attrs | frame_attrs(model.modes))
+
+
+def model_of(checkpoint: Checkpoint, images: ImageSet, labels: Labels) -> Model:
+    """Decomposes a checkpoint, and collects what the ablations of a plan have in common."""
+    modes = decompose(checkpoint)
+    return Model(checkpoint, query_key(checkpoint), modes, measure(modes), images, labels)
+
+
+def _groups(images: ImageSet, groups: Sequence[int] | None) -> Groups:
+    """The groups of images that intervals resample.
+
+    Raises:
+      QkjaxError: the number of groups differs from the number of images.
+    """
+    if groups is None:
+        return groups_of(images)
+    if len(groups) != len(images):
+        raise QkjaxError(f"groups has {len(groups)} numbers: expected one for each of the {len(images)} images")
+    return Groups([int(group) for group in groups], "group")
+
+
+def _dataset(result: Ablations, model: Model, groups: Groups, attrs: dict[str, str]) -> xr.Dataset:
+    """Collects the effects of all ablations, and their doses in each measure."""
+    original, index = result.arrays[0], result.arrays[0]["index"]
+    names = model.images.names
+    left_out = [(names[i], reason) for i, reason in json.loads(str(original["unreadable"]))]
+    hidden = {"unreadable", "index", "pixels", *(name for name in original if name.startswith(SIZES))}
+    nothing = np.zeros(np.shape(model.metrics.singular_value)[:2])
+    shares = {"share": [nothing, *(edit.share for edit in result.edits)]}
+    for name, sizes in result.sizes.items():
+        changed = [changed_share(edit.kind, edit.weights, model.metrics.singular_value, sizes) for edit in result.edits]
+        shares[f"{name}_share"] = [nothing, *changed]
+    effects = [
+        {name: x for name, x in arrays.items() if name not in hidden} | {name: x[i] for name, x in shares.items()}
+        for i, arrays in enumerate(result.arrays)
+    ]
+    readable = Groups([groups.of_images[i] for i in index], groups.unit)
+    return ablations_dataset(result.specs, effects, [names[i] for i in index], readable, left_out, attrs)
 
 
 def ablation_settings(
-    checkpoint: Checkpoint, images: ImageSet, labels: Labels, queries: int, exact: bool, options: PassOptions
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    labels: Labels,
+    groups: Groups,
+    queries: int,
+    exact: bool,
+    options: PassOptions,
 ) -> dict[str, str]:
     """The settings that all ablations share. The result of an ablation depends only on these and on its edit."""
-    classes = blake2b(json.dumps(labels).encode(), digest_size=12).hexdigest() if labels.names else False
-    return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=classes)
-
-
-def check_specs(checkpoint: Checkpoint, specs: Sequence[AblationSpec]) -> None:
-    """Checks, before any long computation, that the edits and selections fit the checkpoint.
-
-    Raises:
-      QkjaxError: an edit is unknown, or a selection is invalid.
-    """
-    modes = decompose(checkpoint)
-    arguments = query_key(checkpoint), modes, measure(modes)
-    for spec in specs:
-        resolve(spec.edit, *arguments)
-
-
-def _resolved(specs: Sequence[AblationSpec], model: _Model) -> tuple[list[AblationSpec], list[ResolvedEdit]]:
-    """Resolves the edits of ablations. A control that would equal the edit itself is left out, and a note says so."""
-    metrics, retained = measure(model.modes), []
-    for spec in specs:
-        edit = resolve(spec.edit, model.parts, model.modes, metrics)
-        if not is_idle_control(spec.edit, edit):
-            retained.append((spec, edit))
-        elif spec.edit.control == 0:
-            print(f"note: {spec.edit.kind} {spec.edit.selection}: {IDLE_CONTROL} and is left out", file=sys.stderr)
-    return [spec for spec, _ in retained], [edit for _, edit in retained]
-
-
-def _fill(
-    done: list[Arrays | None],
-    specs: Sequence[AblationSpec],
-    edits: Sequence[ResolvedEdit],
-    model: _Model,
-    store: Store,
-    choices: tuple[int, bool, PassOptions],
-    check_interrupt: Callable[[], None],
-) -> list[Arrays]:
-    """Computes and saves the missing ablations: first the original model, then each edit.
-
-    Args:
-      done: finished ablations, where None marks a missing ablation; the first entry is the original model.
-      specs: the ablations of the plan.
-      edits: the resolved edit of each ablation.
-      model: the model, its modes, and the images.
-      store: the store in which ablations are saved.
-      choices: the arguments queries, exact and options of `ablate`.
-      check_interrupt: function that raises KeyboardInterrupt if the user has interrupted the program.
-    """
-    checkpoint, own = model.checkpoint, -(-len(model.images) // jax.process_count())
-    index, count = choices[-1].shard or (0, 1)
-    keys = [store.key(edit) for edit in edits]
-    shares = {key: place % count for place, key in enumerate(dict.fromkeys(keys))}  # ablations are assigned in turn
-    missing = sum(shares[key] == index for key in {key for key, one in zip(keys, done[1:], strict=True) if one is None})
-    print(
-        f"{checkpoint.name}: {missing} ablations on {len(model.images)} images of {model.images.name}", file=sys.stderr
+    classes, resampled = (
+        blake2b(json.dumps(x).encode(), digest_size=12).hexdigest() if x[0] else False for x in (labels, groups)
     )
-    with tqdm(total=(1 + missing) * own, unit="img", smoothing=0.05) as bar:
-        ablator = Ablator(checkpoint, model.images, *choices, store.settings, bar)
-        check_interrupt()
-        finish = _finisher(ablator, model)
-        heads = checkpoint.config.depth, checkpoint.config.heads
-        nothing = {"share": np.zeros(heads), "kept": np.ones(heads)}
-        if model.parts.rotation is not None:
-            nothing |= {"out_of_reach": np.zeros(heads), "place_change": np.full(heads, np.nan)}
-        original = finish(ablator.original) | nothing | {"unreadable": np.array(json.dumps(ablator.unreadable))}
-        if not same_images(done[0], original):
-            if done[0] is not None:
-                bar.write("note: the images have changed, so all ablations are computed again", sys.stderr)
-            store.write(None, original)
-        results: dict[str, Arrays] = {}
-        notes: set[str] = set()
-        for key, spec, edit, finished in zip(keys, specs, edits, done[1:], strict=True):
-            if key not in results and same_images(finished, original):
-                results[key] = finished
-            if key not in results and shares[key] == index:
-                results[key] = _one(spec, edit, model, ablator, store, finish, notes)
-                check_interrupt()
-    others = {key: store.read(edit) for key, edit in zip(keys, edits, strict=True) if key not in results}
-    results |= {key: arrays for key, arrays in others.items() if same_images(arrays, original)}
-    if unfinished := sorted({shares[key] for key in others if key not in results}):
-        raise ShardFinished(index, count, unfinished, store.folder)
-    return [original, *(results[key] for key in keys)]
-
-
-def _one(spec, edit: ResolvedEdit, model: _Model, ablator: Ablator, store: Store, finish, notes: set[str]) -> Arrays:
-    """Computes and saves one ablation."""
-    heads, notes_of_edit, left = realised(edit, model.parts, model.modes, ablator.columns)
-    for note in notes_of_edit:
-        text = f"note: {spec.edit.kind} {spec.edit.selection}: {note}"
-        if text not in notes:
-            tqdm.write(text, file=sys.stderr)
-            notes.add(text)
-    settings = store.settings | {"edit": store.key(edit), "pixels": ablator.pixels}
-    rows = ablator.ablate(heads, store.partial(edit), settings)
-    arrays = finish(rows) | {"share": edit.share, "kept": np.asarray(heads.retained, np.float64), **left}
-    store.write(edit, arrays)
-    return arrays
-
-
-def _finisher(ablator: Ablator, model: _Model) -> Callable[[Arrays], Arrays]:
-    """A function that converts the rows of a pass to effects, similarity of representations, and accuracy."""
-    own, readout = ablator.original["representation"], None
-    if model.labels.names:
-        labels = [model.labels.classes_of_images[i] for i in ablator.index]
-        readout = Readout(labels, model.labels.names, own, model.checkpoint.config.classes)
-
-    def finish(rows: Arrays) -> Arrays:
-        effects = dict(rows)
-        representation, logits = effects.pop("representation"), effects.pop("logits", None)
-        cka = np.float64(linear_cka(own, representation)) if len(own) > 1 else np.nan
-        correct = readout.correct(representation, logits) if readout else {}
-        effects |= {"cka": np.array(cka), "index": np.array(ablator.index), "pixels": np.array(ablator.pixels)}
-        return effects | {f"right_{k}": v for k, v in correct.items()}
-
-    return finish
+    return settings_of(checkpoint, images, options, queries=queries, exact=exact, labels=classes, groups=resampled)

@@ -1,6 +1,7 @@
 """Computes the outputs of a model, and the distances between the outputs of an edited and the original model.
 
-(Ablations are not in the paper.) Letters: L layers, H heads, Q queries, N tokens.
+(Ablations are not in the paper.) Letters: L layers, H heads, Q queries, N tokens, D embed, R modes of a
+head.
 """
 
 from functools import partial
@@ -12,7 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkjax.activations.attention import entropy, jensen_shannon, similarity_preference
+from qkjax.activations.logit_sizes import logit_sizes
 from qkjax.activations.representation import cosine, kullback_leibler
+from qkjax.interaction.dose import Sizes
 from qkjax.interaction.edit import EditedHeads
 from qkjax.passes.inputs import normalised_pixels
 from qkjax.vit.model import ViT
@@ -62,8 +65,8 @@ class Effects(NamedTuple):
     preference: Float[Array | Ndarray, "images L H"]
 
 
-def _outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Array, Array]:
-    """Runs one forward pass; returns the outputs, the entropy of attention, and the preference for similar tokens."""
+def _outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Array, Array, list[Array]]:
+    """Runs one forward pass; returns the outputs, the attention's entropy, the preference, and the tokens by layer."""
     images = normalised_pixels(pixels, scaling)
     prefix, first = model.config.prefix_tokens, int(model.config.class_token)
     queries = jnp.concatenate([jnp.arange(first), places + prefix])
@@ -71,16 +74,16 @@ def _outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Arra
     attention = jnp.stack(layer_outputs(out, "attention"), axis=1)
     of_patches = attention[..., first:, :]
     preferred = jax.vmap(similarity_preference, (0, 0, None))
+    norms = [norm.astype(jnp.float32) for norm in layer_outputs(out, "norm")]
     preference = [
-        preferred(of_patches[:, layer, ..., prefix:], norm[:, prefix:].astype(jnp.float32), places)
-        for layer, norm in enumerate(layer_outputs(out, "norm"))
+        preferred(of_patches[:, layer, ..., prefix:], norm[:, prefix:], places) for layer, norm in enumerate(norms)
     ]
     pooled, tokens, logits = (out.get(name) for name in ("pre_logits", "encoded", "logits"))
     # Without pooling, every token has its own representation and logits; both are averaged over patches.
     pooled, logits = (x if x is None or x.ndim == 2 else x[:, prefix:].mean(axis=1) for x in (pooled, logits))
     outputs = Outputs(pooled, tokens[:, prefix + places], logits, attention)
     outputs = jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
-    return outputs, entropy(of_patches), jnp.stack(preference, axis=1)
+    return outputs, entropy(of_patches), jnp.stack(preference, axis=1), norms
 
 
 def _effects(model: ViT, original: Outputs, edited: Outputs, entropies, preference) -> Effects:
@@ -96,11 +99,30 @@ def _effects(model: ViT, original: Outputs, edited: Outputs, entropies, preferen
     return Effects(same, token, kl, patches, classes, entropies, preference)
 
 
+class Directions(NamedTuple):
+    """Modes and key directions w = Wk bq of all heads, from which the sizes of edits are computed."""
+
+    u: Float[Array | Ndarray, "L H D R"]
+    s: Float[Array | Ndarray, "L H R"]
+    v: Float[Array | Ndarray, "L H D R"]
+    key_direction: Float[Array | Ndarray, "L H D"]
+
+
 @partial(jax.jit, static_argnames="model")
-def original_outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Effects]:
-    """Outputs of the original model, and the effects that result if the original model is compared with itself."""
-    outputs, *own = _outputs(model, params, scaling, pixels, places)
-    return outputs, _effects(model, outputs, outputs, *own)
+def original_outputs(
+    model: ViT, params, scaling, pixels, places, present, directions: Directions | None
+) -> tuple[Outputs, Effects, Sizes | None]:
+    """Outputs of the original model, and the effects that result if the original model is compared with itself.
+
+    The third result are the sizes of `logit_sizes`, stacked over layers and summed over the images that `present`
+    marks; None if there are no directions.
+    """
+    outputs, *own, norms = _outputs(model, params, scaling, pixels, places)
+    sizes = None
+    if directions is not None:
+        by_layer = [logit_sizes(norm, *(x[layer] for x in directions), present) for layer, norm in enumerate(norms)]
+        sizes = Sizes(*(jnp.stack(x) for x in zip(*by_layer, strict=True)))
+    return outputs, _effects(model, outputs, outputs, *own), sizes
 
 
 @partial(jax.jit, static_argnames="model")
@@ -109,5 +131,5 @@ def edited_outputs(model: ViT, params, heads: EditedHeads, scaling, pixels, plac
 
     All edits share one compiled program, since the edited kernels are arguments of the program.
     """
-    outputs, *own = _outputs(model, with_query_key(params, heads), scaling, pixels, places)
+    outputs, *own, _ = _outputs(model, with_query_key(params, heads), scaling, pixels, places)
     return _effects(model, original, outputs, *own), outputs.representation, outputs.logits

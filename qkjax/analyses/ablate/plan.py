@@ -9,13 +9,15 @@
 
 A grid combines every edit with every selection. A placeholder `{name}` in a selection takes every value in the list
 `name`. The values of `dose` are the horizontal axis of dose-response curves. `controls` is the number of control
-ablations for each ablation. A control edits random modes with the same strength as the selected modes. The controls
-have the random seeds 0, 1, and so on.
+ablations for each ablation. A control edits random modes, and its change is as large as that of the selected modes. The
+controls have the random seeds 0, 1, and so on. A grid may also contain `match = "logits"` or `match = "strength"`, the
+measure of doses and controls (see `qkjax.interaction.dose`).
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,7 @@ import numpy as np
 
 from qkjax.analyses.edit import Edit
 from qkjax.errors import QkjaxError
+from qkjax.interaction.dose import MATCHES, Match
 from qkjax.runtime.files import read_text
 from qkjax.runtime.parsed import from_toml
 
@@ -32,6 +35,7 @@ FIELDS = {
     "select": ((str, list), "a string or a list of strings"),
     "controls": ((int,), "a whole number"),
     "key_bias": ((bool,), "true or false"),
+    "match": ((str,), " or ".join(f'"{name}"' for name in MATCHES)),
 }
 """Types of the fields of a grid, and the names of these types in error messages."""
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -62,20 +66,24 @@ Plan = str | Path | Sequence[AblationSpec] | Sequence[Mapping]
 """A plan is given as the path of a TOML file, as a list of ablations, or as a list of grids (dicts)."""
 
 
-def specs_of(plan: Plan) -> list[AblationSpec]:
+def specs_of(plan: Plan, match: Match = "logits") -> list[AblationSpec]:
     """Returns the ablations of a plan. The plan may be a file, a list of ablations, or a list of grids.
 
+    Args:
+      plan: the plan.
+      match: the measure of doses and controls, for grids that do not state it.
+
     Raises:
-      QkjaxError: the plan is invalid.
+      QkjaxError: the plan or the measure is invalid.
     """
     if isinstance(plan, str | Path):
-        return read_plan(Path(plan))
+        return read_plan(Path(plan), match)
     plan = list(plan)
-    return plan if plan and isinstance(plan[0], AblationSpec) else expand(plan)
+    return plan if plan and isinstance(plan[0], AblationSpec) else expand(plan, match)
 
 
-def read_plan(path: Path) -> list[AblationSpec]:
-    """Reads the ablations of a plan from a TOML file.
+def read_plan(path: Path, match: Match = "logits") -> list[AblationSpec]:
+    """Reads the ablations of a plan from a TOML file; see `specs_of`.
 
     Raises:
       QkjaxError: the file cannot be read, is not valid TOML, or is not a valid plan.
@@ -93,13 +101,13 @@ def read_plan(path: Path) -> list[AblationSpec]:
     ):
         raise QkjaxError(f"{path} is not a plan: expected only [[grid]] tables, each with edit and select")
     try:
-        return expand(grids)
+        return expand(grids, match)
     except QkjaxError as error:
         raise QkjaxError(f"{path}: {error}") from error
 
 
-def expand(grids: list[Mapping]) -> list[AblationSpec]:
-    """Returns the ablations of all grids, each ablation only once.
+def expand(grids: list[Mapping], match: Match = "logits") -> list[AblationSpec]:
+    """Returns the ablations of all grids, each ablation only once; see `specs_of`.
 
     If an edit occurs both with and without a dose, the ablation with the dose is used.
 
@@ -108,7 +116,7 @@ def expand(grids: list[Mapping]) -> list[AblationSpec]:
     """
     specs = []
     for grid in grids:
-        specs += _grid_specs(grid)
+        specs += _grid_specs({"match": match, **grid})
         if len(specs) > MOST_SPECS:
             raise QkjaxError(f"the plan has more than {MOST_SPECS} ablations: use fewer values")
     first: dict[Edit, AblationSpec] = {}
@@ -122,6 +130,8 @@ def _grid_specs(grid: Mapping) -> list[AblationSpec]:
     for name, (types, expected) in FIELDS.items():
         if name in grid and (not isinstance(grid[name], types) or isinstance(grid[name], bool) != (types == (bool,))):
             raise QkjaxError(f"{name} is {grid[name]!r}: expected {expected}")
+    if grid["match"] not in MATCHES:
+        raise QkjaxError(f"match is {grid['match']!r}: expected {FIELDS['match'][1]}")
     if "edit" not in grid:
         raise QkjaxError('a grid has no edit: add an edit to the grid, such as edit = "drop"')
     edits, selections = (_as_list(grid.get(name, "all")) for name in ("edit", "select"))
@@ -150,15 +160,16 @@ def _grid_specs(grid: Mapping) -> list[AblationSpec]:
         names = list(dict.fromkeys(PLACEHOLDER.findall(str(template))))
         for combination in product(*(values[name] for name in names)):
             chosen = dict(zip(names, combination, strict=True))
-            specs += [_spec(str(edit), str(template), chosen, grid.get("key_bias", True), seed) for seed in seeds]
+            base = Edit(str(edit), str(template), grid.get("key_bias", True), None, grid["match"])
+            specs += [_spec(replace(base, control=seed), chosen) for seed in seeds]
     return specs
 
 
-def _spec(edit: str, template: str, chosen: Mapping, key_bias: bool, seed: int | None) -> AblationSpec:
+def _spec(edit: Edit, chosen: Mapping) -> AblationSpec:
     """Makes one ablation from a template of its selection, and from a value for each placeholder in this template."""
 
     def fill(values: Mapping) -> str:
-        return PLACEHOLDER.sub(lambda match: str(values[match[1]]), template)
+        return PLACEHOLDER.sub(lambda match: str(values[match[1]]), edit.selection)
 
     selection = fill(chosen)
     dose = chosen.get(DOSE, np.nan)
@@ -167,7 +178,7 @@ def _spec(edit: str, template: str, chosen: Mapping, key_bias: bool, seed: int |
     without_dose = fill({**chosen, DOSE: "*"}).replace("=*", "")
     condition = " ".join(term for term in without_dose.split() if not term.startswith("layers="))
     layers = ",".join(term.removeprefix("layers=") for term in selection.split() if term.startswith("layers="))
-    return AblationSpec(Edit(edit, selection, key_bias, seed), condition or "all", layers, float(dose))
+    return AblationSpec(replace(edit, selection=selection), condition or "all", layers, float(dose))
 
 
 def _as_list(value) -> list:
