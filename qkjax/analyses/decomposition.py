@@ -6,22 +6,21 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Array, Float
 
+from qkjax.analyses.kernels import Kernel, kernels_at
 from qkjax.errors import QkjaxError
 from qkjax.interaction import bias, modes
 from qkjax.interaction.bias import BiasTerms
-from qkjax.interaction.frame import Positions, fold
+from qkjax.interaction.frame import fold
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
-from qkjax.interaction.rotary.mean import coherence, columns_with_mean, mean_kernels, offset_kernels
-from qkjax.interaction.rotary.rotation import Rotation, grid_steps
+from qkjax.interaction.rotary.mean import columns_with_mean
+from qkjax.interaction.rotary.rotation import Rotation
 from qkjax.passes.inputs import resolution_of
 from qkjax.vit import tree
 from qkjax.vit.config import ViTConfig
 from qkjax.vit.model import patch_grid
 from qkjax.vit.rotary import patch_rotation
 from qkjax.weights.checkpoint import Checkpoint
-
-Kernel = Float[Array | np.ndarray, "layers embed heads head_dim"]
 
 
 def decompose(
@@ -94,7 +93,7 @@ def decompose(
     how = {"norm_scale": scale, "center": center, "normalize": normalize}
     if rotation is None:
         return modes.decompose(*kernels, **how)
-    kernels, described = _at_positions(kernels, rotation, positions, offset)
+    kernels, described = kernels_at(kernels, rotation, positions, offset)
     columns, head_dim = kernels[0].shape[-1], checkpoint.query_kernel.shape[-1]
     if normalize and columns < head_dim:  # the function divides by the root of the number of columns
         kernels = (kernels[0] * np.sqrt(columns / head_dim).astype(np.float32), kernels[1])
@@ -189,21 +188,6 @@ def _check_positions(rotation: Rotation | None, positions: str | None, offset, g
     ):
         shape = " x ".join(map(str, rotation.grid))
         raise QkjaxError(f"offset={offset}: expected rows and columns between two places of the {shape} grid")
-
-
-def _at_positions(kernels, rotation: Rotation, positions: str | None, offset) -> tuple[tuple, Positions]:
-    """The kernels whose interaction is M at the given positions, and a description of these positions."""
-    c = tuple(map(float, coherence(rotation.angles)))
-    if offset is not None:
-        angles = np.asarray(offset, np.float64) @ grid_steps(rotation.angles, rotation.grid)
-        kernels = offset_kernels(*kernels, angles, rotation.pairs)
-        return kernels, Positions("offset", rotation.grid, c, tuple(offset))
-    if positions == "none":
-        return kernels, Positions("none", rotation.grid, c)
-    used = columns_with_mean(rotation.angles, rotation.pairs)
-    with np.errstate(invalid="ignore"):  # kernels that are not finite have modes that are not finite
-        kernels = tuple(x[..., used] for x in mean_kernels(*kernels, rotation.angles, rotation.pairs))
-    return kernels, Positions("mean", rotation.grid, c)
 
 
 def frame_attrs(modes: Modes) -> dict[str, str]:
