@@ -36,7 +36,10 @@ class Null(NamedTuple):
     head_weighted_cosine: float
 
 
-def cosine_quantile(embed: float | Float[np.ndarray, "..."], level: float = LEVEL) -> float | Float[np.ndarray, "..."]:
+Numbers = int | float | Float[np.ndarray, "..."]
+
+
+def cosine_quantile(embed: Numbers, level: float = LEVEL) -> float | Float[np.ndarray, "..."]:
     """Half width of the central interval of the cosine c of two random directions in D = `embed` dimensions.
 
     The distribution is (c + 1) / 2 ~ Beta((D - 1) / 2, (D - 1) / 2), and the standard deviation of c is 1 / sqrt(D).
@@ -72,12 +75,10 @@ def weighted_width(
     with np.errstate(invalid="ignore", divide="ignore"):
         share = s / s.sum(-1, keepdims=True)
         squares = (share**2).sum(-1)
-        return squares / embed, embed * squares**2 / (share**4).sum(-1)
+        return np.asarray(squares / embed), np.asarray(embed * squares**2 / (share**4).sum(-1))
 
 
-def half_width(
-    variance: float | Float[np.ndarray, "..."], dimensions: float | Float[np.ndarray, "..."]
-) -> Float[np.ndarray, "..."]:
+def half_width(variance: Numbers, dimensions: Numbers) -> float | Float[np.ndarray, "..."]:
     """Half width of the 95% interval of a value that is distributed as a cosine in n dimensions, up to its scale."""
     return cosine_quantile(dimensions) * np.sqrt(np.asarray(variance) * dimensions)
 
@@ -109,7 +110,7 @@ def null_band(embed: int, heads: int, head_dim: int, coherence: tuple[float, ...
         kernels = [np.asarray(jax.random.normal(key, (1, embed, HEADS, head_dim))) for key in keys]
         modes = decompose(*(kernels if coherence is None else (_in_planes(kernel, coherence) for kernel in kernels)))
         s = np.asarray(modes.s[0], np.float64)
-    variance, dimensions = (values.mean() for values in weighted_width(s, embed))
+    variance, dimensions = (float(values.mean()) for values in weighted_width(s, embed))
     plain, all_modes = 1 / (embed * s.shape[-1]), embed * s.shape[-1]
     return Null(
         cosine_quantile(embed),
