@@ -61,8 +61,8 @@ def test_heads_with_the_same_spectrum(embed, rank, decay):
 def test_heads_with_a_random_rotation(embed, rank, tied, decay):
     """95% of heads Wq Q Wk^T lie in the interval of the head Wq Wk^T: scipy draws Q, an SVD gives the nuclear norm.
 
-    2.5% for the error of the widths, 0.5% for that of a share. If one direction has most of the strength of both kernels,
-    the nuclear norms are predicted less well, and the width is up to 5% too small."""
+    2.5% for the error of the widths, 0.5% for that of a share. If one direction has most of the strength of both
+    kernels, the nuclear norms are predicted less well, and the width is up to 5% too small."""
     query, key = np.random.default_rng(embed).standard_normal((2, 1, embed, 2, rank)) * DECAYS[decay](rank)
     key = query if tied else key
     rotation = ortho_group.rvs(rank, size=2 * 2000, random_state=7).reshape(2, 2000, rank, rank)
