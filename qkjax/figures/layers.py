@@ -41,7 +41,8 @@ def _bands(axes: Axes, models: Sequence[Metrics], field: str) -> None:
         _layer_band(axes, models[0])
     else:
         null, width = _widest(models, field)
-        label = f"95% of layers, {null} null (±{width:.3f}{widest})"
+        which = "weighted" if field == "weighted_cosine" else "plain"
+        label = f"95% of layers by chance, {which} mean, {null} null (±{width:.3f}{widest})"
         axes.axhspan(-width, width, color=GREY, linewidth=0, label=label, zorder=0)
     axes.set_ylim(-1, 1)
 
@@ -99,7 +100,9 @@ def cosine_by_layer(models: Mapping[str, Metrics], objectives: Mapping[str, str]
             _bands(axes, list(models.values()), field)
             axes.set(xlabel="relative depth", title=title)
         panels[0].set_ylabel("cosine of query and key direction")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        (handles, labels), (others, names) = (axes.get_legend_handles_labels() for axes in panels)
+        handles, labels = [*handles, others[-1]], [*labels, names[-1]]  # the last one is the band of a layer
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
         return figure
 
 
