@@ -42,7 +42,7 @@ def _bands(axes: Axes, models: Sequence[Metrics], field: str) -> None:
     else:
         null, width = _widest(models, field)
         which = "weighted" if field == "weighted_cosine" else "plain"
-        label = f"95% of layers by chance, {which} mean, {null} null (±{width:.3f}{widest})"
+        label = f"95% of layers, {which}: {null} null (±{width:.3f}{widest})"
         axes.axhspan(-width, width, color=GREY, linewidth=0, label=label, zorder=0)
     axes.set_ylim(-1, 1)
 
