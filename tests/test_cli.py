@@ -53,7 +53,7 @@ def assert_one_clear_line(done, *parts: str) -> None:
 
 
 def assert_results(folder: Path, layers: int, heads: int, rank: int) -> None:
-    names = {f"{f}{suffix}" for f in FIGURES for suffix in (".png", ".pdf")} | {"modes.nc", "layers.csv"}
+    names = {f"{f}{suffix}" for f in FIGURES for suffix in (".png", ".pdf")} | {"modes.nc", "layers.csv", "heads.csv"}
     assert {p.name for p in folder.iterdir()} == names
     for figure in FIGURES:
         image = matplotlib.image.imread(folder / f"{figure}.png")

@@ -11,13 +11,15 @@ from test_rotary_eva import save, small_timm
 
 import qkjax
 from qkjax.errors import QkjaxError
+from qkjax.interaction.head_null import head_null
 from qkjax.interaction.null import null_band
 from qkjax.interaction.rotary.chance import rotary_null
 from qkjax.interaction.rotary.distance import cosine_by_offset
 from qkjax.interaction.rotary.isotropy import isotropy
 from qkjax.interaction.rotary.place import place_share
 from qkjax.interaction.rotary.rotation import plane_columns, rotate
-from qkjax.results.modes import layer_rows, layer_table
+from qkjax.results.chance import CHANCE_LABELS
+from qkjax.results.modes import NULL_FIELDS, layer_rows, layer_table
 from qkjax.results.positions import positions_of
 from qkjax.results.store import read_result, write_dataset
 from qkjax.vit.config import ViTConfig
@@ -262,18 +264,20 @@ def test_a_model_without_rotary_positions_has_the_same_bits():
     modes = qkjax.decompose(*parts[:2])
     metrics, bias = qkjax.measure(modes), qkjax.bias_terms(parts)
     expected = {"u": modes.u, "v": modes.v}
-    expected |= {name: value for name, value in metrics._asdict().items() if name != "null"}
+    expected |= {name: value for name, value in metrics._asdict().items() if name not in NULL_FIELDS}
     expected |= {f"bias_{name}": value for name, value in bias._asdict().items()}
-    assert set(data.data_vars) == set(expected)
+    assert set(data.data_vars) == set(expected) | set(CHANCE_LABELS)
     for name, value in expected.items():
         np.testing.assert_array_equal(data[name], value)
     assert metrics.null == null_band(EMBED, HEADS, HEAD_DIM)
-    assert layer_rows(data) == layer_table(metrics, bias)
+    metrics = metrics._replace(head_null=head_null(modes, metrics.null, *parts[:2]))
+    expected_rows = layer_table(metrics, bias)
+    assert [{name: row[name] for name in expected_rows[0]} for row in layer_rows(data)] == expected_rows
     described = qkjax.describe(data)
-    assert list(described.tables) == ["layers"]
-    assert described.tables["layers"] == layer_table(metrics, bias)
+    assert list(described.tables) == ["layers", "heads"]
+    assert described.tables["layers"] == layer_rows(data)
     assert len(described.figures) == 5
-    assert set(data.dims) == {"layer", "head", "embed", "mode", "eigen", "pair"}
+    assert set(data.dims) == {"layer", "head", "embed", "mode", "eigen", "pair", "null"}
     assert data.attrs["options"] == '{"fold_scale": false, "center": false, "normalize": false}'
 
 
@@ -340,7 +344,7 @@ def test_tables_and_figures(analysed):
         own = means.offset_cosine.isel(layer=row["layer"])
         own = own.sel(row_offset=row["row_offset"], column_offset=row["column_offset"])
         assert row["weighted_cosine"] == pytest.approx(float(own))
-    sizes = {"layers": LAYERS, "positions": LAYERS * HEADS, "planes": LAYERS * HEAD_DIM // 2,
+    sizes = {"layers": LAYERS, "heads": LAYERS * HEADS, "positions": LAYERS * HEADS, "planes": LAYERS * HEAD_DIM // 2,
              "distance": LAYERS * analysed.sizes["distance"], "offsets": LAYERS * 5 * 7}  # fmt: skip
     assert {name: len(rows) for name, rows in described.tables.items()} == sizes
     assert max(map(len, described.text.splitlines())) <= 80

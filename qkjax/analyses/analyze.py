@@ -13,10 +13,14 @@ from qkjax.analyses.decomposition import decompose, query_key
 from qkjax.analyses.outcome import Description
 from qkjax.analyses.usable import require_finite_heads, require_finite_modes
 from qkjax.interaction.bias import bias_terms
+from qkjax.interaction.directionality import directionality
+from qkjax.interaction.head_null import READINGS, head_null, readings
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.query_key import QueryKey
+from qkjax.interaction.rotary.at_positions import kernels_of_modes
 from qkjax.results.annotate import annotated
+from qkjax.results.chance import head_rows, with_chance
 from qkjax.results.modes import LABELS, format_table, layer_rows, metrics_of, to_dataset
 from qkjax.results.position_tables import layer_columns, position_summary
 from qkjax.results.positions import POSITION_LABELS, ROTARY_BIAS_LABELS, position_dataset, positions_of
@@ -67,6 +71,8 @@ def analyze(
     bias = positions.mean_bias(parts) if is_rotary else bias_terms(parts)
     require_finite_heads({f"bias terms ({name})": value for name, value in bias._asdict().items()}, checkpoint.name)
     metrics = measure(modes)
+    kernels = *kernels_of_modes(parts), parts.norm_scale if fold_scale else None
+    metrics = metrics._replace(head_null=head_null(modes, metrics.null, *kernels))
     attrs = {
         **origin_of(checkpoint),
         "source": Path(checkpoint.source).name,
@@ -74,7 +80,8 @@ def analyze(
         "options": json.dumps(frame | ({"positions": "mean", "grid": parts.rotation.grid} if is_rotary else {})),
         "summary": summary(metrics),
     }
-    dataset = to_dataset(modes, metrics, bias, attrs)
+    dataset = with_chance(to_dataset(modes, metrics, bias, attrs), metrics.head_null, directionality(modes, *kernels))
+    dataset = annotated(dataset, LABELS)
     if not is_rotary:
         return dataset
     dataset.attrs["summary"] += _about_windows(checkpoint.config, parts, modes)
@@ -108,7 +115,7 @@ def _with_positions(dataset: xr.Dataset, parts: QueryKey, fold_scale: bool, cent
 
 
 def describe(dataset: xr.Dataset) -> Description:
-    """Makes a table with one row per layer, and five figures, from the result of `analyze`.
+    """Makes a table with one row per layer, one with one row per head, and five figures, from the result of `analyze`.
 
     For models with rotary positions, there are also tables and figures of the dependence on position.
 
@@ -117,22 +124,24 @@ def describe(dataset: xr.Dataset) -> Description:
     """
     name, metrics, rows = dataset.attrs["model"], metrics_of(dataset), layer_rows(dataset)
     if "position_share" not in dataset:
-        return _describe_modes(name, metrics, rows)
+        return _describe_modes(name, metrics, rows, head_rows(dataset, metrics))
     measures, more = positions_of(dataset), positions.describe(dataset)
     rows = [row | columns for row, columns in zip(rows, layer_columns(measures), strict=True)]
     grid = " x ".join(map(str, measures.grid))
-    modes = _describe_modes(f"{name} (mean over the positions of {grid} patches)", metrics, rows)
+    modes = _describe_modes(
+        f"{name} (mean over the positions of {grid} patches)", metrics, rows, head_rows(dataset, metrics)
+    )
     return modes._replace(
         text=f"{modes.text}\n\n{more.text}", tables=modes.tables | more.tables, figures=modes.figures | more.figures
     )
 
 
-def _describe_modes(name: str, metrics: Metrics, rows: list[Row]) -> Description:
+def _describe_modes(name: str, metrics: Metrics, rows: list[Row], heads: list[Row]) -> Description:
     """The tables and figures of the modes; `name` is the title of the figures."""
     return Description(
         format_table(rows),
         rows,
-        {"layers": rows},
+        {"layers": rows, "heads": heads},
         {
             "cosine_by_layer": lambda: figures.cosine_by_layer({name: metrics}),
             "cosine_histograms": lambda: figures.cosine_histograms(name, metrics),
@@ -149,26 +158,41 @@ def overlay(datasets: Mapping[str, xr.Dataset]):
 
 
 def summary(metrics: Metrics) -> str:
-    """Summarises the result in words: the layers with the highest weighted cosines, and the layer with the lowest."""
+    """Summarises the result in words: layers with the highest and lowest weighted cosines, and counts of heads."""
     weighted = head_mean(metrics.weighted_cosine)
-    chance = float(metrics.null.weighted_cosine)
+    null, head_chance, chance = metrics.chance()
     order = np.argsort(-np.nan_to_num(weighted, nan=-2), kind="stable")
-    most = sorted(int(layer) for layer in order[:3] if weighted[layer] > chance)
+    most = sorted(int(layer) for layer in order[:3] if weighted[layer] > chance[layer])
     lowest = int(np.nanargmin(weighted)) if np.isfinite(weighted).any() else 0
     values = ", ".join(f"{weighted[layer]:.2f}" for layer in most)
+    bands = f"{CHANCE_WORDS[null]}, 95% of layers lie within {_range(chance)} of 0"
     first = (
-        f"Grouping is strongest in layer{'s' * (len(most) > 1)} {_listed(most)} (weighted cosine {values}; with "
-        f"random weights, 95% of layers lie within {chance:.3f} of 0)."
+        f"Grouping is strongest in layer{'s' * (len(most) > 1)} {_listed(most)} (weighted cosine {values}; {bands})."
         if most
-        else "No layer groups more than expected by chance (with random weights, 95% of layers lie within "
-        f"{chance:.3f} of 0)."
+        else f"No layer groups more than expected by chance ({bands})."
     )
-    place = "below" if weighted[lowest] < -chance else "within" if abs(weighted[lowest]) <= chance else "above"
+    at = chance[lowest]
+    place = "below" if weighted[lowest] < -at else "within" if abs(weighted[lowest]) <= at else "above"
     within = int((np.abs(weighted) <= chance).sum())
+    words = readings(metrics.weighted_cosine, head_chance)
+    group, inside, negative = (int((words == word).sum()) for word in READINGS)
     return (
         f"{first} The weighted cosine is lowest in layer {lowest} ({weighted[lowest]:.2f}, {place} the chance "
-        f"interval). {within} of {len(weighted)} layers lie within the chance interval."
+        f"interval). {within} of {len(weighted)} layers lie within the chance interval. Of {words.size} heads, {group} "
+        f"group, {inside} lie within their own chance interval, and {negative} are negative."
     )
+
+
+CHANCE_WORDS = {
+    "gaussian": "with random weights",
+    "rotation": "with a random rotation between query and key",
+}
+
+
+def _range(values: np.ndarray) -> str:
+    """The smallest and the largest value, or one value if both are equal to three decimal places."""
+    finite = values[np.isfinite(values)]
+    return " to ".join(dict.fromkeys(f"{end:.3f}" for end in (finite.min(initial=np.inf), finite.max(initial=0))))
 
 
 def _listed(layers: list[int]) -> str:
@@ -183,9 +207,10 @@ def curve_rows(dataset: xr.Dataset, objective: str) -> list[Row]:
       objective: the training objective of the model, as in the catalogue.
     """
     weighted, plain = (head_mean(dataset[name].values) for name in ("weighted_cosine", "mean_cosine"))
+    chance = metrics_of(dataset).chance()[2]
     return [
         {"model": dataset.attrs["model"], "objective": objective, "layer": i,
          "relative_depth": i / max(len(plain) - 1, 1), "weighted_cosine": float(weighted[i]),
-         "mean_cosine": float(plain[i]), "null_weighted_cosine": float(dataset.attrs["null_weighted_cosine"])}
+         "mean_cosine": float(plain[i]), "null_weighted_cosine": float(chance[i])}
         for i in range(len(plain))
     ]  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from qkjax import figures
-from qkjax.analyses.analyze import curve_rows
+from qkjax.analyses.analyze import CHANCE_WORDS, curve_rows
 from qkjax.analyses.decomposition import decompose
 from qkjax.analyses.outcome import Description
 from qkjax.analyses.usable import require_finite_heads, require_finite_modes
@@ -154,10 +154,13 @@ def curves_dataset(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """
     means = {name: float(np.nanmean(head_mean(data.weighted_cosine.values))) for name, data in datasets.items()}
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-    chance = max(float(data.attrs["null_weighted_cosine"]) for data in datasets.values())
+    chance = {name: metrics_of(data).chance() for name, data in datasets.items()}
+    widest = max(float(np.max(layer, where=np.isfinite(layer), initial=0)) for _, _, layer in chance.values())
+    nulls = " or ".join(dict.fromkeys(CHANCE_WORDS[null] for null, _, _ in chance.values()))
     words = (
         f"Modes group most in {most} (weighted cosine {means[most]:.3f}, mean over all layers and heads), and least "
-        f"in {least} ({means[least]:.3f}). With random weights, 95% of layers lie within {chance:.3f} of 0."
+        f"in {least} ({means[least]:.3f}). {nulls.capitalize()}, 95% of the layers of any of these models lie within "
+        f"{widest:.3f} of 0."
     )
     rotary = {
         name: json.loads(data.attrs["options"])["grid"] for name, data in datasets.items() if "plane" in data.dims

@@ -6,12 +6,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from qkjax.figures.style import COLOURS, DIVERGING, GREY, MARKERS, WIDTH, literal, styled
 from qkjax.interaction.difference import Difference
+from qkjax.interaction.head_null import NULLS, READINGS, readings
 from qkjax.interaction.metrics import Metrics
-from qkjax.interaction.null import Null
 from qkjax.results.rows import head_mean
 
 
@@ -26,19 +27,49 @@ def _curve(axes: Axes, x, head_values, label: str, style: tuple[int, int], line:
     axes.plot(x, head_mean(values), line, marker=marker, color=colour, label=label, markersize=4.5, zorder=3)
 
 
-def _bands(axes: Axes, nulls: Sequence[Null], field: str) -> None:
-    """Draws the intervals expected by chance, for two random directions and for a layer with random kernels.
+def _bands(axes: Axes, models: Sequence[Metrics], field: str) -> None:
+    """Draws the intervals expected by chance, for two random directions and for a layer.
 
-    If there are several models, the function draws the widest interval of each kind.
+    For the weighted cosine of one model, the interval of a layer is that of the default null, which differs between
+    layers. If there are several models, the function draws the widest interval of each kind.
     """
-    directions, kernels = (max(getattr(null, f) for null in nulls) for f in ("cosine", field))
-    widest = ", widest model" if len(nulls) > 1 else ""
-    for half_width, alpha, what in (
-        (directions, 0.35, f"95% of random directions (±{directions:.2f}{widest})"),
-        (kernels, 1.0, f"95% of layers with random kernels (±{kernels:.3f}{widest})"),
-    ):
-        axes.axhspan(-half_width, half_width, color=GREY, alpha=alpha, linewidth=0, label=what, zorder=0)
+    directions = max(metrics.null.cosine for metrics in models)
+    widest = ", widest model" if len(models) > 1 else ""
+    label = f"95% of random directions (±{directions:.2f}{widest})"
+    axes.axhspan(-directions, directions, color=GREY, alpha=0.35, linewidth=0, label=label, zorder=0)
+    if len(models) == 1 and field == "weighted_cosine":
+        _layer_band(axes, models[0])
+    else:
+        null, width = _widest(models, field)
+        which = "weighted" if field == "weighted_cosine" else "plain"
+        label = f"95% of layers, {which}: {null} null (±{width:.3f}{widest})"
+        axes.axhspan(-width, width, color=GREY, linewidth=0, label=label, zorder=0)
     axes.set_ylim(-1, 1)
+
+
+def _layer_band(axes: Axes, metrics: Metrics) -> None:
+    """Draws the interval of the default null for each layer; the legend states the intervals of all nulls."""
+    default, _, width = metrics.chance()
+    layers = {default: width} if metrics.head_null is None else dict(zip(NULLS, metrics.head_null.layer, strict=True))
+    words = []
+    for null, widths in layers.items():
+        finite = widths[np.isfinite(widths)]
+        ends = dict.fromkeys(f"{end:.3f}" for end in (finite.min(initial=np.inf), finite.max(initial=0)))
+        words.append(f"{null} ±{' to '.join(ends)}" + (" (drawn)" if null == default and len(layers) > 1 else ""))
+    label = "95% of layers by chance: " + ", ".join(words[:2]) + "".join(f",\n{word}" for word in words[2:])
+    x = np.arange(len(width))
+    edges = np.repeat(np.append(x - 0.5, x[-1] + 0.5), 2)[1:-1]
+    half = np.repeat(np.nan_to_num(width), 2)
+    axes.fill_between(edges, -half, half, color=GREY, linewidth=0, label=label, zorder=0)
+
+
+def _widest(models: Sequence[Metrics], field: str) -> tuple[str, float]:
+    """The nulls, and the half width of the widest interval, for the mean over heads of any layer of several models."""
+    if field != "weighted_cosine":
+        return "gaussian", max(getattr(metrics.null, field) for metrics in models)
+    chance = [metrics.chance() for metrics in models]
+    width = max(float(np.max(layer, where=np.isfinite(layer), initial=0)) for _, _, layer in chance)
+    return " or ".join(dict.fromkeys(null for null, _, _ in chance)), width
 
 
 def cosine_by_layer(models: Mapping[str, Metrics], objectives: Mapping[str, str] | None = None) -> Figure:
@@ -60,17 +91,18 @@ def cosine_by_layer(models: Mapping[str, Metrics], objectives: Mapping[str, str]
         panels = figure.subplots(1, 2, sharey=True)
         groups = {name: objectives[name] if objectives else name for name in models}
         colours = {group: index for index, group in enumerate(dict.fromkeys(groups.values()))}
-        nulls = [m.null for m in models.values()]
         titles = {"weighted_cosine": "weighted by singular value", "mean_cosine": "plain mean"}
         for axes, (field, title) in zip(panels, titles.items(), strict=True):
             for index, (name, metrics) in enumerate(models.items()):
                 values = getattr(metrics, field)
                 label = literal(f"{name} ({groups[name]})" if objectives else name)
                 _curve(axes, np.linspace(0, 1, len(values)), values, label, (colours[groups[name]], index))
-            _bands(axes, nulls, field)
+            _bands(axes, list(models.values()), field)
             axes.set(xlabel="relative depth", title=title)
         panels[0].set_ylabel("cosine of query and key direction")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        (handles, labels), (others, names) = (axes.get_legend_handles_labels() for axes in panels)
+        handles, labels = [*handles, others[-1]], [*labels, names[-1]]  # the last one is the band of a layer
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
         return figure
 
 
@@ -80,8 +112,9 @@ def _one_model(name: str, metrics: Metrics) -> Figure:
     layers = np.arange(len(metrics.weighted_cosine))
     _curve(axes, layers, metrics.weighted_cosine, "weighted by singular value", (0, 0))
     _curve(axes, layers, metrics.mean_cosine, "plain mean", (1, 1), "--")
-    _bands(axes, [metrics.null], "weighted_cosine")
+    _bands(axes, [metrics], "weighted_cosine")
     axes.set(xlabel="layer", ylabel="cosine of query and key direction", title=literal(name))
+    axes.set_xlim(-0.6, len(layers) - 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, loc="lower left")
     return figure
@@ -101,13 +134,16 @@ def draw_heads(axes: Axes, values, colours: str, lowest: float) -> AxesImage:
 
 
 def head_map(name: str, metrics: Metrics) -> Figure:
-    """Draws a map of every head's weighted mean cosine: layers from left to right, heads from bottom to top."""
+    """Draws a map of every head's weighted mean cosine: layers from left to right, heads from bottom to top.
+
+    Heads that lie within the interval expected by chance are hatched.
+    """
     values = np.asarray(metrics.weighted_cosine).T
     heads, layers = values.shape
     cell = min(0.55, WIDTH / layers)
     with styled():
         figure = Figure(
-            figsize=(max(cell * layers + 1.6, 4), max(cell * 0.75 * heads + 1.2, 2.2)), layout="constrained"
+            figsize=(max(cell * layers + 1.6, 4), max(cell * 0.75 * heads + 1.4, 2.4)), layout="constrained"
         )
         axes = figure.subplots()
         image = draw_heads(axes, metrics.weighted_cosine, DIVERGING, -1.0)
@@ -116,7 +152,11 @@ def head_map(name: str, metrics: Metrics) -> Figure:
                 colour = "white" if abs(value) > 0.6 else "black"
                 text = f"{value:.2f}".replace("-0.00", "0.00")
                 axes.text(layer, head, text, ha="center", va="center", fontsize=7, color=colour)
-        axes.set_title(literal(name))
+        null, width, _ = metrics.chance()
+        for layer, head in np.argwhere(readings(metrics.weighted_cosine, width) == READINGS[1]):
+            corner = (layer - 0.5, head - 0.5)
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor=GREY, linewidth=0))
+        axes.set_title(literal(f"{name}\nhatched: within chance ({null} null, 95% of single heads)"))
         figure.colorbar(image, label="weighted mean cosine")
         return figure
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from qkjax.interaction import float_range
 from qkjax.interaction.frame import Positions
+from qkjax.interaction.head_null import DEFAULT, HeadNull
 from qkjax.interaction.modes import Modes
 from qkjax.interaction.null import Null, null_band
 from qkjax.interaction.svd.cholesky_qr import cholesky_qr
@@ -45,6 +46,8 @@ class Metrics(NamedTuple):
       antisymmetric_spectrum: w > 0 for each pair +-iw of eigenvalues of (M - M^T) / 2, largest first.
       null: 95% intervals expected by chance for a model with these shapes. For modes of the mean over positions of a
         rotary model, random kernels have the same rotation.
+      head_null: 95% intervals of the weighted cosine of each head and layer, given the head's own spectrum or kernels.
+        None if they were not computed: `measure` does not know the kernels, but `qkjax.analyze` computes them.
 
     Example:
       >>> import numpy as np
@@ -68,6 +71,18 @@ class Metrics(NamedTuple):
     symmetric_eigenvalues: Float[Array, "layers heads eigen"]
     antisymmetric_spectrum: Float[Array, "layers heads pairs"]
     null: Null
+    head_null: HeadNull | None = None
+
+    def chance(self) -> tuple[str, Float[np.ndarray, "layers heads"], Float[np.ndarray, "layers"]]:
+        """The default null, and the half widths of its intervals of the weighted cosine for heads and for layers.
+
+        Without `head_null`, this is the null with Gaussian kernels.
+        """
+        if self.head_null is not None:
+            return DEFAULT, *self.head_null.of(DEFAULT)
+        shape = np.shape(self.weighted_cosine)
+        null = self.null
+        return "gaussian", np.full(shape, null.head_weighted_cosine), np.full(shape[0], null.weighted_cosine)
 
     def __repr__(self) -> str:
         weighted = np.asarray(self.weighted_cosine, np.float64)
@@ -75,7 +90,9 @@ class Metrics(NamedTuple):
             return f"Metrics(weighted_cosine {weighted.shape})"
         layers = ", ".join(f"{x:.2f}" for x in weighted.mean(-1)[:24]) + (", ..." if len(weighted) > 24 else "")
         shape = f"{len(weighted)} layers x {weighted.shape[1]} heads x {self.cosine.shape[-1]} modes"
-        return f"Metrics({shape}\n  weighted cosine by layer: {layers}\n  chance: {self.null.weighted_cosine:.3f})"
+        null, _, chance = self.chance()
+        widest = np.max(chance, where=np.isfinite(chance), initial=0)
+        return f"Metrics({shape}\n  weighted cosine by layer: {layers}\n  chance ({null}): at most {widest:.3f})"
 
     def _repr_html_(self) -> str:
         """The text of `repr` as HTML, for notebooks."""
@@ -104,7 +121,7 @@ METRIC_LABELS = {
         "w for each pair +-iw of eigenvalues of the antisymmetric part of M.",
     ),
 }
-"""Axis label, units and description of each field of `Metrics` except `null`, as stored in result files."""
+"""Axis label, units and description of each field of `Metrics` except the nulls, as stored in result files."""
 
 
 def relative_gap(s: Float[Array, "rank"]) -> Float[Array, "rank"]:

@@ -31,6 +31,7 @@ DIMENSIONS = {
     "pair": Label("eigenvalue pair", "1", "Index of the imaginary eigenvalue pair, largest first, counted from 0."),
     "sign": Label("sign of the mode", "1", "1 for (u, v), -1 for (-u, -v); both are the same mode."),
     "place": Label("rank", "1", "Rank of the image for the mode; 0 is the best."),
+    "null": Label("null", "1", "What a random head has in common with the head; see qkjax.interaction.head_null."),
     "score": Label("score", "1", "Score that ranks the images; see qkjax.activations.scores."),
     "image": Label("image", "1", "Name of the image in its image set."),
     "query": Label("query", "1", "Region of the image that contains the query token."),

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from qkjax.errors import QkjaxError
 from qkjax.interaction.frame import Positions
+from qkjax.interaction.query_key import QueryKey
 from qkjax.interaction.rotary.mean import Kernel, coherence, columns_with_mean, mean_kernels, offset_kernels
 from qkjax.interaction.rotary.rotation import Rotation, grid_steps
 
@@ -63,3 +64,12 @@ def kernels_at(
     with np.errstate(invalid="ignore"):  # kernels that are not finite have modes that are not finite
         kernels = tuple(x[..., used] for x in mean_kernels(*kernels, rotation.angles, rotation.pairs))
     return kernels, Positions("mean", rotation.grid, c, window=rotation.window)
+
+
+def kernels_of_modes(parts: QueryKey) -> tuple[Columns, Columns]:
+    """The query and key kernels whose M `qkjax.decompose(parts)` decomposes, before they are folded.
+
+    For a model with rotary positions, the product of the kernels is the mean over positions.
+    """
+    kernels = parts.query_kernel, parts.key_kernel
+    return kernels if parts.rotation is None else kernels_at(kernels, parts.rotation, None, None)[0]

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qkjax.errors import QkjaxError
-from qkjax.interaction.null import HEADS, LAYERS, LEVEL, null_band
+from qkjax.interaction.null import HEADS, LEVEL, null_band
 from qkjax.interaction.rotary.distance import by_distance, offset_angles
 from qkjax.interaction.rotary.isotropy import isotropy
 from qkjax.interaction.rotary.place import axis_covariances, covariances, place_share
@@ -25,6 +25,7 @@ from qkjax.interaction.rotary.rotation import offsets, pair_counts
 from qkjax.interaction.svd.lapack import cpu_device
 
 Angles = Float[np.ndarray, "places planes"]
+LAYERS = 20_000  # number of layers that are sampled from random heads
 SAMPLES = 2000  # number of maps of random heads from which the intervals of isotropy are computed
 
 
