@@ -110,6 +110,7 @@ def preference_links(
     weighted_cosine: Float[np.ndarray, "layers heads"],
     values: Mapping[str, Float[np.ndarray, "layers heads"]],
     rows: Sequence[Row],
+    frame: str = "",
 ) -> Figure:
     """Plots the attention preferences of every head against the weighted cosine of its modes.
 
@@ -120,6 +121,7 @@ def preference_links(
       weighted_cosine: weighted cosine of the modes of each head.
       values: a dict from the keys of `PREFERENCES` to the preference of each head.
       rows: the rank correlations, with one row per preference.
+      frame: the frame of the modes, such as "plain frame", for the label of the horizontal axis.
     """
     linked = {row["preference"]: row for row in rows}
     cosine = weighted_cosine.ravel()
@@ -131,7 +133,7 @@ def preference_links(
             points = axes.scatter(cosine, values[field].ravel(), c=layers, cmap="viridis", s=16)
             row = linked[field]
             axes.set_title(f"rank correlation {row['all_heads']:.2f} ({row['within_layers']:.2f} within layers)")
-            axes.set(xlabel="weighted cosine of the head's modes", ylabel=label)
+            axes.set(xlabel="weighted cosine of the head's modes" + (f"\n({frame})" if frame else ""), ylabel=label)
             axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         figure.colorbar(points, ax=panels, label="layer")
         figure.suptitle(literal(name), fontsize=9)

@@ -45,7 +45,9 @@ def describe(
     drawn = {
         "preference_by_layer": lambda: figures.preference_by_layer({name: rows}),
         "anisotropy": lambda: figures.anisotropy_by_layer(name, rows),
-        "links": lambda: figures.preference_links(name, dataset.weighted_cosine.values, by_head(dataset), linked),
+        "links": lambda: figures.preference_links(
+            name, dataset.weighted_cosine.values, by_head(dataset), linked, dataset.attrs.get("frame", "plain frame")
+        ),
     }
     if checkpoint is not None and scenes is not None:
         arguments = checkpoint, scenes, dataset, options or PassOptions()
