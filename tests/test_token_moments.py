@@ -7,7 +7,7 @@ import pytest
 
 import qkjax
 from qkjax.activations.position_content import logit_parts
-from qkjax.activations.token_moments import TokenMoments, batch_moments, empty_moments, merge_moments, token_statistics
+from qkjax.activations.token_moments import TokenMoments, batch_moments, empty_moments, merge_moments, statistics_of
 from qkjax.interaction.map_correlation import map_correlation, map_shares
 
 SPECIAL, PLACES, EMBED, LAYERS = 2, 6, 8, 3
@@ -40,7 +40,7 @@ def moments_of(tokens: np.ndarray, halves: np.ndarray, size: int) -> TokenMoment
 def test_statistics_are_those_of_loops():
     """To 1e-6 of the size of each covariance, though the mean is 20 times the content: batches are centred."""
     tokens, halves = tokens_of(11), np.array([0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1])
-    found = token_statistics(moments_of(tokens, halves, 4), SPECIAL)
+    found = statistics_of(moments_of(tokens, halves, 4), SPECIAL)
     for layer in range(LAYERS):
         y = tokens[layer, :, SPECIAL:].astype(np.float64)
         mean, places = np.zeros(EMBED), np.zeros((PLACES, EMBED))
@@ -68,15 +68,15 @@ def test_statistics_are_those_of_loops():
 
 def test_merging_does_not_depend_on_the_batches():
     tokens, halves = tokens_of(9), np.arange(9) % 2
-    whole = token_statistics(moments_of(tokens, halves, 9), SPECIAL)
+    whole = statistics_of(moments_of(tokens, halves, 9), SPECIAL)
     for size in (1, 2, 5):
-        found = token_statistics(moments_of(tokens, halves, size), SPECIAL)
+        found = statistics_of(moments_of(tokens, halves, size), SPECIAL)
         np.testing.assert_allclose(found.content, whole.content, atol=2e-6 * whole.content.max())
         np.testing.assert_allclose(found.position, whole.position, atol=2e-6 * whole.position.max())
 
 
 def test_a_single_image_has_no_content():
-    found = token_statistics(moments_of(tokens_of(1), np.zeros(1, int), 2), SPECIAL)
+    found = statistics_of(moments_of(tokens_of(1), np.zeros(1, int), 2), SPECIAL)
     assert not found.content.any()
     np.testing.assert_allclose(found.position_share, 1)
     assert np.isnan(found.position_share_halves).all()
@@ -85,7 +85,7 @@ def test_a_single_image_has_no_content():
 def test_halves_see_that_there_is_no_position():
     """Of tokens without a position factor, the share is that of noise, and that across halves is near 0; 3 errors."""
     tokens = np.random.default_rng(0).standard_normal((LAYERS, 20, SPECIAL + PLACES, EMBED)).astype(np.float32)
-    found = token_statistics(moments_of(tokens, np.arange(20) % 2, 8), SPECIAL)
+    found = statistics_of(moments_of(tokens, np.arange(20) % 2, 8), SPECIAL)
     noise = (PLACES - 1) / PLACES / 20
     assert found.position_share.mean() == pytest.approx(noise, abs=0.016)
     assert found.position_share_halves.mean() == pytest.approx(0, abs=0.026)
@@ -148,7 +148,7 @@ def test_maps_that_do_not_vary_have_no_correlation():
 def test_shares_of_maps_are_those_of_variances():
     """The product of a query share and a key share is the share of a pair of parts over all pairs of two images."""
     tokens = tokens_of(7) - tokens_of(7).mean((1, 2), keepdims=True) + 1
-    statistics = token_statistics(moments_of(tokens, np.arange(7) % 2, 3), SPECIAL)
+    statistics = statistics_of(moments_of(tokens, np.arange(7) % 2, 3), SPECIAL)
     modes = qkjax.decompose(*np.random.default_rng(5).standard_normal((2, LAYERS, EMBED, 2, 3)).astype(np.float32))
     query, key = map_shares(modes, statistics.mean, statistics.position, statistics.content)
     np.testing.assert_allclose(query.sum(-1), 1)

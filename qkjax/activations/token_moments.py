@@ -104,7 +104,7 @@ def merge_moments(first: TokenMoments, second: TokenMoments, special: int) -> To
     return TokenMoments(images, place_mean, first.scatter + second.scatter + _gram(between))
 
 
-def token_statistics(moments: TokenMoments, special: int) -> TokenStatistics:
+def statistics_of(moments: TokenMoments, special: int) -> TokenStatistics:
     """Mean, position factor and content of the tokens, from their moments.
 
     Args:
@@ -113,9 +113,9 @@ def token_statistics(moments: TokenMoments, special: int) -> TokenStatistics:
 
     Example:
       >>> import numpy as np
-      >>> from qkjax.activations.token_moments import TokenMoments, token_statistics
+      >>> from qkjax.activations.token_moments import TokenMoments, statistics_of
       >>> places = np.array([[[[0.0], [2.0]], [[0.0], [2.0]]]])  # one layer, two halves, two patches, one dimension
-      >>> result = token_statistics(TokenMoments(np.ones(2), places, np.full((1, 1, 1), 4.0)), special=0)
+      >>> result = statistics_of(TokenMoments(np.ones(2), places, np.full((1, 1, 1), 4.0)), special=0)
       >>> result.position.item(), result.content.item(), result.position_share.item()
       (1.0, 1.0, 0.5)
     """
