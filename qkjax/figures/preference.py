@@ -65,7 +65,7 @@ def _one_model(name: str, rows: Sequence[Row]) -> Figure:
     panels[1].axhline(1, color=GREY, linewidth=0.8, zorder=0)
     _band(panels[2], rows, "layer", "similarity", 3, "preference for similar tokens")
     panels[2].plot([row["layer"] for row in rows], [row["weighted_cosine"] for row in rows], "v--", color=COLOURS[4],
-                   markersize=4, label="weighted cosine of the modes")  # fmt: skip
+                   markersize=4, label="weighted cosine of the modes (plain frame)")  # fmt: skip
     panels[2].axhline(0, color=GREY, linewidth=0.8, zorder=0)
     panels[2].set(ylabel="cosine")
     for axes in panels:
@@ -125,13 +125,13 @@ def preference_links(
     cosine = weighted_cosine.ravel()
     layers = np.repeat(np.arange(weighted_cosine.shape[0]), weighted_cosine.shape[1])
     with styled():
-        figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
         panels = figure.subplots(1, len(PREFERENCES))
         for axes, (field, label) in zip(panels, PREFERENCES.items(), strict=True):
             points = axes.scatter(cosine, values[field].ravel(), c=layers, cmap="viridis", s=16)
             row = linked[field]
             axes.set_title(f"rank correlation {row['all_heads']:.2f} ({row['within_layers']:.2f} within layers)")
-            axes.set(xlabel="weighted cosine of the head's modes", ylabel=label)
+            axes.set(xlabel="weighted cosine of the head's modes\n(plain frame)", ylabel=label)
             axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         figure.colorbar(points, ax=panels, label="layer")
         figure.suptitle(literal(name), fontsize=9)
