@@ -29,6 +29,7 @@ COMMANDS = {
     "top-images": (MODEL,),
     "preference": (MODEL,),
     "objects": (MODEL,),
+    "tokens": (MODEL,),
     "ablate": (MODEL, "--select", "all"),
     "report": (MODEL,),
 }

@@ -21,6 +21,7 @@ from qkjax.cli.parse import parse
 from qkjax.cli.pictures import image, top_images
 from qkjax.cli.remote_out import local_out
 from qkjax.cli.report import report
+from qkjax.cli.tokens import tokens
 from qkjax.cli.training import training_commands
 from qkjax.errors import AssumptionWarning, QkjaxError, ShardFinished, nearest
 from qkjax.runtime.compilation_cache import use_compilation_cache
@@ -35,6 +36,7 @@ COMMANDS = {
     "top-images": top_images,
     "preference": preference,
     "objects": objects,
+    "tokens": tokens,
     "ablate": ablate,
     "report": report,
     "models": models,

@@ -80,10 +80,10 @@ def preference(
         raise QkjaxError(
             f"--{next(iter(generated))} applies only to generated scenes, but --o3 is given: remove one of the two"
         )
-    loaded = _photograph_models("preference", models, given_options(grid=grid, heads=heads), resolution, out)
+    loaded = photograph_models("preference", models, given_options(grid=grid, heads=heads), resolution, out)
     scenes = open_o3(o3) if o3 else patterns(**_generated(count, seed), kind=kind or "patterns")
     options = PassOptions(batch, resolution, dtype, shard_of(shard))
-    _each(
+    each_model(
         loaded,
         out,
         "preference",
@@ -157,10 +157,10 @@ def objects(
     from qkjax.passes.options import PassOptions
     from qkjax.passes.settings import settings_of
 
-    loaded = _photograph_models("objects", models, given_options(grid=grid, heads=heads), resolution, out)
+    loaded = photograph_models("objects", models, given_options(grid=grid, heads=heads), resolution, out)
     images = open_objects(masks) if masks else mosaics(**_generated(count, seed))
     options, choices = PassOptions(batch, resolution, dtype, shard_of(shard)), {"top": top, "stream": stream}
-    _each(
+    each_model(
         loaded,
         out,
         "objects",
@@ -184,7 +184,7 @@ def _generated(count: int | None, seed: int | None) -> dict[str, int]:
     return {"count": count, "seed": seed}
 
 
-def _photograph_models(command: str, models: tuple[str, ...], settings: dict, resolution, out) -> dict:
+def photograph_models(command: str, models: tuple[str, ...], settings: dict, resolution, out) -> dict:
     """A dict from the name of each model to the model and its origin, after checks of the folder and the resolution."""
     from qkjax.analyses.targets import load_models
     from qkjax.passes.inputs import for_photographs, photograph_grid
@@ -199,7 +199,7 @@ def _photograph_models(command: str, models: tuple[str, ...], settings: dict, re
     return loaded
 
 
-def _each(
+def each_model(
     loaded: dict,
     out: Path | None,
     kind: str,

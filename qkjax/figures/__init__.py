@@ -27,6 +27,8 @@ _HOME = {
     "drawn": "many",
     "head_map": "layers",
     "layer_map": "ablations",
+    "map_correlation_by_layer": "tokens",
+    "position_and_content": "tokens",
     "position_share": "positions",
     "position_share_by_plane": "positions",
     "preference_by_layer": "preference",
@@ -39,6 +41,7 @@ _HOME = {
     "sweep_cosines": "training",
     "sweep_curves": "training",
     "symmetry_by_layer": "layers",
+    "tokens_of_models": "tokens",
     "top_images_sheet": "sheets",
 }
 
