@@ -3,14 +3,14 @@
 FOLDER keeps the results, so that the second run takes seconds; the first takes about as long as 2,000 forward passes of
 DINOv2 ViT-S/14. For every head there are several measures: the weighted cosine in three frames, and map correlations.
 Each is correlated (Spearman) with the preference of the head for similar tokens, in three sets of images. Intervals are
-95% bootstrap intervals that resample the 72 heads; differences use the same resamples for both measures. The
-covariance of the tokens comes from photographs, except in one row, where it comes from the images of the preference.
+95% bootstrap intervals that resample the 72 heads; differences use the same resamples for both measures. The last two
+columns are means of the correlations within layers, and their intervals resample the 12 layers. The covariance of the
+tokens comes from photographs, except in one row, where it comes from the images of the preference.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,14 @@ import xarray as xr
 from scipy.stats import rankdata
 
 import qkjax
+from qkjax.activations.position_content import KEY_PARTS, QUERY_PARTS
 from qkjax.analyses.preference.tables import by_head
 from qkjax.analyses.tokens.photographs import photograph_resamples
 from qkjax.analyses.tokens.shares import PAIRS, head_shares, overall, tokens_table
 from qkjax.images.generated import patterns
 from qkjax.images.scenes import Scene
 from qkjax.images.sets import ImageSet
-from qkjax.results.intervals import ends_of
+from qkjax.results.intervals import ends_of, resamples
 from qkjax.results.rows import format_rows
 from qkjax.results.store import write_dataset
 
@@ -69,7 +70,7 @@ def saved(path: Path, compute: Callable[[Path], xr.Dataset]) -> xr.Dataset:
 
 
 def measures(checkpoint: qkjax.Checkpoint, tokens: xr.Dataset) -> dict[str, np.ndarray]:
-    """Each measure of every head, flat."""
+    """Each measure of every head, by layer and head."""
     frames = {
         "cosine, plain": {},
         "cosine, folded": {"fold_scale": True},
@@ -80,7 +81,7 @@ def measures(checkpoint: qkjax.Checkpoint, tokens: xr.Dataset) -> dict[str, np.n
     values = {name: np.asarray(metrics.weighted_cosine) for name, metrics in values.items()}
     values |= {"map correlation": by_part.sel(part="whole").values}
     values |= {f"map correlation, {part}": by_part.sel(part=part).values for part in ("content", "position")}
-    return {name: np.asarray(x, np.float64).ravel() for name, x in values.items()}
+    return {name: np.asarray(x, np.float64) for name, x in values.items()}
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -90,10 +91,17 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (one * other).sum(-1) / np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
 
 
-def of_four(tokens: xr.Dataset, image_weights: np.ndarray | None = None) -> np.ndarray:
-    """The share of content-content in the four parts to which the mean query does not belong, mean over heads."""
-    four = head_shares(tokens, "patches", image_weights)[..., 2:]
-    return (four[..., -1] / four.sum(-1)).mean((-2, -1))
+def content_shares(tokens: xr.Dataset, image_weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Summaries of the shares of content in the logits, over all heads."""
+    shares = head_shares(tokens, "patches", image_weights)
+    by_query = shares.reshape(*shares.shape[:-1], len(QUERY_PARTS), len(KEY_PARTS))
+    largest = shares.argmax(-1) == PAIRS.index("content_content")
+    return {
+        "share of the parts with the content of the key": by_query[..., 1].sum(-1).mean((-2, -1)),
+        "share of the parts with the content of the query": by_query[..., 2, :].sum(-1).mean((-2, -1)),
+        "share of heads whose largest part is content-content": largest.mean((-2, -1)),
+        "content-content in the four parts without the mean": (shares[..., 5] / shares[..., 2:].sum(-1)).mean((-2, -1)),
+    }
 
 
 def in_words(estimate: float, resampled: np.ndarray) -> str:
@@ -102,60 +110,57 @@ def in_words(estimate: float, resampled: np.ndarray) -> str:
     return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def within_layers(first: np.ndarray, second: np.ndarray, layers: int) -> np.ndarray:
-    """The mean over layers of the rank correlations over the heads of a layer, which layers cannot explain."""
-    with np.errstate(invalid="ignore"):  # a resample may contain a single head of a layer several times
-        return np.nanmean(spearman(*(x.reshape(*x.shape[:-1], layers, -1) for x in (first, second))), axis=-1)
-
-
-def print_parts(tokens: xr.Dataset) -> None:
-    """Prints the shares of position and content in tokens and in logits."""
-    columns = ("layer", "position_share", "position_share_halves", "logit_spread", *PAIRS)
+def print_shares(tokens: xr.Dataset) -> None:
+    """Prints the parts of the logits, by layer and over all heads."""
+    print(tokens.summary)
+    columns = ("layer", "position_share", "position_share_halves", "logit_spread")
+    columns += tuple(f"{pair}{end}" for pair in PAIRS for end in ("", "_low", "_high"))
     print(format_rows([{name: row[name] for name in columns} for row in tokens_table(tokens)]))
     for name, (mean, low, high) in overall(tokens).items():
         print(f"{name}: {mean:.3f} [{low:.3f}, {high:.3f}]")
-    most = (head_shares(tokens).argmax(-1) == PAIRS.index("content_content")).mean()
-    print(f"content-content is the largest part in {most:.0%} of the heads")
-    weights = photograph_resamples(tokens.photograph.values)
-    print(f"of the four parts without the mean: {in_words(of_four(tokens), of_four(tokens, weights))} over all heads")
+    resampled = content_shares(tokens, photograph_resamples(tokens.photograph.values))
+    for name, share in content_shares(tokens).items():
+        print(f"{name}: {in_words(float(share), resampled[name])}")
 
 
-def print_correlations(values: dict[str, np.ndarray], preference: np.ndarray, layers: int) -> None:
-    """Prints the rank correlation of each measure with the preference, what the map correlation adds, and both within
-    layers.
-    """
-    rng, per_layer = np.random.default_rng(0), preference.size // layers
-    over_all = rng.integers(0, preference.size, (RESAMPLES, preference.size))
-    first = per_layer * np.arange(layers)[:, None]
-    within = (first + rng.integers(0, per_layer, (RESAMPLES, layers, per_layer))).reshape(RESAMPLES, -1)
-    kinds = ((spearman, over_all), (partial(within_layers, layers=layers), within))
-    for measure, x in values.items():
-        cells = []
-        for correlated, heads in kinds:
-            estimates = [correlated(y, preference) for y in (x, values["map correlation"])]
-            resampled = [correlated(y[heads], preference[heads]) for y in (x, values["map correlation"])]
-            gain = in_words(estimates[1] - estimates[0], resampled[1] - resampled[0])
-            cells += [in_words(estimates[0], resampled[0]), gain]
-        print(f"| {measure} | {' | '.join(cells)} |")
+def print_correlations(own: dict[str, np.ndarray], preference: np.ndarray) -> None:
+    """Prints the rank correlation of each measure with the preference, and the gain of the map correlation."""
+    heads = np.random.default_rng(0).integers(0, preference.size, (RESAMPLES, preference.size))
+    layers, best = resamples(len(preference), 1), "map correlation"
+    over_heads = {name: spearman(x.ravel(), preference.ravel()) for name, x in own.items()}
+    resampled = {name: spearman(x.ravel()[heads], preference.ravel()[heads]) for name, x in own.items()}
+    within = {name: spearman(x, preference) for name, x in own.items()}
+    print("| measure | all heads | gain of the map correlation | within layers | gain of the map correlation |")
+    for name in own:
+        gain, gain_within = over_heads[best] - over_heads[name], within[best] - within[name]
+        cells = (
+            in_words(over_heads[name], resampled[name]),
+            in_words(gain, resampled[best] - resampled[name]),
+            in_words(within[name].mean(), layers @ within[name]),
+            in_words(gain_within.mean(), layers @ gain_within),
+        )
+        print(f"| {name} | {' | '.join(cells)} |")
+    means = {name: x.mean(1) for name, x in own.items()}
+    ranks = ", ".join(f"{name} {spearman(x, preference.mean(1)):.2f}" for name, x in means.items())
+    print(f"rank correlation of the means of the layers: {ranks}")
 
 
 def main(folder: Path) -> None:
     """Computes what is missing in the folder, and prints the tables."""
     checkpoint = qkjax.load(MODEL)
-    tokens = saved(folder / "tokens.nc", lambda path: qkjax.token_statistics(checkpoint, partial=path))
-    print(tokens.summary)
-    print_parts(tokens)
+    tokens = saved(folder / "tokens.nc", lambda partial: qkjax.token_statistics(checkpoint, partial=partial))
+    print_shares(tokens)
     own = measures(checkpoint, tokens)
-    for name, scenes in SETS.items():
-        found = saved(folder / f"{name}.nc", lambda p, s=scenes: qkjax.attention_preference(checkpoint, s(), partial=p))
+    for name, make in SETS.items():
+        scenes = make()
+        found = saved(folder / f"{name}.nc", lambda p, s=scenes: qkjax.attention_preference(checkpoint, s, partial=p))
         there = saved(
             folder / f"tokens_{name}.nc",
-            lambda p, s=scenes: qkjax.token_statistics(checkpoint, same_images(s()), partial=p),
+            lambda p, s=scenes: qkjax.token_statistics(checkpoint, same_images(s), partial=p),
         )
         here = {"map correlation, tokens of these images": measures(checkpoint, there)["map correlation"]}
-        print(f"\n{name}, {found.sizes['image']} images: rank correlation over heads, what the map correlation adds;")
-        print("the same within layers")
-        print_correlations(own | here, by_head(found)["similarity"].ravel(), found.sizes["layer"])
+        print(f"\n{name}, {found.sizes['image']} images")
+        print_correlations(own | here, by_head(found)["similarity"])
 
 
 if __name__ == "__main__":

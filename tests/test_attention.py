@@ -12,6 +12,7 @@ import qkjax
 from qkjax.vit.attention import UNROLLED_HEADS, attention_logits, mixed_values, weighted_values
 from qkjax.vit.layers import ACTIVATIONS
 from qkjax.vit.model import forward
+from qkjax.vit.tree import stacked_outputs
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -74,6 +75,10 @@ def test_reading_attention_changes_no_output(name):
     np.testing.assert_allclose(read, plain, atol=1e-5 * np.abs(plain).max())
     np.testing.assert_allclose(captured["attention"].sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(jax.nn.softmax(captured["attention_logits"]), captured["attention"], atol=1e-6)
+    some = np.array([2, 0])
+    output, out = model.apply({"params": checkpoint.params}, images, capture=("attention",), queries=some)
+    np.testing.assert_allclose(output, plain, atol=1e-5 * np.abs(plain).max())
+    np.testing.assert_allclose(stacked_outputs(out, "attention"), captured["attention"][..., some, :], atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 2.5e-7), ("bfloat16", 4e-3)])
@@ -83,3 +88,19 @@ def test_exact_gelu(dtype, error):
     wanted = x * scipy.special.ndtr(x)
     found = np.asarray(ACTIVATIONS["gelu"](jnp.asarray(x.reshape(1, 1, -1), dtype)), np.float64).ravel()
     assert (np.abs(found - wanted) <= error * np.abs(x) + 1e-30).all()
+
+
+def test_attention_of_some_queries_has_the_relative_position_bias():
+    config = qkjax.ViTConfig(
+        width=24, depth=2, heads=3, head_dim=8, mlp_dim=32, patch_size=(4, 4), grid=(2, 3), class_token=True,
+        posemb="none", pool="tok", relative_positions=True,
+    )  # fmt: skip
+    model, images = qkjax.ViT(config), np.random.default_rng(0).standard_normal((2, 8, 12, 3)).astype(np.float32)
+    params = model.init(jax.random.key(0), images)["params"]
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    _, whole = model.apply({"params": params}, images, capture=("attention", "attention_logits"))
+    some = np.array([0, 5, 3])
+    _, out = model.apply({"params": params}, images, capture=("attention", "attention_logits"), queries=some)
+    for name in ("attention", "attention_logits"):
+        expected = stacked_outputs(whole, name)[..., some, :]
+        np.testing.assert_allclose(stacked_outputs(out, name), expected, atol=1e-5 * np.abs(expected).max())

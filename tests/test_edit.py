@@ -14,7 +14,7 @@ import qkjax
 from conftest import dense_svd
 from qkjax.analyses.edit import Edit, edit_with_notes, resolve
 from qkjax.images.preprocess import PRESETS
-from qkjax.interaction.edit import EDITS, edit, factorise
+from qkjax.interaction.edit import EDITS, KEEP_KEYS, edit, factorise, within_modes
 from qkjax.interaction.modes import decompose
 from qkjax.interaction.select import random_modes, select, strength
 from qkjax.interaction.svd.lapack import by_lapack
@@ -75,6 +75,21 @@ def test_edited_interactions_are_those_of_dense_arithmetic(head, kind):
     else:  # what fits is as good as the best matrix of the rank that leaves room for w
         best = (np.linalg.svd(wanted, compute_uv=False)[COLUMNS - 1 :] ** 2).sum() / np.linalg.norm(wanted) ** 2
         assert error <= best + 1e-6
+
+
+@pytest.mark.parametrize("kind", KEEP_KEYS)
+def test_kernels_from_the_modes_are_those_of_a_factorisation(head, kind):
+    """Without a second SVD, kernels represent the same interaction and key bias, to the rounding of float32."""
+    modes, m, w = head
+    factors = EDITS[kind](*modes, jnp.asarray([1, 0, 0.5, 1, 0, 0], jnp.float32))
+    for columns in (COLUMNS, 2 * COLUMNS + 1):
+        arguments = factors, jnp.asarray(w, jnp.float32), columns
+        found, expected = within_modes(*arguments), factorise(*arguments)
+        assert [x.shape for x in found] == [x.shape for x in expected]
+        both = [product(x.query_kernel, x.key_kernel) for x in (found, expected)]
+        np.testing.assert_allclose(*both, atol=2e-5 * np.abs(m).max())
+        np.testing.assert_allclose(product(found.key_kernel, found.query_bias), w, atol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(found.query_kernel), np.linalg.norm(expected.query_kernel), rtol=1e-4)
 
 
 def test_nothing_chosen_is_nothing_changed(head):

@@ -58,8 +58,7 @@ def test_a_pass_is_a_plain_loop(tmp_path, monkeypatch, capsys):
         done = command(monkeypatch, capsys, "objects", *words, "--count", 5, "--top", 3, "--batch", 2)
         assert done.code == 0, done.err
 
-    small = tmp_path / "small.npz"
-    run(small, "--out", tmp_path / "out")
+    run(small := tmp_path / "small.npz", "--out", tmp_path / "out")
     data = xr.load_dataset(tmp_path / "out" / "objects.nc")
     modes = qkjax.decompose(*query_key_kernels(params))
     images = mosaics(5, 0)
@@ -81,7 +80,7 @@ def test_a_pass_is_a_plain_loop(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(data.objects, objects)
     table = (tmp_path / "out" / "objects.csv").read_text().splitlines()
     row = dict(zip(table[0].split(","), map(float, table[1].split(",")), strict=True))
-    s, found, chances = np.asarray(modes.s[0], np.float64), [], []
+    s, found, chances = np.float64(modes.s[0]), [], []
     for head, mode in np.ndindex(2, 6):
         sign = np.array(scores)[:, 0, head, mode].max(0).argmax()
         images_of = order[:, 0, head, mode, sign]
@@ -89,6 +88,9 @@ def test_a_pass_is_a_plain_loop(tmp_path, monkeypatch, capsys):
         found.append(s[head, mode] / s[head].sum() * data.same.values[0, head, mode, sign].mean())
     assert row["same"] == pytest.approx(sum(found) / 2, abs=1e-6)
     assert row["chance"] == pytest.approx(sum(chances) / 2, abs=1e-6)
+    rates = np.array(found) / (s / s.sum(-1, keepdims=True)).ravel()
+    assert row["by_strength"] == pytest.approx(np.dot(s.ravel() / s.sum(), rates), abs=1e-6)
+    assert row["plain"] == pytest.approx(np.mean(rates), abs=1e-6)
     assert row["same_low"] <= row["same"] <= row["same_high"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "objects.nc", "objects.csv", "same_object.png", "same_object.pdf",

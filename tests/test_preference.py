@@ -1,5 +1,7 @@
 """Attention preference: exact on attention made by hand, equal to plain passes on models, and readers that explain."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -364,3 +366,19 @@ def test_the_command_writes_tables_figures_and_what_is_left_out(checkpoint, tmp_
     assert (tmp_path / "two" / "small" / "preference.nc").exists()
     assert (tmp_path / "two" / "preference_by_layer.pdf").exists()
     assert (tmp_path / "two" / "other" / "preference.nc").exists()
+
+
+@pytest.mark.parametrize("name", ["timm-imagenet", "simmim", "bigvision-small-crop"])
+def test_masks_are_resized_to_the_size_of_their_image(name):
+    """Pillow's presets and big_vision's round the longer side differently; the edge of an object must not move."""
+    preset = replace(PRESETS[name], crop=32, resize_to=40 if name == "simmim" else 32)
+    edges = []
+    for width in range(50, 90):
+        mask = np.zeros((48, width), np.uint8)
+        mask[:, width // 2 + 6 :] = 255
+        other = np.zeros_like(mask)
+        other[:, : width // 2 - 12] = 255
+        scene = Scene(Image.fromarray(np.repeat(mask[..., None], 3, -1)), mask, other)
+        pixels, regions = crop_to_model(scene, "a", preset, None, (1, 1))
+        edges.append(pixels[16, :, 0].sum() / 255 - regions[0, 16].sum())
+    assert np.abs(edges).max() < 0.05

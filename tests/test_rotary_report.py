@@ -78,6 +78,9 @@ def test_measures_of_positions_are_those_of_analyze(checkpoint):  # noqa: F811
     dataset = qkjax.analyze(checkpoint)
     np.testing.assert_array_equal(arrays["position_share"], dataset.position_share.astype(np.float32))
     np.testing.assert_array_equal(arrays["distance_cosine"], dataset.distance_cosine.astype(np.float32))
+    steps = arrays["offset_cosine"]
+    np.testing.assert_allclose(steps / 127, dataset.offset_cosine, atol=0.5 / 127 + 1e-6)
+    assert list(facts["offsets"]) == list(steps.shape[2:])
     assert facts["distances"] == dataset.distance.values.tolist()
     assert facts["share"] == float(dataset.null_position_share)
     assert facts["share_width"] == float(dataset.null_position_share_width.sel(scope="head"))

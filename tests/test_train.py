@@ -265,7 +265,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_bits(tmp_path):
     done = subprocess.run(command(out), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     assert files(out) == files(tmp_path / "whole")
-    wanted = {"model.npz", "metrics.jsonl", "config.json", "checkpoints", "data.txt", "task.json"}
+    wanted = {"model.npz", "metrics.jsonl", "config.json", "checkpoints", "data.txt", "task.json", "environment.json"}
     assert {p.name for p in out.iterdir()} == wanted
     assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) <= 3, "the last two and the best"
 

@@ -16,14 +16,17 @@ import pytest
 
 import qkjax
 from conftest import UNCACHED
+from qkjax.runtime.environment import environment
 from qkjax.runtime.lock import LOCK, exclusive
+from qkjax.train import environments
 from qkjax.train.config import TrainConfig
+from qkjax.train.environments import record_environment
 from qkjax.train.run import train
 from qkjax.train.sweep import sweep
 
 TINY = TrainConfig(width=16, depth=1, heads=1, mlp_dim=16, steps=9, warmup=0, every=3, batch=8, learning_rate=1e-3)
 OPTIONS = ["--width", "16", "--depth", "1", "--heads", "1", "--mlp-dim", "16", "--warmup", "0", "--batch", "8"]
-FILES = {"model.npz", "metrics.jsonl", "config.json", "checkpoints", "data.txt", "task.json"}
+FILES = {"model.npz", "metrics.jsonl", "config.json", "checkpoints", "data.txt", "task.json", "environment.json"}
 SWEEP_FILES = {f"{stem}{suffix}" for stem in ("accuracy", "curves", "cosines") for suffix in (".png", ".pdf")}
 
 
@@ -362,3 +365,23 @@ def test_random_kills_of_the_command(name, tmp_path):
     whole, out = (next((tmp_path / part).rglob("model.npz")).parent for part in ("whole", "out"))
     assert model(out) == model(whole)
     assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_a_change_of_the_environment_is_recorded_and_reported(tmp_path, monkeypatch, caplog):
+    """Neither a second process in the same environment nor a damaged file stops a run."""
+    path = tmp_path / "environment.json"
+    record_environment(path, 0)
+    record_environment(path, 40)
+    (first,) = json.loads(path.read_text())
+    assert first["from_step"] == 0
+    assert first["cores"] == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(environments, "environment", lambda: {**environment(), "cores": 64, "jax": "9.9"})
+    record_environment(path, 60)
+    assert [item["from_step"] for item in json.loads(path.read_text())] == [0, 60]
+    assert f"cores {first['cores']} -> 64" in caplog.text
+    assert "can differ from those of an uninterrupted run" in caplog.text
+    record_environment(path, 0)  # a new run
+    assert [item["cores"] for item in json.loads(path.read_text())] == [64]
+    path.write_text("[3")
+    record_environment(path, 80)
+    assert "is damaged and is written again" in caplog.text

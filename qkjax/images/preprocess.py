@@ -121,7 +121,9 @@ def normalise(
     return ((pixels / 255 - np.asarray(preset.mean)) / np.asarray(preset.std)).astype(np.float32)
 
 
-def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None = None) -> Pixels:
+def picture(
+    image: Photograph, preset: Preprocess, resolution: Resolution | None = None, filter: Filter | None = None
+) -> Pixels:
     """The pixels that the model sees, in RGB, before normalisation.
 
     Args:
@@ -129,6 +131,7 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
       preset: one of `PRESETS`, or the result of `from_processor_config`.
       resolution: side in pixels, or (height, width); by default the crop of the preset. If its aspect ratio differs
         from that of the preset, the image is resized so that it just covers the crop and the preset's relative margins.
+      filter: resampling filter, by default that of the preset. The size of the resized image does not depend on it.
 
     Raises:
       QkjaxError: the array is not uint8 RGB, the image is smaller than the crop and the preset does not resize, or the
@@ -150,7 +153,7 @@ def picture(image: Photograph, preset: Preprocess, resolution: Resolution | None
     if (height, width) == shape[:2]:
         return region(pixels, *box).copy()
     with ENLARGED if height * width > shape[0] * shape[1] + ENLARGEMENT else nullcontext():
-        return resize(pixels, (height, width), preset.filter, box)
+        return resize(pixels, (height, width), filter or preset.filter, box)
 
 
 def source_pixels(

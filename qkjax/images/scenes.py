@@ -1,6 +1,5 @@
 """Scenes: images with a mask of the target (the odd object) and a mask of the distractors."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -61,8 +60,7 @@ def _cut(mask: Mask, preset: Preprocess, resolution: Resolution | None) -> Float
 
     Resizing averages pixels, because sampling single pixels could lose small objects.
     """
-    preset = replace(preset, filter="area")
-    return picture(np.broadcast_to(mask[..., None], (*mask.shape, 3)), preset, resolution)[..., 0] / 255
+    return picture(np.broadcast_to(mask[..., None], (*mask.shape, 3)), preset, resolution, "area")[..., 0] / 255
 
 
 def _patch_means(mask: Float[np.ndarray, "height width"], patch_size: tuple[int, int]) -> Float[np.ndarray, "_ _"]:

@@ -110,6 +110,25 @@ EDITS: dict[str, Callable[[Vectors, Values, Vectors, Values], Factors]] = {
     "unbias": unbias,
 }
 
+KEEP_KEYS = ("drop", "flip", "equalize", "unbias")
+"""Edits that change only the strengths of modes: the columns of B are the key directions, which are orthonormal."""
+OUTSIDE = 1e-5
+"""Largest part of w outside the span of the key directions that is a rounding error; w = Wk bq lies within the span,
+unless Wk is rank-deficient."""
+
+
+def within_modes(factors: Factors, key_direction: Float[Array, "embed"], columns: int) -> FactorisedHead:
+    """Computes the kernels of one head if the columns of B are orthonormal and their span contains w: then Wk = B."""
+    a, b = (jnp.pad(x, ((0, 0), (0, columns - x.shape[1]))) for x in factors)
+    balance = _balance(a)
+    return FactorisedHead(a / balance, b * balance, dot(key_direction, b) / balance, jnp.ones((), a.dtype))
+
+
+def _balance(query: Float[Array, "embed columns"]) -> Float[Array, ""]:
+    """The factor that scales both kernels to about the same norm, as in trained models, if Wk is orthonormal."""
+    balance = jnp.sqrt(jnp.linalg.norm(query) / np.sqrt(query.shape[1]))
+    return jnp.where(balance > 0, balance, 1.0)
+
 
 def factorise(factors: Factors, key_direction: Float[Array, "embed"], columns: int) -> FactorisedHead:
     """Computes query and key kernels with `columns` columns, for one head's interaction M' = A B^T and key direction w.
@@ -132,9 +151,7 @@ def factorise(factors: Factors, key_direction: Float[Array, "embed"], columns: i
     query = dot(a, dot(b.T, basis))
     total = (dot(a.T, a) * dot(b.T, b)).sum()
     retained = jnp.where(total > 0, (query**2).sum() / total, 1.0)
-    # Scales both kernels to about the same norm, as in trained models.
-    balance = jnp.sqrt(jnp.linalg.norm(query) / np.sqrt(columns))
-    balance = jnp.where(balance > 0, balance, 1.0)
+    balance = _balance(query)
     return FactorisedHead(query / balance, basis * balance, dot(basis.T, key_direction) / balance, retained)
 
 
@@ -184,19 +201,22 @@ def edit(
     biased = 1.0 if key_bias and kind != "unbias" else 0.0
     edited = jnp.asarray(weights).any(axis=-1) if heads is None else jnp.asarray(heads)
 
-    def head(u, s, v, weight, direction, edited):
+    def head(arguments):
+        u, s, v, weight, direction, edited = arguments
         new_factors = EDITS[kind](u, s, v, weight)
         padding = new_factors[0].shape[1] - u.shape[1]
         old_factors = (jnp.pad(x, ((0, 0), (0, padding))) for x in (u * s[None], v))
         factors = tuple(jnp.where(edited, new, old) for new, old in zip(new_factors, old_factors, strict=True))
-        return factorise(factors, direction * jnp.where(edited, biased, 1.0), columns or query.shape[-1])
+        arguments = factors, direction * jnp.where(edited, biased, 1.0), columns or query.shape[-1]
+        if kind not in KEEP_KEYS:
+            return factorise(*arguments)
+        outside = jnp.linalg.norm(direction - dot(v, dot(direction, v))) > OUTSIDE * jnp.linalg.norm(direction)
+        return jax.lax.cond(outside, lambda: factorise(*arguments), lambda: within_modes(*arguments))
 
-    def layer(arguments):
-        return jax.vmap(head)(*arguments)
-
-    # On a CPU, one layer at a time: two concurrent batched LAPACK calls can deadlock XLA on CPUs with few cores.
-    over_layers = partial(jax.lax.map, layer) if by_lapack() else jax.vmap(layer)
-    result = over_layers((*modes, jnp.asarray(weights, jnp.float32), direction, edited))
+    # On a CPU, one head at a time, so that only one of the two methods is computed. Two concurrent batched LAPACK calls
+    # can also deadlock XLA on CPUs with few cores.
+    over = (lambda function: partial(jax.lax.map, function)) if by_lapack() else jax.vmap
+    result = over(over(head))((*modes, jnp.asarray(weights, jnp.float32), direction, edited))
     kernels = [jnp.moveaxis(x, 1, 2) for x in (result.query_kernel, result.key_kernel)]
     new = EditedHeads(*kernels, result.query_bias, jnp.zeros_like(result.query_bias), result.retained)
     if columns:

@@ -93,8 +93,10 @@ def positions(checkpoint: Checkpoint) -> tuple[dict, dict[str, np.ndarray]]:
     """How the interaction of each head depends on position, for a model with rotary positions.
 
     Returns:
-      Facts about chance and distances, and arrays in float32: `position_share` of shape (layers, heads), and
-      `distance_cosine` of shape (layers, heads, distances). Both are empty if the grid has a single position.
+      Facts about chance, distances and offsets, and arrays: `position_share` of shape (layers, heads),
+      `distance_cosine` of shape (layers, heads, distances), and `offset_cosine` of shape (layers, heads, offsets along
+      rows, offsets along columns) in steps of 1/127, where -128 is NaN. Both are empty if the grid has a single
+      position, and there is no `offset_cosine` if the grid does not have two axes.
     """
     parts = query_key(checkpoint)
     if np.prod(parts.rotation.grid) < 2:
@@ -108,7 +110,12 @@ def positions(checkpoint: Checkpoint) -> tuple[dict, dict[str, np.ndarray]]:
         "cosine_width": [float(width) for width in np.asarray(null.curve_width.head)],
     }
     values = {"position_share": measures.share.share, "distance_cosine": curve.value}
-    return facts, {name: np.asarray(value, np.float32) for name, value in values.items()}
+    arrays = {name: np.asarray(value, np.float32) for name, value in values.items()}
+    if len(measures.grid) == 2:
+        facts["offsets"] = measures.cosine.shape[2:]
+        steps = np.clip(np.rint(127 * np.asarray(measures.cosine, np.float64)), -127, 127)
+        arrays["offset_cosine"] = np.where(np.isnan(steps), -128, steps).astype(np.int8)
+    return facts, arrays
 
 
 def results_of(data: ModelData, site: Path) -> list[dict]:

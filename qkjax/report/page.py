@@ -6,8 +6,8 @@ from pathlib import Path
 MARK, DATA = "index.html", "data"
 OURS = (MARK, 'content="qkjax report"', (MARK, DATA))
 """Arguments with which `atomic_folder` recognises an existing folder as a report that may be replaced."""
-SCRIPTS = ("dom.js", "data.js", "places.js", "colours.js", "charts.js", "tiles.js", "overview.js", "head.js",
-           "mode.js", "look.js", "results.js", "main.js")  # fmt: skip
+SCRIPTS = ("dom.js", "data.js", "places.js", "colours.js", "charts.js", "tiles.js", "overview.js", "positions.js",
+           "head.js", "mode.js", "look.js", "results.js", "main.js")  # fmt: skip
 
 
 def write(folder: Path, count: int) -> None:

@@ -17,8 +17,9 @@ from qkjax.train.digests import steps, unfinished
 from qkjax.train.records import evaluations, read_config, read_metrics, write_config
 
 CONFIG, METRICS, CHECKPOINTS, MODEL, BOARD = "config.json", "metrics.jsonl", "checkpoints", "model.npz", "tensorboard"
-DATA, FACTS, START = "data.txt", "task.json", "start.txt"
-OWN = (METRICS, MODEL, DATA, FACTS, START, CONFIG)  # a run writes its configuration first, and discards it last
+DATA, FACTS, START, ENVIRONMENT = "data.txt", "task.json", "start.txt", "environment.json"
+# A run writes its configuration first, and discards it last.
+OWN = (METRICS, MODEL, DATA, FACTS, START, ENVIRONMENT, CONFIG)
 log = logging.getLogger(__name__)
 
 

@@ -18,9 +18,11 @@ from qkjax.train.checkpoints import Checkpoints, open_checkpoints, restore_state
 from qkjax.train.config import TrainConfig, vit_config
 from qkjax.train.data import Task, held_out_batches, training_batches
 from qkjax.train.devices import distribute
+from qkjax.train.environments import record_environment
 from qkjax.train.folder import (
     BOARD,
     CHECKPOINTS,
+    ENVIRONMENT,
     FACTS,
     METRICS,
     MODEL,
@@ -132,6 +134,7 @@ def _train_in(
             if jax.process_index() == 0:
                 write_facts(folder / FACTS, facts | {"parameters": count(state.params, config.constraints())})
                 write_metrics(folder / METRICS, lines)
+                record_environment(folder / ENVIRONMENT, int(state.step))
             state = _run_steps(config, task, program, vit, state, checkpoints, lines, folder, label)
         exported = program.export(state.evaluated)
         if jax.process_index() == 0:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qkjax.interaction.rotary.rotation import Rotation, rotate
 from qkjax.runtime.precision import full_precision
@@ -79,8 +79,9 @@ def _rotated(x: Float[Array, "B N H d"], rotation: Rotation | None) -> Float[Arr
 class MultiHeadDotProductAttention(nn.Module):
     """Multi-head attention that also returns queries and keys and, on request, attention logits and attention weights.
 
-    The softmax is computed in float32. If neither logits nor weights are requested, attention is computed in the form
-    that is fastest on the platform. A rotation of the patches acts on the last tokens of queries and keys.
+    The softmax is computed in float32. Unless the logits or weights of all queries are requested, attention is computed
+    in the form that is fastest on the platform; the logits and weights of some queries are then computed in addition. A
+    rotation of the patches acts on the last tokens of queries and keys.
     """
 
     heads: int
@@ -96,6 +97,7 @@ class MultiHeadDotProductAttention(nn.Module):
         keys_from: Float[Array, "B N D"],
         capture: Collection[str] = (),
         rotation: Rotation | None = None,
+        captured_queries: Int[Array | np.ndarray, "Q"] | None = None,
     ):
         kwargs = {
             "dtype": self.dtype,
@@ -110,11 +112,13 @@ class MultiHeadDotProductAttention(nn.Module):
         query, key = _rotated(query, rotation), _rotated(key, rotation)
         intermediates |= {"rotated_query": query, "rotated_key": key}
         bias = None if self.relative_grid is None else self._relative_bias()
-        if {"attention_logits", "attention"} & set(capture):
-            logits = attention_logits(query, key, bias, precision(self.dtype))
-            weights = nn.softmax(logits, axis=-1)
-            intermediates |= {"attention_logits": logits, "attention": weights}
-            mixed = weighted_values(weights, value, precision(self.dtype))
+        requested, some = {"attention_logits", "attention"} & set(capture), captured_queries
+        if requested:
+            shown = (query, bias) if some is None else (query[:, some], None if bias is None else bias[:, some])
+            logits = attention_logits(shown[0], key, shown[1], precision(self.dtype))
+            intermediates |= {"attention_logits": logits, "attention": nn.softmax(logits, axis=-1)}
+        if requested and some is None:
+            mixed = weighted_values(intermediates["attention"], value, precision(self.dtype))
         else:
             mixed = mixed_values(query, key, value, bias, precision(self.dtype))
         if self.inner_norm is not None:
@@ -168,7 +172,9 @@ class Encoder1DBlock(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], capture: Collection[str], rotation: Rotation | None = None):
+    def __call__(
+        self, x: Float[Array, "B N D"], capture: Collection[str], rotation: Rotation | None = None, queries=None
+    ):
         c = self.config
         captured = {"residual": x}
         captured["norm"] = y = normalisation(c, tree.NORM)(x)
@@ -178,7 +184,7 @@ class Encoder1DBlock(nn.Module):
         attention = MultiHeadDotProductAttention(
             c.heads, c.head_dim, self.dtype, relative_grid, attention_norm, name=tree.ATTENTION
         )
-        y, intermediates = attention(y, y, capture, rotation)
+        y, intermediates = attention(y, y, capture, rotation, queries)
         captured |= intermediates
         if c.layer_scale:
             y = LayerScale()(y)
@@ -200,11 +206,13 @@ class Encoder(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], capture: Collection[str], rotation: Rotation | None = None):
+    def __call__(
+        self, x: Float[Array, "B N D"], capture: Collection[str], rotation: Rotation | None = None, queries=None
+    ):
         out = {}
         for layer in range(self.config.depth):
             block = Encoder1DBlock(self.config, self.dtype, name=tree.block_name(layer))
-            x, out[tree.output_name(layer)] = block(x, capture, rotation)
+            x, out[tree.output_name(layer)] = block(x, capture, rotation, queries)
         out["pre_ln"] = x
         if self.config.final_norm and not self.config.pool_norm:
             x = normalisation(self.config, "encoder_norm")(x)

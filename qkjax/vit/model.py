@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qkjax.errors import QkjaxError
 from qkjax.vit import posemb, tree
@@ -45,12 +45,20 @@ class ViT(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, images: Float[Array | np.ndarray, "B height width channels"], *, capture: Collection[str] = ()):
+    def __call__(
+        self,
+        images: Float[Array | np.ndarray, "B height width channels"],
+        *,
+        capture: Collection[str] = (),
+        queries: Int[Array | np.ndarray, "Q"] | None = None,
+    ):
         """Runs the forward pass.
 
         Args:
           images: preprocessed images, channels last. The model ignores rows and columns beyond the last whole patch.
           capture: names, from `CAPTURES`, of arrays to add to the intermediates of each layer.
+          queries: indices of the query tokens whose "attention_logits" and "attention" are captured, for example
+            `[0]` for the class token; None means all. With few queries, the forward pass takes less time.
 
         Returns:
           A tuple of the output (logits, or the representation if there is no head) and the intermediates. The
@@ -68,7 +76,7 @@ class ViT(nn.Module):
         if c.pre_norm:
             x = normalisation(c, "pre_norm")(x)
         rotation = self._rotation((rows, columns))
-        x, out["encoder"] = Encoder(c, self.dtype, name=tree.ENCODER)(x, capture, rotation)
+        x, out["encoder"] = Encoder(c, self.dtype, name=tree.ENCODER)(x, capture, rotation, queries)
         out["encoded"] = tokens = x
         patches = tokens[:, c.prefix_tokens :].reshape(batch, rows, columns, -1)
         x = self._pool(tokens)

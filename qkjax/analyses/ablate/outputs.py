@@ -65,11 +65,10 @@ class Effects(NamedTuple):
 def _outputs(model: ViT, params, scaling, pixels, places) -> tuple[Outputs, Array, Array]:
     """Runs one forward pass; returns the outputs, the entropy of attention, and the preference for similar tokens."""
     images = normalised_pixels(pixels, scaling)
-    _, out = model.apply({"params": params}, images, capture=("norm", "attention"))
-    config = model.config
-    prefix, first = config.prefix_tokens, int(config.class_token)
-    rows = jnp.concatenate([jnp.arange(first), places + prefix])
-    attention = jnp.stack([weights[:, :, rows] for weights in layer_outputs(out, "attention")], axis=1)
+    prefix, first = model.config.prefix_tokens, int(model.config.class_token)
+    queries = jnp.concatenate([jnp.arange(first), places + prefix])
+    _, out = model.apply({"params": params}, images, capture=("norm", "attention"), queries=queries)
+    attention = jnp.stack(layer_outputs(out, "attention"), axis=1)
     of_patches = attention[..., first:, :]
     preferred = jax.vmap(similarity_preference, (0, 0, None))
     preference = [

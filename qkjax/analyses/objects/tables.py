@@ -93,7 +93,9 @@ def objects_table(dataset: xr.Dataset) -> list[Row]:
     the query object and the key object of a mode are the same, as a mean over heads. Within a head, modes are weighted
     by their share of the sum of singular values. `same_low` and `same_high` are the ends of the 95% bootstrap interval
     of `same`, which resamples modes. `chance` is the probability that two objects drawn at random from an image are the
-    same, which is 1 / number of objects. `plain` is computed like `same`, but with equal weights for all modes.
+    same, which is 1 / number of objects. `by_strength` and `plain` are computed like `same`, but weight all modes of a
+    layer by their singular values, or equally. The paper weights "by singular values", which may mean `by_strength`; in
+    `same`, a head with large singular values has no more weight than another head, as in the weighted cosine.
     """
     sign = dataset.score.isel(place=0, drop=True).argmax("sign")
     index, same = (dataset[name].isel(sign=sign).values for name in ("image_index", "same"))
@@ -106,12 +108,15 @@ def objects_table(dataset: xr.Dataset) -> list[Row]:
     total = s.sum(-1, keepdims=True)
     weights = np.where(count > 0, s / np.where(total > 0, total, 1), 0)
     rates = [np.nan_to_num(rate) for rate in rates]
+    strengths = np.where(count > 0, s, 0).reshape(len(s), -1)
     rows = []
     for layer, weight in enumerate(weights.reshape(len(weights), -1)):
         probability, chance = (rate[layer].ravel() for rate in rates)
         row: Row = {"layer": layer, "relative_depth": layer / max(len(weights) - 1, 1)}
         same_interval = ratio_interval((weight * probability)[None], weight[None])
         row |= dict(zip(("same", "same_low", "same_high"), same_interval, strict=True))
-        row |= {"chance": float((weight * chance).sum() / weight.sum()), "plain": float(probability.mean())}
+        row |= {"chance": float((weight * chance).sum() / weight.sum())}
+        row |= {"by_strength": float(probability @ strengths[layer] / strengths[layer].sum())}
+        row |= {"plain": float(probability.mean())}
         rows.append(row)
     return rows

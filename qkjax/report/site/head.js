@@ -1,19 +1,5 @@
 // One head: its spectrum, and its modes with the image that each likes best.
 
-// How the head depends on position, for models with rotary positions.
-function ofPositions(model, at) {
-  if (!model.position_share) return [];
-  const { distances, share, share_width: width, cosine_width: widths } = model.facts.positions;
-  const last = distances.length - 1;
-  const cosine = (place) => number(model.distance_cosine[at * distances.length + place]);
-  const chance = `${percent(share - width)} to ${percent(share + width)}`;
-  return [
-    ["depends on position", `${percent(model.position_share[at])} (95% of chance: ${chance})`],
-    ["weighted cosine, same place", `${cosine(0)} (95% of chance: ±${number(widths[0])})`],
-    [`weighted cosine, ${distances[last]} patches apart`, `${cosine(last)} (±${number(widths[last])})`],
-  ];
-}
-
 function spectrum(c, model, layer, head, width) {
   const { modes, shown, heads } = model.facts;
   const from = (layer * heads + head) * modes;
@@ -136,10 +122,11 @@ async function headView(c, model) {
           ["symmetric share", percent(model.symmetric_share[at])],
           ["key bias, relative spread", number(model.key_bias[at])],
           ["key bias, share of logits", percent(model.bias_share[at])],
-          ...ofPositions(model, at),
+          ...positionFacts(model, at),
         ]),
       ),
     ),
+    ...positionCharts(model, at, c.half),
     h(
       "section",
       {},
