@@ -51,6 +51,7 @@ _HOME = {
     "save": "weights.export",
     "show": "report.show",
     "sweep": "train.sweep",
+    "token_statistics": "analyses.tokens.compute",
     "top_images": "analyses.top_images.compute",
 }
 _RENAMED = {

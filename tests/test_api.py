@@ -58,6 +58,7 @@ def in_memory(original, edited, pictures: Path) -> dict[str, xr.Dataset]:
         "top_images": qkjax.top_images(edited, images, top=3, scores=("product", "key_max"), options=OPTIONS),
         "preference": qkjax.attention_preference(edited, scenes, options=OPTIONS),
         "objects": qkjax.same_object(edited, mosaic, top=3, options=OPTIONS),
+        "tokens": qkjax.token_statistics(edited, images, options=OPTIONS),
         "ablate": qkjax.ablate(edited, [{"edit": "drop", "select": "cosine>0", "controls": 1}], images,
                                queries=4, options=OPTIONS),
     }  # fmt: skip
@@ -84,6 +85,7 @@ def through_files(model: Path, pictures: Path) -> dict[str, tuple]:
         ),
         "preference": (("preference", model, *generated), "preference.nc"),
         "objects": (("objects", model, "--top", 3, *generated), "objects.nc"),
+        "tokens": (("tokens", model, "--images", pictures, *passes), "tokens.nc"),
         "ablate": (("ablate", model, "--images", pictures, *ablation, *passes), "ablations.nc"),
     }  # fmt: skip
 
@@ -92,7 +94,7 @@ def through_files(model: Path, pictures: Path) -> dict[str, tuple]:
     ("name", "how"),
     [
         ("analyze", "save"), ("compare", "export"), ("image", "save"), ("top_images", "export"),
-        ("preference", "command"), ("objects", "save"), ("ablate", "export"),
+        ("preference", "command"), ("objects", "save"), ("tokens", "export"), ("ablate", "export"),
     ],
 )  # fmt: skip
 def test_memory_and_files_agree_to_the_bit(name, how, edited, results, pictures, tmp_path, monkeypatch, capsys):
@@ -218,14 +220,14 @@ def test_errors_speak_python(original, call, message):
 
 
 def test_settings_are_json(results):
-    for name in ("image", "top_images", "preference", "objects", "ablate"):
+    for name in ("image", "top_images", "preference", "objects", "tokens", "ablate"):
         assert isinstance(json.loads(results[name].attrs["settings"]), dict)
 
 
 ANOTHER_TYPE = """
 import qkjax
 checkpoint = qkjax.load({model!r})
-for name in ("top_images", "same_object", "attention_preference", "ablate"):
+for name in ("top_images", "same_object", "attention_preference", "token_statistics", "ablate"):
     more = ([{{"edit": "drop"}}],) if name == "ablate" else ()
     for arguments in (("a.npz", *more), (checkpoint, *more, "photographs")):
         try:
@@ -244,4 +246,4 @@ def test_arguments_of_another_type(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     checkpoint = "checkpoint is a str: expected a checkpoint, as qkjax.load returns"
     images = "images is a str: expected an image set, as qkjax.images.open_images returns"
-    assert done.stdout.splitlines() == [checkpoint, images] * 4
+    assert done.stdout.splitlines() == [checkpoint, images] * 5

@@ -453,6 +453,7 @@ REPORTING = {
     "preference": ("preference", f"{LONG}.npz", *SMALL),
     "objects": ("objects", f"{LONG}.npz", *SMALL),
     "sinks": ("sinks", f"{LONG}.npz", "--images", "pictures"),
+    "tokens": ("tokens", f"{LONG}.npz", "--images", "pictures", "--batch", 4),
     "ablate": (
         "ablate", f"{LONG}.npz", "--limit", 4, "--queries", 4, "--controls", 1, "--labels",
         "--images", "pictures", "--select", "cosine>0.1 layers=0-3 heads=0,1,2,3 modes=0-9", "strongest=0.3 layers=2",

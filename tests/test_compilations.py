@@ -42,6 +42,10 @@ PASSES: dict[str, tuple[Callable, tuple[str, ...]]] = {
         lambda model, _: qkjax.same_object(model, mosaics(count=5, seed=0), top=2, options=OPTIONS),
         ("_step", "_measure"),
     ),
+    "tokens": (
+        lambda model, _: qkjax.token_statistics(model, photographs(), options=OPTIONS),
+        ("_moments_step", "_parts_step"),
+    ),
     "ablate": (
         lambda model, _: qkjax.ablate(model, PLAN, photographs(), options=OPTIONS),
         ("original_outputs", "edited_outputs", "edit", "_measure"),

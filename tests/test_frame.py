@@ -3,10 +3,13 @@
 import jax
 import numpy as np
 import pytest
+import xarray as xr
+from commands import command
 
 import qkjax
 from conftest import DATA
 from qkjax.activations import project
+from qkjax.analyses.analyze import overlay
 from qkjax.interaction.edit import edit
 from qkjax.interaction.frame import PLAIN, Frame
 
@@ -64,3 +67,34 @@ def test_representations_are_short(default, default_modes):
     assert "0.62, 0.66, 0.45" in repr(metrics)
     assert "<table>" in default_modes._repr_html_()
     assert repr(jax.tree.map(lambda x: x[0], default_modes)).startswith("Modes(u (6, 384, 64)")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "plain frame"),
+        ({"fold_scale": True}, "folded frame"),
+        ({"fold_scale": True, "center": True, "normalize": True}, "folded and centred frame, M / sqrt(d)"),
+    ],
+)
+def test_figures_state_the_frame(options, words):
+    first, second = qkjax.load(DATA / "a.npz"), qkjax.load(DATA / "d.npz")
+    result = qkjax.analyze(first, **options)
+    for draw in qkjax.describe(result).figures.values():
+        figure = draw()
+        titles = [axes.get_title() for axes in figure.axes] + [figure.get_suptitle()]
+        assert f"a ({words})" in titles
+    axes = overlay({"a": result, "b": result}).axes[0]
+    assert axes.get_ylabel().endswith(f"({words})")
+    difference = qkjax.describe(qkjax.compare(first, second, **options)).figures["difference"]()
+    assert difference.get_suptitle() == f"d compared with a ({words})"
+
+
+@pytest.mark.parametrize("words", [("--frame", "folded"), ("--fold-scale",)])
+def test_the_folded_frame_has_two_names(words, tmp_path, monkeypatch, capsys):
+    done = command(monkeypatch, capsys, "analyze", DATA / "a.npz", *words, "--out", tmp_path)
+    assert done.code == 0, done.err
+    result = xr.load_dataset(tmp_path / "modes.nc")
+    wanted = qkjax.analyze(qkjax.load(DATA / "a.npz"), fold_scale=True)
+    np.testing.assert_array_equal(result.cosine, wanted.cosine)
+    assert result.attrs["options"] == wanted.attrs["options"]

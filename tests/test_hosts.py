@@ -33,6 +33,7 @@ def words_of(name: str, pictures: Path, out: Path) -> list[str]:
     options = {
         "preference": ("--count", 22),
         "objects": ("--count", 21, "--top", 3),
+        "tokens": ("--images", pictures),
         "ablate": ("--images", pictures, "--select", "cosine>0", "--controls", 1, "--queries", 4),
     }[name]
     words = (name, DATA / "a.npz", *options, "--batch", 4, "--out", out)
@@ -74,7 +75,7 @@ def assert_equal_to_the_bit(first: xr.Dataset, second: xr.Dataset) -> None:
     assert first.attrs["summary"] == second.attrs["summary"]
 
 
-@pytest.mark.parametrize("name", ANALYSES)
+@pytest.mark.parametrize("name", (*ANALYSES, "tokens"))
 def test_a_killed_pass_resumes_to_the_same_bits(name, pictures, whole, tmp_path):
     seed = int(time.time())
     print("seed of the moments:", seed)
@@ -101,6 +102,18 @@ def batches_done(out: Path) -> int:
     partial = [int(np.load(path)["done"]) for path in out.rglob("[!.]*.partial.npz")]
     finished = [path for path in out.glob("done/[!.]*.npz") if ".partial" not in path.name]
     return sum(partial) + 10 * max(len(finished) - 1, 0)  # the original model is not resumed
+
+
+def test_tokens_of_two_hosts_are_those_of_one(pictures, whole, tmp_path):
+    """Up to the last bits: the moments of the hosts are sums in another order."""
+    done = run_hosts(*[[*words_of("tokens", pictures, tmp_path / "out"), "--distributed"]] * 2)
+    assert [one.returncode for one in done] == [0, 0], done[0].stderr + done[1].stderr
+    result, wanted = result_of(tmp_path / "out"), whole("tokens")
+    assert result.image.values.tolist() == wanted.image.values.tolist()
+    for name in ("map_correlation", "logit_parts", "position_share", "query_share"):
+        scale = float(np.abs(wanted[name]).max())
+        np.testing.assert_allclose(result[name], wanted[name], atol=1e-6 * scale, err_msg=name)
+    assert not list((tmp_path / "out").rglob("*.partial*"))
 
 
 @pytest.mark.parametrize("name", ANALYSES)

@@ -31,6 +31,7 @@ COMMANDS = {
     "preference": (MODEL,),
     "objects": (MODEL,),
     "sinks": (MODEL,),
+    "tokens": (MODEL,),
     "ablate": (MODEL, "--select", "all"),
     "report": (MODEL,),
 }

@@ -128,6 +128,22 @@ def test_measures_are_those_of_plain_passes(checkpoint):
     assert np.isnan(anisotropy(np.ones((2, 3, 24)), 1)).all()
 
 
+def test_the_frame_of_the_cosine(checkpoint):
+    """The attention is the same in both frames; the weighted cosine is that of modes in the frame."""
+    scenes = patterns(3, seed=1)
+    plain, folded = (qkjax.attention_preference(checkpoint, scenes, frame=frame) for frame in ("plain", "folded"))
+    np.testing.assert_array_equal(plain.mass, folded.mass)
+    for result, fold_scale in ((plain, False), (folded, True)):
+        own = qkjax.measure(qkjax.decompose(checkpoint, fold_scale=fold_scale)).weighted_cosine
+        np.testing.assert_array_equal(result.weighted_cosine, own)
+    assert (plain.attrs["frame"], folded.attrs["frame"]) == ("plain frame", "folded frame")
+    assert not np.allclose(plain.weighted_cosine, folded.weighted_cosine)
+    axes = qkjax.describe(folded).figures["links"]().axes[0]
+    assert axes.get_xlabel().endswith("(folded frame)")
+    with pytest.raises(qkjax.QkjaxError, match="frame='tokens': expected 'plain' or 'folded'"):
+        qkjax.attention_preference(checkpoint, scenes, frame="tokens")
+
+
 def test_a_pass_that_was_stopped_goes_on_to_the_same_bits(checkpoint, tmp_path, monkeypatch):
     scenes, part = patterns(9, seed=0), tmp_path / "part.npz"
     options = {"options": qkjax.PassOptions(batch=2), "partial": part}

@@ -14,6 +14,7 @@ from qkjax.analyses.outcome import Description
 from qkjax.analyses.usable import require_finite_heads, require_finite_modes
 from qkjax.interaction.bias import bias_terms
 from qkjax.interaction.directionality import directionality
+from qkjax.interaction.frame import Frame
 from qkjax.interaction.head_null import READINGS, head_null, readings
 from qkjax.interaction.metrics import Metrics, measure
 from qkjax.interaction.modes import Modes
@@ -123,13 +124,14 @@ def describe(dataset: xr.Dataset) -> Description:
       dataset: the result of `analyze`.
     """
     name, metrics, rows = dataset.attrs["model"], metrics_of(dataset), layer_rows(dataset)
+    frame = frame_in_words(dataset)
     if "position_share" not in dataset:
-        return _describe_modes(name, metrics, rows, head_rows(dataset, metrics))
+        return _describe_modes(f"{name} ({frame})", metrics, rows, head_rows(dataset, metrics))
     measures, more = positions_of(dataset), positions.describe(dataset)
     rows = [row | columns for row, columns in zip(rows, layer_columns(measures), strict=True)]
     grid = " x ".join(map(str, measures.grid))
     modes = _describe_modes(
-        f"{name} (mean over the positions of {grid} patches)", metrics, rows, head_rows(dataset, metrics)
+        f"{name} ({frame}, mean over the positions of {grid} patches)", metrics, rows, head_rows(dataset, metrics)
     )
     return modes._replace(
         text=f"{modes.text}\n\n{more.text}", tables=modes.tables | more.tables, figures=modes.figures | more.figures
@@ -152,9 +154,16 @@ def _describe_modes(name: str, metrics: Metrics, rows: list[Row], heads: list[Ro
     )
 
 
+def frame_in_words(dataset: xr.Dataset) -> str:
+    """The frame of the modes in the result of `analyze` or `compare`, such as "plain frame"."""
+    options = json.loads(dataset.attrs["options"])
+    return Frame(*(options[name] for name in ("fold_scale", "center", "normalize"))).in_words()
+
+
 def overlay(datasets: Mapping[str, xr.Dataset]):
-    """Plots the weighted cosine of several models against relative depth."""
-    return figures.cosine_by_layer({name: metrics_of(dataset) for name, dataset in datasets.items()})
+    """Plots the weighted cosine of several models, all in the same frame, against relative depth."""
+    measured = {name: metrics_of(dataset) for name, dataset in datasets.items()}
+    return figures.cosine_by_layer(measured, frame=frame_in_words(next(iter(datasets.values()))))
 
 
 def summary(metrics: Metrics) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from qkjax import figures
-from qkjax.analyses.analyze import CHANCE_WORDS, curve_rows
+from qkjax.analyses.analyze import CHANCE_WORDS, curve_rows, frame_in_words
 from qkjax.analyses.decomposition import decompose
 from qkjax.analyses.outcome import Description
 from qkjax.analyses.usable import require_finite_heads, require_finite_modes
@@ -73,6 +73,7 @@ def compare(
     attrs = {
         "first": first.name,
         "second": second.name,
+        "options": json.dumps(frame),
         "summary": f"The interactions differ most in layer {least} (similarity {by_layer[least]:.2f}, where 1 means "
         f"identical), and least in layer {most} ({by_layer[most]:.2f}).{_averaged(grids)}",
     }
@@ -98,8 +99,8 @@ def describe(dataset: xr.Dataset) -> Description:
       dataset: the result of `compare`.
     """
     first, second = dataset.attrs["first"], dataset.attrs["second"]
-    rows = difference_rows(dataset)
-    draw = {"difference": lambda: figures.difference_map(first, second, difference_of(dataset))}
+    rows, frame = difference_rows(dataset), frame_in_words(dataset)
+    draw = {"difference": lambda: figures.difference_map(first, second, difference_of(dataset), frame)}
     return Description(format_rows(rows), rows, {"layers": rows}, draw)
 
 
@@ -126,7 +127,8 @@ def describe_curves(datasets: Mapping[str, xr.Dataset], objectives: Mapping[str,
     """
     measured = {name: metrics_of(dataset) for name, dataset in datasets.items()}
     rows = [row for name, dataset in datasets.items() for row in curve_rows(dataset, objectives[name])]
-    draw = {"cosine_by_depth": lambda: figures.cosine_by_layer(measured, dict(objectives))}
+    frame = frame_in_words(next(iter(datasets.values())))
+    draw = {"cosine_by_depth": lambda: figures.cosine_by_layer(measured, dict(objectives), frame)}
     return Description(curve_table(datasets, objectives), rows, {"compare": rows}, draw)
 
 

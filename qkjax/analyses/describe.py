@@ -11,6 +11,7 @@ from qkjax.analyses.ablate import describe as ablate
 from qkjax.analyses.objects import describe as objects
 from qkjax.analyses.outcome import Description
 from qkjax.analyses.preference import describe as preference
+from qkjax.analyses.tokens import describe as tokens
 from qkjax.analyses.top_images.sheets import sheet_rows
 from qkjax.analyses.top_images.tables import mode_table
 from qkjax.errors import QkjaxError
@@ -29,8 +30,8 @@ def describe(
 ) -> Description:
     """Makes tables and figures for the result of an analysis.
 
-    The analysis is `analyze`, `compare`, `attribute_logits`, `top_images`, `attention_preference`, `same_object` or
-    `ablate`.
+    The analysis is `analyze`, `compare`, `attribute_logits`, `top_images`, `attention_preference`, `same_object`,
+    `token_statistics` or `ablate`.
 
     Args:
       dataset: the result of an analysis.
@@ -60,6 +61,7 @@ def describe(
         "value": lambda: _describe_top_images(dataset, checkpoint, images, select),
         "mass": lambda: preference.describe(dataset, checkpoint, images),
         "same": lambda: objects.describe(dataset, dataset.attrs["model"]),
+        "logit_parts": lambda: tokens.describe(dataset),
         "attention_js": lambda: ablate.describe(dataset),
     }
     for variable, compute in kinds.items():

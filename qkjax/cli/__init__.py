@@ -22,6 +22,7 @@ from qkjax.cli.pictures import image, top_images
 from qkjax.cli.remote_out import local_out
 from qkjax.cli.report import report
 from qkjax.cli.sinks import sinks
+from qkjax.cli.tokens import tokens
 from qkjax.cli.training import training_commands
 from qkjax.errors import AssumptionWarning, QkjaxError, ShardFinished, nearest
 from qkjax.runtime.compilation_cache import use_compilation_cache
@@ -38,6 +39,7 @@ COMMANDS = {
     "preference": preference,
     "objects": objects,
     "sinks": sinks,
+    "tokens": tokens,
     "ablate": ablate,
     "report": report,
     "models": models,

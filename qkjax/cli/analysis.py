@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qkjax.cli.options import given_options, quoted
+from qkjax.cli.options import FrameName, given_options, quoted
 from qkjax.errors import QkjaxError
 
 
@@ -14,6 +14,7 @@ def analyze(
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
     /,
     out: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    frame: FrameName = "plain",
     fold_scale: bool = False,
     center: bool = False,
     normalize: bool = False,
@@ -34,6 +35,8 @@ def analyze(
         siglip.npz contains two towers, "siglip.npz:img" selects the image tower.
       out: folder for the results; by default results/MODEL. With several models, this folder (by default results)
         contains one subfolder per model, and a figure that compares the models.
+      frame: frame of M: plain for M itself, or folded for M with the LayerNorm scale, as with --fold-scale. In both,
+        cosines assume that tokens vary equally in all directions of the frame; `qkjax tokens` measures what tokens do.
       fold_scale: include the LayerNorm scale g in M. The modes are then those of diag(g) M diag(g), which acts on the
         normalised token x.
       center: also remove the mean direction, as LayerNorm does. The modes are then those of C diag(g) M diag(g) C,
@@ -56,6 +59,7 @@ def analyze(
 
     if not models:
         raise QkjaxError("no model given: expected at least one, for example qkjax analyze dinov2-vits14-focus")
+    fold_scale = fold_scale or frame == "folded"
     check_frame(fold_scale, center)
     base, results = out or Path("results"), {}
     check_folder(base)
@@ -138,6 +142,7 @@ def compare(
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
     /,
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("results/compare"),
+    frame: FrameName = "plain",
     fold_scale: bool = False,
     center: bool = False,
     normalize: bool = False,
@@ -151,6 +156,7 @@ def compare(
     Args:
       models: at least two models, as names or paths (see `qkjax analyze --help`).
       out: folder for compare.csv, the figures, and one subfolder per comparison of modes.
+      frame: frame of M, plain or folded (see `qkjax analyze --help`).
       fold_scale: include the LayerNorm scale in M (see `qkjax analyze --help`).
       center: also remove the mean direction (see `qkjax analyze --help`). Requires --fold-scale.
       normalize: divide M by sqrt(head_dim), so that strengths have the units of attention logits.
@@ -165,15 +171,16 @@ def compare(
 
     if len(models) < 2:
         raise QkjaxError("compare needs at least two models, for example: qkjax compare original.npz finetuned.npz")
+    fold_scale = fold_scale or frame == "folded"
     check_frame(fold_scale, center)
     check_folder(out)
     loaded = {name: checkpoint for name, (checkpoint, _) in load_models(models, {}).items()}
     objectives = {name: by_modes.objective_of(name) for name in loaded}
-    frame = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
+    chosen = {"fold_scale": fold_scale, "center": center, "normalize": normalize}
     datasets = {}
     for name, checkpoint in loaded.items():
         print(f"{name}: decomposing {checkpoint.config.depth} x {checkpoint.config.heads} heads", file=sys.stderr)
-        datasets[name] = compute(checkpoint, **frame)
+        datasets[name] = compute(checkpoint, **chosen)
     curves = by_modes.describe_curves(datasets, objectives)
     make_folder(out)
     write_description(curves, out)
@@ -185,7 +192,7 @@ def compare(
             folder = out / f"{name}-against-{first}"
             both = original, other
             written = outcome(
-                folder, "difference", None, lambda _, both=both: by_modes.compare(*both, **frame), by_modes.describe
+                folder, "difference", None, lambda _, both=both: by_modes.compare(*both, **chosen), by_modes.describe
             )
             results.append((f"{name} against {first}", written))
     if json:

@@ -15,6 +15,8 @@ Pool = Literal["tok", "gap", "map", "none", "0"]
 Dtype = Literal["float32", "bfloat16"]
 Stream = Literal["norm", "residual"]
 Match = Literal["logits", "strength"]
+FrameName = Literal["plain", "folded"]
+"""Names of the frames of M: M itself, or M with the LayerNorm scale folded in; see `qkjax.decompose`."""
 KeyBias = Annotated[bool, arg(help_behavior_hint="")]
 """Type of the option --no-key-bias, which sets `key_bias` to False; its help describes what --no-key-bias does."""
 

@@ -1,28 +1,21 @@
 """The command `qkjax sinks`, which measures attention sinks and the norms of tokens."""
 
-from pathlib import Path
-from typing import Annotated
-
-from tyro.conf import Positional, arg
-
-from qkjax.cli.behaviour import each_model, photograph_models
+from qkjax.cli.each_model import Count, Folder, Grid, Models, Resolution, each_model, photograph_models
 from qkjax.cli.options import Dtype, Shard, given_options, join_hosts, shard_of
-
-Count = Annotated[int | None, arg(metavar="N")]
 
 
 def sinks(
-    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
+    models: Models,
     /,
-    images: Annotated[Path | None, arg(metavar="PATH")] = None,
-    out: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    images: Folder = None,
+    out: Folder = None,
     batch: Count = None,
-    resolution: Annotated[tuple[int, int] | None, arg(metavar="HEIGHT WIDTH")] = None,
+    resolution: Resolution = None,
     dtype: Dtype = "float32",
     fresh: bool = False,
     distributed: bool = False,
     shard: Shard = None,
-    grid: Annotated[tuple[int, int] | None, arg(metavar="ROWS COLUMNS")] = None,
+    grid: Grid = None,
     heads: Count = None,
     json: bool = False,
 ) -> None:

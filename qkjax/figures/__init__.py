@@ -29,6 +29,8 @@ _HOME = {
     "drawn": "many",
     "head_map": "layers",
     "layer_map": "ablations",
+    "map_correlation_by_layer": "tokens",
+    "position_and_content": "tokens",
     "position_share": "positions",
     "position_share_by_plane": "positions",
     "preference_by_layer": "preference",
@@ -44,6 +46,7 @@ _HOME = {
     "sweep_curves": "training",
     "symmetry_by_layer": "layers",
     "token_norms": "sinks",
+    "tokens_of_models": "tokens",
     "top_images_sheet": "sheets",
 }
 

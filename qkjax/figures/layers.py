@@ -72,7 +72,9 @@ def _widest(models: Sequence[Metrics], field: str) -> tuple[str, float]:
     return " or ".join(dict.fromkeys(null for null, _, _ in chance)), width
 
 
-def cosine_by_layer(models: Mapping[str, Metrics], objectives: Mapping[str, str] | None = None) -> Figure:
+def cosine_by_layer(
+    models: Mapping[str, Metrics], objectives: Mapping[str, str] | None = None, frame: str = ""
+) -> Figure:
     """Plots the weighted mean and the plain mean of the cosines of modes against layer (the paper's figure 3).
 
     For one model, both curves are drawn in one panel against the index of the layer. For several models, there is one
@@ -83,10 +85,11 @@ def cosine_by_layer(models: Mapping[str, Metrics], objectives: Mapping[str, str]
     Args:
       models: a dict from model names to measures of the modes.
       objectives: a dict from model names to training objectives. Models with the same objective have the same colour.
+      frame: the frame of the modes, such as "plain frame", for the label of the vertical axis.
     """
     with styled():
         if len(models) == 1:
-            return _one_model(*next(iter(models.items())))
+            return _one_model(*next(iter(models.items())), frame)
         figure = Figure(figsize=(WIDTH, 3.4 + 0.08 * len(models)), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         groups = {name: objectives[name] if objectives else name for name in models}
@@ -99,21 +102,25 @@ def cosine_by_layer(models: Mapping[str, Metrics], objectives: Mapping[str, str]
                 _curve(axes, np.linspace(0, 1, len(values)), values, label, (colours[groups[name]], index))
             _bands(axes, list(models.values()), field)
             axes.set(xlabel="relative depth", title=title)
-        panels[0].set_ylabel("cosine of query and key direction")
+        panels[0].set_ylabel(_cosine_label(frame))
         (handles, labels), (others, names) = (axes.get_legend_handles_labels() for axes in panels)
         handles, labels = [*handles, others[-1]], [*labels, names[-1]]  # the last one is the band of a layer
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
         return figure
 
 
-def _one_model(name: str, metrics: Metrics) -> Figure:
+def _cosine_label(frame: str) -> str:
+    return "cosine of query and key direction" + (f"\n({frame})" if frame else "")
+
+
+def _one_model(name: str, metrics: Metrics, frame: str) -> Figure:
     figure = Figure(figsize=(WIDTH * 0.75, 3.2), layout="constrained")
     axes = figure.subplots()
     layers = np.arange(len(metrics.weighted_cosine))
     _curve(axes, layers, metrics.weighted_cosine, "weighted by singular value", (0, 0))
     _curve(axes, layers, metrics.mean_cosine, "plain mean", (1, 1), "--")
     _bands(axes, [metrics], "weighted_cosine")
-    axes.set(xlabel="layer", ylabel="cosine of query and key direction", title=literal(name))
+    axes.set(xlabel="layer", ylabel=_cosine_label(frame), title=literal(name))
     axes.set_xlim(-0.6, len(layers) - 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, loc="lower left")
@@ -161,12 +168,13 @@ def head_map(name: str, metrics: Metrics) -> Figure:
         return figure
 
 
-def difference_map(first: str, second: str, difference: Difference) -> Figure:
+def difference_map(first: str, second: str, difference: Difference, frame: str = "") -> Figure:
     """Draws maps, in three panels, of how much the heads of two models differ.
 
     The panels show the similarity <M, M'> / (||M|| ||M'||), the overlap of the query spaces, and the overlap of the key
     spaces. An overlap is the mean squared cosine of the principal angles between the spaces of the two models.
     """
+    heading = f"{second} compared with {first}" + (f" ({frame})" if frame else "")
     overlaps = [(np.asarray(x) ** 2).mean(-1) for x in (difference.query_angles, difference.key_angles)]
     with styled():
         figure = Figure(figsize=(WIDTH * 1.2, 3.0), layout="constrained")
@@ -179,7 +187,7 @@ def difference_map(first: str, second: str, difference: Difference) -> Figure:
             figure.colorbar(image, ax=axes, location="bottom", shrink=0.9)
         for axes in panels[1:]:
             axes.set_ylabel("")
-        figure.suptitle(literal(f"{second} compared with {first}"), fontsize=9)
+        figure.suptitle(literal(heading), fontsize=9)
         return figure
 
 

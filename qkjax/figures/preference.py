@@ -25,7 +25,7 @@ def _band(axes: Axes, rows: Sequence[Row], x: str, name: str, place: int, label:
     axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def preference_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
+def preference_by_layer(models: Mapping[str, Sequence[Row]], frame: str = "") -> Figure:
     """Plots, by layer, attention to the query's own category, to the opposite category, and to the background.
 
     Attention is plotted as a share, and relative to uniform attention (the paper, figure 2 B-D). Bands are 95%
@@ -34,10 +34,11 @@ def preference_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
 
     Args:
       models: a dict from model names to rows of `preference_table`.
+      frame: the frame of the modes, such as "plain frame", for the legend of the figure of one model.
     """
     with styled():
         if len(models) == 1:
-            return _one_model(*next(iter(models.items())))
+            return _one_model(*next(iter(models.items())), frame)
         figure = Figure(figsize=(WIDTH, 4.2 + 0.1 * len(models)), layout="constrained")
         panels = figure.subplots(2, 3, sharex=True, sharey="row")
         for column, (kind, title) in enumerate(KINDS.items()):
@@ -54,7 +55,12 @@ def preference_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
         return figure
 
 
-def _one_model(name: str, rows: Sequence[Row]) -> Figure:
+def _cosine_label(label: str, frame: str, between: str = " ") -> str:
+    """The label of a weighted cosine, with its frame if it is known."""
+    return f"{label}{between}({frame})" if frame else label
+
+
+def _one_model(name: str, rows: Sequence[Row], frame: str) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     panels = figure.subplots(1, 3)
     for place, (kind, title) in enumerate(KINDS.items()):
@@ -65,7 +71,7 @@ def _one_model(name: str, rows: Sequence[Row]) -> Figure:
     panels[1].axhline(1, color=GREY, linewidth=0.8, zorder=0)
     _band(panels[2], rows, "layer", "similarity", 3, "preference for similar tokens")
     panels[2].plot([row["layer"] for row in rows], [row["weighted_cosine"] for row in rows], "v--", color=COLOURS[4],
-                   markersize=4, label="weighted cosine of the modes")  # fmt: skip
+                   markersize=4, label=_cosine_label("weighted cosine of the modes", frame))  # fmt: skip
     panels[2].axhline(0, color=GREY, linewidth=0.8, zorder=0)
     panels[2].set(ylabel="cosine")
     for axes in panels:
@@ -77,7 +83,7 @@ def _one_model(name: str, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def anisotropy_by_layer(name: str, rows: Sequence[Row]) -> Figure:
+def anisotropy_by_layer(name: str, rows: Sequence[Row], frame: str = "") -> Figure:
     """Plots anisotropy and the weighted cosine of the modes against layer (the paper, figure S4).
 
     Anisotropy is the mean cosine between the centre tokens of different images, in the residual stream or after the
@@ -86,10 +92,12 @@ def anisotropy_by_layer(name: str, rows: Sequence[Row]) -> Figure:
     Args:
       name: name of the model.
       rows: rows of `preference_table`.
+      frame: the frame of the modes, such as "plain frame", for the legend.
     """
     curves = {
         "anisotropy_residual": "anisotropy, residual stream", "anisotropy_norm": "anisotropy, LayerNorm output",
-        "weighted_cosine": "weighted cosine of the modes", "relative_cosine": "weighted cosine minus anisotropy",
+        "weighted_cosine": _cosine_label("weighted cosine of the modes", frame),
+        "relative_cosine": "weighted cosine minus anisotropy",
     }  # fmt: skip
     with styled():
         figure = Figure(figsize=(WIDTH * 0.75, 3.4), layout="constrained")
@@ -110,6 +118,7 @@ def preference_links(
     weighted_cosine: Float[np.ndarray, "layers heads"],
     values: Mapping[str, Float[np.ndarray, "layers heads"]],
     rows: Sequence[Row],
+    frame: str = "",
 ) -> Figure:
     """Plots the attention preferences of every head against the weighted cosine of its modes.
 
@@ -120,18 +129,19 @@ def preference_links(
       weighted_cosine: weighted cosine of the modes of each head.
       values: a dict from the keys of `PREFERENCES` to the preference of each head.
       rows: the rank correlations, with one row per preference.
+      frame: the frame of the modes, such as "plain frame", for the label of the horizontal axis.
     """
     linked = {row["preference"]: row for row in rows}
     cosine = weighted_cosine.ravel()
     layers = np.repeat(np.arange(weighted_cosine.shape[0]), weighted_cosine.shape[1])
     with styled():
-        figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         panels = figure.subplots(1, len(PREFERENCES))
         for axes, (field, label) in zip(panels, PREFERENCES.items(), strict=True):
             points = axes.scatter(cosine, values[field].ravel(), c=layers, cmap="viridis", s=16)
             row = linked[field]
             axes.set_title(f"rank correlation {row['all_heads']:.2f} ({row['within_layers']:.2f} within layers)")
-            axes.set(xlabel="weighted cosine of the head's modes", ylabel=label)
+            axes.set(xlabel=_cosine_label("weighted cosine of the head's modes", frame, "\n"), ylabel=label)
             axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         figure.colorbar(points, ax=panels, label="layer")
         figure.suptitle(literal(name), fontsize=9)

@@ -57,6 +57,16 @@ class Frame:
     positions: Positions | None = None
     output_value: bool = False
 
+    def in_words(self) -> str:
+        """The frame as figures state it, without positions.
+
+        Example:
+          >>> Frame().in_words(), Frame(fold_scale=True, center=True, normalize=True).in_words()
+          ('plain frame', 'folded and centred frame, M / sqrt(d)')
+        """
+        kinds = [word for word, used in (("folded", self.fold_scale), ("centred", self.center)) if used]
+        return f"{' and '.join(kinds) or 'plain'} frame" + (", M / sqrt(d)" if self.normalize else "")
+
     def __str__(self) -> str:
         parts = [name for name in ("output_value", "fold_scale", "center", "normalize") if getattr(self, name)]
         if self.positions is not None:

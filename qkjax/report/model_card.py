@@ -29,6 +29,9 @@ OTHERS = (
         "example": "Attention of a target token and of a distractor token in one scene"}),
     ("Same object or two objects", "objects", {
         "same_object": "Probability that the query and the key of a mode are on the same object, by layer"}),
+    ("What tokens meet", "tokens", {
+        "map_correlation": "Map correlation of whole tokens and of their parts, and weighted cosines, by layer",
+        "position_and_content": "Shares of position and content in the variance of the attention logits"}),
     ("Without some modes", "ablations", {
         name: f"Effects of ablations: {name.replace('_', ' ')}" for name in ABLATIONS}),
 )  # fmt: skip
@@ -116,7 +119,7 @@ def positions(checkpoint: Checkpoint) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def results_of(data: ModelData, site: Path) -> list[dict]:
-    """Finds figures and tables of `qkjax preference`, `objects` and `ablate` in the folder of results.
+    """Finds figures and tables of `qkjax preference`, `objects`, `tokens` and `ablate` in the folder of results.
 
     The function copies the figures to the site. The function leaves out results of a model with different parameters,
     and prints a note to standard error.

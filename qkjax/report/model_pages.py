@@ -47,7 +47,7 @@ def write_model(folder: Path, data: ModelData, images: ImageSet, photos: Photogr
       The total size of the files in bytes.
 
     Raises:
-      QkjaxError: a result of `qkjax preference`, `objects` or `ablate` cannot be read.
+      QkjaxError: a result of `qkjax preference`, `objects`, `tokens` or `ablate` cannot be read.
       KeyboardInterrupt: the user interrupted the program; raised between two files.
     """
     folder.mkdir(parents=True)

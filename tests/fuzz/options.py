@@ -113,6 +113,7 @@ COMMANDS = [
     "ablate {}/m.npz --edit drop --select cosine>0 --images {}/m --out {out}/o --limit 4 --queries 2 --controls 1",
     "preference {}/m.npz --count 2 --seed 0 --kind patterns --out {out}/o --batch 2 --resolution 32 32",
     "objects {}/m.npz --count 2 --seed 0 --top 1 --out {out}/o --batch 2 --dtype float32",
+    "tokens {}/m.npz --images {}/m --out {out}/o --batch 2 --resolution 32 32 --dtype float32",
     "export {}/m.npz {out}/e.npz --edit drop --select cosine>0 --control 0 --pool tok",
     "models --family x --objective y",
     "models dino --json",

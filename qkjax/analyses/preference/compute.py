@@ -19,6 +19,7 @@ from qkjax.activations.attention import region_attention, similarity_preference
 from qkjax.analyses.decomposition import decompose, frame_attrs
 from qkjax.analyses.preference.tables import QUERIES, STREAMS, preference_dataset
 from qkjax.analyses.usable import require_finite, require_readable
+from qkjax.errors import QkjaxError
 from qkjax.images.generated import patterns
 from qkjax.images.scenes import Scene, blank_scene, crop_to_model
 from qkjax.images.sets import Batch, ImageSet
@@ -89,6 +90,7 @@ def attention_preference(
     checkpoint: Checkpoint,
     scenes: ImageSet[Scene] | None = None,
     *,
+    frame: str = "plain",
     options: PassOptions | None = None,
     partial: str | Path | None = None,
     fresh: bool = False,
@@ -107,6 +109,8 @@ def attention_preference(
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for grey images.
       scenes: image set of scenes; by default 200 generated scenes; see `qkjax.images.generated.patterns`. See `open_o3`
         for O3.
+      frame: frame of the modes whose weighted cosine is in the result: "plain", or "folded" to include the LayerNorm
+        scale, as `decompose(..., fold_scale=True)` does.
       options: batch size, resolution and floating-point format.
       partial: file in which the pass saves its progress; the caller removes the file. If None, progress is not saved.
       fresh: whether to discard the progress in `partial`, whatever its settings.
@@ -116,7 +120,8 @@ def attention_preference(
       background); see `preference_dataset`.
 
     Raises:
-      QkjaxError: no scene can be read, the model does not support the resolution, or `partial` has different settings.
+      QkjaxError: `frame` is unknown, no scene can be read, the model does not support the resolution, or `partial` has
+        different settings.
 
     Example:
       >>> import qkjax
@@ -129,10 +134,12 @@ def attention_preference(
     options, partial = options or PassOptions(), Path(partial) if partial else None
     if fresh and partial:
         remove(partial)
+    if frame not in ("plain", "folded"):
+        raise QkjaxError(f"frame={frame!r}: expected 'plain' or 'folded'")
     checkpoint = for_photographs(checkpoint)
     whole_grid(checkpoint, options.resolution, "attention is compared with regions of the whole image")
     scenes = patterns(200, 0) if scenes is None else scenes
-    settings = settings_of(checkpoint, scenes, options)
+    settings = settings_of(checkpoint, scenes, options, frame=frame)
     result = run_pass(
         _on_devices(checkpoint, options),
         (),
@@ -145,7 +152,7 @@ def attention_preference(
     require_readable(result.unreadable, scenes, partial)
     values = {"attention": "mass", "similarities": "similarity", "tokens": "centre"}
     require_finite({name: result.rows[key] for name, key in values.items()}, scenes.name, partial)
-    modes = decompose(checkpoint)
+    modes = decompose(checkpoint, fold_scale=frame == "folded")
     centre = np.zeros(result.rows["centre"].shape[1:])
     for batch_sum in result.rows.pop("centre"):
         # summed in the order of the batches, so that interruptions and several hosts leave the result bit-identical
@@ -153,6 +160,7 @@ def attention_preference(
     index = result.rows.pop("index")
     left_out = [*scenes.left_out, *((scenes.names[i], reason) for i, reason in result.unreadable)]
     attrs = {"model": checkpoint.name, "scenes": scenes.name, "settings": json.dumps(settings), **frame_attrs(modes)}
+    attrs["frame"] = modes.frame.in_words()
     names = [scenes.names[i] for i in index]
     return preference_dataset(result.rows, names, anisotropy(centre, len(index)), left_out, measure(modes), attrs)
 

@@ -37,15 +37,17 @@ def describe(
       checkpoint, scenes, options: the arguments of `attention_preference`; they are needed for a figure of attention in
         the first scene.
     """
-    name = dataset.attrs["model"]
+    name, frame = dataset.attrs["model"], dataset.attrs.get("frame", "plain frame")
     rows, linked = preference_table(dataset), links(dataset)
     short = [{title: row[column] for column, title in HEADINGS.items()} for row in rows]
     correlations = [{key: row[key] for key in ("preference", "heads", "all_heads", "within_layers")} for row in linked]
     text = f"{format_rows(short)}\nrank correlation, over heads, between the weighted cosine and each preference:\n"
     drawn = {
-        "preference_by_layer": lambda: figures.preference_by_layer({name: rows}),
-        "anisotropy": lambda: figures.anisotropy_by_layer(name, rows),
-        "links": lambda: figures.preference_links(name, dataset.weighted_cosine.values, by_head(dataset), linked),
+        "preference_by_layer": lambda: figures.preference_by_layer({name: rows}, frame),
+        "anisotropy": lambda: figures.anisotropy_by_layer(name, rows, frame),
+        "links": lambda: figures.preference_links(
+            name, dataset.weighted_cosine.values, by_head(dataset), linked, frame
+        ),
     }
     if checkpoint is not None and scenes is not None:
         arguments = checkpoint, scenes, dataset, options or PassOptions()

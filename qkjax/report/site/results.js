@@ -8,7 +8,7 @@ async function resultsView(c, model) {
       h(
         "p",
         {},
-        "This report has none: run qkjax preference, objects or ablate on the model, then qkjax report again.",
+        "This report has none: run qkjax preference, objects, tokens or ablate on the model, then qkjax report again.",
       ),
     ];
   return [
