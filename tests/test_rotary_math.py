@@ -418,7 +418,8 @@ def test_heads_that_are_zero_or_not_finite():
     bad = np.array([[True, False], [False, True]])
     for x, y in zip(expected, result, strict=True):
         assert np.isnan(y).tolist() == bad.tolist()
-        np.testing.assert_array_equal(y[~bad], x[~bad])
+        # On accelerators, the heads of a batch are rotated until all of them converge.
+        np.testing.assert_allclose(y[~bad], x[~bad], rtol=0 if by_lapack() else 1e-6)
     maps = head_maps(*damaged, case.angles, decompose(*mean_kernels(*damaged, case.angles, case.pairs)), case.pairs)
     assert (maps.in_rest == np.where(bad, HEAD_DIM, 0)).all()
     np.testing.assert_array_equal(maps.rest[bad], np.stack([np.eye(HEAD_DIM)] * 2))
