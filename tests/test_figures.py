@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import qkjax
 from qkjax import QkjaxError, figures
 from qkjax.figures.sheets import SheetRow, Tile, top_images_sheet
+from qkjax.figures.style import look
+
+KERNELS = np.random.default_rng(0).standard_normal((13, 2, 2, 8, 2, 3)).astype(np.float32)
 
 
 def test_sheets_need_neither_jax_nor_scipy():
@@ -136,3 +140,16 @@ def test_saving_leaves_the_figure_as_it_is(tmp_path):
     assert figure.get_layout_engine() is engine
     assert figure.dpi == dpi
     assert [path.read_bytes() for path in figures.save(figure, tmp_path / "figure")] == first
+
+
+def test_curves_of_many_models_look_different():
+    """Up to 24 models of their own groups, and up to six groups of 24 models."""
+    for looks in ([look(group) for group in range(24)], [look(i, j) for i in range(6) for j in range(24)]):
+        assert len({tuple(style.values()) for style in looks}) == len(looks)
+    measured = {f"model {i}": qkjax.measure(qkjax.decompose(*KERNELS[i])) for i in range(13)}
+    for objectives in (None, dict.fromkeys(measured, "supervised")):
+        lines = figures.cosine_by_layer(measured, objectives).axes[0].lines
+        styles = {
+            (x.get_color(), x.get_marker(), x.get_linestyle()) for x in lines if x.get_label().startswith("model")
+        }
+        assert len(styles) == 13

@@ -1,5 +1,6 @@
 """Draws figures in which one axis is the layer."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,22 +10,19 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from qkjax.figures.style import COLOURS, DIVERGING, GREY, MARKERS, WIDTH, literal, styled
+from qkjax.figures.style import COLOURS, DIVERGING, GREY, WIDTH, literal, look, styled
 from qkjax.interaction.difference import Difference
 from qkjax.interaction.head_null import NULLS, READINGS, readings
 from qkjax.interaction.metrics import Metrics
 from qkjax.results.rows import head_mean
 
 
-def _curve(axes: Axes, x, head_values, label: str, style: tuple[int, int], line: str = "-") -> None:
-    """Draws a line through the means over heads, and a faint dot for every head.
-
-    `style` contains the index of the colour and the index of the marker.
-    """
-    colour, marker = COLOURS[style[0] % len(COLOURS)], MARKERS[style[1] % len(MARKERS)]
+def _curve(axes: Axes, x, head_values, label: str, style: Mapping[str, str]) -> None:
+    """Draws a line through the means over heads, and a faint dot for every head, in a style returned by `look`."""
     values = np.asarray(head_values)
-    axes.plot(np.repeat(x, values.shape[1]), values.ravel(), ".", color=colour, alpha=0.25, markersize=4, zorder=1)
-    axes.plot(x, head_mean(values), line, marker=marker, color=colour, label=label, markersize=4.5, zorder=3)
+    dots = np.repeat(x, values.shape[1]), values.ravel()
+    axes.plot(*dots, ".", color=style["color"], alpha=0.25, markersize=4, zorder=1)
+    axes.plot(x, head_mean(values), label=label, markersize=4.5, zorder=3, **style)
 
 
 def _bands(axes: Axes, models: Sequence[Metrics], field: str) -> None:
@@ -96,10 +94,12 @@ def cosine_by_layer(
         colours = {group: index for index, group in enumerate(dict.fromkeys(groups.values()))}
         titles = {"weighted_cosine": "weighted by singular value", "mean_cosine": "plain mean"}
         for axes, (field, title) in zip(panels, titles.items(), strict=True):
-            for index, (name, metrics) in enumerate(models.items()):
-                values = getattr(metrics, field)
-                label = literal(f"{name} ({groups[name]})" if objectives else name)
-                _curve(axes, np.linspace(0, 1, len(values)), values, label, (colours[groups[name]], index))
+            members: Counter[str] = Counter()
+            for name, metrics in models.items():
+                values, group = getattr(metrics, field), groups[name]
+                label = literal(f"{name} ({group})" if objectives else name)
+                _curve(axes, np.linspace(0, 1, len(values)), values, label, look(colours[group], members[group]))
+                members[group] += 1
             _bands(axes, list(models.values()), field)
             axes.set(xlabel="relative depth", title=title)
         panels[0].set_ylabel(_cosine_label(frame))
@@ -117,8 +117,8 @@ def _one_model(name: str, metrics: Metrics, frame: str) -> Figure:
     figure = Figure(figsize=(WIDTH * 0.75, 3.2), layout="constrained")
     axes = figure.subplots()
     layers = np.arange(len(metrics.weighted_cosine))
-    _curve(axes, layers, metrics.weighted_cosine, "weighted by singular value", (0, 0))
-    _curve(axes, layers, metrics.mean_cosine, "plain mean", (1, 1), "--")
+    _curve(axes, layers, metrics.weighted_cosine, "weighted by singular value", look(0))
+    _curve(axes, layers, metrics.mean_cosine, "plain mean", look(1) | {"linestyle": "--"})
     _bands(axes, [metrics], "weighted_cosine")
     axes.set(xlabel="layer", ylabel=_cosine_label(frame), title=literal(name))
     axes.set_xlim(-0.6, len(layers) - 0.4)

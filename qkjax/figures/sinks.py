@@ -13,6 +13,9 @@ from qkjax.results.rows import Row
 KINDS = {"class": "class token", "registers": "registers", "top_patch": "top patch"}
 
 
+INTERVAL = "95% interval over photographs"
+
+
 def sinks_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
     """Plots the share of the patches' attention on each kind of key against layer, with and without the key bias.
 
@@ -37,7 +40,7 @@ def sinks_by_layer(models: Mapping[str, Sequence[Row]]) -> Figure:
                 values, low, high = ([row[f"{kind}{end}"] for row in rows] for end in ("", "_low", "_high"))
                 axes.plot(at, values, marker=MARKERS[place % len(MARKERS)], color=colour, markersize=4,
                           label=literal(name))  # fmt: skip
-                axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+                axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0, label=INTERVAL)
                 if f"{kind}_without_bias" in rows[0]:
                     axes.plot(at, [row[f"{kind}_without_bias"] for row in rows], "--", color=colour,
                               label=literal(f"{name}, without the key bias"))  # fmt: skip

@@ -15,6 +15,7 @@ from qkjax.runtime.visible import visible
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DIVERGING = "RdBu_r"  # red: similar (1), blue: opposite (-1); safe for red-green blindness
+LINES = ("-", "--", ":", "-.")
 GREY = "#B0B0B0"
 WIDTH = 7.0
 """Width of a text page in inches."""
@@ -43,6 +44,19 @@ def styled() -> Iterator[None]:
     """A context in which matplotlib uses the common style of all figures."""
     with matplotlib.rc_context(RC):
         yield
+
+
+def look(group: int, member: int = 0) -> dict[str, str]:
+    """Colour, marker and line of a curve, as arguments of `plot`.
+
+    Groups have their own colours, and the members of a group their own markers. After six groups or six members,
+    colours and markers repeat in other combinations, or with another line.
+    """
+    return {
+        "color": COLOURS[group % len(COLOURS)],
+        "marker": MARKERS[(group + group // len(COLOURS) + member) % len(MARKERS)],
+        "linestyle": LINES[(group // len(COLOURS) + member // len(MARKERS)) % len(LINES)],
+    }
 
 
 def literal(name: str) -> str:
