@@ -227,7 +227,7 @@ def test_settings_are_json(results):
 ANOTHER_TYPE = """
 import qkjax
 checkpoint = qkjax.load({model!r})
-for name in ("top_images", "same_object", "attention_preference", "token_statistics", "ablate"):
+for name in ("top_images", "same_object", "attention_preference", "token_statistics", "attention_sinks", "ablate"):
     more = ([{{"edit": "drop"}}],) if name == "ablate" else ()
     for arguments in (("a.npz", *more), (checkpoint, *more, "photographs")):
         try:
@@ -246,4 +246,4 @@ def test_arguments_of_another_type(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     checkpoint = "checkpoint is a str: expected a checkpoint, as qkjax.load returns"
     images = "images is a str: expected an image set, as qkjax.images.open_images returns"
-    assert done.stdout.splitlines() == [checkpoint, images] * 5
+    assert done.stdout.splitlines() == [checkpoint, images] * 6

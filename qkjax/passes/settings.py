@@ -12,6 +12,18 @@ from qkjax.passes.options import PassOptions, batch_size
 from qkjax.weights.checkpoint import Checkpoint, digest_of_parameters
 
 
+def require_image_set(images) -> None:
+    """Checks that an argument is an image set, since a path in its place is a natural mistake.
+
+    Raises:
+      QkjaxError: it is something else.
+    """
+    if not isinstance(images, ImageSet):
+        raise QkjaxError(
+            f"images is a {type(images).__name__}: expected an image set, as qkjax.images.open_images returns"
+        )
+
+
 def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, **choices) -> dict[str, str]:
     """Returns all settings on which a result depends, as strings.
 
@@ -24,10 +36,7 @@ def settings_of(checkpoint: Checkpoint, images: ImageSet, options: PassOptions, 
     Raises:
       QkjaxError: a file of the image set was replaced after the set was opened, or it is not an image set.
     """
-    if not isinstance(images, ImageSet):
-        raise QkjaxError(
-            f"images is a {type(images).__name__}: expected an image set, as qkjax.images.open_images returns"
-        )
+    require_image_set(images)
     if not images.is_current():
         raise QkjaxError(f"files of {images.name} were replaced after the image set was opened: open it again")
     values = {

@@ -25,7 +25,7 @@ from qkjax.interaction.dose import Match
 from qkjax.interaction.metrics import measure
 from qkjax.passes.inputs import for_photographs, whole_grid
 from qkjax.passes.options import PassOptions
-from qkjax.passes.settings import settings_of
+from qkjax.passes.settings import require_image_set, settings_of
 from qkjax.passes.shares import check_shard
 from qkjax.vit.patches import query_places
 from qkjax.weights.checkpoint import Checkpoint, origin_of
@@ -98,6 +98,7 @@ def ablate(
     require_own_width(checkpoint.config, exact)
     query_places(whole_grid(checkpoint, options.resolution, WHOLE), queries)  # raises before any computation
     images = photographs() if images is None else images
+    require_image_set(images)
     labels = labels_of(images) if labels is True else labels or Labels([], [])
     if labels.names:
         check_labels(*labels)
