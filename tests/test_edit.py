@@ -264,7 +264,7 @@ def test_controls_of_whole_heads_are_as_strong_as_what_is_taken_away(model):
         plan = resolve(Edit(kind, "layers=0,2", control=1), parts, metrics)
         assert plan.kind == "drop"
         wanted = (lost**2).sum((2, 3)) / (m**2).sum((2, 3))
-        np.testing.assert_allclose(plan.share[[0, 2]], wanted[[0, 2]], atol=1e-5)
+        np.testing.assert_allclose(plan.share[[0, 2]], wanted[[0, 2]], atol=6e-5)  # rounded to four decimals
         np.testing.assert_allclose(lost_share(plan.weights, modes.s), plan.share, atol=1e-6)
         assert not plan.weights[1].any()
     plan = resolve(Edit("unbias", control=1), parts, metrics)
@@ -404,7 +404,8 @@ def test_controls_are_as_strong_and_random(model):
     own, *controls = (resolve(Edit("drop", "cosine>0.05", control=c), parts, metrics).weights for c in (None, 0, 1))
     assert (controls[0] != controls[1]).any()
     for control in controls:
-        np.testing.assert_allclose(lost_share(control, modes.s), lost_share(own, modes.s), atol=1e-5)
+        # `resolve` rounds the share to four decimals.
+        np.testing.assert_allclose(lost_share(control, modes.s), lost_share(own, modes.s), atol=6e-5)
         assert ((control > 0) & (control < 1)).sum(-1).max() <= 1, "whole modes but for the last one"
         assert control.min() >= 0
         assert control.max() <= 1

@@ -26,6 +26,7 @@ BY_IMAGES = {
     "preference": ("--count", "2"),
     "objects": ("--count", "2"),
     "sinks": ("--images", "images"),
+    "tokens": ("--images", "images"),
     "ablate": ("--images", "images", "--select", "cosine>0", "--queries", "4"),
     "top-images": ("--images", "images"),
     "image": ("images/0.png",),

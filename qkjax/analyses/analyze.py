@@ -124,15 +124,12 @@ def describe(dataset: xr.Dataset) -> Description:
       dataset: the result of `analyze`.
     """
     name, metrics, rows = dataset.attrs["model"], metrics_of(dataset), layer_rows(dataset)
-    frame = frame_in_words(dataset)
     if "position_share" not in dataset:
-        return _describe_modes(f"{name} ({frame})", metrics, rows, head_rows(dataset, metrics))
+        return _describe_modes(f"{name} ({frame_in_words(dataset)})", metrics, rows, head_rows(dataset, metrics))
     measures, more = positions_of(dataset), positions.describe(dataset)
     rows = [row | columns for row, columns in zip(rows, layer_columns(measures), strict=True)]
-    grid = " x ".join(map(str, measures.grid))
-    modes = _describe_modes(
-        f"{name} ({frame}, mean over the positions of {grid} patches)", metrics, rows, head_rows(dataset, metrics)
-    )
+    places = f"mean over the positions of {' x '.join(map(str, measures.grid))} patches"
+    modes = _describe_modes(f"{name} ({frame_in_words(dataset)}, {places})", metrics, rows, head_rows(dataset, metrics))
     return modes._replace(
         text=f"{modes.text}\n\n{more.text}", tables=modes.tables | more.tables, figures=modes.figures | more.figures
     )

@@ -35,6 +35,8 @@ COMMANDS = {
     "export": ("export", "{small}", "out.npz", "--edit", "drop", "--select", "cosine>0"),
     "preference": ("preference", "{small}", "--count", "6", "--batch", "2", "--out", "out"),
     "objects": ("objects", "{small}", "--count", "6", "--batch", "2", "--out", "out"),
+    "sinks": ("sinks", "{small}", "--images", "{images}", "--batch", "2", "--out", "out"),
+    "composition": ("composition", "{small}", "--out", "out"),
     "tokens": ("tokens", "{small}", "--images", "{images}", "--batch", "2", "--out", "out"),
     "ablate": (
         *("ablate", "{small}", "--images", "{images}", "--batch", "2", "--out", "out"),

@@ -13,10 +13,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from qkjax import figures
-from qkjax.analyses.ablate.compute import check_specs
+from qkjax.analyses.ablate.compute import model_of
 from qkjax.analyses.ablate.plan import read_plan
+from qkjax.analyses.ablate.readout import Labels
+from qkjax.analyses.ablate.run import check_specs
 from qkjax.cli import run_command
 from qkjax.errors import QkjaxError
+from qkjax.images.default_set import photographs
 
 from . import files, json_values
 from .files import INDEX
@@ -82,7 +85,7 @@ def run_plan(path: Path, scratch: Path) -> list:
     """The ablations of a plan, checked against a model."""
     specs = read_plan(path)
     try:
-        check_specs(model(), specs)
+        check_specs(model_of(model(), photographs(), Labels([], [])), specs)
     except QkjaxError as error:  # which names a term of the plan
         raise QkjaxError(f"{path}: {error}") from error
     return specs
