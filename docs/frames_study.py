@@ -140,9 +140,22 @@ def print_correlations(own: dict[str, np.ndarray], preference: np.ndarray) -> No
             in_words(gain_within.mean(), layers @ gain_within),
         )
         print(f"| {name} | {' | '.join(cells)} |")
-    means = {name: x.mean(1) for name, x in own.items()}
-    ranks = ", ".join(f"{name} {spearman(x, preference.mean(1)):.2f}" for name, x in means.items())
+    folded, plain = "cosine, folded", "cosine, plain"
+    gain = in_words(over_heads[folded] - over_heads[plain], resampled[folded] - resampled[plain])
+    gain_within = within[folded] - within[plain]
+    print(f"gain of folded over plain: {gain}; within layers {in_words(gain_within.mean(), layers @ gain_within)}")
+    print_layers({name: x.mean(1) for name, x in own.items()}, preference.mean(1))
+
+
+def print_layers(own: dict[str, np.ndarray], preference: np.ndarray) -> None:
+    """Prints the rank correlations of the means of the layers, and the gain of the map correlation."""
+    layers = np.random.default_rng(0).integers(0, preference.size, (RESAMPLES, preference.size))
+    over = {name: spearman(x, preference) for name, x in own.items()}
+    resampled = {name: spearman(x[layers], preference[layers]) for name, x in own.items()}
+    ranks = ", ".join(f"{name} {in_words(over[name], resampled[name])}" for name in own)
     print(f"rank correlation of the means of the layers: {ranks}")
+    best, folded = "map correlation", "cosine, folded"
+    print(f"gain over folded: {in_words(over[best] - over[folded], resampled[best] - resampled[folded])}")
 
 
 def main(folder: Path) -> None:
