@@ -254,7 +254,10 @@ def test_analyses_of_the_whole_image_need_one_window(checkpoint, tmp_path):
             checkpoint, patterns(count=2, seed=0), options=options
         ),
         "objects": lambda options: qkjax.same_object(checkpoint, mosaics(count=2, seed=0), top=1, options=options),
-        "ablate": lambda options: qkjax.ablate(checkpoint, specs, few, options=options),
+        "ablate": lambda options: qkjax.ablate(checkpoint, specs, few, match="strength", options=options),
+        "sinks": lambda options: qkjax.attention_sinks(checkpoint, few, options=options),
+        "tokens": lambda options: qkjax.token_statistics(checkpoint, few, options=options),
+        "contrast": lambda options: qkjax.contrastive_covariance(checkpoint, mosaics(count=2, seed=0), options=options),
     }
     for run in analyses.values():
         with pytest.raises(qkjax.QkjaxError, match=r"8 x 8 patches, and .*: pass resolution=\(28, 28\)") as caught:

@@ -22,7 +22,7 @@ from qkjax.analyses.usable import require_finite, require_finite_modes, require_
 from qkjax.images.segmented import Segmented, blank_objects, crop_objects, mosaics
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.passes.engine import Rows, batch_groups, run_pass
-from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, photograph_grid, scaling
+from qkjax.passes.inputs import batches_with_masks, for_photographs, normalised_pixels, scaling, whole_grid
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
@@ -89,7 +89,7 @@ def contrastive_covariance(
     if fresh and partial:
         remove(partial)
     checkpoint = for_photographs(checkpoint)
-    photograph_grid(checkpoint, options.resolution)  # raises before any computation
+    whole_grid(checkpoint, options.resolution, "objects are compared over all pairs of patches")
     images = mosaics(200, 0) if images is None else images
     settings = settings_of(checkpoint, images, options)
     result = run_pass(

@@ -20,7 +20,7 @@ from qkjax.analyses.usable import require_finite, require_readable
 from qkjax.images.default_set import photographs, subjects
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.passes.engine import Rows, batch_groups, run_pass
-from qkjax.passes.inputs import batches_of_photographs, for_photographs, normalised_pixels, photograph_grid, scaling
+from qkjax.passes.inputs import batches_of_photographs, for_photographs, normalised_pixels, scaling, whole_grid
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
 from qkjax.runtime.devices import over_devices
@@ -95,7 +95,7 @@ def attention_sinks(
     if fresh and partial:
         remove(partial)
     checkpoint = for_photographs(checkpoint)
-    photograph_grid(checkpoint, options.resolution)  # raises before any computation
+    whole_grid(checkpoint, options.resolution, "the attention that a key receives is a mean over all patches")
     images = photographs() if images is None else images
     settings = settings_of(checkpoint, images, options)
     result = run_pass(

@@ -41,6 +41,7 @@ from qkjax.passes.inputs import (
     normalised_pixels,
     photograph_grid,
     scaling,
+    whole_grid,
 )
 from qkjax.passes.options import PassOptions, batch_size
 from qkjax.passes.settings import settings_of
@@ -161,7 +162,7 @@ def check_supported(checkpoint: Checkpoint, options: PassOptions) -> None:
     Raises:
       QkjaxError: see `token_statistics`.
     """
-    photograph_grid(checkpoint, options.resolution)
+    whole_grid(checkpoint, options.resolution, "the variance of the logits is over all pairs of patches")
     if checkpoint.config.relative_positions:
         raise QkjaxError(
             f"{checkpoint.name} has relative position biases, which are added to its logits and are neither position "
