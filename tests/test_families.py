@@ -431,7 +431,7 @@ def test_defaults_are_those_of_transformers(torch, transformers, kind):
     assert ours.norm_eps == stated("layer_norm_eps", "rms_norm_eps", "norm_eps")
     if is_run:
         assert ours.activation == stated("hidden_act") or kind == "mgp-str"
-        if size := stated("max_img_size", "max_image_size", "image_size"):
+        if size := stated("pretrain_image_size", "max_img_size", "max_image_size", "image_size"):
             assert height_and_width(ours.image) == height_and_width(size)
         assert height_and_width(ours.patch) == height_and_width(stated("patch_size"))
 
