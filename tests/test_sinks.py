@@ -149,6 +149,16 @@ SHAPES = {
 }
 
 
+def test_images_of_a_folder_with_the_name_of_the_default_set_are_photographs_of_their_own(tmp_path):
+    """Their names can begin with the same word."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name in ("my cat.png", "my dog.png"):
+        Image.fromarray(np.random.default_rng(len(name)).integers(0, 256, (32, 32, 3), np.uint8)).save(folder / name)
+    result = qkjax.attention_sinks(checkpoint_of("class and registers"), qkjax.images.open_images(folder))
+    assert len(set(result.photograph.values)) == 2
+
+
 def histogram(values: np.ndarray) -> np.ndarray:
     bins = ((values - values.min()) * 32).astype(int)
     return np.stack([np.bincount(row, minlength=bins.max() + 1) for row in bins])

@@ -37,7 +37,7 @@ PANELS = {
 
 
 def map_correlation_by_layer(name: str, dataset: xr.Dataset) -> Figure:
-    """Plots the map correlation beside the weighted cosine in two frames, by layer. Dots are heads.
+    """Plots the map correlation and, for comparison, the weighted cosine in two frames, by layer. Dots are heads.
 
     The band is the 95% interval of the map correlation of a layer with random kernels.
 

@@ -60,7 +60,7 @@ def facts(data: ModelData, images: Sequence[str], metrics: Metrics, photos: Sequ
         "places": maps.sizes["place"],
         "grid": [maps.sizes["row"], maps.sizes["column"]],
         "patch": list(config.patch_size),
-        "special": _special(config),
+        "special": config.prefix_names,
         "null": {name: float(getattr(metrics.null, name)) for name in ("weighted_cosine", "head_weighted_cosine")},
         "scan": {"images": str(top.attrs["images"]), "count": top.sizes["image"],
                  "score": str(top.score.values[0]), "stream": data.scan.stream},
@@ -178,12 +178,3 @@ def _features(config: ViTConfig) -> list[str]:
     names = {"layer_scale": "layer scale", "pre_norm": "LayerNorm before the first layer",
              "relative_positions": "relative position biases", "classes": f"{config.classes} classes"}  # fmt: skip
     return [*(text for name, text in names.items() if getattr(config, name)), f"{config.activation} activation"]
-
-
-def _special(config: ViTConfig) -> list[str]:
-    """The names of the special tokens before the patches."""
-    registers = [f"register {i}" for i in range(config.registers)]
-    return [
-        *(["class token"] if config.class_token else []),
-        *(["distillation token"] if config.distilled else registers),
-    ]

@@ -121,6 +121,12 @@ class ViTConfig:
         """The number of tokens before the patches: class token and registers."""
         return self.class_token + self.registers
 
+    @property
+    def prefix_names(self) -> list[str]:
+        """The names of the tokens before the patches, in their order."""
+        registers = ["distillation token" if self.distilled else f"register {i}" for i in range(self.registers)]
+        return ["class token"] * self.class_token + registers
+
     def to_dict(self) -> dict:
         """Returns the fields as plain values for JSON.
 

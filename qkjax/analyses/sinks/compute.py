@@ -17,7 +17,7 @@ from qkjax.activations.sinks import attention_without_key_bias, sink_measures
 from qkjax.analyses.decomposition import query_key
 from qkjax.analyses.sinks.tables import sinks_dataset
 from qkjax.analyses.usable import require_finite, require_readable
-from qkjax.images.default_set import photographs, subjects
+from qkjax.images.default_set import is_default_set, photographs, subjects
 from qkjax.images.sets import Batch, ImageSet
 from qkjax.passes.engine import Rows, batch_groups, run_pass
 from qkjax.passes.inputs import batches_of_photographs, for_photographs, normalised_pixels, scaling, whole_grid
@@ -111,7 +111,7 @@ def attention_sinks(
     index = result.rows.pop("index")
     names = {"attention": "share", "values": "value_norm", "tokens": "patch_norm", "special tokens": "special_norm"}
     require_finite({name: result.rows[key] for name, key in names.items()}, images.name, partial)
-    subject, photographed = subjects(images) if images.name == "photographs" else (range(len(images)), images.names)
+    subject, photographed = subjects(images) if is_default_set(images) else (range(len(images)), images.names)
     left_out = [*images.left_out, *((images.names[i], reason) for i, reason in result.unreadable)]
     attrs = {"model": checkpoint.name, "images": images.name, "settings": json.dumps(settings)}
     names = [images.names[i] for i in index]

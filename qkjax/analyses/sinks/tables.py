@@ -43,12 +43,6 @@ BINS_PER_OCTAVE = 32
 WITHOUT_BIAS = ("share_without_bias", "top_share_without_bias")
 
 
-def special_names(config: ViTConfig) -> list[str]:
-    """The names of the tokens before the patches, in their order."""
-    registers = ["distillation token" if config.distilled else f"register {i}" for i in range(config.registers)]
-    return ["class token"] * config.class_token + registers
-
-
 def sinks_dataset(
     measures: Mapping[str, np.ndarray],
     config: ViTConfig,
@@ -74,7 +68,7 @@ def sinks_dataset(
     """
     known = {name: value for name, value in measures.items() if config.rotary is None or name not in WITHOUT_BIAS}
     variables = {name: (DIMS[name], value) for name, value in known.items()}
-    special = special_names(config)
+    special = config.prefix_names
     valleys = [norm_valley(measures["patch_norm"][:, i], clusters) for i in range(config.depth + 1)]
     variables |= {name: ("stage", np.array(v)) for name, v in zip(VALLEY, zip(*valleys, strict=True), strict=True)}
     variables |= {
@@ -117,9 +111,8 @@ def norm_valley(
 
 def by_photograph(values: Float[np.ndarray, "images"], clusters: Sequence[str] | np.ndarray) -> Interval:
     """The mean over images, and its 95% bootstrap interval, which resamples photographs with all of their images."""
-    _, cluster, counts = np.unique(np.asarray(clusters, str), return_inverse=True, return_counts=True)
-    sums = np.bincount(cluster, weights=np.asarray(values, np.float64))
-    return ratio_interval(sums[None], counts[None].astype(np.float64))
+    _, cluster = np.unique(np.asarray(clusters, str), return_inverse=True)
+    return ratio_interval(np.asarray(values, np.float64)[None], np.ones((1, len(values))), cluster)
 
 
 def head_rows(dataset: xr.Dataset) -> list[Row]:

@@ -103,7 +103,7 @@ def token_statistics(
     are projected without rotation, and the parts are those of the rotated queries and keys.
 
     The analysis passes over the images twice. Interrupted passes resume from the file `partial` and a second file
-    beside it, which the function removes.
+    in the same folder, which the function removes.
 
     Args:
       checkpoint: any checkpoint; `for_photographs` first converts a checkpoint for grey images.
