@@ -39,22 +39,22 @@ function distanceChart(model, at, width) {
   return h("figure", {}, axes.root, h("figcaption", {}, key(items)));
 }
 
-/** The weighted cosine of every offset; the key lies to the right of the query in the right half. */
+/** The weighted cosine of every offset, query minus key: in the right half, the query is to the right of the key. */
 function offsetMap(model, at) {
   const [rows, columns] = model.facts.positions.offsets;
   const steps = model.offset_cosine.subarray(at * rows * columns, (at + 1) * rows * columns);
   const size = Math.max(1, Math.min(Math.floor(280 / columns), Math.floor(280 / rows)));
-  const text = "Weighted cosine for every offset of the key from the query";
+  const text = "Weighted cosine for every offset of the query from the key";
   const root = svg("svg", { width: columns * size, height: rows * size, role: "img", "aria-label": text });
   steps.forEach((step, i) => {
     const [row, column] = [Math.floor(i / columns), i % columns];
     const cosine = step === -128 ? Number.NaN : step / 127;
-    const offset = `key ${row - (rows - 1) / 2} rows below, ${column - (columns - 1) / 2} columns right of the query`;
+    const offset = `query ${row - (rows - 1) / 2} rows below, ${column - (columns - 1) / 2} columns right of the key`;
     const fill = cosineColour(cosine);
     const cell = { x: column * size, y: row * size, width: size, height: size, fill };
     root.append(svg("rect", cell, svg("title", {}, `${offset}: ${number(cosine, 2)}`)));
   });
-  const bar = scaleBar(COSINE, "-1", "1", "weighted cosine; the centre is the place of the query");
+  const bar = scaleBar(COSINE, "-1", "1", "weighted cosine by offset, query minus key; the centre is the same place");
   return h("figure", { class: "offsets" }, root, h("figcaption", {}, bar));
 }
 
